@@ -21,28 +21,20 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.repair import take_away
 from clipmill.pipeline.engine.running import Running
-from clipmill.pipeline.engine.telling import Telling
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.live import Telling
 from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.engine.telling import Watcher
     from clipmill.pipeline.executors import Executor
+    from clipmill.pipeline.run_folder.live import Watcher
 
-FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
-    "parquet": {"uses": "export.parquet"},
-    "webdataset": {"uses": "export.webdataset"},
-    "huggingface": {"uses": "export.huggingface"},
-    "uid_list": {"uses": "export.uid_list"},
-    "csv": {"uses": "export.table", "format": "csv"},
-    "jsonl": {"uses": "export.table", "format": "jsonl"},
-    "map": {"uses": "export.map"},
-}
 TEXTS = ("parquet", "webdataset", "huggingface")  # with pictures, and every text of a row
 PICTURES = (*TEXTS, "map")
 TABLES = ("csv", "jsonl")
@@ -251,7 +243,7 @@ def _stage(state: RunState, stage: str | None) -> str:
 def planned_export(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
     """The recipe's plan with the export in it, and the export's name."""
     _check_columns(plan, stage, wanted)
-    settings: dict[str, Any] = {**FORMATS[wanted.to], "from": stage}
+    settings: dict[str, Any] = {**_format(wanted.to), "from": stage}
     if wanted.dropped is not None:
         said = {"stage": stage, "reason": wanted.dropped, "decided": list(wanted.decided)}
         read = {name: ".".join(where) for name, where in wanted.decided.items()}
@@ -266,6 +258,14 @@ def planned_export(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
     name = f"{'export' if wanted.dropped is None else 'dropped'}_{stage}_{wanted.to}"
     recipe = dataclasses.replace(plan.recipe, stages={**plan.recipe.stages, name: settings})
     return make_plan(recipe, until=name), name
+
+
+def _format(to: str) -> dict[str, Any]:
+    """What `--to` says, as a recipe says it."""
+    for uses in declaring("formats"):
+        if to in (formats := stage_class(uses, "--to").formats):
+            return {"uses": uses, **({"format": to} if len(formats) > 1 else {})}
+    raise RecipeError(f"no format '{to}'", "--to", "`clipmill export --help` names all")
 
 
 def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
@@ -309,12 +309,13 @@ def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
 
 def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
     """RecipeError where the stage knows no place on a map, or no cluster."""
-    for column, by in ((IMAGE_EMBEDDING, "embed.clip"), (CLUSTER_ID, "cluster.kmeans")):
+    for column in (IMAGE_EMBEDDING, CLUSTER_ID):
         if column.name not in visible:
             raise RecipeError(
                 f"--to map needs '{column.name}', and none is before '{stage}'",
                 "the arguments",
-                f"name a stage after one such as {by}: --stage",
+                "--stage names one after a stage that writes it, as `clipmill stages export.map`"
+                " shows",
             )
     if wanted.dropped is not None:
         raise RecipeError(

@@ -3,27 +3,37 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.record import Failure, Record
 from clipmill.pipeline.errors import ClipmillError
-from clipmill.pipeline.progress_lines import stage_line, total_line, within
-from clipmill.pipeline.run_folder.live import LiveRun
-from clipmill.pipeline.terminal import bars, drawing, one_line
+from clipmill.pipeline.run_folder.live import LEAST_S, Live, LiveRun, Look, Status, Watcher
+from clipmill.pipeline.run_folder.words import KINDS, duration
+from clipmill.pipeline.terminal import bars, drawing, harmless, one_line
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.engine.telling import Look, Watcher
+    from rich.console import Group
+
     from clipmill.pipeline.run_folder.state import StageState
 
 LINES_EVERY_S = 10.0  # of a log; a run of hours says less often
 DRAWN_EVERY_S = 0.25
+BAR, NAME = 16, 28  # columns; a longer name is cut
+MARKS: dict[Status, tuple[str, str]] = {  # and colours
+    "running": (">", "cyan"),
+    "failed": ("!", "red"),
+    "stopped": ("!", "yellow"),
+    "done": ("+", "green"),
+    "found": ("=", "dim"),
+    "waiting": (".", "dim"),
+}
 
 
 @contextmanager
-def watcher() -> Iterator["Watcher"]:
+def watcher() -> Iterator[Watcher]:
     """Bars where standard error is a terminal, else lines."""
     if not sys.stderr.isatty():
         lines = Lines()
@@ -33,7 +43,7 @@ def watcher() -> Iterator["Watcher"]:
             lines.over.set()
         return
     shown = Bars()
-    with drawing(shown.draw, DRAWN_EVERY_S):
+    with drawing(shown.draw, DRAWN_EVERY_S, sys.stderr):
         yield shown
 
 
@@ -52,22 +62,13 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class _Said:
+class _Said(Watcher):
     """What both say at once, above the bars or between the lines."""
 
-    def __init__(self) -> None:
-        self.look: Look | None = None
+    look: Look | None = None
 
-    def begin(self, look: "Look") -> None:
+    def begin(self, look: Look) -> None:
         self.look = look
-
-    def stage(self, name: str, total: int | None, done: int) -> None: ...
-
-    def shard(self, name: str, record: Record, total: int | None) -> None: ...
-
-    def unit(self, name: str, call: str, done: int, total: int) -> None: ...
-
-    def finished(self, name: str, state: "StageState") -> None: ...
 
     def failed(self, name: str, failure: Failure) -> None:
         _print(
@@ -85,9 +86,9 @@ class _Said:
 class Bars(_Said):
     """A line a stage, redrawn: what runs, with bar, speed and time left, and what is done."""
 
-    def draw(self, width: int, height: int) -> list[tuple[str, str]]:
-        """The lines now, each with the colour of its state."""
-        return within(self.look(), time.time(), width, height) if self.look else []
+    def draw(self, height: int) -> "Group | str":
+        """The lines now."""
+        return board(self.look(), time.time(), height) if self.look else ""
 
 
 class Lines(_Said):
@@ -99,7 +100,7 @@ class Lines(_Said):
         self.over = threading.Event()
         self._begun: set[str] = set()  # stages with a shard
 
-    def begin(self, look: "Look") -> None:
+    def begin(self, look: Look) -> None:
         super().begin(look)
         threading.Thread(target=self._now_and_then, daemon=True).start()
 
@@ -136,3 +137,141 @@ def _print(text: str) -> None:
     """The lines in one piece: stages that run side by side write at the same time."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+# In words
+
+
+def stage_line(stage: Live, now: float, waits_for: Sequence[str] | None = None) -> str:
+    """What a stage does or has done: shards, rows, time; a rate of a second's work or more."""
+    if stage.status == "waiting":
+        if waits_for is None:
+            return "not begun"
+        return f"waits for {', '.join(waits_for)}" if waits_for else "about to begin"
+    if stage.status == "running":
+        parts = [*_how_far(stage), *_speed(stage, now), *_without(stage)]
+        if (left := stage.left_s(now)) is not None and left >= LEAST_S:
+            parts.insert(1, f"{duration(left)} left")
+        return ", ".join(parts)
+    rows = [f"{stage.rows:,} rows"] if stage.gives_rows and stage.rows else []
+    rows += [f"rows of '{stage.rows_of}' in '{stage.data}'"] if stage.rows_of else []
+    files = [f"{stage.files:,} file{'' if stage.files == 1 else 's'}"]
+    files = [] if stage.gives_rows else files
+    if stage.status in ("done", "found"):
+        elapsed = stage.elapsed(now)
+        took = "" if elapsed is None else f" in {duration(elapsed)}"
+        said = "found done" if stage.status == "found" else f"done{took}"
+        return ", ".join([said, *rows, *files, *_speed(stage, now), *_without(stage)])
+    far = [f"stopped at {', '.join(_how_far(stage))}"] if stage.shards or stage.all_units else []
+    if stage.status == "failed":
+        cause = stage.causes[0] if stage.causes else None
+        shard = "" if cause is None or cause.shard is None else f"shard {cause.shard}: "
+        found = f"failed: {shard}{' '.join(cause.found.split())}" if cause else "failed"
+        return ", ".join([found, *far])
+    return ", ".join([*(far or ["stopped"]), *_without(stage)])
+
+
+def total_line(live: LiveRun, now: float) -> str:
+    """Stages done of all, time so far, and the time that at least is left."""
+    stages = live.stages.values()
+    done = sum(stage.status in ("done", "found") for stage in stages)
+    parts = [f"{done} of {len(live.stages)} stages done"]
+    for status in ("failed", "stopped"):
+        if count := sum(stage.status == status for stage in stages):
+            parts.append(f"{count} {status}")
+    if live.halted:
+        pids = " ".join(map(str, live.halted))
+        parts.append(f"silent, as a signal stopped it: worker {pids} (kill -CONT {pids})")
+    if live.began is not None:
+        spent = duration((live.ended or now) - live.began)
+        parts.append(f"{spent} so far" if live.works else f"the last run took {spent}")
+    left = None if live.halted or not live.works else live.left_s(now)
+    if left is not None and left >= LEAST_S:
+        waiting = any(stage.status == "waiting" for stage in stages)
+        parts.append(f"{'at least ' if waiting else ''}{duration(left)} left")
+    return ", ".join(parts)
+
+
+def board(live: LiveRun, now: float, height: int | None = None, bars: bool = True) -> "Group":
+    """Every stage and the sum, each on a line, in so many lines; what does not fit is cut.
+
+    Where lines lack, the working stages stay, then those that failed, those that just ended, those
+    that are next; the others are counted.
+    """
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def said(text: str, style: str = "") -> Text:
+        return Text(harmless(text), style, no_wrap=True, overflow="ellipsis")
+
+    stages = list(live.stages.values())
+    shown = _chosen(stages, len(stages) if height is None else height - 1)
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for at_most in (1, NAME, *([BAR] if bars else []), None):  # the last gives way
+        table.add_column(no_wrap=at_most is not None, max_width=at_most, overflow="ellipsis")
+    for stage in shown:
+        mark, colour = MARKS[stage.status]
+        share = 1.0 if stage.status in ("done", "found") else stage.share or 0.0
+        bar: Any = "" if stage.status == "waiting" else ProgressBar(1.0, share, width=BAR)
+        line = stage_line(stage, now, _waits(live, stage) if live.works else None)
+        cells = (said(mark), said(stage.name), *([bar] if bars else []), said(line))
+        table.add_row(*cells, style=colour)
+    hidden = len(stages) - len(shown)
+    more = f" ({hidden} more {'stage' if hidden == 1 else 'stages'} not shown)" if hidden else ""
+    return Group(table, said(total_line(live, now) + more, "bold"))
+
+
+def _chosen(stages: list[Live], rows: int) -> list[Live]:
+    """As many stages as fit, the most telling ones, in the recipe's order."""
+    if len(stages) <= rows:
+        return stages
+    ended = sorted((s for s in stages if s.status == "done"), key=lambda s: -(s.ended or 0))
+    by_status = {
+        status: [stage for stage in stages if stage.status == status]
+        for status in ("running", "failed", "stopped", "waiting", "found")
+    }
+    told = [*by_status["running"], *by_status["failed"], *by_status["stopped"]]
+    next_ = by_status["waiting"]
+    ranked = [*told, *ended[:1], *next_[:1], *ended[1:], *next_[1:], *by_status["found"]]
+    kept = {stage.name for stage in ranked[: max(0, rows)]}
+    return [stage for stage in stages if stage.name in kept]
+
+
+def _how_far(stage: Live) -> list[str]:
+    """Shards, or the call's words with its units and what a worker told of the one in its hand."""
+    if stage.counts_shards:
+        total = "?" if stage.total is None else f"{stage.total:,}"
+        inside = sum(piece.done for piece in stage.pieces.values() if piece.what == "rows")
+        rows = stage.rows + int(inside)
+        doing = sorted({piece.what for piece in stage.pieces.values()} - {"rows"})
+        counted = [f"{rows:,} rows"] if rows else []
+        return [f"{stage.shards:,} of {total} shards", *counted, *doing]
+    told = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)
+    if told and stage.all_units == 1:
+        head = f"{stage.call}: {told.done:,.0f} of {told.all:,.0f} {told.what}".rstrip()
+    else:
+        head = f"{stage.call}: {stage.units:,} of {stage.all_units:,}"
+        if told:
+            head += f", one at {told.done:,.0f} of {told.all:,.0f} {told.what}".rstrip()
+    values = told.values.items() if told else ()
+    return [head, *(f"{name} {value:.4g}" for name, value in values)]
+
+
+def _speed(stage: Live, now: float) -> list[str]:
+    rate = stage.rows_per_s(now)
+    return [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"] if rate else []
+
+
+def _without(stage: Live) -> list[str]:
+    """`12 failed, 3 dropped`: rows without a value, each kind by its name."""
+    return [f"{stage.kinds[kind]:,} {kind}" for kind in KINDS if stage.kinds.get(kind)]
+
+
+def _waits(live: LiveRun, stage: Live) -> list[str]:
+    """What a stage waits for; not what one of those waits for as well."""
+    needs = [live.stages[need] for need in stage.needs if need in live.stages]
+    open_needs = [need for need in needs if need.status not in ("done", "found")]
+    before = {name for need in open_needs for name in need.needs}
+    return [need.name for need in open_needs if need.name not in before]

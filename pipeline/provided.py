@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Answers(Protocol):
@@ -53,6 +53,16 @@ class Took:
     usd: float | None  # None where no prices are named
     slot_s: tuple[float, float] | None = None  # from when to when it was asked; None: it was stored
     at_once: int | None = None  # answers that the worker waits for side by side, at most
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `clipmill doctor` checked; `do` says what to do where it is not good."""
+
+    name: str
+    verdict: Literal["good", "note", "bad"]
+    found: str
+    do: str = ""
 
 
 def untaken(took: Took) -> None:

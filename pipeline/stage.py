@@ -6,7 +6,7 @@ stands beside it, or above it, as a comment.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from clipmill.metadata.schema import Column
 from clipmill.pipeline.provided import Answers as Answers  # a stage's file imports all from here
 from clipmill.pipeline.provided import Budget as Budget
 from clipmill.pipeline.provided import Environment as Environment
+from clipmill.pipeline.provided import Finding as Finding
 from clipmill.pipeline.provided import Helper as Helper
 from clipmill.pipeline.provided import (
     Purse,
@@ -28,6 +29,7 @@ from clipmill.pipeline.provided import (
     untaken,
 )
 from clipmill.pipeline.provided import Took as Took
+from clipmill.pipeline.verdicts import Conditions as Conditions
 from clipmill.pipeline.verdicts import Parts as Parts
 from clipmill.pipeline.verdicts import Selects as Selects
 from clipmill.pipeline.verdicts import Settles as Settles
@@ -124,6 +126,11 @@ class Worker:
     start_helper: StartHelper = no_helper
 
 
+# Of a value of a setting, a worker, and a function of Pythons that a stage would ask for, which
+# tries those that are made and returns the packages of the others: what `clipmill doctor` says.
+Proof = Callable[[str, Worker, Callable[[Sequence[Environment]], list[str]]], list[Finding] | None]
+
+
 def location(default: Any = MISSING) -> Any:
     """A setting that says where or how fast, never what: it stays out of the fingerprint."""
     return field(default=default, metadata={"fingerprint": False})
@@ -148,6 +155,14 @@ class Stage(ABC):
     determinism: ClassVar[Determinism]
     takes: ClassVar[tuple[Edge | tuple[Edge, ...], ...]] = ("rows",)  # a tuple inside: one of them
     gives: ClassVar[tuple[Edge, ...]] = ("rows",)
+    # What a verb finds a stage by; each stands in the class as `name = …`.
+    # The setting that holds a condition in SQL, which `show --where` asks of any rows.
+    asked_in: ClassVar[str]
+    # What `export --to` says for it; where there are several, its setting `format` says which.
+    formats: ClassVar[tuple[str, ...]]
+    # By what `doctor` is asked about, "model" or "tasks": what is found; None of a value that is
+    # another stage's to tell of.
+    proofs: ClassVar[tuple[tuple[str, Proof], ...]]
 
     @property
     def reads(self) -> tuple[Column | str, ...]:

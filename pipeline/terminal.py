@@ -8,18 +8,20 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from clipmill.metadata.keys import without_keys
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress, ProgressColumn
 
 CONTROL = re.compile(  # C0 but for tab and line feed, DEL, C1, marks and overrides of direction
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
+LEAST = 12  # characters that a column keeps, however narrow the terminal
 LONGEST = 160  # characters of a condition or a value on a page
 
 
@@ -97,24 +99,73 @@ def bars(*columns: "ProgressColumn") -> Iterator["Progress"]:
 
 
 @contextmanager
-def drawing(
-    draw: Callable[[int, int], list[tuple[str, str]]], every_s: float, stream: Any = None
-) -> Iterator[None]:
-    """Lines with their styles, drawn anew, on standard error; what is printed stands above them.
+def drawing(draw: "Callable[[int], RenderableType]", every_s: float, stream: Any) -> Iterator[None]:
+    """What `draw` gives, in so many rows, drawn anew; what is printed stands above it.
 
-    `draw` gets columns and rows. Its text passes as `harmless`.
+    Its text must be `harmless`.
     """
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
-    stream = stream or sys.stderr
     console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
 
-    def lines() -> Text:
-        drawn = draw(console.width, console.height - 1)  # the cursor has a row of its own
-        return Text("\n").join(Text(harmless(text), style=style) for text, style in drawn)
+    def drawn() -> "RenderableType":
+        return draw(console.height - 1)  # the cursor has a row of its own
 
-    with Live(get_renderable=lines, console=console, refresh_per_second=1 / every_s):
+    with Live(get_renderable=drawn, console=console, refresh_per_second=1 / every_s):
         guard()  # for rich puts streams of its own in the place of ours
         yield
+
+
+def as_text(drawn: "RenderableType", width: int) -> str:
+    """The lines of what rich draws, in so many columns and no colour, without spaces at their ends.
+
+    The same wherever it is printed: a pipe gets what a terminal does.
+    """
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def aligned(
+    rows: Sequence[Sequence[str]],
+    right: Collection[int] = (),
+    width: int | None = None,
+    indent: int = 0,
+) -> list[str]:
+    """The rows as lines, a column under the other, two spaces apart; numbers stand `right`.
+
+    In so many columns of the terminal the widest give way until all fit; without a width each
+    cell is whole, on a terminal as in a pipe.
+    """
+    from rich.cells import cell_len
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[harmless(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    if width is not None:
+        widths = _fitting(widths, width - indent - 2 * (len(widths) - 1))
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    for place, wide in enumerate(widths):
+        side: Literal["left", "right"] = "right" if place in right else "left"
+        drawn.add_column(justify=side, width=wide, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    room = indent + sum(widths) + 2 * len(widths)
+    return as_text(Padding(drawn, (0, 0, 0, indent)), room).splitlines() if cells else []
+
+
+def _fitting(wide: list[int], room: int) -> list[int]:
+    """Widths of columns that need so many characters: the widest give until all fit."""
+    widths = list(wide)
+    while sum(widths) > room and (most := max(widths)) > LEAST:
+        second = max([size for size in widths if size < most], default=LEAST)
+        many = widths.count(most)
+        less = max(LEAST, second, most - -(-(sum(widths) - room) // many))
+        widths = [less if size == most else size for size in widths]
+    return widths

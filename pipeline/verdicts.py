@@ -100,6 +100,28 @@ class Surveys(Protocol):
         ...
 
 
+class Condition(Protocol):
+    """A condition on the columns of one row: its text, and its columns as the stage reads them."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def broken(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """(N,) whether each row breaks it; a row that gives no answer breaks none."""
+        ...
+
+
+@runtime_checkable
+class Conditions(Protocol):
+    """What a stage answers that keeps the rows which meet all of some conditions, so that the
+    report can ask each condition of every row."""
+
+    @property
+    def conjuncts(self) -> Sequence[Condition]: ...
+
+
 @runtime_checkable
 class Settles(Protocol):
     """What a stage answers some of whose thresholds stand inside a longer setting, so that the

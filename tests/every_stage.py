@@ -31,12 +31,11 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.planning.described import example_of
+from clipmill.pipeline.planning.described import example_of, recipe_of
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe, load_recipe
 from clipmill.pipeline.planning.settings import known_uses, stage_class
-from clipmill.pipeline.planning.snippet import snippet
 from clipmill.pipeline.pools.server import BEHAVIOUR, start_server
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.state import RunState, latest
@@ -81,7 +80,7 @@ class Finished:
         for planned in self.plan.stages.values():
             if planned.uses == uses:
                 return planned
-        line = snippet(uses).splitlines()[-1]
+        line = recipe_of(uses).splitlines()[-1]
         raise LookupError(f"its example does not do here: add a line to {RECIPE.name}, as\n{line}")
 
     def read(self, planned: PlannedStage) -> pa.Table:

@@ -24,8 +24,8 @@ from clipmill.pipeline.run_folder.claim import claim
 from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.engine.telling import Watcher
     from clipmill.pipeline.executors import Executor
+    from clipmill.pipeline.run_folder.live import Watcher
 
 SPEC = "bench.json"
 OURS = (SPEC, FILE, "arms", lock.NAME)  # in a folder in which nothing has run

@@ -8,6 +8,7 @@ from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.board import Board, Line
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.run_folder.words import duration
+from clipmill.pipeline.terminal import aligned
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -124,11 +125,7 @@ def text(board: Board) -> str:
                 *(_points(line.raw), _points(line.random), cost),
             ]
         )
-    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    shown = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(pairs))
-        for pairs in (list(zip(line, width, strict=True)) for line in lines)
-    ]
+    shown = aligned(lines, range(1, len(head)))
     verdict_lines, warned = verdicts(board), warnings(board)
     leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
     parts = [shown, verdict_lines, warned, leaks and ["copies of the tasks' samples:", *leaks]]

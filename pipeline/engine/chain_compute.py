@@ -21,7 +21,7 @@ from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.engine.functions import Batch, Functions
 from clipmill.pipeline.engine.kept import KeptRows
-from clipmill.pipeline.engine.told import Teller
+from clipmill.pipeline.executors.telling import Teller
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.done import parents_of
 from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows

@@ -14,9 +14,9 @@ from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from clipmill.pipeline.engine.failures import explained
 from clipmill.pipeline.engine.journal import Journal
-from clipmill.pipeline.engine.told import Teller
 from clipmill.pipeline.engine.units import UnitTask
 from clipmill.pipeline.errors import RankDiedError, RankLostError
+from clipmill.pipeline.executors.telling import Teller
 
 MOST_ATTEMPTS = 4  # the first, and three after deaths
 

@@ -17,7 +17,6 @@ from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.manifests import seal
 from clipmill.pipeline.engine.repair import is_asked, refusal, take_away
 from clipmill.pipeline.engine.running import Running
-from clipmill.pipeline.engine.telling import Telling, Watcher
 from clipmill.pipeline.engine.waves import Wave
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor
@@ -25,6 +24,7 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import claim, refuse_foreign
+from clipmill.pipeline.run_folder.live import Telling, Watcher
 from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
 from clipmill.pipeline.run_folder.state import RunState
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from clipmill.pipeline.engine.telling import Telling
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder.live import Telling
 from clipmill.pipeline.run_folder.state import RunState
 
 

@@ -22,9 +22,9 @@ from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.engine.once import made_once
-from clipmill.pipeline.engine.told import Teller
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.executors.telling import Teller
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Worker
 

@@ -9,7 +9,7 @@ from typing import Any
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.environments import made, python_of
 from clipmill.pipeline.engine.helpers import HelperProcess
-from clipmill.pipeline.engine.told import saying
+from clipmill.pipeline.executors.telling import saying
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
 from clipmill.pipeline.run_folder.pins import pin

@@ -77,7 +77,7 @@ class Run:
 
     def status(self) -> "answers.Status":
         """How far the run is now, and what failed."""
-        from clipmill.pipeline.ledger.status import status
+        from clipmill.pipeline.run_folder.live import status
 
         return answers.shown(answers.Status, status(self.uri), self.state)
 

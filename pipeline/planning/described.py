@@ -5,7 +5,6 @@ What a setting means stands once, in the stage's file: as the comment beside the
 
 import ast
 import dataclasses
-import functools
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,18 @@ from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.planning.comments import comments_of
 from clipmill.pipeline.planning.settings import stage_class
 from clipmill.pipeline.planning.takes import range_of, setting_types
-from clipmill.pipeline.stage import Resources, RowStage, Stage, optional_columns, settings_fields
+from clipmill.pipeline.stage import (
+    DatasetStage,
+    Resources,
+    RowStage,
+    Stage,
+    edges_taken,
+    optional_columns,
+    settings_fields,
+)
 
 SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
+AFTER = "after"  # of an Example: what the stages before it use, the others are its settings
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 PLACEHOLDERS = {int: 1, float: 1.0, bool: True}  # of settings without default or example
 
@@ -102,15 +110,45 @@ def described(uses: str) -> Described:
 
 
 def example_of(cls: type[Stage]) -> Mapping[str, Any]:
-    """The settings under `Example:` in its docstring, which show it at work; none where it needs
-    none.
-    """
+    """The settings under `Example:` in its docstring, which show it at work."""
+    return {key: value for key, value in _example(cls).items() if key != AFTER}
+
+
+def recipe_of(uses: str) -> str:
+    """The YAML of a recipe that ends in this stage, after those that its example names."""
+    lines = ["stages:"]
+    stages: dict[str, Stage] = {}
+    for one in (*_example(stage_class(uses, uses)).get(AFTER, ()), uses):
+        cls = stage_class(one, f"`Example:` of {uses}")
+        stage, (kind, name) = sample(cls), one.split(".")
+        if stage.takes == ():
+            name = "more" if "pool" in stages else "pool"
+        elif name in stages:
+            name = f"{kind}_{name}"
+        rows, data = (
+            [other for other, its in stages.items() if edge in its.gives]
+            for edge in ("rows", "data")
+        )
+        keys: dict[str, Any] = {"uses": one}
+        if isinstance(stage, DatasetStage) and stage.joins_roots:
+            keys["from"] = rows
+        elif "rows" in edges_taken(stage):
+            keys["from"] = rows[-1] if rows else "pool"
+        elif "data" in stage.takes:
+            keys["data"] = data[-1] if data else "parquet"
+        keys |= example_of(cls)
+        flow = yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, width=10_000)
+        lines.append(f"  {name}: {flow.strip()}")
+        stages[name] = stage
+    return "\n".join(lines)
+
+
+def _example(cls: type[Stage]) -> dict[str, Any]:
     text = _sections(inspect.getdoc(cls) or "")["Example"]
     found = yaml.safe_load(text) if text else {}
     return found if isinstance(found, dict) else {}
 
 
-@functools.cache  # a snippet looks at those of all stages
 def sample(cls: type[Stage]) -> Stage:
     """The stage with the settings of its example; RecipeError where it is not content with them."""
     hints = typing.get_type_hints(cls)

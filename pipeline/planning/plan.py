@@ -4,7 +4,7 @@ Nothing is opened that costs: a plan of fifteen stages takes a fraction of a sec
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.metadata.fingerprint import fingerprint, plain, settings_of
-from clipmill.metadata.schema import UID, Column
+from clipmill.metadata.schema import KEEP, UID, Column
 from clipmill.pipeline.dataset import Step
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.bindings import bind, bind_mask, type_of
 from clipmill.pipeline.planning.edges import FOLDERS, check_edges, edges_of
 from clipmill.pipeline.planning.elsewhere import SCHEME, uri_in
-from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.planned import Binding, PlannedStage, decides
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.planning.settings import typed_settings
@@ -175,6 +175,8 @@ def _planned(
     bindings = tuple(
         bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
     )
+    if name not in recipe.remembered:
+        _check_earlier_select(recipe, name, stage, bindings, edges["only"], planned, ancestors)
     mask = {}
     for select in edges["rows"]:
         mask = bind_mask(recipe, name, select, planned, ancestors)
@@ -213,6 +215,28 @@ def _planned(
         if name in recipe.remembered
         else fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
+    )
+
+
+def _check_earlier_select(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    bindings: Sequence[Mapping[str, Binding]],
+    only: Sequence[str],
+    planned: Mapping[str, PlannedStage],
+    ancestors: Mapping[str, set[str]],
+) -> None:
+    """RecipeError where a select reads no `keep`: rows that an earlier one dropped would return."""
+    reads_keep = any(column == KEEP.name for bound in bindings for _, column in bound.values())
+    earlier = [other for other in planned if other in ancestors[name] and planned[other].is_select]
+    if not decides(stage) or not earlier or reads_keep or only:
+        return
+    raise RecipeError(
+        found=f"'{name}' reads no `keep`, so rows that '{earlier[-1]}' dropped would be kept again",
+        where=recipe.where(name, "uses"),
+        do="write `optional_reads = (KEEP,)` into its class, import KEEP from"
+        " clipmill.metadata.schema, and keep no row whose `keep` is false",
     )
 
 

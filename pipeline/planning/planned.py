@@ -9,6 +9,11 @@ from clipmill.pipeline.stage import RowStage, Stage, optional_columns
 Binding = tuple[str, str]  # stage and column
 
 
+def decides(stage: Stage) -> bool:
+    """Whether a stage decides which rows stay."""
+    return any(column.name == KEEP.name for column in stage.writes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
     """A stage of a recipe, ready to run."""
@@ -42,7 +47,7 @@ class PlannedStage:
     @property
     def is_select(self) -> bool:
         """Whether it decides which rows stay."""
-        return any(column.name == KEEP.name for column in self.stage.writes)
+        return decides(self.stage)
 
     @property
     def kept_by(self) -> str | None:

@@ -28,6 +28,13 @@ def known_uses() -> list[str]:
     return sorted(name for name in own_code.files() if name.partition(".")[0] not in NO_STAGES)
 
 
+def declaring(name: str) -> list[str]:
+    """The known stages whose class gives this attribute, ours first; imports none of them."""
+    files, mark = own_code.files(), f"\n    {name} = ".encode()
+    found = [uses for uses in known_uses() if mark in files[uses].read()]
+    return sorted(found, key=lambda uses: files[uses].is_own)
+
+
 def file_of(uses: str) -> own_code.File:
     """The file of a known stage."""
     return own_code.files()[uses]

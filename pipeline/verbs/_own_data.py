@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.terminal import aligned
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,17 +151,8 @@ def _table(rows: "pa.Table", scores: tuple[str, ...]) -> list[str]:
     cells = {head: [head, *map(_cell, values)] for head, values in shown.items()}
     if "picture" in cells:
         cells["picture"][1:] = [f"{cell} bytes" if cell else "" for cell in cells["picture"][1:]]
-    width = {head: max(map(len, column)) for head, column in cells.items()}
-    texts = [head for head in ("link or file", "caption") if head in width]
-    others = sum(width[head] for head in width if head not in texts)
-    room = shutil.get_terminal_size().columns - 2 * len(cells) - others
-    for left, head in zip((2, 1), texts, strict=False):  # the captions get what links leave
-        width[head] = min(width[head], max(NARROWEST, room // left))
-        room -= width[head]
-    return [
-        "  " + "  ".join(f"{_cut(cells[h][i], width[h]):<{width[h]}}" for h in cells).rstrip()
-        for i in range(len(rows) + 1)
-    ]
+    lines = list(zip(*cells.values(), strict=True))
+    return aligned(lines, width=shutil.get_terminal_size().columns, indent=2)
 
 
 def _cell(value: Any) -> str:
@@ -169,10 +161,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else one_line(value)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _ask(unsure: "UnsureError") -> str | None:

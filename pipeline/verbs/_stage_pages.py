@@ -5,9 +5,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from clipmill.pipeline.planning.described import Described, Setting, described
+from clipmill.pipeline.planning.described import Described, Setting, described, recipe_of
 from clipmill.pipeline.planning.settings import file_of, known_uses
-from clipmill.pipeline.planning.snippet import snippet
 
 MARK = "<!-- made by `make docs` from the files of the stages: change those -->"
 
@@ -61,7 +60,7 @@ def pages() -> dict[str, str]:
         for said in stages:
             anchor = said.uses.replace(".", "")
             index.append(f"| [{said.uses}]({kind}.md#{anchor}) | {_cell(said.title)} |")
-        body = (_markdown(said, snippet(said.uses)) for said in stages)
+        body = (_markdown(said, recipe_of(said.uses)) for said in stages)
         made[f"{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
     return {"README.md": "\n".join([*index, ""]), **made}
 

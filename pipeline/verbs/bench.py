@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs import run as runs
 from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, beside, executor
@@ -197,6 +198,5 @@ def arms_page(made: "Prepared") -> str:
         rows = made.made(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
-        lines.append((name, f"{rows.rows:,}", f"{made.what(name)}{settings}{lacking}"))
-    width = [max(len(line[i]) for line in lines) for i in (0, 1)]
-    return "\n".join(f"{a:<{width[0]}}  {b:>{width[1]}} rows  {c}" for a, b, c in lines)
+        lines.append((name, f"{rows.rows:,} rows", f"{made.what(name)}{settings}{lacking}"))
+    return "\n".join(aligned(lines, {1}))

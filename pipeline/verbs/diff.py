@@ -2,16 +2,16 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.selection.diff import Diff, Fate, GroupRows, Selection
+    from clipmill.pipeline.ledger.selection.diff import Diff, Fate, Selection
 
 HELP = "rows that another variant, stage or run gained and lost, by cause"
 EXAMPLES = """\
@@ -127,19 +127,18 @@ def _groups(answer: "Diff") -> Iterator[str]:
     for name, groups in answer.groups.items():
         if len(groups) > 1:
             shown = [group for group in groups if group.gained or group.lost][:GROUPS]
-            yield from ("", f"{name:<34}{'A keeps':>10}{'B keeps':>10}{'gained':>10}{'lost':>10}")
-            yield from map(_group, shown)
+            counts = ((it.name, it.before, it.after, it.gained, it.lost) for it in shown)
+            yield from ("", *_table(name, ("A keeps", "B keeps", "gained", "lost"), counts))
     if answer.concepts:
-        yield from ("", f"{'concept':<34}{'A keeps':>10}{'B keeps':>10}")
-        for concept in answer.concepts[:GROUPS]:
-            yield f"  {_name(concept.entry)}{concept.before:>10,}{concept.after:>10,}"
+        concepts = ((it.entry, it.before, it.after) for it in answer.concepts[:GROUPS])
+        yield from ("", *_table("concept", ("A keeps", "B keeps"), concepts))
 
 
-def _group(group: "GroupRows") -> str:
-    counts = f"{group.before:>10,}{group.after:>10,}{group.gained:>10,}{group.lost:>10,}"
-    return f"  {_name(group.name)}{counts}"
+def _table(name: str, heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    lines = [[f"  {_name(of)}", *(f"{count:,}" for count in counts)] for of, *counts in rows]
+    return aligned([[name, *heads], *lines], range(1, len(heads) + 1))
 
 
 def _name(text: str) -> str:
     name = one_line(text)
-    return f"{name if len(name) <= 31 else name[:30] + '…':<32}"
+    return name if len(name) <= 31 else f"{name[:30]}…"

@@ -6,20 +6,27 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipmill.metadata.keys import without_keys
-from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.extras import EXTRAS, install, pip_install
+from clipmill.pipeline.provided import Finding
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+
+    from clipmill.pipeline.stage import Environment
 
 HELP = "check this machine, a model, or a folder of evaluation tasks"
 EXAMPLES = """\
@@ -31,16 +38,6 @@ clipmill doctor tasks eval
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked; `do` says what to do where it is not good."""
-
-    name: str
-    verdict: Literal["good", "note", "bad"]
-    found: str
-    do: str = ""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -207,17 +204,9 @@ def _files() -> Finding:
 
 def _model(model: str) -> Finding:
     """Whether it loads, or answers; `reference` does both."""
-    from clipmill.pipeline.verbs._writers import writes  # and asyncio, which other verbs do without
-
     name = f"model {without_keys(model)}"
     try:
-        if writes(model) and model != "reference":
-            return _writer(name, model)
-        loaded = import_module("clipmill.stages.models.image_text").load(model)
-        loaded.embed_images.prove()
-        if not model.startswith("timm:"):  # of images alone
-            loaded.embed_texts.prove()
-        width = loaded.width
+        (found,) = _proved("model", model)
     except ClipmillError as error:
         return Finding(name, "bad", error.args[0], error.args[2])
     except ImportError as error:
@@ -226,38 +215,67 @@ def _model(model: str) -> Finding:
     except (ValueError, OSError) as error:  # of a scheme of the user's own
         do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
         return Finding(name, "bad", str(error), do)
-    return Finding(name, "good", f"loads; embeddings are {width} wide")
-
-
-def _writer(name: str, model: str) -> Finding:
-    """Of a model that writes texts; a Python that it lacks is not made here."""
-    from clipmill.pipeline.verbs._writers import answered, missing
-
-    if lacks := missing(model):
-        do = "the first run makes it, in some minutes"
-        return Finding(name, "note", f"no Python with {', '.join(lacks)} is made yet", do)
-    reason, found, do = answered(model)
-    if reason is None:
-        return Finding(name, "good", found)
-    return Finding(name, "note" if reason == "empty_answer" else "bad", found, do)
+    return replace(found, name=name)
 
 
 def examine_tasks(folder: str) -> list[Finding]:
     """Everything wrong with a folder of evaluation tasks, and which of DataComp's it lacks."""
-    tasks = import_module("clipmill.stages.ops.tasks.folders")
-    findings = [
-        Finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
-        for wrong in tasks.check(folder)
-    ]
-    if not findings:
-        findings = [Finding("tasks", "good", f"every task in {folder} can be scored")]
-    lacking = tasks.lacking(folder)
-    if not lacking:
-        return [*findings, Finding("datacomp", "good", "all 38 tasks of its average are here")]
-    summary = f"{len(lacking)} of the 38 tasks of its average are not here"
-    do = "an average of all 38 needs each; without them averages are named partial"
-    findings.append(Finding("datacomp", "note", summary, do))
-    return findings + [Finding(one.name, "note", "not here", one.bring) for one in lacking]
+    return _proved("tasks", folder)
+
+
+def _proved(about: str, value: str) -> list[Finding]:
+    """What the stages say of a value; the first that knows it has the word."""
+    from clipmill.pipeline.engine.environments import python_of
+    from clipmill.pipeline.engine.helpers import HelperProcess
+    from clipmill.pipeline.planning.settings import declaring, stage_class
+    from clipmill.pipeline.stage import Worker
+
+    with tempfile.TemporaryDirectory(prefix="doctor-") as scratch:
+        worker = Worker(
+            seed=0,
+            stage="doctor",
+            device="cuda" if shutil.which("nvidia-smi") else "cpu",
+            threads=1,
+            scratch=Path(scratch),
+            environment=python_of,
+            start_helper=partial(HelperProcess, "doctor", Path(scratch)),
+        )
+        for uses in declaring("proofs"):
+            prove = dict(stage_class(uses, f"clipmill doctor, {about}").proofs).get(about)
+            if prove and (found := prove(value, worker, _lacking)) is not None:
+                return found
+    raise RecipeError(f"no stage has a {about}", "clipmill doctor", "mend the folder of --stages")
+
+
+def _lacking(environments: Sequence["Environment"]) -> list[str]:
+    """Packages of Pythons that are not made yet; where all are, each must import what it is for."""
+    from clipmill.pipeline.engine.environments import made
+
+    if lacks := [package for one in environments if made(one) is None for package in one.packages]:
+        return lacks
+    for environment in environments:
+        if environment.imports:
+            _try_import(environment, str(made(environment)))
+    return []
+
+
+def _try_import(environment: "Environment", python: str) -> None:
+    """StageError where the Python made for it cannot import what it was made for."""
+    from clipmill.pipeline.engine.helpers import cannot_load
+
+    tried = subprocess.run(
+        [python, "-I", "-c", f"import {environment.imports}"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        text=True,
+    )
+    if tried.returncode:
+        last = tried.stderr.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"
+        found, do = cannot_load(tried.stderr, python) or (
+            f"cannot import {environment.imports}: {last}",
+            f"see what `{python} -m pip check` says, or delete its folder: a run makes it anew",
+        )
+        raise StageError(f"its Python {found}", python, do)
 
 
 def text(findings: list[Finding]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, executor
 
@@ -155,14 +156,7 @@ def _table(one: dict[str, Any]) -> list[str]:
         rows.append((name, task["metric"], count, *_figures(main)))
     for name, average in one["averages"].items():
         rows.append((name, "", f"{average['tasks']} tasks", *_figures(average)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place in (0, 1, 5) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, {2, 3, 4})
 
 
 def _figures(of: dict[str, Any] | None) -> tuple[str, str, str]:

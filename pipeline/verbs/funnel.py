@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import one_line
@@ -31,12 +31,14 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.funnel import funnel
 
-    answer = funnel(opened(options))
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    state = opened(options)
+    answer = funnel(state)
+    roots = {name for name, planned in state.plan.stages.items() if planned.is_root}
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer, roots))
     return DONE
 
 
-def text(funnel: "Funnel") -> str:
+def text(funnel: "Funnel", roots: Collection[str]) -> str:
     """What is not complete; stages with their reasons, the waterfall of each end, the exports."""
     from clipmill.pipeline.run_folder.words import in_words, size
 
@@ -49,7 +51,7 @@ def text(funnel: "Funnel") -> str:
             f"{stage.stage:<{width}}  {stage.uses:<22} {stage.rows:>10,} rows"
             f" {stage.fine:>10,} fine"
         )
-        for kind, code, count in _without(stage):
+        for kind, code, count in _without(stage, stage.stage in roots):
             said = f"{'':<{width}}    {kind:<12} {count:>10,} {_share(count, stage.rows)}  {code}"
             lines.append(said.rstrip())
         if stage.listed and stage.listed["missing"]:
@@ -105,7 +107,7 @@ def _unfinished(funnel: "Funnel") -> list[str]:
     return [f"not complete: {'; '.join(parts)}; what follows is of the others"] if parts else []
 
 
-def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
+def _without(stage: "StageRows", is_root: bool) -> Iterator[tuple[str, str, int]]:
     """(kind, reason, rows) in plain words: failed, no input, dropped, not selected."""
     from clipmill.pipeline.run_folder.words import BEFORE, in_words, kind_of
 
@@ -113,7 +115,6 @@ def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
         of_kind = getattr(stage, kind).items()
         in_rules = kind == "dropped"  # whose order says more than the counts
         for code, count in of_kind if in_rules else sorted(of_kind, key=lambda item: -item[1]):
-            is_root = stage.uses.startswith("ingest.")
             word = "no input" if kind == "upstream" else kind_of(code, kind == "dropped", is_root)
             word = "dropped" if code == BEFORE else word  # the reason says by whom
             yield word, one_line(in_words(code)), count

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_run, add_variant, beside, opened
 
@@ -73,13 +74,8 @@ def text(results: "Results", each_task: bool = True) -> str:
         told = [_verdict(found) for found in cell.against] if len(results.arms) > 1 else []
         by_task = [{c.arm: c.result for c in row.cells}[cell.arm] for row in others]
         lines.append([cell.arm, _points(cell.result), *told, *map(_points, by_task)])
-    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    table = [
-        "  ".join(cell.ljust(wide) for cell, wide in zip(line, width, strict=True)).rstrip()
-        for line in lines
-        if any(line)  # the headline alone has no metric to name
-    ]
-    return "\n".join([*table, *_notes(results)])
+    named = [line for line in lines if any(line)]  # the headline alone has no metric to name
+    return "\n".join([*aligned(named), *_notes(results)])
 
 
 def _notes(results: "Results") -> list[str]:

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.terminal import harmless, one_line
+from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
@@ -20,7 +21,6 @@ clipmill show best --run run --dropped "clip_score >= 0.3" -n 50
 clipmill show pool --run run --where "text LIKE '%cat%'" --sort sharpness
 """
 WIDTH = 120  # of what is no terminal
-LEAST = 12  # characters of a column that gives room to others
 HEAD = 16  # characters of a column's name
 
 
@@ -157,55 +157,21 @@ def beside(group: "Lines") -> str:
 
 def _table(group: "Lines") -> list[str]:
     """A line a row, as wide as the terminal: what is no number shares what room is left."""
-    import io
-    import shutil
-
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     rows = [[line.uid[:8], *map(_cell, line.values.values())] for line in group.lines]
-    names = ["uid", *(harmless(name) for name in group.columns)]
-    is_number = [
-        all(isinstance(line.values[name], int | float | None) for line in group.lines)
-        for name in group.columns
-    ]
-    wide = [
-        max(min(cell_len(name), HEAD), *map(cell_len, cells))
-        for name, *cells in zip(names, *rows, strict=True)
-    ]
-    width = shutil.get_terminal_size((WIDTH, 24)).columns
-    widths = _fitting(wide, width - 2 * (len(wide) - 1))
-    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=False)
-    for name, size, right in zip(names, widths, [False, *is_number], strict=True):
-        table.add_column(
-            Text(name),
-            justify="right" if right else "left",
-            width=size,
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    sink = io.StringIO()
-    Console(file=sink, width=max(width, sum(widths)), color_system=None).print(table)
-    return [line.rstrip() for line in sink.getvalue().splitlines()]
-
-
-def _fitting(wide: list[int], room: int) -> list[int]:
-    """Widths of columns that need so many characters: the widest give until all fit."""
-    widths = list(wide)
-    while sum(widths) > room and (most := max(widths)) > LEAST:
-        second = max([size for size in widths if size < most], default=LEAST)
-        many = widths.count(most)
-        less = max(LEAST, second, most - -(-(sum(widths) - room) // many))
-        widths = [less if size == most else size for size in widths]
-    return widths
+    heads = ["uid"]
+    for place, name in enumerate(group.columns, 1):
+        most = max(HEAD, *(len(row[place]) for row in rows))
+        heads.append(name if len(name) <= most else f"{name[: most - 1]}…")
+    numbers = {
+        place
+        for place, name in enumerate(group.columns, 1)
+        if all(isinstance(line.values[name], int | float | None) for line in group.lines)
+    }
+    return aligned([heads, *rows], numbers, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def _cell(value: Any) -> str:
     """A value in one line; none as nothing."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else harmless(one_line(value))
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value)

@@ -79,11 +79,10 @@ def _list(known: list[str], as_json: bool) -> str:
 
 
 def _page(uses: str, as_json: bool) -> str:
-    from clipmill.pipeline.planning.described import described
-    from clipmill.pipeline.planning.snippet import snippet
+    from clipmill.pipeline.planning.described import described, recipe_of
     from clipmill.pipeline.verbs._stage_pages import text
 
-    said, recipe = described(uses), snippet(uses)
+    said, recipe = described(uses), recipe_of(uses)
     if as_json:
         return json.dumps(dataclasses.asdict(said) | {"recipe": recipe}, indent=1)
     return text(said, recipe)

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line a stage, and why what failed did."""
-    from clipmill.pipeline.ledger.status import status
+    from clipmill.pipeline.run_folder.live import status
 
     live = status(options.run)
     if options.watch and live.works and sys.stdout.isatty() and not options.json:
@@ -52,19 +52,23 @@ def run(options: argparse.Namespace) -> int:
 def _print(live: "LiveRun", as_json: bool) -> None:
     from clipmill.pipeline.run_folder.live import as_json as json_of
 
-    said = json_of(live, time.time())
-    print(json.dumps(said, indent=1) if as_json else text(live, time.time()))
+    now = time.time()
+    print(json.dumps(json_of(live, now), indent=1) if as_json else text(live, now))
 
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
     """Draws the run as it goes, in one place of the terminal; as it ended."""
-    from clipmill.pipeline.ledger.status import status
-    from clipmill.pipeline.progress_lines import within
-    from clipmill.pipeline.terminal import drawing
+    from rich.console import Group
+    from rich.text import Text
 
-    def draw(width: int, height: int) -> list[tuple[str, str]]:
+    from clipmill.pipeline.progress import board
+    from clipmill.pipeline.run_folder.live import status
+    from clipmill.pipeline.terminal import drawing, harmless
+
+    def draw(height: int) -> Group:
         now = time.time()
-        return [(headline(live, now), "bold"), *within(live, now, width, height - 1)]
+        head = Text(harmless(headline(live, now)), "bold", no_wrap=True, overflow="ellipsis")
+        return Group(head, board(live, now, height - 1))
 
     with drawing(draw, 1.0, sys.stdout):
         while live.works:
@@ -73,23 +77,15 @@ def _drawn(live: "LiveRun", run: str) -> "LiveRun":
     return live
 
 
-def as_json(state: "RunState") -> dict[str, Any]:
-    """What lies in a run's folder: every stage with shards, rows, seconds, reasons, failures."""
-    from clipmill.pipeline.run_folder.live import as_json as json_of
-    from clipmill.pipeline.run_folder.live import live_run
-
-    return json_of(live_run(state, "complete"), time.time())
-
-
 def text(live: "LiveRun", now: float) -> str:
     """Who works there, a line a stage, and what failed: what, where, what to do."""
-    from clipmill.pipeline.progress_lines import within
+    from clipmill.pipeline.progress import board
+    from clipmill.pipeline.terminal import as_text
 
     width = max(PAGE, shutil.get_terminal_size((PAGE, 24)).columns)
-    rows = len(live.stages) + 1
-    lines = [line for line, _ in within(live, now, width, rows, bars=False)]
+    lines = as_text(board(live, now, bars=False), width)
     notes = [f"note: {note}" for note in live.notes]
-    return "\n".join([headline(live, now), *notes, "", *lines, *_causes(live)])
+    return "\n".join([headline(live, now), *notes, "", lines, *_causes(live)])
 
 
 def headline(live: "LiveRun", now: float) -> str:

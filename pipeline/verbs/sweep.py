@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
@@ -65,19 +65,15 @@ def text(sweep: "Sweep") -> str:
         for name in list(counts)[:NAMED]
         if any(len(point.groups[group]) > 1 for point in sweep.points)
     ]
-    heads = "".join(f"  {one_line(name)[-14:]:>14}" for _, name in named)
-    lines.append(
-        f"{sweep.vary:>14}{'kept':>12}{'share':>8}{'common':>12}{'won':>10}{'lost':>10}{heads}"
-    )
+    heads = (one_line(name)[-14:] for _, name in named)
+    rows = [[sweep.vary, "kept", "share", "common", "won", "lost", *heads]]
     for point in sweep.points:
-        shares = "".join(
-            f"  {point.groups[group].get(name, 0) / max(1, point.kept):>14.1%}"
-            for group, name in named
+        shares = (
+            f"{point.groups[group].get(name, 0) / max(1, point.kept):.1%}" for group, name in named
         )
-        lines.append(
-            f"{point.value:>14g}{point.kept:>12,}{point.share:>8.1%}"
-            f"{point.common:>12,}{point.won:>10,}{point.lost:>10,}{shares}"
-        )
+        counts = (f"{count:,}" for count in (point.common, point.won, point.lost))
+        rows.append([f"{point.value:g}", f"{point.kept:,}", f"{point.share:.1%}", *counts, *shares])
+    lines += aligned(rows, range(len(rows[0])))
     if named:
         lines += ["", "the last columns: share of the kept rows, of the groups largest today"]
     return "\n".join(lines)

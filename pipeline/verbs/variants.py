@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.terminal import cut, one_line
+from clipmill.pipeline.terminal import aligned, cut, one_line
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run
 
@@ -44,11 +44,17 @@ def text(answer: "RunVariants") -> str:
     if answer.working:
         lines.append(f"{answer.working} works there: counts are of what is stored by now")
     lines += [f"recipes/{name} cannot be read" for name in answer.unreadable]
-    name = max((len(one_line(one.recipe)) for one in answer.variants), default=0)
-    for one in answer.variants:
-        mark = "*" if one.is_last else " "
-        head = f"{mark}{one.number:>3}  {one_line(one.recipe):<{name}}  {one.last_ran}"
-        lines += ["", f"{head}  {_kept(one)}", *(f"        {line}" for line in _below(one))]
+    heads = aligned(
+        [
+            (
+                f"{'*' if one.is_last else ' '}{one.number:>3}",
+                *(one_line(one.recipe), one.last_ran, _kept(one)),
+            )
+            for one in answer.variants
+        ]
+    )
+    for one, head in zip(answer.variants, heads, strict=True):
+        lines += ["", head, *(f"        {line}" for line in _below(one))]
     return "\n".join(lines)
 
 

@@ -57,6 +57,7 @@ class Caption(RowStage):
     Error: words and characters equal Python's on every code point. Letters follow the Unicode
     version of polars. Two characters can stand together by chance as garbled ones do („Spaß“
     counts 1): ask for two, or for a share of caption_chars.
+    Example: {after: [ingest.datacomp]}
     """
 
     version = 2

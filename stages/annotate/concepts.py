@@ -34,7 +34,7 @@ class Concepts(RowStage):
     al. 2025), with `by_language` for its lists, one a language.
     Error: none; hashes find and characters decide. Of concepts that a rule makes equal (`The` and
     `the` under `words`), the first in the list stands for all.
-    Example: {concepts: concepts.parquet}
+    Example: {after: [ingest.datacomp], concepts: concepts.parquet}
     """
 
     # the list: Parquet of `clipmill concepts build`, or the JSON that MetaCLIP publishes

@@ -31,6 +31,7 @@ class AnnotateImage(RowStage):
     colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000.
     Error: light, colour and sharpness see the decoded image, which is at most a megapixel; grey is
     rounded to 8 bits, up to 0.5 off. Sharpness grows with noise and with JPEG blocks.
+    Example: {after: [ingest.image_folder]}
     """
 
     version = 1

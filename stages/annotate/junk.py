@@ -70,6 +70,7 @@ class Junk(RowStage):
     Error: both read English: in other languages file names, links, prices and labels in brackets
     alone count. No probabilities. AUC of planted spam, whose wordings the words were not made from,
     .997 on the full pool; true descriptions of goods score up to .7.
+    Example: {after: [ingest.datacomp]}
     """
 
     version = 1

@@ -23,6 +23,7 @@ class Language(RowStage):
     Error: a caption without a known word or letter group ("12345") is English at 0.12, as in
     DataComp; file names are guesses ("IMG_4211.jpg" is Hebrew at 0.57). lid.176.ftz is
     lid.176.bin compressed, and now and then answers otherwise.
+    Example: {after: [ingest.datacomp]}
     """
 
     version = 1

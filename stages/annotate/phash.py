@@ -22,6 +22,7 @@ class PHash(RowStage):
     Error: bit for bit imagehash's with Pillow 13; earlier ones resize tall images otherwise, a
     few levels off. Images past a megapixel are hashed as shrunk to it (PIXELS). In a flat image, or
     one with a mirror axis, frequencies tie, and rounding decides their bits, in imagehash too.
+    Example: {after: [ingest.image_folder]}
     """
 
     dhash: bool = False  # write `dhash` too, a fingerprint by differences of neighbours

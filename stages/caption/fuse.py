@@ -54,7 +54,7 @@ class Fuse(AskingStage):
         the web caption in a long description. Departs: prompts and decoding of our own; they name
         none that could be read.
     Error: what the model makes up or loses: judge texts with score.caption.
-    Example: {model: reference}
+    Example: {after: [ingest.datacomp, caption.rewrite], model: reference}
     """
 
     # lists of made captions, as `captions` or `stage.captions`: each text of them is joined

@@ -89,7 +89,7 @@ class Retrieve(DatasetStage):
     link and emoji. Departs: none of its rules on grammar, entropy and perplexity.
     Error: cosines of unit vectors in float64, whatever the blocks and shards; stored as float32. Of
     a text with several vectors the first of each shard counts, and of those the nearest.
-    Example: {}
+    Example: {after: [ingest.image_folder, embed.clip]}
     """
 
     most: OneUp = 3  # texts of a row

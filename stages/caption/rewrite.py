@@ -92,7 +92,7 @@ class Rewrite(AskingStage):
         0.9, top-p 0.95, 77 new tokens, one line. Departs: pairs of our own; a caption that is too
         long is cut by words, as no tokenizer is at hand; one stage asks for all styles.
     Error: what the model makes up: judge rewrites with score.caption.
-    Example: {model: reference}
+    Example: {after: [ingest.datacomp], model: reference}
     """
 
     # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, whose weights are in
@@ -109,6 +109,7 @@ class Rewrite(AskingStage):
     decoding: OneLine = OneLine()
 
     version = 1
+    proofs = (("model", generator.proof),)
     reads = (TEXT,)
     reasons = ("no_text", "empty_text", *generator.REASONS)
 

@@ -56,7 +56,7 @@ class Split(RowStage):
     Error: a known short form is not told from the end of a sentence (`He works at Smith & Co. He`
     is cut, `It was Dr. He` is not); one that the rule does not know ends a sentence. A script
     without spaces is one word to `over_words`.
-    Example: {}
+    Example: {after: [ingest.datacomp]}
     """
 
     # lists to split, as `captions` or `stage.captions`; without, the pool's own caption

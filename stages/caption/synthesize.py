@@ -67,7 +67,7 @@ class Synthesize(AskingStage):
         (Lai et al. 2024) for lengths: 10 to 15 tokens, 40 to 60, over 100; LAION-COCO for the best
         of several by CLIP score. Departs: prompts of our own.
     Error: what the model makes up: judge captions with score.caption.
-    Example: {model: reference}
+    Example: {after: [ingest.image_folder], model: reference}
     """
 
     # a model that sees images: openai:URL#MODEL, vllm:MODEL, gguf:FILE#PROJECTOR, or reference,

@@ -90,7 +90,7 @@ class KMeans(DatasetStage):
     faiss does), so with fewer distinct vectors than clusters some stay empty.
     Error: sums are in fixed point, in steps of 2^-32 of the greatest value at a billion rows and of
     less in smaller pools, so no order of rows or shards changes a bit.
-    Example: {clusters: 100}
+    Example: {after: [ingest.image_folder, embed.clip], clusters: 100}
     """
 
     # how many; fewer where there are fewer rows

@@ -73,7 +73,7 @@ class AgainstEvaluation(DatasetStage):
     in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
     GPT-3 (Brown et al. 2020), for captions, of which the pool's side may be longer.
     Error: none, all pairs are compared; cosines are float32's of float64 sums.
-    Example: {tasks: eval}
+    Example: {after: [ingest.image_folder, annotate.phash], tasks: eval}
     """
 
     tasks: NonEmpty  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both

@@ -26,6 +26,7 @@ class SharedCaptions(DatasetStage):
     Source: none needed; 128 bits of BLAKE2 are taken as equal texts.
     Error: a partition holds all rows of a text, 60 bytes each: one of ten million images takes
     0.6 GB. Without sha256 copies of an image count as several.
+    Example: {after: [ingest.datacomp, caption.rewrite, score.caption]}
     """
 
     exact: bool = False  # compare texts as they are, byte for byte

@@ -58,6 +58,7 @@ class ExactDuplicate(DatasetStage):
     Error: keeps the least uid of each set without `keep`, which is the best sample by no score.
     Where a uid repeats with equal bytes, the first in the pool's order stays and the others name
     their own uid.
+    Example: {after: [ingest.datacomp]}
     """
 
     # what is equal: the stored bytes, the decoded pixels, the link, or the caption

@@ -57,6 +57,7 @@ class MinHashDuplicate(DatasetStage):
     chance of at most 1 - `min_recall`, a closer one far more rarely; out/recall.json tells how many
     were found. Where more than 9 texts share a band, each is compared with its neighbours in a
     fixed order only: heights in a template's group may come out lower, and it may fall into a few.
+    Example: {after: [ingest.datacomp]}
     """
 
     # from which similarity on rows are joined, 0 to 1; a cut may be higher, not lower

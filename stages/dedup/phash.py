@@ -41,6 +41,7 @@ class PHashDuplicate(DatasetStage):
     star contraction (Kiveris et al. 2014).
     Error: none, all pairs are found. Pairs to compare grow with the square of the rows past about
     10^8 of them, and fast with the distance (docs/dedup.md). Flat images are near each other.
+    Example: {after: [ingest.image_folder, annotate.phash]}
     """
 
     # bits up to which rows are joined, 0 to 10; even, as half of the bits of a pHash are 1

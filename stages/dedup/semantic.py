@@ -65,6 +65,7 @@ class SemanticDuplicate(DatasetStage):
     first. Departs: at 1 - epsilon a row is a duplicate, too; a cosine below 0 is stored as it is.
     Error: cosines of all pairs in float64, rounded to float32, whatever `precision`; of equal ones
     earlier_uid is the first row. Copies in two clusters do not meet.
+    Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans]}
     """
 
     # the embeddings that are compared, of which the clusters are

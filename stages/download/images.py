@@ -36,6 +36,7 @@ class DownloadImages(Download):
     Error: what the web answered on that day; a corrupt image may still decode. Which rows of a
         host that hangs are host_down depends on what was asked with them. `decode: reduced` against
         `full`, as stored: 40 dB up from 2 and 12 megapixels, 32 dB from small, sharp ones.
+    Example: {after: [ingest.datacomp]}
     """
 
     # reduced: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where 1.5 times the final is left

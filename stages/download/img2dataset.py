@@ -93,6 +93,7 @@ class Img2dataset(Download):
         broken one are all undecodable or, decoded halfway, images; http_status is 200 for any
         answer with a body. EXIF orientation is ignored, grey stays grey, and `resize: no` encodes
         again what skip_reencode does not keep.
+    Example: {after: [ingest.datacomp]}
     """
 
     timeout_s: Seconds = location(10.0)  # seconds of one wait for the network

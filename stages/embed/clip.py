@@ -12,7 +12,7 @@ from clipmill.pipeline.stage import (
     Worker,
 )
 from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
-from clipmill.stages.models.image_text import ImageTextModel, load, width_of
+from clipmill.stages.models.image_text import ImageTextModel, load, proof, width_of
 from clipmill.stages.ops.images.pixels import PIXELS, rows_of
 
 
@@ -25,7 +25,7 @@ class ClipEmbedding(Embedding):
 
     Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
     Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
-    Example: {model: reference}
+    Example: {after: [ingest.image_folder], model: reference}
     """
 
     # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, or reference, which needs
@@ -34,6 +34,7 @@ class ClipEmbedding(Embedding):
     # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
     width: OneUp | None = None
 
+    proofs = (("model", proof),)
     reads = (PIXELS, TEXT)
     reasons = ("no_image", "no_text", NO_VECTOR)
 

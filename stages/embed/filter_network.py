@@ -29,7 +29,7 @@ class FilterNetworkEmbedding(RowStage):
 
     Source: Data Filtering Networks (Fang et al. 2023); train.filter_network says where it departs.
     Error: none beyond float32's; features of another model than in training give noise.
-    Example: {model: "checkpoint:filter"}
+    Example: {after: [ingest.image_folder, embed.features], model: "checkpoint:filter"}
     """
 
     model: NonEmpty  # stage:NAME or checkpoint:URI, of train.filter_network

@@ -31,7 +31,7 @@ class ImageEmbedding(Embedding):
     Source: DBP clusters by DINOv2's vectors (Abbas et al. 2024), SSP by those of a self-supervised
     network (Sorscher et al. 2022).
     Error: as the model's: none for `reference`; `features` are not of length 1.
-    Example: {model: features}
+    Example: {after: [ingest.image_folder], model: features}
     """
 
     # features or features:float32 (EfficientNet-Lite0), timm:NAME@FILE (DINO among them), or any

@@ -58,7 +58,7 @@ class EvaluationLeaks(DatasetStage):
     Source: pHash as imagehash computes it, of tasks and rows alike.
     Error: a crop or a mirror image has another pHash; plain pictures are all alike. A text that
     holds more than the caption is not found: dedup.against compares those.
-    Example: {tasks: eval}
+    Example: {after: [ingest.image_folder, export.parquet], tasks: eval}
     """
 
     tasks: NonEmpty  # folder of tasks, each a subfolder

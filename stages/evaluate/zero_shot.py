@@ -26,6 +26,7 @@ from clipmill.stages.ops.tasks.folders import (
     look_at,
     names,
     none_at,
+    proof,
     refuse,
 )
 from clipmill.stages.ops.tasks.listed import Listed, is_scored, listed_tasks, rules
@@ -58,6 +59,7 @@ class ZeroShot(DatasetStage):
 
     version = 4
     determinism = "exact"
+    proofs = (("tasks", proof),)
     takes = ("model",)
     gives = ("data",)
     artifacts = (("results", RESULTS),)

@@ -50,12 +50,14 @@ class HuggingFace(PictureExport):
 
     Source: the Parquet layout of the Hugging Face Hub, as `datasets` writes it.
     Error: `num_bytes` in the card is the size of the files, not of the decoded table.
+    Example: {after: [ingest.webdataset]}
     """
 
     license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
     url: NonEmpty | None = None  # of the page that presents the set
 
     version = 3
+    formats = ("huggingface",)
     always = (UID, IMAGE, CAPTION, TEXTS, SAMPLE_INDEX, REASON)
 
     def __post_init__(self) -> None:

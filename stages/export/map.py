@@ -78,7 +78,8 @@ class Map(DatasetStage):
     Departs: neighbours of other clusters are not sought; in a cluster of more than 16,384 rows on
     the map they are sought among as many that are next to it along `x`.
     Error: cosines to 2^-26; of `rows` up to a thousandth may be missing.
-    Example: {columns: [clip_score]}
+    Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans, score.clip_score],
+      columns: [clip_score]}
     """
 
     rows: Rows = 1_000_000  # at most; a viewer takes a few million
@@ -90,6 +91,7 @@ class Map(DatasetStage):
 
     version = 1
     determinism = "exact"
+    formats = ("map",)
     gives = ("data",)
     reasons = ("not_kept", "no_embedding", "no_cluster", "beyond_rows")
 

@@ -39,6 +39,7 @@ class Parquet(PictureExport):
     the pool, the seed and the settings, never on the workers.
 
     Error: rows mix within a group of source shards, about one file's worth; a loader mixes groups.
+    Example: {after: [ingest.image_folder]}
     """
 
     license: NonEmpty | None = later(None)  # of the set: a URL, or a name of SPDX's
@@ -46,6 +47,7 @@ class Parquet(PictureExport):
     uid_hex: bool = later(True)  # a column of the uid as text: many readers know no bytes
 
     version = 4
+    formats = ("parquet",)
     always = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, SAMPLE_INDEX, REASON)
     where_there = (LOSS_WEIGHT,)
 

@@ -36,7 +36,7 @@ class Pixels(DatasetStage):
     with all of its columns, so that `rows` and `subset` mean what they mean there.
 
     Error: exact for one version of the decoders; every training has the same pixels.
-    Example: {image_size: 48}
+    Example: {after: [ingest.image_folder, export.parquet], image_size: 48}
     """
 
     image_size: OneUp = 48  # pixels a side: that of the scale which trains on it

@@ -41,6 +41,7 @@ class Table(DatasetStage):
     Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null. No image is read.
 
     Error: float32 values are written with the fewest digits that give them back.
+    Example: {after: [ingest.webdataset]}
     """
 
     format: Literal["csv", "jsonl"] = "csv"  # of the file: comma-separated, or JSON Lines
@@ -49,6 +50,7 @@ class Table(DatasetStage):
 
     version = 1
     determinism = "exact"
+    formats = ("csv", "jsonl")
     gives = ("data",)
     reasons = ("not_kept", "other_rows")
 

@@ -41,12 +41,14 @@ class UidList(DatasetStage):
     whose image is missing where images were fetched. No image is read.
 
     Source: DataComp's subset file and resharder, for which a list is a multiset.
+    Example: {after: [ingest.image_folder]}
     """
 
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
 
     version = 1
     determinism = "exact"
+    formats = ("uid_list",)
     gives = ("data",)
     reasons = REASONS
 

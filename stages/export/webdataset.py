@@ -55,12 +55,14 @@ class WebDataset(PictureExport):
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
     Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0). A key a text
     is what open_clip's `--json-text-key "caption;caption_1"` reads, which skips lists.
+    Example: {after: [ingest.webdataset]}
     """
 
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
     columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
 
     version = 4
+    formats = ("webdataset",)
     always = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
 
     def written(self, inputs: Inputs) -> dict[str, Any]:

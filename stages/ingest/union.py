@@ -39,6 +39,7 @@ class Union(DatasetStage):
     position) is a row's identity; dedup.exact finds them.
 
     Error: none. A parent's reason for a row that it could not read stays with the parent.
+    Example: {after: [ingest.datacomp, ingest.image_folder]}
     """
 
     version = 1

@@ -17,15 +17,17 @@ The file of a scheme has two functions; each gets the NAME after the colon:
 `width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.stage import Environment, Finding, Worker
 from clipmill.stages.ops.outside import need_file, need_folder
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
@@ -77,6 +79,17 @@ def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
 
     adapter, name = _adapter(model)
     return WatchedModel(adapter.load(name, device, threads), model)
+
+
+def proof(
+    model: str, worker: Worker, lacking: Callable[[Sequence[Environment]], list[str]]
+) -> list[Finding]:
+    """Whether a model loads, and embeds a picture and a text as it should."""
+    loaded: Any = load(model)
+    loaded.embed_images.prove()
+    if not model.startswith("timm:"):  # of images alone
+        loaded.embed_texts.prove()
+    return [Finding(model, "good", f"loads; embeddings are {loaded.width} wide")]
 
 
 def look_for(model: str) -> None:

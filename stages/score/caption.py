@@ -103,6 +103,7 @@ class CaptionScores(RowStage):
     Error: wordings and marks that the patterns do not know pass; a caption that speaks of a model
     or of markup may not. A number that an image shows is invented where only the texts are known.
     A cut that leaves a frequent word (`hill` of `hillside`) passes; only English is looked up.
+    Example: {after: [ingest.datacomp, caption.rewrite]}
     """
 
     # lists, in order: `captions` or `stage.captions`; none: the pool's own caption alone

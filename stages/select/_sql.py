@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
 import sqlglot
+from numpy.typing import NDArray
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
 from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
@@ -70,6 +72,11 @@ class Conjunct:
     text: str
     columns: tuple[str, ...]  # `name`, or `stage.name`
     tree: Tree
+
+    def broken(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """(N,) whether it is false of each row; it is not where it has no answer."""
+        is_true = truth(self, as_frame(rows)).fill_null(True)
+        return np.asarray(is_true.not_().to_numpy())
 
 
 @cache

@@ -72,7 +72,7 @@ class Balance(DatasetStage):
     2025). Departs: draws are hashes; the published code draws in the order of its index.
     Error: rows of one uid with the same concepts share their draws, so they stay or go together;
     `rows` may then fall short by such a set.
-    Example: {concepts: concepts.parquet, t: 20000}
+    Example: {after: [ingest.image_folder, annotate.concepts], concepts: concepts.parquet, t: 20000}
     """
 
     concepts: NonEmpty  # the list that `concept_ids` number

@@ -77,7 +77,8 @@ class BalancedTree(SizedSelect):
     the points whose numbers hash lowest; no resampling of a node's nearest points.
     Error: what is kept is the rule's, so not the number asked: of C branches each node is off by
     C / 2 rows at most, one way or the other.
-    Example: {centroids: "stage:kmeans", levels: [50, 10], rows: 5000}
+    Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans],
+      centroids: "stage:kmeans", levels: [50, 10], rows: 5000}
     """
 
     # the clusters: stage:NAME of a cluster.kmeans, or a Parquet with a column `centroid`

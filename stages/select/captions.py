@@ -85,7 +85,7 @@ class SelectCaptions(DatasetStage):
     short-synthetic and metaclip-1.2 draw once a row, not at each step.
     Error: none; a float32 score at its cut stays, the next smaller goes. Which made text is best
     goes by text_clip_score; without one it is the first.
-    Example: {}
+    Example: {after: [ingest.datacomp, caption.rewrite, score.caption]}
     """
 
     # lists to choose from beside the pool's caption, as `stage.captions`; without, the `texts` of

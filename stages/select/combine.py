@@ -50,7 +50,7 @@ class Combine(DatasetStage):
     Source: none needed; weighted unions are DataComp's subset files (Gadre et al. 2023), which are
     multisets.
     Error: none.
-    Example: {repeats: {sample: 2}}
+    Example: {after: [ingest.image_folder, select.sample], repeats: {sample: 2}}
     """
 
     # which of them keep a row: best AND NOT blurry; (a OR b) AND c

@@ -88,7 +88,8 @@ class Density(SizedSelect):
     Only clusters with rows count. Quotas are exact, where the code's solver stops near them.
     Error: distances in fixed point, 2^-31, shares 2^-45; the rows kept of a cluster differ from its
     real quota by 1/2 at `density_rank <= N`, mostly by less than 1 at `rows`: docs/clusters.md.
-    Example: {centroids: "stage:kmeans", fraction: 0.3}
+    Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans],
+      centroids: "stage:kmeans", fraction: 0.3}
     """
 
     centroids: NonEmpty  # of the clusters: "stage:NAME", or a Parquet of them

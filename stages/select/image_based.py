@@ -68,7 +68,8 @@ class ImageBased(DatasetStage):
     vectors (`metric: euclidean` of cluster.kmeans) and are compared as they are, unnormalised.
     Error: products are compared in float64, equal ones go to the smaller centroid; the published
     code compares in float32.
-    Example: {targets: eval, centroids: centroids.parquet, model: reference}
+    Example: {after: [ingest.image_folder, embed.clip],
+      targets: eval, centroids: centroids.parquet, model: reference}
     """
 
     targets: NonEmpty  # a folder of tasks, a Parquet of embeddings, or stage:NAME of an export

@@ -60,7 +60,7 @@ class Prototypes(SizedSelect):
     Source: self-supervised prototypes (Sorscher et al. 2022): keep what is hard where data are
     plentiful, what is easy where they are scarce; the balance is that of their class balance.
     Error: none; cosines are compared as stored, in float32.
-    Example: {fraction: 0.3}
+    Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans], fraction: 0.3}
     """
 
     # which rows come first: those far from their centroid (hard), or near it

@@ -59,7 +59,7 @@ class Sample(DatasetStage):
     Source: `per: cluster_id, at_most: 35` is RealSyn's balance (Gu et al. 2025).
     Departs: largest-remainder rounding gives counts as near, and samples that do not nest.
     Error: none; `fraction` alone has the binomial's spread. Rows of one uid share their coin.
-    Example: {rows: 100000}
+    Example: {after: [ingest.image_folder], rows: 100000}
     """
 
     fraction: Share | None = None  # which share of the rows to keep

@@ -50,7 +50,7 @@ class UidList(DatasetStage):
 
     Source: DataComp's subset file and its resharder, for which a list is a multiset.
     Error: none. Rows that share a uid stay or go together.
-    Example: {path: kept.npy}
+    Example: {after: [ingest.image_folder], path: kept.npy}
     """
 
     path: NonEmpty  # of the list: .npy of `u8,u8`, or a text of one uid a line

@@ -31,11 +31,12 @@ class Where(DatasetStage):
 
     Source: the cuts by fraction are DataComp's (Gadre et al. 2023), which keeps one row more.
     Error: none; comparisons with a float32 column are in float32, and the cut is exact.
-    Example: {where: clip_score >= 0.28}
+    Example: {after: [ingest.image_folder, embed.clip, score.clip_score], where: clip_score >= 0.28}
     """
 
     version = 1
     determinism = "exact"
+    asked_in = "where"
     at_once = 8
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)

@@ -49,6 +49,7 @@ class ClipTraining(DatasetStage):
     Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) for the scales but nano:
     a 0.7 M-weight residual image tower and a bag of hashed words and 4-grams (docs/training.md).
     Error: exact for one kind of processor and one version of torch; not on a GPU, nor compiled.
+    Example: {after: [ingest.image_folder, export.parquet]}
     """
 
     # which constants: nano for minutes on a processor, the others DataComp's

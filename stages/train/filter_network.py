@@ -36,6 +36,7 @@ class TrainedFilterNetwork(DatasetStage):
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed
     words for its CLIP, by canonical correlation, and from the noisy pool too.
     Error: other processors round other sums.
+    Example: {after: [ingest.image_folder, embed.features]}
     """
 
     width: OneUp = 256  # numbers of an embedding

@@ -19,6 +19,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.own_code import VARIABLE
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.run_folder.live import Watcher
 from clipmill.pipeline.run_folder.state import RunState
 
 ALONE = """
@@ -35,19 +36,7 @@ OWN_STAGES = Path(__file__).parent / "own_stages"
 os.environ[VARIABLE] = str(OWN_STAGES / "stages")  # workers inherit it
 
 
-class Silent:
-    """A watcher that shows nothing."""
-
-    def begin(self, look): ...
-    def stage(self, name, total, done): ...
-    def shard(self, name, record, total): ...
-    def unit(self, name, call, done, total): ...
-    def failed(self, name, failure): ...
-    def stopped(self, name, error): ...
-    def finished(self, name, state): ...
-
-
-class Storing(Silent):
+class Storing(Watcher):
     """Sees how much the journals in a folder hold at most, at the end of a call."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,11 +53,11 @@ def plan_of(stages: Mapping[str, dict[str, Any]]) -> Plan:
     return make_plan(Recipe(name="toy", path="toy.yaml", seed=0, stages=dict(stages)))
 
 
-def run_toy(plan: Plan, folder: Path, workers: int, watcher: Silent | None = None) -> RunState:
+def run_toy(plan: Plan, folder: Path, workers: int, watcher: Watcher | None = None) -> RunState:
     """The finished run."""
     executor = LocalExecutor(workers)
     try:
-        outcome = run_plan(plan, Storage(str(folder)), executor, watcher or Silent())
+        outcome = run_plan(plan, Storage(str(folder)), executor, watcher or Watcher())
     finally:
         executor.close()
     assert outcome.complete, outcome.stopped

@@ -15,12 +15,12 @@ from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.run import Outcome, run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.status import status
 from clipmill.pipeline.own_code import VARIABLE
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.claim import refuse_foreign
+from clipmill.pipeline.run_folder.live import status
 from tests.chaos.flaky import Trouble
 from tests.engine_stages.harness import STAGES, meaning, toy_stages
 

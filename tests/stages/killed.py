@@ -4,13 +4,14 @@ from typing import Any
 
 from clipmill.metadata.passes import read_stage
 from clipmill.pipeline.engine.run import Outcome
+from clipmill.pipeline.run_folder import live
 
 
 class KilledError(BaseException):
     """The end of a process, as far as one in this process can be."""
 
 
-class Watcher:
+class Watcher(live.Watcher):
     """Notes the call of each unit that is done."""
 
     def __init__(self) -> None:
@@ -25,12 +26,6 @@ class Watcher:
 
     def begin(self, look):
         self.known.clear()
-
-    def stage(self, name, total, done): ...
-    def shard(self, name, record, total): ...
-    def failed(self, name, failure): ...
-    def stopped(self, name, error): ...
-    def finished(self, name, state): ...
 
 
 def rows_of(outcome: Outcome, stage: str, names: list[str]) -> list[dict[str, Any]]:

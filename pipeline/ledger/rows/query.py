@@ -16,7 +16,7 @@ from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
 from clipmill.pipeline.planning.plan import check_threshold
 from clipmill.pipeline.planning.planned import Binding
-from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import BEFORE
 
@@ -138,16 +138,16 @@ def _type(state: RunState, stage: str, column: str) -> pa.DataType:
 
 
 def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, tuple[str, str]]]:
-    """A `select.where` with this condition, and where it finds its columns."""
+    """A stage that asks this condition, and where it finds its columns."""
     if len(where) > LONGEST:
         raise RecipeError(
             f"a condition of {len(where):,} characters, and {LONGEST:,} are the most",
             "the condition",
             "name the uids in a file, which `select.uid_list` reads in a recipe",
         )
-    select_where: Any = stage_class("select.where", "where")
+    asks_rows = stage_class(declaring("asked_in")[0], "the condition")
     try:
-        condition = select_where(where=where)
+        condition: Any = asks_rows(**{asks_rows.asked_in: where})
         asks = {name: column_at(state.plan, stage, name) for name in condition.reads}
         condition.check({name: _type(state, *source) for name, source in asks.items()})
     except StageError as error:

@@ -1,25 +1,23 @@
 """The rules by which a select stage and those before it decide, each asked of every row."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.stored import selects_up_to
 from clipmill.pipeline.ledger.selection.scores import ScoreColumn, ScoreCut
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
-from clipmill.pipeline.planning.settings import stage_class
 from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Conditions
+from clipmill.pipeline.verdicts import Condition as Asked
 
 # Shapes: N rows of a shard.
 
 MOST_RULES = 64  # whose rows are counted together
-WHERE = "select.where"
 
 
 class Rule(Protocol):
@@ -38,16 +36,16 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition of a `select.where`, and what is asked: whether it is false."""
+    """A condition that a stage asks of a row by itself."""
 
     stage: str
     text: str
-    negated: Any
+    asked: Asked
     reads: Mapping[str, Binding]
 
     def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
         asked = pa.table({name: table[_named(where)] for name, where in self.reads.items()})
-        return np.asarray(self.negated.meeting(asked))
+        return self.asked.broken(asked)
 
 
 @dataclass(frozen=True)
@@ -64,35 +62,31 @@ class Cut:
 
 
 def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Condition | Cut]:
-    """The first `MOST_RULES`, in the order in which they decide: conditions of `select.where`, and
-    thresholds of any. Conditions on lists, vectors and bytes are left out, which are long to read,
-    and those too deep to be negated.
+    """The first `MOST_RULES`, in the order in which they decide: conditions of stages that say
+    theirs, and thresholds of any. Conditions on lists, vectors and bytes are left out, which are
+    long to read.
     """
     found: list[Condition | Cut] = []
     for planned in reversed(list(selects_up_to(state, end))):
-        is_where = planned.uses == WHERE
-        if is_where:
-            found += _conditions(state, planned)
+        if has_conditions := isinstance(planned.stage, Conditions):
+            found += _conditions(state, planned, planned.stage.conjuncts)
         found += [
             Cut(planned.name, cut.text, cut, place)
             for place, column in enumerate(columns)
             for cut in column.cuts
-            if cut.stage == planned.name and (cut.is_size or not is_where)
+            if cut.stage == planned.name and (cut.is_size or not has_conditions)
         ]
     return found[:MOST_RULES]
 
 
-def _conditions(state: RunState, planned: PlannedStage) -> list[Condition | Cut]:
-    stage: Any = planned.stage
-    asked: Any = stage_class(WHERE, planned.where)
+def _conditions(
+    state: RunState, planned: PlannedStage, conjuncts: Sequence[Asked]
+) -> list[Condition | Cut]:
     found: list[Condition | Cut] = []
-    for conjunct in stage.conjuncts:
+    for conjunct in conjuncts:
         reads = {name: planned.bindings[0][name] for name in conjunct.columns}
-        if not reads or any(is_long(state.plan.schema(*where)) for where in reads.values()):
-            continue
-        with suppress(RecipeError):  # it may be as deep as one can be, and a NOT is deeper
-            negated = asked(where=f"NOT ({conjunct.text})")
-            found.append(Condition(planned.name, conjunct.text, negated, reads))
+        if reads and not any(is_long(state.plan.schema(*where)) for where in reads.values()):
+            found.append(Condition(planned.name, conjunct.text, conjunct, reads))
     return found
 
 

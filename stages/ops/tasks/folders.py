@@ -10,7 +10,7 @@ associations (WinoGAViL) is Parquet: `cue`, `candidates`, `candidate_images`, `a
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from string import Formatter
 
@@ -20,6 +20,8 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.pipeline.stage import Finding as Proved
 from clipmill.stages.ops.tasks._samples import (
     BROKEN,
     CLASSNAMES,
@@ -35,7 +37,7 @@ from clipmill.stages.ops.tasks._samples import (
     samples,
     text_of,
 )
-from clipmill.stages.ops.tasks.listed import Listed, listed, missing
+from clipmill.stages.ops.tasks.listed import listed, missing
 
 __all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
 
@@ -125,13 +127,6 @@ def refuse(findings: list[Finding], stage: str | None, folder: Storage, key: str
         )
 
 
-def lacking(uri: str) -> list[Listed]:
-    """Those of DataComp's 38 tasks that a folder has not, from the names of its subfolders."""
-    folder = Storage(uri)
-    there = [describe(folder, name)[0].listed for name in names(folder)]
-    return missing(known.name for known in there if known)
-
-
 def check(uri: str) -> list[Finding]:
     """All that is wrong with a folder of tasks; every picture is decoded."""
     folder = Storage(uri)
@@ -168,6 +163,29 @@ def check(uri: str) -> list[Finding]:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"
             findings.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
     return findings
+
+
+def proof(
+    folder: str, worker: Worker, lacking: Callable[[Sequence[Environment]], list[str]]
+) -> list[Proved]:
+    """Everything wrong with a folder of tasks, and which of DataComp's it lacks."""
+    findings = [
+        Proved(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
+        for wrong in check(folder)
+    ]
+    if not findings:
+        found = f"every task in {folder} can be scored"
+        findings = [Proved("tasks", "good", found)]
+    at = Storage(folder)
+    known = [describe(at, name)[0].listed for name in names(at)]
+    missed = missing(one.name for one in known if one)
+    if not missed:
+        found = "all 38 tasks of its average are here"
+        return [*findings, Proved("datacomp", "good", found)]
+    found = f"{len(missed)} of the 38 tasks of its average are not here"
+    do = "an average of all 38 needs each; without them averages are named partial"
+    findings.append(Proved("datacomp", "note", found, do))
+    return findings + [Proved(one.name, "note", "not here", one.bring) for one in missed]
 
 
 def _kind(

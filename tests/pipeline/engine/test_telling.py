@@ -10,16 +10,14 @@ import pytest
 from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine import telling as telling_module
-from clipmill.pipeline.engine import told
-from clipmill.pipeline.engine.telling import Telling
-from clipmill.pipeline.engine.told import Told
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors import telling as told
 from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.executors.telling import Told
 from clipmill.pipeline.progress import Lines
-from clipmill.pipeline.run_folder import lock
-from clipmill.pipeline.run_folder.live import read_live
+from clipmill.pipeline.run_folder import live, lock
+from clipmill.pipeline.run_folder.live import Telling, read_live
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.stage import Environment
 
@@ -135,7 +133,7 @@ def test_what_was_looked_at_stays_as_it_is(telling):
 
 
 def test_a_worker_that_is_stopped_stands_in_what_is_stored(telling, monkeypatch):
-    monkeypatch.setattr(telling_module, "STORE_S", 0.01)
+    monkeypatch.setattr(live, "STORE_S", 0.01)
     executor = LocalExecutor(0)
     monkeypatch.setattr(executor, "halted", lambda: [12])
     limit = time.monotonic() + 20

@@ -24,10 +24,9 @@ from clipmill.pipeline.ledger.selection import funnel as of_funnel
 from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.work import work
-from clipmill.pipeline.run_folder.live import live_run
+from clipmill.pipeline.run_folder.live import as_json, live_run
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.verbs.funnel import text
-from clipmill.pipeline.verbs.status import as_json
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -85,7 +84,7 @@ def test_a_cause_names_one_of_its_rows(found):
 
 
 def test_the_page_says_the_same(found):
-    page = text(found)
+    page = text(found, {"pool"})
     assert "        20 100.0%  rows in the pool\n        -3  15.0%  one: unlucky  (17 left" in page
     assert "         4  20.0%  kept by 'last'" in page
     assert re.search(r"uids: 3 files, 1\.\d kB in ", page)
@@ -93,7 +92,7 @@ def test_the_page_says_the_same(found):
 
 
 def test_the_page_has_plain_words_and_the_shares_of_each_stage(found):
-    lines = [re.sub(" +", " ", line).strip() for line in text(found).splitlines()]
+    lines = [re.sub(" +", " ", line).strip() for line in text(found, {"pool"}).splitlines()]
     start = lines.index("last select.where 20 rows 4 fine")
     assert lines[start + 1 : start + 5] == [
         "dropped 9 45.0% dropped by an earlier select",
@@ -113,7 +112,7 @@ def test_rows_that_a_later_stage_failed_are_not_kept_whatever_stage_is_last(numb
         "unlucky",
         4,
     )
-    page = text(found)
+    page = text(found, {"pool"})
     assert "-4  20.0%  late: unlucky  (7 left; why " in page
     assert "         7  35.0%  left of what 'first' keeps" in page
 
@@ -127,7 +126,7 @@ def test_rows_that_a_select_dropped_have_not_failed_at_the_stages_after_it(engin
     )
     answer = funnel(ran.outcome.state)
     assert counts(answer, "same") == (20, {}, {}, {BEFORE: 11}, 0)
-    line = next(line for line in text(answer).splitlines() if "earlier select" in line)
+    line = next(line for line in text(answer, {"pool"}).splitlines() if "earlier select" in line)
     assert " ".join(line.split()) == "dropped 11 35.5% dropped by an earlier select"
     assert live_run(ran.outcome.state, "complete").stages["same"].kinds == {"dropped before": 11}
 
@@ -141,7 +140,7 @@ def test_an_unfinished_run_says_so_at_the_top(numbered_copy):
         ("last", 0, 3),
         ("uids", 0, None),
     ]
-    assert text(found).splitlines()[1] == (
+    assert text(found, {"pool"}).splitlines()[1] == (
         "not complete: late has 2 of 3 shards; 2 stages are not done; what follows is of the others"
     )
 
@@ -323,7 +322,7 @@ def test_status_and_the_reports_table_of_work_open_no_data_file(numbered_copy, m
         file.unlink()  # the copy's link
         file.write_bytes(bytes(size))  # as large as recorded, and unreadable
     names = opened(monkeypatch)
-    said = as_json(RunState(state.plan, state.run))["stages"]
+    said = as_json(live_run(RunState(state.plan, state.run), "complete"), 0.0)["stages"]
     assert {stage["name"]: stage["rows"] for stage in said if stage["rows"]} == dict.fromkeys(
         ("pool", "one", "two", "first", "late", "last"), len(numbered.ROWS)
     )

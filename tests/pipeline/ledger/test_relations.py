@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.ledger.selection import relations as relations_
 from clipmill.pipeline.ledger.selection.funnel import funnel
@@ -24,7 +23,7 @@ from clipmill.pipeline.ledger.selection.scores import ScoreColumn
 from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
-from clipmill.stages.select._sql import DEEPEST
+from clipmill.stages.select._sql import as_frame, conjuncts, truth
 from tests.drawn import ROWS
 
 
@@ -200,16 +199,15 @@ def planned_rules(state, where: str) -> list[str]:
     return [rule.text for rule in rules(SimpleNamespace(plan=plan), "few", [])]
 
 
-def test_conditions_that_cannot_be_negated_or_are_long_to_read_are_left_out(state):
+def test_conditions_that_are_long_to_read_are_left_out(state):
     said = "caption_words >= 2 AND text <> 'a'"
     assert planned_rules(state, said) == ["caption_words >= 2", "text <> 'a'"]
     assert planned_rules(state, f"{said} AND image IS NOT NULL") == planned_rules(state, said)
-    deepest = DEEPEST // 2 - 1  # of brackets, each with its minus, inside one comparison
-    assert planned_rules(state, nested(deepest - 1)) == [nested(deepest - 1)]
-    assert planned_rules(state, nested(deepest)) == []
-    with pytest.raises(RecipeError, match=f"nested more than {DEEPEST} deep"):
-        planned_rules(state, nested(deepest + 1))
 
 
-def nested(depth: int) -> str:
-    return "caption_chars > " + "(1 - " * depth + "1" + ")" * depth
+def test_a_condition_is_broken_where_its_opposite_holds():
+    rows = pa.table({"a": [1.0, 3.0, float("nan"), None], "b": ["x", "y", None, "x"]})
+    for text in ("a > 2", "NOT (a > 2 OR b = 'x')", "a IS NULL", "sqrt(a - 2) > 0 OR b = 'y'"):
+        (condition,), (opposite,) = conjuncts(text), conjuncts(f"NOT ({text})")
+        holds = truth(opposite, as_frame(rows)).fill_null(False)
+        assert condition.broken(rows).tolist() == holds.to_list(), text

@@ -1,5 +1,6 @@
 """Plans: which column is meant, what a fingerprint depends on, which stages there are."""
 
+import os
 import sys
 
 import pytest
@@ -355,6 +356,39 @@ def test_a_stage_file_that_cannot_be_used_says_why(name, tmp_path, monkeypatch):
     sys.modules.pop(f"clipmill_own.bad.{name}", None)
     assert said in str(error.value)
     assert "it.yaml:3" in str(error.value)
+
+
+FEW = """
+from dataclasses import dataclass
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.pipeline.stage import DatasetStage
+
+@dataclass(frozen=True, kw_only=True)
+class Few(DatasetStage):
+    version, determinism, writes = 1, "exact", (KEEP,)
+    def run(self, inputs, ctx): ...
+"""
+
+
+def test_a_select_that_would_keep_what_an_earlier_one_dropped_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "select").mkdir()
+    (tmp_path / "select" / "few.py").write_text(FEW)
+    seeing = FEW.replace("(KEEP,)", "(KEEP,)\n    optional_reads = (KEEP,)")
+    (tmp_path / "select" / "seeing.py").write_text(seeing)
+    by_row = FEW.replace("Dataset", "Row").replace("run(self, inputs, ctx)", "open(self, worker)")
+    (tmp_path / "select" / "by_row.py").write_text(by_row)
+    monkeypatch.setenv(VARIABLE, f"{os.environ[VARIABLE]}{os.pathsep}{tmp_path}")
+    line = "it: {{uses: select.few, from: {}}}\n".format
+    with pytest.raises(RecipeError) as raised:
+        plan_of(line("keep"))
+    said = str(raised.value)
+    assert "'it' reads no `keep`, so rows that 'keep' dropped would be kept again" in said
+    assert "stage 'it', key 'uses'" in said
+    assert "write `optional_reads = (KEEP,)` into its class" in said
+    assert plan_of(line("two")).stages["it"].bindings == ({},)  # no select before it
+    assert plan_of(line("keep, only: keep").replace("few", "by_row"))  # given those that are kept
+    seen = plan_of(line("keep").replace("few", "seeing"))
+    assert seen.stages["it"].bindings == ({"keep": ("keep", "keep")},)
 
 
 def test_a_card_is_told_the_stages_before_with_the_settings_of_the_recipe():

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.planning.described import described
+from clipmill.pipeline.planning.described import described, recipe_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
-from clipmill.pipeline.planning.settings import NO_STAGES, known_uses
-from clipmill.pipeline.planning.snippet import snippet
+from clipmill.pipeline.planning.settings import NO_STAGES, known_uses, stage_class
 from clipmill.pipeline.verbs._stage_pages import pages
 
 ROOT = Path(__file__).parents[3]
@@ -49,6 +48,7 @@ def test_every_setting_and_column_of_every_stage_has_a_meaning():
     for said in map(described, OURS):
         assert said.title, said.uses
         assert said.gives, said.uses
+        assert "Example: {" in stage_class(said.uses, "").__doc__, said.uses
         silent = [setting.name for setting in said.settings if not setting.meaning]
         assert not silent, f"{said.uses}: these want a comment beside them"
         assert all(column["doc"] for column in said.writes), said.uses
@@ -57,10 +57,18 @@ def test_every_setting_and_column_of_every_stage_has_a_meaning():
 @pytest.mark.slow("a plan a stage")
 def test_the_example_of_every_stage_plans(tmp_path):
     for uses in OURS:
-        (tmp_path / "it.yaml").write_text(snippet(uses))
+        (tmp_path / "it.yaml").write_text(recipe_of(uses))
         plan = make_plan(load_recipe(str(tmp_path / "it.yaml")))
         assert uses in {stage.uses for stage in plan.stages.values()}
     assert len(OURS) > 50
+
+
+def test_a_users_own_stage_changes_the_example_of_no_other(tmp_path, clipmill):
+    ours = clipmill("stages", "select.combine").out
+    (tmp_path / "stages/select").mkdir(parents=True)
+    own = (ROOT / "clipmill/stages/select/sample.py").read_text()
+    (tmp_path / "stages/select/per_host.py").write_text(own)
+    assert clipmill("stages", "select.combine", "--stages", str(tmp_path / "stages")).out == ours
 
 
 def test_the_list_has_a_line_for_each_by_kind(clipmill, monkeypatch):

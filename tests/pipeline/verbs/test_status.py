@@ -278,7 +278,7 @@ def test_a_short_terminal_shows_the_working_stages_and_the_end(engine, gate):
             gate.unlink(missing_ok=True)
     os.close(ours)
     assert process.wait(SOON_S) == 0
-    frames = shown.decode().replace("\x1b[2K", "").split("\x1b[1A")
+    frames = re.sub(r"\x1b\[(2K|[\d;]*m)", "", shown.decode()).split("\x1b[1A")
     assert any("> held" in frame for frame in frames)
     assert "..." not in shown.decode()
     assert re.search(r"\(\d more stages? not shown\)", shown.decode())
