@@ -50,7 +50,6 @@ from clipmill.pipeline.verbs import (
     status,
     submit,
     sweep,
-    variants,
     verify,
     why,
 )
@@ -66,7 +65,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, show, sweep, explore, variants, diff, report, evaluate),
+    *(funnel, why, show, sweep, explore, diff, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

@@ -85,7 +85,7 @@ def variant(run: Storage, number: int) -> Variant:
         raise RecipeError(
             f"no variant {number}: this folder has seen {len(there)}",
             str(run),
-            "clipmill variants --run … lists them",
+            "clipmill diff --run … lists them",
         )
     return there[number - 1]
 

@@ -95,7 +95,7 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
         "--variant",
         type=int,
         metavar="N",
-        help="an earlier recipe of the folder, by its number in `clipmill variants`",
+        help="an earlier recipe of the folder, by its number in `clipmill diff`",
     )
 
 

@@ -1,4 +1,5 @@
-"""`clipmill diff`: what one selection of a pool gained and lost against another, by cause."""
+"""`clipmill diff`: what one selection of a pool gained and lost against another, by cause; without
+two to compare, the variants of a run folder: recipes that ran there, and what each keeps."""
 
 import argparse
 import json
@@ -6,20 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.terminal import aligned, one_line
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.terminal import aligned, cut, one_line
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.diff import Diff, Fate, Selection
+    from clipmill.pipeline.ledger.selection.variants import RunVariants, Tried
+    from clipmill.pipeline.run_folder.variants import Changes
 
-HELP = "rows that another variant, stage or run gained and lost, by cause"
+HELP = "variants of a run; rows that one, a stage or a run gained and lost, by cause"
 EXAMPLES = """\
-clipmill diff 1 2 --run run              # two variants of `clipmill variants`
+clipmill diff --run run                  # the variants of a run folder, by number
+clipmill diff 1 2 --run run              # two of its variants
 clipmill diff good unique --run run      # two stages
 clipmill diff run@1:good other:good      # two runs of one pool
 clipmill diff 1 2 --run run --html diff.html
 """
+MOST = 240  # characters of a setting's value
 CAUSES, GROUPS = 12, 6  # of each kind that are printed
 
 
@@ -27,11 +33,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     parser.add_argument(
         "before",
+        nargs="?",
         metavar="A",
         help="RUN, RUN@2, RUN:STAGE or RUN@2:STAGE; with --run: 2, STAGE or 2:STAGE",
     )
-    parser.add_argument("after", metavar="B", help="as A: what is compared with it")
-    parser.add_argument("--run", metavar="URI", help="the run folder of both: a path or s3://…")
+    parser.add_argument("after", nargs="?", metavar="B", help="as A: what is compared with it")
+    parser.add_argument(
+        "--run",
+        metavar="URI",
+        help="the run folder of both, or whose variants are listed: a path or s3://…",
+    )
     add_stages(parser)
     add_json(parser)
     parser.add_argument(
@@ -40,8 +51,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the moves; with `--html` writes a page of them."""
+    """Prints the variants, or the moves; with `--html` writes a page of those."""
     from clipmill.pipeline.ledger.answer import as_json
+
+    if options.before is None and options.run:
+        from clipmill.pipeline.ledger.selection.variants import tried
+
+        there = tried(options.run)
+        print(json.dumps(as_json(there), indent=1) if options.json else variants_text(there))
+        return DONE
+    if options.after is None:
+        raise RecipeError(
+            "nothing to compare with", "the arguments", "give A and B, or --run to list variants"
+        )
     from clipmill.pipeline.ledger.selection.diff import diff
     from clipmill.pipeline.ledger.selection.sides import side_of
 
@@ -57,8 +79,6 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Diff") -> str:
     """Both sides, what differs between them, the counts, the moves by cause, and the groups."""
-    from clipmill.pipeline.verbs.variants import change_lines
-
     before, after = answer.before, answer.after
     lines = [f"A  {_side(before)}", f"B  {_side(after)}"]
     lines += [f"   {line}" for line in change_lines(answer.changes)]
@@ -142,3 +162,75 @@ def _table(name: str, heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> 
 def _name(text: str) -> str:
     name = one_line(text)
     return name if len(name) <= 31 else f"{name[:30]}…"
+
+
+# The variants of a folder
+
+
+def variants_text(answer: "RunVariants") -> str:
+    """A line a variant, what it changed below, and how one is looked at."""
+    count = len(answer.variants)
+    lines = [f"{answer.run}: {count} variant{'' if count == 1 else 's'}; * ran last"]
+    if answer.working:
+        lines.append(f"{answer.working} works there: counts are of what is stored by now")
+    lines += [f"recipes/{name} cannot be read" for name in answer.unreadable]
+    heads = aligned(
+        [
+            (
+                f"{'*' if one.is_last else ' '}{one.number:>3}",
+                *(one_line(one.recipe), one.last_ran, _kept(one)),
+            )
+            for one in answer.variants
+        ]
+    )
+    for one, head in zip(answer.variants, heads, strict=True):
+        lines += ["", head, *(f"        {line}" for line in _below(one))]
+    return "\n".join(lines)
+
+
+def _kept(one: "Tried") -> str:
+    """`320 of 600 rows kept by 'unique'`, of each end; what is done where nothing ends yet."""
+    if one.refused:
+        return f"makes no plan today: {one_line(one.refused)}"
+    kept = "; ".join(f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in one.ends)
+    if not one.left:
+        return kept or "all done; no select stage"
+    done = f"{one.stages - len(one.left)} of {one.stages} stages done"
+    return f"{kept}; {done}" if kept else done
+
+
+def _below(one: "Tried") -> Iterator[str]:
+    """What differs from the variant before, and what is not done."""
+    yield from change_lines(one.changes)
+    by: dict[str, list[str]] = {}
+    for stage, how in one.left.items():
+        by.setdefault(how, []).append(stage)
+    if by:
+        said = "; ".join(f"{', '.join(stages)}: {how}" for how, stages in by.items())
+        yield f"not done: {said}"
+
+
+def change_lines(changes: "Changes") -> Iterator[str]:
+    """A line a setting that differs, and a line each for stages that one of two has alone."""
+    from clipmill.pipeline.run_folder.words import apart
+
+    for change in changes.settings:
+        both = change.before, change.after
+        parts = apart(*both) if all(isinstance(value, str) for value in both) else None
+        if parts:
+            yield from (f"{change.key} without {_value(parts[0])}",) if parts[0] else ()
+            yield from (f"{change.key} with {_value(parts[1])}",) if parts[1] else ()
+        else:
+            yield f"{change.key}: {_value(change.before)} -> {_value(change.after)}"
+    if changes.added:
+        yield f"added: {', '.join(changes.added)}"
+    if changes.removed:
+        yield f"removed: {', '.join(changes.removed)}"
+
+
+def _value(value: Any) -> str:
+    """A setting as one writes it, in few characters."""
+    if value is None:
+        return "(not set)"
+    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return cut(" ".join(said.split()), MOST) or '""'

@@ -99,7 +99,7 @@ def side_of(text: str, run: str | None) -> Side:
     form = "write RUN, RUN@2, RUN:STAGE or RUN@2:STAGE"
     said = OF_ANY_RUN.fullmatch(text)
     if run is not None:
-        form = "with --run write 2, STAGE or 2:STAGE: `clipmill variants --run …` has the numbers"
+        form = "with --run write 2, STAGE or 2:STAGE: `clipmill diff --run …` has the numbers"
         said = OF_ONE_RUN.fullmatch(text)
     if said is None or not text:
         raise RecipeError(f"'{without_keys(text)}' as a side", "the arguments", form)
@@ -129,7 +129,7 @@ def _variant(run: Storage, number: str | None) -> Variant:
     raise RecipeError(
         f"no variant {number}: this folder has seen {len(there)}",
         str(run),
-        "clipmill variants --run … lists them",
+        "clipmill diff --run … lists them",
     )
 
 

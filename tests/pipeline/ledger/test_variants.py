@@ -15,7 +15,7 @@ from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.selection.sides import side_of
 from clipmill.pipeline.ledger.selection.variants import kept_by_ends, tried
 from clipmill.pipeline.run_folder.state import RunState, latest
-from clipmill.pipeline.verbs.variants import text
+from clipmill.pipeline.verbs.diff import variants_text as text
 from tests import numbered
 from tests.artefacts import linked
 from tests.pipeline.ledger.test_funnel import opened
@@ -142,11 +142,20 @@ def test_the_verbs_look_through_a_variant(folder, clipmill, tmp_path):
     assert (said.code, "no variant 3: this folder has seen 2" in said.err) == (2, True)
 
 
+@pytest.mark.parametrize("sides", [(), ("1",)])
+def test_one_side_is_nothing_to_compare(sides, folder, clipmill):
+    run = ("--run", folder / "run") if sides else ()
+    said = clipmill("diff", *sides, *run)
+    assert said.code == 2
+    assert "nothing to compare with" in said.err
+    assert "or --run to list variants" in said.err
+
+
 def test_the_list_as_json(folder, clipmill):
-    said = clipmill("variants", "--run", folder / "run", "--json")
+    said = clipmill("diff", "--run", folder / "run", "--json")
     assert [one["number"] for one in said.json["variants"]] == [1, 2]
     assert said.json["variants"][1]["changes"]["settings"] == [
         {"key": "first.where", "before": "c > 3", "after": "c > 1"}
     ]
-    assert clipmill("variants", "--run", folder / "none").code == 2
+    assert clipmill("diff", "--run", folder / "none").code == 2
     assert Storage(str(folder / "run")).has("run.json")

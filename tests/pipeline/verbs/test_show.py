@@ -149,7 +149,7 @@ def test_a_stage_without_pictures_is_a_table_on_the_page(
         (["best", "--where", "caption_words > 'a'"], "compares a number with text"),
         (["pool", "--sort", "image"], "has no order"),
         (["pool", "--near-cut"], "has no threshold"),
-        (["best", "--variant", "7"], "clipmill variants"),
+        (["best", "--variant", "7"], "clipmill diff"),
         (["best", "--html", "no/such/page.html"], "no such file or folder"),
     ],
 )
