@@ -2,8 +2,8 @@
 
 A stage's folder holds `000123-<digest>.parquet` (data, named by its content) and `000123.json` (its
 record, which names one data file, so that two attempts cannot mix). `000123.p1.json` is a later
-pass over rows that the first left out. Few objects hold all records again: see fold.py; scan.py
-reads them back.
+pass over rows that the first left out. Few objects hold all records again, by compaction.py;
+scan.py reads them back.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a stage's folder holds: one listing, the folds, and what is newer than them."""
+"""What a stage's folder holds: one listing, the compactions, and what is newer than them."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.fold import read_folds
+from clipmill.metadata.compaction import read_compacted
 from clipmill.metadata.record import FAILED, MANIFEST, Failure, Manifest, Record, digest_in, parsed
 from clipmill.metadata.records import RECORD, Records, records_of, table_of
 from clipmill.metadata.sealed import read_sealed_as
@@ -27,8 +27,8 @@ class Scan:
     failures: dict[int, Failure]
     manifest: Manifest | None
     attempts: tuple[str, ...] = ()  # objects that a run left which was killed
-    folded: bool = False  # whether the fold holds every record, and all of them
-    parts: int = 0  # number of the next part of a fold
+    compacted: bool = False  # whether the compaction holds every record, and all of them
+    parts: int = 0  # number of the next part of a compaction
     lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
     torn: tuple[str, ...] = ()  # records, and the manifest, that are not as they were stored
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
@@ -52,9 +52,9 @@ def scan(folder: Storage) -> Scan:
     """
     listing = folder.listing()
     name = listing["name"]
-    folds = read_folds(folder, listing)
-    is_folded = pc.is_in(name, value_set=folds.records["name"].combine_chunks())
-    is_other = pc.and_not(pc.invert(is_folded), pc.ends_with(name, ".parquet"))
+    compacted = read_compacted(folder, listing)
+    is_compacted = pc.is_in(name, value_set=compacted.records["name"].combine_chunks())
+    is_other = pc.and_not(pc.invert(is_compacted), pc.ends_with(name, ".parquet"))
     others: list[str] = name.filter(is_other).to_pylist()
     newer = [it for it in others if RECORD_NAME.fullmatch(it)]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
@@ -62,14 +62,14 @@ def scan(folder: Storage) -> Scan:
         there = zip(newer, texts, strict=True)
         read = {it: parsed(it, text) for it, text in there if text is not None}
     torn = [it for it, record in read.items() if record is None]
-    table = folds.records.select(RECORD.names)
+    table = compacted.records.select(RECORD.names)
     if newest := [record for record in read.values() if record is not None]:
         table = pa.concat_tables([table, _that_fit(newest)])
     is_there_R = _are_there(table, listing)
     lost = [] if is_there_R.all() else records_of(table.filter(pa.array(~is_there_R)))
-    if torn:  # the fold tells of what they were
-        is_torn = pc.is_in(folds.changed["name"], value_set=pa.array(torn, pa.string()))
-        lost += records_of(folds.changed.filter(is_torn).select(RECORD.names))
+    if torn:  # the compaction tells of what they were
+        is_torn = pc.is_in(compacted.changed["name"], value_set=pa.array(torn, pa.string()))
+        lost += records_of(compacted.changed.filter(is_torn).select(RECORD.names))
     failures = {it: folder.read_json(it, Failure) for it in others if it.endswith(FAILED)}
     manifest = None
     if MANIFEST in others and (manifest := read_sealed_as(folder, MANIFEST, Manifest)) is None:
@@ -81,8 +81,8 @@ def scan(folder: Storage) -> Scan:
         failures={it.shard: it for own, it in failures.items() if it and it.name == own},
         manifest=manifest,
         attempts=tuple(it for it in others if it.endswith(".attempt")),
-        folded=folds.are_one and not newer,
-        parts=folds.parts,
+        compacted=compacted.are_one and not newer,
+        parts=compacted.parts,
         lost=lost,
         torn=tuple(torn),
         outputs=tuple(sorted((entry.name, entry.size) for entry in outputs)),

@@ -20,7 +20,7 @@ from clipmill.metadata.shard import ShardWriter, store
 from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.engine.functions import Batch, Functions
-from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.executors.telling import Teller
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.done import parents_of
@@ -134,7 +134,7 @@ class Computation:
         planned: PlannedStage,
         batches: Iterator[Batch],
         writer: ShardWriter,
-        kept: KeptRows | None,
+        kept: PartialResults | None,
     ) -> Generator[Batch]:
         """The batches after a stage, whose answers are written, and are there for the next."""
         shard = self.item.shard
@@ -164,12 +164,12 @@ class Computation:
         finally:
             teller.over()
 
-    def _kept(self, planned: PlannedStage) -> AbstractContextManager[KeptRows | None]:
+    def _kept(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
         """The rows of the stage's next pass that are answered, where it keeps them."""
         assert isinstance(planned.stage, RowStage)
         if not planned.stage.journals:
             return contextlib.nullcontext()
-        return KeptRows(
+        return PartialResults(
             self.chain.stored[planned.name].folder,
             planned,
             self.item.shard,

@@ -66,11 +66,11 @@ class DatasetJob:
         try:
             self._begin_journal(context)
             mask, plan = state.mask(planned), self.running.plan
-            carried = stage.folder, f"{context.journal}/rows"
+            place = stage.folder, f"{context.journal}/rows"
             inputs = Inputs(
-                rows=rows.carried(*carried),
+                rows=rows.by_reference(*place),
                 data=data,
-                mask=mask and mask.carried(*carried),
+                mask=mask and mask.by_reference(*place),
                 model=model,
                 centroids=centroids,
                 targets=targets,

@@ -21,7 +21,7 @@ from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import SharedBudget
 from clipmill.pipeline.engine.chain import Chain
 from clipmill.pipeline.engine.declared import as_declared, stored_schema
-from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -98,7 +98,7 @@ class Functions:
         planned: PlannedStage,
         batches: Iterator[Batch],
         shard: int,
-        kept: KeptRows | None = None,
+        kept: PartialResults | None = None,
     ) -> Generator[tuple[Batch, pa.Table]]:
         """Each batch, and the stage's answer in the columns that it declares.
 
@@ -126,7 +126,7 @@ class Functions:
         batches: Iterator[Batch],
         shard: int,
         place: str,
-        kept: KeptRows | None,
+        kept: PartialResults | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
         from clipmill.pipeline.engine.streaming import streamed
 
@@ -208,7 +208,7 @@ class Functions:
             self.events.close()
 
 
-def _unanswered(batch: Batch, kept: KeptRows) -> Batch | None:
+def _unanswered(batch: Batch, kept: PartialResults) -> Batch | None:
     """The rows of a batch that are to be asked for; None where there are none."""
     has_K = kept.has(batch.positions)
     if not has_K.any() and len(has_K):
@@ -216,7 +216,7 @@ def _unanswered(batch: Batch, kept: KeptRows) -> Batch | None:
     return None if has_K.all() else batch.only(np.flatnonzero(~has_K))
 
 
-def _joined(batch: Batch, asked: Batch, answer: pa.Table, kept: KeptRows) -> pa.Table:
+def _joined(batch: Batch, asked: Batch, answer: pa.Table, kept: PartialResults) -> pa.Table:
     """The answer for the rows that were asked for among those that are kept."""
     if asked is batch:
         return answer

@@ -1,18 +1,18 @@
-"""How a stage that has ended is stored: its records folded into one file, then its manifest."""
+"""How a stage that has ended is stored: its records compacted into one file, then its manifest."""
 
 from dataclasses import replace
 
 import pyarrow as pa
 
+from clipmill.metadata.compaction import compact
 from clipmill.metadata.fingerprint import digest, settings_of
-from clipmill.metadata.fold import fold
 from clipmill.metadata.outputs import NOTES, Noted
 from clipmill.metadata.places import is_places
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.records import table_of
 from clipmill.metadata.sealed import put_sealed
 from clipmill.pipeline.engine.context import RunContext
-from clipmill.pipeline.engine.kept import FOLDER as KEPT
+from clipmill.pipeline.engine.partial_results import FOLDER as KEPT
 from clipmill.pipeline.run_folder.state import StageState
 from clipmill.pipeline.stage import RowStage
 
@@ -27,8 +27,8 @@ def seal(stage: StageState) -> None:
             inputs=digest([list(it) for it in zip(stage.shards, digests, strict=True)]),
         )
         _put(stage, made, stage.columns)
-    elif not stage.scan.folded:
-        fold(stage.folder, stage.columns)
+    elif not stage.scan.compacted:
+        compact(stage.folder, stage.columns)
     _tidy(stage)
 
 
@@ -46,7 +46,7 @@ def put_dataset_manifest(
             folder.delete(f"{shard:06d}.json")  # the pool has shrunk
     if context.failures:
         folder.delete(MANIFEST)
-        fold(folder, table_of(context.records.values()))
+        compact(folder, table_of(context.records.values()))
         return
     records = [context.records[shard] for shard in sorted(context.records)]
     outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
@@ -65,11 +65,11 @@ def put_dataset_manifest(
 
 
 def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
-    """Fold and manifest, where they say something new."""
+    """Compaction and manifest, where they say something new."""
     held = stage.scan.manifest
-    if held and replace(held, seconds=made.seconds) == made and stage.scan.folded:
+    if held and replace(held, seconds=made.seconds) == made and stage.scan.compacted:
         return
-    fold(stage.folder, records)
+    compact(stage.folder, records)
     planned = stage.planned
     whole = {
         "stage": planned.name,

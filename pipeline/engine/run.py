@@ -1,4 +1,4 @@
-"""Runs a plan: every wave of row stages and every dataset stage that is ready, side by side."""
+"""Runs a plan: row stages of one root together, and dataset stages that are ready, side by side."""
 
 import queue
 import threading
@@ -16,8 +16,8 @@ from clipmill.pipeline.engine.budget import close_accounts
 from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.manifests import seal
 from clipmill.pipeline.engine.repair import is_asked, refusal, take_away
+from clipmill.pipeline.engine.row_job import RowJob
 from clipmill.pipeline.engine.running import Running
-from clipmill.pipeline.engine.waves import Wave
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
@@ -28,7 +28,7 @@ from clipmill.pipeline.run_folder.live import Telling, Watcher
 from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
 from clipmill.pipeline.run_folder.state import RunState
 
-Job = Wave | DatasetJob
+Job = RowJob | DatasetJob
 LOOK_UP_S = 0.5  # Python sees a signal late that another thread was given
 
 
@@ -128,7 +128,7 @@ class _Schedule:
     def _ready(self) -> list[Job]:
         """What can start: for each root the row stages whose other needs have ended; each dataset
         stage whose needs are complete."""
-        waves: dict[str, list[PlannedStage]] = {}
+        together: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
         begun = {*self.ended, *self.stopped, *self.held, *self._names(self.jobs)}
         for job, damaged in self.damaged:
@@ -142,11 +142,11 @@ class _Schedule:
                 if all(n.planned.name in over and n.complete for n in needs):
                     dataset.append(DatasetJob(self.running, planned))
                 continue
-            wave = waves.setdefault(planned.root, [])
-            inside = {other.name for other in wave}
+            stages = together.setdefault(planned.root, [])
+            inside = {other.name for other in stages}
             if all(need in self.ended or need in inside for need in planned.needs):
-                wave.append(planned)
-        return [*(Wave(self.running, wave) for wave in waves.values() if wave), *dataset]
+                stages.append(planned)
+        return [*(RowJob(self.running, stages) for stages in together.values() if stages), *dataset]
 
     def _start(self, job: Job) -> None:
         def work() -> None:

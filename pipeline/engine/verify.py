@@ -217,7 +217,7 @@ def _wrong(file: _File) -> DamagedError | None:
 def _wrong_record(folder: Storage, data: str, record: Record) -> DamagedError | None:
     """What is wrong with the record of a sound data file, as a scan believes it.
 
-    Its object may be another where a fold was believed: a disk that fails changes no time.
+    Its object may be another where a compaction was believed: a disk that fails changes no time.
     """
     text = folder.read_if_there(record.name)
     stored = None if text is None else parsed(record.name, text)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from clipmill.metadata.fold import FOLDED
+from clipmill.metadata.compaction import COMPACTED
 from clipmill.metadata.storage import KEYS, Storage, wants_keys
 from clipmill.pipeline.errors import ClipmillError, RecipeError, ShardError
 from clipmill.pipeline.planning.elsewhere import digest_of
@@ -39,7 +39,7 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
     until = time.monotonic() + seconds
     looks = []
     for planned in plan.stages.values():
-        if run is None or not (run.child(planned.folder).has(FOLDED) or _lies_in(planned, run)):
+        if run is None or not (run.child(planned.folder).has(COMPACTED) or _lies_in(planned, run)):
             seen = Seen()
             given = (planned, seen, until)
             thread = threading.Thread(target=_look, args=given, name=LOOKING, daemon=True)

@@ -464,7 +464,7 @@ class Telling:
                 for code, rows in record.counts.items():
                     stage.reasons[code] = stage.reasons.get(code, 0) + rows
             if stage.is_row and stage.shards == total and stage.found < total:
-                stage.status, stage.ended = "done", time.time()  # its wave may go on
+                stage.status, stage.ended = "done", time.time()  # its job may go on
         self.watcher.shard(name, record, total)
 
     def unit(self, name: str, call: str, done: int, total: int, words: str = "") -> None:

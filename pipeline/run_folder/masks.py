@@ -33,9 +33,9 @@ class SelectMask:
             times_N[here] = self.times_in_pool(int(shard))[place_N2[here, 1]]
         return times_N
 
-    def carried(self, folder: Storage, below: str) -> "SelectMask":
+    def by_reference(self, folder: Storage, below: str) -> "SelectMask":
         """The same, whose states workers read from an object below a folder's folder."""
-        return replace(self, verdicts=self.verdicts.carried(folder, below))
+        return replace(self, verdicts=self.verdicts.by_reference(folder, below))
 
     def times_in_pool(self, shard: int) -> NDArray[np.int32]:
         """(N,) how often each row of a shard of the pool counts; 0 where it is not kept."""

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from clipmill.metadata.compaction import COMPACTED
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.fold import FOLDED
 from clipmill.metadata.keys import without_keys
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, RecipeError
@@ -36,7 +36,7 @@ def refuse_another_pool(plan: Plan, run: Storage) -> None:
     """RecipeError where a root of the plan is not the pool that the run folder belongs to."""
     for planned, folder in _roots(plan, run):
         held = folder.read_json(NAME, Origin)
-        if held is None or held.at == _at(planned) or not folder.has(FOLDED):
+        if held is None or held.at == _at(planned) or not folder.has(COMPACTED):
             continue  # of a root that never ended nothing was made
         there = _files(planned)
         found = sum(there.get(name) == size for name, size in held.files.items())

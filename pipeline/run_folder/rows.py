@@ -13,7 +13,7 @@ from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import TableFunction
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
-from clipmill.pipeline.run_folder.carried import ByShard, Carried
+from clipmill.pipeline.run_folder.by_reference import ByReference, ByShard
 from clipmill.pipeline.stage import DatasetStage
 
 WHOLE = 1 << 30  # rows: one batch for the whole shard
@@ -126,9 +126,9 @@ class PoolShards:
     def mapped(self, function: TableFunction) -> "PoolShards":
         return replace(self, functions=(*self.functions, function))
 
-    def carried(self, folder: Storage, below: str) -> "PoolShards":
+    def by_reference(self, folder: Storage, below: str) -> "PoolShards":
         """The same, whose states workers read from an object below a folder's folder."""
-        return replace(self, states=Carried(self.states, folder, below))
+        return replace(self, states=ByReference(self.states, folder, below))
 
     def digest(self, index: int) -> str:
         """One digest of everything the shard is read from."""
@@ -172,8 +172,8 @@ class JoinedShards:
         wanted = list(names)
         return JoinedShards(tuple(member.select(wanted) for member in self.members))
 
-    def carried(self, folder: Storage, below: str) -> "JoinedShards":
-        return JoinedShards(tuple(member.carried(folder, below) for member in self.members))
+    def by_reference(self, folder: Storage, below: str) -> "JoinedShards":
+        return JoinedShards(tuple(member.by_reference(folder, below) for member in self.members))
 
     def digest(self, index: int) -> str:
         """One digest of everything the shard is read from."""

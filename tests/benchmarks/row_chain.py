@@ -5,7 +5,7 @@
 By hand: pyarrow reads the columns of a shard once, in batches of the same size, computes by the
 same functions and writes the same two Parquet files (same compression, same row groups). The
 engine does this and hashes what it writes (SHA-256 of each file and of the uids), counts reasons,
-checks types, counts attempts, writes records, folds and manifests, and scans the run folder first.
+checks types, counts attempts, writes records and manifests, and scans the run folder first.
 `hashed by hand` does only the hashing of these, and page checksums: what no engine can leave out
 that knows a changed byte.
 One process, one thread each; CPU time, for others share the cores. `cheap` is arithmetic and the

@@ -52,7 +52,7 @@ def main(*sizes: int) -> str:
         with scratch() as folder:
             whole = pool(shards)
             begun = process_time()
-            name = pickle.dumps(whole.carried(Storage(str(folder)), "calls"))
+            name = pickle.dumps(whole.by_reference(Storage(str(folder)), "calls"))
             spent_s = process_time() - begun
             sent = {"all": pickle.dumps(whole), "name": name}
             stored = sum(path.stat().st_size for path in (folder / "calls").iterdir())

@@ -2,17 +2,18 @@
 
     python -m tests.benchmarks.status_shards [full | SHARDS ...]    10,000; full: to 100,000
 
-A pool and two row stages, complete: real folds and manifests, and data files of which only the
-sizes are true, as nothing else of them is looked at. `start` is what every verb and `run` itself
-begin with: the state of all stages. Each is a process of its own, whose imports are counted apart.
+A pool and two row stages, complete: real compactions and manifests, and data files of which only
+the sizes are true, as nothing else of them is looked at. `start` is what every verb and `run`
+itself begin with: the state of all stages. Each is a process of its own, whose
+imports are counted apart.
 
 Aim: time and memory that grow no faster than the shards, and less of both for each.
 Measured (2026-11-28, EPYC, 2 shared cores), in turns with the code that made an object of each
 record, on a disk in memory at 10,000 and 100,000 shards: start 0.71 and 5.7 s (1.7 and 16.5 s),
 status 0.76 and 5.9 s (1.8 and 17.0 s), 81 and 380 MB (136 and 610): 19 us and 1.3 KB a shard and
-stage. With folds that are not zstd, alone, start 0.48 and 4.8 s, 77 and 353 MB: 16 us. Ten stages
-of 100,000 shards took 17 s before that, 10 to 11 s of wall time, and 608 MB: 0.6 KB. What is left
-is for the most part the listing, which goes on beside that of other stages.
+stage. With compactions that are not zstd, alone, start 0.48 and 4.8 s, 77 and 353 MB: 16 us. Ten
+stages of 100,000 shards took 17 s before that, 10 to 11 s of wall time, and 608 MB: 0.6 KB. What is
+left is for the most part the listing, which goes on beside that of other stages.
 Before that (2026-11-27, at load 8 to 10, another day's machine), at 10,000 and 100,000 shards:
  start 0.52 and 4.53 s, status 0.54 and 4.75 s, 134 and 714 MB: 15 us and 2.2 KB more
 a shard and stage. Before, 0.92 and 10.2 s, 1.54 and 18.4 s, 170 and 1,038 MB: 34 us, 62 us and
@@ -27,7 +28,7 @@ import sys
 from pathlib import Path
 from time import process_time
 
-from clipmill.metadata.fold import fold
+from clipmill.metadata.compaction import compact
 from clipmill.metadata.record import Manifest, Record, data_name
 from clipmill.metadata.records import table_of
 from clipmill.metadata.storage import Storage
@@ -71,7 +72,7 @@ def write(run: Path, shards: int) -> None:
         folder.mkdir(parents=True)
         parents = {source: done[source] for source in planned.sources}
         records = done[name] = [record_of(folder, shard, name, parents) for shard in range(shards)]
-        fold(Storage(str(folder)), table_of(records))
+        compact(Storage(str(folder)), table_of(records))
         made = Manifest(shards=shards, rows=shards * ROWS, inputs="", seconds=1.0)
         (folder / "manifest.json").write_text(json.dumps(vars(made)))
 

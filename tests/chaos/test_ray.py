@@ -1,8 +1,8 @@
 """kill -9 on Ray: of a worker, whose item another one takes, and of the driver, which is run again.
 
-A point is reached by whoever writes there: data and records by workers, steps, folds and manifests
-by the driver. Workers are killed at the first and the last of each kind, the driver in the middle;
-the result is that of a local run which nothing disturbed.
+A point is reached by whoever writes there: data and records by workers, steps, compactions and
+manifests by the driver. Workers are killed at the first and the last of each kind, the driver in
+the middle; the result is that of a local run which nothing disturbed.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.pipeline.engine.test_changed_files import flip
 pytestmark = pytest.mark.chaos
 
 BY_WORKERS = ("attempt", "write", "rename", "record", "digest", "journal", "copy")
-BY_DRIVER = ("run", "recipe", "origin", "step", "index", "fold", "manifest", "session")
+BY_DRIVER = ("run", "recipe", "origin", "step", "index", "compaction", "manifest", "session")
 REDONE = 4  # units at most: two workers, each with a chain of two
 
 

@@ -38,7 +38,7 @@ KINDS = (
     "index",
     "step",
     "copy",
-    "fold",
+    "compaction",
     "manifest",
     "session",
 )

@@ -1,4 +1,4 @@
-"""Records, the fold and the scan: what counts as finished."""
+"""Records, the compaction and the scan: what counts as finished."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from clipmill.metadata.fold import fold
+from clipmill.metadata.compaction import compact
 from clipmill.metadata.record import Record, ShardState, data_name, parsed, record_name, state_of
 from clipmill.metadata.records import table_of
 from clipmill.metadata.scan import scan
@@ -64,18 +64,18 @@ def test_a_record_with_any_bit_changed_is_torn_and_one_of_before_the_seal_is_rea
 
 def test_a_torn_record_is_told_and_the_fold_says_what_it_was(folder):
     record, other = made(folder, 0), made(folder, 1)
-    fold(folder, table_of([record, other]))
+    compact(folder, table_of([record, other]))
     text = folder.read(record.name).replace(b'"rows":3', b'"rows":4')
     folder.put(record.name, text, point="record")
     found = scan(folder)
     assert (found.records, found.torn, found.lost) == ({1: [other]}, (record.name,), [record])
-    assert not found.folded
+    assert not found.compacted
 
 
 @pytest.mark.parametrize("source", [{"x": float("inf")}, {"file": "\udcff.tar"}, {"x": 10**30}])
 def test_a_source_may_hold_what_json_itself_has_no_words_for(folder, source):
     record = made(folder, 3, source=source)
-    fold(folder, table_of([record]))
+    compact(folder, table_of([record]))
     assert scan(folder).records == {3: [record]}
 
 
@@ -84,7 +84,7 @@ def test_a_scan_finds_every_pass_in_order(folder):
     other = made(folder, 5)
     found = scan(folder)
     assert found.records == {0: [first, second], 5: [other]}
-    assert (found.failures, found.manifest, found.folded) == ({}, None, False)
+    assert (found.failures, found.manifest, found.compacted) == ({}, None, False)
 
 
 def test_passes_end_at_the_first_that_is_missing(folder):
@@ -134,19 +134,19 @@ def test_a_record_that_is_not_as_it_says_does_not_count(folder, tear):
 
 def test_folded_records_are_read_from_the_fold_and_newer_ones_one_by_one(folder):
     records = [made(folder, shard) for shard in range(3)]
-    fold(folder, table_of(records))
+    compact(folder, table_of(records))
     found = scan(folder)
-    assert found.folded
+    assert found.compacted
     assert found.records == {record.shard: [record] for record in records}
     newer = made(folder, 1, text="other data")
     again = scan(folder)
-    assert not again.folded
+    assert not again.compacted
     assert again.records[1] == [newer]
 
 
 def test_a_fold_does_not_outlive_its_data(folder):
     record = made(folder, 0)
-    fold(folder, table_of([record]))
+    compact(folder, table_of([record]))
     folder.delete(record.data)
     assert scan(folder).records == {}
     folder.delete(record.name)
@@ -156,11 +156,11 @@ def test_a_fold_does_not_outlive_its_data(folder):
 
 def test_a_torn_fold_costs_only_time(folder):
     record = made(folder, 0)
-    fold(folder, table_of([record]))
-    folder.put("records.parquet", folder.read("records.parquet")[:50], point="fold")
+    compact(folder, table_of([record]))
+    folder.put("records.parquet", folder.read("records.parquet")[:50], point="compaction")
     found = scan(folder)
     assert found.records == {0: [record]}
-    assert not found.folded
+    assert not found.compacted
 
 
 def test_a_name_that_is_no_text_is_nobodys(folder):

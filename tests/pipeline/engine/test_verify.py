@@ -130,7 +130,7 @@ def test_a_run_mends_changed_records_and_manifests_too(engine, clipmill):
 
 
 def test_a_record_that_changed_behind_its_fold_is_named_and_repaired(engine, clipmill):
-    """The disk has changed a byte of it, and no time: runs go by the fold, which is whole."""
+    """The disk has changed a byte of it, and no time: runs go by the compaction, which is whole."""
     engine.run(MADE)
     run, path = engine.folder / "run", stored(engine, RECORDS[0])
     say_more_rows(path, keeps_time=True)
@@ -167,7 +167,7 @@ def test_a_record_of_before_the_seal_is_held_to_the_rows_of_its_file(engine, cli
 
 
 def test_answers_whose_record_has_changed_are_not_asked_for_again(engine, asked, clipmill):
-    """Their fold tells what it said."""
+    """Their compaction tells what it said."""
     stages, since = asked
     whole = engine.run(stages).column("answers", "copy")
     run, path = engine.folder / "run", stored(engine, "answers-*/000000.json")

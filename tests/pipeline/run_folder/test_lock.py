@@ -214,7 +214,7 @@ STAGES = """
     ("point", "part"),
     [
         ("rename", "000001-"),
-        ("fold", ""),
+        ("compaction", ""),
         ("lease", ""),  # between its look at the lock and the renewal
         ("recipe", ""),
         ("step", ""),

@@ -84,7 +84,7 @@ def test_a_pool_whose_root_never_ended_is_given_up_for_another(engine, clipmill,
     engine.plan(STAGES)
     run = ("run", engine.folder / "recipe.yaml", "--out", engine.folder / "run", "--workers", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("clipmill.pipeline.engine.manifests.fold", lambda folder, records: 1 / 0)
+        patch.setattr("clipmill.pipeline.engine.manifests.compact", lambda folder, records: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             clipmill(*run)
     other = write_pool(engine.folder / "other", [5], start=1000)

@@ -1,17 +1,17 @@
-"""What folding costs as a stage of many shards runs, and what a resume then reads.
+"""What compacting costs as a stage of many shards runs, and what a resume then reads.
 
-    python -m tests.benchmarks.fold [full | SHARDS ...]    to 6,000; full: to 40,000
+    python -m tests.benchmarks.compaction [full | SHARDS ...]    to 6,000; full: to 40,000
 
-The calls are those of a wave: a part of the fold every 1,000 records, the whole of it at the end.
+The calls are those of a row job: a part every 1,000 records, the whole of it at the end.
 The folders are as a row stage leaves them; data files are sparse, as only their sizes are looked
-at. `rewritten` is how it was until November 2026: the whole fold, with a listing, every 1,000
+at. `rewritten` is how it was until November 2026: the whole compaction, with a listing, every 1,000
 records; not at the largest size, as it grows as their square.
 
 Aim: CPU time that grows as the shards, whatever their number.
 Measured (2026-11-27, EPYC, 2 shared cores at load 15), CPU time at 3,000, 12,800 and 40,000
 shards: parts 0.02, 0.07 and 0.23 s, the whole at the end 0.06, 0.17 and 0.62 s, together 21 us a
 shard, both as shards to the power 0.9; rewritten 0.32 and 1.69 s: 22 us x shards^2 / 2000 of one
-stage, times the square of the stages of a wave, as their records were counted together. A scan of
+stage, times the square of the stages of a job, as their records were counted together. A scan of
 parts took 0.19, 0.34 and 1.13 s, of the whole 0.08, 0.30 and 1.00 s.
 """
 
@@ -22,12 +22,12 @@ from time import process_time
 
 import numpy as np
 
-from clipmill.metadata.fold import append, fold
+from clipmill.metadata.compaction import append, compact
 from clipmill.metadata.record import Record, data_name
 from clipmill.metadata.records import table_of
 from clipmill.metadata.scan import scan
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine.waves import FOLD_EVERY
+from clipmill.pipeline.engine.row_job import COMPACT_EVERY
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 
@@ -81,17 +81,17 @@ def stored(folder: Path, shards: range) -> list[Record]:
 
 
 def put_parts(storage: Storage, records: list[Record]) -> None:
-    for number, start in enumerate(range(0, len(records), FOLD_EVERY)):
-        append(storage, number, records[start : start + FOLD_EVERY])
+    for number, start in enumerate(range(0, len(records), COMPACT_EVERY)):
+        append(storage, number, records[start : start + COMPACT_EVERY])
 
 
 def rewrite(storage: Storage, records: list[Record]) -> None:
-    for end in range(FOLD_EVERY, len(records) + 1, FOLD_EVERY):
+    for end in range(COMPACT_EVERY, len(records) + 1, COMPACT_EVERY):
         put_whole(storage, records[:end])
 
 
 def put_whole(storage: Storage, records: list[Record]) -> None:
-    fold(storage, table_of(records))
+    compact(storage, table_of(records))
 
 
 def scan_all(storage: Storage, records: list[Record]) -> None:

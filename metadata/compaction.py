@@ -1,9 +1,9 @@
-"""Folds: a stage's records again, in few objects, so that a resume need not read each by itself.
+"""Copies a stage's records into few objects, so that a resume need not read each by itself.
 
-While a stage runs, `records-0007.parquet` gets its next records, and is not written again: what a
-fold costs is linear in shards. When the stage ends, or records of it are to be made again, one
-`records.parquet` takes the place of these parts. A fold is a copy: where it is torn or older than a
-record, the record itself is read.
+While a stage runs, `records-0007.parquet` gets its next records, and is not written again: what
+that costs is linear in shards. When the stage ends, or records of it are to be made again, one
+`records.parquet` takes the place of these parts. Where such a copy is torn or older than a record,
+the record itself is read.
 """
 
 import io
@@ -23,7 +23,7 @@ from clipmill.metadata.records import RECORD, table_of
 from clipmill.metadata.storage import Storage
 
 BATCH = 4096
-FOLDED = "records.parquet"
+COMPACTED = "records.parquet"
 PART = re.compile(r"records-(\d{4,})\.parquet")
 LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
 FOLD = pa.schema([*LISTED, *RECORD])
@@ -31,16 +31,16 @@ OLDER = pa.schema([*LISTED, ("json", pa.string())])  # until November 2026: read
 
 
 @dataclass
-class Folds:
-    """What the folds of a folder hold."""
+class Compacted:
+    """What the compactions of a folder hold."""
 
     records: pa.Table  # name, and a record's columns: as they lie there now
     changed: pa.Table  # the same of those that do not
     parts: int  # number of the next part
-    are_one: bool  # there is a whole fold, nothing else, and all it holds lies there so
+    are_one: bool  # there is a whole compaction, nothing else, and all it holds lies there so
 
 
-def fold(folder: Storage, records: pa.Table) -> None:
+def compact(folder: Storage, records: pa.Table) -> None:
     """Writes `records.parquet`: these records, with the size and time their objects are listed.
 
     Then the parts go.
@@ -50,7 +50,7 @@ def fold(folder: Storage, records: pa.Table) -> None:
     at = pc.index_in(name, value_set=listing["name"])
     listed = [name, listing["size"].take(at), listing["mtime_ns"].take(at)]
     table = pa.table([*listed, *records.itercolumns()], schema=FOLD)
-    _put(folder, FOLDED, table.filter(at.is_valid()))
+    _put(folder, COMPACTED, table.filter(at.is_valid()))
     for other in listing["name"].to_pylist():
         if PART.fullmatch(other):
             folder.delete(other)
@@ -65,18 +65,18 @@ def append(folder: Storage, number: int, records: Iterable[Record]) -> None:
     _put(folder, f"records-{number:04d}.parquet", table)
 
 
-def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
-    """What the folds in a listing of their folder hold of records that are still as folded.
+def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
+    """Records that the compactions in a folder's listing hold, and that are still as copied.
 
-    That is told by an object's size, and by its time: the one that is in the fold; of a part, which
-    has none, an earlier one than the part's own.
+    An object's size and time tell: the time in the compaction; of a part, which holds none, one
+    earlier than the part's own.
     """
     parts, has_whole = {}, False
     for name in listing["name"].filter(pc.starts_with(listing["name"], "records")).to_pylist():
-        has_whole |= name == FOLDED
+        has_whole |= name == COMPACTED
         if match := PART.fullmatch(name):
             parts[int(match[1])] = name
-    names = [*([FOLDED] if has_whole else []), *(parts[number] for number in sorted(parts))]
+    names = [*([COMPACTED] if has_whole else []), *(parts[number] for number in sorted(parts))]
 
     def read(name: str) -> bytes:
         try:
@@ -84,7 +84,7 @@ def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
         except OSError:  # as a torn one: it costs time
             return b""
 
-    are_one, found, others = names == [FOLDED], [], [FOLD.empty_table()]
+    are_one, found, others = names == [COMPACTED], [], [FOLD.empty_table()]
     with ThreadPoolExecutor(8) as pool:
         # One is read here: a thread for it costs more than the rest of a small scan.
         texts = pool.map(read, names) if len(names) > 1 else map(read, names)
@@ -99,15 +99,15 @@ def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
             are_one = are_one and is_whole and len(found[-1]) == len(held)
     records = found[0] if len(found) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *found]))
     changed = _last(pa.concat_tables(others))
-    return Folds(records, changed, max(parts, default=-1) + 1, are_one)
+    return Compacted(records, changed, max(parts, default=-1) + 1, are_one)
 
 
-def _are_as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.BooleanArray:
-    """Whether the object of each row lies there as it was folded."""
+def _are_as_listed(held: pa.Table, listing: pa.RecordBatch, compaction: str) -> pa.BooleanArray:
+    """Whether the object of each row lies there as it was compacted."""
     at = pc.index_in(held["name"].combine_chunks(), value_set=listing["name"])
     at_R = at.fill_null(0).to_numpy()
     mtime_R, size_R = (listing[name].to_numpy()[at_R] for name in ("mtime_ns", "size"))
-    put_ns = listing["mtime_ns"][listing["name"].index(fold).as_py()].as_py()
+    put_ns = listing["mtime_ns"][listing["name"].index(compaction).as_py()].as_py()
     folded_R = held["mtime_ns"].fill_null(0).to_numpy()
     is_time_R = np.where(held["mtime_ns"].is_null(), mtime_R < put_ns, mtime_R == folded_R)
     is_so_R = is_time_R & (size_R == held["size"].to_numpy()) & np.asarray(at.is_valid())
@@ -132,11 +132,11 @@ def _put(folder: Storage, name: str, records: pa.Table) -> None:
     sink = io.BytesIO()
     # Most are small: zstd and dictionaries would take three times as long to read.
     pq.write_table(records, sink, use_dictionary=False, write_page_checksum=True)
-    folder.put(name, sink.getvalue(), point="fold")
+    folder.put(name, sink.getvalue(), point="compaction")
 
 
 def _read(data: bytes) -> tuple[pa.Table, bool]:
-    """What a fold holds, and whether that is all it should, in today's columns."""
+    """What a compaction holds, and whether that is all it should, in today's columns."""
     try:
         # Not read_table: it imports datasets and starts threads, for one small file.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -148,7 +148,7 @@ def _read(data: bytes) -> tuple[pa.Table, bool]:
 
 
 def _older(file: pq.ParquetFile) -> pa.Table:
-    """A fold that holds the records' texts."""
+    """A compaction that holds the records' texts."""
     tables = [FOLD.empty_table()]
     for batch in file.iter_batches(BATCH, columns=OLDER.names, use_threads=False):
         held = pa.Table.from_batches([batch]).cast(OLDER)

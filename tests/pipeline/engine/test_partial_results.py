@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.engine.verify import verify
 from tests.engine_stages.harness import meaning
 
@@ -175,7 +175,7 @@ def test_verify_and_status_do_not_see_it(toys):
 def test_files_are_few_however_many_batches_there_are(tmp_path, toys):
     planned = toys.engine.plan(ONE % toys.words).stages["copy"]
     folder = Storage(str(tmp_path / "stage"))
-    kept = KeptRows(folder, planned, 7, 0, {"numbers": "digest"}, rows=100_000)
+    kept = PartialResults(folder, planned, 7, 0, {"numbers": "digest"}, rows=100_000)
     for start in range(0, 100_000, 100):
         position = np.arange(start, start + 100)
         columns = {"uid": uids(position), "copy": position, "reason": reasons(100)}
@@ -183,7 +183,7 @@ def test_files_are_few_however_many_batches_there_are(tmp_path, toys):
     kept.__exit__(ZeroDivisionError)  # else the last rows are left to the shard's own file
     files = folder.entries("kept/000007")
     assert 50 < len(files) <= 64
-    again = KeptRows(folder, planned, 7, 0, {"numbers": "digest"}, rows=100_000)
+    again = PartialResults(folder, planned, 7, 0, {"numbers": "digest"}, rows=100_000)
     position = np.array([0, 5, 70_000, 99_999])
     assert again.has(position).all()
     assert again.rows(position)["copy"].to_pylist() == position.tolist()

@@ -10,8 +10,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.local_shards import LocalShards
 from clipmill.pipeline.engine.states import reduce_some
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.run_folder import carried
-from clipmill.pipeline.run_folder.carried import BLOCK, Carried, Stored
+from clipmill.pipeline.run_folder import by_reference
+from clipmill.pipeline.run_folder.by_reference import BLOCK, ByReference, Stored
 from clipmill.pipeline.run_folder.masks import SelectMask
 from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards
 
@@ -37,7 +37,7 @@ def sent(thing):
 @pytest.mark.parametrize("shards", [0, 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
 def test_a_worker_reads_the_states_that_the_driver_has(shards, tmp_path):
     whole = pool(shards)
-    got = sent(whole.carried(Storage(str(tmp_path)), "calls/rows")).states
+    got = sent(whole.by_reference(Storage(str(tmp_path)), "calls/rows")).states
     assert [got[shard] for shard in range(len(got))] == list(whole.states)
     assert isinstance(got, Stored) == (shards > BLOCK)
     for beyond in (shards, -shards - 1):
@@ -46,7 +46,7 @@ def test_a_worker_reads_the_states_that_the_driver_has(shards, tmp_path):
 
 
 def test_a_unit_reads_the_block_of_its_shard_and_no_other(tmp_path, monkeypatch):
-    got = sent(pool(50 * BLOCK).carried(Storage(str(tmp_path)), "calls"))
+    got = sent(pool(50 * BLOCK).by_reference(Storage(str(tmp_path)), "calls"))
     read = []
     monkeypatch.setattr(
         Storage, "read_at", lambda *given, at=Storage.read_at: read.append(given[3]) or at(*given)
@@ -68,14 +68,14 @@ def test_a_unit_reads_the_block_of_its_shard_and_no_other(tmp_path, monkeypatch)
 )
 def test_what_a_worker_is_sent_does_not_grow_with_the_shards(task, tmp_path):
     few, many = (
-        len(pickle.dumps(task(pool(shards).carried(Storage(str(tmp_path)), "calls"))))
+        len(pickle.dumps(task(pool(shards).by_reference(Storage(str(tmp_path)), "calls"))))
         for shards in (100, 1_000)
     )
     assert many - few < 10
 
 
 def test_states_are_stored_once_whatever_is_made_of_the_rows(tmp_path):
-    rows = pool(BLOCK + 1).carried(Storage(str(tmp_path)), "calls")
+    rows = pool(BLOCK + 1).by_reference(Storage(str(tmp_path)), "calls")
     for each in (rows, rows.mapped(len), rows.select([])):
         assert len(sent(each)) == BLOCK + 1
     (path,) = (tmp_path / "calls").iterdir()
@@ -85,11 +85,11 @@ def test_states_are_stored_once_whatever_is_made_of_the_rows(tmp_path):
 
 
 def test_a_damaged_object_says_so(tmp_path):
-    got = sent(Carried(pool(BLOCK + 1).states, Storage(str(tmp_path)), "calls"))
+    got = sent(ByReference(pool(BLOCK + 1).states, Storage(str(tmp_path)), "calls"))
     path = tmp_path / got.name
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:12], whole[:300] + b"?" + whole[301:]):
         path.write_bytes(damaged)
-        carried.block_of.cache_clear()
+        by_reference.block_of.cache_clear()
         with pytest.raises(StageError, match="run again"):
             got[0], got[BLOCK]

@@ -1,4 +1,4 @@
-"""A wave: row stages of one root that run together, shard by shard."""
+"""A job of row stages of one root that run together, shard by shard."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
+from clipmill.metadata.compaction import append, compact
 from clipmill.metadata.damage import DamagedError
-from clipmill.metadata.fold import append, fold
 from clipmill.metadata.record import Record
 from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.chain import Chain, ShardItem
@@ -21,11 +21,11 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import StageState
 from clipmill.pipeline.stage import RowStage
 
-FOLD_EVERY = 1000  # records of a stage: what a resume reads one by one of it at most
+COMPACT_EVERY = 1000  # records of a stage: what a resume reads one by one of it at most
 
 
 @dataclass
-class Wave:
+class RowJob:
     """Row stages of one root, in order. Their states are this job's own while it runs."""
 
     running: Running
@@ -53,9 +53,9 @@ class Wave:
                 for first in firsts:
                     first.settled.add(item.shard)
                 firsts = self._open(firsts)
-                self._fold(FOLD_EVERY)
+                self._compact(COMPACT_EVERY)
             if damaged:
-                self._fold(1)
+                self._compact(1)
             self._forget_attempts()
         except DamagedError as found:  # by what looks at the first shards
             damaged.append(found)
@@ -166,8 +166,8 @@ class Wave:
             watcher.shard(name, record, known[name].total)
             self.unfolded.setdefault(name, []).append(record)
 
-    def _fold(self, least: int) -> None:
-        """Adds a part to the fold of each stage that has so many records in none."""
+    def _compact(self, least: int) -> None:
+        """Adds a part to the compaction of each stage that has so many records in none."""
         for name, records in self.unfolded.items():
             if len(records) >= least:
                 stage = self.running.state.stages[name]
@@ -176,25 +176,25 @@ class Wave:
                 records.clear()
 
     def _forget_attempts(self) -> None:
-        """Takes the counts of this wave away: all its work has been answered for."""
+        """Takes the counts of this job away: all its work has been answered for."""
         for stage in self._states():
             if self.has_work or self.begun[stage.planned.name]:
                 stage.folder.delete_folder(attempts.FOLDER)
 
 
 def _drop_stale(stage: StageState) -> None:
-    """Takes records whose parents changed out of the fold, before they are made again."""
+    """Takes records whose parents changed out of the compaction, before they are made again."""
     if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
-        fold(stage.folder, stage.columns)
-        stage.scan.folded = False
+        compact(stage.folder, stage.columns)
+        stage.scan.compacted = False
 
 
-def chained(wave: list[PlannedStage]) -> list[list[PlannedStage]]:
-    """The wave in an order that keeps needs first, cut where stages cannot run together."""
-    left = list(wave)
+def chained(stages: list[PlannedStage]) -> list[list[PlannedStage]]:
+    """The stages in an order that keeps needs first, cut where stages cannot run together."""
+    left = list(stages)
     chains: list[list[PlannedStage]] = []
     placed: set[str] = set()
-    inside = {planned.name for planned in wave}
+    inside = {planned.name for planned in stages}
     while left:
         ready = [p for p in left if all(n in placed for n in p.needs if n in inside)]
         fits = [p for p in ready if chains and _share_a_worker(chains[-1][-1], p)]

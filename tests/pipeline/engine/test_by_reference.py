@@ -13,7 +13,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
-from clipmill.pipeline.run_folder import carried
+from clipmill.pipeline.run_folder import by_reference
 from clipmill.stages.ops.tables.rows import added
 from tests.engine_stages.harness import toy_stages, write_pool
 from tests.pipeline.conftest import Ran
@@ -93,7 +93,7 @@ def sizes(tmp_path):
 
 @pytest.mark.slow("seventy shards")
 def test_no_unit_is_sent_more_of_a_larger_pool(sizes, monkeypatch):
-    monkeypatch.setattr(carried, "BLOCK", 8)  # both pools are larger
+    monkeypatch.setattr(by_reference, "BLOCK", 8)  # both pools are larger
     monkeypatch.setattr(shuffling, "FEW_RUNS", 8)  # each a file with a name: as many of both pools
     few, many = sizes(10), sizes(60)
     assert len(few) == 6

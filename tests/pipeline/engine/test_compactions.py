@@ -5,11 +5,10 @@ from collections import Counter
 
 import pytest
 
-from clipmill.metadata import fold as folds
-from clipmill.metadata import storage
+from clipmill.metadata import compaction, storage
 from clipmill.metadata.scan import scan
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine import waves
+from clipmill.pipeline.engine import row_job
 from tests.engine_stages.harness import meaning, write_pool
 
 ROWS = """
@@ -27,40 +26,40 @@ class KilledError(BaseException):
 
 @pytest.fixture
 def engine(engine, monkeypatch):
-    """A run of five shards and three row stages, which folds every two records of a stage."""
-    monkeypatch.setattr(waves, "FOLD_EVERY", EVERY)
+    """A run of five shards and three row stages, which compacts every two records of a stage."""
+    monkeypatch.setattr(row_job, "COMPACT_EVERY", EVERY)
     write_pool(engine.pool, [7] * 5)
     return engine
 
 
 def at_folds(monkeypatch, do):
-    """Does something when a fold was put."""
+    """Does something when a compaction was put."""
     reached = storage.reached
 
     def then(point, name):
         reached(point, name)
-        if point == "fold":
+        if point == "compaction":
             do(name)
 
     monkeypatch.setattr(storage, "reached", then)
 
 
 def test_every_record_is_folded_once_as_the_run_goes_and_once_at_its_end(engine, monkeypatch):
-    folded, put = Counter(), folds._put
+    compacted, put = Counter(), compaction._put
 
     def counted(folder, name, rows):
         stage = folder.path.rpartition("/")[2].partition("-")[0]
-        folded[stage, name == folds.FOLDED] += len(rows)
+        compacted[stage, name == compaction.COMPACTED] += len(rows)
         put(folder, name, rows)
 
-    monkeypatch.setattr(folds, "_put", counted)
+    monkeypatch.setattr(compaction, "_put", counted)
     ran = engine.run(ROWS)
     assert ran.complete
     for stage in STAGES:
-        assert folded[stage, False] == 5 // EVERY * EVERY, "parts of one stage's own records"
-        assert folded[stage, True] == 5
-        assert not [name for name in ran.written(stage) if folds.PART.fullmatch(name)]
-        assert scan(ran.outcome.state.stages[stage].folder).folded
+        assert compacted[stage, False] == 5 // EVERY * EVERY, "parts of one stage's own records"
+        assert compacted[stage, True] == 5
+        assert not [name for name in ran.written(stage) if compaction.PART.fullmatch(name)]
+        assert scan(ran.outcome.state.stages[stage].folder).compacted
 
 
 def test_a_stage_is_listed_as_often_whatever_its_shards(engine, monkeypatch):
@@ -88,9 +87,9 @@ def test_killed_at_any_fold_and_run_again_it_ends_the_same_and_computes_nothing_
     at_folds(monkeypatch, points.append)
     engine.run(ROWS, out="whole")
     monkeypatch.undo()
-    monkeypatch.setattr(waves, "FOLD_EVERY", EVERY)
+    monkeypatch.setattr(row_job, "COMPACT_EVERY", EVERY)
     whole = meaning(Storage(str(engine.folder / "whole")))
-    assert sum(bool(folds.PART.fullmatch(name)) for name in points) == 5 // EVERY * len(STAGES)
+    assert sum(bool(compaction.PART.fullmatch(name)) for name in points) == 5 // EVERY * len(STAGES)
     for number in range(1, len(points) + 1):
         out, left = f"killed-{number}", [number]
 
@@ -114,11 +113,11 @@ def test_a_folder_that_was_copied_is_folded_by_the_next_run_and_nothing_else(eng
     copy = engine.folder / "copy"
     shutil.copytree(engine.folder / "run", copy, copy_function=shutil.copyfile)
     folders = [next((copy / "stages").glob(f"{stage}-*")) for stage in ("numbers", *STAGES)]
-    assert not any(scan(Storage(str(folder))).folded for folder in folders)
+    assert not any(scan(Storage(str(folder))).compacted for folder in folders)
     before = {path: path.stat().st_mtime_ns for path in records_in(copy)}
     assert engine.run(ROWS, out="copy").complete
     assert {path: path.stat().st_mtime_ns for path in records_in(copy)} == before
-    assert all(scan(Storage(str(folder))).folded for folder in folders)
+    assert all(scan(Storage(str(folder))).compacted for folder in folders)
 
 
 def records_in(run):

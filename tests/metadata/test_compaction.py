@@ -1,4 +1,4 @@
-"""Parts of a fold: what a scan takes from them, and what it reads by itself."""
+"""Parts of a compaction: what a scan takes from them, and what it reads by itself."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.metadata.fold import FOLDED, append, fold
+from clipmill.metadata.compaction import COMPACTED, append, compact
 from clipmill.metadata.record import Record
 from clipmill.metadata.records import table_of
 from clipmill.metadata.scan import scan
@@ -74,7 +74,7 @@ def test_records_are_read_from_the_parts_and_newer_ones_one_by_one(folder):
         "records-0000.parquet",
         "records-0001.parquet",
     ]
-    assert (found.folded, found.parts) == (False, 2)
+    assert (found.compacted, found.parts) == (False, 2)
 
 
 @pytest.mark.parametrize("rows", [4, 400], ids=["same size", "another size"])
@@ -98,31 +98,31 @@ def test_a_whole_fold_takes_the_place_of_its_parts(folder):
     records = [stored(folder, shard) for shard in range(3)]
     append(folder, 0, records[:2])
     append(folder, 12_345, records[2:])
-    fold(folder, table_of(records))
-    assert [entry.name for entry in folder.entries() if "records" in entry.name] == [FOLDED]
+    compact(folder, table_of(records))
+    assert [entry.name for entry in folder.entries() if "records" in entry.name] == [COMPACTED]
     folder.read_names.clear()
     found = scan(folder)
-    assert (found.folded, found.parts) == (True, 0)
+    assert (found.compacted, found.parts) == (True, 0)
     assert found.records == {record.shard: [record] for record in records}
-    assert folder.read_names == [FOLDED]
+    assert folder.read_names == [COMPACTED]
 
 
 def test_parts_that_a_kill_left_beside_the_whole_change_nothing_and_are_folded_again(folder):
     records = [stored(folder, shard) for shard in range(3)]
     append(folder, 4, records[:2])
     part = folder.read("records-0004.parquet")
-    fold(folder, table_of(records))
-    folder.put("records-0004.parquet", part, point="fold")
+    compact(folder, table_of(records))
+    folder.put("records-0004.parquet", part, point="compaction")
     found = scan(folder)
     assert found.records == {record.shard: [record] for record in records}
-    assert (found.folded, found.parts) == (False, 5)
+    assert (found.compacted, found.parts) == (False, 5)
 
 
 def test_a_torn_part_costs_only_time(folder):
     records = [stored(folder, shard) for shard in range(4)]
     append(folder, 0, records[:2])
     append(folder, 1, records[2:])
-    folder.put("records-0000.parquet", folder.read("records-0000.parquet")[:50], point="fold")
+    folder.put("records-0000.parquet", folder.read("records-0000.parquet")[:50], point="compaction")
     folder.read_names.clear()
     found = scan(folder)
     assert found.records == {record.shard: [record] for record in records}
@@ -138,7 +138,7 @@ def test_a_part_does_not_outlive_its_records(folder):
 
 
 def put_older(folder, name, records, clock=True):
-    """A fold as it was until November 2026: the records' texts."""
+    """A compaction as it was until November 2026: the records' texts."""
     entries = {entry.name: entry for entry in folder.entries()}
     texts = [record.to_json() for record in records]
     table = pa.table(
@@ -154,37 +154,37 @@ def put_older(folder, name, records, clock=True):
     )
     with io.BytesIO() as sink:
         pq.write_table(table, sink, compression="zstd")
-        folder.put(name, sink.getvalue(), point="fold")
+        folder.put(name, sink.getvalue(), point="compaction")
 
 
-@pytest.mark.parametrize(("name", "clock"), [(FOLDED, True), ("records-0002.parquet", False)])
+@pytest.mark.parametrize(("name", "clock"), [(COMPACTED, True), ("records-0002.parquet", False)])
 def test_an_older_versions_fold_is_read_and_put_anew_by_the_next_run(folder, name, clock):
     records = [stored(folder, shard) for shard in range(5)]
     put_older(folder, name, records[:4], clock)
     found = scan(folder)
     assert found.records == {record.shard: [record] for record in records}
     assert [it for it in folder.read_names if it.endswith("json")] == ["000004.json"]
-    assert not found.folded
-    fold(folder, table_of(records))
-    assert scan(folder).folded
+    assert not found.compacted
+    compact(folder, table_of(records))
+    assert scan(folder).compacted
 
 
 def test_of_an_older_versions_fold_a_text_that_is_no_record_counts_for_nothing(folder):
     record, other = stored(folder, 0), stored(folder, 1)
-    put_older(folder, FOLDED, [record, replace(other, shard=7)][:1])
+    put_older(folder, COMPACTED, [record, replace(other, shard=7)][:1])
     assert scan(folder).records == {0: [record], 1: [other]}
-    torn = pq.read_table(pa.BufferReader(folder.read(FOLDED)))
+    torn = pq.read_table(pa.BufferReader(folder.read(COMPACTED)))
     torn = torn.set_column(3, "json", pa.array([record.to_json()[:-4]]))
     with io.BytesIO() as sink:
         pq.write_table(torn, sink)
-        folder.put(FOLDED, sink.getvalue(), point="fold")
+        folder.put(COMPACTED, sink.getvalue(), point="compaction")
     assert scan(folder).records == {0: [record], 1: [other]}
 
 
 def test_a_fold_of_other_columns_costs_only_time(folder):
     record = stored(folder, 0)
-    fold(folder, table_of([record]))
-    table = pq.read_table(pa.BufferReader(folder.read(FOLDED)))
+    compact(folder, table_of([record]))
+    table = pq.read_table(pa.BufferReader(folder.read(COMPACTED)))
     for changed in (
         table.drop_columns(["sha256"]),
         table.set_column(0, "name", pa.array([7])),
@@ -192,29 +192,29 @@ def test_a_fold_of_other_columns_costs_only_time(folder):
     ):
         with io.BytesIO() as sink:
             pq.write_table(changed, sink)
-            folder.put(FOLDED, sink.getvalue(), point="fold")
+            folder.put(COMPACTED, sink.getvalue(), point="compaction")
         found = scan(folder)
         assert found.records == {0: [record]}
-        assert not found.folded
+        assert not found.compacted
 
 
 def test_a_folded_record_that_is_gone_is_not_listed_and_does_not_count(folder):
     records = [stored(folder, shard) for shard in range(3)]
-    fold(folder, table_of(records))
+    compact(folder, table_of(records))
     folder.delete(records[1].name)
     found = scan(folder)
     assert found.records == {0: [records[0]], 2: [records[2]]}
-    assert not found.folded
+    assert not found.compacted
 
 
 def test_a_bit_that_flips_in_a_fold_changes_no_record(folder):
     records = [stored(folder, shard, rows=shard + 3) for shard in range(3)]
-    fold(folder, table_of(records))
-    whole = folder.read(FOLDED)
+    compact(folder, table_of(records))
+    whole = folder.read(COMPACTED)
     expected = {record.shard: [record] for record in records}
     pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for at in [*range(4, pages, 19), *range(pages, len(whole), 401)]:
-        folder.put(FOLDED, flipped(whole, at), point="fold")
+        folder.put(COMPACTED, flipped(whole, at), point="compaction")
         assert scan(folder).records == expected, at
 
 

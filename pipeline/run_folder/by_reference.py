@@ -1,4 +1,4 @@
-"""States of a pool's shards as workers get them: the name of an object, whatever the pool.
+"""Ships the states of a pool's shards to workers by reference: an object's name, of any size.
 
 The object says where each of its blocks begins, then has the blocks: the states of neighbouring
 shards. A worker reads those of the shards that its units read, and holds a few of them.
@@ -31,7 +31,7 @@ class ByShard(Protocol):
     def __getitem__(self, shard: int, /) -> States: ...
 
 
-class Carried:
+class ByReference:
     """The states of all shards, in memory; pickled, they are stored and leave as `Stored`."""
 
     def __init__(self, states: ByShard, folder: Storage, below: str) -> None:

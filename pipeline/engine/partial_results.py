@@ -34,7 +34,7 @@ NAME = re.compile(r"(\d+)-[0-9a-f]{16}\.parquet")
 # Shapes: N rows of the shard, K those of a batch that are computed.
 
 
-class KeptRows:
+class PartialResults:
     """A stage's answers to rows of one pass over a shard: what earlier attempts left, and its own.
 
     A row whose reason is transient counts as not answered. Files made of other parents are deleted,
@@ -103,7 +103,7 @@ class KeptRows:
         if self._last:
             self._folder.delete_folder(self._below)
 
-    def __enter__(self) -> "KeptRows":
+    def __enter__(self) -> "PartialResults":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
