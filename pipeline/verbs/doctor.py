@@ -244,7 +244,7 @@ def _writer(name: str, model: str) -> Finding:
 
 def examine_tasks(folder: str) -> list[Finding]:
     """Everything wrong with a folder of evaluation tasks, and which of DataComp's it lacks."""
-    tasks = import_module("clipmill.stages.ops.tasks.folders")
+    tasks = import_module("clipmill.stages.ops.tasks.check")
     findings = [
         Finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
         for wrong in tasks.check(folder)
