@@ -13,7 +13,6 @@ from clipmill.metadata.evaluated import prefix_of
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Put, Task
-from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
@@ -25,7 +24,7 @@ from clipmill.stages.ops.tasks.folders import (
     listing_digest,
     look_at,
     names,
-    none_at,
+    need_some,
     refuse,
 )
 from clipmill.stages.ops.tasks.listed import Listed, is_scored, listed_tasks, rules
@@ -105,11 +104,7 @@ class ZeroShot(DatasetStage):
     def names(self, where: str) -> list[str]:
         """The tasks that are scored; StageError where the folder has none."""
         folder = Storage(self.tasks)
-        found = [name for name in names(folder) if is_scored(name)]
-        if not found:
-            do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
-            raise StageError(none_at(folder), f"{where}: {folder}", do)
-        return found
+        return need_some([name for name in names(folder) if is_scored(name)], folder, where)
 
     def models(self, folder: str | None) -> list[dict[str, Any]]:
         """The card, seed and weights' digest of each model; without a stage, what is set."""

@@ -57,6 +57,14 @@ def none_at(folder: Storage) -> str:
     return "no task" if there else "no such folder"
 
 
+def need_some(found: list[str], folder: Storage, where: str) -> list[str]:
+    """The tasks that were found; StageError where there is none."""
+    if not found:
+        do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
+        raise StageError(none_at(folder), f"{where}: {folder}", do)
+    return found
+
+
 def content_digest(folder: Storage, name: str) -> str:
     """SHA-256 over name and bytes of every file of a task that is read."""
     total = hashlib.sha256()
