@@ -137,7 +137,7 @@ def test_the_rule_says_what_the_table_says():
         ("pipeline/engine/chain.py", "stages.ops.images.decode", False, False),
         ("pipeline/verbs/doctor.py", "torch", False, True),
         ("pipeline/verbs/doctor.py", "torch", True, False),
-        ("pipeline/verbs/doctor.py", "stages.ops.tasks.folders", False, False),
+        ("pipeline/verbs/doctor.py", "stages.ops.tasks.check", False, False),
         ("pipeline/pools/picture.py", "PIL", True, True),
         ("pipeline/engine/run.py", "pipeline.report.build", False, False),
         ("pipeline/planning/plan.py", "pipeline.ledger.rows.near", False, False),

@@ -16,7 +16,7 @@ from clipmill.pipeline.errors import StageError
 
 if TYPE_CHECKING:
     from clipmill.stages.clip.distributed import Ranks
-    from clipmill.stages.clip.loader import Batches
+    from clipmill.stages.clip.loader import Batch, Batches
     from clipmill.stages.clip.loop import Trainer
     from clipmill.stages.clip.stream import Streamed
 
@@ -99,7 +99,6 @@ def _train(
     """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
     import torch
 
-    from clipmill.stages.clip.flops import steps_at_most
     from clipmill.stages.clip.loop import train
     from clipmill.stages.clip.saving import restore, save, store
     from clipmill.stages.clip.telemetry import Log, read_lines
@@ -243,3 +242,48 @@ def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
             "scale": pa.array(trainer.scales, pa.float64()),
         }
     )
+
+
+# Dense bfloat16 operations a second, by a part of the name that torch gives the device.
+# Source: NVIDIA's data sheets, without sparsity; the first that fits counts.
+PEAKS = {
+    "B200": 2.25e15,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+
+
+def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
+    """Steps a second of this rank's device; None of a processor, of a device that is not in the
+    table, and in float32, for which it holds no figures."""
+    import torch
+
+    device = torch.device(trainer.means.device)
+    if device.type != "cuda" or trainer.schedule.precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    return peak / flops_of_step(trainer, batch) if peak else None
+
+
+def flops_of_step(trainer: "Trainer", batch: "Batch") -> int:
+    """Operations of both towers, forward and backward, a multiplication and its sum being two.
+
+    Nothing is learnt. What pieces and checkpoints compute a second time does not count, nor does
+    the loss, whose share is small.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    trainer.model.eval()  # a batch norm then notes nothing, and waits for no other rank
+    with FlopCounterMode(display=False) as counted:
+        image_ND, text_MD = trainer.embed(batch)
+        (image_ND.sum() + text_MD.sum()).backward()
+    trainer.optimiser.zero_grad()
+    return counted.get_total_flops()

@@ -15,7 +15,6 @@ from clipmill.metadata.schema import (
     DUPLICATE_OF,
     IDENTITY,
     IMAGE,
-    KEEP,
     REASON,
     REASON_TYPE,
     SHA256,
@@ -26,14 +25,12 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
-    Order,
+    KeepsBest,
     best_first,
     preference,
-    prefers,
-    reads_of,
 )
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
@@ -47,7 +44,7 @@ READS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactDuplicate(DatasetStage):
+class ExactDuplicate(KeepsBest):
     """Uid of the equal row that stays; null for that row itself and where there is none to compare.
 
     `by: pixels` compares the decoded images (upright, on white), `url` links in RFC 3986's normal
@@ -64,12 +61,8 @@ class ExactDuplicate(DatasetStage):
     # what is equal: the stored bytes, the decoded pixels, the link, or the caption
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
     columns: tuple[NonEmpty, ...] = ()  # compare the values of these instead
-    # which of two alike rows stays: the best by these columns in turn, then the least uid
-    keep: Order = None
 
     version = 1
-    determinism = "exact"
-    optional_reads = (KEEP,)
     writes = (DUPLICATE_OF,)
 
     def __post_init__(self) -> None:
@@ -81,13 +74,9 @@ class ExactDuplicate(DatasetStage):
             )
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:
-        return prefers(self.keep)
-
-    @property
     def reads(self) -> tuple[Column | str, ...]:
         compared = self.columns or (READS[self.by][0],)
-        return (*compared, *reads_of(self.keep))
+        return (*compared, *self.deciding)
 
     @property
     def reasons(self) -> tuple[str, ...]:

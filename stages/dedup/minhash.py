@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
+from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, TEXT, Column
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
+from clipmill.pipeline.stage import Between0And1, NonEmpty, OneUp, Share, later
 from clipmill.stages.dedup import _recall
 from clipmill.stages.dedup._recall import bands_for
-from clipmill.stages.ops.tables.keeper import PREFERENCE, Order, preference, prefers, reads_of
+from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, Order, preference
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
@@ -39,7 +39,7 @@ TEMPLATE, NEXT = 1024, 1  # texts from which a band is a template's, and how far
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinHashDuplicate(DatasetStage):
+class MinHashDuplicate(KeepsBest):
     """Jaccard at which a text's group falls to a better row, up to 1; null where it never does.
 
     A row is a duplicate at Jaccard s just when joined_at >= s, for every s from `min_jaccard` up:
@@ -69,14 +69,10 @@ class MinHashDuplicate(DatasetStage):
     # of the hashes; 1 is datasketch's default
     permutation_seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
     min_recall: Between0And1 = 0.95  # share of the pairs at `min_jaccard` that must be found
-    # which of two alike rows stays: the best by these columns in turn, then the least uid
-    keep: Order = None
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
 
     version = 1
-    determinism = "exact"
     writes = (JOINED_AT, DUPLICATE_OF)
-    optional_reads = (KEEP,)
     reasons = (DROPPED, "no_text", "empty_text")
     artifacts = (("recall", _recall.FILE),)
 
@@ -96,12 +92,8 @@ class MinHashDuplicate(DatasetStage):
         return {JOINED_AT.name: (self.min_jaccard, 1)}
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:
-        return prefers(self.keep)
-
-    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return (replace(TEXT, name=self.column), *reads_of(self.keep))
+        return (replace(TEXT, name=self.column), *self.deciding)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from clipmill.stages.dedup._linkage import add, link

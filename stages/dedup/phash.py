@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
+from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, PHASH, Column
 from clipmill.pipeline.dataset import Context, Inputs
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
-from clipmill.stages.ops.tables.keeper import PREFERENCE, Order, preference, prefers, reads_of
+from clipmill.pipeline.stage import NonEmpty, later
+from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, Order, preference
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 JOINED_AT = Column(
@@ -26,7 +26,7 @@ DISTANCE = Column("distance", pa.int32(), "bits", "Of the two hashes.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PHashDuplicate(DatasetStage):
+class PHashDuplicate(KeepsBest):
     """Distance at which a row's group falls to a better row, in bits; null where it never does.
 
     A row is a duplicate at distance d just when joined_at <= d, for every d up to `max_distance`:
@@ -47,14 +47,10 @@ class PHashDuplicate(DatasetStage):
     # bits up to which rows are joined, 0 to 10; even, as half of the bits of a pHash are 1
     max_distance: Annotated[int, Meta(ge=0, le=10)] = 2
     column: NonEmpty = PHASH.name  # the fingerprints that are compared: phash or dhash
-    # which of two alike rows stays: the best by these columns in turn, then the least uid
-    keep: Order = None
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
 
     version = 1
-    determinism = "exact"
     writes = (JOINED_AT, DUPLICATE_OF)
-    optional_reads = (KEEP,)
     reasons = (DROPPED, "no_hash")
 
     @property
@@ -62,12 +58,8 @@ class PHashDuplicate(DatasetStage):
         return {JOINED_AT.name: (0, self.max_distance)}
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:
-        return prefers(self.keep)
-
-    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return (replace(PHASH, name=self.column), *reads_of(self.keep))
+        return (replace(PHASH, name=self.column), *self.deciding)
 
     def candidates(self, rows: int) -> float:
         """Comparisons of unrelated codes, of which two share a key by chance."""

@@ -13,22 +13,20 @@ from clipmill.metadata.schema import (
     CLUSTER_ID,
     IDENTITY,
     IMAGE_EMBEDDING,
-    KEEP,
     REASON,
     REASON_TYPE,
     UID,
     Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
+from clipmill.pipeline.stage import Gigabytes, NonEmpty, Resources, location
 from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
     Keep,
+    KeepsBest,
     Order,
     best_first,
     preference,
-    prefers,
-    reads_of,
 )
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_column, unusable
@@ -53,7 +51,7 @@ HARD = Keep(column=CENTROID_COSINE.name, order="asc")  # SemDeDup's default; des
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticDuplicate(DatasetStage):
+class SemanticDuplicate(KeepsBest):
     """Cosine to the most similar earlier row of its cluster, -1 to 1; null without a direction.
 
     A row is a duplicate at epsilon just when earlier_cosine >= 1 - epsilon, for every epsilon:
@@ -77,18 +75,12 @@ class SemanticDuplicate(DatasetStage):
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
-    determinism = "exact"
     writes = (EARLIER_COSINE, EARLIER_UID)
-    optional_reads = (KEEP,)
     reasons = (DROPPED, "no_embedding", "zero_or_nan_embedding", "no_cluster")
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:
-        return prefers(self.keep)
-
-    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *reads_of(self.keep)
+        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *self.deciding
 
     @property
     def resources(self) -> Resources:  # a large cluster needs more

@@ -20,8 +20,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from clipmill.stages.download._addresses import allowed
-from clipmill.stages.download._rows import Answer, reason_of
+from clipmill.stages.download._rows import Answer, allowed, reason_of
 
 AGENT = "clipmill"
 HOST_TIME_OUTS = 8  # in a row: after so many a host is down for those that wait for it

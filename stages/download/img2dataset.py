@@ -36,11 +36,12 @@ from clipmill.pipeline.stage import (
     ZeroUp,
     location,
 )
-from clipmill.stages.download._addresses import Allowed, allowed
 from clipmill.stages.download._rows import (
+    Allowed,
     Answer,
     Download,
     Kept,
+    allowed,
     answered,
     reason_of,
     to_fetch,

@@ -48,10 +48,11 @@ class Features(RowStage):
     batch_rows = 128
 
     def open(self, worker: Worker) -> RowFunction:
-        from clipmill.stages.models import features as models
+        from clipmill.stages.models.features import ImageFeatures
+        from clipmill.stages.models.text_features import TextFeatures
 
-        images = models.ImageFeatures(self.precision, worker.device, worker.threads)
-        texts = models.TextFeatures(self.precision, worker.device, worker.threads)
+        images = ImageFeatures(self.precision, worker.device, worker.threads)
+        texts = TextFeatures(self.precision, worker.device, worker.threads)
         worker.pin("EfficientNet-Lite0", images.sha256)
         worker.pin("all-MiniLM-L6-v2", texts.sha256)
         seen = Watched(images, watched.pictures, "EfficientNet-Lite0")

@@ -16,7 +16,6 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.schema import IMAGE, TEXTS, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Task
-from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
 from clipmill.stages.ops.tables.exports import summary_of
 from clipmill.stages.ops.tables.rows import put_table, put_text
@@ -26,7 +25,7 @@ from clipmill.stages.ops.tasks.folders import (
     listing_digest,
     look_at,
     names,
-    none_at,
+    need_some,
     refuse,
 )
 
@@ -79,11 +78,7 @@ class EvaluationLeaks(DatasetStage):
     def names(self, where: str) -> list[str]:
         """The tasks; StageError where the folder has none."""
         folder = Storage(self.tasks)
-        found = names(folder)
-        if not found:
-            do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
-            raise StageError(none_at(folder), f"{where}: {folder}", do)
-        return found
+        return need_some(names(folder), folder, where)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         stage = ctx.worker.stage

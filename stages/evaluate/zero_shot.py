@@ -13,20 +13,19 @@ from clipmill.metadata.evaluated import prefix_of
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Put, Task
-from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
 from clipmill.stages.models.image_text import load, look_for, width_of
 from clipmill.stages.models.watched import WatchedModel
+from clipmill.stages.ops.tasks.check import proof
 from clipmill.stages.ops.tasks.folders import (
     content_digest,
     describe,
     listing_digest,
     look_at,
     names,
-    none_at,
-    proof,
+    need_some,
     refuse,
 )
 from clipmill.stages.ops.tasks.listed import Listed, is_scored, listed_tasks, rules
@@ -107,11 +106,7 @@ class ZeroShot(DatasetStage):
     def names(self, where: str) -> list[str]:
         """The tasks that are scored; StageError where the folder has none."""
         folder = Storage(self.tasks)
-        found = [name for name in names(folder) if is_scored(name)]
-        if not found:
-            do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
-            raise StageError(none_at(folder), f"{where}: {folder}", do)
-        return found
+        return need_some([name for name in names(folder) if is_scored(name)], folder, where)
 
     def models(self, folder: str | None) -> list[dict[str, Any]]:
         """The card, seed and weights' digest of each model; without a stage, what is set."""

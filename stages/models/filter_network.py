@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipmill.metadata.keys import redacted
-from clipmill.stages.models.features import in_batches
 from clipmill.stages.models.saved import built, read_model
+from clipmill.stages.models.text_features import in_batches
 
 # Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
 # words that some caption has, S = T + V, B a batch, R directions; N texts, W words of all of them.

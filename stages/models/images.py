@@ -35,7 +35,8 @@ def embedder(model: str, worker: Worker) -> Embed:
         if network.sha256:
             worker.pin(model, network.sha256)
         return network.embed_images
-    from clipmill.stages.models.features import ImageFeatures, Precision
+    from clipmill.stages.models.features import ImageFeatures
+    from clipmill.stages.models.text_features import Precision
 
     features = ImageFeatures(
         cast(Precision, precision or "bfloat16"), worker.device, worker.threads

@@ -56,7 +56,7 @@ from clipmill.stages.ops.texts.languages import predictor
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
-    from clipmill.stages.models.features import Precision
+    from clipmill.stages.models.text_features import Precision
 
 # Shapes: N rows of the batch, T texts of all of them; D width of the embedding.
 
@@ -226,8 +226,8 @@ def _is_filter_network(uri: str) -> bool:
 
 
 def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Worker) -> Embed:
-    from clipmill.stages.models.features import TextFeatures
     from clipmill.stages.models.filter_network import Embedder
+    from clipmill.stages.models.text_features import TextFeatures
 
     features = TextFeatures(precision, worker.device, worker.threads)
     network = Embedder(uri, worker.device, worker.threads)

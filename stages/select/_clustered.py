@@ -45,6 +45,7 @@ UNDEFINED = tuple(f"undefined:{c.name}" for c in (CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
 REASONS = (DROPPED, NO_IMAGE, *UNDEFINED, PRUNED)
 FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
+UNIT = 2.0**44  # probabilities are multiples of 1 / UNIT: their sums are exact
 
 
 @dataclass(frozen=True, kw_only=True)

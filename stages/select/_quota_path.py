@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.stages.ops.compiled import compiled
-from clipmill.stages.select._quotas import UNIT
+from clipmill.stages.select._clustered import UNIT
 
 # Shapes: K clusters, E events, L leaves of the tournament, a power of 2.
 

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import StageError
+from clipmill.stages.select._clustered import UNIT
 
 # Shapes: K clusters with rows, E events, M pairs of a cluster and one of its rows.
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-UNIT = 2.0**44  # probabilities are multiples of 1 / UNIT: their sums are exact
 HALVINGS = 200  # of an interval of float64: more change nothing
 
 

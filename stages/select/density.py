@@ -40,6 +40,7 @@ from clipmill.stages.select._clustered import (
     FIXED,
     PRUNED,
     REASONS,
+    UNIT,
     Balance,
     SizedSelect,
     population,
@@ -47,7 +48,7 @@ from clipmill.stages.select._clustered import (
     wanted,
 )
 from clipmill.stages.select._judged import judged_rows
-from clipmill.stages.select._quotas import UNIT, Quotas, probabilities, quotas
+from clipmill.stages.select._quotas import Quotas, probabilities, quotas
 
 # Shapes: K clusters with rows; N rows of a partition, M of them that are ranked, T rows at the
 # cut; K centroids, D width of a vector, B centroids of a block, P pairs of one and a near one.

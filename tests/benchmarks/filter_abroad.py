@@ -35,7 +35,8 @@ from clipmill.pipeline.pools.faults import HARMLESS_LINKS
 from clipmill.pipeline.pools.sources import noto, packages
 from clipmill.pipeline.pools.trusted import TrustedPair, trusted_pairs, write_trusted
 from clipmill.stages.models import filter_network as fn
-from clipmill.stages.models.features import ImageFeatures, TextFeatures
+from clipmill.stages.models.features import ImageFeatures
+from clipmill.stages.models.text_features import TextFeatures
 from clipmill.stages.ops.images.decode import ImageError, decode
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.pools import VENDORS, auc, drawn, there, vendor_of

@@ -20,8 +20,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from clipmill.stages.models.features import ImageFeatures, TextFeatures
+from clipmill.stages.models.features import ImageFeatures
 from clipmill.stages.models.filter_network import WORDS, FilterNetwork, fitted, rooted
+from clipmill.stages.models.text_features import TextFeatures
 from tests.benchmarks.side_by_side import begin
 
 ROUNDS, BATCH, WIDTH = 3, 1024, 256

@@ -11,10 +11,10 @@ from time import perf_counter
 
 import torch
 
-from clipmill.stages.clip.flops import steps_at_most
 from clipmill.stages.clip.loop import Means, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model
+from clipmill.stages.clip.training import steps_at_most
 from tests.benchmarks.side_by_side import NeedError, begin
 
 NETWORK, ROWS, STEPS, ROUNDS = "ViT-B-32", 256, 10, 5

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
-from clipmill.stages.ops.tasks.folders import check
+from clipmill.stages.ops.tasks.check import check
 
 NAMES = ["red", "green", "blue", "grey", "white"]
 COLOURS = [(0, 0, 255), (0, 255, 0), (255, 0, 0), (99, 99, 99), (255, 255, 255)]

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import Column
-from clipmill.pipeline.stage import NonEmpty
+from clipmill.metadata.schema import KEEP, Column
+from clipmill.pipeline.stage import DatasetStage, NonEmpty
 from clipmill.stages.ops.tables.rows import in_order
 
 # Shapes: N rows, K columns that decide.
@@ -47,21 +47,31 @@ class Rankable(Column):
 Order = Keep | tuple[Keep, ...] | None
 
 
-def reads_of(order: Order) -> tuple[Column, ...]:
-    """The columns that decide."""
-    return tuple(keep.reads for keep in in_turn(order))
-
-
-def prefers(order: Order) -> tuple[tuple[str, str], ...]:
-    """The columns that decide, each with `asc` or `desc`, as a stage declares them."""
-    return tuple((keep.column, keep.order) for keep in in_turn(order))
-
-
 def in_turn(order: Order) -> tuple[Keep, ...]:
     """The columns that decide, in turn; none where the uid decides."""
     if order is None:
         return ()
     return order if isinstance(order, tuple) else (order,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsBest(DatasetStage):
+    """A stage that keeps one of several alike rows."""
+
+    # which of two alike rows stays: the best by these columns in turn, then the least uid
+    keep: Order = None
+
+    determinism = "exact"
+    optional_reads = (KEEP,)
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:
+        return tuple((keep.column, keep.order) for keep in in_turn(self.keep))
+
+    @property
+    def deciding(self) -> tuple[Column, ...]:
+        """The columns that decide."""
+        return tuple(keep.reads for keep in in_turn(self.keep))
 
 
 def preference(order: Order, rows: pa.Table) -> pa.ListArray:

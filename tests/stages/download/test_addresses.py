@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.stages.download._addresses import allowed
+from clipmill.stages.download._rows import allowed
 
 EVERYTHING = ("0.0.0.0/0", "::/0")
 PUBLIC = ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::")

@@ -45,7 +45,8 @@ def test_types_are_those_declared_even_without_a_single_value(rows):
 
 
 def test_the_networks_are_as_wide_as_declared():
-    from clipmill.stages.models.features import ImageFeatures, TextFeatures
+    from clipmill.stages.models.features import ImageFeatures
+    from clipmill.stages.models.text_features import TextFeatures
 
     assert [dtype.list_size for dtype in DECLARED] == [ImageFeatures.width, TextFeatures.width]
 

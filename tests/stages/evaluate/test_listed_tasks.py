@@ -9,7 +9,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.evaluate import zero_shot
 from clipmill.stages.evaluate.zero_shot import ZeroShot
-from clipmill.stages.ops.tasks.folders import check
+from clipmill.stages.ops.tasks.check import check
 from tests.stages.evaluate.test_zero_shot import Colours
 from tests.stages.listed_folders import associated, captioned, grouped
 

@@ -7,16 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.models import features
-from clipmill.stages.models.features import (
-    TOKENS,
-    ImageFeatures,
-    TextFeatures,
-    efficientnet,
-    fused,
-    in_batches,
-    minilm,
-)
+from clipmill.stages.models import features, text_features
+from clipmill.stages.models.features import ImageFeatures, efficientnet, fused
+from clipmill.stages.models.text_features import TOKENS, TextFeatures, in_batches, minilm
 
 PRECISIONS = ("bfloat16", "float32")
 TEXTS = [
@@ -60,7 +53,7 @@ def test_an_images_features_do_not_depend_on_what_else_is_in_the_call(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_texts_features_do_not_depend_on_what_else_is_in_the_call(precision, read, monkeypatch):
-    monkeypatch.setattr(features, "TOKENS_A_BATCH", TOKENS[-1])
+    monkeypatch.setattr(text_features, "TOKENS_A_BATCH", TOKENS[-1])
     short = [f"number {i}" for i in range(TOKENS[-1] // TOKENS[0] + 1)]  # past one batch
     texts = [*short, *TEXTS[:3], *TEXTS[4:]]
     whole_ND = read[precision](texts)
@@ -172,8 +165,9 @@ def test_a_function_meets_one_shape_only():
 def test_other_weights_of_a_package_are_refused_until_they_are_accepted(
     made, known, package, monkeypatch
 ):
-    sha256 = getattr(features, known)
-    monkeypatch.setattr(features, known, "0" * 64)  # as if the package had others
+    module = features if made is ImageFeatures else text_features
+    sha256 = getattr(module, known)
+    monkeypatch.setattr(module, known, "0" * 64)  # as if the package had others
     with pytest.raises(StageError, match=f"digest {sha256[:12]}, and 000000000000 is known") as no:
         made("float32")
     assert f"pip install --force-reinstall {package}; or" in no.value.args[2]

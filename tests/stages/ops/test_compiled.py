@@ -21,7 +21,7 @@ def installed(tmp_path):
     shutil.copytree(
         ROOT / "clipmill" / "stages" / "ops", copy, ignore=shutil.ignore_patterns("__pycache__")
     )
-    (copy / "__pycache__").touch()
+    (copy / "images" / "__pycache__").touch()
     (tmp_path / "installed" / "clipmill" / "__init__.py").touch()
     return tmp_path / "installed"
 

@@ -6,12 +6,12 @@ import tarfile
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tasks.check import check
 from clipmill.stages.ops.tasks.folders import (
     CLASSNAMES,
     NSHARDS,
     TEMPLATES,
     Sample,
-    check,
     content_digest,
     describe,
     names,

@@ -13,7 +13,7 @@ import yaml
 from clipmill.metadata.schema import TEXT_LIST
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import RowFunction, Worker
-from clipmill.stages.models import features
+from clipmill.stages.models import text_features as features
 from clipmill.stages.models.filter_network import KIND, Embedder, FilterNetwork
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.saved import put_model

@@ -5,7 +5,8 @@ import pytest
 import quadprog
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.select._quotas import UNIT, Quotas, probabilities, quotas
+from clipmill.stages.select._clustered import UNIT
+from clipmill.stages.select._quotas import Quotas, probabilities, quotas
 
 CASES = 500
 
