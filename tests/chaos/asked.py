@@ -238,9 +238,16 @@ def begin(
     recipe: Path, run: str, scratch: Path, *more: str, env: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
     """A run with two workers, in a process group of its own."""
+    return started(scratch, *run_arguments(recipe, run, 2, *more), env=env)
+
+
+def started(
+    scratch: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """One `clipmill` in a process group of its own; what it says is in output.txt."""
     with (scratch / "output.txt").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "clipmill.pipeline.cli", *run_arguments(recipe, run, 2, *more)],
+            [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
             env=env,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,17 +73,22 @@ class Lives:
         folders = list(Path(self.run).glob("stages/made-*"))
         return spent_in(Storage(str(folders[0])).child(FOLDER))["tokens"] if folders else 0
 
-    def live(self, kill_after: float = 0, requests: int = 0, fault: str = "") -> str:
-        """One run, killed with its workers so many seconds after the server got so many requests,
-        or where one process reaches a point; what it said. Its answers and books are looked at."""
+    def live(
+        self,
+        requests: int = 0,
+        kill: Callable[["subprocess.Popen[bytes]"], object] = lambda process: None,
+        fault: str = "",
+    ) -> str:
+        """One run, to be killed once the server got so many requests, or where one process reaches
+        a point; what it said. Its answers and books are looked at."""
         stored, asked = stored_in(self.run), self.server.asked()
         faults = self.folder / f"faults{self.kills}-{self.ends.total()}"
         settings = ["--workers", "3", "--set", f"made.limits.max_tokens_total={self.cap}"]
-        settings += ["--retry", "crashed"]  # a shard whose workers were killed, in run after run
         dies = environment(faults, fault, "process") if fault else None
         process = begin(self.recipe, self.run, self.folder, *settings, env=dies)
-        if requests:
-            self._kill(process, kill_after, asked.total() + requests)
+        while process.poll() is None and self.server.asked().total() < asked.total() + requests:
+            time.sleep(0.02)
+        kill(process)
         code = process.wait(120)
         is_killed = code == -signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):  # workers whose driver was hit alone
@@ -101,15 +106,6 @@ class Lives:
             self._ended(code, output)
         return output
 
-    def _kill(self, process: "subprocess.Popen[bytes]", after: float, requests: int) -> None:
-        """Until the server got so many requests and a while is over, then kills the group."""
-        while process.poll() is None and self.server.asked().total() < requests:
-            time.sleep(0.02)
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
     def _ended(self, code: int, output: str) -> None:
         """Goes on with a larger budget, or in another folder."""
         if code:
@@ -119,6 +115,18 @@ class Lives:
             self.number += 1
             self.cap = STEP
             self.before = self.server.asked(), self.server.tokens()
+
+
+def all_after(seconds: float) -> Callable[["subprocess.Popen[bytes]"], None]:
+    """Kills a run with its workers, after a while."""
+
+    def kill(process: "subprocess.Popen[bytes]") -> None:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    return kill
 
 
 def numbers(output: str) -> tuple[float, float, float]:
@@ -166,7 +174,7 @@ def test_three_workers_spend_all_of_it_and_lose_no_answer(server, tmp_path):
 @pytest.mark.soak(cpu_s=30)
 def test_a_worker_and_a_run_that_are_killed_are_paid_for(server, tmp_path):
     lives = Lives(server, tmp_path)
-    lives.live(requests=12, kill_after=0.05)
+    lives.live(12, all_after(0.05))
     lives.cap = 10 * STEP
     lives.live(fault="answers:2")
     assert lives.kills == 2
@@ -188,7 +196,7 @@ def test_runs_that_are_killed_fifty_times_near_the_end_pass_it_nowhere(
             point = chance.choice(["answers", "budget", "any"])
             lives.live(fault=f"{point}:{chance.randint(1, 12)}")
         else:
-            lives.live(requests=chance.randint(1, 15), kill_after=chance.uniform(0, 0.4))
+            lives.live(chance.randint(1, 15), all_after(chance.uniform(0, 0.4)))
     assert all(shards_of(run) == shards_of(runs[0]) for run in runs)
     assert lives.ends[1] > 3
     record_property("tries", lives.kills)
