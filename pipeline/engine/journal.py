@@ -25,7 +25,7 @@ from clipmill.pipeline.executors import Executor, Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
 
-UNITS = 2  # how calls are cut into units: a journal of other ones is not gone on with
+UNITS = 3  # how calls are cut into units, and moved rows lie in files: another's stays unread
 KINDS = {  # of calls, in words
     "map": "working",
     "shuffle": "sorting rows",
