@@ -140,6 +140,17 @@ def test_a_record_that_changed_behind_its_fold_is_named_and_repaired(engine, cli
     assert clipmill("verify", "--run", run).code == 0
 
 
+def test_a_changed_record_of_what_was_made_once_is_named_and_repaired(engine, clipmill):
+    engine.run("  learned: {uses: toy.learned, from: numbers}\n")
+    run = engine.folder / "run"
+    [made] = run.glob("once/*/made.json")
+    flip(made)
+    said = clipmill("verify", "--run", run)
+    assert (said.code, said.out.count("/made.json: not as it was stored")) == (1, 1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+
+
 def say(path, **fields):
     """A record as an older version stored it, without a digest, that says something else."""
     held = json.loads(path.read_text())
