@@ -108,7 +108,7 @@ class Journal:
         if any(unit.key not in done for unit in units):
             there = {entry.name for entry in folder.entries(call)}
             for key in (unit.key for unit in units if f"{unit.key}.json" in there):
-                result = read_sealed(folder, f"{call}/{key}.json")
+                result = read_sealed(folder, f"{call}/{key}.json", of=key)
                 done |= {key: result} if result is not None and is_whole(result) else {}
         left = [unit for unit in units if unit.key not in done]
         for answer in self.answers(call, work, left, len(done), journalled=True):

@@ -163,7 +163,7 @@ class UnitsRun:
         result = units.work(unit.input, task)
         if units.journalled:
             name = f"{units.journal}/{unit.key}.json"
-            put_sealed(units.folder, name, result, point="journal")
+            put_sealed(units.folder, name, result, point="journal", of=unit.key)
         return result
 
 
