@@ -4,7 +4,6 @@ Those of an export that has left its run lie in the folder itself, and its datas
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.parquet_file import opened
 from clipmill.metadata.record import MANIFEST, Manifest
-from clipmill.metadata.sealed import read_sealed_as
+from clipmill.metadata.sealed import put_sealed, read_sealed_as
 from clipmill.metadata.storage import Storage
 
 OUT = "out"
@@ -95,7 +94,7 @@ def put_output(folder: Storage, name: str, noted: Noted, of: Storage, there: str
 
 
 def _note(folder: Storage, name: str, noted: Noted) -> None:
-    folder.put(f"{NOTES}/{name}.json", json.dumps(asdict(noted)).encode(), point="digest")
+    put_sealed(folder, f"{NOTES}/{name}.json", asdict(noted), point="digest")
 
 
 def noted_outputs(folder: Storage) -> dict[str, Noted]:
@@ -104,7 +103,7 @@ def noted_outputs(folder: Storage) -> dict[str, Noted]:
     there = {entry.name: entry.size for entry in folder.entries(OUT, below=True)}
 
     def look(name: str) -> Noted:
-        note = folder.read_json(f"{NOTES}/{name}.json", Noted)
+        note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)
         if name not in there or (note and note.size_bytes != there[name]):
             raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
         return note or Noted(there[name], folder.sha256(f"{OUT}/{name}"))

@@ -111,6 +111,7 @@ class Manifest:
     output_sha256: dict[str, str] = field(default_factory=dict)  # of each; older ones have none
     page_checksums: bool = False  # of Parquet files in out/
     seconds: float | None = None
+    fingerprint: str = ""  # of the stage
 
     @property
     def made_of(self) -> dict[str, str]:

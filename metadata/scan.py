@@ -72,8 +72,11 @@ def scan(folder: Storage) -> Scan:
         lost += records_of(compacted.changed.filter(is_torn).select(RECORD.names))
     failures = {it: folder.read_json(it, Failure) for it in others if it.endswith(FAILED)}
     manifest = None
-    if MANIFEST in others and (manifest := read_sealed_as(folder, MANIFEST, Manifest)) is None:
-        torn.append(MANIFEST)
+    if MANIFEST in others:
+        manifest = read_sealed_as(folder, MANIFEST, Manifest)
+        if manifest is None or not folder.path.endswith(manifest.fingerprint):  # another stage's
+            manifest = None
+            torn.append(MANIFEST)
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     return Scan(

@@ -20,17 +20,21 @@ class Sealed:
     value: dict[str, Any]
 
 
-def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str) -> None:
-    """Stores a value that JSON can hold."""
+def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str, of: str = "") -> None:
+    """Stores a value that JSON can hold; `of` is in its digest, so that no other's is read for it."""
     plain = json.loads(json.dumps(value))  # a number as a key becomes a string, and is sorted so
-    text = json.dumps(vars(Sealed(digest(plain), plain)))
+    text = json.dumps(vars(Sealed(_digest(plain, of), plain)))
     folder.put(name, text.encode(), point)
 
 
-def read_sealed(folder: Storage, name: str) -> dict[str, Any] | None:
+def read_sealed(folder: Storage, name: str, of: str = "") -> dict[str, Any] | None:
     """The value as it was stored; None where it is missing or any of it has changed."""
     held = folder.read_json(name, Sealed)
-    return held.value if held and digest(held.value) == held.digest else None
+    return held.value if held and _digest(held.value, of) == held.digest else None
+
+
+def _digest(value: dict[str, Any], of: str) -> str:
+    return digest([of, value] if of else value)
 
 
 def read_sealed_as(folder: Storage, name: str, kind: type[T]) -> T | None:

@@ -25,7 +25,7 @@ from clipmill.pipeline.executors import Executor, Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
 
-UNITS = 2  # how calls are cut into units: a journal of other ones is not gone on with
+UNITS = 3  # how calls are cut into units, and moved rows lie in files: another's stays unread
 KINDS = {  # of calls, in words
     "map": "working",
     "shuffle": "sorting rows",
@@ -108,7 +108,7 @@ class Journal:
         if any(unit.key not in done for unit in units):
             there = {entry.name for entry in folder.entries(call)}
             for key in (unit.key for unit in units if f"{unit.key}.json" in there):
-                result = read_sealed(folder, f"{call}/{key}.json")
+                result = read_sealed(folder, f"{call}/{key}.json", of=key)
                 done |= {key: result} if result is not None and is_whole(result) else {}
         left = [unit for unit in units if unit.key not in done]
         for answer in self.answers(call, work, left, len(done), journalled=True):

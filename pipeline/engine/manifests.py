@@ -25,6 +25,7 @@ def seal(stage: StageState) -> None:
             shards=len(stage.shards),
             rows=stage.shards.rows,
             inputs=digest([list(it) for it in zip(stage.shards, digests, strict=True)]),
+            fingerprint=stage.planned.fingerprint,
         )
         _put(stage, made, stage.columns)
     elif not stage.scan.compacted:
@@ -60,6 +61,7 @@ def put_dataset_manifest(
         output_sha256={name: noted.sha256 for name, noted in stored.items()},
         page_checksums=context.page_checksums,
         seconds=round(seconds, 3),
+        fingerprint=stage.planned.fingerprint,
     )
     _put(stage, made, table_of(records))
 
@@ -77,7 +79,6 @@ def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
         "version": planned.stage.version,
         "determinism": planned.stage.determinism,
         "settings": settings_of(planned.stage),
-        "fingerprint": planned.fingerprint,
         **vars(made),
     }
     put_sealed(stage.folder, MANIFEST, whole, point="manifest")

@@ -113,14 +113,15 @@ class PartialResults:
                     self._put()
 
     def _put(self) -> None:
-        if self._writer is None:
+        writer, self._writer = self._writer, None  # it is tried once, though it may fail
+        if writer is None:
             return
-        sha256, _ = self._writer.close()
+        sha256, _ = writer.close()
         self._last += 1
         name = f"{self._below}/{self._prefix}{self._last:05d}-{sha256[:16]}.parquet"
         self._folder.commit(self._path, name, "kept")
         self._open.close()
-        self._writer, self._bytes = None, 0
+        self._bytes = 0
 
     def _take(self, name: str, transient: tuple[str, ...]) -> bool:
         """Whether it is a whole file of this pass; its answers are then there."""

@@ -8,6 +8,7 @@ row.
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO
@@ -16,12 +17,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import SHARD
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.own_shards import neighbours
 from clipmill.pipeline.engine.units import UnitTask
-from clipmill.pipeline.run_folder.partitions import OFFSET, index_of, read_ranges, tables_of
+from clipmill.pipeline.run_folder.partitions import (
+    CHANGED,
+    OFFSET,
+    index_of,
+    read_ranges,
+    tables_of,
+)
 
 RUN_ROWS = 7_500_000
 FEW_RUNS, MANY_RUNS = 16, 64  # the least of a small and of a large pool, for workers to share
@@ -57,14 +65,14 @@ def split_run(
     name = f"{data}/{task.key}.arrows"
     with task.folder.scratch(name) as path:
         with path.open("w+b") as file:
-            offsets_SP, heads = [], []
+            places, heads = [], []
             for rows in segments(tables_of(over, *run), most_bytes):
-                offsets, head = write_segment(file, rows, key, count)
-                offsets_SP.append(offsets)
+                offsets, crcs, head = write_segment(file, rows, key, count)
+                places.append(offsets + crcs)
                 heads.append(head)
             at = file.tell()
             sizes = [len(head) for head in heads]
-            numbers = np.array([*np.ravel(offsets_SP), *sizes], OFFSET)
+            numbers = np.array([*np.ravel(places), *sizes], OFFSET)
             table = b"".join((numbers.tobytes(), *heads))
             file.write(table)
             size = file.tell()
@@ -90,10 +98,25 @@ def segments(tables: Iterator[pa.Table], most_bytes: int) -> Iterator[list[pa.Ta
     yield held
 
 
+class _Summed:
+    """A file, and the CRC-32 of what was written to it since that was set to 0."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.flush, self._write = file.tell, file.flush, file.write
+        self.crc = 0
+
+    def write(self, data: Any) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        return self._write(data)
+
+
 def write_segment(
     file: BinaryIO, rows: list[pa.Table], key: Callable[[pa.Table], Any], count: int
-) -> tuple[list[int], bytes]:
-    """Where each partition begins in the file, and the last one ends; the head they share."""
+) -> tuple[list[int], list[int], bytes]:
+    """Where each partition begins in the file, and the last one ends; the CRC-32 of each, and a 0;
+    the head they share."""
     whole = pa.concat_tables(rows, promote_options="default").unify_dictionaries().combine_chunks()
     rows.clear()
     partition = key(whole)  # of all rows at once: a call for a shard costs more than its rows
@@ -102,16 +125,18 @@ def write_segment(
     bounds = np.append(0, np.bincount(partition, minlength=count).cumsum())
     whole = whole.take(pa.array(order)).unify_dictionaries().combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True, use_threads=False)
-    begin = file.tell()
-    with pa.ipc.new_stream(file, whole.schema, options=options) as writer:
+    begin, summed, crcs = file.tell(), _Summed(file), []
+    with pa.ipc.new_stream(summed, whole.schema, options=options) as writer:
         writer.write_batch(no_rows(whole))  # after the dictionaries
         offsets = [file.tell()]
         for start, stop in pairwise(bounds.tolist()):
+            summed.crc = 0
             if stop > start:
                 writer.write_table(whole.slice(start, stop - start))
             offsets.append(file.tell())
+            crcs.append(summed.crc)
     file.flush()
-    return offsets, os.pread(file.fileno(), offsets[0] - begin, begin)
+    return offsets, [*crcs, 0], os.pread(file.fileno(), offsets[0] - begin, begin)
 
 
 def no_rows(table: pa.Table) -> pa.RecordBatch:
@@ -144,17 +169,23 @@ def sizes_in(folder: Storage, data: str) -> dict[str, int]:
 
 def ends_of(
     folder: Storage, results: list[dict[str, Any]], count: int
-) -> tuple[NDArray[np.int64], list[bytes]]:
-    """(P + 1, S) where each partition begins in each segment; the heads. From the files' ends."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[bytes]]:
+    """(P + 1, S) where each partition begins in each segment, and the CRC-32 of each; the heads.
+
+    From the files' ends; DamagedError where one is not as it was written.
+    """
     ends = [(one["file"], one["at"], one["size"] - one["at"]) for one in results]
-    offsets_SP, heads = [], []
+    places, heads = [], []
     for one, end in zip(results, read_ranges(folder, ends), strict=True):
+        if hashlib.sha256(end).hexdigest()[:32] != one["digest"]:
+            raise DamagedError(folder.uri, one["file"], CHANGED)
         number = one["segments"]
-        numbers = np.frombuffer(end, OFFSET, number * (count + 2))
-        offsets_SP.append(numbers[:-number].reshape(number, count + 1))
+        numbers = np.frombuffer(end, OFFSET, number * (2 * count + 3))
+        places.append(numbers[:-number].reshape(number, 2, count + 1))
         stops = np.append(0, numbers[-number:].cumsum()) + numbers.nbytes
         heads += [end[a:b] for a, b in pairwise(stops.tolist())]
-    return np.concatenate(offsets_SP).T, heads
+    offsets_PS, crc_PS = np.concatenate(places).transpose(1, 2, 0)
+    return offsets_PS, crc_PS, heads
 
 
 def by_hash(key: str, count: int, table: pa.Table) -> NDArray[np.int64]:

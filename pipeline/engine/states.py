@@ -1,4 +1,5 @@
-"""States in storage: named arrays as one .npz, whose own checksums tell a damaged one.
+"""States in storage: named arrays as one .npz, whose own checksums tell a damaged one, and its own
+name another's.
 
 Those of a pool's shards are merged into one in the order of the shards: of some shards by the unit
 that makes them, then, where they are large, MERGED neighbours by a unit, and so on to the last. So
@@ -20,6 +21,7 @@ from clipmill.pipeline.engine.units import UnitTask
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.run_folder.partitions import tables_of
 
+NAME = "/name"  # of its object, among the arrays
 REDUCE_UNITS = 256
 MERGED = 16  # states, by one unit: so of 256 the root is made of 16
 BY_DRIVER_BYTES = 4 << 20  # of all states: so few are merged without more units
@@ -29,16 +31,17 @@ def put_state(folder: Storage, name: str, state: State, point: str) -> int:
     """Stores a state, as the same bytes each time, and says how many; no pickle inside."""
     sink = io.BytesIO()
     arrays: Any = {key: np.asarray(state[key]) for key in sorted(state)}
-    np.savez(sink, allow_pickle=False, **arrays)
+    np.savez(sink, allow_pickle=False, **arrays, **{NAME: np.array(name)})
     folder.put(name, sink.getvalue(), point)
     return sink.tell()
 
 
 def read_state(folder: Storage, name: str) -> State | None:
-    """The state as it was stored; None where it is missing or damaged."""
+    """The state as it was stored; None where it is missing, damaged or another's."""
     try:
         with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            held = {key: arrays[key] for key in arrays.files}
+            return held if str(held.pop(NAME, "")) == name else None
     except (FileNotFoundError, IsADirectoryError, BadZipFile, EOFError, ValueError, RuntimeError):
         return None
 

@@ -38,6 +38,7 @@ class Unit:
     key: str
     input: Any
     begun: bool = True  # a worker may have died of it: its attempts were counted
+    ended: str = ""  # why the executor ended the last worker that had it, where it did
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class UnitsRun:
             units.unchecked,
         )
         name = f"{units.journal}/{unit.key}"
-        place = f"stage '{units.planned.name}', unit {unit.key}"
+        place = f"stage '{units.planned.name}', unit {unit.key}{_file_of(unit.input)}"
         try:
             result = attempts.attempt(
                 partial(self._work, unit, task),
@@ -149,6 +150,7 @@ class UnitsRun:
                 units.run_id,
                 place,
                 begun=unit.begun,
+                ended=unit.ended,
             )
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
@@ -161,8 +163,15 @@ class UnitsRun:
         result = units.work(unit.input, task)
         if units.journalled:
             name = f"{units.journal}/{unit.key}.json"
-            put_sealed(units.folder, name, result, point="journal")
+            put_sealed(units.folder, name, result, point="journal", of=unit.key)
         return result
+
+
+def _file_of(given: Any) -> str:
+    """The file that a unit reads, where it is a root's: the one to look at where it fails."""
+    source = getattr(given, "source", given)
+    path = source.get("path") if isinstance(source, Mapping) else None
+    return f", {path}" if path else ""
 
 
 def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitTask) -> Any:

@@ -185,13 +185,20 @@ def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
 def _once(run: Storage) -> list[tuple[Checked, list[_File]]]:
     """The files that are made once in a run, if there are any."""
     folder = run.child(ONCE)
+    keys = folder.folders()
+    made = {key: read_sealed(folder, f"{key}/{MADE}") for key in keys}
     files = [
         _File(folder, f"{key}/{place_of(name, held['sha256'])}", held["size_bytes"], held["sha256"])
-        for key in folder.folders()
-        for name, held in (read_sealed(folder, f"{key}/{MADE}") or {"files": {}})["files"].items()
+        for key, it in made.items()
+        for name, held in (it or {"files": {}})["files"].items()
     ]
     checked = Checked(ONCE, len(files), sum(file.size_bytes for file in files))
-    return [(checked, files)] if files else []
+    checked.damaged = [  # without it files are nobody's
+        DamagedError(folder.uri, f"{key}/{MADE}", TORN)
+        for key, it in made.items()
+        if it is None and folder.has(f"{key}/{MADE}")
+    ]
+    return [(checked, files)] if keys else []
 
 
 def _wrong(file: _File) -> DamagedError | None:

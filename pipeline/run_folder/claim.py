@@ -5,6 +5,8 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from clipmill.metadata.fingerprint import digest, plain
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline import own_code
@@ -20,7 +22,7 @@ FORMAT = 1  # of the run folder
 
 @dataclass(frozen=True)
 class Claim:
-    """What `run.json` holds."""
+    """What `run.json` holds, beside a digest of all that; older ones have none."""
 
     format: int
     seed: int
@@ -35,7 +37,7 @@ def refuse_foreign(run: Storage) -> None:
 
 def refuse_another_seed(plan: Plan, run: Storage) -> None:
     """RecipeError where the folder belongs to another seed."""
-    held = run.read_json("run.json", Claim)
+    held = _held(run)
     if held is None:
         raise RecipeError(
             found="a run folder whose seed cannot be read",
@@ -55,8 +57,7 @@ def refuse_another_seed(plan: Plan, run: Storage) -> None:
 def claim(plan: Plan, run: Storage) -> None:
     """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
     if not run.has("run.json"):
-        text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
-        run.put("run.json", text.encode(), point="run")
+        _put(run, Claim(FORMAT, plan.seed))
     refuse_another_seed(plan, run)
     _remember(plan, run)
     recipe = plan.recipe
@@ -83,7 +84,7 @@ def remembered_in(run: Storage) -> dict[str, Remembered]:
 
     None where `run.json` cannot be read: whoever writes there is told.
     """
-    held = run.read_json("run.json", Claim) if run.has("run.json") else None
+    held = _held(run) if run.has("run.json") else None
     return held.stages if held else {}
 
 
@@ -111,7 +112,7 @@ def other_code(plan: Plan, run: Storage) -> list[str]:
 
 def _remember(plan: Plan, run: Storage) -> None:
     """Writes what lets others look at stages with own code; of one that is stored, as it was."""
-    held = run.read_json("run.json", Claim)
+    held = _held(run)
     assert held is not None  # it has our seed
     stages = dict(held.stages)
     for name, files in own_files(plan).items():
@@ -120,8 +121,24 @@ def _remember(plan: Plan, run: Storage) -> None:
             chosen = plan.recipe.stages[name].get("read", {})
             stages[planned.folder] = remembered(planned, chosen, files)
     if stages != held.stages:
-        text = json.dumps(asdict(replace(held, stages=stages)))
-        run.put("run.json", text.encode(), point="run")
+        _put(run, replace(held, stages=stages))
+
+
+def _put(run: Storage, made: Claim) -> None:
+    value = json.loads(json.dumps(asdict(made)))
+    text = json.dumps({**value, "digest": digest(value)})
+    run.put("run.json", text.encode(), point="run")
+
+
+def _held(run: Storage) -> Claim | None:
+    """What `run.json` holds; None where it is not as it was stored."""
+    value = run.read_json("run.json", dict[str, Any])
+    if value is None or value.pop("digest", None) not in (None, digest(value)):
+        return None
+    try:
+        return msgspec.convert(value, Claim)
+    except msgspec.ValidationError:
+        return None
 
 
 def _is_begun(run: Storage, folder: str) -> bool:

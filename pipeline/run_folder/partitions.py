@@ -4,9 +4,11 @@ A file holds segments, each of them rows of some consecutive shards: a head (the
 stream begins, its dictionaries, and a batch of no rows), then the rows of each partition as record
 batches and no more. Head and piece together are a stream. Where the pieces of all files lie stands
 in one index: `count + 1` rows of an offset a segment, so that what a partition needs lies together,
-then the heads, each once.
+then the heads, each once. A row begins with a CRC-32 of itself, and one of its pieces' CRC-32s, so
+that damage is noticed before it is decoded.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import POSITION, SHARD, UID
 from clipmill.metadata.storage import Storage
@@ -28,6 +31,7 @@ OFFSET = np.dtype("<i8")
 READ = pa.ipc.IpcReadOptions(use_threads=False)
 READERS = 16  # reads at once of an object store, each of which waits for an answer
 AHEAD_BYTES = 288_000_000  # of neighbouring partitions, read at once
+CHANGED = "not as it was stored"
 Range = tuple[str, int, int]  # of an object: its name, from which byte on, how many
 
 
@@ -58,15 +62,19 @@ class Partitions:
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
         """Partitions from `start` to before `stop`: neighbours are read together."""
-        offsets_PS = self._offsets(start, stop)
+        offsets_PS, crc_P = self._places(start, stop)
         for first, last in blocks(offsets_PS, AHEAD_BYTES):
             block_PS = offsets_PS[first : last + 1]
             ranges = zip(self.files, block_PS[0].tolist(), np.ptp(block_PS, axis=0), strict=True)
             read_S = read_ranges(self.folder, [(file, at, int(size)) for file, at, size in ranges])
-            for begin_S, end_S in pairwise((block_PS - block_PS[0]).tolist()):
+            bounds = pairwise((block_PS - block_PS[0]).tolist())
+            for number, (begin_S, end_S) in enumerate(bounds, start=first):
                 places = zip(read_S, begin_S, end_S, strict=True)
-                whole = self._decoded([memoryview(read)[a:b] for read, a, b in places])
-                yield apply(self.functions, whole)
+                pieces = [memoryview(read)[a:b] for read, a, b in places]
+                if crc_of(list(map(zlib.crc32, pieces))) != crc_P[number]:
+                    found = f"the rows of partition {start + number} are {CHANGED}"
+                    raise DamagedError(self.folder.uri, self.index, found)
+                yield apply(self.functions, self._decoded(pieces))
 
     def mapped(self, function: TableFunction) -> "Partitions":
         return replace(self, functions=(*self.functions, function))
@@ -79,15 +87,20 @@ class Partitions:
         kept = (UID.name, SHARD.name, POSITION.name, *names)
         return self.mapped(partial(only, kept))
 
-    def _offsets(self, start: int, stop: int) -> NDArray[np.int64]:
-        """(stop - start + 1, S) where each partition begins in each segment, and the last ends."""
-        row = len(self.files) * OFFSET.itemsize
-        data = self.folder.read_at(self.index, start * row, (stop - start + 1) * row)
-        return np.frombuffer(data, OFFSET).reshape(-1, len(self.files))
+    def _places(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(stop - start + 1, S) where each partition begins in each segment, and the last ends;
+        and of each the CRC-32 of its pieces' CRC-32s."""
+        size = _row_bytes(len(self.files))
+        data = self.folder.read_at(self.index, start * size, (stop - start + 1) * size)
+        rows = [data[at : at + size] for at in range(0, len(data), size)]
+        if len(rows) <= stop - start or not all(map(_is_sound, rows)):
+            raise DamagedError(self.folder.uri, self.index, CHANGED)
+        numbers = np.frombuffer(data, OFFSET).reshape(len(rows), -1)
+        return numbers[:, 2:], numbers[:, 1]
 
     def _decoded(self, pieces: Sequence[memoryview]) -> pa.Table:
         """The rows of one partition, from its piece of each segment."""
-        at = (self.count + 1) * len(self.files) * OFFSET.itemsize
+        at = (self.count + 1) * _row_bytes(len(self.files))
         heads = heads_of(self.folder.uri, self.index, at, len(self.files))
         tables = []
         for head, group in groupby(zip(heads, pieces, strict=True), lambda both: both[0]):
@@ -144,18 +157,46 @@ def _opened(uri: str, name: str) -> pa.NativeFile:
     return Storage(uri).open(name)
 
 
-def index_of(offsets_PS: NDArray[np.int64], heads: Sequence[bytes]) -> bytes:
-    """The index of a shuffle, from where the partitions begin in each segment and their heads."""
+def index_of(
+    offsets_PS: NDArray[np.int64], crc_PS: NDArray[np.int64], heads: Sequence[bytes]
+) -> bytes:
+    """The index of a shuffle: where the partitions begin in each segment, the CRC-32 of each piece,
+    and the segments' heads."""
     different = list(dict.fromkeys(heads))
     numbers = [different.index(head) for head in heads]
     tail = np.array([*numbers, *map(len, different)], OFFSET)
-    return b"".join((offsets_PS.astype(OFFSET).tobytes(), tail.tobytes(), *different))
+    rows = [
+        np.append(crc_of(crcs), offsets).astype(OFFSET).tobytes()
+        for offsets, crcs in zip(offsets_PS, crc_PS.tolist(), strict=True)
+    ]
+    return b"".join(map(_summed, (*rows, b"".join((tail.tobytes(), *different)))))
+
+
+def crc_of(crcs: Sequence[int]) -> int:
+    """One CRC-32 of several."""
+    return zlib.crc32(np.array(crcs, OFFSET).tobytes())
+
+
+def _row_bytes(segments: int) -> int:
+    return (2 + segments) * OFFSET.itemsize
+
+
+def _summed(data: bytes) -> bytes:
+    """Bytes behind their own CRC-32."""
+    return np.array(zlib.crc32(data), OFFSET).tobytes() + data
+
+
+def _is_sound(data: bytes) -> bool:
+    return _summed(data[OFFSET.itemsize :]) == data
 
 
 @lru_cache(maxsize=64)
 def heads_of(uri: str, index: str, at: int, segments: int) -> tuple[bytes, ...]:
     """The head of each segment, from the end of an index. An index never changes."""
-    tail = Storage(uri).read_at(index, at, 1 << 40)
+    end = Storage(uri).read_at(index, at, 1 << 40)
+    if not _is_sound(end):
+        raise DamagedError(uri, index, CHANGED)
+    tail = end[OFFSET.itemsize :]
     numbers = np.frombuffer(tail, OFFSET, segments)
     different = int(numbers.max()) + 1
     sizes = np.frombuffer(tail, OFFSET, different, segments * OFFSET.itemsize)

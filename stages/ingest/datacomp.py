@@ -1,10 +1,12 @@
 """DataComp's pool: metadata in Parquet, CLIP embeddings in .npz files beside it."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +70,8 @@ SCORES_OF = {
 }
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
 AT_ONCE = 16  # batches of rows, which hold no image, that are fitted by one call
+# What a file raises that is no .npz, lacks an array, or has one that numpy cannot read.
+NO_ARRAYS = zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, TokenError, ValueError
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
@@ -158,11 +162,11 @@ class DataComp(DatasetStage):
         path = npz_of(source["path"])
         where = f"{storage}/{path}"
         with (
-            failing_its_shard(where, zipfile.BadZipFile, ValueError),
+            failing_its_shard(where, *NO_ARRAYS),
             storage.open(path) as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
-            return pa.table({name: _rows_of(arrays[name], name, source, where) for name in names})
+            return pa.table({name: _rows_of(arrays, name, source, where) for name in names})
 
 
 def npz_of(path: str) -> str:
@@ -254,14 +258,26 @@ def fitted(columns: Sequence[Column], rows: pa.Table, tried: str | None) -> pa.T
     return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
 
 
-def _rows_of(array_ND: Any, name: str, source: Mapping[str, Any], where: str) -> pa.Array:
+def _rows_of(arrays: Any, name: str, source: Mapping[str, Any], where: str) -> pa.Array:
     """The source's part of an array with a row for each row of the Parquet file."""
     expected = (source["rows"], WIDTHS[name])
-    if array_ND.shape != expected:
+    shape, dtype = _stated(arrays, name)
+    if shape != expected or dtype.kind not in "fiu":
         raise ShardError(
-            found=f"{name} of shape {array_ND.shape}, not {expected}",
+            found=f"{name} of shape {shape} and type {dtype}, not {expected} and float16",
             where=where,
             do="put the .npz that belongs to the Parquet file beside it",
         )
-    part_ND = array_ND[source["start"] : source["stop"]].astype(np.float32)
+    part_ND = arrays[name][source["start"] : source["stop"]].astype(np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(part_ND.reshape(-1)), expected[1])
+
+
+def _stated(arrays: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array as it states them: a packed megabyte may hold a gigabyte."""
+    with arrays.zip.open(f"{name}.npy") as member:
+        is_first = np.lib.format.read_magic(member) == (1, 0)
+        read = (
+            np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(member)
+    return shape, dtype

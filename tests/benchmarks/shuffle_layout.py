@@ -64,7 +64,7 @@ def layout(rows_S: Sequence[int], row_bytes: int, memory_gb: float = MEMORY_GB) 
         runs=len(runs),
         segments=segments,
         partitions=partitions,
-        index_bytes=(partitions + 1) * segments * OFFSET.itemsize,
+        index_bytes=(partitions + 1) * (2 + segments) * OFFSET.itemsize,
         mean_piece=size / segments,
         mean_read=total * row_bytes / reads,
     )

@@ -30,6 +30,13 @@ def test_a_value_that_is_torn_or_changed_is_none(folder):
         assert read_sealed(folder, "it.json") is None
 
 
+def test_a_value_of_one_is_none_of_another(folder):
+    put_sealed(folder, "it.json", {"rows": 10}, point="journal", of="unit 1")
+    assert read_sealed(folder, "it.json", of="unit 1") == {"rows": 10}
+    assert read_sealed(folder, "it.json", of="unit 2") is None
+    assert read_sealed(folder, "it.json") is None
+
+
 def test_an_object_of_a_kind_is_read_with_its_digest_and_without_one_as_older_versions_had_it(
     folder,
 ):

@@ -331,6 +331,26 @@ def test_a_run_refuses_a_folder_of_others_and_leaves_it_as_it_is(recipe, tmp_pat
     assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
 
 
+def test_a_changed_byte_in_what_says_whose_a_run_folder_is_is_named(recipe, tmp_path, clipmill):
+    out = tmp_path / "run"
+    run = ("run", recipe, "--out", out, "--workers", 0)
+    assert clipmill(*run).code == 0
+    path = out / "run.json"
+    whole = path.read_bytes()
+    for changed in (whole.replace(b"{}", b'{"a": {}}'), whole.replace(b'"stages"', b'"stagez"')):
+        assert changed != whole
+        path.write_bytes(changed)
+        said = clipmill(*run)
+        assert said.code == 2
+        assert f"where: {path}" in said.err
+        assert "delete it if the run's seed is 0" in said.err
+    path.unlink()
+    assert clipmill(*run).code == 0
+    assert path.read_bytes() == whole
+    path.write_bytes(b'{"format": 1, "seed": 0, "stages": {}}')  # as older versions have it
+    assert clipmill(*run).code == 0
+
+
 def test_a_set_that_is_forgotten_is_told_before_the_run(recipe, tmp_path, clipmill):
     run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
     where = "subset.where=caption_words >= 2"

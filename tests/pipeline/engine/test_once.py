@@ -53,6 +53,15 @@ def test_the_second_to_ask_gets_result_and_files_of_the_first_under_its_own_name
     assert len(inodes) == 1
 
 
+def test_a_changed_word_of_a_files_digest_is_not_believed(asked, tmp_path):
+    asked("first")
+    folder = Storage(str(tmp_path / "stages" / "first"))
+    before = noted_outputs(folder)
+    note = tmp_path / "stages/first/out-notes/model.json"
+    note.write_bytes(note.read_bytes().replace(b'"sha256": "', b'"sha256": "0'))
+    assert noted_outputs(folder) == before
+
+
 def test_a_damaged_file_a_lost_one_and_a_torn_record_are_made_again(asked, tmp_path):
     asked("first")
     (model,) = tmp_path.glob("once/*/*/model")

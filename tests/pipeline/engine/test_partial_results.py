@@ -172,6 +172,19 @@ def test_verify_and_status_do_not_see_it(toys):
     assert sorted(ran.outcome.state.stages["copy"].scan.records) == [1, 2, 3]
 
 
+def test_a_folder_in_the_place_of_a_file_of_answers_is_named(toys):
+    toys.mood(**{"raise": [9]})
+    toys.run()
+    (path,) = toys.kept()
+    path.unlink()
+    path.mkdir()
+    toys.mood()
+    said = toys.run().error("copy")
+    assert f"a folder where a file belongs: {path}" in said
+    path.rmdir()
+    assert toys.run().complete
+
+
 def test_files_are_few_however_many_batches_there_are(tmp_path, toys):
     planned = toys.engine.plan(ONE % toys.words).stages["copy"]
     folder = Storage(str(tmp_path / "stage"))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine import shuffling
 from clipmill.pipeline.engine.shuffling import (
@@ -146,6 +147,40 @@ def test_a_file_has_one_schema_and_no_piece_has_its_own(tmp_path):
     assert data.count(b"number") == 2  # where it begins, and once in its end
     piece = (len(data) - 1001 * 8) / 1000
     assert piece < 450, "rows, and what Arrow needs of a batch"
+
+
+# Damage
+
+
+def test_a_changed_byte_is_noticed_before_rows_are_decoded(tables, tmp_path):
+    parts = shuffled(tables, third, 4, tmp_path, runs=[[0, 2], [2, 5]])
+    whole, noticed = list(parts.tables(0, 4)), set()
+    for name in (*parts.files, parts.index):
+        path, data = tmp_path / name, parts.folder.read(name)
+        for place in range(0, len(data), 41):
+            changed = bytearray(data)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            partitions.heads_of.cache_clear()
+            try:
+                assert list(parts.tables(0, 4)) == whole  # of bytes that a reader needs not
+            except DamagedError as damaged:
+                noticed.add((name, damaged.name))
+        path.write_bytes(data)
+    assert noticed == {(name, parts.index) for name in (*parts.files, parts.index)}
+
+
+def test_a_file_whose_end_is_changed_makes_no_index(tmp_path):
+    rows = [pa.table({"number": range(9)})]
+    folder = Storage(str(tmp_path))
+    work = partial(split_run, Tables(rows), third, 4, "data", 1 << 30, [0, 1])
+    result = work(SimpleNamespace(folder=folder, key="000000-a"))
+    path = tmp_path / result["file"]
+    data = bytearray(path.read_bytes())
+    data[result["at"] + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="not as it was stored"):
+        put_index(folder, "data", [result], 4)
 
 
 # Reading

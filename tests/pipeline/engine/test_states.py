@@ -22,6 +22,14 @@ def test_a_state_holds_no_pickle(tmp_path):
         put_state(Storage(str(tmp_path)), "it", {"a": np.array([object()])}, point="step")
 
 
+def test_the_state_of_another_step_is_none(tmp_path):
+    folder = Storage(str(tmp_path))
+    put_state(folder, "2.npz", {"a": np.arange(3)}, point="step")
+    folder.put("1.npz", folder.read("2.npz"), point="step")
+    assert read_state(folder, "1.npz") is None
+    assert read_state(folder, "2.npz") is not None
+
+
 def test_a_state_that_is_torn_or_something_else_is_none(tmp_path):
     folder = Storage(str(tmp_path))
     put_state(folder, "it", {"a": np.arange(40), "b": np.float32(1.5)}, point="step")

@@ -7,6 +7,7 @@ import pytest
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.own_shards import OneShard
 from clipmill.pipeline.engine.units import Answer, Unit, Units, UnitsRun, units_of
 from clipmill.pipeline.errors import CrashedError, ShardError, StageError
 from clipmill.pipeline.stage import Resources
@@ -76,6 +77,17 @@ def test_a_unit_that_ended_its_worker_three_times_is_a_crash_and_names_its_stage
     error = doing(fails(KilledError()), tmp_path)(Unit("key", 1)).error
     assert isinstance(error, CrashedError)
     assert "stage 'it', unit key ended its worker 3 times" in str(error)
+
+
+@pytest.mark.parametrize("given", [{"path": "a.tar"}, OneShard(1, {}, {"path": "a.tar"})])
+def test_a_crash_names_the_file_that_was_read_and_why_its_worker_was_ended(given, tmp_path):
+    unit = Unit("key", given, ended="it took 9 GB of memory")
+    for _ in range(3):
+        with pytest.raises(KilledError):
+            doing(fails(KilledError()), tmp_path)(unit)
+    said = str(doing(fails(KilledError()), tmp_path)(unit).error)
+    assert "unit key, a.tar ended its worker 3 times: it took 9 GB of memory" in said
+    assert "give fewer workers" in said
 
 
 def test_an_answer_without_a_result_stops_the_stage():

@@ -140,6 +140,27 @@ def test_a_record_that_changed_behind_its_fold_is_named_and_repaired(engine, cli
     assert clipmill("verify", "--run", run).code == 0
 
 
+def test_the_manifest_of_another_stage_is_named_and_repaired(engine, clipmill):
+    before = meaning(Storage(str(engine.run(MADE).folder)))
+    run = engine.folder / "run"
+    stored(engine, MANIFESTS[1]).write_bytes(stored(engine, MANIFESTS[0]).read_bytes())
+    said = clipmill("verify", "--run", run)
+    assert (said.code, said.out.count("manifest.json: not as it was stored")) == (1, 1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert meaning(Storage(str(run))) == before
+
+
+def test_a_changed_record_of_what_was_made_once_is_named_and_repaired(engine, clipmill):
+    engine.run("  learned: {uses: toy.learned, from: numbers}\n")
+    run = engine.folder / "run"
+    [made] = run.glob("once/*/made.json")
+    flip(made)
+    said = clipmill("verify", "--run", run)
+    assert (said.code, said.out.count("/made.json: not as it was stored")) == (1, 1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+
+
 def say(path, **fields):
     """A record as an older version stored it, without a digest, that says something else."""
     held = json.loads(path.read_text())

@@ -1,5 +1,8 @@
 """DataComp: published columns, embeddings beside them, and what disagrees."""
 
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -199,9 +202,11 @@ def test_only_the_arrays_that_are_asked_for_are_read(pool, run):
         embeddings(rows=ROWS - 1),
         embeddings(b32_img=np.zeros((ROWS, 768), np.float16)),
         embeddings(b32_img=np.array([{}] * ROWS, object)),
+        embeddings(b32_img=np.full((ROWS, 512), "a")),
+        {"other": np.zeros(1)},
         None,
     ],
-    ids=["a row short", "another width", "pickled", "no file"],
+    ids=["a row short", "another width", "pickled", "of text", "no such array", "no file"],
 )
 def test_embeddings_that_do_not_belong_to_the_rows_fail_the_shard_by_name(pool, run, arrays):
     stage = DataComp(path=str(pool))
@@ -211,6 +216,23 @@ def test_embeddings_that_do_not_belong_to_the_rows_fail_the_shard_by_name(pool, 
         np.savez(pool / "0000.npz", **arrays)
     with pytest.raises(ShardError, match=r"0000\.npz"):
         stage.load_virtual(["b32_img"], source)
+
+
+@pytest.mark.parametrize("shape", ["(100000, 768)", "(100000, 768", "(1,)" * 20])
+def test_of_embeddings_that_state_another_shape_no_more_is_read(pool, run, shape):
+    """150 MB of zeros that take 150 kB."""
+    stage = DataComp(path=str(pool))
+    (source,) = run(stage).sources
+    head = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}}}".ljust(235) + "\n"
+    with zipfile.ZipFile(pool / "0000.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as npz:
+        npz.writestr("b32_img.npy", b"\x93NUMPY\x01\0\xec\0" + head.encode() + bytes(153_600_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ShardError, match=r"0000\.npz"):
+            stage.load_virtual(["b32_img"], source)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_new_embeddings_change_the_digest(pool, run):
