@@ -118,10 +118,10 @@ def _command(options: argparse.Namespace) -> str:
 
 def as_json(outcome: "Outcome") -> dict[str, Any]:
     """How the run ended: the status, and why what is not complete is not."""
-    from clipmill.pipeline.run_folder.live import as_json, live_run
+    from clipmill.pipeline.run_folder import live
 
     return {
-        **as_json(live_run(outcome.state, "complete"), time.time()),
+        **live.as_json(live.live_run(outcome.state, "complete"), time.time()),
         "complete": outcome.complete,
         "stopped": {
             name: dict(zip(("found", "where", "do"), error.args, strict=True)) if error else None
