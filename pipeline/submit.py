@@ -39,8 +39,8 @@ OURS = (  # no file of this clipmill travels but these
     *("pipeline/recipes/*.yaml", "pipeline/own_data/*.j2", "pipeline/report/templates/*.html"),
     *("pipeline/report/templates/*.css", "pipeline/explore/page/*.css"),
     *("pipeline/explore/page/*.html", "pipeline/explore/page/*.js", "pipeline/explore/page/*.svg"),
-    *("stages/annotate/spam_words.json", "stages/ops/datacomp_38.json"),
-    *("stages/caption/*/*.yaml", "stages/score/phrases/*.txt"),
+    *("stages/annotate/spam_words.json", "stages/ops/tasks/datacomp_38.json"),
+    *("stages/caption/*/*.yaml", "stages/score/phrases/*.txt", "stages/models/vllm_cpu.txt"),
 )
 MACHINES = "nodes?view=hostNameList"
 

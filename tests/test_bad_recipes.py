@@ -86,7 +86,7 @@ CASES = {
         *("no stage 'ingest.urllist'", "mine.yaml:2, stage 'pool', key 'uses'", "ingest.url_list"),
     ),
     "a file that is no stage": Case(
-        "  pool: {uses: ops.vectors}\n",
+        "  pool: {uses: ops.compiled}\n",
         "0 stage classes",
         "mine.yaml:2",
         "one file holds one stage",

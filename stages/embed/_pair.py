@@ -33,7 +33,6 @@ class Embedding(RowStage):
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 2
     determinism = "exact"
     takes = ("rows", "model")
     advice = ADVICE

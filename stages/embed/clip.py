@@ -34,6 +34,7 @@ class ClipEmbedding(Embedding):
     # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
     width: OneUp | None = None
 
+    version = 2
     proofs = (("model", proof),)
     reads = (PIXELS, TEXT)
     reasons = ("no_image", "no_text", NO_VECTOR)

@@ -40,6 +40,7 @@ class ImageEmbedding(Embedding):
     # numbers of an embedding; needed where only the weights say it: timm:, stage:, checkpoint:
     width: OneUp | None = None
 
+    version = 2
     reads = (PIXELS,)
     reasons = ("no_image", NO_VECTOR)
 

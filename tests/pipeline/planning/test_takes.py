@@ -1,7 +1,7 @@
 """What a setting takes: every number of every stage has a range, and a range is told in words."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 import msgspec.inspect as types
@@ -50,9 +50,10 @@ def test_every_number_of_a_stage_has_a_range_and_every_name_a_letter():
 def test_defaults_lie_within_their_ranges():
     for uses in STAGES:
         cls = stage_class(uses, "here")
+        hints = get_type_hints(cls, include_extras=True)
         for field in types.type_info(cls).fields:
             if field.default is not msgspec.NODEFAULT:
-                given, hint = msgspec.to_builtins(field.default), cls.__annotations__[field.name]
+                given, hint = msgspec.to_builtins(field.default), hints[field.name]
                 assert msgspec.convert(given, hint) == field.default, f"{uses} {field.name}"
 
 
