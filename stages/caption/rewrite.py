@@ -10,12 +10,7 @@ from msgspec import Meta
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import TEXT
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-    StreamFunction,
-    Worker,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
 from clipmill.stages.caption._asking import (
     AskingStage,
     Said,

@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-    StreamFunction,
-    Worker,
-    location,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker, location
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
     AskingStage,

@@ -26,12 +26,7 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.ops.tables.keeper import (
-    PREFERENCE,
-    KeepsBest,
-    best_first,
-    preference,
-)
+from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Column that is compared, and reasons: where that has no value, and where what is in it has none.

@@ -7,15 +7,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from clipmill.pipeline.stage import (
-    OneUp,
-    Seconds,
-    StreamFunction,
-    Worker,
-    ZeroUp,
-    later,
-    location,
-)
+from clipmill.pipeline.stage import OneUp, Seconds, StreamFunction, Worker, ZeroUp, later, location
 from clipmill.stages.download._rows import Download, Kept, answered, to_fetch, wishes
 
 # Rows that are read for each request that may be under way: a URL that takes its whole deadline

@@ -28,14 +28,7 @@ import pyarrow as pa
 
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.extras import install
-from clipmill.pipeline.stage import (
-    OneUp,
-    RowFunction,
-    Seconds,
-    Worker,
-    ZeroUp,
-    location,
-)
+from clipmill.pipeline.stage import OneUp, RowFunction, Seconds, Worker, ZeroUp, location
 from clipmill.stages.download._rows import (
     Allowed,
     Answer,

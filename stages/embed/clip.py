@@ -5,12 +5,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-    RowFunction,
-    Worker,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker
 from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
 from clipmill.stages.models.image_text import ImageTextModel, load, proof, width_of
 from clipmill.stages.ops.images.pixels import PIXELS, rows_of

@@ -7,12 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, Column
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-    RowFunction,
-    Worker,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker
 from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
 from clipmill.stages.models import images
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of

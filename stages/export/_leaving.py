@@ -10,15 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.datacard import documents
-from clipmill.metadata.schema import (
-    IMAGE,
-    IMAGE_BYTES,
-    KEEP,
-    REASON,
-    REPEATS,
-    TEXT,
-    Column,
-)
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
 from clipmill.pipeline.dataset import Shards, Task
 from clipmill.pipeline.stage import NonEmpty
 

@@ -7,32 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import (
-    CAPTION,
-    IMAGE,
-    REASON,
-    REPEATS,
-    SAMPLE_INDEX,
-    TEXTS,
-    UID,
-)
+from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._columns import (
-    PICTURE,
-    WHERE_THERE,
-    as_text,
-    check_page,
-    with_hex_ids,
-)
+from clipmill.stages.export._columns import PICTURE, WHERE_THERE, as_text, check_page, with_hex_ids
 from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
-from clipmill.stages.export._texts import (
-    Captions,
-    captions_of,
-    lists_in,
-    texts_of,
-)
+from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)

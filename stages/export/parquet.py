@@ -22,11 +22,7 @@ from clipmill.pipeline.stage import NonEmpty, later
 from clipmill.stages.export._columns import as_hex, check_page
 from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
-from clipmill.stages.export._texts import (
-    Captions,
-    captions_of,
-    texts_of,
-)
+from clipmill.stages.export._texts import Captions, captions_of, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)

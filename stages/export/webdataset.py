@@ -13,27 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from clipmill.metadata.schema import (
-    CAPTION,
-    CAPTIONS,
-    IMAGE,
-    REASON,
-    SAMPLE_INDEX,
-    TEXTS,
-    UID,
-)
+from clipmill.metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs, Task
 from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.export._columns import WHERE_THERE, as_json
 from clipmill.stages.export._groups import COPY
 from clipmill.stages.export._leaving import Dropped, repeats
 from clipmill.stages.export._pictures import PictureExport
-from clipmill.stages.export._texts import (
-    Captions,
-    captions_of,
-    lists_in,
-    texts_of,
-)
+from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
 
 PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # of each text, in its order
 SAMPLES = 10_000  # most keys are the tar's number and four digits

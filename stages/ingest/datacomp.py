@@ -29,13 +29,7 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ingest._columns import (
-    Asked,
-    refuse_misfits,
-    refuse_uids,
-    require,
-    try_first,
-)
+from clipmill.stages.ingest._columns import Asked, refuse_misfits, refuse_uids, require, try_first
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     groups_in,

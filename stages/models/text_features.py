@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from clipmill.stages.models.saved import weights_digest
 from clipmill.stages.ops.outside import need_weights
-from clipmill.stages.ops.vectors.matrices import half
+from clipmill.stages.ops.vectors.half import half
 
 # Shapes: N texts, D width of the features, B batch, T tokens, E the width inside the network.
 

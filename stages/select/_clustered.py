@@ -11,14 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from clipmill.metadata.schema import (
-    CENTROID_COSINE,
-    CLUSTER_ID,
-    IDENTITY,
-    POSITION,
-    REASON,
-    Column,
-)
+from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IDENTITY, POSITION, REASON, Column
 from clipmill.pipeline.dataset import State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (

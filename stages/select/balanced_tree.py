@@ -25,14 +25,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-    Parts,
-    Share,
-    Threshold,
-    Verdicts,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, added

@@ -26,10 +26,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import (
-    NonEmpty,
-    OneUp,
-)
+from clipmill.pipeline.stage import NonEmpty, OneUp
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
 from clipmill.stages.ops.vectors.centroids import look_for, read

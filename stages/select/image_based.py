@@ -13,13 +13,7 @@ import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.schema import (
-    IMAGE_BYTES,
-    IMAGE_EMBEDDING,
-    KEEP,
-    UID,
-    Column,
-)
+from clipmill.metadata.schema import IMAGE_BYTES, IMAGE_EMBEDDING, KEEP, UID, Column
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, State, Task
 from clipmill.pipeline.errors import RecipeError, StageError

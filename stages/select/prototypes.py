@@ -20,10 +20,7 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
-from clipmill.pipeline.stage import (
-    Gigabytes,
-    location,
-)
+from clipmill.pipeline.stage import Gigabytes, location
 from clipmill.stages.ops.tables.rows import added, in_order, joined, put_table, put_text
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,

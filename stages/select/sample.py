@@ -11,15 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.hosts import host_of
-from clipmill.metadata.schema import (
-    IDENTITY,
-    IMAGE_BYTES,
-    KEEP,
-    REASON,
-    UID,
-    URL,
-    Column,
-)
+from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID, URL, Column
 from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError

@@ -1,7 +1,6 @@
 """Vectors in Arrow columns and NumPy matrices."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +8,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import StageError
-
-if TYPE_CHECKING:
-    import torch
 
 # Shapes: N rows, D width of a vector.
 
@@ -118,18 +114,3 @@ def _varying_rows(chunk: pa.ListArray, width: int) -> NDArray[np.float32]:
 
 def _floats(values: pa.Array) -> NDArray[np.float32]:
     return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)  # null is NaN
-
-
-def half(device: str) -> "torch.dtype":
-    """What stands for bfloat16 on a device: float32 on a processor that has none.
-
-    There bfloat16 takes 10 to 20 times as long.
-
-    Source: oneDNN's own answer: x86 has it from AVX-512 on, Arm from its BF16 extension on.
-    """
-    import torch
-
-    if torch.device(device).type != "cpu":
-        return torch.bfloat16
-    has_it = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_it else torch.float32

@@ -10,14 +10,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster.kmeans import KMeans
 from clipmill.stages.ops.vectors.centroids import Centroids, to_table
 from clipmill.stages.ops.vectors.matrices import unit_rows
-from tests.stages.cluster.shared import (
-    D,
-    blobs,
-    centroids_of,
-    clustered,
-    summary_of,
-    table,
-)
+from tests.stages.cluster.shared import D, blobs, centroids_of, clustered, summary_of, table
 
 MODEL = {"image_embedding": "open_clip:ViT-B-32/openai"}
 

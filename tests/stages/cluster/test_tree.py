@@ -8,14 +8,7 @@ import pytest
 from clipmill.stages.cluster._rounds import SEARCHED, Tree
 from clipmill.stages.cluster._split import REFINED, shared_out
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
-from tests.stages.cluster.shared import (
-    VALUES,
-    blobs,
-    centroids_of,
-    clustered,
-    summary_of,
-    table,
-)
+from tests.stages.cluster.shared import VALUES, blobs, centroids_of, clustered, summary_of, table
 
 ROWS, CLUSTERS, PARENTS = 3_000, 60, 12
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clipmill.stages.models.text_features import dtype_of
-from clipmill.stages.ops.vectors.matrices import half
+from clipmill.stages.ops.vectors.half import half
 from tests.stages.clip.test_loop import trainer
 
 
