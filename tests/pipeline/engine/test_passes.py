@@ -62,7 +62,7 @@ def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(narrow):
 
 def test_a_stage_under_a_mask_tells_how_many_of_its_own_rows_are_done(engine, monkeypatch):
     told = []
-    monkeypatch.setattr("clipmill.pipeline.engine.told.tell", told.append)
+    monkeypatch.setattr("clipmill.pipeline.executors.telling.tell", told.append)
     engine.run(MASKED, masked("number < 5"))
     rows = {word.key: word.all for word in told if word.stages == ("cube",) and word.what}
     assert rows["0"] == 5
