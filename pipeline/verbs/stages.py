@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 HELP = "the stages of a recipe; with a name, its settings and an example"
@@ -17,12 +17,18 @@ clipmill stages
 clipmill stages ingest   # those of one kind
 clipmill stages download.images
 clipmill stages select.where --json
+clipmill stages --check score.mine   # a stage of your own, in seconds
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="a stage, or a kind of stages")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run the stage on made-up rows, and say whether it keeps what the engine relies on",
+    )
     add_stages(parser)
     add_json(parser)
     parser.add_argument("--docs", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # `make docs`
@@ -40,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
         return DONE
     known = known_uses()
     kinds = dict.fromkeys(uses.partition(".")[0] for uses in known)
+    if options.check and options.name in (None, *kinds):
+        do = "name one: clipmill stages --check kind.name"
+        raise RecipeError("--check wants a stage", "clipmill stages --check", do)
     if options.name in known:
+        if options.check:
+            return _check(options.name, options.json)
         print(_page(options.name, options.json))
         return DONE
     if options.name is not None and options.name not in kinds:
@@ -52,6 +63,21 @@ def run(options: argparse.Namespace) -> int:
         )
     )
     return DONE
+
+
+def _check(name: str, as_json: bool) -> int:
+    """Prints every check of a stage; FAILED where one is bad."""
+    from clipmill.pipeline.contract import check
+
+    checks = check(name)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in checks], indent=1))
+    marks = {"good": "ok", "note": "note", "bad": "BAD"}
+    for one in () if as_json else checks:
+        print(f"{marks[one.verdict]:<6}{one.name}{f': {one.found}' if one.found else ''}")
+        if one.verdict == "bad":
+            print(f"      where: {one.where}\n      do:    {one.do}")
+    return FAILED if any(one.verdict == "bad" for one in checks) else DONE
 
 
 def _list(known: list[str], as_json: bool) -> str:

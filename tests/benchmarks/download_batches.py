@@ -17,10 +17,10 @@ from sys import executable
 
 import pyarrow as pa
 
+from clipmill.pipeline.contract import OneByOne
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.download.images import DownloadImages
 from tests.benchmarks.side_by_side import begin, side_by_side
-from tests.streams import OneByOne
 
 ROWS = 256
 SLOW_S = 1.0

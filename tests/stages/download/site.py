@@ -12,10 +12,10 @@ import numpy as np
 from aiohttp import web
 from PIL import Image
 
+from clipmill.pipeline.contract import row_function
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.download.images import DownloadImages
 from tests.hostile_pictures import apng, scanned
-from tests.streams import row_function
 
 
 def picture(name: str, height: int = 40, width: int = 60, **options) -> bytes:
