@@ -1,6 +1,7 @@
 """What pairs that are learnt from will not teach: a sentence each, with what to expect of scores.
 
-The figures are AUCs of `python -m tests.benchmarks.bad_trusted`; docs/training.md has them all.
+The figures are AUCs of `python -m tests.benchmarks.bad_trusted`; all of them stand in
+docs/measured/filter-network.md.
 """
 
 from collections import Counter
