@@ -82,8 +82,15 @@ lowest: browser  ## unit tests with the lowest versions that pyproject.toml allo
 bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks
 
-docs: .venv/installed  ## docs/stages, from the files of the stages
-	$(BIN)/clipmill stages --docs docs/stages
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: .venv/installed-docs  ## the site, in build/docs/site, with a page for each kind of stages
+	rm -rf build/docs && mkdir -p build/docs && cp -r docs build/docs/pages
+	$(BIN)/clipmill stages --docs build/docs/pages
+	cp build/docs/pages/stages.md docs/stages.md
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 clean:  ## takes away what make made, but not demo/
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

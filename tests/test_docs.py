@@ -9,6 +9,7 @@ In a document that is followed, blocks are taken in order, in one empty folder:
 - a block under `<!-- not run: reason -->` is passed over.
 """
 
+import importlib.util
 import os
 import re
 import signal
@@ -18,9 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from clipmill.pipeline.planning.settings import known_uses
 from tests.test_layers import SOURCE, imports
 
 ROOT = Path(__file__).parents[1]
@@ -29,15 +33,19 @@ BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLLOWED = [
     ROOT / name
     for name in (
-        *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
-        *("docs/troubleshooting.md", "docs/clusters.md", "docs/bench.md", "docs/exports.md"),
-        *("docs/evaluating.md", "docs/ledger.md", "docs/python.md", "docs/variants.md"),
-        "docs/looking.md",
+        "README.md",
+        *(f"docs/start/{name}.md" for name in ("folder", "links", "metadata", "captions")),
+        *(f"docs/adding/{kind}-stage.md" for kind in ("row", "server", "dataset")),
+        *(f"docs/adding/{name}.md" for name in ("select", "model", "loss")),
+        *("docs/training.md", "docs/own-data.md", "docs/troubleshooting.md", "docs/clusters.md"),
+        *("docs/bench.md", "docs/exports.md", "docs/evaluating.md", "docs/ledger.md"),
+        *("docs/python.md", "docs/variants.md", "docs/looking.md"),
     )
 ]
 
@@ -131,7 +139,7 @@ def follower(tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=mark, id=path.name)
+        pytest.param(path, marks=mark, id=path.relative_to(ROOT).as_posix())
         for path in FOLLOWED
         for mark in [pytest.mark.chaos if path.name == "README.md" else pytest.mark.soak(cpu_s=20)]
     ],
@@ -151,14 +159,113 @@ def test_documents_that_are_followed_side_by_side_serve_their_pools_at_ports_of_
     assert len(set(ports)) == len(ports) >= 3
 
 
+def anchors(path: Path) -> set[str]:
+    """What a link may name in a document: its headings, as GitHub and mkdocs write them."""
+    headings = re.findall(
+        r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", it.strip()).lower().replace(" ", "-") for it in headings}
+
+
 def test_links_lead_somewhere():
-    lost = [
-        f"{path.name}: {target}"
-        for path in DOCUMENTS
-        for target in LINK.findall(path.read_text(encoding="utf-8"))
-        if not (path.parent / target).exists()
-    ]
+    lost = []
+    for path in DOCUMENTS:
+        for target, anchor in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+            to = path.parent / target if target else path
+            is_there = to.exists() and (not anchor or anchor in anchors(to))
+            lost += [] if is_there else [f"{path.relative_to(ROOT)}: {target}#{anchor}"]
     assert lost == []
+
+
+def test_the_documents_can_be_read_in_an_evening():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    pages = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCUMENTS]
+    words = {it.relative_to(ROOT).as_posix(): len(it.read_text("utf-8").split()) for it in pages}
+    assert sum(words.values()) <= 60_000, words
+
+
+def test_each_way_in_ends_in_a_training_set_and_shows_a_picture():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    ways = sorted((ROOT / "docs" / "start").glob("*.md"))
+    assert len(ways) == 4
+    for way in ways:
+        page = way.read_text(encoding="utf-8")
+        assert f"(start/{way.name})" in index
+        assert way in FOLLOWED
+        assert re.search(r"export\.webdataset|--to webdataset", page), way.name
+        assert re.search(r"^!\[.*\]\(\.\./\w+\.png\)$", page, re.MULTILINE), way.name
+
+
+PAPER = re.compile(r"((?:[A-Z][\w-]+(?:, | and | & )?)+(?: et al\.)?),? \(?((?:19|20)\d\d)\b")
+
+
+def papers_of(path: Path) -> set[str]:
+    """Authors and year of what the `Source:` lines of a file name."""
+    text = re.sub(r"\s*\n[ #]*", " ", path.read_text(encoding="utf-8"))
+    sources = re.findall(
+        r"Source: (.*?)(?:\"\"\"| (?:Error|Example|Run|Departs|Measured|Expects):)", text
+    )
+    return {" ".join(paper) for it in sources for paper in PAPER.findall(it[:900])}
+
+
+def test_every_paper_that_the_source_follows_is_in_the_list_of_papers():
+    listed = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    has = {" ".join(paper) for paper in PAPER.findall(listed)}
+    missing = {}
+    for folder in ("metadata", "pipeline", "stages"):
+        for end in ("py", "yaml"):
+            for path in (SOURCE / folder).rglob(f"*.{end}"):
+                if lost := papers_of(path) - has:
+                    missing[path.name] = lost
+    assert missing == {}
+    assert len(has) >= 50
+    tests = re.findall(r"`(tests/[\w/]+\.py)`", listed)
+    assert [it for it in tests if not (ROOT / it).is_file()] == []
+    for recipe in (SOURCE / "pipeline" / "recipes").glob("*.yaml"):
+        name = recipe.stem
+        assert (
+            f"`{name}`" in listed or name.startswith("datacomp-") or name in ("smoke", "selections")
+        )
+
+
+def test_the_site_shows_every_document_once():
+    site = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def files(nav: list | dict | str) -> Iterator[str]:
+        if isinstance(nav, str):
+            yield nav
+        else:
+            for it in nav if isinstance(nav, list) else nav.values():
+                yield from files(it)
+
+    shown = sorted(it for it in files(site["nav"]) if not it.startswith("stages/"))
+    there = {it.relative_to(ROOT / "docs").as_posix() for it in DOCUMENTS[1:]}
+    assert shown == sorted(there - {"description.md"})
+    kinds = {f"stages/{uses.partition('.')[0]}.md" for uses in known_uses()}
+    assert {it for it in files(site["nav"]) if it.startswith("stages/")} == kinds
+
+
+def test_the_site_links_stages_and_leads_nowhere_outside(tmp_path):
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "export.md").write_text("# export\n\n## export.map\n")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="start/it.md"))
+    made = hooks.on_page_markdown(
+        "# `export.map`\n`export.map`, `export.none`, [a](../../tests/b.py), [c](../c.md#d)\n"
+        "```yaml it.yaml\nuses: `export.map`\n```\n",
+        page,
+        {"docs_dir": str(tmp_path)},
+        None,
+    )
+    assert made == (
+        "# `export.map`\n"
+        "[`export.map`](../stages/export.md#exportmap), `export.none`, a, [c](../c.md#d)\n"
+        '```yaml title="it.yaml"\nuses: `export.map`\n```\n'
+    )
 
 
 def the_map() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A stage as a page of the terminal, and all stages as the Markdown of docs/stages."""
+"""A stage as a page of the terminal, and all stages as the Markdown of the site."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def text(said: Described, recipe: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """The files of docs/stages: a page a kind, and an index; of the stages that come with us."""
+    """The Markdown of the stages that come with us: stages.md lists them, stages/ has each kind."""
     by_kind: dict[str, list[Described]] = {}
     for uses in known_uses():
         if not file_of(uses).is_own:
@@ -50,19 +50,18 @@ def pages() -> dict[str, str]:
         "",
         MARK,
         "",
-        "What a recipe may use, by kind; `clipmill stages NAME` prints the same. A stage of your"
-        " own is a file: [adding a stage](../adding-a-stage.md). What each reason means stands in"
-        " [troubleshooting](../troubleshooting.md#reasons).",
+        "What a recipe may use, by kind. `clipmill stages NAME` prints a stage's settings, columns,"
+        " reasons and an example; `make docs` makes a page of each kind. A stage of your own is a"
+        " file: [adding a stage](adding/README.md). What each reason means stands in"
+        " [troubleshooting](troubleshooting.md#reasons).",
     ]
     made = {}
     for kind, stages in by_kind.items():
-        index += ["", f"## [{kind}]({kind}.md)", "", "| stage | |", "|---|---|"]
-        for said in stages:
-            anchor = said.uses.replace(".", "")
-            index.append(f"| [{said.uses}]({kind}.md#{anchor}) | {_cell(said.title)} |")
+        index += ["", f"## {kind}", "", "| stage | |", "|---|---|"]
+        index += [f"| `{said.uses}` | {_cell(said.title)} |" for said in stages]
         body = (_markdown(said, recipe_of(said.uses)) for said in stages)
-        made[f"{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
-    return {"README.md": "\n".join([*index, ""]), **made}
+        made[f"stages/{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
+    return {"stages.md": "\n".join([*index, ""]), **made}
 
 
 def _markdown(said: Described, recipe: str) -> str:

@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if options.docs:
         from clipmill.pipeline.verbs._stage_pages import pages
 
+        (options.docs / "stages").mkdir(parents=True, exist_ok=True)
         for name, text in pages().items():
             (options.docs / name).write_text(text, encoding="utf-8")
         return DONE

@@ -30,7 +30,8 @@ from clipmill.stages.models.text_features import in_batches
 KIND = "filter_network"
 WORDS = 4096  # buckets; of the full pool AUC .713, with half as many .707, with twice .716
 # Times the mean variance of a feature, added to that of each. Where pairs are few it is more, else
-# those that do not fit are learnt by heart. docs/training.md has what others gave.
+# those that do not fit are learnt by heart. docs/measured/filter-network.md has what others
+# gave.
 IMAGE_RIDGE, TEXT_RIDGE, WORD_RIDGE = 5.0, 1.0, 3.0
 FEW = 5_000  # pairs with which the ridge is twice that
 ROUNDING = 1e-12  # of a variance, against the mean's square

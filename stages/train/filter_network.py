@@ -29,8 +29,8 @@ class TrainedFilterNetwork(DatasetStage):
     """Linear heads that bring image features and captions into one space, from the rows kept.
 
     `from` may name stages of several pools, whose rows count alike: trusted pairs, and the pool
-    that is to be scored. Its faults cost less than its styles are worth: docs/training.md has
-    figures. Rows without caption or features, or whose features
+    that is to be scored. Its faults cost less than its styles are worth:
+    docs/measured/filter-network.md has figures. Rows without caption or features, or whose features
     are zero or not finite, are left out; `notes` of `out/model.json` says what
     the others will not teach.
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed

@@ -1,4 +1,4 @@
-"""A model scheme in a user's own folder: the one that docs/adding-a-stage.md adds."""
+"""A model scheme in a user's own folder: the one that docs/adding/model.md adds."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.test_docs import ROOT, blocks
 
-PAGE = (ROOT / "docs" / "adding-a-stage.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "adding" / "model.md").read_text(encoding="utf-8")
 FILES = {block.file: block.text for block in blocks(PAGE)}
 SCHEME, RECIPE = "stages/models/colour.py", "colours.yaml"
 CAPTIONS = {"red": "a red square", "lime": "a green square", "blue": "a red square"}
