@@ -45,7 +45,7 @@ class Budget(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Took:
+class Usage:
     """What one answer of a model took, as a stage that `asks` tells it."""
 
     prompt_tokens: int
@@ -65,7 +65,7 @@ class Finding:
     do: str = ""
 
 
-def untaken(took: Took) -> None:
+def ignored(took: Usage) -> None:
     """Only a probe asks what answers took."""
 
 
@@ -128,7 +128,7 @@ class Remembered:
         self._answers[key] = answer
 
 
-class Purse:
+class LocalBudget:
     """Outside a run one worker spends alone."""
 
     def __init__(self, limits: Mapping[str, float]) -> None:

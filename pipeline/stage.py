@@ -21,14 +21,14 @@ from clipmill.pipeline.provided import Environment as Environment
 from clipmill.pipeline.provided import Finding as Finding
 from clipmill.pipeline.provided import Helper as Helper
 from clipmill.pipeline.provided import (
-    Purse,
+    LocalBudget,
     Remembered,
     StartHelper,
+    ignored,
     no_environment,
     no_helper,
-    untaken,
 )
-from clipmill.pipeline.provided import Took as Took
+from clipmill.pipeline.provided import Usage as Usage
 from clipmill.pipeline.verdicts import Conditions as Conditions
 from clipmill.pipeline.verdicts import Parts as Parts
 from clipmill.pipeline.verdicts import Selects as Selects
@@ -120,8 +120,8 @@ class Worker:
     pin: Callable[[str, str], None] = unpinned
     tell: Callable[..., None] = untold
     answers: Answers = field(default_factory=Remembered)
-    budget: Callable[[Mapping[str, float]], Budget] = Purse
-    took: Callable[[Took], None] = untaken
+    budget: Callable[[Mapping[str, float]], Budget] = LocalBudget
+    took: Callable[[Usage], None] = ignored
     environment: Callable[[Environment], Path] = no_environment
     start_helper: StartHelper = no_helper
 

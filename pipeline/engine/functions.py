@@ -25,7 +25,7 @@ from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
-from clipmill.pipeline.provided import Took, untaken
+from clipmill.pipeline.provided import Usage, ignored
 from clipmill.pipeline.stage import RowFunction, RowStage, StreamFunction
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class Batch:
 class Functions:
     """The functions of a chain's stages, each opened when first called, and kept."""
 
-    def __init__(self, chain: Chain, scratch: Path, took: Callable[[Took], None] = untaken) -> None:
+    def __init__(
+        self, chain: Chain, scratch: Path, took: Callable[[Usage], None] = ignored
+    ) -> None:
         self.chain = chain
         self.scratch = scratch
         self.took = took

@@ -24,7 +24,7 @@ from clipmill.pipeline.engine.probe_rows import Place, answered
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
-from clipmill.pipeline.provided import Took
+from clipmill.pipeline.provided import Usage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import refuse_another_seed
 from clipmill.pipeline.run_folder.done import current, parents_of
@@ -44,7 +44,7 @@ class Probed:
     left: int  # rows of which the run does not know yet, after the probe
     shards: int  # that hold them
     workers: int
-    took: tuple[tuple[Took, ...], ...]  # of each row that was drawn, by answer
+    took: tuple[tuple[Usage, ...], ...]  # of each row that was drawn, by answer
     reasons: Mapping[str, int]  # of rows without an answer
     seconds: float
 
@@ -93,11 +93,11 @@ class Probed:
         return found
 
     @property
-    def _all(self) -> list[Took]:
+    def _all(self) -> list[Usage]:
         return [one for row in self.took for one in row]
 
 
-def _by_row(took: Sequence[Sequence[Took]]) -> dict[str, NDArray[np.float64]]:
+def _by_row(took: Sequence[Sequence[Usage]]) -> dict[str, NDArray[np.float64]]:
     """(D,) of each quantity, what each row took."""
     values: dict[str, list[float]] = {
         "requests": [len(row) for row in took],

@@ -18,7 +18,7 @@ from clipmill.metadata.scratch import scratch_folder
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.engine.chain import Chain
 from clipmill.pipeline.engine.functions import Batch, Functions
-from clipmill.pipeline.provided import Took
+from clipmill.pipeline.provided import Usage
 from clipmill.pipeline.run_folder.rows import read_rows
 from clipmill.pipeline.stage import RowStage, StreamFunction
 
@@ -37,7 +37,7 @@ def answered(
     `chain` has one stage. It is the work of an only worker: `rank` tells it nothing.
     """
     rows = _rows(chain, states, places)
-    took: dict[int, list[Took]] = defaultdict(list)
+    took: dict[int, list[Usage]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
         functions = Functions(chain, Path(scratch), lambda one: took[ROW.get()].append(one))
         try:

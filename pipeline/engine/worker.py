@@ -11,7 +11,7 @@ from clipmill.pipeline.engine.environments import made, python_of
 from clipmill.pipeline.engine.helpers import HelperProcess
 from clipmill.pipeline.executors.telling import saying
 from clipmill.pipeline.planning.planned import PlannedStage
-from clipmill.pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
+from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered, Usage, ignored
 from clipmill.pipeline.run_folder.pins import pin
 from clipmill.pipeline.stage import Environment, Worker, unpinned, untold
 
@@ -27,8 +27,8 @@ def worker_of(
     centroids: Storage | None = None,
     tell: Callable[..., None] = untold,
     answers: Answers | None = None,
-    budget: Callable[[Mapping[str, float]], Budget] = Purse,
-    took: Callable[[Took], None] = untaken,
+    budget: Callable[[Mapping[str, float]], Budget] = LocalBudget,
+    took: Callable[[Usage], None] = ignored,
 ) -> Worker:
     """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
@@ -47,7 +47,7 @@ def worker_of(
         pin=partial(pin, folder, planned.name) if folder else unpinned,
         tell=tell,
         answers=answers if answers and is_recorded else Remembered(),
-        budget=budget if is_recorded else Purse,
+        budget=budget if is_recorded else LocalBudget,
         took=took,
         environment=partial(_python, planned.name),
         start_helper=partial(_helper, planned.name, scratch),

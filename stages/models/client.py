@@ -17,9 +17,9 @@ import aiohttp
 import msgspec
 
 from clipmill.pipeline.errors import StageError, did_you_mean
-from clipmill.pipeline.stage import Took
+from clipmill.pipeline.stage import Usage
 from clipmill.stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
-from clipmill.stages.models.purse import Purse
+from clipmill.stages.models.spending import Spending
 
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # where the server asks for none
@@ -85,11 +85,11 @@ class Client:
         self,
         endpoint: Endpoint,
         limits: Limits,
-        purse: Purse,
+        spending: Spending,
         where: str,
-        took: Callable[[Took], None],
+        took: Callable[[Usage], None],
     ) -> None:
-        self.endpoint, self.limits, self.purse, self.where = endpoint, limits, purse, where
+        self.endpoint, self.limits, self.spending, self.where = endpoint, limits, spending, where
         self.took = took
         self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
@@ -117,7 +117,7 @@ class Client:
     def _tell(self, answer: Generated, slot_s: tuple[float, float]) -> None:
         into, out = answer.prompt_tokens, answer.completion_tokens
         self.took(
-            Took(
+            Usage(
                 prompt_tokens=into,
                 completion_tokens=out,
                 usd=self.limits.usd(into, out),
@@ -131,10 +131,10 @@ class Client:
         while True:
             await opened.slots.acquire()
             prompt_tokens = ask.text_bytes + self.more_tokens[ask.has_image]
-            reserved = self.purse.amounts(prompt_tokens, ask.max_tokens)
+            reserved = self.spending.amounts(prompt_tokens, ask.max_tokens)
             try:
                 self._still_on()
-                wait = await self.purse.reserve(reserved)
+                wait = await self.spending.reserve(reserved)
             except BaseException as error:
                 opened.slots.release()
                 self._end(error)
@@ -212,8 +212,8 @@ class Client:
             raise
         finally:
             opened.slots.release()
-            await self.purse.settle(reserved, spent)
-        if self.purse.caps and reply.answer and (excess := self._excess(ask, reply.answer)):
+            await self.spending.settle(reserved, spent)
+        if self.spending.caps and reply.answer and (excess := self._excess(ask, reply.answer)):
             self._end(excess)
             raise excess
         return reply
@@ -243,7 +243,7 @@ class Client:
             self.more_tokens[ask.has_image] = max(more, into - ask.text_bytes)
         else:
             into = ask.text_bytes + more
-        return self.purse.amounts(into, min(out, ask.max_tokens))
+        return self.spending.amounts(into, min(out, ask.max_tokens))
 
     def _excess(self, ask: Ask, answer: Generated) -> StageError | None:
         """Why no budget holds with a server that counts like that."""

@@ -33,7 +33,7 @@ from msgspec import Meta
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.stage import Environment, Finding, NonEmpty, OneUp, Took, Worker
+from clipmill.pipeline.stage import Environment, Finding, NonEmpty, OneUp, Usage, Worker
 from clipmill.stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
 from clipmill.stages.models.endpoint import REASONS as REASONS
 from clipmill.stages.models.endpoint import REFUSALS, Endpoint
@@ -160,11 +160,11 @@ class Asker:
         where: str,
     ) -> None:
         from clipmill.stages.models.client import Client  # aiohttp: not while a recipe is planned
-        from clipmill.stages.models.purse import Purse
+        from clipmill.stages.models.spending import Spending
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
         self.limits, self.took = limits, worker.took
-        self.client = Client(endpoint, limits, Purse(worker, limits, where), where, worker.took)
+        self.client = Client(endpoint, limits, Spending(worker, limits, where), where, worker.took)
         given = {name: value for name, value in vars(decoding).items() if value not in (None, ())}
         self.decoding, self.max_tokens = given, decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
@@ -187,7 +187,7 @@ class Asker:
                 answer = _loaded(stored)
                 into, out = answer.prompt_tokens, answer.completion_tokens
                 usd = self.limits.usd(into, out)
-                self.took(Took(prompt_tokens=into, completion_tokens=out, usd=usd))
+                self.took(Usage(prompt_tokens=into, completion_tokens=out, usd=usd))
                 return answer
             if (other := self._asking.get(key)) is None:
                 break

@@ -8,7 +8,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.budget import spent_in
 from clipmill.pipeline.engine.prediction import Predicted
 from clipmill.pipeline.engine.probe import Probed
-from clipmill.pipeline.provided import Took
+from clipmill.pipeline.provided import Usage
 from clipmill.pipeline.run_folder.state import latest
 from clipmill.pipeline.verbs._probe import page
 from tests.text_server import TextServer
@@ -186,7 +186,7 @@ def _tokens(bodies) -> dict[str, int]:
 
 def test_the_page_says_what_it_does_not_know():
     took = tuple(
-        (Took(prompt_tokens=50, completion_tokens=n, usd=None, slot_s=(0, 1), at_once=8),)
+        (Usage(prompt_tokens=50, completion_tokens=n, usd=None, slot_s=(0, 1), at_once=8),)
         for n in range(4)
     )
     probed = Probed(left=96, shards=2, workers=1, took=took, reasons={"server_busy": 1}, seconds=2)

@@ -10,12 +10,12 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.budget import SharedBudget, spent_in
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.provided import Purse as Alone
+from clipmill.pipeline.provided import LocalBudget as Alone
 from clipmill.pipeline.stage import Budget, Worker
 from clipmill.stages.models import client
 from clipmill.stages.models.endpoint import Limits
 from clipmill.stages.models.generator import Asker, Decoding, Prompt, open_asker
-from clipmill.stages.models.purse import Purse
+from clipmill.stages.models.spending import Spending
 from tests.text_server import TextServer
 
 CAT = Prompt(text="a black cat")
@@ -174,31 +174,31 @@ def test_a_request_that_is_cancelled_while_it_reserves_takes_nothing():
     budget = Slow({"tokens": 100.0})
 
     async def cancelled() -> None:
-        purse = Purse(worker(budget), Limits(max_tokens_total=100), "a test")
-        task = asyncio.create_task(purse.reserve({"tokens": 100.0}))
+        spending = Spending(worker(budget), Limits(max_tokens_total=100), "a test")
+        task = asyncio.create_task(spending.reserve({"tokens": 100.0}))
         await asyncio.sleep(0.003)  # a thread is at it
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0.05)
-        assert await purse.reserve({"tokens": 100.0}) is None
+        assert await spending.reserve({"tokens": 100.0}) is None
 
     asyncio.run(cancelled())
 
 
 def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
     budget = Slow({"tokens": 4000.0})
-    purse = Purse(worker(budget), Limits(max_tokens_total=4000), "a test")
+    spending = Spending(worker(budget), Limits(max_tokens_total=4000), "a test")
 
     async def request() -> None:
-        await purse.reserve({"tokens": 100.0})
+        await spending.reserve({"tokens": 100.0})
         try:
             await asyncio.sleep(60)
         finally:
-            await purse.settle({"tokens": 100.0}, {"tokens": 0.0})
+            await spending.settle({"tokens": 100.0}, {"tokens": 0.0})
 
     async def cancelled() -> None:
         tasks = [asyncio.create_task(request()) for _ in range(40)]
-        while purse.out < len(tasks):
+        while spending.out < len(tasks):
             await asyncio.sleep(0.001)
         for _ in range(2):  # as batches and their rows are: the second cuts into what ends the row
             for task in tasks:

@@ -12,7 +12,7 @@ LOOK_AGAIN_S = 0.5  # where other workers may give something back
 UNITS = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
 
 
-class Purse:
+class Spending:
     """One worker's door to the budget that all workers of its stage share."""
 
     def __init__(self, worker: Worker, limits: Limits, where: str) -> None:
