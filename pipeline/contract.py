@@ -35,6 +35,7 @@ from clipmill.metadata.schema import (
     REASON_TYPE,
     SHA256,
     TEXT,
+    TEXT_EMBEDDING,
     UID,
     URL,
     Column,
@@ -615,6 +616,8 @@ def _value(name: str, dtype: pa.DataType, rng: np.random.Generator, at: int) -> 
     if pa.types.is_struct(dtype):
         return {field.name: _value(field.name, field.type, rng, at) for field in dtype}
     if pa.types.is_list(dtype) and pa.types.is_floating(dtype.value_type):
+        if name == TEXT_EMBEDDING.name:  # equal captions have equal vectors
+            rng = np.random.default_rng(at % len(CAPTIONS))
         vector = rng.standard_normal(WIDTH)
         return (vector / np.linalg.norm(vector)).tolist()
     if pa.types.is_fixed_size_list(dtype):
