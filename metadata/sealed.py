@@ -21,7 +21,7 @@ class Sealed:
 
 
 def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str, of: str = "") -> None:
-    """Stores a value that JSON can hold; `of` is in its digest, so that no other's is read for it."""
+    """Stores a value that JSON can hold; `of` is in its digest: another's is not read for it."""
     plain = json.loads(json.dumps(value))  # a number as a key becomes a string, and is sorted so
     text = json.dumps(vars(Sealed(_digest(plain, of), plain)))
     folder.put(name, text.encode(), point)
