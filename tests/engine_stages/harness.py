@@ -137,16 +137,22 @@ def meaning(folder: Storage) -> dict[str, Any]:
         if name.startswith("sessions/") or "/log/" in name:  # a killed run leaves none; rates
             continue
         if name.startswith("recipes/"):  # named by the time
-            found.setdefault("recipes", []).append(data.decode())
-        elif name.endswith("records.parquet"):
+            found.setdefault("recipes", []).append(data.decode("utf-8", "replace"))
+        elif name.endswith("records.parquet") and data.endswith(b"PAR1"):
             table = pq.read_table(pa.BufferReader(data))
             clocks = ["size", "mtime_ns", "seconds", "attempts"]
             found[name] = table.drop_columns(clocks).to_pylist()
-        elif name.endswith(".json"):
-            found[name] = _timeless(json.loads(data))
+        elif name.endswith(".json") and (value := _parsed(data)) is not None:
+            found[name] = _timeless(value)
         else:
             found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def _parsed(data: bytes) -> Any:
+    """None of what is no JSON: damage."""
+    with contextlib.suppress(ValueError):
+        return json.loads(data)
 
 
 def _timeless(value: Any) -> Any:

@@ -221,6 +221,7 @@ def test_they_have_by_img2dataset_too(between_by, raw):
 
 
 @pytest.mark.soak(cpu_s=60)
-def test_many_mutated_urls_and_answers_have_declared_reasons(between, raw):
-    for seed in range(100, 600):
-        fuzz(between, raw, seed)
+def test_many_mutated_urls_and_answers_have_declared_reasons(between, raw, seed, record_property):
+    for number in range(500):
+        fuzz(between, raw, f"{seed} {number}")
+    record_property("tries", 500 * 120)
