@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.variants import RunVariants, Tried
     from clipmill.pipeline.run_folder.variants import Changes
 
-HELP = "variants of a run; rows that one, a stage or a run gained and lost, by cause"
+HELP = "variants of a run; rows that one gained and lost, by cause"
 EXAMPLES = """\
-clipmill diff --run run                  # the variants of a run folder, by number
-clipmill diff 1 2 --run run              # two of its variants
-clipmill diff good unique --run run      # two stages
-clipmill diff run@1:good other:good      # two runs of one pool
-clipmill diff 1 2 --run run --html diff.html
+clipmill diff --run run               # the variants of a folder, by number
+clipmill diff 1 2 --run run           # two of them
+clipmill diff good unique --run run   # two stages
+clipmill diff run@1:good other:good   # two runs of one pool
 """
 MOST = 240  # characters of a setting's value
 CAUSES, GROUPS = 12, 6  # of each kind that are printed

@@ -16,7 +16,6 @@ EXAMPLES = """\
 clipmill stages
 clipmill stages ingest   # those of one kind
 clipmill stages download.images
-clipmill stages select.where --json
 clipmill stages --check score.mine   # a stage of your own, in seconds
 """
 

@@ -367,7 +367,7 @@ funnel --run run --json
 why http://a.test/2 --run run --json
 show short --run run --json
 show length --run run --sort length.length --json
-variants --run run --json
+diff --run run --json
 diff short pool --run run --json
 export --run run --stage short --to csv --out table
 """
