@@ -183,11 +183,15 @@ def of_functions(opened):
 
 
 @pytest.mark.slow("every stage")
-@pytest.mark.parametrize("law", [*FUNCTIONS, *ANSWERS], ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law",
+    # The next test says the last of them: what the run stored was another opening's.
+    [law for law in (*FUNCTIONS, *ANSWERS) if law.name != "the same again"],
+    ids=lambda law: law.name,
+)
 def test_a_row_function_keeps(law, of_functions):
     def ask(it):
-        if law.name != "the same again" or it.is_repeated:
-            assert law.wrong(it) is None
+        assert law.wrong(it) is None
         assert len(it.rows) > 100
         return len(it.rows)
 
