@@ -24,7 +24,7 @@ import pytest
 from clipmill.metadata import uid_index
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.cli import main
-from clipmill.pipeline.engine import waves
+from clipmill.pipeline.engine import row_job
 from clipmill.pipeline.run_folder import sessions
 from tests.artefacts import linked
 from tests.engine_stages.harness import meaning, toy_stages
@@ -258,7 +258,7 @@ class Maker:
 def bases(tmp_path_factory) -> Iterator[Bases]:
     with toy_stages(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(uid_index, "LEAST_SHARDS", 2)
-        patch.setattr(waves, "FOLD_EVERY", 2)
+        patch.setattr(row_job, "COMPACT_EVERY", 2)
         patch.setattr(sessions, "commit", lambda folder: None)  # git costs as much as a run
         make = Maker(tmp_path_factory.mktemp("damages"))
         stopped = (make.killed(stop, patch) for stop in STOPS)
