@@ -118,7 +118,7 @@ why http://a.test/3 --run run
 show few --run run --html few.html
 report --run run --out report.html
 diff few caption --run run
-variants --run run
+diff --run run
 export --run run --stage few --to csv --out table
 verify --run run
 sweep --run run --stage few --vary caption_words=1:4:1
