@@ -16,6 +16,7 @@ from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
+FEW = 64  # files that a disk gives sooner than threads start
 DIGITS = slice(-24, -8)  # of a data file's name: those of its digest
 
 
@@ -58,7 +59,8 @@ def scan(folder: Storage) -> Scan:
     others: list[str] = name.filter(is_other).to_pylist()
     newer = [it for it in others if RECORD_NAME.fullmatch(it)]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-        texts = pool.map(folder.read_if_there, newer)
+        are_soon = folder.is_local and len(newer) < FEW
+        texts = (map if are_soon else pool.map)(folder.read_if_there, newer)
         there = zip(newer, texts, strict=True)
         read = {it: parsed(it, text) for it, text in there if text is not None}
     torn = [it for it, record in read.items() if record is None]

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,15 @@ def _own_folders(monkeypatch) -> Iterator[None]:
     Modules that a test has changed are there again after it, as plans that tests share need them.
     """
     monkeypatch.setattr(own_code._held, "added", [])
-    before = {}
-    if own_code.NAME in sys.modules:
-        before = {name: it for name, it in sys.modules.items() if name.startswith(own_code.NAME)}
+    before = {it: sys.modules[it] for it in own_modules(len(sys.modules)) if it in sys.modules}
     yield
     sys.modules.update(before)
+
+
+@lru_cache(1)
+def own_modules(_: int) -> list[str]:
+    """Names of the own modules that are imported: looked for again where another module is."""
+    return [name for name in sys.modules if name.startswith(own_code.NAME)]
 
 
 @pytest.fixture

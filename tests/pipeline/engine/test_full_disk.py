@@ -27,14 +27,22 @@ STAGES = """
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Holds as many objects as it has room for; what is written after that meets a full disk."""
+    """Holds as many objects as it has room for; what is written after that meets a full disk.
+
+    `place` is what paths on it begin with: another disk holds the rest.
+    """
     whole = Storage.scratch
 
     class Disk:
         room = 1 << 30
+        place = ""
 
         @contextlib.contextmanager
         def scratch(self, storage: Storage, name: str):
+            if not storage.path.startswith(self.place):
+                with whole(storage, name) as path:
+                    yield path
+                return
             self.room -= 1
             with whole(storage, name) as path:
                 if self.room < 0:
@@ -88,7 +96,7 @@ def test_wherever_the_disk_is_full_the_run_ends_one_and_goes_on_with_room(engine
 
 def test_a_stage_that_meets_a_full_disk_says_what_to_do(engine, disk):
     engine.run(STAGES, until="numbers")
-    disk.room = 6  # the lock, the recipe, an attempt, and little more
+    disk.room, disk.place = 6, str(engine.folder)  # the lock, the recipe, an attempt, little more
     ran = engine.run(STAGES)
     assert "the disk is full" in ran.error("square")
     assert f"where: {engine.folder}/run/stages/square-" in ran.error("square")
@@ -97,7 +105,7 @@ def test_a_stage_that_meets_a_full_disk_says_what_to_do(engine, disk):
 
 def test_a_full_disk_is_told_once_for_all_that_it_stops(engine, disk, clipmill):
     engine.run(STAGES, until="numbers")
-    disk.room = 6
+    disk.room, disk.place = 6, str(engine.folder)
     out = engine.folder / "run"
     said = clipmill("run", engine.folder / "recipe.yaml", "--out", out, "--workers", 0)
     assert said.code == 1
