@@ -65,7 +65,7 @@ class Finding:
     do: str = ""
 
 
-def ignored(took: Usage) -> None:
+def ignored(_: object) -> None:
     """Only a probe asks what answers took."""
 
 

@@ -29,7 +29,13 @@ class ChainRun:
         self.chain = chain
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self.functions = Functions(chain, Path(self.scratch.name))
-        weakref.finalize(self, self.functions.close)  # when the worker drops it, or ends
+        # Where nobody closes it: the run in the driver's thread, and a worker that ends.
+        self._close = weakref.finalize(self, self.functions.close)
+
+    def close(self) -> None:
+        """Ends the stages' servers and drops their models; the worker begins another step."""
+        self._close()
+        self.scratch.cleanup()
 
     def __call__(self, item: ShardItem) -> ShardItem:
         """The item with each stage's state, or why it failed. Only a StageError is raised."""

@@ -21,8 +21,9 @@ from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import SharedBudget
 from clipmill.pipeline.engine.chain import Chain
 from clipmill.pipeline.engine.declared import as_declared, stored_schema
+from clipmill.pipeline.engine.helpers import HelperProcess
 from clipmill.pipeline.engine.partial_results import PartialResults
-from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.provided import Usage, ignored
@@ -94,6 +95,7 @@ class Functions:
         self.answers = StoredAnswers(chain.run.child(ANSWERS))
         self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
         self._opened: dict[str, RowFunction | StreamFunction] = {}
+        self._helpers: list[HelperProcess] = []
 
     def through(
         self,
@@ -194,6 +196,7 @@ class Functions:
             answers=self.answers,
             budget=partial(self._budget, folder.child(BUDGET)),
             took=self.took,
+            hold=self._helpers.append,
         )
         return planned.stage.open(worker)
 
@@ -205,9 +208,13 @@ class Functions:
         return EventLoop()
 
     def close(self) -> None:
-        """Ends what stages hold open in their event loop."""
+        """Ends the stages' event loop and servers, and drops their models."""
         if "events" in vars(self):
             self.events.close()
+        for helper in self._helpers:
+            helper.stop()
+        self._opened.clear()
+        free_gpu(self.chain.stages)
 
 
 def _unanswered(batch: Batch, kept: PartialResults) -> Batch | None:

@@ -22,7 +22,7 @@ from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.engine.once import made_once
-from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.executors.telling import Teller
 from clipmill.pipeline.planning.planned import PlannedStage
@@ -124,6 +124,10 @@ class UnitsRun:
         self.units = units
         leave_shared(units.local)
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
+
+    def close(self) -> None:
+        self.scratch.cleanup()
+        free_gpu([self.units.planned])
 
     def __call__(self, unit: Unit) -> Answer:
         units = self.units

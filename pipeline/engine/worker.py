@@ -1,7 +1,8 @@
 """What a stage's function gets to know of the place where it runs."""
 
+import gc
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ def worker_of(
     answers: Answers | None = None,
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget,
     took: Callable[[Usage], None] = ignored,
+    hold: Callable[[HelperProcess], object] = ignored,
 ) -> Worker:
-    """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
+    """Returns a stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
     `answers` and `budget` are those of the run, for a `recorded` stage; others ask nobody.
+    `hold` gets each helper process that is started, to stop it when the stage is over.
     """
     resources = planned.stage.resources
     is_recorded = planned.stage.determinism == "recorded"
@@ -50,8 +53,14 @@ def worker_of(
         budget=budget if is_recorded else LocalBudget,
         took=took,
         environment=partial(_python, planned.name),
-        start_helper=partial(_helper, planned.name, scratch),
+        start_helper=partial(_helper, planned.name, scratch, hold),
     )
+
+
+def free_gpu(stages: Iterable[PlannedStage]) -> None:
+    """Frees the memory that models of these stages took on a GPU, where one has them."""
+    if any(planned.stage.resources.gpus for planned in stages):
+        gc.collect()  # a model may be a circle; on CPUs it can wait, as the search takes a second
 
 
 def _python(stage: str, environment: Environment) -> Path:
@@ -63,7 +72,11 @@ def _python(stage: str, environment: Environment) -> Path:
         return python_of(environment)
 
 
-def _helper(stage: str, scratch: Path, *given: Any, **more: Any) -> HelperProcess:
-    """The helper, once it is healthy; a large model may take minutes to be."""
+def _helper(
+    stage: str, scratch: Path, hold: Callable[[HelperProcess], object], *given: Any, **more: Any
+) -> HelperProcess:
+    """Starts a helper and waits until it is healthy: minutes, with a large model."""
     with saying(stage, "waiting for its server to start"):
-        return HelperProcess(stage, scratch, *given, **more)
+        helper = HelperProcess(stage, scratch, *given, **more)
+    hold(helper)
+    return helper

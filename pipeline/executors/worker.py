@@ -29,11 +29,13 @@ class Functions:
     def start(
         self, step: str, start: Callable[[], Callable[[Any], Any]], used: Collection[str]
     ) -> None:
-        """Starts a step; those that are no longer used go first, with their models."""
-        before = len(self._started)
-        self._started = {name: fn for name, fn in self._started.items() if name in used}
-        if len(self._started) < before:
-            gc.collect()  # a client of a server is a circle: its server ends now, not some day
+        """Starts a step; those that are no longer used are closed first, with their models."""
+        for name in self._started.keys() - set(used):
+            function = self._started.pop(name)
+            # Not left to a search for garbage, which takes seconds: a client of a server is a
+            # circle, and the next step may need the server's GPU.
+            if close := getattr(function, "close", None):
+                close()
         self._started[step] = start()
 
     def run(self, step: str, item: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from clipmill.pipeline.engine import guard
 from clipmill.pipeline.engine.helpers import HelperProcess, cannot_load
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors.local import LocalExecutor
 from tests.family import family, left_after, living, members
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -47,6 +49,21 @@ def test_it_ends_when_nobody_uses_it_any_more(tmp_path):
     del helper
     gc.collect()
     assert not living(pids)
+
+
+@linux
+def test_a_worker_ends_it_before_the_next_step_starts(engine, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    recipe = f"  helped: {{uses: toy.helped, from: numbers, log: {log}, gate: {tmp_path}/none}}\n"
+    with closing(LocalExecutor(1, with_main=False)) as executor:
+        assert engine.run(recipe, executor=executor).complete
+        (first,) = log.iterdir()
+        pids = list(map(int, first.read_text().split()))
+        assert living(pids) == pids  # the worker may need it for another shard
+        squares = "  square: {uses: toy.power, from: numbers}\n"
+        assert engine.run(squares, out="other", executor=executor).complete
+        assert not left_after(pids, 5)
 
 
 @linux

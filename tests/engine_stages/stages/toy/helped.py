@@ -54,6 +54,7 @@ class Helped(RowStage):
                 helper.restart()
                 noted.write_text(f"{noted.read_text()} {pids.read_text()}")
 
+        ensure.itself = ensure  # type: ignore[attr-defined]  # a circle, as clients of servers are
         return partial(helped, ensure, Path(self.gate), self.at)
 
 
