@@ -23,7 +23,7 @@ from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
-from clipmill.pipeline.extras import install, missing
+from clipmill.pipeline.extras import hide_pandas, install, missing
 from clipmill.pipeline.terminal import guard
 from clipmill.pipeline.verbs import (
     DONE,
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command, else the one that this process was started with; returns its exit code."""
     if arguments is not None:
         return _run(arguments)
-    code = _run(sys.argv[1:])
+    code = _run(sys.argv[1:], is_alone=True)
     looks = sys.modules.get("clipmill.pipeline.planning.looks")
     if looks is not None and looks.are_late():
         sys.stdout.flush()
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str], is_alone: bool = False) -> int:
     guard()
     try:
         _check_text(given)
@@ -118,6 +118,8 @@ def _run(given: list[str]) -> int:
             if not folder.is_dir():
                 raise RecipeError("no such folder", f"--stages {folder}", "check the path")
             own_code.add(folder)
+        if is_alone:
+            hide_pandas()
         code = int(options.verb.run(options))
         sys.stdout.flush()  # here, where a pipe that is gone is no error
         return code

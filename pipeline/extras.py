@@ -6,6 +6,8 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
 
 from clipmill.pipeline.errors import RecipeError
 
@@ -23,6 +25,37 @@ EXTRAS = {
     "img2dataset": "img2dataset",
     "tensorboard": "tensorboard",
 }
+
+
+def hide_pandas() -> None:
+    """Keeps Arrow from importing pandas with its first array: .2 s of a process of ours.
+
+    Only where nothing but clipmill runs: `show_pandas` undoes it before a user's own stage is
+    imported, whose arrays may come from pandas.
+    """
+    import pyarrow as pa
+
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NoPandas)
+        pa.array([0])  # Arrow tries once, and not again
+        sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas(MetaPathFinder):
+    """Fails the import of pandas."""
+
+    @classmethod
+    def find_spec(cls, fullname: str, *_: object) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("hidden from Arrow", name=fullname)
+
+
+def show_pandas() -> None:
+    """Lets Arrow take what pandas gives, where pandas is installed."""
+    import pyarrow as pa
+
+    with suppress(ImportError):
+        pa.lib._pandas_api.pd  # noqa: B018  # which imports it
 
 
 def install(module: str) -> str:

@@ -6,7 +6,7 @@ stands beside it, or above it, as a comment.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -321,6 +321,12 @@ class DatasetStage(Stage):
         """Of a root, that there are files and that the first rows fit the settings."""
         if self.files() and type(self).head is not DatasetStage.head:
             self.head(1)
+
+    def check_columns(self, names: Set[str]) -> None:
+        """Checks that a root's first file has these columns, which stages read, as it stores them.
+
+        Error: ClipmillError where it does not.
+        """
 
     def counts(self) -> Iterator[tuple[int, int]]:
         """Of a root, rows and shards of its files, in turn; none where only reading tells."""

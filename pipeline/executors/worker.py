@@ -14,6 +14,7 @@ from typing import Any
 
 from clipmill.pipeline import own_code
 from clipmill.pipeline.executors.telling import connect
+from clipmill.pipeline.extras import hide_pandas
 from clipmill.pipeline.terminal import guard
 
 _one_at_a_time = threading.Lock()  # a stage may tell from threads of its own
@@ -46,6 +47,7 @@ def serve(pipe: Connection, driver: int) -> None:
     """Items in, answers out, until the pipe closes."""
     _end_with(driver)
     guard()
+    hide_pandas()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
     own_code.receive(pickle.loads(pipe.recv_bytes()))  # items are unpickled by its package
     functions = Functions()

@@ -7,7 +7,7 @@ be made later: neither is looked at.
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from clipmill.metadata.compaction import COMPACTED
@@ -41,7 +41,7 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
     for planned in plan.stages.values():
         if run is None or not (run.child(planned.folder).has(COMPACTED) or _lies_in(planned, run)):
             seen = Seen()
-            given = (planned, seen, until)
+            given = (planned, plan.read_of(planned.name), seen, until)
             thread = threading.Thread(target=_look, args=given, name=LOOKING, daemon=True)
             thread.start()  # a store that does not answer must not hold the command back
             looks.append((planned, seen, thread))
@@ -62,11 +62,13 @@ def refuse_missing(plan: Plan, seen: Mapping[str, Seen]) -> None:
             raise _as_recipe_error(plan, plan.stages[name], one.error)
 
 
-def _look(planned: PlannedStage, seen: Seen, until: float) -> None:
+def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> None:
     stage = planned.stage
     try:
         with contextlib.suppress(ShardError):  # a damaged file costs its shards, not the run
             stage.look()
+            if isinstance(stage, DatasetStage) and stage.files():
+                stage.check_columns(names)
         if planned.elsewhere is not None:
             digest_of(planned.elsewhere, "key `data`")
         files = stage.files() if isinstance(stage, DatasetStage) else {}

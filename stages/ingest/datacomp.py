@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -134,22 +134,39 @@ class DataComp(DatasetStage):
         ]
         scanned = ctx.map(partial(scan, self), files)
         for file, scanned_file in zip(files, scanned, strict=True):
-            for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
-                raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
+            self._refuse(ctx.wanted, scanned_file["unfit"], f"{folder}/{file['path']}")
         groups = groups_in(scanned)
         ctx.map(partial(try_first, partial(read, self)), groups[:1])
         ctx.create_shards_together(partial(read, self), joined(groups))
 
-    def lacking(self, name: str, holds: str | None, where: str) -> StageError:
-        """The error of a file that lacks a column a stage reads, or has it in another type."""
-        if holds is None:
-            do = "give a pool that has it, or leave out what reads it"
-            return StageError(f"no column '{name}', and a stage reads it", where, do)
-        do = "store it as float32 or float64: a cut is held in the type that is stored"
-        for kind, dtype in SCORE_TYPES.items():
-            if holds == str(dtype):
-                do = f"write score_type: {kind}, in which cuts are then held"
-        return StageError(f"'{name}' is {holds}, not the {self.score_type} that is said", where, do)
+    def check_columns(self, names: Set[str]) -> None:
+        folder, _ = open_pool(self.path)
+        first = list_files(self.path, (".parquet",), "pool")[0]
+        self._refuse(names, scan(self, first, None)["unfit"], f"{folder}/{first['path']}")
+
+    def _refuse(self, names: Set[str], unfit: Mapping[str, str | None], where: str) -> None:
+        """Raises a StageError where a column that stages read is missing or of another type."""
+        types = {}
+        for name in sorted(names & unfit.keys()):
+            types[name] = unfit[name] or ""
+            if not types[name]:
+                do = "give a pool that has it, or leave out what reads it"
+                raise StageError(f"no column '{name}', and a stage reads it", where, do)
+        if not types:
+            return
+        said = str(SCORE_TYPES[self.score_type])
+        types |= {c.name: said for c in SCORES if c.name in names and c.name not in unfit}
+        kinds = {str(dtype): kind for kind, dtype in SCORE_TYPES.items()}
+        if not set(types.values()) <= kinds.keys():
+            do = "store it as float32 or float64: a cut is held in the type that is stored"
+        elif len(set(types.values())) > 1:
+            extra = ", ".join(f"{name}: {found}" for name, found in types.items())
+            do = f"read each in its own type: ingest.parquet with extra: {{{extra}}}"
+        else:
+            (held,) = set(types.values())
+            do = f"write score_type: {kinds[held]}, in which cuts are then held"
+        found = " and ".join(f"'{name}' is {held}" for name, held in types.items())
+        raise StageError(f"{found}, and score_type is {self.score_type}", where, do)
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         storage, _ = open_pool(self.path)

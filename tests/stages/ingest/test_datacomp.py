@@ -141,6 +141,32 @@ def test_scores_of_another_type_than_is_said_are_refused_where_they_are_read(
     assert rows[L14].to_pylist() == [0.25] * ROWS
 
 
+def test_scores_of_two_types_are_refused_by_plan_with_both_names_and_a_way(tmp_path, clipmill):
+    values = [0.1, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7]
+    scores = {B32: pa.array(values, pa.float64()), L14: pa.array(values, pa.float32())}
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    pq.write_table(metadata(**SCORES | scores), pool / "0.parquet")
+    recipe = tmp_path / "recipe.yaml"
+    select = f"  both: {{uses: select.where, from: pool, where: {B32} >= .25 AND {L14} >= .25}}\n"
+    root = f"  pool: {{uses: ingest.datacomp, path: {pool}, scores: true}}\n"
+    recipe.write_text("stages:\n" + root + select)
+    said = clipmill("plan", recipe)
+    assert said.code == 2
+    assert f"'{B32}' is double and '{L14}' is float" in said.err
+    extra = f"{{{B32}: double, {L14}: float}}"
+    assert f"ingest.parquet with extra: {extra}" in said.err
+    root = f"  pool: {{uses: ingest.parquet, path: {pool}, url_col: url, extra: {extra}}}\n"
+    recipe.write_text("stages:\n" + root + select)
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    recipe.write_text(recipe.read_text().replace(f" AND {L14} >= .25", ""))
+    one = recipe.read_text().replace("ingest.parquet", "ingest.datacomp").partition(", url_col")
+    recipe.write_text(
+        f"{one[0]}, scores: true, score_type: float64}}\n{select.split(' AND ')[0]}}}\n"
+    )
+    assert clipmill("plan", recipe).code == 0  # nothing reads the other
+
+
 def test_a_float64_just_under_a_cut_stays_under_it(
     tmp_path, pool_of, memory_shards, memory_context
 ):
