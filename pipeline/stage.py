@@ -222,6 +222,11 @@ class Stage(ABC):
         return Resources()
 
     @property
+    def note(self) -> str:
+        """What `plan` says of its settings, which can be run; empty for most."""
+        return ""
+
+    @property
     def environments(self) -> tuple[Environment, ...]:
         """Other Pythons that its workers ask for: `plan` names them before they are made."""
         return ()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from shutil import get_terminal_size
@@ -225,8 +226,11 @@ def _python(environment: Mapping[str, Any]) -> str:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What a user should know of a plan that can be run."""
-    return [f"'{name}': {note}" for name, note in _noted(plan)]
+    """What a user should know of a plan that can be run; stages with the same note are one."""
+    names = defaultdict(list)
+    for name, note in _noted(plan):
+        names[note].append(f"'{name}'")
+    return [f"{', '.join(of_note)}: {note}" for note, of_note in names.items()]
 
 
 def _noted(plan: Plan) -> list[tuple[str, str]]:
@@ -235,13 +239,17 @@ def _noted(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
-    """Packages that are to be fetched first; keepers that are named by several orders."""
+    """Returns what a user should know of a stage before it runs; empty for most.
+
+    Packages to fetch, the stage's own `note`, duplicate stages that a select reads and that keep
+    by several orders.
+    """
     missing = [one for one in planned.stage.environments if environments.made(one) is None]
     if missing:
         packages = ", ".join(package for one in missing for package in one.packages)
         return f"makes a Python of its own at the first run, with {packages}"
     if not planned.is_select:
-        return ""
+        return planned.stage.note
     order: dict[str, Any] = {}
     for name in sorted({source for source, _ in planned.bindings[0].values()}):
         stage, bindings = plan.stages[name].stage, plan.stages[name].bindings

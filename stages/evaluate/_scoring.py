@@ -23,6 +23,7 @@ from clipmill.stages.evaluate._metrics import (
     retrieval,
     worst_group,
 )
+from clipmill.stages.evaluate._precision import mean_average_precision
 from clipmill.stages.models.image_text import ImageTextModel
 from clipmill.stages.ops.tasks.folders import Finding, Sample, TaskFolder, refuse, samples
 from clipmill.stages.ops.vectors.matrices import unit_rows
@@ -31,6 +32,7 @@ from clipmill.stages.ops.vectors.matrices import unit_rows
 
 BATCH = 64  # decoded pictures held at a time
 EMPTY = np.empty((0, 0, 3), np.uint8)
+MEAN_AP = "mean_average_precision"
 KEPT = 8  # sets of class vectors in a worker; ImageNet's by a large model is 4 MB
 CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names and templates
 
@@ -62,6 +64,8 @@ def main_metric(task: TaskFolder, metrics: Metrics) -> str:
         return task.listed.metric
     if task.is_retrieval:
         return "image_retrieval_recall@5"
+    if task.kind == "multilabel":
+        return MEAN_AP
     if task.kind == "association":
         hard = "jaccard_score_10-12"
         return hard if metrics[hard] else "avg_jaccard_score"
@@ -75,6 +79,7 @@ class Pictures:
     keys: list[str]
     embeddings: NDArray[np.float32]  # (N, D)
     labels: NDArray[np.int64]  # (N,)
+    several: list[tuple[int, ...]]  # classes of each, of a multi-label task
     captions: list[tuple[str, ...]]
     groups: list[int | None]
 
@@ -109,6 +114,7 @@ def embed_pictures(
         keys=[sample.key for sample in known],
         embeddings=np.concatenate(embedded),
         labels=np.array([sample.label for sample in known], np.int64),
+        several=[sample.labels for sample in known],
         captions=[sample.captions for sample in known],
         groups=[sample.group for sample in known],
     )
@@ -144,6 +150,23 @@ def score_classification(
             metrics[f"{name}_of_all"] = worst_group(hit_N, group_N, k / classes)
         columns["group"] = group_N
     return metrics, pa.table(columns)
+
+
+def score_multilabel(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[Metrics, pa.Table]:
+    """In each class, pictures that have it should come before those that don't."""
+    picture_P = np.repeat(np.arange(len(pictures.keys)), list(map(len, pictures.several)))
+    class_P = np.array([label for labels in pictures.several for label in labels], np.int64)
+    metric, rank_P, tied_P = mean_average_precision(
+        pictures.embeddings, class_vectors(task, model), picture_P, class_P
+    )
+    ends = np.cumsum([0, *map(len, pictures.several)], dtype=np.int32)
+    lists = {"labels": class_P, "ranks": pa.array(rank_P, mask=rank_P == NEVER)}
+    if (tied_P > 1).any():
+        lists["ranks_tied"] = tied_P - 1
+    columns = {n: pa.ListArray.from_arrays(ends, pa.array(v)) for n, v in lists.items()}
+    return {MEAN_AP: metric}, pa.table({"key": pictures.keys, **columns})
 
 
 def stored(name: str, ranks: Ranks) -> dict[str, Any]:
@@ -229,6 +252,7 @@ def score_associations(
 
 SCORE: dict[str, Callable[[TaskFolder, Pictures, ImageTextModel], tuple[Metrics, pa.Table]]] = {
     "classification": score_classification,
+    "multilabel": score_multilabel,
     "retrieval": score_retrieval,
     "association": score_associations,
 }

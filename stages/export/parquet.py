@@ -51,6 +51,12 @@ class Parquet(PictureExport):
         super().__post_init__()
         check_page(self.url)
 
+    @property
+    def note(self) -> str:
+        """The keys that Croissant requires and the recipe does not set."""
+        lacking = [f"`{key}`" for key in ("license", "url") if getattr(self, key) is None]
+        return f"set {' and '.join(lacking)} to share it: Croissant asks" if lacking else ""
+
     def written(self, inputs: Inputs) -> dict[str, Any]:
         leave = partial(
             exported,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, BinaryIO
@@ -37,7 +37,8 @@ class WebDataset(PictureExport):
     the chosen columns. Where caption stages wrote some, each further text of a row has a key of its
     own in the JSON, `caption_1` on; `caption_sources` and `caption_labels` are lists of all. The
     Parquet has `captions`, a list of all texts, in their place. A row is as many samples as it
-    `repeats`, none for 0; several have the keys UID-0, UID-1 …, and follow one another.
+    `repeats`, none for 0; several have the keys UID-0, UID-1 …, and follow one another; a second
+    row of the same uid goes on from there, so that a tar has no key twice.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
     Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0). A key a text
@@ -48,7 +49,7 @@ class WebDataset(PictureExport):
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
     columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
 
-    version = 4
+    version = 5
     formats = ("webdataset",)
     always = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
 
@@ -66,11 +67,12 @@ def write_file(
 ) -> tuple[dict[str, Any], pa.Schema]:
     """One tar with the two files beside it, and the schema of the Parquet file."""
     path = task.worker.scratch / f"{stem}.tar"
-    metas = [say(empty, stem, 0)]
+    keys = Keys(stem)
+    metas = [say(empty, keys)]
     with path.open("wb") as file:
         tar = TarWriter(file)
         for table in tables:
-            metas.append(say(table, stem, sum(map(len, metas))))
+            metas.append(say(table, keys))
             tar.add(members(table[IMAGE.name], metas[-1]))
         sha256, size_bytes = tar.close()
     whole = pa.concat_tables(metas)
@@ -84,21 +86,39 @@ def write_file(
     return {"file": path.name, "bytes": size_bytes, "sha256": sha256}, whole.schema
 
 
+class Keys:
+    """The keys of a tar's samples: no two are equal, though two rows may share a uid."""
+
+    def __init__(self, stem: str) -> None:
+        self._stem = stem
+        self._samples = 0
+        self._copies: set[str] = set()
+
+    def of(self, table: pa.Table, uids: Sequence[str]) -> list[str]:
+        """Returns the keys of the next samples, whose uids these are, in hex."""
+        keys = []
+        copies = zip(uids, repeats(table).tolist(), table[COPY].to_pylist(), strict=True)
+        for number, (uid, times, copy) in enumerate(copies, start=self._samples):
+            key = f"{uid}-{copy}" if times > 1 else f"{self._stem}{number:04d}"
+            while key in self._copies:
+                copy += 1
+                key = f"{uid}-{copy}"
+            if times > 1:
+                self._copies.add(key)
+            keys.append(key)
+        self._samples += len(keys)
+        return keys
+
+
 def meta(
     table: pa.Table,
-    stem: str,
-    first: int,
+    keys: Keys,
     captions: Captions,
     dropped: Dropped | None,
     columns: tuple[str, ...],
 ) -> pa.Table:
     """What the JSON of each sample says; NaN as null, for JSON has none."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
-    copies = zip(uids, repeats(table).tolist(), table[COPY].to_pylist(), strict=True)
-    keys = [
-        f"{uid}-{copy}" if times > 1 else f"{stem}{first + i:04d}"
-        for i, (uid, times, copy) in enumerate(copies)
-    ]
     texts = texts_of(table, captions)
     several = {}
     if lists_in(table.schema, captions):
@@ -112,7 +132,7 @@ def meta(
             out[name] = pc.if_else(pc.is_nan(values), None, values)
     return pa.table(
         {
-            "key": pa.array(keys, pa.string()),
+            "key": pa.array(keys.of(table, uids), pa.string()),
             UID.name: pa.array(uids, pa.string()),
             CAPTION.name: captions_of(table, texts, captions),
             **several,

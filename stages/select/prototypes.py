@@ -56,6 +56,9 @@ class Prototypes(SizedSelect):
 
     Source: self-supervised prototypes (Sorscher et al. 2022): keep what is hard where data are
     plentiful, what is easy where they are scarce; the balance is that of their class balance.
+    Departs: they take the least shares of N rows first, then what is hardest, so their subsets do
+    not nest. Here turns go on between two whole shares: of K clusters K - 1 rows differ at most,
+    and none where balance * N, rounded down, is a multiple of K.
     Error: none; cosines are compared as stored, in float32.
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans], fraction: 0.3}
     """

@@ -30,7 +30,9 @@ ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
 BROKEN = (OSError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
 # What a KEY.npy can raise that is none.
 NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
-Kind = Literal["classification", "retrieval", "association", "unscored"]
+# The file of a tar's sample that says what is right, by the kind of task.
+TRUTHS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
+Kind = Literal["classification", "multilabel", "retrieval", "association", "unscored"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Sample:
     key: str
     rgb: NDArray[np.uint8]
     label: int = -1
+    labels: tuple[int, ...] = ()  # of a multi-label task
     captions: tuple[str, ...] = ()
     group: int | None = None
 
@@ -109,11 +112,12 @@ def _of_members(
         most = limit("MAX_TASK_SAMPLE_BYTES")
         return Finding(f"a sample of more than {most:,} bytes", place, "replace it")
     body = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-    truth = b"" if task.kind == "unscored" else members.get("txt" if task.is_retrieval else "cls")
+    truth = b"" if task.kind == "unscored" else members.get(TRUTHS.get(task.kind, ""))
     if body is None or truth is None:
-        lacks = "picture" if body is None else "KEY.cls or KEY.txt"
+        lacks = "picture" if body is None else f"KEY.{TRUTHS[task.kind]}"
         return Finding(f"a sample without a {lacks}", place, "add it, or drop it")
     label, captions, group = -1, (), None  # type: int, tuple[str, ...], int | Finding | None
+    labels: tuple[int, ...] | Finding = ()
     if task.is_retrieval:
         captions = _captions(text_of(truth))
     elif task.kind == "classification":
@@ -125,10 +129,14 @@ def _of_members(
             text = f"class {label}, and {CLASSNAMES} names {len(task.classnames)}"
             return Finding(text, place, f"name class n in line n + 1 of {CLASSNAMES}")
         group = _group(members.get("npy"), task, place)
+    elif task.kind == "multilabel":
+        labels = _labels(truth, len(task.classnames), place)
     rgb = _decoded(body, place)
     if isinstance(group, Finding):
         return group
-    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, captions, group)
+    if isinstance(labels, Finding):
+        return labels
+    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, labels, captions, group)
 
 
 def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
@@ -141,6 +149,21 @@ def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
         return decode(body or b"")
     except ImageError as error:
         return Finding(f"a picture that is {error.code}", place, "replace it")
+
+
+def _labels(data: bytes, classes: int, place: str) -> tuple[int, ...] | Finding:
+    """The classes of a picture: those at which KEY.npy, with a number a class, is not 0."""
+    do = "save one number a class with numpy.save: 1 of each that the picture has, else 0"
+    try:
+        flag_C = np.load(BytesIO(data), allow_pickle=False).reshape(-1)
+        if not np.isin(flag_C, (0, 1)).all():
+            raise ValueError
+    except (*NO_NUMBER, RecursionError, MemoryError):
+        return Finding("KEY.npy names no classes", place, do)
+    if len(flag_C) != classes:
+        text = f"{len(flag_C)} numbers in KEY.npy, and {CLASSNAMES} names {classes} classes"
+        return Finding(text, place, do)
+    return tuple(map(int, np.flatnonzero(flag_C)))
 
 
 def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | None:
@@ -184,7 +207,7 @@ def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Samp
     for name, body in zip(candidates, pictures, strict=True):
         rgb = _decoded(body, f"{place}: {name}")
         key, label = f"{instance}/{name}", int(name in right)
-        yield rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, (prompt,), instance)
+        yield rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, (), (prompt,), instance)
 
 
 def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes] | None]]:

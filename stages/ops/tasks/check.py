@@ -22,28 +22,26 @@ def check(uri: str) -> list[Finding]:
         findings += of_task
         labels: Counter[int] = Counter()
         instances: set[int | None] = set()
-        bare = 0
+        bare = pictures = 0
         for sample in samples(folder, task):
             if isinstance(sample, Finding):
                 findings.append(sample)
             else:
-                labels[sample.label] += 1
+                labels.update(sample.labels if task.kind == "multilabel" else [sample.label])
+                pictures += 1
                 instances.add(sample.group)
                 bare += not sample.captions
-        if task.shards and not labels:
+        if task.shards and not pictures:
             findings.append(Finding("no sample", name, "put pictures into the shards of test/"))
         elif task.is_retrieval and bare:
-            is_fatal = bare == labels.total()
-            text = (
-                f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
-            )
-            findings.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
-        count = len(instances) if task.kind == "association" else labels.total()
+            text = f"{bare} of {pictures} pictures have no caption: none can be found for them"
+            findings.append(Finding(text, name, "write one a line into KEY.txt", bare == pictures))
+        count = len(instances) if task.kind == "association" else pictures
         if task.listed and task.listed.size != count:
             text = f"{count:,} samples, and DataComp's {task.listed.name} has {task.listed.size:,}"
             findings.append(Finding(text, name, "bring all: it is in no average as it is", False))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
-        if task.kind == "classification" and unseen and labels:
+        if task.kind in ("classification", "multilabel") and unseen and labels:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"
             findings.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
     return findings

@@ -2,9 +2,11 @@
 
 NAME/classnames.txt, NAME/zeroshot_classification_templates.txt (`{c}` is the class),
 NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY.cls, a class number,
-and KEY.npy, numbers that say which group the picture is of. A retrieval task has KEY.txt, one
-caption a line, and no class names; or NAME/test/*.parquet with `image` and `caption`. A task of
-associations (WinoGAViL) is Parquet: `cue`, `candidates`, `candidate_images`, `associations`.
+and KEY.npy, numbers that say which group the picture is of. A task with `multilabel` in
+NAME/dataset_type.txt has KEY.npy alone, a number a class: 1 of each that the picture has. A
+retrieval task has KEY.txt, one caption a line, and no class names; or NAME/test/*.parquet with
+`image` and `caption`. A task of associations (WinoGAViL) is Parquet: `cue`, `candidates`,
+`candidate_images`, `associations`.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple
 from string import Formatter
+from typing import cast
 
 from pyarrow import fs
 
@@ -27,6 +30,7 @@ from clipmill.stages.ops.tasks._samples import (
     OF_CAPTIONS,
     OF_CUES,
     PARQUET,
+    TRUTHS,
     Finding,
     Kind,
     Sample,
@@ -92,9 +96,9 @@ def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
     shards, findings = _shards(folder, name)
     kind, more = _kind(folder, name, shards, classnames is None and templates is None)
     findings += more
-    if kind == "classification":
+    if kind in ("classification", "multilabel"):
         findings += _name_findings(name, classnames, templates)
-    known = listed(name)
+    known = listed(name) if kind != "multilabel" else None  # none of DataComp's is one
     as_listed = known and (known.classes or 0) in (len(classnames or ()), 0)
     task = TaskFolder(
         name=name,
@@ -141,7 +145,7 @@ def _kind(
     if known and known.metric is None:
         return "unscored", []
     lines = _lines(folder, name, TYPE)
-    if lines and lines[0] not in ("retrieval", "classification"):
+    if lines and lines[0] not in TRUTHS:
         text = f"a {lines[0]} task, which has no rule here"
         return "classification", [Finding(text, f"{name}/{TYPE}", "take its folder out")]
     if shards and shards[0].endswith(PARQUET):
@@ -155,8 +159,9 @@ def _kind(
         kind: Kind = "association" if CUE in there else "retrieval"
         text = f"no column {sorted(lacks)[0]!r}" if lacks else ""
         return kind, [Finding(text, where, "write it into the file")] if lacks else []
-    is_retrieval = lines[0] == "retrieval" if lines else is_bare
-    return ("retrieval" if is_retrieval else "classification"), []
+    if lines:
+        return cast(Kind, lines[0]), []
+    return ("retrieval" if is_bare else "classification"), []
 
 
 def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:

@@ -211,3 +211,11 @@ def test_scratch_disk_is_left_empty(pool, memory_shards, memory_context):
 
 def test_chosen_columns_are_read_by_name_whatever_their_type():
     assert Parquet(columns=("score.clip_score",)).reads[-1] == "score.clip_score"
+
+
+def test_plan_says_what_croissant_lacks(clipmill):
+    said = clipmill("plan", "quickstart")
+    lacks = "set `license` and `url` to share it: Croissant asks"
+    assert f"  note: 'raw', 'curated': {lacks}\n" in said.out
+    assert Parquet(license="CC0-1.0").note == "set `url` to share it: Croissant asks"
+    assert Parquet(license="CC0-1.0", url="https://example.org/set").note == ""

@@ -80,6 +80,21 @@ def test_a_row_is_written_as_often_as_it_repeats_under_the_resharders_keys(
     assert sum(sizes) == sum(expected.values()) > len(leaving)
 
 
+def test_no_tar_has_a_key_twice_where_rows_share_a_uid(pool, memory_shards, memory_context):
+    times = pa.array([2 + i % 2 for i in range(240)], REPEATS.dtype)
+    uid = pa.array([bytes([i % 3]) * 16 for i in range(240)], pa.binary(16))
+    given = pool.set_column(pool.column_names.index("uid"), "uid", uid)
+    given = given.append_column("repeats", times)
+    ctx = memory_context()
+    tars = export(ctx, memory_shards(given[:100], given[100:]), rows_per_shard=60)
+    for tar in tars:
+        samples = read([tar])
+        keys = [sample["__key__"] for sample in samples]
+        assert len(set(keys)) == len(keys) > 3
+        assert {key.partition("-")[0] for key in keys} <= {it.as_py().hex() for it in uid}
+        assert [json.loads(sample["json"])["key"] for sample in samples] == keys
+
+
 def plain_keys(tar) -> list[str]:
     return [key for sample in read([tar]) if "-" not in (key := sample["__key__"])]
 

@@ -100,6 +100,36 @@ def test_every_size_has_each_clusters_least_share_then_the_first_of_all(pruned):
                 assert cosine_N[freely_N].max() <= cosine_N[~keep_N].min()
 
 
+def two_loops(rows: pa.Table, balance: float, size: int) -> set[bytes]:
+    """The uids that the released rule keeps: of each cluster its least share, then the hardest."""
+    hardest = sorted(rows.to_pylist(), key=lambda row: (row["centroid_cosine"], row["uid"]))
+    clusters = {row["cluster_id"] for row in hardest}
+    least = int(np.floor(balance * size + 1e-9)) // len(clusters)
+    kept = set()
+    for cluster in clusters:
+        kept |= {row["uid"] for row in [r for r in hardest if r["cluster_id"] == cluster][:least]}
+    for row in hardest:
+        if len(kept) < size:
+            kept.add(row["uid"])
+    return kept
+
+
+def test_it_differs_from_the_released_rule_by_less_than_one_row_a_cluster(pruned):
+    rng, differ = np.random.default_rng(2), 0
+    for _ in range(10):
+        rows, balance = drawn(rng), float(rng.choice([0.25, 0.5, 0.9, 1]))
+        clusters = len(set(rows["cluster_id"].to_pylist()))
+        out, _ = pruned(rows, fraction=1.0, balance=balance)
+        rank = dict(zip(out["uid"].to_pylist(), out["prototype_rank"].to_pylist(), strict=True))
+        for size in range(1, len(rows) + 1):
+            ours = {uid for uid, place in rank.items() if place <= size}
+            others = len(ours - two_loops(rows, balance, size))
+            is_whole = int(np.floor(balance * size + 1e-9)) % clusters == 0
+            assert others <= (0 if is_whole else clusters - 1)
+            differ += others > 0
+    assert differ  # so the bound was tried
+
+
 def test_without_balance_the_furthest_of_all_stay_whatever_their_cluster(pruned):
     cosine = [0.9, 0.2, 0.8, 0.3, 0.7, 0.4]
     rows = rows_of([0, 1, 0, 1, 0, 1], cosine)
