@@ -18,7 +18,7 @@ from clipmill.pipeline.dataset import Rank, State, TableFunction, Task
 from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.journal import Journal, StageRun
 from clipmill.pipeline.engine.launching import launch
-from clipmill.pipeline.engine.local_shards import LocalShards
+from clipmill.pipeline.engine.local_shards import LocalShards, mapped
 from clipmill.pipeline.engine.own_shards import (
     Neighbours,
     OneShard,
@@ -81,6 +81,7 @@ class RunContext:
         """The stage has ended: rows that it kept on this machine's scratch go."""
         self.run.local.discard(self._local)
         remove_shared(self._local)
+        mapped.cache_clear()
 
     @property
     def journal(self) -> str:

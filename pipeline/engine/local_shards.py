@@ -13,7 +13,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from clipmill.pipeline.run_folder.partitions import Partitions
 from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
 
 KEPT_FREE = 4 << 30  # bytes, or a tenth of a smaller disk: copies take what is free beyond that
+MAPPED = 256  # copies that a process holds mapped: pages of the disk's cache, none of its own
 CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file
 
 
@@ -73,7 +74,20 @@ class LocalShards:
 
 
 def read_copy(path: Path) -> pa.Table | None:
-    """The rows of a copy, as they lie on disk: no value is copied; None where it is not whole."""
+    """Returns the rows of a copy, mapped from disk: no value is copied; None if it is not whole.
+
+    A file that this process has mapped before is not checked again: a round reads the same pages.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return mapped(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(MAPPED)
+def mapped(path: Path, *_: int) -> pa.Table | None:
+    """The rows of a copy as this file has them; its state is the key under which they are held."""
     try:
         with pa.memory_map(str(path)) as file:
             whole = file.read_buffer()

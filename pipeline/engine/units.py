@@ -21,6 +21,7 @@ from clipmill.pipeline.dataset import Put, Task
 from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.engine.local_shards import mapped
 from clipmill.pipeline.engine.once import made_once
 from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import ShardError, StageError
@@ -127,6 +128,7 @@ class UnitsRun:
 
     def close(self) -> None:
         self.scratch.cleanup()
+        mapped.cache_clear()  # a deleted file that is mapped keeps its room on the disk
         free_gpu([self.units.planned])
 
     def __call__(self, unit: Unit) -> Answer:

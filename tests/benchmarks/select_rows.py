@@ -7,7 +7,7 @@ columns that it stores. `select` keeps the best third by score of the rows with 
 lists their uids; `ingest` does so from DataComp's files, all of whose columns clipmill stores
 first; a plain copy of them into shards, by pyarrow, is beside it. `exact` names the row with the
 least uid for each equal caption. clipmill is `clipmill run --workers 0` as a process of its own:
-ledger, reasons, digests, journal and checks included, and no pandas, which it does not need.
+ledger, reasons, digests, journal and checks included.
 `start` is the same command once all is done: its imports, plan and scan. Polars' is that of `import
 polars`. CPU seconds of all threads, the least of three rounds.
 
@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.benchmarks.side_by_side import begin, rounds_of
-from tests.benchmarks.toy import clipmill, clipmill_alone, scratch, spend
+from tests.benchmarks.toy import clipmill, scratch, spend
 
 ROUNDS, FILE_ROWS = 3, 100_000
 RECIPE = """
@@ -120,8 +120,8 @@ def compare(name: str, folder: Path, run: list[str]) -> float:
                 shutil.rmtree(path)
         script = spend(sys.executable, "-c", SCRIPTS[name], str(pool), str(made))
         spent["script"].append(script.cpu_s)
-        spent["clipmill"].append(clipmill_alone(*until).cpu_s)
-        spent["start"].append(clipmill_alone(*until).cpu_s)
+        spent["clipmill"].append(clipmill(*until).cpu_s)
+        spent["start"].append(clipmill(*until).cpu_s)
     assert answer(name, folder) == by_hand(name, made)  # a fast wrong answer is none
     script_s, all_s, start_s = (min(times) for times in spent.values())
     print(

@@ -22,16 +22,6 @@ from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.run_folder.live import Watcher
 from clipmill.pipeline.run_folder.state import RunState
 
-ALONE = """
-import sys
-class Absent:
-    def find_spec(name, *_):
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent)
-from clipmill.pipeline.cli import main
-sys.exit(main())
-"""
 OWN_STAGES = Path(__file__).parent / "own_stages"
 os.environ[VARIABLE] = str(OWN_STAGES / "stages")  # workers inherit it
 
@@ -139,14 +129,6 @@ def spend(*arguments: str, tree: Path | None = None) -> Spent:
 def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
     """One command of the CLI as a process of its own."""
     return spend(sys.executable, "-m", "clipmill.pipeline.cli", *arguments, tree=tree)
-
-
-def clipmill_alone(*arguments: str) -> Spent:
-    """The same where no pandas is installed: clipmill needs none.
-
-    Where it is, pyarrow imports it with the first array of numbers, 0.15 s that no row costs.
-    """
-    return spend(sys.executable, "-c", ALONE, *arguments)
 
 
 def module(name: str, *arguments: object) -> Any:

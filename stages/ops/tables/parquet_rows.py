@@ -148,20 +148,20 @@ def bounded(
     ratio = limit("MAX_PARQUET_RATIO")
     at_once, seen = rows_at_once(parquet, groups, columns, rows, most), 0
     held: list[pa.Table] = []
+    held_rows = held_bytes = 0
     for batch in parquet.iter_batches(
         at_once, row_groups=groups, columns=columns, use_threads=False
     ):
-        seen += sum(map(bytes_of, batch.columns))
+        batch_bytes = sum(map(bytes_of, batch.columns))
+        seen += batch_bytes
         if seen > max(most, ratio * size):
             found = f"its rows take {ratio:,} times its {size:,} bytes, and {most:,} bytes"
             raise pa.ArrowInvalid(f"{found}: a bomb, or raise CLIPMILL_MAX_PARQUET_RATIO")
         held.append(pa.Table.from_batches([batch]))
-        if (
-            sum(map(len, held)) == rows
-            or sum(bytes_of(it) for table in held for it in table.columns) >= most
-        ):
+        held_rows, held_bytes = held_rows + len(batch), held_bytes + batch_bytes
+        if held_rows == rows or held_bytes >= most:
             yield _as_one(held)
-            held = []
+            held, held_rows, held_bytes = [], 0, 0
     if held:
         yield _as_one(held)
 
@@ -171,22 +171,37 @@ def rows_at_once(
 ) -> int:
     """So many rows, a part of them where they may take more than `most` bytes.
 
-    No value is larger than its column's chunk, and one in a dictionary may stand in every row.
+    Values of one width take what they take. No other value is larger than its column's chunk, and
+    one in a dictionary may stand in every row.
     """
+    width_of = {it.name: width(it.type) for it in parquet.schema_arrow if it.name in columns}
     chunks = (
         parquet.metadata.row_group(group).column(column)
         for group in groups
         for column in range(parquet.metadata.num_columns)
     )
-    wanted = set(columns)
-    worst = max(
-        (it.total_uncompressed_size for it in chunks if it.path_in_schema.split(".")[0] in wanted),
-        default=0,
-    )
+    unbounded = {name for name, its in width_of.items() if its is None}
+    each = [it.total_uncompressed_size for it in chunks if _top(it) in unbounded]
+    worst = max([*each, sum(its for its in width_of.values() if its is not None)], default=0)
     if worst * rows <= most:
         return rows
     fewest = min(rows, max(FEW_ROWS, most // worst))
     return next(few for few in range(fewest, 0, -1) if rows % few == 0)  # cut as they would be
+
+
+def width(dtype: pa.DataType) -> int | None:
+    """Returns the bytes of a value; None of a type whose values differ."""
+    if pa.types.is_fixed_size_list(dtype):
+        its = width(dtype.value_type)
+        return None if its is None else its * dtype.list_size
+    if pa.types.is_primitive(dtype) or pa.types.is_fixed_size_binary(dtype):
+        return -(-dtype.bit_width // 8)
+    return None
+
+
+def _top(chunk: pq.ColumnChunkMetaData) -> str:
+    """The column that a chunk is part of."""
+    return str(chunk.path_in_schema.partition(".")[0])
 
 
 def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:

@@ -237,6 +237,19 @@ def test_a_copy_holds_every_type_and_is_not_copied_into_memory(tmp_path):
     assert read.equals(table)  # mapped still, by whoever reads it
 
 
+def test_a_copy_that_is_mapped_is_held_until_its_file_changes(tmp_path):
+    path = tmp_path / "copy"
+    put_copy(path, pa.table({"number": [1, 2, 3]}))
+    first = read_copy(path)
+    assert read_copy(path) is first
+    put_copy(path, pa.table({"number": [4, 5]}))
+    assert read_copy(path)["number"].to_pylist() == [4, 5]
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+    assert read_copy(path) is None
+
+
 def test_a_copy_of_no_rows_is_one(tmp_path):
     empty = pa.table({"number": pa.array([], pa.int64())})
     put_copy(tmp_path / "copy", empty)

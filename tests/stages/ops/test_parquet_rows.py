@@ -1,14 +1,22 @@
 """Rows of Parquet files: cut into shards, each row group read once, the same however it is cut."""
 
+from functools import partial
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.stages.ops.tables import parquet_rows as module
-from clipmill.stages.ops.tables.parquet_rows import joined, parquet_rows, scan_parquet
+from clipmill.stages.ops.tables.parquet_rows import (
+    joined,
+    parquet_rows,
+    rows_at_once,
+    scan_parquet,
+    width,
+)
 from clipmill.stages.ops.tables.pools import list_files
 
 
@@ -67,6 +75,39 @@ def test_rows_that_would_take_too_much_are_read_a_few_at_a_time(tmp_path, monkey
     few = read(storage, 200)
     assert list(map(len, few)) == [32, 32] * 3 + [8]
     assert pa.concat_tables(few) == pa.concat_tables(whole)
+
+
+def test_vectors_of_one_width_are_read_whole_batches_at_a_time(tmp_path, monkeypatch):
+    """By their chunk's size, as texts are, 64 rows would be read 16 at a time."""
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(256_000, np.float32)), 256)
+    table = pa.table({"n": range(1000), "vector": vector, "text": ["a"] * 1000})
+    pq.write_table(table, tmp_path / "0.parquet", compression=None)
+    with pq.ParquetFile(tmp_path / "0.parquet") as file:
+        rows_of = partial(rows_at_once, file, [0], ["n", "vector", "text"], 64)
+        assert rows_of(64 * 1032) == 64
+        assert rows_of(64 * 1032 - 1) == 32
+        assert rows_at_once(file, [0], ["text"], 64, 64) == 16  # one value may be all of them
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_"),
+    [
+        (pa.bool_(), 1),
+        (pa.float16(), 2),
+        (pa.list_(pa.float32(), 256), 1024),
+        (pa.list_(pa.list_(pa.int8(), 3), 5), 15),
+        (pa.binary(16), 16),
+        (pa.timestamp("us"), 8),
+        (pa.string(), None),
+        (pa.list_(pa.float32()), None),
+        (pa.list_(pa.string(), 2), None),
+        (pa.struct({"a": pa.int64()}), None),
+        (pa.dictionary(pa.int32(), pa.string()), None),
+        (pa.null(), None),
+    ],
+)
+def test_the_width_of_a_value(dtype, bytes_):
+    assert width(dtype) == bytes_
 
 
 @pytest.mark.parametrize("is_dictionary", [False, True])

@@ -1,0 +1,226 @@
+"""Whole commands with a worker, start-up included, beside scripts that do the same work.
+
+    python -m tests.benchmarks.as_users [full | ROWS ...]    20,000; full: 20,000 and 200,000
+
+clipmill is `clipmill run … --workers 1` from a file to stored shards, a process of its own with its
+worker; the peer is a script that reads the same file and writes its answer. Both have one thread a
+process, and are run in turns. CPU seconds are those of the whole tree of processes; `start` is the
+same command once all is done, and is in the ratio. A ratio above 1 is the script's time over
+clipmill's.
+
+minhash  near captions, against datasketch's MinHashLSH: all planted copies are found by both
+kmeans   20 rounds of 500 spherical centres at width 256, float32, against faiss: the same inertia,
+         to 1 %
+select   a condition, the best third by a score and the list of uids, against Polars: the same uids
+exact    equal captions, against DuckDB: the same rows are copies
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", POLARS_MAX_THREADS="1")
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.benchmarks.side_by_side import begin, rounds_of
+from tests.benchmarks.toy import clipmill, scratch, spend
+
+ROUNDS, WIDTH, CLUSTERS = 5, 256, 500
+COPIES = 10  # one caption in so many is a planted copy of the one before it
+RECIPE = """
+stages:
+  pool:
+    uses: ingest.parquet
+    path: {pool}
+    uid_col: uid
+    url_col: url
+    caption_col: caption
+    shard_rows: 50000
+    extra: {{score: float}}
+  vectors:
+    uses: ingest.parquet
+    path: {pool}
+    uid_col: uid
+    url_col: url
+    caption_col: caption
+    shard_rows: 50000
+    image_embedding_col: vector
+    embedding_width: {width}
+  minhash: {{uses: dedup.minhash, from: pool, min_jaccard: 0.7}}
+  kmeans: {{uses: cluster.kmeans, from: vectors, clusters: {clusters}, rounds: 20}}
+  best:
+    uses: select.where
+    from: pool
+    where: score >= 0.2
+    top: {{column: score, rows: {best}}}
+  select: {{uses: export.uid_list, from: best}}
+  exact: {{uses: dedup.exact, from: pool, columns: [text]}}
+"""
+SCRIPTS = {
+    "minhash": """
+import sys, pyarrow as pa, pyarrow.parquet as pq
+from datasketch import MinHash, MinHashLSH
+rows = pq.read_table(sys.argv[1], columns=["uid", "caption"])
+lsh, found, kept = MinHashLSH(threshold=0.7, num_perm=128), [], {}
+texts = rows["caption"].to_pylist()
+pieces = ({t[i : i + 5].encode() for i in range(max(1, len(t) - 4))} for t in texts)
+for number, signature in enumerate(MinHash.generator(pieces, num_perm=128)):
+    near = lsh.query(signature)
+    found.append(any(signature.jaccard(kept[other]) >= 0.7 for other in near))
+    if not found[-1]:
+        lsh.insert(number, signature)
+        kept[number] = signature
+pq.write_table(pa.table({"uid": rows["uid"], "copy": found}), sys.argv[2])
+""",
+    "kmeans": """
+import sys, faiss, numpy as np, pyarrow as pa, pyarrow.parquet as pq
+rows = pq.read_table(sys.argv[1], columns=["uid", "vector"])
+width = int(sys.argv[3])
+x = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+x = x / np.linalg.norm(x, axis=1, keepdims=True)
+faiss.omp_set_num_threads(1)
+settings = {"niter": 20, "spherical": True, "max_points_per_centroid": len(x)}
+means = faiss.Kmeans(width, int(sys.argv[4]), **settings)
+means.train(x)
+cosine, cluster = means.index.search(x, 1)
+found = {"uid": rows["uid"], "cosine": cosine[:, 0], "cluster": cluster[:, 0]}
+pq.write_table(pa.table(found), sys.argv[2])
+""",
+    "select": """
+import sys, polars as pl
+rows = pl.read_parquet(sys.argv[1], columns=["uid", "score"]).filter(pl.col("score") >= 0.2)
+best = rows.sort(["score", "uid"], descending=[True, False]).head(int(sys.argv[5]))
+best.select("uid").sort("uid").write_parquet(sys.argv[2])
+""",
+    "exact": """
+import sys, duckdb
+duckdb.execute("SET threads = 1")
+duckdb.execute(
+    f"COPY (SELECT uid, min(uid) OVER (PARTITION BY caption) AS keeper FROM '{sys.argv[1]}')"
+    f" TO '{sys.argv[2]}' (FORMAT parquet)"
+)
+""",
+}
+
+
+def main(*sizes: int) -> str:
+    for rows in sizes:
+        with scratch() as folder:
+            write_pool(folder / "pool.parquet", rows)
+            best = rows // 3
+            text = RECIPE.format(
+                pool=folder / "pool.parquet", width=WIDTH, clusters=CLUSTERS, best=best
+            )
+            (folder / "recipe.yaml").write_text(text, "utf-8")
+            print(f"{rows:,} rows; CPU seconds, wall seconds in brackets")
+            ratios = {name: compared(name, folder, best) for name in SCRIPTS}
+    return (
+        ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()) + f" at {rows:,} rows"
+    )
+
+
+def compared(name: str, folder: Path, best: int) -> float:
+    """Returns the script's CPU by clipmill's; prints both, the spread, and clipmill's start."""
+    made = folder / f"{name}.parquet"
+    arguments = [str(folder / "pool.parquet"), str(made), str(WIDTH), str(CLUSTERS), str(best)]
+    run = ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--workers", "1"]
+    script, ours, start = [], [], []
+    for _ in range(rounds_of(ROUNDS)):
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        script.append(spend(sys.executable, "-c", SCRIPTS[name], *arguments))
+        ours.append(clipmill(*run, "--until", name))
+        start.append(clipmill(*run, "--until", name))
+    CHECKS[name](pl.read_parquet(made), folder)
+    each = [s.cpu_s / o.cpu_s for s, o in zip(script, ours, strict=True)]
+    cpu = [median(it.cpu_s for it in spent) for spent in (script, ours, start)]
+    wall = [median(it.wall_s for it in spent) for spent in (script, ours)]
+    print(
+        f"  {name:<8} script {cpu[0]:6.2f} ({wall[0]:.2f})  clipmill {cpu[1]:6.2f} ({wall[1]:.2f}),"
+        f" of it start {cpu[2]:.2f}  {median(each):.2f}x ({min(each):.2f} to {max(each):.2f})",
+        flush=True,
+    )
+    return median(each)
+
+
+def write_pool(path: Path, rows: int) -> None:
+    """Writes captions by Zipf's law, one in ten a copy, with scores and clustered vectors."""
+    rng = np.random.default_rng(0)
+    share_W = 1 / np.arange(1, 3001)
+    words = np.array([f"{a}{b}" for a in ("red", "dog", "sky", "man", "tree") for b in range(600)])
+    length_N = rng.integers(6, 15, rows)
+    of_all = words[rng.choice(len(words), length_N.sum(), p=share_W / share_W.sum())]
+    stop_N = np.cumsum(length_N)
+    caption = [" ".join(of_all[a:b]) for a, b in zip(stop_N - length_N, stop_N, strict=True)]
+    for number in range(COPIES, rows, COPIES):
+        more = " x" if number % (2 * COPIES) else ""  # near, and equal
+        caption[number] = caption[number - 1] + more
+    centre_KD = rng.standard_normal((300, WIDTH), np.float32)
+    vector_ND = centre_KD[rng.integers(0, 300, rows)] + 0.5 * rng.standard_normal(
+        (rows, WIDTH), np.float32
+    )
+    table = {
+        "uid": pa.array([rng.bytes(16) for _ in range(rows)], pa.binary(16)),
+        "url": [f"http://example.org/{number}.jpg" for number in range(rows)],
+        "caption": caption,
+        "score": pa.array(rng.random(rows, np.float32)),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.reshape(-1)), WIDTH),
+    }
+    pq.write_table(pa.table(table), path, row_group_size=50_000)
+
+
+def stored(folder: Path, stage: str) -> pl.DataFrame:
+    """What clipmill stored."""
+    (found,) = (folder / "run" / "stages").glob(f"{stage}-*")
+    return pl.concat(pl.read_parquet(file) for file in sorted(found.glob("0*-*.parquet")))
+
+
+def check_minhash(theirs: pl.DataFrame, folder: Path) -> None:
+    copies = theirs["copy"].to_numpy()[COPIES::COPIES]
+    ours = stored(folder, "minhash").select("uid", "duplicate_of", "joined_at")
+    both = theirs.select("uid").join(ours, on="uid", maintain_order="left")
+    keepers = both["duplicate_of"].to_numpy()
+    uids = both["uid"].to_numpy()
+    is_joined = [
+        (keepers[i] or uids[i]) == (keepers[i - 1] or uids[i - 1])
+        for i in range(COPIES, len(both), COPIES)
+    ]
+    assert np.mean(is_joined) > 0.99
+    assert np.mean(copies) > 0.99
+
+
+def check_kmeans(theirs: pl.DataFrame, folder: Path) -> None:
+    ours = float((1 - stored(folder, "kmeans")["centroid_cosine"].cast(pl.Float64)).sum())
+    other = float((1 - theirs["cosine"].cast(pl.Float64)).sum())
+    assert ours < 1.01 * other, (ours, other)
+
+
+def check_select(theirs: pl.DataFrame, folder: Path) -> None:
+    (file,) = (folder / "run" / "stages").glob("select-*/out/*.npy")
+    halves = np.load(file)
+    ours = np.stack([halves["f0"], halves["f1"]], axis=1).astype(">u8").tobytes()
+    assert ours == b"".join(theirs["uid"].to_list())
+
+
+def check_exact(theirs: pl.DataFrame, folder: Path) -> None:
+    ours = stored(folder, "exact").select("uid", "duplicate_of")
+    keeper = pl.coalesce("duplicate_of", "uid")
+    both = theirs.join(ours.select("uid", ours=keeper), on="uid")
+    assert (both["keeper"] == both["ours"]).all()
+
+
+CHECKS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
+    "minhash": check_minhash,
+    "kmeans": check_kmeans,
+    "select": check_select,
+    "exact": check_exact,
+}
+
+if __name__ == "__main__":
+    begin(main, quick=(20_000,), full=(20_000, 200_000))
