@@ -39,7 +39,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tests.benchmarks.side_by_side import begin, rounds_of
-from tests.benchmarks.toy import clipmill, clipmill_alone, scratch, spend
+from tests.benchmarks.toy import clipmill, scratch, spend
 
 ROUNDS, TAR_IMAGES = 5, 1_000
 KINDS, SIDE, QUALITY = 32, 146, 90  # JPEGs of noise, told apart by a comment: 20 kB each
@@ -116,8 +116,8 @@ def compare(name: str, images: int, folder: Path, run: list[str]) -> float:
     for _ in range(rounds_of(ROUNDS)):
         for path in (folder / "run" / "stages").glob(f"{name}-*"):
             shutil.rmtree(path)
-        spent["clipmill"].append(clipmill_alone(*until).cpu_s)
-        spent["start"].append(clipmill_alone(*until).cpu_s)
+        spent["clipmill"].append(clipmill(*until).cpu_s)
+        spent["start"].append(clipmill(*until).cpu_s)
         for way, how in ways.items():
             shutil.rmtree(copied, ignore_errors=True)
             copied.mkdir()
