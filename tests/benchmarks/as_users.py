@@ -1,6 +1,6 @@
 """Whole commands with a worker, start-up included, beside scripts that do the same work.
 
-    python -m tests.benchmarks.as_users [full | ROWS ...]    20,000; full: 20,000 and 200,000
+    python -m tests.benchmarks.as_users [full | WORK:ROWS ...]    20,000 each; full: three sizes
 
 clipmill is `clipmill run … --workers 1` from a file to stored shards, a process of its own with its
 worker; the peer is a script that reads the same file and writes its answer. Both have one thread a
@@ -110,23 +110,22 @@ duckdb.execute(
 }
 
 
-def main(*sizes: int) -> str:
-    for rows in sizes:
+def main(*works: str) -> str:
+    print("CPU seconds, wall seconds in brackets")
+    found = []
+    for work in works:
+        name, _, size = work.partition(":")
+        rows = int(size)
         with scratch() as folder:
-            write_pool(folder / "pool.parquet", rows)
-            best = rows // 3
-            text = RECIPE.format(
-                pool=folder / "pool.parquet", width=WIDTH, clusters=CLUSTERS, best=best
-            )
+            write_pool(folder / "pool.parquet", rows, has_vectors=name == "kmeans")
+            pool, best = folder / "pool.parquet", rows // 3
+            text = RECIPE.format(pool=pool, width=WIDTH, clusters=CLUSTERS, best=best)
             (folder / "recipe.yaml").write_text(text, "utf-8")
-            print(f"{rows:,} rows; CPU seconds, wall seconds in brackets")
-            ratios = {name: compared(name, folder, best) for name in SCRIPTS}
-    return (
-        ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()) + f" at {rows:,} rows"
-    )
+            found.append(f"{work} {compared(name, rows, folder, best):.2f}x")
+    return ", ".join(found)
 
 
-def compared(name: str, folder: Path, best: int) -> float:
+def compared(name: str, rows: int, folder: Path, best: int) -> float:
     """Returns the script's CPU by clipmill's; prints both, the spread, and clipmill's start."""
     made = folder / f"{name}.parquet"
     arguments = [str(folder / "pool.parquet"), str(made), str(WIDTH), str(CLUSTERS), str(best)]
@@ -141,15 +140,16 @@ def compared(name: str, folder: Path, best: int) -> float:
     each = [s.cpu_s / o.cpu_s for s, o in zip(script, ours, strict=True)]
     cpu = [median(it.cpu_s for it in spent) for spent in (script, ours, start)]
     wall = [median(it.wall_s for it in spent) for spent in (script, ours)]
+    spread = f"{median(each):.2f}x ({min(each):.2f} to {max(each):.2f})"
     print(
-        f"  {name:<8} script {cpu[0]:6.2f} ({wall[0]:.2f})  clipmill {cpu[1]:6.2f} ({wall[1]:.2f}),"
-        f" of it start {cpu[2]:.2f}  {median(each):.2f}x ({min(each):.2f} to {max(each):.2f})",
+        f"  {name:<8}{rows:>10,} script {cpu[0]:6.2f} ({wall[0]:.2f})"
+        f"  clipmill {cpu[1]:6.2f} ({wall[1]:.2f}), of it start {cpu[2]:.2f}  {spread}",
         flush=True,
     )
     return median(each)
 
 
-def write_pool(path: Path, rows: int) -> None:
+def write_pool(path: Path, rows: int, has_vectors: bool) -> None:
     """Writes captions by Zipf's law, one in ten a copy, with scores and clustered vectors."""
     rng = np.random.default_rng(0)
     share_W = 1 / np.arange(1, 3001)
@@ -161,17 +161,18 @@ def write_pool(path: Path, rows: int) -> None:
     for number in range(COPIES, rows, COPIES):
         more = " x" if number % (2 * COPIES) else ""  # near, and equal
         caption[number] = caption[number - 1] + more
-    centre_KD = rng.standard_normal((300, WIDTH), np.float32)
-    vector_ND = centre_KD[rng.integers(0, 300, rows)] + 0.5 * rng.standard_normal(
-        (rows, WIDTH), np.float32
-    )
     table = {
         "uid": pa.array([rng.bytes(16) for _ in range(rows)], pa.binary(16)),
         "url": [f"http://example.org/{number}.jpg" for number in range(rows)],
         "caption": caption,
         "score": pa.array(rng.random(rows, np.float32)),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.reshape(-1)), WIDTH),
     }
+    if has_vectors:
+        centre_KD = rng.standard_normal((300, WIDTH), np.float32)
+        vector_ND = 0.5 * rng.standard_normal((rows, WIDTH), np.float32)
+        vector_ND += centre_KD[rng.integers(0, 300, rows)]
+        values = pa.array(vector_ND.reshape(-1))
+        table["vector"] = pa.FixedSizeListArray.from_arrays(values, WIDTH)
     pq.write_table(pa.table(table), path, row_group_size=50_000)
 
 
@@ -223,4 +224,6 @@ CHECKS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
 }
 
 if __name__ == "__main__":
-    begin(main, quick=(20_000,), full=(20_000, 200_000))
+    few = tuple(f"{name}:20000" for name in SCRIPTS)
+    more = *(f"{name}:200000" for name in SCRIPTS), "kmeans:60000"
+    begin(main, quick=few, full=(*few, *more, "select:1000000", "exact:1000000"))

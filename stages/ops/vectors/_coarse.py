@@ -6,6 +6,7 @@ does, or as -|x - c|^2: m is their mean, `longest` their greatest distance to it
 the digits that are kept.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,15 @@ Bits = NDArray[np.uint16] | NDArray[np.uint32]
 STRIP = 1024  # centres: with a block of 256 rows their scores stay in a core's second cache
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
-LITTLE = 2**24  # products of N * K * D values: below, NumPy is done before torch has begun
+# Products of N * K * D values that NumPy has done before torch has begun, or is imported.
+LITTLE, LITTLE_WITHOUT_TORCH = 2**24, 2**31
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
 TINY = 2.0**-200  # less than any distance of float32 vectors but 0
+
+
+def is_little(work: int) -> bool:
+    """Whether so many products are NumPy's: the importing of torch takes a second."""
+    return work <= (LITTLE if "torch" in sys.modules else LITTLE_WITHOUT_TORCH)
 
 
 @cache
@@ -39,7 +46,7 @@ def processor() -> frozenset[str]:
 def best_precision(work: int) -> Precision:
     """bfloat16 where the processor multiplies it itself and there is work for it, else float32."""
     has_it = processor() & {"avx512bf16", "amx-bf16"}
-    return "bfloat16" if has_it and work > LITTLE else "float32"
+    return "bfloat16" if has_it and not is_little(work) else "float32"
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
 
 
 def _float_products(unit_CD: NDArray[np.float32], work: int) -> Callable[[NDArray], Bits]:
-    if work <= LITTLE or "avx512f" not in processor():
+    if is_little(work) or "avx512f" not in processor():
         return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
     import torch  # whose oneDNN uses all of the processor, where NumPy's OpenBLAS uses half of some
 
