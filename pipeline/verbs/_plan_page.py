@@ -13,6 +13,7 @@ from clipmill.metadata.keys import redacted, without_keys
 from clipmill.metadata.schema import UID
 from clipmill.pipeline import own_code
 from clipmill.pipeline.engine import environments
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.elsewhere import SCHEME
 from clipmill.pipeline.planning.looks import Seen
 from clipmill.pipeline.planning.plan import Plan
@@ -24,6 +25,7 @@ from clipmill.pipeline.run_folder.words import size
 from clipmill.pipeline.stage import DatasetStage, settings_fields
 from clipmill.pipeline.terminal import one_line
 
+NOTHING = "nothing is there"  # how the error of a root without files ends
 WIDTH = 80  # columns, where the output is no terminal
 SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
 
@@ -78,6 +80,8 @@ def _source(seen: Seen | None) -> str:
     """`17,950 rows in 64 shards, 3.4 MB`: what a root reads; empty of other stages."""
     if seen is None:
         return ""
+    if isinstance(seen.error, StageError) and not str(seen.error.args[0]).endswith(NOTHING):
+        return "does not fit its settings, or what reads it"
     if seen.error is not None or seen.is_late:
         return "is not there" if seen.error else "no answer in 2 s: not looked at"
     if seen.files is None or seen.bytes is None:

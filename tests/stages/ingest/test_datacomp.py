@@ -154,6 +154,7 @@ def test_scores_of_two_types_are_refused_by_plan_with_both_names_and_a_way(tmp_p
     said = clipmill("plan", recipe)
     assert said.code == 2
     assert f"'{B32}' is double and '{L14}' is float" in said.err
+    assert "ingest.datacomp  does not fit its settings" in said.out
     extra = f"{{{B32}: double, {L14}: float}}"
     assert f"ingest.parquet with extra: {extra}" in said.err
     root = f"  pool: {{uses: ingest.parquet, path: {pool}, url_col: url, extra: {extra}}}\n"
