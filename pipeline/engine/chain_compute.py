@@ -1,4 +1,4 @@
-"""The columns of row stages over one shard: read once, computed by batches, stored by stage."""
+"""Computes row stages over one shard: read once, computed by batches, stored by stage."""
 
 import contextlib
 import time
@@ -42,9 +42,9 @@ class Computation:
     attempt: int  # 1 up
 
     def whole_shard(self, stages: list[PlannedStage]) -> dict[str, Record]:
-        """Every row, by stages that read the shard together: the record of each.
+        """Computes every row by stages that read the shard together; returns the records by stage.
 
-        A column that one of them writes is handed to the next in memory.
+        Columns that one stage writes are handed to the next in memory.
         """
         began = time.monotonic()
         inside = {planned.name for planned in stages}
@@ -56,7 +56,7 @@ class Computation:
         }
         with ExitStack() as stack:
             known = self.item.states.get(stages[0].root)
-            tell = stack.enter_context(self._telling(stages, known.rows if known else 0))
+            tell = stack.enter_context(self._progress(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             batches = stack.enter_context(closing(self._read(stages[0], reading)))
             kept = [stack.enter_context(self._kept(planned)) for planned in stages]
@@ -66,7 +66,7 @@ class Computation:
             for batch in batches:
                 tell(len(batch.uids))
             records: dict[str, Record] = {}
-            states = dict(self.item.states)  # those of a chain name the ones before them as parents
+            states = dict(self.item.states)  # grows: earlier stages of the chain are parents too
             for planned, file in zip(stages, files, strict=True):
                 digests = {name: state.digest for name, state in states.items()}
                 parents = parents_of(planned, digests, self.chain.models)
@@ -77,7 +77,10 @@ class Computation:
             return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
-        """A pass: the rows that today's mask or `--retry` asks for. No record where one says so."""
+        """Computes a pass: rows that the current mask or `--retry` asks for and that are missing.
+
+        Returns no record if nothing is missing and an earlier record says so for this mask.
+        """
         began = time.monotonic()
         records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
         stored = self.chain.stored[planned.name]
@@ -87,7 +90,7 @@ class Computation:
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
         asked = self._asked(planned, reading, asked_N, bool(records))
         with (
-            self._telling([planned], int(np.count_nonzero(asked_N))) as tell,
+            self._progress([planned], int(np.count_nonzero(asked_N))) as tell,
             self._file(planned, records) as file,
             self._kept(planned) as kept,
             closing(self.functions.through(planned, asked, self.item.shard, kept)) as answers,
@@ -102,13 +105,13 @@ class Computation:
                 file[1].add(answer)
                 tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
-            made = self._store(planned, file, began, records, mask, parents)
+            record = self._store(planned, file, began, records, mask, parents)
             if kept:
                 kept.drop()
-            return {planned.name: made}
+            return {planned.name: record}
 
     def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
-        """The shard, batch by batch."""
+        """Yields the shard batch by batch."""
         assert isinstance(planned.stage, RowStage)
         rows, start = planned.stage.batch_rows, 0
         for table in read_rows(self.chain.stored, self.item.states, reading, planned.root, rows):
@@ -123,7 +126,7 @@ class Computation:
         asked_N: NDArray[np.bool_],
         is_sparse: bool,
     ) -> Generator[Batch]:
-        """Batches with the rows that are asked for; those without any are left out where sparse."""
+        """Yields batches cut to the rows of `asked_N`; if sparse, without the empty ones."""
         for batch in self._read(planned, reading):
             row_K = np.flatnonzero(asked_N[batch.start : batch.start + len(batch.whole)])
             if len(row_K) or not is_sparse:
@@ -136,20 +139,20 @@ class Computation:
         writer: ShardWriter,
         kept: PartialResults | None,
     ) -> Generator[Batch]:
-        """The batches after a stage, whose answers are written, and are there for the next."""
+        """Yields the batches with the stage's columns added, once these are written."""
         shard = self.item.shard
         with closing(self.functions.through(planned, batches, shard, kept)) as answers:
             for batch, answer in answers:
-                made = {(planned.name, name): answer[name] for name in answer.column_names}
-                batch.columns |= made
+                columns = {(planned.name, name): answer[name] for name in answer.column_names}
+                batch.columns |= columns
                 writer.add(answer)
                 yield batch
 
     @contextlib.contextmanager
-    def _telling(
+    def _progress(
         self, stages: Sequence[PlannedStage], rows: int
     ) -> Iterator[Callable[[int], None]]:
-        """Tells how many rows these stages have computed, of so many: called with some more."""
+        """Yields a function that reports progress: called with the number of rows just computed."""
         teller = Teller(tuple(planned.name for planned in stages), str(self.item.shard))
         done, total = 0, rows
 
@@ -165,7 +168,7 @@ class Computation:
             teller.over()
 
     def _kept(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
-        """The rows of the stage's next pass that are answered, where it keeps them."""
+        """Opens the partial results of the stage's next pass; None if the stage keeps none."""
         assert isinstance(planned.stage, RowStage)
         if not planned.stage.journals:
             return contextlib.nullcontext()
@@ -180,7 +183,7 @@ class Computation:
 
     @contextlib.contextmanager
     def _file(self, planned: PlannedStage, earlier: list[Record] | None) -> Iterator[File]:
-        """A scratch file for a pass, and what writes it; after earlier passes it is sparse."""
+        """Opens a scratch file for a pass, with its writer; after earlier passes it is sparse."""
         schema = stored_schema(planned.stage, sparse=bool(earlier))
         is_checked = planned.name not in self.item.unchecked
         with (
@@ -198,7 +201,7 @@ class Computation:
         mask: ShardState | None,
         parents: dict[str, str],
     ) -> Record:
-        """Answers and what they cost, data, then its record."""
+        """Stores answers and their cost, then the data, then its record, which it returns."""
         self.functions.flush()
         path, writer = file
         return store(
@@ -219,7 +222,7 @@ class Computation:
     def _empty_pass(
         self, planned: PlannedStage, earlier: list[Record], mask: ShardState | None
     ) -> dict[str, Record]:
-        """A record that this mask asks for nothing more, where none says so."""
+        """Stores a record without rows for this mask, unless an earlier one has that mask."""
         if mask is None or any(record.mask == mask.digest for record in earlier):
             return {}
         record = Record(
@@ -245,7 +248,7 @@ def rows_asked(
     mask: ShardState | None,
     retry: tuple[str, ...],
 ) -> NDArray[np.bool_]:
-    """(N,) whether each row is to be computed: in the mask and not yet, or up for retry."""
+    """Returns (N,) True for rows to compute: in the mask, and missing or to be retried."""
     asked_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
     if mask is not None and stored.mask_folder is not None:
         keep = [
@@ -264,7 +267,7 @@ def rows_asked(
 
 
 def spread(answer: pa.Table, row_K: NDArray[np.int64], uids: pa.ChunkedArray) -> pa.Table:
-    """The answer for some rows of a batch among all of them; the others null, `not_selected`."""
+    """Spreads the answer of rows `row_K` over the whole batch; the rest is null, `not_selected`."""
     index = np.zeros(len(uids), np.int64)
     outside = np.ones(len(uids), bool)
     index[row_K] = np.arange(len(row_K))

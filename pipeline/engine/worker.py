@@ -1,4 +1,4 @@
-"""What a stage's function gets to know of the place where it runs."""
+"""Builds the Worker, through which a stage's function sees the place where it runs."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered,
 from clipmill.pipeline.run_folder.pins import pin
 from clipmill.pipeline.stage import Environment, Worker, unpinned, untold
 
-VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # of a package, after its name
+VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # the part of a requirement after its name
 
 
 def worker_of(
@@ -30,9 +30,9 @@ def worker_of(
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget,
     took: Callable[[Usage], None] = ignored,
 ) -> Worker:
-    """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
+    """Returns a stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
-    `answers` and `budget` are those of the run, for a `recorded` stage; others ask nobody.
+    `answers` and `budget` are the run's, and used for a `recorded` stage only.
     """
     resources = planned.stage.resources
     is_recorded = planned.stage.determinism == "recorded"
@@ -55,7 +55,7 @@ def worker_of(
 
 
 def _python(stage: str, environment: Environment) -> Path:
-    """The environment's Python; the making of one, which takes minutes, is told."""
+    """Returns the environment's Python; making one takes minutes, which is shown as progress."""
     if found := made(environment):
         return found
     names = ", ".join(VERSIONS.sub("", package) for package in environment.packages)
@@ -63,7 +63,7 @@ def _python(stage: str, environment: Environment) -> Path:
         return python_of(environment)
 
 
-def _helper(stage: str, scratch: Path, *given: Any, **more: Any) -> HelperProcess:
-    """The helper, once it is healthy; a large model may take minutes to be."""
+def _helper(stage: str, scratch: Path, *args: Any, **kwargs: Any) -> HelperProcess:
+    """Starts a helper and waits until it is healthy, which takes minutes for a large model."""
     with saying(stage, "waiting for its server to start"):
-        return HelperProcess(stage, scratch, *given, **more)
+        return HelperProcess(stage, scratch, *args, **kwargs)
