@@ -1,16 +1,16 @@
-"""Work on Ray: pools of Ray Core actors, one per resource profile, shared by all streams.
+"""Runs work on Ray: pools of Ray Core actors, one per resource profile, shared by all streams.
 
-Core, not Data, by python -m tests.benchmarks.ray_streaming (Ray 2.60, two shared, busy cores; on
-quiet ones 10,000 took 81 s and 8.5 s). Seconds to the first and to the last result:
+Ray Core is faster than Ray Data by python -m tests.benchmarks.ray_streaming (Ray 2.60, two shared,
+busy cores; on quiet ones 10,000 took 81 s and 8.5 s). Seconds to the first and the last result:
                                        Ray Data         this file
     1,000 empty items, one profile      6.6   20.3      1.8    3.3
     10,000                             11.7  137.3      3.8   13.3
     1,000, two profiles                 4.5   20.6      3.1    4.8
     100 items, one kills its worker     two tries of it alone, in both
-Ray Data makes all blocks before the first runs, so its first result waits longer the more items
-there are, and it takes a list; here items are drawn as actors take them.
+Ray Data takes a list and makes all blocks before the first runs, so its first result takes longer
+with more items; here items are drawn as actors take them.
 
-One item at a time is with an actor: a death names its item, and nothing was queued behind it.
+An actor has one item at a time: its death names that item, and no other was queued behind it.
 """
 
 import queue
@@ -43,18 +43,18 @@ from clipmill.pipeline.executors.ray_session import Session, first_line
 from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
 from clipmill.pipeline.stage import Resources
 
-NODE_DIED = "node has died"  # in Ray's own words: an actor's error has no type of its own for it
+NODE_DIED = "node has died"  # in Ray's message: an actor's error has no type for it
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
-ECHO_S = 60.0  # after a rank's error: the death that caused it is heard by then, a node's too
-ASK_S = 1.0  # between two questions for news
-EARLY_DEATHS = 3  # generations that died before one had started: none ever will
+ECHO_S = 60.0  # within it, the death of a rank or node behind another rank's error is noticed
+ASK_S = 1.0  # between two requests for events
+EARLY_DEATHS = 3  # generations of actors that died before starting a step, until the stream fails
 
 
 class RayExecutor(Dispatcher):
-    """Runs on a local Ray that it starts (`address=None`) or on a cluster that it leaves running.
+    """Runs on a local Ray that it starts (`address=None`), or on a cluster that it leaves running.
 
-    `workers` bounds the actors of a profile; a local Ray has as many CPUs, else the machine's.
-    `env` reaches every worker, as do CLIPMILL_* and the import path of this process.
+    `workers` bounds the actors of a profile; it is also a local Ray's number of CPUs, by default
+    the machine's. Workers get `env`, CLIPMILL_* variables and the import path of this process.
     """
 
     side_by_side = True
@@ -68,7 +68,7 @@ class RayExecutor(Dispatcher):
         super().__init__()
         self._session = Session(address, workers)
         self._room = Room(self._session, workers, env or {})
-        self._news: Any = None  # what the board was asked for last
+        self._news: Any = None  # the pending request for events
         self._asked_s = 0.0
 
     def launch(
@@ -113,7 +113,7 @@ class RayExecutor(Dispatcher):
         self._session.close()
 
     def _ended(self, calls: Mapping[int, Any]) -> list[Any]:
-        """What the calls give, by rank."""
+        """Returns the results of the calls, by rank."""
         ends, rank_of = Ends(len(calls), ECHO_S), {call: rank for rank, call in calls.items()}
         waiting = list(rank_of)
         while (results := ends.results()) is None:
@@ -131,7 +131,7 @@ class RayExecutor(Dispatcher):
             raise stopped()
         self._session.check_alive()
 
-    # Turns
+    # Scheduling
 
     def _turn(self) -> None:
         if self._streams or self._room.launches:
@@ -145,8 +145,8 @@ class RayExecutor(Dispatcher):
             self._obey()
 
     def _listen(self) -> None:
-        """Takes what workers have told; news is never waited for."""
-        with suppress(RayError):  # the board has died: its news is lost, and no work
+        """Passes on events of workers that have arrived, without waiting for any."""
+        with suppress(RayError):  # the event queue has died: events are lost, but no work
             if self._news is not None and ray.wait([self._news], timeout=0)[0]:
                 taken, self._news = self._news, None
                 for message in ray.get(taken):
@@ -157,10 +157,10 @@ class RayExecutor(Dispatcher):
                 self._news = self._room.board.take.remote()
 
     def _ring(self) -> None:
-        """`_turn` waits for commands alone: answers of actors come as such."""
+        """Does nothing: `_turn` waits for commands only, and actors' answers come as commands."""
 
     def _feed_one(self) -> bool:
-        """Gives one item to an idle actor; false where none fits."""
+        """Gives one item to an idle actor; returns False if none fits."""
         for stream, number in self._by_turn():
             pool = self._room.pools.get(stream.steps[number].resources)
             if pool and (actor := pool.next_for(stream.ids[number])):
@@ -180,7 +180,7 @@ class RayExecutor(Dispatcher):
                     stream.fail(self._room.no_room(pool.resources, where))
 
     def _call(self, pool: Pool, actor: Actor) -> None:
-        """Asks the actor for its next answer: that it is up, has started a step, or the result."""
+        """Requests the actor's next answer: that it is up, has started a step, or a result."""
         if actor.job is None:
             answer = actor.handle.ready.remote()
         else:
@@ -201,7 +201,7 @@ class RayExecutor(Dispatcher):
 
     def _take(self, pool: Pool, actor: Actor, answer: Any) -> None:
         if actor.answer is not answer:
-            return  # it was ended
+            return  # the actor was ended meanwhile
         try:
             result: Item = ray.get(answer)
         except RayTaskError as error:
@@ -230,27 +230,27 @@ class RayExecutor(Dispatcher):
             stream.passed(number, result)
 
     def _free(self, pool: Pool, actor: Actor) -> None:
-        """The actor has answered for its item."""
+        """Makes an actor idle after its item; a preempted one ends."""
         assert actor.job is not None
         actor.job[0].busy -= 1
         actor.job = None
         pool.enter(actor, "idle")
-        if actor.leaves:
-            self._room.give(pool, actor)
+        if actor.is_preempted:
+            self._room.release(pool, actor)
 
     def _bury(self, pool: Pool, actor: Actor, error: Exception) -> None:
         """Puts a dead actor's item at the head of the queue; `_share_room` starts a new actor."""
         self._room.drop(pool, actor)
-        concerned = self._users(pool)
+        affected = self._users(pool)
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
             stream.again(number, item, is_own=not is_machines(error))
-            concerned = [(stream, number)]
+            affected = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
-            return  # actors born before the last early death belong to it: a lost node takes many
+            return  # actors older than the last early death count with it, as a lost node ends many
         pool.early_death_s = time.monotonic()
-        for stream, number in concerned:
+        for stream, number in affected:
             stream.early_deaths[number] += 1
             is_started = any(stream.ids[number] in other.started for other in pool.actors)
             if stream.early_deaths[number] >= EARLY_DEATHS and not is_started:
@@ -280,19 +280,19 @@ class RayExecutor(Dispatcher):
                     self._room.drop(pool, actor)
 
     def _pack(self, step: Step) -> Any:
-        return ray.put(step.start)  # stored once, however many actors read it
+        return ray.put(step.start)  # stored once for all actors
 
     def _most_inside(self, stream: Stream) -> int:
         return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
 
 
 def is_machines(error: Exception) -> bool:
-    """Whether an actor ended as its machine went away."""
+    """Returns whether an actor ended because its machine went away."""
     return isinstance(error, NodeDiedError) or NODE_DIED in str(error)
 
 
 def _original(error: RayTaskError) -> Exception:
-    """What the function raised; a StageError where that, or the function, could not travel."""
+    """Returns the function's exception; a StageError if it, or the function, did not pickle."""
     cause: Exception = error.cause
     if not isinstance(cause, RayError):
         return cause
