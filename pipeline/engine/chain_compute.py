@@ -21,7 +21,7 @@ from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.engine.functions import Batch, Functions
 from clipmill.pipeline.engine.partial_results import PartialResults
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.done import parents_of
 from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows
@@ -153,19 +153,19 @@ class Computation:
         self, stages: Sequence[PlannedStage], rows: int
     ) -> Iterator[Callable[[int], None]]:
         """Yields a function that reports progress: called with the number of rows just computed."""
-        teller = Teller(tuple(planned.name for planned in stages), str(self.item.shard))
+        reporter = ProgressReporter(tuple(planned.name for planned in stages), str(self.item.shard))
         done, total = 0, rows
 
         def more(rows: int) -> None:
             nonlocal done
             done += rows
-            teller(done, max(done, total, 1), "rows")
+            reporter(done, max(done, total, 1), "rows")
 
         more(0)
         try:
             yield more
         finally:
-            teller.over()
+            reporter.over()
 
     def _kept(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
         """Opens the partial results of the stage's next pass; None if the stage keeps none."""

@@ -16,7 +16,7 @@ from clipmill.pipeline.engine.failures import explained
 from clipmill.pipeline.engine.journal import Journal
 from clipmill.pipeline.engine.units import UnitTask
 from clipmill.pipeline.errors import RankDiedError, RankLostError
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 
 MOST_ATTEMPTS = 4  # the first, and three after deaths
 
@@ -64,10 +64,10 @@ def _launched(
     fn: Callable[[Rank, Task], Mapping[str, Any]], task: UnitTask, place: str, rank: Rank
 ) -> Mapping[str, Any]:
     """Runs fn on one rank, with a scratch folder of its own."""
-    teller = Teller((task.worker.stage,), f"{task.key}.{rank.rank}")
+    reporter = ProgressReporter((task.worker.stage,), f"{task.key}.{rank.rank}")
     with (
         tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
         explained(f"{place}, rank {rank.rank} of {rank.of}", task.folder),
     ):
-        worker = replace(task.worker, scratch=Path(scratch), tell=teller)
+        worker = replace(task.worker, scratch=Path(scratch), tell=reporter)
         return fn(rank, replace(task, worker=worker))

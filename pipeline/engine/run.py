@@ -24,7 +24,7 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import claim, refuse_foreign
-from clipmill.pipeline.run_folder.live import Telling, Watcher
+from clipmill.pipeline.run_folder.live import LiveReporter, Watcher
 from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -64,12 +64,12 @@ def run_plan(
         claim(plan, owned)
         remember_pools(plan, owned)
         state = RunState(plan, owned)
-        telling = Telling(state, owned, watcher)
+        reporter = LiveReporter(state, owned, watcher)
         running = Running(
             plan=plan,
             state=state,
             executor=executor,
-            watcher=telling,
+            watcher=reporter,
             run_id=uuid.uuid4().hex,
             retry=tuple(reason for reason in retry if reason != "crashed"),
             crash_ok="crashed" in retry,
@@ -81,7 +81,7 @@ def run_plan(
         for planned in recorded:
             close_accounts(state.stored[planned.name].folder.child(BUDGET))
         try:
-            with telling.kept(executor):
+            with reporter.kept(executor):
                 return _Schedule(running).run()
         except BaseException:
             executor.close()  # while we still hold the folder's lock

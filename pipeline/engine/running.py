@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
-from clipmill.pipeline.run_folder.live import Telling
+from clipmill.pipeline.run_folder.live import LiveReporter
 from clipmill.pipeline.run_folder.state import RunState
 
 
@@ -15,7 +15,7 @@ class Running:
     plan: Plan
     state: RunState
     executor: Executor
-    watcher: Telling
+    watcher: LiveReporter
     run_id: str
     retry: tuple[str, ...]  # reasons whose rows are tried again
     crash_ok: bool  # shards that ended their worker are tried again

@@ -24,7 +24,7 @@ from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.engine.once import made_once
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import ShardError, StageError
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Worker
 
@@ -127,9 +127,9 @@ class UnitsRun:
 
     def __call__(self, unit: Unit) -> Answer:
         units = self.units
-        teller = Teller((units.planned.name,), unit.key)
+        reporter = ProgressReporter((units.planned.name,), unit.key)
         scratch = Path(self.scratch.name)
-        worker = worker_of(units.planned, units.seed, scratch, units.folder, tell=teller)
+        worker = worker_of(units.planned, units.seed, scratch, units.folder, tell=reporter)
         task = UnitTask(
             worker,
             units.folder,
@@ -155,7 +155,7 @@ class UnitsRun:
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
         finally:
-            teller.over()
+            reporter.over()
         return Answer(unit, result)
 
     def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.environments import made, python_of
 from clipmill.pipeline.engine.helpers import HelperProcess
-from clipmill.pipeline.executors.telling import saying
+from clipmill.pipeline.executors.telling import reporting
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered, Usage, ignored
 from clipmill.pipeline.run_folder.pins import pin
@@ -59,11 +59,11 @@ def _python(stage: str, environment: Environment) -> Path:
     if found := made(environment):
         return found
     names = ", ".join(VERSIONS.sub("", package) for package in environment.packages)
-    with saying(stage, f"making a Python with {names}"):
+    with reporting(stage, f"making a Python with {names}"):
         return python_of(environment)
 
 
 def _helper(stage: str, scratch: Path, *args: Any, **kwargs: Any) -> HelperProcess:
     """Starts a helper and waits until it is healthy, which takes minutes for a large model."""
-    with saying(stage, "waiting for its server to start"):
+    with reporting(stage, "waiting for its server to start"):
         return HelperProcess(stage, scratch, *args, **kwargs)

@@ -20,7 +20,7 @@ from clipmill.pipeline.executors import Item, machine
 from clipmill.pipeline.executors.ranks import as_rank, free_address
 from clipmill.pipeline.executors.ray_session import Session
 from clipmill.pipeline.executors.streams import TURN_S, Stream
-from clipmill.pipeline.executors.telling import Board, connect
+from clipmill.pipeline.executors.telling import EventQueue, connect
 from clipmill.pipeline.executors.worker import Functions
 from clipmill.pipeline.stage import Resources
 
@@ -36,10 +36,10 @@ Need = dict[str, float]  # Ray's name of a resource -> amount
 class Worker(Functions):
     """The process of an actor."""
 
-    def __init__(self, board: Any, own: own_code.Files) -> None:
+    def __init__(self, events: Any, own: own_code.Files) -> None:
         super().__init__()
         own_code.receive(own)  # needed to unpickle items
-        connect(board.leave.remote)
+        connect(events.leave.remote)
 
     def ready(self) -> None:
         """Returns once the process is up."""
@@ -139,7 +139,7 @@ class Room:
     def __init__(self, session: Session, workers: int | None, env: Mapping[str, str]) -> None:
         self.pools: dict[Resources, Pool] = {}
         self.launches: list[Launch] = []
-        self.board: Any = None  # queue of events, from the first worker on
+        self.events: Any = None  # queue of events, from the first worker on
         self._session = session
         self._most_actors = workers or sys.maxsize
         self._env = dict(env)
@@ -266,9 +266,9 @@ class Room:
         env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
         env |= machine.thread_limits(resources.cpus)
         env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
-        if self.board is None:
+        if self.events is None:
             own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
-            self.board = ray.remote(Board).options(num_cpus=0, runtime_env=own).remote()
+            self.events = ray.remote(EventQueue).options(num_cpus=0, runtime_env=own).remote()
         if not resources.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ""
         return (
@@ -280,7 +280,7 @@ class Room:
                 runtime_env={"env_vars": env},
                 **options,
             )
-            .remote(self.board, own_code.own())
+            .remote(self.events, own_code.own())
         )
 
     def need(self, resources: Resources, beside: int = 1) -> Need:

@@ -33,7 +33,7 @@ def tell(message: Any) -> None:
     _say(message)
 
 
-class Board:
+class EventQueue:
     """A queue of messages from workers to the driver; on Ray, an actor."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Told:
+class ProgressEvent:
     """A worker's progress on a shard or unit of some stages; `all` is 0 once it is finished."""
 
     stages: tuple[str, ...]
@@ -61,22 +61,22 @@ class Told:
 
 
 @contextlib.contextmanager
-def saying(stage: str, what: str) -> Iterator[None]:
+def reporting(stage: str, what: str) -> Iterator[None]:
     """Shows within that the stage does `what`, without its extent."""
-    tell(Told((stage,), what, all=1, what=what))
+    tell(ProgressEvent((stage,), what, all=1, what=what))
     try:
         yield
     finally:
-        tell(Told((stage,), what))
+        tell(ProgressEvent((stage,), what))
 
 
 _lock = threading.Lock()
-_late: dict["Teller", Told] = {}  # newest delayed event of each teller
+_late: dict["ProgressReporter", ProgressEvent] = {}  # newest delayed event of each reporter
 _sender = 0  # pid of the process whose thread sends delayed events; a fork has none
 
 
 @dataclass(eq=False)
-class Teller:
+class ProgressReporter:
     """Reports progress of a stage's function: the first event at once, then at most two a second.
 
     Events that come sooner are delayed, and only the newest is sent.
@@ -84,14 +84,14 @@ class Teller:
 
     stages: tuple[str, ...]
     key: str
-    _said_s: float = 0.0
+    _sent_s: float = 0.0
 
     def __call__(self, done: float, all: float, what: str = "", **values: float) -> None:
         plain = {name: float(value) for name, value in values.items()}  # may be NumPy scalars
-        event = Told(self.stages, self.key, float(done), float(all), what, plain)
+        event = ProgressEvent(self.stages, self.key, float(done), float(all), what, plain)
         with _lock:
-            if self not in _late and time.monotonic() >= self._said_s + TELL_S:
-                self._said_s = time.monotonic()
+            if self not in _late and time.monotonic() >= self._sent_s + TELL_S:
+                self._sent_s = time.monotonic()
                 tell(event)
             else:
                 _late[self] = event
@@ -101,9 +101,9 @@ class Teller:
         """Reports that the shard or unit is done, or has failed."""
         with _lock:
             _late.pop(self, None)
-            if self._said_s:
-                tell(Told(self.stages, self.key))
-            self._said_s = 0.0
+            if self._sent_s:
+                tell(ProgressEvent(self.stages, self.key))
+            self._sent_s = 0.0
 
 
 def _start_sender() -> None:
@@ -123,8 +123,8 @@ def _send_late() -> None:
             events = list(_late.items())
             _late.clear()
             _sender = 0  # if sending raises, the next event starts a new thread
-            for teller, event in events:
-                teller._said_s = time.monotonic()
+            for reporter, event in events:
+                reporter._sent_s = time.monotonic()
                 tell(event)
             if not events:
                 return

@@ -1,6 +1,6 @@
 """Progress of a run by stage: shown as bars, and stored in `live.json` for other processes.
 
-`Telling` keeps it up to date from events of jobs and workers, and stores it every few seconds;
+`LiveReporter` updates it from events of jobs and workers, and stores it every few seconds;
 `status` reads it. The last state stays: a killed run shows how far it came, and a stage's failure
 is shown until the stage is run again.
 """
@@ -24,7 +24,7 @@ from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor
-from clipmill.pipeline.executors.telling import Told
+from clipmill.pipeline.executors.telling import ProgressEvent
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import other_code
 from clipmill.pipeline.run_folder.state import RunState, StageState, latest
@@ -362,7 +362,7 @@ class Watcher:
     def finished(self, name: str, state: StageState) -> None: ...
 
 
-class Telling:
+class LiveReporter:
     """Keeps the run's `LiveRun` up to date, and passes each event of a job on to a watcher."""
 
     def __init__(self, state: RunState, folder: lock.Owned, watcher: Watcher) -> None:
@@ -392,13 +392,13 @@ class Telling:
     def show_only(self, name: str, executor: Executor) -> None:
         """Shows one stage to the watcher, and stores nothing: this is no run of the recipe."""
         self.live.stages = {name: self.live.stages[name]}
-        executor.on_told = self.told
+        executor.on_told = self.on_event
         self.watcher.begin(self.look)
 
     @contextlib.contextmanager
     def kept(self, executor: Executor) -> Iterator[None]:
         """Stores `live.json` every few seconds while inside, and the run's end on leaving."""
-        executor.on_told = self.told
+        executor.on_told = self.on_event
         over = threading.Event()
         thread = threading.Thread(target=self._keep, args=(over, executor), daemon=True)
         self.watcher.begin(self.look)
@@ -479,7 +479,7 @@ class Telling:
         if done:
             self.watcher.unit(name, call, done, total)
 
-    def told(self, event: Told) -> None:
+    def on_event(self, event: ProgressEvent) -> None:
         """Takes in a worker's progress on its shard or unit."""
         with self._lock:
             for name in event.stages:
