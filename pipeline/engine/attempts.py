@@ -47,7 +47,7 @@ def attempt(
     least: int = 1,
     most: int = MAX_ATTEMPTS,
     begun: bool = True,
-    kept: bool = False,
+    keep_count: bool = False,
     ended: str = "",
 ) -> T:
     """Returns the result of work(number), tried up to three times on a RetryableError.
@@ -56,8 +56,8 @@ def attempt(
     CrashedError if fewer than `least` of `most` attempts are left, because the others ended their
     worker; that count stays.
 
-    `begun=False`: no worker can have died of this work, so no earlier count is read. `kept`: the
-    count outlives a success; the caller removes it. `ended`: why the executor ended the last
+    `begun=False`: no worker can have died of this work, so no earlier count is read. `keep_count`:
+    the count outlives a success; the caller removes it. `ended`: why the executor ended the last
     worker, if it did.
     """
     if _begin(folder, name, inputs, run, most, begun) < least:
@@ -72,7 +72,7 @@ def attempt(
     except (StageError, ShardError, DamagedError):
         end(folder, name)
         raise
-    if not kept:
+    if not keep_count:
         end(folder, name)
     return result
 

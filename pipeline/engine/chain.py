@@ -37,7 +37,7 @@ class ShardItem:
     unchecked: frozenset[str]  # stages to write without page checksums, as their lost file was
     begun: bool = True  # a worker may have died of it, so its attempts were counted
     ended: str = ""  # why the executor ended the last worker on it, if it did
-    made: list[tuple[str, Record]] = field(default_factory=list)
+    new_records: list[tuple[str, Record]] = field(default_factory=list)  # stored by this run
     damaged: list[DamagedError] = field(default_factory=list)
 
     def mask(self, planned: PlannedStage) -> ShardState | None:

@@ -59,8 +59,8 @@ class Computation:
             tell = stack.enter_context(self._progress(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             batches = stack.enter_context(closing(self._read(stages[0], reading)))
-            kept = [stack.enter_context(self._kept(planned)) for planned in stages]
-            for planned, (_, writer), rows in zip(stages, files, kept, strict=True):
+            partials = [stack.enter_context(self._partials(planned)) for planned in stages]
+            for planned, (_, writer), rows in zip(stages, files, partials, strict=True):
                 through = self._through(planned, batches, writer, rows)
                 batches = stack.enter_context(closing(through))
             for batch in batches:
@@ -72,7 +72,7 @@ class Computation:
                 parents = parents_of(planned, digests, self.chain.models)
                 records[planned.name] = self._store(planned, file, began, [], None, parents)
                 states[planned.name] = state_of([records[planned.name]], None)
-            for rows in filter(None, kept):
+            for rows in filter(None, partials):
                 rows.drop()
             return records
 
@@ -92,8 +92,8 @@ class Computation:
         with (
             self._progress([planned], int(np.count_nonzero(asked_N))) as tell,
             self._file(planned, records) as file,
-            self._kept(planned) as kept,
-            closing(self.functions.through(planned, asked, self.item.shard, kept)) as answers,
+            self._partials(planned) as partials,
+            closing(self.functions.through(planned, asked, self.item.shard, partials)) as answers,
         ):
             for batch, answer in answers:
                 row_K = batch.rows_computed
@@ -106,8 +106,8 @@ class Computation:
                 tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
             record = self._store(planned, file, began, records, mask, parents)
-            if kept:
-                kept.drop()
+            if partials:
+                partials.drop()
             return {planned.name: record}
 
     def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
@@ -137,11 +137,11 @@ class Computation:
         planned: PlannedStage,
         batches: Iterator[Batch],
         writer: ShardWriter,
-        kept: PartialResults | None,
+        partials: PartialResults | None,
     ) -> Generator[Batch]:
         """Yields the batches with the stage's columns added, once these are written."""
         shard = self.item.shard
-        with closing(self.functions.through(planned, batches, shard, kept)) as answers:
+        with closing(self.functions.through(planned, batches, shard, partials)) as answers:
             for batch, answer in answers:
                 columns = {(planned.name, name): answer[name] for name in answer.column_names}
                 batch.columns |= columns
@@ -167,7 +167,7 @@ class Computation:
         finally:
             reporter.over()
 
-    def _kept(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
+    def _partials(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
         """Opens the partial results of the stage's next pass; None if the stage keeps none."""
         assert isinstance(planned.stage, RowStage)
         if not planned.stage.journals:

@@ -37,7 +37,7 @@ class ChainRun:
         while todo:
             together = next_together(todo, item)
             rest = [planned for planned in todo if planned not in together]
-            self._attempt(together, item, kept=not rest)
+            self._attempt(together, item, keep_count=not rest)
             todo = self._missing(rest, item)
         return item
 
@@ -72,11 +72,11 @@ class ChainRun:
         item.states[name] = state_of(records, mask)
         return True
 
-    def _attempt(self, stages: list[PlannedStage], item: ShardItem, kept: bool) -> None:
+    def _attempt(self, stages: list[PlannedStage], item: ShardItem, keep_count: bool) -> None:
         """Computes stages together, counting attempts in storage; a failure is stored.
 
-        `kept`: the item's last work keeps its count, since the whole item is done again if the
-        worker dies before handing it back. All other counts are removed on success.
+        `keep_count`: the item's last work keeps its count, since the whole item is done again if
+        the worker dies before handing it back. All other counts are removed on success.
 
         Stages that fail together, or have ended their worker, are redone one by one: that shows
         which is at fault, and the results of the others stay.
@@ -96,7 +96,7 @@ class ChainRun:
                 f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}",
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
                 begun=item.begun,
-                kept=kept,
+                keep_count=keep_count,
                 ended=item.ended,
             )
         except DamagedError as damaged:  # an earlier stage's file, to be recomputed first
@@ -118,7 +118,7 @@ class ChainRun:
             if item.is_blocked(planned):
                 item.failed[planned.name] = None
             else:
-                self._attempt([planned], item, kept=False)
+                self._attempt([planned], item, keep_count=False)
 
     def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
         computation = Computation(self.chain, self.functions, item, attempt)
@@ -134,5 +134,5 @@ class ChainRun:
             name = planned.name
             if record := records.get(name):
                 item.records[name] = [*item.records.get(name, []), record]
-                item.made.append((name, record))
+                item.new_records.append((name, record))
             item.states[name] = state_of(item.records[name], item.mask(planned))

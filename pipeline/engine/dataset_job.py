@@ -83,8 +83,8 @@ class DatasetJob:
             if planned.is_root and not context.failures:
                 index_uids(context)
             stored = noted_outputs(stage.folder)
-        except DamagedError as found:
-            return [found]
+        except DamagedError as damage:
+            return [damage]
         except LostLockError:
             raise
         except ClipmillError as error:

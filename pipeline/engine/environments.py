@@ -31,8 +31,8 @@ def python_of(environment: Environment) -> Path:
 
     Raises StageError with pip's own words if it cannot be made.
     """
-    if found := made(environment):
-        return found
+    if python := made(environment):
+        return python
     place = _place(environment)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ class Batch:
         """(K,) uids of the rows to compute."""
         return self.whole if self.row_K is None else self.whole.take(pa.array(self.row_K))
 
-    def given(self, planned: PlannedStage) -> pa.Table:
+    def inputs(self, planned: PlannedStage) -> pa.Table:
         """Returns uid and the columns that a stage reads, by the names it reads them by.
 
         Derived columns are cached, so the next stage finds them.
@@ -100,20 +100,20 @@ class Functions:
         planned: PlannedStage,
         batches: Iterator[Batch],
         shard: int,
-        kept: PartialResults | None = None,
+        partials: PartialResults | None = None,
     ) -> Generator[tuple[Batch, pa.Table]]:
         """Yields each batch with the stage's answer, in the columns that the stage declares.
 
-        Rows in the partial results `kept` are not computed again; computed rows are added to it.
+        Rows in the partial results are not computed again; computed rows are added to them.
         """
         assert isinstance(planned.stage, RowStage)
         place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
         if planned.stage.streams:
-            yield from self._streamed(planned, batches, shard, place, kept)
+            yield from self._streamed(planned, batches, shard, place, partials)
             return
         schema = stored_schema(planned.stage)
         for batch in batches:
-            answer = cast(RowFunction, self.function(planned))(batch.given(planned))
+            answer = cast(RowFunction, self.function(planned))(batch.inputs(planned))
             if len(answer) != len(batch.uids):
                 raise StageError(
                     f"{len(answer)} rows came back for {len(batch.uids)}",
@@ -128,36 +128,36 @@ class Functions:
         batches: Iterator[Batch],
         shard: int,
         place: str,
-        kept: PartialResults | None,
+        partials: PartialResults | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
         from clipmill.pipeline.engine.streaming import streamed
 
         under_way: deque[tuple[Batch, Batch | None]] = deque()  # batches, and their unanswered rows
 
-        def given() -> Iterator[pa.Table]:
+        def inputs() -> Iterator[pa.Table]:
             for batch in batches:
-                unanswered = _unanswered(batch, kept) if kept else batch
+                unanswered = _unanswered(batch, partials) if partials else batch
                 under_way.append((batch, unanswered))
                 if unanswered is not None:
-                    yield unanswered.given(planned)
+                    yield unanswered.inputs(planned)
 
         def finished() -> Iterator[tuple[Batch, pa.Table]]:
             """Yields the batches at the head of the queue that have all their answers."""
-            while kept and under_way and under_way[0][1] is None:
+            while partials and under_way and under_way[0][1] is None:
                 batch, _ = under_way.popleft()
-                yield batch, kept.rows(batch.positions)
+                yield batch, partials.rows(batch.positions)
 
         function = cast(StreamFunction, self.function(planned))
         schema = stored_schema(planned.stage)
-        with closing(streamed(function, given(), self.events, place)) as answers:
+        with closing(streamed(function, inputs(), self.events, place)) as answers:
             for answer in answers:
                 yield from finished()
                 batch, unanswered = under_way.popleft()
                 assert unanswered is not None
                 answer = _declared(planned, unanswered, answer, shard, schema)
-                if kept:
-                    kept.add(unanswered.positions, answer)
-                    answer = _joined(batch, unanswered, answer, kept)
+                if partials:
+                    partials.add(unanswered.positions, answer)
+                    answer = _joined(batch, unanswered, answer, partials)
                 yield batch, answer
             yield from finished()
 
@@ -210,21 +210,23 @@ class Functions:
             self.events.close()
 
 
-def _unanswered(batch: Batch, kept: PartialResults) -> Batch | None:
-    """Returns the batch cut to rows without a kept answer; None if all have one."""
-    has_K = kept.has(batch.positions)
+def _unanswered(batch: Batch, partials: PartialResults) -> Batch | None:
+    """Returns the batch cut to rows without a stored answer; None if all have one."""
+    has_K = partials.has(batch.positions)
     if not has_K.any() and len(has_K):
         return batch
     return None if has_K.all() else batch.only(np.flatnonzero(~has_K))
 
 
-def _joined(batch: Batch, unanswered: Batch, answer: pa.Table, kept: PartialResults) -> pa.Table:
-    """Returns the answer of the whole batch: new and kept rows, in the batch's order."""
+def _joined(
+    batch: Batch, unanswered: Batch, answer: pa.Table, partials: PartialResults
+) -> pa.Table:
+    """Returns the answer of the whole batch: new and stored rows, in the batch's order."""
     if unanswered is batch:
         return answer
     position_K = batch.positions
-    has_K = kept.has(position_K)
-    whole = pa.concat_tables([answer, kept.rows(position_K[has_K])]).unify_dictionaries()
+    has_K = partials.has(position_K)
+    whole = pa.concat_tables([answer, partials.rows(position_K[has_K])]).unify_dictionaries()
     order = np.argsort(np.concatenate([np.flatnonzero(~has_K), np.flatnonzero(has_K)]))
     return whole.take(pa.array(order))
 

@@ -78,11 +78,11 @@ class Journal:
         return f"{self.name}/{self._prefix}{self._count:02d}-{kind}"
 
     @contextlib.contextmanager
-    def round(self, call: str, number: int, of: int) -> Iterator[None]:
+    def round(self, call: str, number: int, rounds: int) -> Iterator[None]:
         """Numbers the calls within from 1, prefixed by the call and round they belong to."""
         outside = self._prefix, self._count, self._round
         self._prefix, self._count = f"{call.removeprefix(f'{self.name}/')}.{number:04d}.", 0
-        self._round = f"round {number + 1} of at most {of}, "
+        self._round = f"round {number + 1} of at most {rounds}, "
         yield
         self._prefix, self._count, self._round = outside
 

@@ -65,7 +65,7 @@ def _rows(chain: Chain, states: States, places: Sequence[Place]) -> list[pa.Tabl
             end = batch.start + len(batch.whole)
             here_K = position_K[(position_K >= batch.start) & (position_K < end)]
             if len(here_K):
-                table = batch.only(here_K - batch.start).given(planned)
+                table = batch.only(here_K - batch.start).inputs(planned)
                 for number, position in enumerate(here_K.tolist()):
                     rows[shard, position] = table.slice(number, 1)
     return [rows[place] for place in places]

@@ -38,16 +38,16 @@ def is_recorded(stage: Stage) -> bool:
     return stage.determinism == "recorded"
 
 
-def refusal(found: DamagedError, planned: PlannedStage | None, run: Storage) -> StageError:
+def refusal(damage: DamagedError, planned: PlannedStage | None, run: Storage) -> StageError:
     """Returns an error that says why a run does not make a damaged file again."""
     if planned is None:
-        return StageError(found.found, found.place, "not of this run: copy it there once more")
+        return StageError(damage.found, damage.place, "not of this run: copy it there once more")
     if is_recorded(planned.stage):
         again = f"clipmill verify --run {shlex.quote(str(run))} --repair"
         do = f"{again} asks again, for the damaged rows; no run does"
-        return StageError(found.found, found.place, do)
+        return StageError(damage.found, damage.place, do)
     do = "it was just made again, so look at this machine's disk and memory"
-    return StageError(found.found, found.place, do)
+    return StageError(damage.found, damage.place, do)
 
 
 def take_away(folder: Storage, name: str) -> None:

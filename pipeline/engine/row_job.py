@@ -162,7 +162,7 @@ class RowJob:
                 known[name].failures.pop(shard, None)
                 known[name].scan.records.put(shard, item.records[name])
                 known[name].shards.add(shard)
-        for name, record in item.made:
+        for name, record in item.new_records:
             watcher.shard(name, record, known[name].total)
             self.uncompacted.setdefault(name, []).append(record)
 

@@ -2,7 +2,7 @@
 
 Runs depend on row counts only, never on workers: a run has about 7.5 million rows (180 MB at 24
 bytes a row), and a shuffle has at least 64 runs with many shards, 16 with few. One segment of a run
-is in memory at a time, bounded in bytes whatever the width of a row.
+is in memory at a time, bounded in bytes for rows of any width.
 """
 
 import hashlib

@@ -98,9 +98,9 @@ def streamed(
         answers.close()
 
 
-def _miscounted(given: int, back: int, place: str) -> StageError:
+def _miscounted(batches: int, answers: int, place: str) -> StageError:
     return StageError(
-        f"{back} batches came back for {given}",
+        f"{answers} batches came back for {batches}",
         place,
         "a stage that streams gives back a batch for each that it takes, and takes them all",
     )
@@ -154,7 +154,7 @@ def _from_loop(
     output: AsyncIterator[pa.Table], feed: _Feed, loop: asyncio.AbstractEventLoop
 ) -> Generator[pa.Table]:
     """Yields the answers of an async iterator in the loop; batches it asks for are read here."""
-    wanted = asyncio.Semaphore(0)
+    requests = asyncio.Semaphore(0)
     tasks: list[asyncio.Task[None]] = []
 
     def begin() -> None:
@@ -163,7 +163,7 @@ def _from_loop(
 
     async def pass_on() -> None:
         try:
-            while await wanted.acquire():
+            while await requests.acquire():
                 feed.calls.put(await anext(output))
         except StopAsyncIteration:
             pass
@@ -176,7 +176,7 @@ def _from_loop(
         feed.end()
 
     loop.call_soon_threadsafe(begin)
-    loop.call_soon_threadsafe(wanted.release)
+    loop.call_soon_threadsafe(requests.release)
     has_ended = False
     try:
         while not (has_ended := isinstance(call := feed.calls.get(), asyncio.Task)):
@@ -184,7 +184,7 @@ def _from_loop(
                 loop.call_soon_threadsafe(call.set_result, next(feed, None))
             else:
                 yield call
-                loop.call_soon_threadsafe(wanted.release)
+                loop.call_soon_threadsafe(requests.release)
         if call.cancelled():
             raise RuntimeError("its work was cancelled in the event loop")
         call.result()

@@ -167,9 +167,9 @@ class UnitsRun:
         return result
 
 
-def _file_of(given: Any) -> str:
+def _file_of(value: Any) -> str:
     """Returns the source file of a root's unit, to name it in errors; else an empty string."""
-    source = getattr(given, "source", given)
+    source = getattr(value, "source", value)
     path = source.get("path") if isinstance(source, Mapping) else None
     return f", {path}" if path else ""
 

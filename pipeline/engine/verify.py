@@ -100,20 +100,20 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
         return sum(_salvage(state, planned, names) for planned, names in recorded)
 
 
-def heal(plan: Plan, run: Storage, found: DamagedError, healed: set[str]) -> str:
+def heal(plan: Plan, run: Storage, damage: DamagedError, healed: set[str]) -> str:
     """Deletes all damaged files of a file's stage, for a run to make again; returns its name.
 
     Adds their places to `healed`. Raises StageError if the place is in there already, or if a run
     does not make the file again.
     """
     stages = plan.stages.values()
-    planned = next((p for p in stages if run.child(p.folder).uri == found.folder), None)
-    if planned is None or is_recorded(planned.stage) or found.place in healed:
-        raise refusal(found, planned, run)
+    planned = next((p for p in stages if run.child(p.folder).uri == damage.folder), None)
+    if planned is None or is_recorded(planned.stage) or damage.place in healed:
+        raise refusal(damage, planned, run)
     with lock.held(run) as owned:
         folder = owned.child(planned.folder)
         checked, files = _files(run, planned.folder)
-        for damaged in [found, *checked.damaged, *filter(None, map(_damage, files))]:
+        for damaged in [damage, *checked.damaged, *filter(None, map(_damage, files))]:
             healed.add(damaged.place)
             take_away(folder, damaged.name)
     return planned.name

@@ -56,8 +56,8 @@ def worker_of(
 
 def _python(stage: str, environment: Environment) -> Path:
     """Returns the environment's Python; making one takes minutes, which is shown as progress."""
-    if found := made(environment):
-        return found
+    if python := made(environment):
+        return python
     names = ", ".join(VERSIONS.sub("", package) for package in environment.packages)
     with reporting(stage, f"making a Python with {names}"):
         return python_of(environment)

@@ -85,8 +85,8 @@ class Partitions:
         return digest([self.index, index])
 
     def select(self, names: Iterable[str]) -> "Partitions":
-        kept = (UID.name, SHARD.name, POSITION.name, *names)
-        return self.mapped(partial(only, kept))
+        columns = (UID.name, SHARD.name, POSITION.name, *names)
+        return self.mapped(partial(only, columns))
 
     def _places(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Reads (stop - start + 1, S) offsets of partitions by segment, ends of the last included.

@@ -127,14 +127,14 @@ def test_stages_that_read_the_same_derived_column_share_one_computation():
         ("other", "number"): pa.chunked_array([range(5)]),
     }
     batch = Batch(start=0, whole=pa.chunked_array([UIDS]), columns=columns)
-    one = batch.given(reader(double=("pool", "number")))
-    again = batch.given(reader(double=("pool", "number"), plain=("pool", "number")))
+    one = batch.inputs(reader(double=("pool", "number")))
+    again = batch.inputs(reader(double=("pool", "number"), plain=("pool", "number")))
     assert again["double"].to_pylist() == [0, 2, 4, 6, 8]
     assert again["plain"].to_pylist() == list(range(5))
     assert (
         again["double"].chunk(0).buffers()[1].address == one["double"].chunk(0).buffers()[1].address
     )
-    batch.given(reader(double=("other", "number")))
+    batch.inputs(reader(double=("other", "number")))
     assert len(batch.derived) == 2
 
 
