@@ -121,7 +121,7 @@ def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillEr
 
 
 def forget(folder: Storage) -> None:
-    """Lets what crashed its worker be tried again."""
+    """Deletes all counts, so that work that crashed its worker is tried again."""
     folder.delete_folder(FOLDER)
     places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
     for place in places:

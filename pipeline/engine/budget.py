@@ -35,7 +35,7 @@ from clipmill.pipeline.engine.answers import STORE_S, after
 FOLDER, EARLIER = "budget", "earlier.json"
 TRIES = 8  # attempts at a claim while others ask too
 PAUSE_MS = 50  # between two attempts, at most
-QUICK_S = 2.0  # a claim this soon after the last is doubled; a kill may lose what it holds
+QUICK_S = 2.0  # a claim this soon after the last is doubled: a kill may lose this long's spending
 SILENT_S = 20.0  # an account unchanged for this long is a dead worker's
 MOST_TIMES = 2.0**20  # most that a claim is, in multiples of one request's need
 MOST = 1 / 64  # share of a limit that a worker may hold unspent

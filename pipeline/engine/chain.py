@@ -21,7 +21,7 @@ class Chain:
     run: Storage
     stages: tuple[PlannedStage, ...]
     stored: Mapping[str, StoredColumns]  # of every stage of the plan
-    models: Mapping[str, str]  # stages whose model these stages use -> digest of its files
+    models: Mapping[str, str]  # stages whose files these stages read -> digest of the files
     retry: tuple[str, ...] = ()  # reasons whose rows are tried again
 
 

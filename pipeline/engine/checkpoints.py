@@ -17,7 +17,7 @@ NAME = re.compile(r"(\d{12})-([0-9a-f]{32})")
 
 
 class StoredCheckpoints:
-    """Implements `Checkpoints` in one folder."""
+    """Checkpoints stored in one folder: implements `Checkpoints`."""
 
     def __init__(self, folder: Storage, place: str, scratch: Path) -> None:
         self.folder, self.place, self.scratch = folder, place, scratch

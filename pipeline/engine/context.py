@@ -64,7 +64,7 @@ LEAST_PARTITIONS = 4
 
 
 class RunContext:
-    """Implements `Context` for one dataset stage of one run."""
+    """The `Context` of one dataset stage in one run."""
 
     def __init__(self, run: StageRun) -> None:
         self.run = run

@@ -207,12 +207,12 @@ def chained(stages: list[PlannedStage]) -> list[list[PlannedStage]]:
     return chains
 
 
-def _share_a_worker(one: PlannedStage, other: PlannedStage) -> bool:
-    assert isinstance(one.stage, RowStage)
-    assert isinstance(other.stage, RowStage)
+def _share_a_worker(first: PlannedStage, second: PlannedStage) -> bool:
+    assert isinstance(first.stage, RowStage)
+    assert isinstance(second.stage, RowStage)
     return (
-        one.only is None
-        and other.only is None
-        and one.stage.resources == other.stage.resources
-        and one.stage.batch_rows == other.stage.batch_rows
+        first.only is None
+        and second.only is None
+        and first.stage.resources == second.stage.resources
+        and first.stage.batch_rows == second.stage.batch_rows
     )

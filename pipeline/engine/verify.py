@@ -69,10 +69,10 @@ def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
 
 
 def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil) -> int:
-    """Deletes the plan's damaged files, for a run to make again; returns the rows to ask for again.
+    """Deletes the plan's damaged files, for a run to make again; salvages answers.
 
-    Answers are salvaged: the returned number, an upper bound, counts those that are lost.
-    `run_until(stage)` runs the plan up to a stage.
+    Shards and files of answers keep their readable parts. `run_until(stage)` runs the plan up to a
+    stage. Returns an upper bound of the rows that the next run will ask for again.
     """
     recorded = []
     with lock.held(run) as owned:

@@ -51,7 +51,7 @@ EARLY_DEATHS = 3  # generations of actors that died before starting a step, unti
 
 
 class RayExecutor(Dispatcher):
-    """Runs on a local Ray that it starts (`address=None`), or on a cluster that it leaves running.
+    """An executor on a local Ray that it starts (`address=None`), or on a cluster that stays up.
 
     `workers` bounds the actors of a profile; it is also a local Ray's number of CPUs, by default
     the machine's. Workers get `env`, CLIPMILL_* variables and the import path of this process.

@@ -62,7 +62,7 @@ class ProgressEvent:
 
 @contextlib.contextmanager
 def reporting(stage: str, what: str) -> Iterator[None]:
-    """Shows within that the stage does `what`, without its extent."""
+    """Reports while inside that the stage does `what`, without a measure of progress."""
     tell(ProgressEvent((stage,), what, all=1, what=what))
     try:
         yield
@@ -77,7 +77,7 @@ _sender = 0  # pid of the process whose thread sends delayed events; a fork has 
 
 @dataclass(eq=False)
 class ProgressReporter:
-    """Reports progress of a stage's function: the first event at once, then at most two a second.
+    """A stage's reporter of progress: sends the first event at once, then at most two a second.
 
     Events that come sooner are delayed, and only the newest is sent.
     """

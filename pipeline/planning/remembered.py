@@ -17,7 +17,7 @@ DECLARED = ("version", "determinism", "gives", "reasons", "transient", "artifact
 
 
 class StandIn:
-    """Marks a stage whose code is missing: its stored data can be read, but it cannot run."""
+    """A mark of stages whose code is missing: their data can be read, but they cannot run."""
 
 
 @dataclass(frozen=True, kw_only=True)

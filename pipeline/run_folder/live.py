@@ -363,7 +363,7 @@ class Watcher:
 
 
 class LiveReporter:
-    """Keeps the run's `LiveRun` up to date, and passes each event of a job on to a watcher."""
+    """The reporter of a run: keeps its `LiveRun` up to date, and passes events on to a watcher."""
 
     def __init__(self, state: RunState, folder: lock.Owned, watcher: Watcher) -> None:
         self.state, self.folder, self.watcher = state, folder, watcher
