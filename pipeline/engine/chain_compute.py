@@ -84,16 +84,16 @@ class Computation:
         began = time.monotonic()
         records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
         stored = self.chain.stored[planned.name]
-        asked_N = rows_asked(stored, records, mask, self.chain.retry)
-        if records and not asked_N.any():
+        due_N = rows_due(stored, records, mask, self.chain.retry)
+        if records and not due_N.any():
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-        asked = self._asked(planned, reading, asked_N, bool(records))
+        batches = self._due(planned, reading, due_N, bool(records))
         with (
-            self._progress([planned], int(np.count_nonzero(asked_N))) as tell,
+            self._progress([planned], int(np.count_nonzero(due_N))) as tell,
             self._file(planned, records) as file,
             self._partials(planned) as partials,
-            closing(self.functions.through(planned, asked, self.item.shard, partials)) as answers,
+            closing(self.functions.through(planned, batches, self.item.shard, partials)) as answers,
         ):
             for batch, answer in answers:
                 row_K = batch.rows_computed
@@ -119,16 +119,16 @@ class Computation:
             yield Batch(start=start, whole=table[UID.name], columns=columns)
             start += len(table)
 
-    def _asked(
+    def _due(
         self,
         planned: PlannedStage,
         reading: Mapping[str, Binding],
-        asked_N: NDArray[np.bool_],
+        due_N: NDArray[np.bool_],
         is_sparse: bool,
     ) -> Generator[Batch]:
-        """Yields batches cut to the rows of `asked_N`; if sparse, without the empty ones."""
+        """Yields batches cut to the rows of `due_N`; if sparse, without the empty ones."""
         for batch in self._read(planned, reading):
-            row_K = np.flatnonzero(asked_N[batch.start : batch.start + len(batch.whole)])
+            row_K = np.flatnonzero(due_N[batch.start : batch.start + len(batch.whole)])
             if len(row_K) or not is_sparse:
                 yield batch if len(row_K) == len(batch.whole) else batch.only(row_K)
 
@@ -242,28 +242,28 @@ class Computation:
         return {planned.name: record}
 
 
-def rows_asked(
+def rows_due(
     stored: StoredColumns,
     records: list[Record],
     mask: ShardState | None,
     retry: tuple[str, ...],
 ) -> NDArray[np.bool_]:
     """Returns (N,) True for rows to compute: in the mask, and missing or to be retried."""
-    asked_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
+    due_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
     if mask is not None and stored.mask_folder is not None:
         keep = [
             pc.fill_null(table[KEEP.name], False).to_numpy(zero_copy_only=False)
             for table in read_stage(stored.mask_folder, mask, [KEEP.name], 65_536)
         ]
-        asked_N = np.concatenate(keep)
+        due_N = np.concatenate(keep)
     if not records:
-        return asked_N
+        return due_N
     unmasked = replace(stored, mask_folder=None)
     tables = unmasked.read(state_of(records, None), [REASON.name], 65_536)
     reason = pa.concat_tables(tables)[REASON.name].cast(pa.string())
     again = pc.fill_null(pc.is_in(reason, pa.array((NOT_SELECTED, *retry))), False)
-    asked_N &= again.to_numpy(zero_copy_only=False)
-    return asked_N
+    due_N &= again.to_numpy(zero_copy_only=False)
+    return due_N
 
 
 def spread(answer: pa.Table, row_K: NDArray[np.int64], uids: pa.ChunkedArray) -> pa.Table:

@@ -18,7 +18,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import close_accounts
 from clipmill.pipeline.engine.chain import Chain
-from clipmill.pipeline.engine.chain_compute import rows_asked
+from clipmill.pipeline.engine.chain_compute import rows_due
 from clipmill.pipeline.engine.prediction import Pace, Predicted, hours, pace, rest
 from clipmill.pipeline.engine.probe_rows import Place, answered
 from clipmill.pipeline.executors import Executor
@@ -235,6 +235,6 @@ def _not_computed(
         mask = states[planned.only] if planned.only else None
         missing_N = np.ones(states[planned.root].rows, bool)
         if records or mask:
-            missing_N = rows_asked(state.stored[planned.name], records, mask, ())
+            missing_N = rows_due(state.stored[planned.name], records, mask, ())
         if missing_N.any():
             yield shard, states, missing_N

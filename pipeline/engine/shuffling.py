@@ -97,7 +97,7 @@ def segments(tables: Iterator[pa.Table], most_bytes: int) -> Iterator[list[pa.Ta
     yield group
 
 
-class _Summed:
+class _ChecksummedFile:
     """A file with the CRC-32 of the bytes written since `crc` was last set to 0."""
 
     closed = False
@@ -126,7 +126,7 @@ def write_segment(
     bounds = np.append(0, np.bincount(partition, minlength=count).cumsum())
     whole = whole.take(pa.array(order)).unify_dictionaries().combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True, use_threads=False)
-    begin, summed, crcs = file.tell(), _Summed(file), []
+    begin, summed, crcs = file.tell(), _ChecksummedFile(file), []
     with pa.ipc.new_stream(summed, whole.schema, options=options) as writer:
         writer.write_batch(no_rows(whole))  # so the head holds schema and dictionaries
         offsets = [file.tell()]

@@ -95,7 +95,7 @@ class RayExecutor(Dispatcher):
             calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
             return self._ended(dict(enumerate(calls)))
         except DEATHS as error:
-            died = RankLostError if is_machines(error) else RankDiedError
+            died = RankLostError if died_with_machine(error) else RankDiedError
             raise died(
                 found=f"a rank of {workers} died: {first_line(error)}",
                 where=where,
@@ -245,7 +245,7 @@ class RayExecutor(Dispatcher):
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
-            stream.again(number, item, is_own=not is_machines(error))
+            stream.again(number, item, is_own=not died_with_machine(error))
             affected = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
             return  # actors older than the last early death count with it, as a lost node ends many
@@ -286,7 +286,7 @@ class RayExecutor(Dispatcher):
         return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
 
 
-def is_machines(error: Exception) -> bool:
+def died_with_machine(error: Exception) -> bool:
     """Returns whether an actor ended because its machine went away."""
     return isinstance(error, NodeDiedError) or NODE_DIED in str(error)
 

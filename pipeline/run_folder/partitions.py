@@ -171,7 +171,7 @@ def index_of(
         np.append(crc_of(crcs), offsets).astype(OFFSET).tobytes()
         for offsets, crcs in zip(offsets_PS, crc_PS.tolist(), strict=True)
     ]
-    return b"".join(map(_summed, (*rows, b"".join((tail.tobytes(), *different)))))
+    return b"".join(map(_with_crc, (*rows, b"".join((tail.tobytes(), *different)))))
 
 
 def crc_of(crcs: Sequence[int]) -> int:
@@ -183,13 +183,13 @@ def _row_bytes(segments: int) -> int:
     return (2 + segments) * OFFSET.itemsize
 
 
-def _summed(data: bytes) -> bytes:
+def _with_crc(data: bytes) -> bytes:
     """Returns the bytes, preceded by their CRC-32."""
     return np.array(zlib.crc32(data), OFFSET).tobytes() + data
 
 
 def _is_sound(data: bytes) -> bool:
-    return _summed(data[OFFSET.itemsize :]) == data
+    return _with_crc(data[OFFSET.itemsize :]) == data
 
 
 @lru_cache(maxsize=64)
