@@ -167,10 +167,7 @@ class SharedBudget:
         )
 
     def _claim(self, needed: Amounts) -> bool:
-        """Claims enough for the request; returns whether that succeeded.
-
-        If the others leave too little, this worker's unspent claim is given back.
-        """
+        """Returns whether enough could be claimed; if too little is left, gives back the rest."""
         now = time.monotonic()
         if now - self._refused_s < REFUSED_S and not self._fits(needed, self._left_then):
             return False

@@ -77,10 +77,7 @@ class Computation:
             return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
-        """Computes a pass: rows that the current mask or `--retry` asks for and that are missing.
-
-        Returns no record if nothing is missing and an earlier record says so for this mask.
-        """
+        """Computes rows due by the mask or `--retry`; no record if an earlier one says none are."""
         began = time.monotonic()
         records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
         stored = self.chain.stored[planned.name]

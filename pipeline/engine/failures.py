@@ -43,10 +43,7 @@ def raised(error: Exception, place: str) -> tuple[str, str]:
 
 
 def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
-    """Returns an OSError as a ClipmillError.
-
-    StageError for a full disk, a folder in the way or refused keys; else RetryableError.
-    """
+    """Returns StageError for a full disk, blocking folder or refused keys; else RetryableError."""
     if isinstance(error, IsADirectoryError):
         way = error.filename2 or error.filename
         return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")

@@ -51,10 +51,7 @@ def refusal(damage: DamagedError, planned: PlannedStage | None, run: Storage) ->
 
 
 def take_away(folder: Storage, name: str) -> None:
-    """Deletes a damaged file, the shard's later passes and the stage's journal.
-
-    The journal of an unfinished stage would say that the file exists.
-    """
+    """Deletes a damaged file, its shard's later passes, and journals, which count it as done."""
     place = DATA_NAME.match(name)
     if place and not name.startswith(f"{OUT}/"):
         shard, number = int(place[1]), int(place[2] or 0)

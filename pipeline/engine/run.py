@@ -128,8 +128,7 @@ class _Schedule:
     def _ready(self) -> list[Job]:
         """Returns the jobs that can start.
 
-        A row job for each root has the stages whose needs outside of it have ended; a dataset stage
-        starts once its needs are complete.
+        Row stages wait until needs outside their job have ended, dataset stages until complete.
         """
         together: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []

@@ -114,10 +114,7 @@ class _ChecksummedFile:
 def write_segment(
     file: BinaryIO, rows: list[pa.Table], key: Callable[[pa.Table], Any], count: int
 ) -> tuple[list[int], list[int], bytes]:
-    """Writes rows by partition; returns offsets, CRC-32s and the head that partitions share.
-
-    Offsets are the start of each partition and the end of the last; CRC-32s end with a 0.
-    """
+    """Writes rows by partition; returns offsets and the end, CRC-32s and a 0, and the head."""
     whole = pa.concat_tables(rows, promote_options="default").unify_dictionaries().combine_chunks()
     rows.clear()
     partition = key(whole)  # of all rows at once: a call costs more than a shard's rows

@@ -115,10 +115,7 @@ class Pool:
                     del self.idle_by_step[step]
 
     def next_for(self, step: str) -> Actor | None:
-        """Returns an idle actor, if possible one that has started the step; None if there is none.
-
-        The least idle is taken, so that the others may end.
-        """
+        """Returns the least idle actor, so others may end; best one with the step started."""
         return next(reversed(self.idle_by_step.get(step) or self.idle), None)
 
     def idle_for(self, duration_s: float) -> Iterator[Actor]:
@@ -342,8 +339,7 @@ def _in_words(amounts: Need) -> str:
 def _import_path() -> list[str]:
     """Returns the entries of sys.path beyond the interpreter's own folders.
 
-    Package folders are left out: a worker has them anyway, and in front of the standard library
-    they would hide parts of it.
+    Workers have package folders anyway; in front of the standard library these would hide parts.
     """
     own = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
     mine = [path for path in machine.import_path() if not path.startswith(own)]

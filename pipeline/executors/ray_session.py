@@ -143,10 +143,7 @@ def _node() -> Any:
 
 @contextlib.contextmanager
 def _private() -> Iterator[None]:
-    """Makes a Ray started within listen on loopback, and require a token.
-
-    Only this process and its children have the token.
-    """
+    """Makes a Ray started within listen on loopback, and require a token that only we have."""
     own = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

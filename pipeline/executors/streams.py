@@ -48,10 +48,7 @@ class Stream:
         return self.queues[number].popleft()
 
     def again(self, number: int, item: Item, is_own: bool = True) -> None:
-        """Puts the item of a dead worker at the head of the queue: see the contract.
-
-        `is_own`: the worker did not die with its machine.
-        """
+        """Puts a dead worker's item back at the head; `is_own` is False if its machine died."""
         if hasattr(item, "begun"):
             item.begun = is_own
         self.queues[number].appendleft(item)

@@ -179,9 +179,8 @@ def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
 def _renew_file(run: Storage, owner: str) -> None:
     """Renews the lease in place, within the file that was just read.
 
-    A process that takes the lock over replaces the file. If we are stopped between reading and
-    writing, we write to a file without a name, and the other's lock stays. Only the digits of the
-    time change.
+    A take-over replaces the file: if it happens between reading and writing, we write to a file
+    without a name, and the other's lock stays. Only the digits of the time change.
     """
     with open(run.locate(NAME), "r+b") as file:
         if owner.encode() in file.read():

@@ -89,10 +89,7 @@ class Partitions:
         return self.mapped(partial(only, columns))
 
     def _places(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Reads (stop - start + 1, S) offsets of partitions by segment, ends of the last included.
-
-        Also returns, for each partition, the CRC-32 of its pieces' CRC-32s.
-        """
+        """Reads (stop - start + 1, S) offsets of pieces, ends included, and CRC-32s of rows."""
         size = _row_bytes(len(self.files))
         data = self.folder.read_at(self.index, start * size, (stop - start + 1) * size)
         rows = [data[row : row + size] for row in range(0, len(data), size)]

@@ -56,10 +56,7 @@ def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
 
 
 def forgotten(recipe: Recipe, run: Storage) -> list[str]:
-    """Returns a clause on each `--set` of the last run that this run of the recipe leaves out.
-
-    Settings that make no difference are not named.
-    """
+    """Returns a clause on each effective `--set` of the last run that this run leaves out."""
     name = newest_name(run)
     ran = run.read_json(f"recipes/{name}", RanRecipe) if name else None
     if ran is None or ran["name"] != recipe.name:
