@@ -38,7 +38,7 @@ from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step
 from clipmill.pipeline.executors.ranks import Ends
-from clipmill.pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
+from clipmill.pipeline.executors.ray_pools import IDLE_S, Actor, ActorPools, Launch, Pool
 from clipmill.pipeline.executors.ray_session import Session, first_line
 from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
 from clipmill.pipeline.stage import Resources
@@ -67,7 +67,7 @@ class RayExecutor(Dispatcher):
     ):
         super().__init__()
         self._session = Session(address, workers)
-        self._room = Room(self._session, workers, env or {})
+        self._actors = ActorPools(self._session, workers, env or {})
         self._news: Any = None  # the pending request for events
         self._asked_s = 0.0
 
@@ -76,20 +76,20 @@ class RayExecutor(Dispatcher):
     ) -> list[Mapping[str, Any]]:
         where = f"launch of {workers} workers"
         self._refuse(resources, where, workers)
-        need = self._room.need(resources, workers)
+        need = self._actors.need(resources, workers)
         launch = Launch({name: amount * workers for name, amount in need.items()})
-        self._tell(lambda: self._room.launches.append(launch))
+        self._tell(lambda: self._actors.launches.append(launch))
         group = placement_group([need] * workers, strategy="PACK")
         actors: list[Any] = []
         try:
             while not group.wait(IDLE_S):
                 self._check_alive()
-                if self._room.is_given_up(launch.since_s):
-                    raise self._room.no_room(resources, where, workers)
+                if self._actors.is_given_up(launch.since_s):
+                    raise self._actors.no_room(resources, where, workers)
             launch.is_placed = True
             for rank in range(workers):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-                actors.append(self._room.new(resources, need, scheduling_strategy=place))
+                actors.append(self._actors.new(resources, need, scheduling_strategy=place))
             (address,) = self._ended({0: actors[0].address.remote()})
             ranks = [Rank(rank=i, of=workers, rendezvous=address) for i in range(workers)]
             calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
@@ -102,7 +102,7 @@ class RayExecutor(Dispatcher):
                 do="look for a crash or too little memory, then run again",
             ) from error
         finally:
-            self._tell(lambda: self._room.launches.remove(launch))
+            self._tell(lambda: self._actors.launches.remove(launch))
             if self._session.is_usable():
                 for actor in actors:
                     ray.kill(actor)
@@ -134,11 +134,11 @@ class RayExecutor(Dispatcher):
     # Scheduling
 
     def _turn(self) -> None:
-        if self._streams or self._room.launches:
+        if self._streams or self._actors.launches:
             self._check_alive()
         while self._feed_one():
             pass
-        self._share_room()
+        self._share_resources()
         self._listen()
         with suppress(queue.Empty):
             self._commands.get(timeout=IDLE_S)()
@@ -152,9 +152,9 @@ class RayExecutor(Dispatcher):
                 for message in ray.get(taken):
                     self.on_told(message)
             is_time = time.monotonic() - self._asked_s >= ASK_S
-            if is_time and self._news is None and self._room.events is not None:
+            if is_time and self._news is None and self._actors.events is not None:
                 self._asked_s = time.monotonic()
-                self._news = self._room.events.take.remote()
+                self._news = self._actors.events.take.remote()
 
     def _ring(self) -> None:
         """Does nothing: `_turn` waits for commands only, and actors' answers come as commands."""
@@ -162,22 +162,22 @@ class RayExecutor(Dispatcher):
     def _feed_one(self) -> bool:
         """Gives one item to an idle actor; returns False if none fits."""
         for stream, number in self._by_turn():
-            pool = self._room.pools.get(stream.steps[number].resources)
+            pool = self._actors.pools.get(stream.steps[number].resources)
             if pool and (actor := pool.next_for(stream.ids[number])):
                 actor.job = (stream, number, stream.begin(number))
                 self._call(pool, actor)
                 return True
         return False
 
-    def _share_room(self) -> None:
+    def _share_resources(self) -> None:
         used = {step.resources for stream in self._streams for step in stream.steps}
-        for pool, actor in self._room.share(used, self._waiting):
+        for pool, actor in self._actors.share(used, self._waiting):
             self._call(pool, actor)
-        for pool in self._room.pools.values():
-            if any(self._room.is_given_up(actor.since_s) for actor in islice(pool.opening, 1)):
+        for pool in self._actors.pools.values():
+            if any(self._actors.is_given_up(actor.since_s) for actor in islice(pool.opening, 1)):
                 for stream, number in self._users(pool):
                     where = f"step {stream.steps[number].name}"
-                    stream.fail(self._room.no_room(pool.resources, where))
+                    stream.fail(self._actors.no_room(pool.resources, where))
 
     def _call(self, pool: Pool, actor: Actor) -> None:
         """Requests the actor's next answer: that it is up, has started a step, or a result."""
@@ -236,11 +236,11 @@ class RayExecutor(Dispatcher):
         actor.job = None
         pool.enter(actor, "idle")
         if actor.is_preempted:
-            self._room.release(pool, actor)
+            self._actors.release(pool, actor)
 
     def _bury(self, pool: Pool, actor: Actor, error: Exception) -> None:
-        """Puts a dead actor's item at the head of the queue; `_share_room` starts a new actor."""
-        self._room.drop(pool, actor)
+        """Puts a dead actor's item at the head of the queue; a new actor starts later."""
+        self._actors.drop(pool, actor)
         affected = self._users(pool)
         if actor.job is not None:
             stream, number, item = actor.job
@@ -269,21 +269,21 @@ class RayExecutor(Dispatcher):
     # Workers
 
     def _refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
-        self._room.refuse(resources, where, beside)
+        self._actors.refuse(resources, where, beside)
 
     def _end_workers_of(self, stream: Stream | None) -> None:
         if not self._session.is_usable():
-            self._room.pools.clear()
-        for pool in self._room.pools.values():
+            self._actors.pools.clear()
+        for pool in self._actors.pools.values():
             for actor in pool.actors:
                 if stream is None or (actor.job and actor.job[0] is stream):
-                    self._room.drop(pool, actor)
+                    self._actors.drop(pool, actor)
 
     def _pack(self, step: Step) -> Any:
         return ray.put(step.start)  # stored once for all actors
 
     def _most_inside(self, stream: Stream) -> int:
-        return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
+        return max(32, 8 * sum(len(pool.up) for pool in list(self._actors.pools.values())))
 
 
 def died_with_machine(error: Exception) -> bool:

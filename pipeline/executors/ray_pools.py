@@ -130,7 +130,7 @@ class Launch:
     is_placed: bool = False
 
 
-class Room:
+class ActorPools:
     """The actor pool manager: actors by profile, and launches, within the nodes' resources."""
 
     def __init__(self, session: Session, workers: int | None, env: Mapping[str, str]) -> None:
