@@ -183,7 +183,7 @@ class RowJob:
 
 
 def _drop_stale(stage: StageState) -> None:
-    """Removes records whose parents changed from the compaction, before they are made again."""
+    """Compacts without the records of changed parents, before these shards are made again."""
     if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
         compact(stage.folder, stage.columns)
         stage.scan.compacted = False

@@ -195,5 +195,5 @@ def by_hash(key: str, count: int, table: pa.Table) -> NDArray[np.int64]:
 
 
 def by_home(starts: NDArray[np.int64], table: pa.Table) -> Any:
-    """Returns (N,) partitions by home shard, one for each run of shards; `starts` has the first."""
+    """Returns (N,) partitions: the run of each row's shard, by the runs' first shards `starts`."""
     return np.searchsorted(starts, table[SHARD.name].to_numpy(), side="right") - 1
