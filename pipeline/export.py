@@ -27,7 +27,7 @@ from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder import lock
-from clipmill.pipeline.run_folder.live import Telling
+from clipmill.pipeline.run_folder.live import LiveReporter
 from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 from clipmill.pipeline.target import refuse_others
 
@@ -94,13 +94,13 @@ def export(
         plan, name = make_plan(state.plan.recipe, until=same), same
     with lock.held(state.run) as owned:
         today = RunState(plan, owned)
-        telling = Telling(today, owned, watcher)
-        telling.show_only(name, executor)
+        reporter = LiveReporter(today, owned, watcher)
+        reporter.show_only(name, executor)
         running = Running(
             plan=plan,
             state=today,
             executor=executor,
-            watcher=telling,
+            watcher=reporter,
             run_id=uuid.uuid4().hex,
             retry=(),
             crash_ok=False,

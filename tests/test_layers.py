@@ -26,7 +26,7 @@ DOCTOR = "pipeline/verbs/doctor.py"  # which tries whether torch sees a GPU
 # What writes recipes, which name stages as a user's own do.
 WRITE_RECIPES = ("pipeline/own_data/", "pipeline/bench/recipe.py", "pipeline/verbs/evaluate.py")
 DOORS = {f"pipeline.{name}" for name in ("stage", "dataset", "errors", "extras", "own_code")}
-RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_room", "ray_session")}
+RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_pools", "ray_session")}
 COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
 # Who may import the report.
 DRAW = ("pipeline/report/", "pipeline/notebook/", "pipeline/explore/", *COMMANDS)

@@ -1,12 +1,12 @@
-"""Answers that `recorded` stages got, kept in a run folder so that no request is sent twice.
+"""Answers of `recorded` stages, stored in the run folder so that no request is sent twice.
 
-answers/new/<shard>-<digest>.answers    what a worker got within a second, then within a shard
-answers/packed/<digest>.answers         those before this run, which its driver packed
+answers/new/<shard>-<digest>.answers    a worker's answers of a second, later merged by shard
+answers/packed/<digest>.answers         answers of earlier runs, packed by the driver
 
-All are files of metadata/answers.py, named by their content and never changed. They are merged by
-the same function: a worker's files of a shard into one, those of all shards by the next run's
-driver. What was merged is deleted when the merged file is stored: a kill between the two leaves
-answers in two files, and nowhere none. There is no list of files beside the files.
+All files have the format of metadata/answers.py, are named by their content and never change. A
+worker merges its files of a shard into one; the next run's driver merges those of all shards. Files
+are deleted only after the merged file is stored, so a kill between the two leaves answers twice and
+loses none. No index lists the files: the folder is listed.
 """
 
 import contextlib
@@ -32,27 +32,27 @@ from clipmill.pipeline.errors import LostLockError
 
 FOLDER, NEW, PACKED, ENDING = "answers", "new", "packed", ".answers"
 NAME = re.compile(r"(new/\d+-|packed/)[0-9a-f]{32}\.answers")
-STORE_S = 1.0  # what a kill may lose
-MOST_SMALL = 64  # files of one second, before they are merged into one
+STORE_S = 1.0  # a kill loses the answers of at most this long
+MOST_SMALL = 64  # files of one second each, before they are merged into one
 MOST_BYTES = 16 << 20  # of answers in memory
 AT_ONCE = 64  # files that are merged at once
 
 
 class StoredAnswers:
-    """The answers of a run, for one worker: implements `Answers`. Threads may share it.
+    """One worker's view of a run's answers: implements `Answers`. Threads may share it.
 
-    It sees what lay there when it was first asked, what it got itself since, and what another
-    worker got of the shard in hand before it died.
+    Visible are answers stored before the first look-up, this worker's own, and those that a worker
+    which died had stored for the current shard.
     """
 
     def __init__(self, folder: Storage) -> None:
         self.folder = folder
-        self._storing = threading.RLock()  # whoever stores, merges or looks for files
+        self._storing = threading.RLock()  # held to store, merge or look for files
         self._adding = threading.Lock()
         self._fresh: dict[bytes, bytes] = {}  # since the last merge
         self._fresh_bytes = 0
-        self._waiting: dict[bytes, bytes] = {}  # those of them that are not stored yet
-        self._small: list[str] = []  # files that hold the others
+        self._waiting: dict[bytes, bytes] = {}  # fresh answers that are not stored yet
+        self._small: list[str] = []  # files that hold the other fresh answers
         self._timer: threading.Timer | None = None
         self._shard = 0
         self._is_open = False
@@ -61,7 +61,7 @@ class StoredAnswers:
         self._own: tuple[AnswersFile, ...] = ()  # on scratch disk, each twice as large as the next
 
     def begin(self, shard: int) -> None:
-        """From now on answers are of this shard; those of a worker that died with it are found."""
+        """Makes this the current shard, and adopts its answers of a worker that died."""
         self._shard = shard
         if self._is_open:
             with self._storing:
@@ -74,7 +74,7 @@ class StoredAnswers:
 
     def put(self, key: bytes, answer: bytes) -> None:
         with self._adding:
-            if key in self._fresh:  # of one worker the first stays
+            if key in self._fresh:  # a worker's first answer stays
                 return
             self._fresh[key] = self._waiting[key] = answer
             self._fresh_bytes += len(answer)
@@ -82,22 +82,22 @@ class StoredAnswers:
                 self._timer = after(STORE_S, self.store)
 
     def flush(self) -> None:
-        """Stores what is not stored, and merges the files of the shard."""
+        """Stores waiting answers, and merges the shard's files into one."""
         self.store()
         self._merge()
 
     def _find(self, key: bytes) -> bytes | None:
-        """The least answer of those that are known: which it is, no clock decides."""
-        found = [answer] if (answer := self._fresh.get(key)) is not None else []
+        """Returns the least known answer, so that the choice depends on no clock."""
+        answers = [answer] if (answer := self._fresh.get(key)) is not None else []
         for file in (*self._own, *self._packed):
             if (answer := file.find(key)) is not None:
-                found.append(answer)
-        return min(found) if found else None
+                answers.append(answer)
+        return min(answers) if answers else None
 
     # Storing
 
     def store(self) -> None:
-        """Stores what came since the last time. Where it fails, all of it waits for the next."""
+        """Stores the waiting answers as one file; after an error they wait for the next call."""
         with self._storing:
             with self._adding:
                 timer, self._timer = self._timer, None
@@ -118,13 +118,13 @@ class StoredAnswers:
                 self._merge()
 
     def _merge(self) -> None:
-        """Puts one file in the place of those of a second, and of the answers in memory."""
+        """Merges the shard's small files into one, and drops its answers from memory."""
         with self._storing:
             with self._adding:
                 pairs = {k: a for k, a in self._fresh.items() if k not in self._waiting}
             if not pairs:
                 return
-            own = _kept(self._own, sorted(pairs.items()))
+            own = _with_pairs(self._own, sorted(pairs.items()))
             name = self._small[0]
             if len(self._small) > 1:
                 name = _put(self.folder, self._shard, pairs)
@@ -152,7 +152,7 @@ class StoredAnswers:
                 self._is_open = True
 
     def _adopt(self, prefix: str) -> None:
-        """Takes in the files of new/ whose names begin so, and that it has not seen."""
+        """Copies answers of unseen files in new/ to scratch disk; their names begin with prefix."""
         while True:
             all_names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
             mine = [name for name in all_names if name.startswith(f"{NEW}/{prefix}")]
@@ -164,11 +164,11 @@ class StoredAnswers:
             for name in unseen:
                 names.append(name)
                 data = self.folder.read_if_there(name)
-                if data is not None:  # else its worker has just merged it: we look again
-                    files.append(in_memory(data, said(self.folder, name)))
+                if data is not None:  # else its worker has just merged it: list again
+                    files.append(in_memory(data, damage_reporter(self.folder, name)))
                 size = sum(file.size for file in files)
                 if len(names) == AT_ONCE or size > MOST_BYTES or name == unseen[-1]:
-                    self._own = _kept(self._own, merged(files))
+                    self._own = _with_pairs(self._own, merged(files))
                     self._seen.update(names)
                     names, files = [], []
 
@@ -176,8 +176,8 @@ class StoredAnswers:
 def pack(folder: Storage) -> None:
     """Merges the files of new/ into one, with those in packed/ that are not much larger.
 
-    Nobody else writes answers meanwhile. Each answer is copied as often as the logarithm of their
-    number, and packed/ has as few files.
+    Nobody else may write answers meanwhile. With n answers, each is copied O(log n) times, and
+    packed/ has O(log n) files.
     """
     files: list[Entry] = []
     packed: list[Entry] = []
@@ -193,21 +193,23 @@ def pack(folder: Storage) -> None:
 
 
 def all_files(folder: Storage) -> list[Entry]:
-    """The files of answers, by name from that folder on."""
+    """Lists the files of answers, with names relative to `folder`."""
     return [entry for entry in folder.entries(below=True) if NAME.fullmatch(entry.name)]
 
 
 def digest_of(name: str) -> str:
-    """How the digest of a file begins, from its name."""
+    """Returns the first 32 hex digits of a file's SHA-256, from its name."""
     return name.removesuffix(ENDING)[-32:]
 
 
 def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
-    """Puts one file in packed/ in the place of some; what is damaged in them is left out."""
+    """Merges files into one in packed/, without their damaged blocks, and deletes them."""
     own: tuple[AnswersFile, ...] = ()
     last = max(0, len(files) - AT_ONCE)
     for start in range(0, last, AT_ONCE):
-        own = _kept(own, merged(_all_opened(folder, files[start : min(last, start + AT_ONCE)])))
+        own = _with_pairs(
+            own, merged(_all_opened(folder, files[start : min(last, start + AT_ONCE)]))
+        )
     sources = (*own, *_all_opened(folder, files[last:]))
     with folder.scratch(f"{PACKED}/pack") as path:
         with path.open("wb") as writing:
@@ -222,23 +224,24 @@ def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
 
 
 def opened(folder: Storage, name: str, size: int) -> AnswersFile:
-    """A file of answers, as it lies on this machine or elsewhere."""
+    """Opens a file of answers, local or remote."""
+    on_damage = damage_reporter(folder, name)
     if folder.is_local:
-        return on_disk(folder.locate(name), said(folder, name))
-    return elsewhere(folder, name, size, said(folder, name))
+        return on_disk(folder.locate(name), on_damage)
+    return elsewhere(folder, name, size, on_damage)
 
 
-def said(folder: Storage, name: str) -> Callable[[str], None]:
-    """What says on standard error that a file is damaged."""
+def damage_reporter(folder: Storage, name: str) -> Callable[[str], None]:
+    """Returns a function that prints on standard error that the file is damaged."""
 
-    def say(what: str) -> None:
+    def report(what: str) -> None:
         print(f"{folder}/{name}: {what}; its answers are asked for again", file=sys.stderr)
 
-    return say
+    return report
 
 
 def after(wait_s: float, work: Callable[[], None]) -> threading.Timer:
-    """Does it after so many seconds, in a thread; whoever flushes learns why it could not."""
+    """Does the work after `wait_s` in a thread; ignores storage errors, which a flush raises."""
 
     def quietly() -> None:
         with contextlib.suppress(OSError, LostLockError):
@@ -254,8 +257,8 @@ def _all_opened(folder: Storage, files: Sequence[Entry]) -> list[AnswersFile]:
     return [opened(folder, file.name, file.size) for file in files]
 
 
-def _kept(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
-    """With a copy of sorted pairs on scratch disk; files of like size are merged: they are few."""
+def _with_pairs(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
+    """Adds sorted pairs as a scratch file; files of like size are merged, so they stay few."""
     files = [*own, in_scratch(pairs)]
     while len(files) > 1 and files[-2].size <= 2 * files[-1].size:
         files[-2:] = [in_scratch(merged(files[-2:]))]
@@ -263,7 +266,7 @@ def _kept(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersF
 
 
 def _put(folder: Storage, shard: int, pairs: dict[bytes, bytes]) -> str:
-    """Stores pairs as an object named by its content; that name."""
+    """Stores pairs as an object named by its content; returns the name."""
     file = io.BytesIO()
     write_answers(sorted(pairs.items()), file)
     data = file.getvalue()

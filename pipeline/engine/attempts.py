@@ -1,8 +1,8 @@
-"""Attempts at a piece of work, counted in storage before it starts: so a crash leaves its trace.
+"""Counts attempts at a piece of work in storage before each starts, so that a crash is seen.
 
-Success or a clean error takes the count away. Work that ends its worker three times within a run
-fails. A run that was killed as a whole says nothing of the work in its hand, nor does a machine of
-a cluster that goes away: then the count begins anew.
+Success or a clean error removes the count. Work that ends its worker three times within one run
+fails. The count starts anew after a run that was killed as a whole or a cluster machine that went
+away: neither tells anything of the work.
 """
 
 import json
@@ -23,18 +23,18 @@ from clipmill.pipeline.errors import (
 )
 
 T = TypeVar("T")
-FOLDER = "attempts"  # of the shards of a row stage: they go all at once, in few requests
+FOLDER = "attempts"  # of a row stage's shards: removed all at once, in few requests
 LOOK = "look for a crash in its native code or for too little memory"
 MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Count:
-    """What `<name>.attempt` holds."""
+    """The content of `<name>.attempt`."""
 
     inputs: str
     run: str
-    attempts: int  # of that run
+    attempts: int  # within that run
 
 
 def attempt(
@@ -47,17 +47,18 @@ def attempt(
     least: int = 1,
     most: int = MAX_ATTEMPTS,
     begun: bool = True,
-    kept: bool = False,
+    keep_count: bool = False,
     ended: str = "",
 ) -> T:
-    """The result of work(number): tried a second and a third time while its error may pass.
+    """Returns the result of work(number), tried up to three times on a RetryableError.
 
-    It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
-    fewer than `least` attempts are left, as the others ended their worker; that count stays.
+    The attempt is counted in `<name>.attempt`, anew for another digest of the inputs. Raises
+    CrashedError if fewer than `least` of `most` attempts are left, because the others ended their
+    worker; that count stays.
 
-    Where no end before can have been the work's own, `begun=False`: no count is looked for. Where
-    `kept`, the count outlives a success: whoever hears of it takes it away, with others. `ended`
-    says why the last worker was ended, where the executor did it.
+    `begun=False`: no worker can have died of this work, so no earlier count is read. `keep_count`:
+    the count outlives a success; the caller removes it. `ended`: why the executor ended the last
+    worker, if it did.
     """
     if _begin(folder, name, inputs, run, most, begun) < least:
         raise CrashedError(
@@ -71,7 +72,7 @@ def attempt(
     except (StageError, ShardError, DamagedError):
         end(folder, name)
         raise
-    if not kept:
+    if not keep_count:
         end(folder, name)
     return result
 
@@ -89,7 +90,7 @@ def _tried(work: Callable[[int], T], place: str, folder: Storage) -> T:
 
 
 def _begin(folder: Storage, name: str, inputs: str, run: str, most: int, begun: bool) -> int:
-    """How many attempts are left, this one among them; it is counted."""
+    """Counts this attempt; returns how many are left, including it."""
     count = folder.read_json(f"{name}.attempt", Count) if begun else None
     if count is None or (count.inputs, count.run) != (inputs, run):
         count = Count(inputs, run, attempts=0)
@@ -101,17 +102,17 @@ def _begin(folder: Storage, name: str, inputs: str, run: str, most: int, begun: 
 
 
 def end(folder: Storage, name: str) -> None:
-    """Takes the count away."""
+    """Removes the count."""
     folder.delete(f"{name}.attempt")
 
 
 def of_shards(folder: Storage) -> set[int]:
-    """The shards of a row stage with a count: somebody works on them, or died doing so."""
+    """Returns the row stage's shards with a count: a worker is at them, or died of them."""
     return {int(entry.name.partition(".")[0]) for entry in folder.entries(FOLDER)}
 
 
 def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:
-    """Sets a shard aside with its reason: `<shard>.failed.json`."""
+    """Sets a shard aside: stores the error as `<shard>.failed.json`."""
     found, where, do = error.args
     failure = Failure(shard, parents, isinstance(error, CrashedError), found, where, do)
     text = json.dumps(asdict(failure), sort_keys=True)
@@ -120,7 +121,7 @@ def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillEr
 
 
 def forget(folder: Storage) -> None:
-    """Lets what crashed its worker be tried again."""
+    """Deletes all counts, so that work that crashed its worker is tried again."""
     folder.delete_folder(FOLDER)
     places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
     for place in places:

@@ -1,23 +1,23 @@
-"""What the workers of a stage may spend together, shared out by accounts on the run's storage.
+"""A stage's budget, shared by its workers through accounts on the run's storage.
 
-budget/<worker>.json    in the stage's folder: what a worker has claimed, asks for and has spent
-budget/earlier.json     what those of earlier runs spent
+budget/<worker>.json    in the stage's folder: amounts that a worker claims, asks for and has spent
+budget/earlier.json     amounts spent by workers of earlier runs
 
-A worker that wants more writes down what it asks for, and then reads what all others have claimed
-and ask for. Of two that ask at once the later reads the earlier, so what is granted is never more
-than the limit. Who finds too little takes it back and tries again; the others' claims say whether
-that may help. It claims more than a request needs, so most requests touch no storage, and less the
-less is left: when its shard ends, when no request is under way or nothing is left, it gives back
-what it has not spent.
+To claim more, a worker first writes down the amount it asks for, then reads all other accounts. Of
+two that ask at once the later reads the earlier, so the sum of claims never exceeds the limit. If
+too little is left, the worker withdraws and tries again; the others' claims tell whether that may
+help. Claims exceed a single request's need, so most requests touch no storage, and shrink with the
+rest of the budget. A worker gives back unspent amounts when its shard ends, when no request is
+under way and when nothing is left.
 
-What is claimed counts as spent until it is given back, in later runs too: a worker that is killed
-leaves no word of the requests that were under way. One that lives changes its account every second
-while a request is, so others tell whether to wait for it. An account counts an answer only once
-that answer is stored.
+A claim counts as spent until it is given back, in later runs too: a killed worker may have sent
+requests that no account shows. A live worker changes its account every second while a request is
+under way, so others know whether to wait for it. An account counts an answer only once that answer
+is stored.
 
-The driver shares nothing out: it hears of workers but cannot answer them, on a cluster least of
-all, while all of them reach the run's storage. That must show a new object to whoever reads next,
-as local disks and S3 do.
+The driver does not hand out shares: it hears from workers but cannot answer them, least of all on a
+cluster, while every worker reaches the run's storage. That storage must show a new object to the
+next reader, as local disks and S3 do.
 """
 
 import json
@@ -33,36 +33,36 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.answers import STORE_S, after
 
 FOLDER, EARLIER = "budget", "earlier.json"
-TRIES = 8  # to claim what others ask for too
-PAUSE_MS = 50  # between two of them, at most
-QUICK_S = 2.0  # a worker that asks again within it gets twice as much: what a kill may take
-SILENT_S = 20.0  # an account that has not changed for so long is of a dead worker
-MOST_TIMES = 2.0**20  # what a request needs
-MOST = 1 / 64  # of a limit that a worker claims and has not spent
-NEAR_S = 10.0  # after a refusal others may wait for what is settled: it is stored at once
-AT_ONCE_S = 0.1
-REFUSED_S = 0.5  # for which nobody looks again what others have left
-ROUNDING = 1e-9  # of a limit: sums of prices
-READERS = 8  # accounts read at once
+TRIES = 8  # attempts at a claim while others ask too
+PAUSE_MS = 50  # between two attempts, at most
+QUICK_S = 2.0  # a claim this soon after the last is doubled: a kill may lose this long's spending
+SILENT_S = 20.0  # an account unchanged for this long is a dead worker's
+MOST_TIMES = 2.0**20  # most that a claim is, in multiples of one request's need
+MOST = 1 / 64  # share of a limit that a worker may hold unspent
+NEAR_S = 10.0  # this long after a refusal others may wait for us: accounts are stored sooner …
+AT_ONCE_S = 0.1  # … after this long
+REFUSED_S = 0.5  # this long after a refusal the other accounts are not read again
+ROUNDING = 1e-9  # share of a limit that sums of prices may be off by
+READERS = 8  # accounts read in parallel
 
 Amounts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Account:
-    """What `<worker>.json` holds, by unit; `asked` is what is claimed and what is asked for."""
+    """The content of `<worker>.json`, amounts by unit; `asked` includes `claimed`."""
 
     claimed: dict[str, float] = field(default_factory=dict)
     asked: dict[str, float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
-    beat: int = 0  # another number while requests are under way
-    closed: tuple[str, ...] = ()  # of earlier.json: accounts that are in it, if they lie there yet
+    beat: int = 0  # heartbeat: changes while requests are under way
+    closed: tuple[str, ...] = ()  # in earlier.json: accounts it includes, even if not yet deleted
 
 
 class SharedBudget:
     """One worker's account in a stage's budget: implements `Budget`. Threads may share it.
 
-    `store` stores the answers that were got by now: it is called before they are counted.
+    `store` stores the answers received by now; it is called before their cost is published.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class SharedBudget:
         self._claimed, self._reserved, self._spent = (dict.fromkeys(limits, 0.0) for _ in range(3))
         self._published = Account(spent=dict(self._spent))
         self._timer: threading.Timer | None = None
-        self._times = 1.0  # what a request needs: how much is claimed
+        self._times = 1.0  # size of the next claim, in multiples of the request
         self._claimed_s = self._refused_s = -math.inf
-        self._left_then: dict[str, float] = {}  # by the others, when it was refused
-        self._others_then: dict[str, Account] = {}  # the same
-        self._changed_s: dict[str, tuple[Account, float]] = {}  # others, and since when they are so
+        self._left_then: dict[str, float] = {}  # by the others, at the last refusal
+        self._others_then: dict[str, Account] = {}  # as last read to claim
+        self._changed_s: dict[str, tuple[Account, float]] = {}  # others, and since when unchanged
         self._beat = 0
 
     def reserve(self, amounts: Amounts) -> bool:
@@ -117,14 +117,14 @@ class SharedBudget:
                     since = now
                 self._changed_s[name] = account, since
                 spent = account.spent
-                held = {u: amount - spent.get(u, 0) for u, amount in account.asked.items()}
-                is_awaited |= self._is_any(held) and now - since < SILENT_S
+                unspent = {u: amount - spent.get(u, 0) for u, amount in account.asked.items()}
+                is_awaited |= self._is_any(unspent) and now - since < SILENT_S
             return is_awaited
 
     def flush(self) -> None:
-        """Stores what was spent, and gives back what is claimed and not needed.
+        """Stores the amounts spent, and gives back the rest of the claim.
 
-        No request is under way: what is set aside still was given up, and counts as spent.
+        No request may be under way: amounts still reserved were abandoned, and count as spent.
         """
         with self._lock:
             self._spent = self._needed()
@@ -136,7 +136,7 @@ class SharedBudget:
         self._publish()
 
     def _later(self) -> None:
-        """Has the account stored within a second, and again while requests are under way."""
+        """Schedules storing the account within a second, and again while requests are under way."""
         if self._timer is None:
             is_near = time.monotonic() < self._refused_s + NEAR_S
             self._timer = after(min(STORE_S, AT_ONCE_S) if is_near else STORE_S, self._late)
@@ -155,11 +155,11 @@ class SharedBudget:
         return _sum([self._spent, self._reserved])
 
     def _is_any(self, amounts: Amounts) -> bool:
-        """Whether there is more of a unit than sums are rounded by."""
+        """Returns whether any unit's amount exceeds the rounding of sums."""
         return any(amounts.get(u, 0) > ROUNDING * limit for u, limit in self._limits.items())
 
     def _fits(self, needed: Amounts, limits: Amounts) -> bool:
-        """Whether a request stays within some limits."""
+        """Returns whether a request, on top of the needs so far, stays within `limits`."""
         mine = self._needed()
         return all(
             mine[unit] + amount <= limits[unit] + ROUNDING * self._limits[unit]
@@ -167,7 +167,7 @@ class SharedBudget:
         )
 
     def _claim(self, needed: Amounts) -> bool:
-        """Whether the request fits now: more was claimed. Else all that is not needed is given."""
+        """Returns whether enough could be claimed; if too little is left, gives back the rest."""
         now = time.monotonic()
         if now - self._refused_s < REFUSED_S and not self._fits(needed, self._left_then):
             return False
@@ -180,46 +180,46 @@ class SharedBudget:
                 self._left_then, self._refused_s = left, now
                 self._give_back()
                 return False
-            asked = self._ask(needed, left, len(others) + 1)
-            self._publish(asked)
+            claim = self._next_claim(needed, left, len(others) + 1)
+            self._publish(claim)
             self._others_then = self._others()
             left = self._left(account.asked for account in self._others_then.values())
             if self._fits(needed, left):
                 before = self._claimed
-                self._claimed = {unit: min(asked[unit], left[unit]) for unit in asked}
+                self._claimed = {unit: min(claim[unit], left[unit]) for unit in claim}
                 self._claimed_s = now
                 try:
                     self._publish()
                 except BaseException:
-                    self._claimed = before  # nothing is spent that no account holds
+                    self._claimed = before  # spend only what a stored account claims
                     raise
                 return True
             self._publish()
             time.sleep(zlib.crc32(f"{self._name}{number}".encode()) % PAUSE_MS / 1000)
         return False
 
-    def _ask(self, needed: Amounts, left: Amounts, workers: int) -> dict[str, float]:
-        """What it claims in all: the request, and a share of what is left then."""
+    def _next_claim(self, needed: Amounts, left: Amounts, workers: int) -> dict[str, float]:
+        """Returns the whole claim to ask for: needs so far, the request and a share of the rest."""
         mine = self._needed()
-        asked = {}
+        claim = {}
         for unit, amount in needed.items():
             rest = max(0.0, left[unit] - mine[unit] - amount) / (2 * workers)
             more = min(amount * (self._times - 1), rest, self._limits[unit] * MOST)
-            asked[unit] = mine[unit] + amount + more
-        return asked
+            claim[unit] = mine[unit] + amount + more
+        return claim
 
     def _left(self, theirs: Iterable[Amounts]) -> dict[str, float]:
-        """What others leave of each limit."""
+        """Returns what the others' amounts leave of each limit."""
         taken = _sum(theirs)
         return {unit: limit - taken.get(unit, 0) for unit, limit in self._limits.items()}
 
     def _others(self) -> dict[str, Account]:
         return _accounts(self._folder, self._name)
 
-    def _publish(self, asked: Amounts | None = None) -> None:
-        """Stores the account, where it is not stored like that."""
+    def _publish(self, claim: Amounts | None = None) -> None:
+        """Stores the account if it has changed; `claim` is asked for, not yet granted."""
         claimed = {unit: max(self._claimed[unit], need) for unit, need in self._needed().items()}
-        asking = {u: max(asked[u], amount) for u, amount in claimed.items()} if asked else claimed
+        asking = {u: max(claim[u], amount) for u, amount in claimed.items()} if claim else claimed
         spent = dict(self._spent)
         if spent != self._published.spent:
             self._store()
@@ -230,7 +230,7 @@ class SharedBudget:
 
 
 def close_accounts(folder: Storage) -> None:
-    """Adds up what workers of earlier runs spent, or may have: nobody spends now."""
+    """Merges all accounts into earlier.json, claims counted as spent; nobody may spend now."""
     names = [entry.name for entry in folder.entries() if entry.name != EARLIER]
     if not names:
         return
@@ -241,20 +241,20 @@ def close_accounts(folder: Storage) -> None:
 
 
 def spent_in(folder: Storage) -> dict[str, float]:
-    """What a stage has spent by now, or may have, by unit: all that is set aside."""
+    """Returns the amounts that a stage has spent, by unit, open claims included."""
     return _sum(account.claimed for account in _accounts(folder, "").values())
 
 
-def _accounts(folder: Storage, but: str) -> dict[str, Account]:
-    """All accounts that count, but one's own, by name."""
-    names = [entry.name for entry in folder.entries() if entry.name != but]
+def _accounts(folder: Storage, own: str) -> dict[str, Account]:
+    """Reads all accounts but one's own, by file name; those within earlier.json are left out."""
+    names = [entry.name for entry in folder.entries() if entry.name != own]
     if not names:
         return {}
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda name: folder.read_json(name, Account), names)
-        found = {name: account for name, account in zip(names, read, strict=True) if account}
-    closed = found[EARLIER].closed if EARLIER in found else ()
-    return {name: account for name, account in found.items() if name not in closed}
+        accounts = {name: account for name, account in zip(names, read, strict=True) if account}
+    closed = accounts[EARLIER].closed if EARLIER in accounts else ()
+    return {name: account for name, account in accounts.items() if name not in closed}
 
 
 def _sum(amounts: Iterable[Amounts]) -> dict[str, float]:

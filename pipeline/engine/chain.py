@@ -1,4 +1,4 @@
-"""A chain: row stages that run together, shard by shard; and which of them are due on a shard."""
+"""A chain of fused row stages, and the choice of stages to compute next on a shard."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from clipmill.pipeline.stage import RowStage
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """Row stages that run together, and what they need to know of the run."""
+    """Row stages that run together shard by shard, with what they need of the run."""
 
     seed: int
     run_id: str
     run: Storage
     stages: tuple[PlannedStage, ...]
     stored: Mapping[str, StoredColumns]  # of every stage of the plan
-    models: Mapping[str, str]  # stages that give one to these: the digest of their files
+    models: Mapping[str, str]  # stages whose files these stages read -> digest of the files
     retry: tuple[str, ...] = ()  # reasons whose rows are tried again
 
 
@@ -30,40 +30,40 @@ class ShardItem:
     """One shard on its way through chains, small: states and records by stage, no rows."""
 
     shard: int
-    states: dict[str, ShardState]  # good ones, of these stages and of those that they read
-    failed: dict[str, Failure | None]  # None: not its own fault, an earlier stage's
+    states: dict[str, ShardState]  # good ones only, of these stages and of the stages they read
+    failed: dict[str, Failure | None]  # None: an earlier stage failed, not this one
     records: dict[str, list[Record]]
     set_aside: dict[str, Failure]  # failures of earlier runs
-    unchecked: frozenset[str]  # stages whose lost file had no page checksums: made again alike
-    begun: bool = True  # a worker may have died of it: its attempts were counted
-    ended: str = ""  # why the executor ended the last worker that had it, where it did
-    made: list[tuple[str, Record]] = field(default_factory=list)
+    unchecked: frozenset[str]  # stages to write without page checksums, as their lost file was
+    begun: bool = True  # a worker may have died of it, so its attempts were counted
+    ended: str = ""  # why the executor ended the last worker on it, if it did
+    new_records: list[tuple[str, Record]] = field(default_factory=list)  # stored by this run
     damaged: list[DamagedError] = field(default_factory=list)
 
     def mask(self, planned: PlannedStage) -> ShardState | None:
-        """The shard of the select stage whose rows alone are computed."""
+        """Returns the select's shard that masks the stage; None if all rows are computed."""
         return self.states[planned.only] if planned.only else None
 
     def parents(self, planned: PlannedStage, models: Mapping[str, str]) -> dict[str, str]:
-        """The digests of what the stage's shard is made of."""
+        """Returns the digests of the inputs of the stage's shard, by name."""
         digests = {name: state.digest for name, state in self.states.items()}
         return parents_of(planned, digests, models)
 
     def is_partial(self, planned: PlannedStage) -> bool:
-        """Whether the stage computes only some rows: of a mask, or in a later pass."""
+        """Returns whether the stage computes only some rows: those of a mask or of a later pass."""
         return bool(planned.only or self.records.get(planned.name))
 
     def is_blocked(self, planned: PlannedStage) -> bool:
-        """Whether a stage that it needs has failed here."""
+        """Returns whether a stage that it needs has failed on this shard."""
         return any(need in self.failed for need in planned.needs)
 
 
 def next_together(todo: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
-    """The stages that are computed next, in one go over the shard.
+    """Returns the stages to compute next, in one pass over the shard.
 
-    `todo` has needs before those who need them. A stage that computes some rows only goes alone;
-    it may also turn out to be good, once its parents are done. One that keeps its finished batches
-    waits until its parents are stored: what is kept is kept for their digests.
+    `todo` is in topological order. A stage that computes only some rows goes alone; it may also
+    turn out to be good once its parents are done. A stage with partial results waits until its
+    parents are stored: partial results are stored under the parents' digests.
     """
     first, *rest = todo
     together = [first]

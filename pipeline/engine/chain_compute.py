@@ -1,4 +1,4 @@
-"""The columns of row stages over one shard: read once, computed by batches, stored by stage."""
+"""Computes row stages over one shard: read once, computed by batches, stored by stage."""
 
 import contextlib
 import time
@@ -21,7 +21,7 @@ from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.engine.functions import Batch, Functions
 from clipmill.pipeline.engine.partial_results import PartialResults
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.done import parents_of
 from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows
@@ -42,9 +42,9 @@ class Computation:
     attempt: int  # 1 up
 
     def whole_shard(self, stages: list[PlannedStage]) -> dict[str, Record]:
-        """Every row, by stages that read the shard together: the record of each.
+        """Computes every row by stages that read the shard together; returns the records by stage.
 
-        A column that one of them writes is handed to the next in memory.
+        Columns that one stage writes are handed to the next in memory.
         """
         began = time.monotonic()
         inside = {planned.name for planned in stages}
@@ -56,41 +56,41 @@ class Computation:
         }
         with ExitStack() as stack:
             known = self.item.states.get(stages[0].root)
-            tell = stack.enter_context(self._telling(stages, known.rows if known else 0))
+            tell = stack.enter_context(self._progress(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             batches = stack.enter_context(closing(self._read(stages[0], reading)))
-            kept = [stack.enter_context(self._kept(planned)) for planned in stages]
-            for planned, (_, writer), rows in zip(stages, files, kept, strict=True):
+            partials = [stack.enter_context(self._partials(planned)) for planned in stages]
+            for planned, (_, writer), rows in zip(stages, files, partials, strict=True):
                 through = self._through(planned, batches, writer, rows)
                 batches = stack.enter_context(closing(through))
             for batch in batches:
                 tell(len(batch.uids))
             records: dict[str, Record] = {}
-            states = dict(self.item.states)  # those of a chain name the ones before them as parents
+            states = dict(self.item.states)  # grows: earlier stages of the chain are parents too
             for planned, file in zip(stages, files, strict=True):
                 digests = {name: state.digest for name, state in states.items()}
                 parents = parents_of(planned, digests, self.chain.models)
                 records[planned.name] = self._store(planned, file, began, [], None, parents)
                 states[planned.name] = state_of([records[planned.name]], None)
-            for rows in filter(None, kept):
+            for rows in filter(None, partials):
                 rows.drop()
             return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
-        """A pass: the rows that today's mask or `--retry` asks for. No record where one says so."""
+        """Computes rows due by the mask or `--retry`; no record if an earlier one says none are."""
         began = time.monotonic()
         records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
         stored = self.chain.stored[planned.name]
-        asked_N = rows_asked(stored, records, mask, self.chain.retry)
-        if records and not asked_N.any():
+        due_N = rows_due(stored, records, mask, self.chain.retry)
+        if records and not due_N.any():
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-        asked = self._asked(planned, reading, asked_N, bool(records))
+        batches = self._due(planned, reading, due_N, bool(records))
         with (
-            self._telling([planned], int(np.count_nonzero(asked_N))) as tell,
+            self._progress([planned], int(np.count_nonzero(due_N))) as tell,
             self._file(planned, records) as file,
-            self._kept(planned) as kept,
-            closing(self.functions.through(planned, asked, self.item.shard, kept)) as answers,
+            self._partials(planned) as partials,
+            closing(self.functions.through(planned, batches, self.item.shard, partials)) as answers,
         ):
             for batch, answer in answers:
                 row_K = batch.rows_computed
@@ -102,13 +102,13 @@ class Computation:
                 file[1].add(answer)
                 tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
-            made = self._store(planned, file, began, records, mask, parents)
-            if kept:
-                kept.drop()
-            return {planned.name: made}
+            record = self._store(planned, file, began, records, mask, parents)
+            if partials:
+                partials.drop()
+            return {planned.name: record}
 
     def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
-        """The shard, batch by batch."""
+        """Yields the shard batch by batch."""
         assert isinstance(planned.stage, RowStage)
         rows, start = planned.stage.batch_rows, 0
         for table in read_rows(self.chain.stored, self.item.states, reading, planned.root, rows):
@@ -116,16 +116,16 @@ class Computation:
             yield Batch(start=start, whole=table[UID.name], columns=columns)
             start += len(table)
 
-    def _asked(
+    def _due(
         self,
         planned: PlannedStage,
         reading: Mapping[str, Binding],
-        asked_N: NDArray[np.bool_],
+        due_N: NDArray[np.bool_],
         is_sparse: bool,
     ) -> Generator[Batch]:
-        """Batches with the rows that are asked for; those without any are left out where sparse."""
+        """Yields batches cut to the rows of `due_N`; if sparse, without the empty ones."""
         for batch in self._read(planned, reading):
-            row_K = np.flatnonzero(asked_N[batch.start : batch.start + len(batch.whole)])
+            row_K = np.flatnonzero(due_N[batch.start : batch.start + len(batch.whole)])
             if len(row_K) or not is_sparse:
                 yield batch if len(row_K) == len(batch.whole) else batch.only(row_K)
 
@@ -134,38 +134,38 @@ class Computation:
         planned: PlannedStage,
         batches: Iterator[Batch],
         writer: ShardWriter,
-        kept: PartialResults | None,
+        partials: PartialResults | None,
     ) -> Generator[Batch]:
-        """The batches after a stage, whose answers are written, and are there for the next."""
+        """Yields the batches with the stage's columns added, once these are written."""
         shard = self.item.shard
-        with closing(self.functions.through(planned, batches, shard, kept)) as answers:
+        with closing(self.functions.through(planned, batches, shard, partials)) as answers:
             for batch, answer in answers:
-                made = {(planned.name, name): answer[name] for name in answer.column_names}
-                batch.columns |= made
+                columns = {(planned.name, name): answer[name] for name in answer.column_names}
+                batch.columns |= columns
                 writer.add(answer)
                 yield batch
 
     @contextlib.contextmanager
-    def _telling(
+    def _progress(
         self, stages: Sequence[PlannedStage], rows: int
     ) -> Iterator[Callable[[int], None]]:
-        """Tells how many rows these stages have computed, of so many: called with some more."""
-        teller = Teller(tuple(planned.name for planned in stages), str(self.item.shard))
+        """Yields a function that reports progress: called with the number of rows just computed."""
+        reporter = ProgressReporter(tuple(planned.name for planned in stages), str(self.item.shard))
         done, total = 0, rows
 
         def more(rows: int) -> None:
             nonlocal done
             done += rows
-            teller(done, max(done, total, 1), "rows")
+            reporter(done, max(done, total, 1), "rows")
 
         more(0)
         try:
             yield more
         finally:
-            teller.over()
+            reporter.over()
 
-    def _kept(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
-        """The rows of the stage's next pass that are answered, where it keeps them."""
+    def _partials(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:
+        """Opens the partial results of the stage's next pass; None if the stage keeps none."""
         assert isinstance(planned.stage, RowStage)
         if not planned.stage.journals:
             return contextlib.nullcontext()
@@ -180,7 +180,7 @@ class Computation:
 
     @contextlib.contextmanager
     def _file(self, planned: PlannedStage, earlier: list[Record] | None) -> Iterator[File]:
-        """A scratch file for a pass, and what writes it; after earlier passes it is sparse."""
+        """Opens a scratch file for a pass, with its writer; after earlier passes it is sparse."""
         schema = stored_schema(planned.stage, sparse=bool(earlier))
         is_checked = planned.name not in self.item.unchecked
         with (
@@ -198,7 +198,7 @@ class Computation:
         mask: ShardState | None,
         parents: dict[str, str],
     ) -> Record:
-        """Answers and what they cost, data, then its record."""
+        """Stores answers and their cost, then the data, then its record, which it returns."""
         self.functions.flush()
         path, writer = file
         return store(
@@ -219,7 +219,7 @@ class Computation:
     def _empty_pass(
         self, planned: PlannedStage, earlier: list[Record], mask: ShardState | None
     ) -> dict[str, Record]:
-        """A record that this mask asks for nothing more, where none says so."""
+        """Stores a record without rows for this mask, unless an earlier one has that mask."""
         if mask is None or any(record.mask == mask.digest for record in earlier):
             return {}
         record = Record(
@@ -239,32 +239,32 @@ class Computation:
         return {planned.name: record}
 
 
-def rows_asked(
+def rows_due(
     stored: StoredColumns,
     records: list[Record],
     mask: ShardState | None,
     retry: tuple[str, ...],
 ) -> NDArray[np.bool_]:
-    """(N,) whether each row is to be computed: in the mask and not yet, or up for retry."""
-    asked_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
+    """Returns (N,) True for rows to compute: in the mask, and missing or to be retried."""
+    due_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
     if mask is not None and stored.mask_folder is not None:
         keep = [
             pc.fill_null(table[KEEP.name], False).to_numpy(zero_copy_only=False)
             for table in read_stage(stored.mask_folder, mask, [KEEP.name], 65_536)
         ]
-        asked_N = np.concatenate(keep)
+        due_N = np.concatenate(keep)
     if not records:
-        return asked_N
+        return due_N
     unmasked = replace(stored, mask_folder=None)
     tables = unmasked.read(state_of(records, None), [REASON.name], 65_536)
     reason = pa.concat_tables(tables)[REASON.name].cast(pa.string())
     again = pc.fill_null(pc.is_in(reason, pa.array((NOT_SELECTED, *retry))), False)
-    asked_N &= again.to_numpy(zero_copy_only=False)
-    return asked_N
+    due_N &= again.to_numpy(zero_copy_only=False)
+    return due_N
 
 
 def spread(answer: pa.Table, row_K: NDArray[np.int64], uids: pa.ChunkedArray) -> pa.Table:
-    """The answer for some rows of a batch among all of them; the others null, `not_selected`."""
+    """Spreads the answer of rows `row_K` over the whole batch; the rest is null, `not_selected`."""
     index = np.zeros(len(uids), np.int64)
     outside = np.ones(len(uids), bool)
     index[row_K] = np.arange(len(row_K))

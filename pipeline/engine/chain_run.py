@@ -1,6 +1,6 @@
-"""A chain in a worker: for each shard it finds what is missing, and has it computed and stored.
+"""Runs a chain in a worker: finds the stages missing on each shard, computes and stores them.
 
-It decides from digests, so a repaired parent redoes its own shard and no other.
+Digests decide what is missing, so a repaired parent has only its own shard recomputed.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ from clipmill.pipeline.run_folder.done import current, standing
 
 
 class ChainRun:
-    """The function of one shard that a worker keeps; a stage is opened at its first batch."""
+    """A worker's function of one shard item; each stage is opened once, at its first batch."""
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
@@ -38,17 +38,17 @@ class ChainRun:
         self.scratch.cleanup()
 
     def __call__(self, item: ShardItem) -> ShardItem:
-        """The item with each stage's state, or why it failed. Only a StageError is raised."""
+        """Fills in the item with each stage's state or failure; raises StageError only."""
         todo = self._missing(self.chain.stages, item)
         while todo:
             together = next_together(todo, item)
             rest = [planned for planned in todo if planned not in together]
-            self._attempt(together, item, kept=not rest)
+            self._attempt(together, item, keep_count=not rest)
             todo = self._missing(rest, item)
         return item
 
     def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
-        """The stages with something to compute; those that wait for one of them are among them."""
+        """Returns the stages with something to compute, and the stages that wait for these."""
         missing: list[PlannedStage] = []
         for planned in stages:
             if item.is_blocked(planned):
@@ -60,12 +60,12 @@ class ChainRun:
         return missing
 
     def _is_settled(self, planned: PlannedStage, item: ShardItem) -> bool:
-        """Whether the shard is good, or left alone after a crash: the item then says which."""
+        """Returns whether the shard is good or failed in a crash before; the item notes which."""
         name, mask = planned.name, item.mask(planned)
         parents = item.parents(planned, self.chain.models)
         stored = item.records.get(name, [])
         records = item.records[name] = current(stored, parents)
-        for record in [] if records else stored[:0:-1]:  # passes over rows that are no more
+        for record in [] if records else stored[:0:-1]:  # later passes over outdated rows
             self.chain.stored[name].folder.delete(record.name)
         failure = item.set_aside.get(name)
         verdict = standing(records, failure, parents, mask.digest if mask else None)
@@ -78,14 +78,14 @@ class ChainRun:
         item.states[name] = state_of(records, mask)
         return True
 
-    def _attempt(self, stages: list[PlannedStage], item: ShardItem, kept: bool) -> None:
-        """Computes stages together, counting attempts in storage; a failure is written down.
+    def _attempt(self, stages: list[PlannedStage], item: ShardItem, keep_count: bool) -> None:
+        """Computes stages together, counting attempts in storage; a failure is stored.
 
-        The count of the item's last work is kept: a worker that dies before the item is handed
-        back has it done again as a whole, so the others' counts go as they succeed.
+        `keep_count`: the item's last work keeps its count, since the whole item is done again if
+        the worker dies before handing it back. All other counts are removed on success.
 
-        Stages that fail together, or have ended their worker, are done one by one: that tells whose
-        fault it is, and what the others made stays.
+        Stages that fail together, or have ended their worker, are redone one by one: that shows
+        which is at fault, and the results of the others stay.
         """
         first, shard = stages[0], item.shard
         folder = self.chain.stored[first.name].folder
@@ -102,10 +102,10 @@ class ChainRun:
                 f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}",
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
                 begun=item.begun,
-                kept=kept,
+                keep_count=keep_count,
                 ended=item.ended,
             )
-        except DamagedError as damaged:  # an earlier stage's file: that one is made again first
+        except DamagedError as damaged:  # an earlier stage's file, to be recomputed first
             item.damaged.append(damaged)
             item.failed.update({planned.name: None for planned in stages})
         except ShardError as error:
@@ -113,7 +113,7 @@ class ChainRun:
                 item.failed[first.name] = attempts.fail(folder, shard, parents, error)
             else:
                 self._attempt_each(stages, item)
-            attempts.end(folder, name)  # of a crash
+            attempts.end(folder, name)  # a CrashedError left it
         else:
             for planned in stages:
                 if failure := item.set_aside.get(planned.name):
@@ -124,7 +124,7 @@ class ChainRun:
             if item.is_blocked(planned):
                 item.failed[planned.name] = None
             else:
-                self._attempt([planned], item, kept=False)
+                self._attempt([planned], item, keep_count=False)
 
     def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
         computation = Computation(self.chain, self.functions, item, attempt)
@@ -135,10 +135,10 @@ class ChainRun:
             else:
                 records = computation.whole_shard(stages)
         finally:
-            self.functions.flush()  # of a shard that fails too
+            self.functions.flush()  # answers of a failed shard are stored too
         for planned in stages:
             name = planned.name
             if record := records.get(name):
                 item.records[name] = [*item.records.get(name, []), record]
-                item.made.append((name, record))
+                item.new_records.append((name, record))
             item.states[name] = state_of(item.records[name], item.mask(planned))

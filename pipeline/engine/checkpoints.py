@@ -1,7 +1,7 @@
-"""The newest state of a long piece of work, in the stage's folder until the stage is complete.
+"""Stores the newest state of long work, such as training, until its stage is complete.
 
-They lie in the stage's journal, which belongs to its inputs: work on other inputs finds none, and
-they go as the journal does. A file's name holds its step and its digest.
+Checkpoints lie in the stage's journal, which belongs to the stage's inputs: work on other inputs
+finds none, and they are deleted with the journal. A file is named by its step and digest.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from clipmill.metadata.storage import BLOCK_BYTES, Storage
 
-FOLDER = "checkpoints"  # of a journal
+FOLDER = "checkpoints"  # within a journal
 NAME = re.compile(r"(\d{12})-([0-9a-f]{32})")
 
 
 class StoredCheckpoints:
-    """Implements `Checkpoints` in one folder."""
+    """Checkpoints stored in one folder: implements `Checkpoints`."""
 
     def __init__(self, folder: Storage, place: str, scratch: Path) -> None:
         self.folder, self.place, self.scratch = folder, place, scratch
@@ -36,7 +36,7 @@ class StoredCheckpoints:
         while names := self._names():
             for name in names:
                 step, sha256 = name.split("-")
-                with suppress(FileNotFoundError):  # a newer one has come
+                with suppress(FileNotFoundError):  # replaced by a newer one
                     if self._copied(name, copy).startswith(sha256):
                         return int(step), copy
             if names == self._names():
@@ -45,12 +45,12 @@ class StoredCheckpoints:
         return None
 
     def _names(self) -> list[str]:
-        """The newest first."""
+        """Lists the checkpoints, newest first."""
         names = [entry.name for entry in self.folder.entries(self.place)]
         return sorted(filter(NAME.fullmatch, names), reverse=True)
 
     def _copied(self, name: str, path: Path) -> str:
-        """The digest of a checkpoint, which is copied there."""
+        """Copies a checkpoint to `path`; returns its SHA-256."""
         total = hashlib.sha256()
         with self.folder.open(f"{self.place}/{name}") as source, path.open("wb") as sink:
             while block := source.read_buffer(BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""The calls of a dataset stage, as a run answers them: journalled, in workers."""
+"""Implements the calls of a dataset stage: run in workers, with results journalled."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -59,12 +59,12 @@ from clipmill.pipeline.run_folder.rows import PoolShards
 from clipmill.pipeline.stage import DatasetStage
 
 PARTITION_ROWS = 250_000
-LONGER_FROM_ROWS = 2_000_000_000  # of the pool: partitions grow, as its root
+LONGER_FROM_ROWS = 2_000_000_000  # in larger pools partitions grow with the square root of rows
 LEAST_PARTITIONS = 4
 
 
 class RunContext:
-    """Implements `Context` for one dataset stage of one run."""
+    """The `Context` of one dataset stage in one run."""
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
@@ -78,14 +78,14 @@ class RunContext:
         self._local, self._kept = f"rows-{digest([self.folder, run.run_id])[:16]}", 0
 
     def close(self) -> None:
-        """The stage has ended: rows that it kept on this machine's scratch go."""
+        """Deletes the rows that the stage kept on this machine's scratch disk."""
         self.run.local.discard(self._local)
         remove_shared(self._local)
         mapped.cache_clear()
 
     @property
     def journal(self) -> str:
-        """The name of its journal's folder."""
+        """The name of the journal's folder."""
         return self.calls.name
 
     @property
@@ -126,7 +126,7 @@ class RunContext:
 
     def keep_local(self, over: Any) -> LocalShards:
         self.run.local.add(self._local)
-        shared_scratch(self._local)  # held by the driver too: workers come and go
+        shared_scratch(self._local)  # the driver shares it too, as workers come and go
         self._kept += 1
         return LocalShards(over, self._local, self._kept)
 
@@ -152,13 +152,13 @@ class RunContext:
             stops = np.arange(0, len(shards), self._at_once) + self._at_once
             self._store("shards", work, shards, len(shards), stops=stops)
             return
-        # Rows go home in two steps: to a run of neighbouring shards, then each to its own.
+        # Rows return in two steps: to a run of neighbouring shards, then each to its own shard.
         sizes = [home.rows(shard) for shard in range(len(home))]
         runs = neighbours(sizes, partition_rows(sum(sizes)), LEAST_PARTITIONS)
         starts = np.array([start for start, _ in runs])
-        homeward = self._shuffle(over, partial(by_home, starts), len(runs))
+        by_run = self._shuffle(over, partial(by_home, starts), len(runs))
         groups = [Neighbours(p, a, sizes[a:b], parents) for p, (a, b) in enumerate(runs)]
-        work = partial(restore_neighbours, homeward, self.run.planned)
+        work = partial(restore_neighbours, by_run, self.run.planned)
         self._store("restore", work, groups, len(home))
 
     def reduce(
@@ -180,12 +180,12 @@ class RunContext:
                 "the pool is empty",
             )
         levels = [call]
-        while len(states) > 1 and sum(one["size"] for one in states) > BY_DRIVER_BYTES:
+        while len(states) > 1 and sum(stored["size"] for stored in states) > BY_DRIVER_BYTES:
             levels.append(f"{call}.{len(levels)}")
-            files = [one["file"] for one in states]
+            files = [stored["file"] for stored in states]
             groups = [files[start : start + MERGED] for start in range(0, len(files), MERGED)]
             states = self._states(levels[-1], partial(merge_some, merge), groups)
-        state = merged(folder, merge, [one["file"] for one in states])
+        state = merged(folder, merge, [stored["file"] for stored in states])
         put_state(folder, f"{call}.npz", state, point="journal")
         for level in levels:
             folder.delete_folder(f"{level}.data")
@@ -224,7 +224,7 @@ class RunContext:
         put_sealed(folder, f"{call}.json", result, point="journal")
         return result
 
-    # Behind them
+    # Shared by the calls
 
     @property
     def _home(self) -> PoolShards:
@@ -259,17 +259,19 @@ class RunContext:
             lambda result: is_dropped or sizes.get(result["file"]) == result.get("size"),
         )
         index = put_index(folder, data, results, count)
-        files = tuple(one["file"] for one in results for _ in range(one["segments"]))
+        files = tuple(result["file"] for result in results for _ in range(result["segments"]))
         return Partitions(folder, data, files, index, count)
 
-    def _states(self, call: str, work: Callable[..., Any], of: list[Any]) -> list[dict[str, Any]]:
-        """File and size of a state of each, as the work of a unit leaves it."""
+    def _states(
+        self, call: str, work: Callable[..., Any], inputs: list[Any]
+    ) -> list[dict[str, Any]]:
+        """Returns `file` and `size` of the state that the work stored for each input."""
         data = f"{call}.data"
         sizes = sizes_in(self.run.folder, data)
         return self.calls.results(
             call,
             partial(work, data),
-            of,
+            inputs,
             lambda result: result.get("size") == sizes.get(result["file"], 0),
         )
 
@@ -283,10 +285,10 @@ class RunContext:
         tolerant: bool = False,
         stops: NDArray[np.integer] | None = None,
     ) -> None:
-        """Stores this stage's own shards; those whose record is good are left alone.
+        """Stores this stage's own shards; shards whose record is good are skipped.
 
-        Where it is tolerant, a shard that fails is set aside, and the others go on. Those between
-        two `stops` are one unit, and units of their own once that has failed.
+        If tolerant, a shard that fails is set aside and the others go on. The shards between two
+        `stops` are one unit; once that fails, each is a unit of its own.
         """
         self.shards = total
         known = self.run.known
@@ -303,18 +305,18 @@ class RunContext:
             else:
                 left.append(unit)
         self.run.on_stored(total, len(self.records))
-        self.calls.words = ""  # what follows is the storing of its shards
+        self.calls.words = ""  # the stage's words do not describe the storing of its shards
         units = left if stops is None else together(left, stops)
         alone = {unit.input.shards[0]: unit for unit in left}
-        again: list[Unit] = []  # each alone: known once the first answers are through
+        again: list[Unit] = []  # single shards of failed units, filled by the first answers
         answers = partial(self.calls.answers, f"{self.journal}/{name}", work)
         count = len(inputs) if stops is None else len(stops)
         for answer in chain(answers(units, count - len(units)), answers(again, count)):
-            given = answer.unit.input
-            if isinstance(given, Together) and isinstance(answer.error, ShardError):
-                again += [alone[one.shard] for one in given.each]
+            done = answer.unit.input
+            if isinstance(done, Together) and isinstance(answer.error, ShardError):
+                again += [alone[one_shard.shard] for one_shard in done.each]
             elif tolerant and isinstance(answer.error, ShardError):
-                self._set_aside(given, answer.error)
+                self._set_aside(done, answer.error)
             else:
                 records = answer.result_or_raise()
                 self._note(records)
@@ -327,21 +329,21 @@ class RunContext:
             if failure := self.run.known.failures.get(record.shard):
                 self.run.folder.delete(failure.name)
 
-    def _set_aside(self, given: OneShard, error: ShardError) -> None:
-        folder, shard = self.run.folder, given.shard
-        if shard in self.run.known.records:  # of what the source held before
+    def _set_aside(self, failed: OneShard, error: ShardError) -> None:
+        folder, shard = self.run.folder, failed.shard
+        if shard in self.run.known.records:  # made from the source's earlier content
             folder.delete(f"{shard:06d}.json")
-        self.failures[shard] = attempts.fail(folder, shard, given.parents, error)
+        self.failures[shard] = attempts.fail(folder, shard, failed.parents, error)
 
 
 def partition_rows(rows: int) -> int:
-    """How many of a pool's rows a partition has: a worker has it in memory.
+    """Returns the rows per partition of a pool with `rows` rows; a worker holds one in memory.
 
-    A shuffle has as many pieces as partitions times runs. Of the largest pools both grow.
+    A shuffle has partitions times runs pieces, so both grow in size with the largest pools.
     """
     return max(PARTITION_ROWS, isqrt(PARTITION_ROWS**2 * rows // LONGER_FROM_ROWS))
 
 
 def _dropped(data: str) -> str:
-    """The object that says that a shuffle's files are gone as they should be."""
+    """Returns the name of the marker that a shuffle's files were deleted on purpose."""
     return data.removesuffix(".data") + ".dropped"

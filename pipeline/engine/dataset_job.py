@@ -1,4 +1,4 @@
-"""A dataset stage in a run: its own code over all shards, then its manifest."""
+"""Runs a dataset stage: its own code over all shards, then its manifest."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from clipmill.pipeline.stage import DatasetStage
 
 @dataclass
 class DatasetJob:
-    """One dataset stage. Its state is this job's own while it runs."""
+    """The job of one dataset stage; nobody else changes the stage's state while it runs."""
 
     running: Running
     planned: PlannedStage
@@ -38,7 +38,7 @@ class DatasetJob:
         return self.planned.name
 
     def run(self) -> list[DamagedError]:
-        """Runs the stage where it is not done; the damaged file that it met, to be made again."""
+        """Runs the stage unless it is done; returns the damaged file it met, to be recomputed."""
         planned, state, watcher = self.planned, self.running.state, self.running.watcher
         assert isinstance(planned.stage, DatasetStage)
         state.resolve(planned.name)
@@ -83,8 +83,8 @@ class DatasetJob:
             if planned.is_root and not context.failures:
                 index_uids(context)
             stored = noted_outputs(stage.folder)
-        except DamagedError as found:
-            return [found]
+        except DamagedError as damage:
+            return [damage]
         except LostLockError:
             raise
         except ClipmillError as error:
@@ -113,9 +113,9 @@ class DatasetJob:
         return []
 
     def _outside(self) -> str:
-        """A digest of what the stage reads from outside the run, and behind it an export's.
+        """Returns the digest of inputs from outside the run, followed by that of an export.
 
-        A stage that is done needs that no more: where it is gone, it counts as it was.
+        A finished stage no longer needs the export: if it is gone, its stored digest counts.
         """
         planned, manifest = self.planned, self.running.state.stages[self.planned.name].manifest
         assert isinstance(planned.stage, DatasetStage)
@@ -154,7 +154,7 @@ class DatasetJob:
         )
 
     def _begin_journal(self, context: RunContext) -> None:
-        """A new journal starts with an empty out/: what is there was made of other inputs."""
+        """Begins a new journal with an empty out/, whose files were made from other inputs."""
         folder = self.running.state.stages[self.planned.name].folder
         if not self.planned.is_root and context.journal not in folder.folders():
             folder.delete_folder(OUT)

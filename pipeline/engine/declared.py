@@ -1,4 +1,4 @@
-"""A stage's answer, checked against the columns and reasons that the stage declares."""
+"""Checks a stage's answer against the columns and reasons that the stage declares."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from clipmill.pipeline.stage import Stage
 
 
 def stored_schema(stage: Stage, sparse: bool = False) -> pa.Schema:
-    """The columns of a stage's shard file; a sparse one, of a later pass, has positions."""
+    """Returns the schema of a stage's shard file; a sparse one (later pass) has positions."""
     columns = [UID, *([POSITION] if sparse else []), *stage.writes, REASON]
     return pa.schema([(column.name, column.dtype) for column in columns])
 
@@ -21,15 +21,15 @@ def stored_schema(stage: Stage, sparse: bool = False) -> pa.Schema:
 def as_declared(
     planned: PlannedStage, answer: pa.Table, shard: int, schema: pa.Schema | None = None
 ) -> pa.Table:
-    """The columns that are stored of an answer; reasons may be plain strings.
+    """Returns the columns of an answer that are stored; its reasons may be plain strings.
 
-    StageError where a column is missing or of another type, or a reason is not in the list. Whoever
-    asks of many batches gives the `stored_schema`.
+    Raises StageError if a column is missing or of another type, or a reason is not declared.
+    Callers with many batches pass the `stored_schema`, made once.
     """
     place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
     schema = stored_schema(planned.stage) if schema is None else schema
-    is_so = answer.schema.equals(schema, check_metadata=True)  # most are
-    rows = answer if is_so else _in_schema(answer, schema, place)
+    is_as_stored = answer.schema.equals(schema, check_metadata=True)  # the usual case, and fast
+    rows = answer if is_as_stored else _in_schema(answer, schema, place)
     unknown = unknown_reasons(rows[REASON.name], planned.stage.reasons)
     if unknown:
         raise StageError(
@@ -59,9 +59,9 @@ def _in_schema(answer: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
 
 
 def unknown_reasons(reason: pa.ChunkedArray, declared: Sequence[str]) -> set[str]:
-    """The reasons of rows that are not declared; a dictionary may hold more than its rows have."""
-    held = {code for chunk in reason.chunks for code in chunk.dictionary.to_pylist()}
-    if held <= {*declared}:
+    """Returns the undeclared reasons of rows; unused entries of a dictionary do not count."""
+    codes = {code for chunk in reason.chunks for code in chunk.dictionary.to_pylist()}
+    if codes <= {*declared}:
         return set()
     rows = pc.unique(reason.unify_dictionaries()).cast(pa.string())
     return set(rows.to_pylist()) - {None, *declared}

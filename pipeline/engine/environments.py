@@ -1,8 +1,8 @@
-"""Other Pythons, for packages that do not get along with ours: each made once on a machine.
+"""Makes Python environments for packages that conflict with ours, each once on a machine.
 
-An Environment has a folder of its own in a cache, named by a digest of its packages, this Python
-and this machine's kind. It is made beside its place, under a lock, and renamed when whole: a killed
-worker leaves nothing that looks like one, and whoever makes it next removes what is left.
+An environment is a folder in a cache, named by a digest of its packages, this Python and this
+machine's platform. It is made under a temporary name, under a lock, and renamed when complete: a
+killed worker leaves nothing that looks complete, and the next maker removes the remains.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from clipmill.pipeline.stage import Environment
 
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
 LOCK, PACKAGES = ".lock", "packages.txt"
-WANTED, VERSIONS = "requirements.txt", "constraints.txt"  # as pip is asked
+REQUIREMENTS, VERSIONS = "requirements.txt", "constraints.txt"  # as pip reads them
 
 
 def python_of(environment: Environment) -> Path:
-    """A Python that has the packages: this one where it does, else one made in the cache.
+    """Returns a Python that has the packages: this one if it does, else one made in the cache.
 
-    StageError with pip's own words where it cannot be made.
+    Raises StageError with pip's own words if it cannot be made.
     """
-    if found := made(environment):
-        return found
+    if python := made(environment):
+        return python
     place = _place(environment)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place):
-            if not place.is_dir():  # another worker has made it while we waited
+            if not place.is_dir():  # else another worker made it while we waited
                 _make(environment, place)
     except OSError as error:
         raise StageError(
@@ -49,7 +49,7 @@ def python_of(environment: Environment) -> Path:
 
 
 def made(environment: Environment) -> Path | None:
-    """The Python that has the packages already; None where one is to be made first."""
+    """Returns a Python that has the packages already; None if one is to be made first."""
     if all(map(_is_here, environment.packages)) and not any(map(_is_here, environment.without)):
         return Path(sys.executable)
     place = _place(environment)
@@ -57,13 +57,13 @@ def made(environment: Environment) -> Path | None:
 
 
 def all_made() -> dict[Path, str]:
-    """Every environment in the cache: its folder, and the packages it was made of."""
+    """Lists the environments in the cache: folder -> the packages in it."""
     files = sorted(cache_folder().glob(f"*/{PACKAGES}"))
     return {file.parent: ", ".join(file.read_text("utf-8").splitlines()) for file in files}
 
 
 def cache_folder() -> Path:
-    """Where environments are kept: $CLIPMILL_ENVIRONMENTS, else in the user's cache."""
+    """Returns the folder of environments: $CLIPMILL_ENVIRONMENTS, else in the user's cache."""
     if chosen := os.environ.get("CLIPMILL_ENVIRONMENTS"):
         return Path(chosen).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -72,10 +72,10 @@ def cache_folder() -> Path:
 
 def _place(environment: Environment) -> Path:
     packages = sorted(environment.packages)
-    without = sorted(environment.without)  # none: the name that it had before there was any
+    without = sorted(environment.without)  # if empty, names are those of before the key existed
     more = [*without, *sorted(environment.hashes), *sorted(environment.versions)]
-    of = [packages, environment.with_dependencies, *more, sys.version, sysconfig.get_platform()]
-    return cache_folder() / digest(of)[:16]
+    key = [packages, environment.with_dependencies, *more, sys.version, sysconfig.get_platform()]
+    return cache_folder() / digest(key)[:16]
 
 
 def _python(place: Path) -> Path:
@@ -83,21 +83,21 @@ def _python(place: Path) -> Path:
 
 
 def _is_here(package: str) -> bool:
-    from importlib import metadata  # with email and zipfile, which few workers need
+    from importlib import metadata  # imports email and zipfile, which few workers need
 
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        wanted = Requirement(package)
-        version = metadata.version(wanted.name)
+        requirement = Requirement(package)
+        version = metadata.version(requirement.name)
     except (InvalidRequirement, metadata.PackageNotFoundError):
-        return False  # a path or an address is nothing to compare with
-    return wanted.url is None and wanted.specifier.contains(version, prereleases=True)
+        return False  # a path or an address has no version to compare
+    return requirement.url is None and requirement.specifier.contains(version, prereleases=True)
 
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """One maker at a time, on this machine; what killed ones left is removed."""
+    """Holds the lock of one environment's maker; removes what killed makers left."""
     with place.with_suffix(LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in place.parent.glob(f"{place.name}.*.new"):
@@ -111,18 +111,19 @@ def _make(environment: Environment, place: Path) -> None:
         _run([sys.executable, "-m", "venv", str(new)], new, environment)
         only = [] if environment.with_dependencies else ["--no-deps"]
         pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
-        wanted = list(environment.packages)
-        if environment.hashes:  # which pip takes from a file alone
-            known = " ".join(f"--hash=sha256:{one}" for one in environment.hashes)
-            (new / WANTED).write_text("\n".join(f"{one} {known}" for one in wanted), "utf-8")
-            wanted = ["--require-hashes", "--requirement", str(new / WANTED)]
+        what = list(environment.packages)
+        if environment.hashes:  # pip reads hashes from a file only
+            hashes = " ".join(f"--hash=sha256:{sha256}" for sha256 in environment.hashes)
+            lines = [f"{package} {hashes}" for package in what]
+            (new / REQUIREMENTS).write_text("\n".join(lines), "utf-8")
+            what = ["--require-hashes", "--requirement", str(new / REQUIREMENTS)]
         if environment.versions:
             (new / VERSIONS).write_text("\n".join(environment.versions), "utf-8")
-            wanted += ["--constraint", str(new / VERSIONS)]
-        _run([*pip, "install", *only, *wanted], new, environment)
-        if environment.without:  # pip has no way to leave out what a package asks for
+            what += ["--constraint", str(new / VERSIONS)]
+        _run([*pip, "install", *only, *what], new, environment)
+        if environment.without:  # pip cannot leave out a package's dependency
             _run([*pip, "uninstall", "--yes", *environment.without], new, environment)
-        lines = [*environment.packages, *(f"without {one}" for one in environment.without)]
+        lines = [*environment.packages, *(f"without {package}" for package in environment.without)]
         (new / PACKAGES).write_text("\n".join(lines), encoding="utf-8")
         new.rename(place)
     finally:
@@ -130,16 +131,16 @@ def _make(environment: Environment, place: Path) -> None:
 
 
 def _run(command: Sequence[str], folder: Path, environment: Environment) -> None:
-    """Runs a command to its end, which comes with the end of this process at the latest."""
+    """Runs a command to its end; it is ended with this process at the latest."""
     log = folder / "made.log"
-    process = start(command, log, {"PYTHONPATH": ""})  # ours would hide what is in there
+    process = start(command, log, {"PYTHONPATH": ""})  # ours would hide the environment's packages
     try:
         code = process.wait()
     finally:
         end(process)
     if code:
         raise StageError(
-            f"no Python with {', '.join(environment.packages)} can be made: {_said(log, code)}",
+            f"no Python with {', '.join(environment.packages)} can be made: {_fault(log, code)}",
             f"`python -m {command[2]}`, for the cache of environments {folder.parent}",
             "see that pip reaches its index and that there is a wheel for"
             f" Python {sys.version_info.major}.{sys.version_info.minor} on this machine;"
@@ -147,9 +148,9 @@ def _run(command: Sequence[str], folder: Path, environment: Environment) -> None
         )
 
 
-def _said(log: Path, code: int) -> str:
-    """What pip says is wrong, without the addresses that it asked."""
+def _fault(log: Path, code: int) -> str:
+    """Returns pip's last error lines, without the addresses it reached for."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.partition("ERROR: ")[2] for line in lines if line.startswith("ERROR: ")]
-    said = errors or lines[-1:] or [f"exit code {code}"]
-    return ADDRESS.sub("…", "; ".join(dict.fromkeys(said[-2:])))
+    texts = errors or lines[-1:] or [f"exit code {code}"]
+    return ADDRESS.sub("…", "; ".join(dict.fromkeys(texts[-2:])))

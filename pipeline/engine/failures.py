@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a stage's work, as an error that says what, where and what to do."""
+"""Turns exceptions in a stage's work into errors that say what, where and what to do."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from clipmill.pipeline.extras import install, missing
 
 @contextlib.contextmanager
 def explained(place: str, folder: Storage) -> Iterator[None]:
-    """Inside it every exception becomes a ClipmillError; a DamagedError stays one."""
+    """Turns every exception within into a ClipmillError; a DamagedError stays one."""
     try:
         yield
     except (ClipmillError, DamagedError):
@@ -37,26 +37,26 @@ def explained(place: str, folder: Storage) -> Iterator[None]:
 
 
 def raised(error: Exception, place: str) -> tuple[str, str]:
-    """The words of an unexpected exception, and the line that raised it."""
+    """Returns the text of an unexpected exception, and its place with the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error}", f"{place}, {Path(last.filename).name}:{last.lineno}"
 
 
 def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
-    """A full disk or a folder in the way stops the stage; anything else fails the attempt."""
+    """Returns StageError for a full disk, blocking folder or refused keys; else RetryableError."""
     if isinstance(error, IsADirectoryError):
         way = error.filename2 or error.filename
         return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
     if wants_keys(error):
         return StageError(f"the store refuses: {error}", place, KEYS)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = error.filename2 or error.filename or _fullest(folder)  # of a copy, where it goes
+        full = error.filename2 or error.filename or _fullest(folder)  # of a copy, its destination
         do = "free space there, then run again: what is stored stays"
         return StageError(f"the disk is full: {error.strerror}", f"{full}, {place}", do)
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")
 
 
 def _fullest(folder: Storage) -> str:
-    """Of the places that are written to, the one with the least room: a write names no file."""
+    """Returns the place with the least room of those written to: a failed write names no file."""
     places = [str(scratch_folder()), *([folder.path] if folder.is_local else [])]
     return min(reversed(places), key=lambda place: shutil.disk_usage(place).free)

@@ -1,7 +1,7 @@
-"""The first shards of a row stage: where nearly all of their rows fail for one reason, it stops.
+"""Stops a row stage if nearly all rows of its first shards fail for one reason.
 
-A server that is not there, a setting that forbids what the recipe wants, a wrong column: the rest
-of the pool would fail the same way. Only reasons of faults count: see `Stage.advice`.
+With a server that is down, a wrong column or a setting that forbids what the recipe asks for, the
+rest of the pool would fail likewise. Only reasons of faults count: see `Stage.advice`.
 """
 
 from collections import Counter
@@ -12,18 +12,18 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import as_sets
 
-FIRST = 3  # shards, of those with rows; all where a pool has fewer
+FIRST = 3  # shards with rows; all if a pool has fewer
 MOST = 0.95  # of their rows
 
 
 @dataclass
 class FirstShards:
-    """What became of them, by reason. They are taken in the pool's order, whenever they end."""
+    """Counts of a stage's first shards by reason, taken in pool order whichever ends first."""
 
     state: RunState
     stage: str
-    settled: set[int]  # the shards that this run changes no more; they grow as it goes
-    seen: list[int] = field(default_factory=list, init=False)  # those with rows
+    settled: set[int]  # shards that this run changes no more; grows during the run
+    seen: list[int] = field(default_factory=list, init=False)  # counted shards, all with rows
     counts: Counter[str] = field(default_factory=Counter, init=False)
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class FirstShards:
         self._faults = {*planned.stage.advice, *planned.stage.transient}
 
     def is_open(self) -> bool:
-        """Whether there is more to see; StageError where one fault took nearly all rows."""
+        """Returns whether more shards are to come; raises StageError on a fault of most rows."""
         shards = self.state.stages[self.stage].shards
         while self._faults and self._left and len(self.seen) < FIRST:
             shard = self._left[0]
@@ -40,7 +40,7 @@ class FirstShards:
                 return True
             del self._left[0]
             if shard not in shards:
-                continue  # it was set aside as a whole
+                continue  # set aside as a whole
             counts = Counter(self.state.counts(self.stage, shard))
             del counts[NOT_SELECTED]
             if counts.total():

@@ -1,4 +1,4 @@
-"""The functions of a chain's stages in a worker, and what they make of batches."""
+"""Opens the functions of a chain's stages in a worker, and applies them to batches."""
 
 import uuid
 from collections import deque
@@ -37,54 +37,54 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Batch:
-    """Rows of a shard on their way through a chain: what was read, and what its stages made."""
+    """Rows of a shard on their way through a chain, with columns read and columns computed."""
 
-    start: int  # position in the shard of its first row
-    whole: pa.ChunkedArray  # the uids of all its rows
-    row_K: NDArray[np.int64] | None = None  # those that are computed; None: all
-    columns: dict[Binding, pa.ChunkedArray]  # of those that are computed
+    start: int  # position in the shard of the batch's first row
+    whole: pa.ChunkedArray  # uids of all rows of the batch
+    row_K: NDArray[np.int64] | None = None  # indices of rows to compute; None: all
+    columns: dict[Binding, pa.ChunkedArray]  # of the K rows to compute
     derived: dict[tuple[Callable[..., pa.Array], Binding], pa.Array] = field(default_factory=dict)
 
     @property
     def rows_computed(self) -> NDArray[np.int64]:
-        """(K,) their places among all rows."""
+        """(K,) indices within the batch of the rows to compute."""
         return np.arange(len(self.whole)) if self.row_K is None else self.row_K
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """(K,) the positions in the shard of those that are computed."""
+        """(K,) positions within the shard of the rows to compute."""
         return self.rows_computed + self.start
 
-    def only(self, of_K: NDArray[np.int64]) -> "Batch":
-        """The batch, of which these are computed alone: their places among those that were."""
-        taken = pa.array(of_K)
+    def only(self, index: NDArray[np.int64]) -> "Batch":
+        """Returns the batch with fewer rows to compute: those at `index` of its K rows."""
+        taken = pa.array(index)
         columns = {binding: column.take(taken) for binding, column in self.columns.items()}
-        row_K = self.rows_computed[of_K]
+        row_K = self.rows_computed[index]
         return Batch(start=self.start, whole=self.whole, row_K=row_K, columns=columns)
 
     @cached_property
     def uids(self) -> pa.ChunkedArray:
-        """The uids of those that are computed."""
+        """(K,) uids of the rows to compute."""
         return self.whole if self.row_K is None else self.whole.take(pa.array(self.row_K))
 
-    def given(self, planned: PlannedStage) -> pa.Table:
-        """uid and the columns that a stage reads, by the names it reads them.
+    def inputs(self, planned: PlannedStage) -> pa.Table:
+        """Returns uid and the columns that a stage reads, by the names it reads them by.
 
-        What is derived for it is kept, and taken from there by the next.
+        Derived columns are cached, so the next stage finds them.
         """
-        given: dict[str, Any] = {UID.name: self.uids}
+        columns: dict[str, Any] = {UID.name: self.uids}
         for read, binding in planned.bindings[0].items():
-            given[read] = self.columns[binding]
+            columns[read] = self.columns[binding]
             if column := planned.derived.get(read):
                 key = (column.derive, binding)
                 if key not in self.derived:
                     self.derived[key] = column.derive(self.columns[binding])
-                given[read] = self.derived[key]
-        return pa.table(given)
+                columns[read] = self.derived[key]
+        return pa.table(columns)
 
 
 class Functions:
-    """The functions of a chain's stages, each opened when first called, and kept."""
+    """The functions of a chain's stages, each opened at its first call and cached."""
 
     def __init__(
         self, chain: Chain, scratch: Path, took: Callable[[Usage], None] = ignored
@@ -102,20 +102,20 @@ class Functions:
         planned: PlannedStage,
         batches: Iterator[Batch],
         shard: int,
-        kept: PartialResults | None = None,
+        partials: PartialResults | None = None,
     ) -> Generator[tuple[Batch, pa.Table]]:
-        """Each batch, and the stage's answer in the columns that it declares.
+        """Yields each batch with the stage's answer, in the columns that the stage declares.
 
-        What is `kept` is not asked for, and what is asked for is kept there.
+        Rows in the partial results are not computed again; computed rows are added to them.
         """
         assert isinstance(planned.stage, RowStage)
         place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
         if planned.stage.streams:
-            yield from self._streamed(planned, batches, shard, place, kept)
+            yield from self._streamed(planned, batches, shard, place, partials)
             return
         schema = stored_schema(planned.stage)
         for batch in batches:
-            answer = cast(RowFunction, self.function(planned))(batch.given(planned))
+            answer = cast(RowFunction, self.function(planned))(batch.inputs(planned))
             if len(answer) != len(batch.uids):
                 raise StageError(
                     f"{len(answer)} rows came back for {len(batch.uids)}",
@@ -130,41 +130,41 @@ class Functions:
         batches: Iterator[Batch],
         shard: int,
         place: str,
-        kept: PartialResults | None,
+        partials: PartialResults | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
         from clipmill.pipeline.engine.streaming import streamed
 
-        under_way: deque[tuple[Batch, Batch | None]] = deque()  # what was read, and asked for of it
+        under_way: deque[tuple[Batch, Batch | None]] = deque()  # batches, and their unanswered rows
 
-        def given() -> Iterator[pa.Table]:
+        def inputs() -> Iterator[pa.Table]:
             for batch in batches:
-                asked = _unanswered(batch, kept) if kept else batch
-                under_way.append((batch, asked))
-                if asked is not None:
-                    yield asked.given(planned)
+                unanswered = _unanswered(batch, partials) if partials else batch
+                under_way.append((batch, unanswered))
+                if unanswered is not None:
+                    yield unanswered.inputs(planned)
 
         def finished() -> Iterator[tuple[Batch, pa.Table]]:
-            """Those that are first in turn, and of which nothing is asked for."""
-            while kept and under_way and under_way[0][1] is None:
+            """Yields the batches at the head of the queue that have all their answers."""
+            while partials and under_way and under_way[0][1] is None:
                 batch, _ = under_way.popleft()
-                yield batch, kept.rows(batch.positions)
+                yield batch, partials.rows(batch.positions)
 
         function = cast(StreamFunction, self.function(planned))
         schema = stored_schema(planned.stage)
-        with closing(streamed(function, given(), self.events, place)) as answers:
+        with closing(streamed(function, inputs(), self.events, place)) as answers:
             for answer in answers:
                 yield from finished()
-                batch, asked = under_way.popleft()
-                assert asked is not None
-                answer = _declared(planned, asked, answer, shard, schema)
-                if kept:
-                    kept.add(asked.positions, answer)
-                    answer = _joined(batch, asked, answer, kept)
+                batch, unanswered = under_way.popleft()
+                assert unanswered is not None
+                answer = _declared(planned, unanswered, answer, shard, schema)
+                if partials:
+                    partials.add(unanswered.positions, answer)
+                    answer = _joined(batch, unanswered, answer, partials)
                 yield batch, answer
             yield from finished()
 
     def flush(self) -> None:
-        """Stores what stages were answered and have spent."""
+        """Stores the stages' answers and the amounts they have spent."""
         self.answers.flush()
         for budget in self._budgets.values():
             budget.flush()
@@ -202,13 +202,13 @@ class Functions:
 
     @cached_property
     def events(self) -> "EventLoop":
-        """One for all stages of the chain, from shard to shard."""
+        """The event loop of all stages of the chain, for all shards."""
         from clipmill.pipeline.engine.streaming import EventLoop
 
         return EventLoop()
 
     def close(self) -> None:
-        """Ends the stages' event loop and servers, and drops their models."""
+        """Ends the event loop and the servers of the stages, and drops their models."""
         if "events" in vars(self):
             self.events.close()
         for helper in self._helpers:
@@ -217,21 +217,23 @@ class Functions:
         free_gpu(self.chain.stages)
 
 
-def _unanswered(batch: Batch, kept: PartialResults) -> Batch | None:
-    """The rows of a batch that are to be asked for; None where there are none."""
-    has_K = kept.has(batch.positions)
+def _unanswered(batch: Batch, partials: PartialResults) -> Batch | None:
+    """Returns the batch cut to rows without a stored answer; None if all have one."""
+    has_K = partials.has(batch.positions)
     if not has_K.any() and len(has_K):
         return batch
     return None if has_K.all() else batch.only(np.flatnonzero(~has_K))
 
 
-def _joined(batch: Batch, asked: Batch, answer: pa.Table, kept: PartialResults) -> pa.Table:
-    """The answer for the rows that were asked for among those that are kept."""
-    if asked is batch:
+def _joined(
+    batch: Batch, unanswered: Batch, answer: pa.Table, partials: PartialResults
+) -> pa.Table:
+    """Returns the answer of the whole batch: new and stored rows, in the batch's order."""
+    if unanswered is batch:
         return answer
     position_K = batch.positions
-    has_K = kept.has(position_K)
-    whole = pa.concat_tables([answer, kept.rows(position_K[has_K])]).unify_dictionaries()
+    has_K = partials.has(position_K)
+    whole = pa.concat_tables([answer, partials.rows(position_K[has_K])]).unify_dictionaries()
     order = np.argsort(np.concatenate([np.flatnonzero(~has_K), np.flatnonzero(has_K)]))
     return whole.take(pa.array(order))
 

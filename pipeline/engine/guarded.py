@@ -1,4 +1,4 @@
-"""Processes that a guard ends: on request, and when the process that started them is gone."""
+"""Starts processes under a guard, which ends them on request or when their starter is gone."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from clipmill.pipeline.engine import guard
 
-LEAVE_S = guard.GRACE_S + 2  # what the guard has to end its command and itself
+LEAVE_S = guard.GRACE_S + 2  # for the guard to end its command and itself
 
 
 def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """The guard of a command, `env` added to its environment; it ends as the command does.
+    """Starts a command under a guard, with `env` added; returns the guard.
 
-    It watches a pipe that we hold open as long as we live. Its group is its own, so that Ctrl-C and
-    whoever kills ours reach neither.
+    The guard exits with the command's code, and watches a pipe that we hold open while we live. It
+    has its own process group, so signals to ours, such as Ctrl-C, reach neither of the two.
     """
     own = [sys.executable, "-I", "-S", guard.__file__, str(log), str(os.getpid())]
     return subprocess.Popen(
@@ -32,7 +32,7 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> "subproc
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Closes the guard's pipe and waits until its group is gone, which is killed if need be."""
+    """Closes the guard's pipe and waits until its group is gone; kills it after LEAVE_S."""
     assert process.stdin is not None
     process.stdin.close()
     limit = time.monotonic() + LEAVE_S

@@ -1,4 +1,4 @@
-"""Helper processes: started by a stage beside its worker, healthy before use, ended with it."""
+"""Helper processes that a stage starts beside its worker, and that end with the worker."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from clipmill.metadata.keys import SECRET, without_keys
 from clipmill.pipeline.engine.guarded import end, start
 from clipmill.pipeline.errors import StageError
 
-LONGEST_PAUSE_S = 0.5  # between two questions for its health
-LOG_BYTES = 65_536  # of the log that are looked at
+LONGEST_PAUSE_S = 0.5  # between two health checks
+LOG_BYTES = 65_536  # read from the end of the log
 ERROR = re.compile(r"\b\w*(Error|Exception|ERROR)\b")
-LINES, ERROR_LINES = 6, 4  # of the log in an error: its last, and those before that name a fault
-# How Python, and torch, say that something cannot be imported.
+LINES, ERROR_LINES = 6, 4  # of the log in an error: its last lines, and earlier ones with errors
+# Messages of Python and torch about an import that fails.
 UNLOADED = re.compile(
     r"\b(?:ImportError|ModuleNotFoundError|OSError): (?:Could not load this library: (\S+)"
     r"|No module named '([\w.]+)'|cannot import name .+ from '([\w.]+)'|(\S+?\.so[.\d]*): )"
@@ -28,7 +28,7 @@ UNLOADED = re.compile(
 
 
 class HelperProcess:
-    """A process and the guard that ends it: when it is no longer used, and when its worker dies."""
+    """A process under a guard that ends it when this object is dropped or the worker dies."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class HelperProcess:
         return without_keys(text[-LOG_BYTES:])
 
     def _start(self) -> tuple["subprocess.Popen[bytes]", Callable[[], object]]:
-        """The guard, and what ends it: called as this object or the process goes, if not before."""
+        """Starts the guard; returns it with its finalizer, called at the latest when we exit."""
         process = start(self._command, self._log, self._env)
         return process, weakref.finalize(self, _end, process, os.getpid())
 
     def _wait(self) -> None:
-        """Until it is healthy; it is ended where that cannot be."""
+        """Waits until the process is healthy; ends it and raises StageError if it fails to be."""
         limit, pause_s = time.monotonic() + self._wait_s, 0.02
         try:
             while not self._is_well():
@@ -92,7 +92,7 @@ class HelperProcess:
             raise
 
     def _is_well(self) -> bool:
-        with contextlib.suppress(OSError):  # nobody listens yet
+        with contextlib.suppress(OSError):  # not listening yet
             return self._is_healthy()
         return False
 
@@ -101,26 +101,26 @@ class HelperProcess:
         if lacks := cannot_load(log, self._command[0]):
             found, do = lacks
             last = log.strip().splitlines()[-1][:300]
-            if not UNLOADED.search(last):  # it may have done without, and ended for another reason
+            if not UNLOADED.search(last):  # it may have gone on, and ended for another reason
                 found += f"; its last line: {last}"
             return StageError(f"it {what}: it {found}", self._where, do)
-        said = _telling(log)
+        lines = _last_lines(log)
         return StageError(
-            f"it {what}{': ' if said else ', and wrote nothing'}{said}",
+            f"it {what}{': ' if lines else ', and wrote nothing'}{lines}",
             self._where,
             "mend what its last lines say; too little memory ends a process without a word",
         )
 
 
-def cannot_load(said: str, python: str) -> tuple[str, str] | None:
-    """`cannot load NAME`, and what to do; None where no library or module is said to be missing.
+def cannot_load(log: str, python: str) -> tuple[str, str] | None:
+    """Returns `cannot load NAME` and what to do; None if the log names no missing import.
 
-    The last that is named: those before it are often done without.
+    NAME is the last library or module named: earlier ones are often optional.
     """
-    named = UNLOADED.findall(said)
-    if not named:
+    names = UNLOADED.findall(log)
+    if not names:
         return None
-    name = "".join(named[-1])
+    name = "".join(names[-1])
     inside = name.partition("/site-packages/")[2] or name.rpartition("/")[2]
     package = re.split(r"[/.]", inside)[0]
     return (
@@ -130,20 +130,20 @@ def cannot_load(said: str, python: str) -> tuple[str, str] | None:
     )
 
 
-def _telling(log: str) -> str:
-    """The last lines of a log, after those earlier ones that name an error."""
+def _last_lines(log: str) -> str:
+    """Returns the last lines of a log, preceded by earlier lines that name an error."""
     lines = list(dict.fromkeys(line.strip()[:300] for line in log.splitlines() if line.strip()))
     errors = [line for line in lines[:-LINES] if ERROR.search(line)][:ERROR_LINES]
     return "".join(f"\n    {line}" for line in [*errors, *lines[-LINES:]])
 
 
 def _ending(code: int) -> str:
-    """`exit code 1`, `SIGKILL`: of a guard, which says a signal as shells do."""
+    """Returns a guard's exit code in words: `exit code 1`, `SIGKILL` (137, as in shells)."""
     number = -code if code < 0 else code - 128
-    known = {one.value: one.name for one in signal.Signals}
-    return known.get(number, f"exit code {code}")
+    names = {known.value: known.name for known in signal.Signals}
+    return names.get(number, f"exit code {code}")
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    if os.getpid() == owner:  # else we are a fork of the worker, and the helper is not ours
+    if os.getpid() == owner:  # a fork of the worker must not end the helper
         end(process)

@@ -1,4 +1,4 @@
-"""A launch: ranks that work side by side, and begin again together where one dies."""
+"""Launches ranks that work side by side; if one dies, all begin again together."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from clipmill.pipeline.engine.failures import explained
 from clipmill.pipeline.engine.journal import Journal
 from clipmill.pipeline.engine.units import UnitTask
 from clipmill.pipeline.errors import RankDiedError, RankLostError
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 
 MOST_ATTEMPTS = 4  # the first, and three after deaths
 
@@ -28,16 +28,16 @@ def launch(
     task: UnitTask,
     workers: int,
 ) -> dict[str, Any]:
-    """The result of rank 0.
+    """Runs fn on all ranks; returns the result of rank 0.
 
-    Attempts are counted as those of a unit are: anew once a checkpoint has moved on, as the next
-    attempt is not the same work, and where a machine went away.
+    Attempts are counted as for units. The count starts anew after a new checkpoint, since the next
+    attempt is other work, and after a machine went away.
     """
     run = calls.run
     resources, folder = run.planned.stage.resources, run.folder
     place = f"stage '{run.planned.name}', {call.rpartition('/')[2]}"
     work = partial(_launched, fn, task, place)
-    calls.told(call, 0, workers)
+    calls.report(call, 0, workers)
     while True:
         stored = folder.entries(f"{calls.name}/{CHECKPOINTS}", below=True)
         inputs = digest([workers, *sorted(entry.name for entry in stored)])
@@ -54,20 +54,20 @@ def launch(
         except RankDiedError as died:
             if isinstance(died, RankLostError):
                 attempts.end(folder, call)
-            calls.told(call, 0, workers, f"begun again, as {died.args[0]}")
+            calls.report(call, 0, workers, f"begun again, as {died.args[0]}")
         else:
-            calls.told(call, workers, workers)
+            calls.report(call, workers, workers)
             return dict(results[0])
 
 
 def _launched(
     fn: Callable[[Rank, Task], Mapping[str, Any]], task: UnitTask, place: str, rank: Rank
 ) -> Mapping[str, Any]:
-    """fn of one rank, with a scratch folder of its own."""
-    teller = Teller((task.worker.stage,), f"{task.key}.{rank.rank}")
+    """Runs fn on one rank, with a scratch folder of its own."""
+    reporter = ProgressReporter((task.worker.stage,), f"{task.key}.{rank.rank}")
     with (
         tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
         explained(f"{place}, rank {rank.rank} of {rank.of}", task.folder),
     ):
-        worker = replace(task.worker, scratch=Path(scratch), tell=teller)
+        worker = replace(task.worker, scratch=Path(scratch), tell=reporter)
         return fn(rank, replace(task, worker=worker))

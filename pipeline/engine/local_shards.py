@@ -1,8 +1,8 @@
-"""Rows kept on each machine's scratch disk, so that rounds over them read storage once.
+"""Caches rows on each machine's scratch disk, so that rounds over them read storage once.
 
-The first worker of a machine that reads a shard leaves a copy for the others: one file of Arrow,
-uncompressed, which is mapped into memory and not read in. A copy is for speed alone. Where there is
-none, where its bytes have changed, or where the disk has no room for it, storage is read.
+The first worker of a machine to read a shard leaves a copy for the others: an uncompressed Arrow
+file, mapped into memory. If a copy is missing or damaged, or the disk has no room for it, storage
+is read.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from clipmill.pipeline.dataset import TableFunction
 from clipmill.pipeline.run_folder.partitions import Partitions
 from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
 
-KEPT_FREE = 4 << 30  # bytes, or a tenth of a smaller disk: copies take what is free beyond that
-MAPPED = 256  # copies that a process holds mapped: pages of the disk's cache, none of its own
+KEPT_FREE = 4 << 30  # bytes that copies leave free, or a tenth of a smaller disk
+MAPPED = 256  # copies that a process keeps mapped: pages of the disk's cache, none of its own
 CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file
 
 
 @dataclass(frozen=True)
 class LocalShards:
-    """Rows of which each machine keeps a copy once it has read them. Implements `Shards`."""
+    """Shards that each machine caches once it has read them. Implements `Shards`."""
 
     over: "PoolShards | JoinedShards | Partitions | LocalShards"
     folder: str  # name of the scratch folder that the workers of a machine share
-    number: int  # among the rows that its stage keeps
+    number: int  # counts the `keep_local` calls of the stage
     functions: tuple[TableFunction, ...] = ()
 
     def __len__(self) -> int:
@@ -69,12 +69,12 @@ class LocalShards:
         return self.mapped(partial(only, (UID.name, SHARD.name, POSITION.name, *names)))
 
     def digest(self, index: int) -> str:
-        """One digest of what the shard is read from."""
+        """Returns a digest of the shard's sources."""
         return digest([self.number, self.over.digest(index)])
 
 
 def read_copy(path: Path) -> pa.Table | None:
-    """Returns the rows of a copy, mapped from disk: no value is copied; None if it is not whole.
+    """Returns the rows of a copy, mapped from disk; None if it is missing or damaged.
 
     A file that this process has mapped before is not checked again: a round reads the same pages.
     """
@@ -87,7 +87,7 @@ def read_copy(path: Path) -> pa.Table | None:
 
 @lru_cache(MAPPED)
 def mapped(path: Path, *_: int) -> pa.Table | None:
-    """The rows of a copy as this file has them; its state is the key under which they are held."""
+    """Maps a copy; the state of its file is part of the key, so a changed file is mapped anew."""
     try:
         with pa.memory_map(str(path)) as file:
             whole = file.read_buffer()
@@ -100,7 +100,7 @@ def mapped(path: Path, *_: int) -> pa.Table | None:
 
 
 def put_copy(path: Path, table: pa.Table) -> None:
-    """Leaves a copy, whole or not at all; none where the disk has no room, or fails."""
+    """Stores a copy atomically; none if the disk has no room or fails."""
     beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         disk = shutil.disk_usage(path.parent)

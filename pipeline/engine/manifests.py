@@ -1,4 +1,4 @@
-"""How a stage that has ended is stored: its records compacted into one file, then its manifest."""
+"""Stores the end of a stage: its records compacted into one file, then its manifest."""
 
 from dataclasses import replace
 
@@ -18,16 +18,16 @@ from clipmill.pipeline.stage import RowStage
 
 
 def seal(stage: StageState) -> None:
-    """Stores what says that a complete stage is done, and takes away what its run needed."""
+    """Stores a complete stage's manifest or compaction, and deletes what only its run needed."""
     if stage.planned.is_row:
         digests = stage.shards.digests().to_pylist()
-        made = Manifest(
+        manifest = Manifest(
             shards=len(stage.shards),
             rows=stage.shards.rows,
-            inputs=digest([list(it) for it in zip(stage.shards, digests, strict=True)]),
+            inputs=digest([list(pair) for pair in zip(stage.shards, digests, strict=True)]),
             fingerprint=stage.planned.fingerprint,
         )
-        _put(stage, made, stage.columns)
+        _put(stage, manifest, stage.columns)
     elif not stage.scan.compacted:
         compact(stage.folder, stage.columns)
     _tidy(stage)
@@ -40,7 +40,7 @@ def put_dataset_manifest(
     stored: dict[str, Noted],
     seconds: float,
 ) -> None:
-    """Stores the manifest of a dataset stage; only its records where shards failed."""
+    """Stores the manifest of a dataset stage; if shards failed, only its records."""
     folder = stage.folder
     if stage.planned.is_root:
         for shard in [s for s in stage.scan.records if s >= context.shards]:
@@ -51,25 +51,25 @@ def put_dataset_manifest(
         return
     records = [context.records[shard] for shard in sorted(context.records)]
     outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
-    told = [file for file in outputs if not is_places(file[0])]
-    made = Manifest(
+    digested = [file for file in outputs if not is_places(file[0])]
+    manifest = Manifest(
         shards=len(records),
         rows=sum(record.rows for record in records),
         **made_of,
-        digest=digest([*made_of.values(), [r.sha256 for r in records], told]),
+        digest=digest([*made_of.values(), [r.sha256 for r in records], digested]),
         outputs=outputs,
         output_sha256={name: noted.sha256 for name, noted in stored.items()},
         page_checksums=context.page_checksums,
         seconds=round(seconds, 3),
         fingerprint=stage.planned.fingerprint,
     )
-    _put(stage, made, table_of(records))
+    _put(stage, manifest, table_of(records))
 
 
-def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
-    """Compaction and manifest, where they say something new."""
-    held = stage.scan.manifest
-    if held and replace(held, seconds=made.seconds) == made and stage.scan.compacted:
+def _put(stage: StageState, manifest: Manifest, records: pa.Table) -> None:
+    """Stores compaction and manifest, unless they are stored already."""
+    stored = stage.scan.manifest
+    if stored and replace(stored, seconds=manifest.seconds) == manifest and stage.scan.compacted:
         return
     compact(stage.folder, records)
     planned = stage.planned
@@ -79,16 +79,16 @@ def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
         "version": planned.stage.version,
         "determinism": planned.stage.determinism,
         "settings": settings_of(planned.stage),
-        **vars(made),
+        **vars(manifest),
     }
     put_sealed(stage.folder, MANIFEST, whole, point="manifest")
-    stage.scan.manifest = made
+    stage.scan.manifest = manifest
 
 
 def _tidy(stage: StageState) -> None:
-    """Takes away the journal of a finished stage, and what a killed run left of its attempts.
+    """Deletes a finished stage's journal or partial results, and counts that a killed run left.
 
-    A root keeps the results of its calls: what it scanned is not scanned again.
+    A root keeps the results of its calls, so that its sources are not scanned again.
     """
     for name in stage.scan.attempts:
         stage.folder.delete(name)
@@ -96,7 +96,7 @@ def _tidy(stage: StageState) -> None:
         if stage.planned.stage.journals and KEPT in stage.folder.folders():
             stage.folder.delete_folder(KEPT)
         return
-    kept = "calls" if stage.planned.is_root else ""
-    for name in stage.folder.folders(kept):
-        if kept or name.startswith("calls-") or name == NOTES:
-            stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))
+    parent = "calls" if stage.planned.is_root else ""
+    for name in stage.folder.folders(parent):
+        if parent or name.startswith("calls-") or name == NOTES:
+            stage.folder.delete_folder(f"{parent}/{name}".lstrip("/"))

@@ -1,4 +1,4 @@
-"""A dataset stage's own shards: created from a source, or stored from rows that came home."""
+"""Stores a dataset stage's own shards: created from a source, or from rows put back in order."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ from clipmill.pipeline.run_folder.rows import PoolShards
 
 @dataclass(frozen=True)
 class OneShard:
-    """A shard to store: its record names the parents, and the source where a root has one."""
+    """A shard to store, with the parents and, in a root, the source that its record names."""
 
     shard: int
     parents: dict[str, str]
@@ -38,14 +38,14 @@ class OneShard:
 
 @dataclass(frozen=True)
 class Together:
-    """Shards to store by one unit, one after another."""
+    """Shards that one unit stores, one after another."""
 
     each: tuple[OneShard, ...]
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Shards to store, from `start` on, whose rows lie in one partition."""
+    """Shards to store, numbered from `start`, whose rows lie in one partition."""
 
     partition: int
     start: int
@@ -58,14 +58,14 @@ class Neighbours:
 
 
 def from_sources(sources: Sequence[dict[str, Any]]) -> list[OneShard]:
-    """A root's shards: each is of its source, and depends on nothing else."""
+    """Returns a root's shards, one a source; each depends on its source alone."""
     return [
         OneShard(shard, {"source": digest(source)}, source) for shard, source in enumerate(sources)
     ]
 
 
 def together(units: Sequence[Unit], stops: NDArray[np.integer]) -> list[Unit]:
-    """Units of one shard as units of all between two `stops`; one alone stays as it is."""
+    """Joins units of one shard between two `stops` into one unit; a lone unit stays as it is."""
     joined: list[Unit] = []
     for _, group in groupby(
         units, lambda unit: int(np.searchsorted(stops, unit.input.shard, "right"))
@@ -77,9 +77,9 @@ def together(units: Sequence[Unit], stops: NDArray[np.integer]) -> list[Unit]:
 
 
 def neighbours(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]:
-    """First shard and last + 1 of each run of neighbours, which have about `rows` rows together.
+    """Returns [start, stop) of runs of neighbouring shards with about `rows` rows each.
 
-    `sizes` are the rows of each shard. There are at least `least` runs where shards allow it.
+    `sizes` are the rows of each shard. There are at least `least` runs if shards allow it.
     """
     most = max(1, min(rows, -(-sum(sizes) // least)))
     runs: list[tuple[int, int]] = []
@@ -94,57 +94,59 @@ def neighbours(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]
     return runs
 
 
-def each_of(given: OneShard | Together) -> tuple[OneShard, ...]:
-    return given.each if isinstance(given, Together) else (given,)
+def each_of(shards: OneShard | Together) -> tuple[OneShard, ...]:
+    return shards.each if isinstance(shards, Together) else (shards,)
 
 
 def create_shard(
     fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
     planned: PlannedStage,
-    given: OneShard,
+    shard: OneShard,
     task: UnitTask,
 ) -> list[Record]:
-    assert given.source is not None
-    return [store_shard(planned, given, fn(given.source, task), task)]
+    assert shard.source is not None
+    return [store_shard(planned, shard, fn(shard.source, task), task)]
 
 
 def create_together(
     fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
     planned: PlannedStage,
-    given: OneShard | Together,
+    shards: OneShard | Together,
     task: UnitTask,
 ) -> list[Record]:
-    each = each_of(given)
-    streams = fn([dict(one.source or {}) for one in each], task)
-    return [store_shard(planned, one, rows, task) for one, rows in zip(each, streams, strict=True)]
+    each = each_of(shards)
+    streams = fn([dict(shard.source or {}) for shard in each], task)
+    pairs = zip(each, streams, strict=True)
+    return [store_shard(planned, shard, rows, task) for shard, rows in pairs]
 
 
 def restore_shards(
-    over: PoolShards, planned: PlannedStage, given: OneShard | Together, task: UnitTask
+    over: PoolShards, planned: PlannedStage, shards: OneShard | Together, task: UnitTask
 ) -> list[Record]:
     records = []
-    for one in each_of(given):
-        table = at_home(over.table(one.shard), one.shard, over.rows(one.shard), planned)
-        records.append(store_shard(planned, one, iter([table]), task))
+    for item in each_of(shards):
+        shard = item.shard
+        table = in_order(over.table(shard), shard, over.rows(shard), planned)
+        records.append(store_shard(planned, item, iter([table]), task))
     return records
 
 
 def restore_neighbours(
-    homeward: Partitions, planned: PlannedStage, given: Neighbours, task: UnitTask
+    by_run: Partitions, planned: PlannedStage, run: Neighbours, task: UnitTask
 ) -> list[Record]:
-    whole = homeward.table(given.partition)
+    whole = by_run.table(run.partition)
     whole = whole.sort_by([(SHARD.name, "ascending"), (POSITION.name, "ascending")])
     shards = whole[SHARD.name].to_numpy()
     records = []
-    for shard, rows in enumerate(given.rows, start=given.start):
+    for shard, rows in enumerate(run.rows, start=run.start):
         start, stop = np.searchsorted(shards, [shard, shard + 1])
-        table = at_home(whole.slice(start, stop - start), shard, rows, planned)
-        records.append(store_shard(planned, OneShard(shard, given.parents), iter([table]), task))
+        table = in_order(whole.slice(start, stop - start), shard, rows, planned)
+        records.append(store_shard(planned, OneShard(shard, run.parents), iter([table]), task))
     return records
 
 
-def at_home(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa.Table:
-    """The table; StageError where it is not every row of the shard, in order."""
+def in_order(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa.Table:
+    """Returns the table; raises StageError unless it is every row of the shard, in order."""
     place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
     positions = table[POSITION.name].to_numpy()
     if len(table) != rows or not np.array_equal(positions, np.arange(rows)):
@@ -157,11 +159,11 @@ def at_home(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa
 
 
 def store_shard(
-    planned: PlannedStage, given: OneShard, tables: Iterator[pa.Table], task: UnitTask
+    planned: PlannedStage, item: OneShard, tables: Iterator[pa.Table], task: UnitTask
 ) -> Record:
-    """Data and record of one shard; without page checksums where it had none before."""
+    """Stores data and record of one shard; without page checksums if it had none before."""
     began = time.monotonic()
-    shard = given.shard
+    shard = item.shard
     checked, schema = shard not in task.unchecked, stored_schema(planned.stage)
     with (
         task.folder.scratch(planned.name) as path,
@@ -176,8 +178,8 @@ def store_shard(
             {
                 "shard": shard,
                 "rows": writer.rows,
-                "parents": given.parents,
-                "source": given.source,
+                "parents": item.parents,
+                "source": item.source,
                 "seconds": round(time.monotonic() - began, 3),
             },
         )

@@ -1,6 +1,6 @@
-"""Answers kept until their shard is stored, so that one that was killed asks for the others alone.
+"""Keeps a stage's answers until their shard is stored, so that a resume asks only for the rest.
 
-`kept/000123/<parents>.p0.00001-<digest>.parquet` holds rows of pass 0 that a stage has answered, by
+`kept/000123/<parents>.p0.00001-<digest>.parquet` holds answered rows of pass 0 of shard 123, with
 their positions. All files of a pass are deleted when its record is stored.
 """
 
@@ -26,8 +26,8 @@ from clipmill.pipeline.errors import LostLockError, RetryableError
 from clipmill.pipeline.planning.planned import PlannedStage
 
 FOLDER = "kept"
-MOST_FILES = 64  # of a shard: each holds a 64th of its rows
-FILE_BYTES = 64 << 20  # or so much, whichever comes first
+MOST_FILES = 64  # a shard: a file is stored once it has a 64th of the rows …
+FILE_BYTES = 64 << 20  # … or this many bytes, whichever comes first
 READ_ROWS = 65_536
 NAME = re.compile(r"(\d+)-[0-9a-f]{16}\.parquet")
 
@@ -35,10 +35,10 @@ NAME = re.compile(r"(\d+)-[0-9a-f]{16}\.parquet")
 
 
 class PartialResults:
-    """A stage's answers to rows of one pass over a shard: what earlier attempts left, and its own.
+    """A stage's answers in one pass over a shard, of this attempt and of earlier ones.
 
-    A row whose reason is transient counts as not answered. Files made of other parents are deleted,
-    and so are damaged ones.
+    A row whose reason is transient counts as not answered. Files that are damaged or of other
+    parents are deleted.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class PartialResults:
         self._schema = stored_schema(planned.stage, sparse=True)
         self._due_rows = rows / MOST_FILES
         self._files: list[str] = []
-        self._file_N = np.full(rows, -1, np.int32)  # which of them answers a row; -1: none
-        self._row_N = np.zeros(rows, np.int64)  # the row's place in it
+        self._file_N = np.full(rows, -1, np.int32)  # index of the file with a row; -1: none
+        self._row_N = np.zeros(rows, np.int64)  # index of the row in that file
         self._last = 0  # number of the last file
         self._open = ExitStack()
         self._writer: ShardWriter | None = None
@@ -68,11 +68,11 @@ class PartialResults:
                 folder.delete(f"{self._below}/{entry.name}")
 
     def has(self, position_K: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(K,) whether an earlier attempt has left an answer to each row."""
+        """Returns (K,) True for rows that an earlier attempt has answered."""
         return self._file_N[position_K] >= 0
 
     def rows(self, position_K: NDArray[np.int64]) -> pa.Table:
-        """The answers to rows that it has, in the columns that the stage declares."""
+        """Reads the answers to rows it has, in the columns that the stage declares."""
         names = [name for name in self._schema.names if name != POSITION.name]
         file_K = self._file_N[position_K]
         tables, places = [self._schema.empty_table().select(names)], [np.zeros(0, np.int64)]
@@ -81,14 +81,14 @@ class PartialResults:
             try:
                 rows = self._row_N[position_K[here]]
                 tables.append(read_at(self._folder, self._files[file], names, rows))
-            except DamagedError as damaged:  # since it was looked at: the next attempt ignores it
+            except DamagedError as damaged:  # since it was opened; the next attempt ignores it
                 raise RetryableError(damaged.found, damaged.place, "look at the disk") from damaged
             places.append(here)
         order = np.argsort(np.concatenate(places))
         return pa.concat_tables(tables).unify_dictionaries().take(pa.array(order))
 
     def add(self, position_K: NDArray[np.int64], answer: pa.Table) -> None:
-        """Keeps answers, in the order of the rows: on storage as soon as they are enough."""
+        """Adds answers in row order; stores a file once there are enough."""
         if self._writer is None:
             self._path = self._open.enter_context(self._folder.scratch(f"{self._below}/new"))
             self._writer = self._open.enter_context(ShardWriter(self._path, self._schema))
@@ -99,7 +99,7 @@ class PartialResults:
             self._put()
 
     def drop(self) -> None:
-        """Deletes all: the record of the pass is stored."""
+        """Deletes all files; called once the record of the pass is stored."""
         if self._last:
             self._folder.delete_folder(self._below)
 
@@ -108,12 +108,12 @@ class PartialResults:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._open:
-            if kind is not None:  # else all is stored in its place
+            if kind is not None:  # without an error, the shard itself is stored
                 with contextlib.suppress(OSError, LostLockError):
                     self._put()
 
     def _put(self) -> None:
-        writer, self._writer = self._writer, None  # it is tried once, though it may fail
+        writer, self._writer = self._writer, None  # tried once, even if that fails
         if writer is None:
             return
         sha256, _ = writer.close()
@@ -124,7 +124,7 @@ class PartialResults:
         self._bytes = 0
 
     def _take(self, name: str, transient: tuple[str, ...]) -> bool:
-        """Whether it is a whole file of this pass; its answers are then there."""
+        """Takes in a file's answers; returns False if it is damaged or not of this pass."""
         match = NAME.fullmatch(name.removeprefix(self._prefix))
         if not name.startswith(self._prefix) or match is None:
             return False

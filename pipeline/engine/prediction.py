@@ -1,7 +1,4 @@
-"""What the rows that are left will take, from some of them drawn by chance: sums and hours.
-
-Intervals are 90 %: they hold in 9 of 10 cases.
-"""
+"""Predicts sums and hours for the rows left from a random sample, with 90 % intervals."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Shapes: N rows that were drawn, R requests in the order in which they began, G groups of them.
+# Shapes: N rows drawn, M of these with a value above 0, R requests by their start, G groups.
 
-Z = 1.6448536269514722  # of a two-sided 90 % interval
-GROUPS = 10  # of requests in turn: what slows neighbours down together shows between groups
-LEAST = 2 * GROUPS  # requests, else there is nothing to take a mean of
+Z = 1.6448536269514722  # normal quantile of a two-sided 90 % interval
+GROUPS = 10  # batch means over consecutive requests, whose durations are correlated
+LEAST = 2 * GROUPS  # requests that a mean is taken of
 HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A number and its 90 % interval, which is null where one observation is all there is."""
+    """A number and its 90 % interval, which is None if there is only one observation."""
 
     value: float
     low: float | None = None
@@ -29,21 +26,21 @@ class Predicted:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long requests take: of the steady part of a probe, where it has one."""
+    """Durations of requests, from the steady part of a probe if it has one."""
 
     mean_s: float  # of a request, while all slots are busy
-    deviation_s: float  # of the mean of so many in turn as a group has; 0 of one group
-    per_group: float
-    end_s: float  # that slots are idle at the end of a shard, as the last answers come
+    deviation_s: float  # standard deviation of the groups' means
+    per_group: float  # requests in a group
+    end_s: float  # mean idle time of a slot at the end of a shard, until the last answer
     at_once: int
     is_steady: bool  # all slots were busy for a while
 
 
 def rest(values_N: NDArray[np.float64], left: int) -> Predicted:
-    """The sum over the rows that are left; `values_N` are those of rows drawn from among them all.
+    """Predicts the sum over the rows left from `values_N`, those of a random sample of all rows.
 
-    Rows that take nothing, as those without a caption, are rare: of 200 there may be none. So how
-    many there are has an interval of its own, which has a width where none was drawn.
+    Rows with value 0, such as those without a caption, are rare: a sample of 200 may have none. So
+    their share has an interval of its own, which is not empty even if none was drawn.
 
     Source: Cochran (1977), section 2.8: Student's t, with the finite population's correction; Hall
         (1992), "On the removal of skewness by transformation", for few answers that are long;
@@ -59,8 +56,8 @@ def rest(values_N: NDArray[np.float64], left: int) -> Predicted:
     mean = float(some_M.mean())
     below, above = _bounds(some_M)
     least, most = _wilson(share, drawn)
-    least, most = least - 0.5 / left, min(1.0, most + 0.5 / left)  # there are whole rows only
-    all_rows = (left * (left + drawn)) ** 0.5  # as `left` where far more are left than were drawn
+    least, most = least - 0.5 / left, min(1.0, most + 0.5 / left)  # continuity correction
+    all_rows = (left * (left + drawn)) ** 0.5  # tends to `left` for a small sample
     fewer, more = all_rows * (share - least), min(all_rows * (most - share), left * (1 - share))
     low = value - float(np.hypot(mean * fewer, all_rows * share * below))
     high = value + float(np.hypot(mean * more, all_rows * share * above))
@@ -68,11 +65,10 @@ def rest(values_N: NDArray[np.float64], left: int) -> Predicted:
 
 
 def pace(slots_s: Sequence[tuple[float, float]], at_once: int) -> Pace | None:
-    """How long requests take, from when each had its slot; None where there are too few.
+    """Returns the durations of requests from their slots (start, end); None if too few.
 
-    The first and the last ones count only where no others do: they have the server for themselves.
-    A request belongs to one part or the other by its beginning, as by its end would favour short
-    ones.
+    The first and last requests, which have the server to themselves, count only if there is no
+    steady part. A request is assigned to a part by its start: by its end would favour short ones.
     """
     if len(slots_s) < LEAST:
         return None
@@ -82,13 +78,13 @@ def pace(slots_s: Sequence[tuple[float, float]], at_once: int) -> Pace | None:
     last_s = began_R[-1]
     steady_R = (began_R >= ended_R.min()) & (began_R <= last_s - took_R.mean())
     is_steady = int(steady_R.sum()) >= LEAST
-    of_R = took_R[steady_R] if is_steady else took_R
-    mean_G = np.array([group.mean() for group in np.array_split(of_R, GROUPS)])
-    busy_s = np.maximum(ended_R - last_s, 0).sum() / at_once  # of each slot, after the last began
+    chosen = took_R[steady_R] if is_steady else took_R
+    mean_G = np.array([group.mean() for group in np.array_split(chosen, GROUPS)])
+    busy_s = np.maximum(ended_R - last_s, 0).sum() / at_once  # mean of a slot, after the last start
     return Pace(
-        mean_s=float(of_R.mean()),
+        mean_s=float(chosen.mean()),
         deviation_s=float(mean_G.std(ddof=1)),
-        per_group=len(of_R) / GROUPS,
+        per_group=len(chosen) / GROUPS,
         end_s=float(ended_R.max() - last_s - busy_s),
         at_once=at_once,
         is_steady=is_steady,
@@ -96,14 +92,14 @@ def pace(slots_s: Sequence[tuple[float, float]], at_once: int) -> Pace | None:
 
 
 def hours(pace: Pace, requests: Predicted, at_once: int, shards: int, workers: int) -> Predicted:
-    """By the clock, of workers that each ask so much at once and take a shard at a time.
+    """Predicts wall-clock hours for workers with `at_once` requests each, shard by shard.
 
-    The slots that are idle at the end of each shard are counted once: not at all in the lower
-    bound, twice in the upper one.
+    Idle slots at the end of each shard count once; not at all in the lower bound, and twice in the
+    upper one.
     """
     if requests.value == 0:
         return Predicted(0, 0, 0)
-    turns = -(-shards // workers)  # shards of the worker that has most
+    turns = -(-shards // workers)  # shards of the busiest worker
     busy = requests.value * pace.mean_s / at_once * turns / shards / HOUR_S
     idle = turns * pace.end_s / HOUR_S
     later = (1 / GROUPS + pace.per_group / requests.value) ** 0.5
@@ -114,7 +110,7 @@ def hours(pace: Pace, requests: Predicted, at_once: int, shards: int, workers: i
 
 
 def _bounds(values_M: NDArray[np.float64]) -> tuple[float, float]:
-    """How far the mean may lie below and above that of the values."""
+    """Returns how far the true mean may lie below and above the mean of the values."""
     drawn, spread = len(values_M), float(values_M.std())
     if drawn < 2 or spread <= 1e-9 * abs(float(values_M.mean())):
         return 0.0, 0.0
@@ -127,14 +123,14 @@ def _bounds(values_M: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _wilson(share: float, trials: int) -> tuple[float, float]:
-    """The interval of a share."""
+    """Returns Wilson's 90 % interval of a share."""
     half = Z * math.sqrt(share * (1 - share) / trials + (Z / (2 * trials)) ** 2)
     centre, scale = share + Z**2 / (2 * trials), 1 + Z**2 / trials
     return (centre - half) / scale, (centre + half) / scale
 
 
 def _student(freedom: int) -> float:
-    """Student's t of a two-sided 90 % interval.
+    """Returns Student's t of a two-sided 90 % interval.
 
     Source: Abramowitz and Stegun (1964), 26.7.5.
     Error: 5 % too small for one degree of freedom, 0.3 % for two, less than 0.02 % from five up.

@@ -1,4 +1,4 @@
-"""The rows of a probe in a worker: each read, and asked for by itself."""
+"""Computes the rows of a probe in a worker, each by itself."""
 
 import asyncio
 import tempfile
@@ -22,52 +22,53 @@ from clipmill.pipeline.provided import Usage
 from clipmill.pipeline.run_folder.rows import read_rows
 from clipmill.pipeline.stage import RowStage, StreamFunction
 
-AT_ONCE = 1024  # rows in hand: a stage that asks waits for its own requests
-ROW: ContextVar[int] = ContextVar("row")  # whose request it is
+AT_ONCE = 1024  # rows computed side by side; the stage itself bounds its requests
+ROW: ContextVar[int] = ContextVar("row")  # number of the row that a request belongs to
 
 Place = tuple[int, int]  # shard and position
-States = Mapping[int, Mapping[str, ShardState]]  # by shard: stage to its state
+States = Mapping[int, Mapping[str, ShardState]]  # shard -> stage -> its state
 
 
 def answered(
     chain: Chain, states: States, places: Sequence[Place], rank: Rank
 ) -> Mapping[str, Any]:
-    """What the answers of each row `took`, how many rows have which of `reasons`, and `seconds`.
+    """Computes the rows at `places`; returns usage by row `took`, counts `reasons` and `seconds`.
 
-    `chain` has one stage. It is the work of an only worker: `rank` tells it nothing.
+    `chain` has one stage. There is one worker, so `rank` is not used.
     """
     rows = _rows(chain, states, places)
     took: dict[int, list[Usage]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        functions = Functions(chain, Path(scratch), lambda one: took[ROW.get()].append(one))
+        functions = Functions(chain, Path(scratch), lambda usage: took[ROW.get()].append(usage))
         try:
             function = cast(StreamFunction, functions.function(chain.stages[0]))
             start_s = time.monotonic()
             work = _each(function, rows)
-            made = asyncio.run_coroutine_threadsafe(work, functions.events.loop).result()
+            answers = asyncio.run_coroutine_threadsafe(work, functions.events.loop).result()
             seconds = time.monotonic() - start_s
         finally:
-            functions.flush()  # of a probe that fails too
+            functions.flush()  # answers of a failed probe are stored too
             functions.close()
-    reasons = Counter(one for table in made for one in table[REASON.name].to_pylist() if one)
+    codes = (code for table in answers for code in table[REASON.name].to_pylist())
+    reasons = Counter(code for code in codes if code)
     by_row = tuple(tuple(took[number]) for number in range(len(rows)))
     return {"took": by_row, "reasons": dict(reasons), "seconds": seconds}
 
 
 def _rows(chain: Chain, states: States, places: Sequence[Place]) -> list[pa.Table]:
-    """Each row as a table of its own, as the stage reads it; in the order of their places."""
+    """Reads the rows at `places`, each as a table of its own with the columns the stage reads."""
     (planned,) = chain.stages
-    found: dict[Place, pa.Table] = {}
+    rows: dict[Place, pa.Table] = {}
     for shard in states:
         position_K = np.sort([position for of_shard, position in places if of_shard == shard])
         for batch in _batches(chain, states[shard]):
             end = batch.start + len(batch.whole)
             here_K = position_K[(position_K >= batch.start) & (position_K < end)]
             if len(here_K):
-                given = batch.only(here_K - batch.start).given(planned)
+                table = batch.only(here_K - batch.start).inputs(planned)
                 for number, position in enumerate(here_K.tolist()):
-                    found[shard, position] = given.slice(number, 1)
-    return [found[place] for place in places]
+                    rows[shard, position] = table.slice(number, 1)
+    return [rows[place] for place in places]
 
 
 def _batches(chain: Chain, states: Mapping[str, ShardState]) -> Iterator[Batch]:
@@ -82,17 +83,17 @@ def _batches(chain: Chain, states: Mapping[str, ShardState]) -> Iterator[Batch]:
 
 
 async def _each(function: StreamFunction, rows: Sequence[pa.Table]) -> list[pa.Table]:
-    """What the function makes of each row by itself, in their order; they wait side by side."""
+    """Calls the function on each row by itself, concurrently; returns answers in row order."""
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def one(number: int, row: pa.Table) -> pa.Table:
+    async def answer_of(number: int, row: pa.Table) -> pa.Table:
         async with slots:
-            ROW.set(number)  # all that the stage begins from here on knows it
-            made = cast(AsyncIterator[pa.Table], function(cast(Any, _alone(row))))
-            (answer,) = [table async for table in made]
+            ROW.set(number)  # inherited by every task that the stage starts for this row
+            tables = cast(AsyncIterator[pa.Table], function(cast(Any, _alone(row))))
+            (answer,) = [table async for table in tables]
             return answer
 
-    tasks = [asyncio.create_task(one(number, row)) for number, row in enumerate(rows)]
+    tasks = [asyncio.create_task(answer_of(number, row)) for number, row in enumerate(rows)]
     try:
         return await asyncio.gather(*tasks)
     finally:

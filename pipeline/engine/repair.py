@@ -1,8 +1,8 @@
-"""DamagedError files of a run, and how they are made again.
+"""Repairs damaged files of a run.
 
-What a stage computes is taken away, and computed anew to the same bytes. What was asked of the web
-or of a generator is asked again by `clipmill verify --repair` alone, for the rows that no file
-holds any more.
+Files of a stage that computes are deleted, and the stage computes the same bytes again. Answers of
+the web or of a generator are asked for again only by `clipmill verify --repair`, and only for rows
+whose answers are lost.
 """
 
 import re
@@ -24,41 +24,40 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Stage
 
-AGAIN = "damaged"  # stands for a mask that no run has: the rows it left out are computed
+AGAIN = "damaged"  # in place of a mask's digest: matches no mask, so missing rows are computed
 DATA_NAME = re.compile(r"(\d+)(?:\.p(\d+))?-")
 
 
 def shard_of(name: str) -> int:
-    """The number of the shard that a data file is of."""
+    """Returns the shard number in a data file's name."""
     return int(re.split(r"\D", name, maxsplit=1)[0])
 
 
-def is_asked(stage: Stage) -> bool:
-    """Whether a stage's values come from outside, so that nobody can compute them again."""
+def is_recorded(stage: Stage) -> bool:
+    """Returns whether a stage's values come from outside, so that they cannot be recomputed."""
     return stage.determinism == "recorded"
 
 
-def refusal(found: DamagedError, planned: PlannedStage | None, run: Storage) -> StageError:
-    """Why a damaged file is not made again by a run."""
+def refusal(damage: DamagedError, planned: PlannedStage | None, run: Storage) -> StageError:
+    """Returns an error that says why a run does not make a damaged file again."""
     if planned is None:
-        return StageError(found.found, found.place, "not of this run: copy it there once more")
-    if is_asked(planned.stage):
+        return StageError(damage.found, damage.place, "not of this run: copy it there once more")
+    if is_recorded(planned.stage):
         again = f"clipmill verify --run {shlex.quote(str(run))} --repair"
         do = f"{again} asks again, for the damaged rows; no run does"
-        return StageError(found.found, found.place, do)
+        return StageError(damage.found, damage.place, do)
     do = "it was just made again, so look at this machine's disk and memory"
-    return StageError(found.found, found.place, do)
+    return StageError(damage.found, damage.place, do)
 
 
 def take_away(folder: Storage, name: str) -> None:
-    """Removes a damaged file, so that it is made again; with the passes that it was read with,
-    and with the journal of a stage that is not done, which takes the file for there."""
+    """Deletes a damaged file, its shard's later passes, and journals, which count it as done."""
     place = DATA_NAME.match(name)
     if place and not name.startswith(f"{OUT}/"):
         shard, number = int(place[1]), int(place[2] or 0)
-        held = {entry.name for entry in folder.entries()}
+        names = {entry.name for entry in folder.entries()}
         later = number + 1
-        while record_name(shard, later) in held:
+        while record_name(shard, later) in names:
             later += 1
         for last in range(later - 1, number, -1):
             folder.delete(record_name(shard, last))
@@ -71,10 +70,10 @@ def take_away(folder: Storage, name: str) -> None:
 def salvage(
     planned: PlannedStage, folder: Storage, records: list[Record], bad: set[str], uid: pa.Array
 ) -> int:
-    """Stores the passes of a shard of answers without their damaged rows; how many those are.
+    """Stores a shard's answers again without damaged rows; returns the number of rows lost.
 
-    They are asked for by the next run. A row group that can't be read is lost as a whole; a row
-    that a later pass had tried again falls back to what it failed with.
+    The next run asks for lost rows. A row group that can't be read is lost as a whole; a lost row
+    of a later pass falls back to the reason of its earlier failure.
     """
     lost = 0
     is_whole = bad.isdisjoint(record.data for record in records)  # only a record was damaged
@@ -88,7 +87,7 @@ def salvage(
         groups = sound_groups(folder, record.data, schema)
         if sum(rows for rows, _ in groups) != record.computed or all(sound for _, sound in groups):
             rows = record.computed if record.number else len(uid)
-            groups = [(rows, False)]  # the damage is where no checksum tells
+            groups = [(rows, False)]  # no checksum covers the damage
         with (
             folder.scratch(planned.name) as path,
             ShardWriter(path, schema, record.page_checksums) as writer,
@@ -99,20 +98,20 @@ def salvage(
                     with opened(folder, record.data, "") as file:
                         writer.add(file.read_row_group(group, schema.names, use_threads=False))
                 elif record.number == 0:
-                    writer.add(_unasked(uid.slice(start, rows), schema))
+                    writer.add(_not_selected(uid.slice(start, rows), schema))
                 lost += 0 if is_sound else rows
                 start += rows
-            kept = {
+            same = {
                 name: getattr(record, name) for name in ("shard", "number", "parents", "seconds")
             }
-            made = store(folder, writer, path, {**kept, "rows": len(uid), "mask": AGAIN})
-        if made.data != record.data:
+            stored = store(folder, writer, path, {**same, "rows": len(uid), "mask": AGAIN})
+        if stored.data != record.data:
             folder.delete(record.data)
     return lost
 
 
-def _unasked(uid: pa.Array, schema: pa.Schema) -> pa.Table:
-    """Rows as they stand where a mask leaves them out."""
+def _not_selected(uid: pa.Array, schema: pa.Schema) -> pa.Table:
+    """Returns rows as a mask leaves them out: null, with reason `not_selected`."""
     columns = {field.name: pa.nulls(len(uid), field.type) for field in schema}
     columns[UID.name] = uid
     columns[REASON.name] = pa.array([NOT_SELECTED] * len(uid), pa.string()).dictionary_encode()

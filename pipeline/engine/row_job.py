@@ -1,4 +1,4 @@
-"""A job of row stages of one root that run together, shard by shard."""
+"""Runs row stages of one root together, shard by shard."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,23 +21,23 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import StageState
 from clipmill.pipeline.stage import RowStage
 
-COMPACT_EVERY = 1000  # records of a stage: what a resume reads one by one of it at most
+COMPACT_EVERY = 1000  # records of a stage: the most that a resume reads one by one
 
 
 @dataclass
 class RowJob:
-    """Row stages of one root, in order. Their states are this job's own while it runs."""
+    """Row stages of one root, in order; nobody else changes their states while the job runs."""
 
     running: Running
     stages: list[PlannedStage]
-    blamed: str | None = field(default=None, init=False)  # whose error ends it; None: of them all
-    unfolded: dict[str, list[Record]] = field(default_factory=dict, init=False)  # by stage
-    has_work: bool = field(default=False, init=False)  # whether a shard had something to do
-    begun: dict[str, set[int]] = field(default_factory=dict, init=False)  # by stage: see attempts
+    blamed: str | None = field(default=None, init=False)  # stage whose error ended it; None: all
+    uncompacted: dict[str, list[Record]] = field(default_factory=dict, init=False)  # by stage
+    has_work: bool = field(default=False, init=False)  # a shard had something to do
+    begun: dict[str, set[int]] = field(default_factory=dict, init=False)  # shards with attempts
 
     def run(self) -> list[DamagedError]:
-        """Computes what is missing; the damaged files that it met, which are to be made again."""
-        for stage in self._states():  # stages of this run may have changed what is good
+        """Computes missing shards; returns the damaged files met, to be made again."""
+        for stage in self._states():  # earlier stages of this run may have outdated some shards
             self.running.state.resolve(stage.planned.name)
             self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
             _drop_stale(stage)
@@ -57,18 +57,18 @@ class RowJob:
             if damaged:
                 self._compact(1)
             self._forget_attempts()
-        except DamagedError as found:  # by what looks at the first shards
-            damaged.append(found)
+        except DamagedError as met:  # by FirstShards, which reads counts of stored shards
+            damaged.append(met)
         except OSError as error:
             place = f"stage '{steps[0].name}'"
             raise storage_error(error, place, self.running.state.run) from error
         finally:
             if isinstance(results, Generator):
-                results.close()  # what its workers still do is not waited for
+                results.close()  # does not wait for work in progress
         return damaged
 
     def _first_shards(self) -> list[FirstShards]:
-        """What is looked at of each stage: stored shards too, unless rows are tried again."""
+        """Returns each stage's first shards to check, stored ones too unless rows are retried."""
         if self.running.keep_going:
             return []
         state, retry = self.running.state, self.running.retry
@@ -78,7 +78,7 @@ class RowJob:
         ]
 
     def _open(self, firsts: list[FirstShards]) -> list[FirstShards]:
-        """Those with more to see; StageError where a fault was seen."""
+        """Returns those with more shards to come; raises StageError on a fault of most rows."""
         still = []
         for first in firsts:
             try:
@@ -93,7 +93,7 @@ class RowJob:
         return [self.running.state.stages[planned.name] for planned in self.stages]
 
     def _steps(self) -> list[Step]:
-        """One step for each chain: its stages share a worker, and hand batches on in memory."""
+        """Returns a step for each chain, whose stages share a worker and pass batches in memory."""
         running = self.running
         chains = [
             Chain(
@@ -117,7 +117,7 @@ class RowJob:
         ]
 
     def _items(self) -> Iterator[ShardItem]:
-        """One item for each shard with something to do; small: states and records, no rows."""
+        """Yields a small item for each shard with something to do: states and records, no rows."""
         known = self.running.state.stages
         root = self.stages[0].root
         names = {planned.name for planned in self.stages}
@@ -149,7 +149,7 @@ class RowJob:
             )
 
     def _take(self, item: ShardItem) -> None:
-        """Notes what became of a shard."""
+        """Takes a finished shard's states, failures and records into the run's state."""
         known, watcher, shard = self.running.state.stages, self.running.watcher, item.shard
         own = {planned.name for planned in self.stages}
         for name, failure in item.failed.items():
@@ -162,13 +162,13 @@ class RowJob:
                 known[name].failures.pop(shard, None)
                 known[name].scan.records.put(shard, item.records[name])
                 known[name].shards.add(shard)
-        for name, record in item.made:
+        for name, record in item.new_records:
             watcher.shard(name, record, known[name].total)
-            self.unfolded.setdefault(name, []).append(record)
+            self.uncompacted.setdefault(name, []).append(record)
 
     def _compact(self, least: int) -> None:
-        """Adds a part to the compaction of each stage that has so many records in none."""
-        for name, records in self.unfolded.items():
+        """Adds a part to the compaction of each stage with `least` uncompacted records."""
+        for name, records in self.uncompacted.items():
             if len(records) >= least:
                 stage = self.running.state.stages[name]
                 append(stage.folder, stage.scan.parts, records)
@@ -176,21 +176,21 @@ class RowJob:
                 records.clear()
 
     def _forget_attempts(self) -> None:
-        """Takes the counts of this job away: all its work has been answered for."""
+        """Deletes this job's counts of attempts: all its work has ended."""
         for stage in self._states():
             if self.has_work or self.begun[stage.planned.name]:
                 stage.folder.delete_folder(attempts.FOLDER)
 
 
 def _drop_stale(stage: StageState) -> None:
-    """Takes records whose parents changed out of the compaction, before they are made again."""
+    """Compacts without the records of changed parents, before these shards are made again."""
     if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
         compact(stage.folder, stage.columns)
         stage.scan.compacted = False
 
 
 def chained(stages: list[PlannedStage]) -> list[list[PlannedStage]]:
-    """The stages in an order that keeps needs first, cut where stages cannot run together."""
+    """Returns the stages in topological order, split into chains that can share a worker."""
     left = list(stages)
     chains: list[list[PlannedStage]] = []
     placed: set[str] = set()
@@ -207,12 +207,12 @@ def chained(stages: list[PlannedStage]) -> list[list[PlannedStage]]:
     return chains
 
 
-def _share_a_worker(one: PlannedStage, other: PlannedStage) -> bool:
-    assert isinstance(one.stage, RowStage)
-    assert isinstance(other.stage, RowStage)
+def _share_a_worker(first: PlannedStage, second: PlannedStage) -> bool:
+    assert isinstance(first.stage, RowStage)
+    assert isinstance(second.stage, RowStage)
     return (
-        one.only is None
-        and other.only is None
-        and one.stage.resources == other.stage.resources
-        and one.stage.batch_rows == other.stage.batch_rows
+        first.only is None
+        and second.only is None
+        and first.stage.resources == second.stage.resources
+        and first.stage.batch_rows == second.stage.batch_rows
     )

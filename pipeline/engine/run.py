@@ -1,4 +1,4 @@
-"""Runs a plan: row stages of one root together, and dataset stages that are ready, side by side."""
+"""Runs a plan: row stages of one root together, dataset stages side by side once ready."""
 
 import queue
 import threading
@@ -15,7 +15,7 @@ from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import close_accounts
 from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.manifests import seal
-from clipmill.pipeline.engine.repair import is_asked, refusal, take_away
+from clipmill.pipeline.engine.repair import is_recorded, refusal, take_away
 from clipmill.pipeline.engine.row_job import RowJob
 from clipmill.pipeline.engine.running import Running
 from clipmill.pipeline.errors import ClipmillError, LostLockError
@@ -24,20 +24,20 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import claim, refuse_foreign
-from clipmill.pipeline.run_folder.live import Telling, Watcher
+from clipmill.pipeline.run_folder.live import LiveReporter, Watcher
 from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
 from clipmill.pipeline.run_folder.state import RunState
 
 Job = RowJob | DatasetJob
-LOOK_UP_S = 0.5  # Python sees a signal late that another thread was given
+LOOK_UP_S = 0.5  # Python handles a signal sent to another thread only between waits of this one
 
 
 @dataclass
 class Outcome:
-    """How a run ended: the state of every stage, and why those that are not complete are not."""
+    """The end of a run: the state of every stage, and the errors that stopped some."""
 
     state: RunState
-    stopped: dict[str, ClipmillError | None]  # stage to its error; None: waits for another
+    stopped: dict[str, ClipmillError | None]  # stage -> its error; None: waits for another
 
     @property
     def complete(self) -> bool:
@@ -53,10 +53,10 @@ def run_plan(
     retry: tuple[str, ...] = (),
     keep_going: bool = False,
 ) -> Outcome:
-    """Runs what is not done. Finished shards of a stage that fails stay.
+    """Runs the stages that are not done. Finished shards of a stage that fails stay.
 
-    A stage whose first shards fail for one reason stops, also where they were stored before, unless
-    it is to keep going.
+    Unless `keep_going`, a stage stops if its first shards fail for one reason, even if these were
+    stored by an earlier run.
     """
     refuse_foreign(run)
     with lock.held(run) as owned:
@@ -64,12 +64,12 @@ def run_plan(
         claim(plan, owned)
         remember_pools(plan, owned)
         state = RunState(plan, owned)
-        telling = Telling(state, owned, watcher)
+        reporter = LiveReporter(state, owned, watcher)
         running = Running(
             plan=plan,
             state=state,
             executor=executor,
-            watcher=telling,
+            watcher=reporter,
             run_id=uuid.uuid4().hex,
             retry=tuple(reason for reason in retry if reason != "crashed"),
             crash_ok="crashed" in retry,
@@ -81,34 +81,34 @@ def run_plan(
         for planned in recorded:
             close_accounts(state.stored[planned.name].folder.child(BUDGET))
         try:
-            with telling.kept(executor):
+            with reporter.kept(executor):
                 return _Schedule(running).run()
         except BaseException:
-            executor.close()  # while the folder is ours
+            executor.close()  # while we still hold the folder's lock
             raise
 
 
 class _Schedule:
-    """Which job starts when. A job runs in a thread of its own; all else happens in this one."""
+    """The scheduler: each job runs in a thread of its own, all else in the calling thread."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
         self.state, self.plan, self.watcher = running.state, running.plan, running.watcher
         self.stopped: dict[str, ClipmillError | None] = {}
         self.ended: set[str] = set()
-        self.held: set[str] = set()  # a stage that is to blame, and all that is made of it
-        self.jobs: list[Job] = []  # that run
+        self.blocked: set[str] = set()  # blamed stages, and all stages downstream
+        self.jobs: list[Job] = []  # running
         self.answers: queue.SimpleQueue[tuple[Job, list[DamagedError], BaseException | None]] = (
             queue.SimpleQueue()
         )
         self.damaged: list[tuple[Job, list[DamagedError]]] = []  # to be made again
-        self.healed: set[tuple[str, str]] = set()  # damaged files that were taken away
+        self.healed: set[tuple[str, str]] = set()  # damaged files deleted in this run
         if running.crash_ok:
             for stage in self.state.stages.values():
                 attempts.forget(stage.folder)
 
     def run(self) -> Outcome:
-        """Starts all that can start, until nothing runs and nothing can."""
+        """Starts jobs as they become ready, until none runs and none can start."""
         while True:
             self._heal()
             ready = self._ready()
@@ -122,15 +122,17 @@ class _Schedule:
         for name in self.plan.stages:
             if name not in self.ended:
                 self.stopped.setdefault(name, None)
-        self.state.run.sweep()  # of workers that died
+        self.state.run.sweep()  # leftovers of workers that died
         return Outcome(self.state, self.stopped)
 
     def _ready(self) -> list[Job]:
-        """What can start: for each root the row stages whose other needs have ended; each dataset
-        stage whose needs are complete."""
+        """Returns the jobs that can start.
+
+        Row stages wait until needs outside their job have ended, dataset stages until complete.
+        """
         together: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
-        begun = {*self.ended, *self.stopped, *self.held, *self._names(self.jobs)}
+        begun = {*self.ended, *self.stopped, *self.blocked, *self._names(self.jobs)}
         for job, damaged in self.damaged:
             begun |= self._after(self._names([job]) | self._blamed(damaged))
         for planned in self.plan.stages.values():
@@ -169,7 +171,7 @@ class _Schedule:
                 continue
 
     def _end(self, job: Job, damaged: list[DamagedError], error: BaseException | None) -> None:
-        """What becomes of the stages of a job that has run."""
+        """Finishes or stops the stages of a job that has ended; damaged files are queued."""
         self.jobs.remove(job)
         if damaged:
             self.damaged.append((job, damaged))
@@ -177,7 +179,7 @@ class _Schedule:
             for planned in job.stages:
                 self._finish(planned)
         elif isinstance(error, ClipmillError) and not isinstance(error, LostLockError):
-            self.held |= self._after([job.blamed] if job.blamed else [])
+            self.blocked |= self._after([job.blamed] if job.blamed else [])
             for planned in job.stages:
                 self.state.rescan(planned.name)
             to_blame = self._to_blame(job)
@@ -192,7 +194,7 @@ class _Schedule:
             raise error
 
     def _to_blame(self, job: Job) -> list[str]:
-        """The stage that a job blames; else those that its error kept from their end."""
+        """Returns the stage that a job blames; else its incomplete stages, or all of them."""
         names = [planned.name for planned in job.stages]
         if job.blamed:
             return [job.blamed]
@@ -210,39 +212,39 @@ class _Schedule:
     # Damage
 
     def _heal(self) -> None:
-        """Takes damaged files away, so that the next jobs make them again. Each once a run.
+        """Deletes damaged files, each once a run, so that the next jobs make them again.
 
-        Not while a job runs that reads what is after them: it may meet them too.
+        Waits while a job of a stage downstream runs: it may meet the same files.
         """
-        everything = [found for _, damaged in self.damaged for found in damaged]
+        everything = [file for _, damaged in self.damaged for file in damaged]
         if self._after(self._blamed(everything)) & self._names(self.jobs):
             return
         gone: dict[tuple[str, str], bool] = {}  # several jobs may have met the same file
         for job, damaged in self.damaged:
-            for found in damaged:
-                if (found.folder, found.name) not in gone:
-                    gone[found.folder, found.name] = self._take_away(found, job)
-            if all(gone[found.folder, found.name] for found in damaged):
+            for file in damaged:
+                if (file.folder, file.name) not in gone:
+                    gone[file.folder, file.name] = self._take_away(file, job)
+            if all(gone[file.folder, file.name] for file in damaged):
                 continue
-            for planned in job.stages:  # what can't be read is not read again
+            for planned in job.stages:  # a file that stays damaged is not read again
                 if planned.is_row:
                     self._finish(planned)
                 else:
                     self.stopped.setdefault(planned.name, None)
         self.damaged.clear()
 
-    def _take_away(self, found: DamagedError, job: Job) -> bool:
-        """Whether the file goes, so that its stage and all after it are looked at again."""
-        place = (found.folder, found.name)
-        planned = next((self.plan.stages[name] for name in self._blamed([found])), None)
-        if planned is None or is_asked(planned.stage) or place in self.healed:
+    def _take_away(self, file: DamagedError, job: Job) -> bool:
+        """Deletes a damaged file and reopens its stage and all downstream; False if refused."""
+        place = (file.folder, file.name)
+        planned = next((self.plan.stages[name] for name in self._blamed([file])), None)
+        if planned is None or is_recorded(planned.stage) or place in self.healed:
             stopped = planned or job.stages[0]
-            error = self.stopped[stopped.name] = refusal(found, planned, self.state.run)
+            error = self.stopped[stopped.name] = refusal(file, planned, self.state.run)
             self.watcher.stopped(stopped.name, error)
             return False
-        self.watcher.damaged(planned.name, found)
+        self.watcher.damaged(planned.name, file)
         self.healed.add(place)
-        take_away(self.state.stages[planned.name].folder, found.name)
+        take_away(self.state.stages[planned.name].folder, file.name)
         after = self._after([planned.name])
         self.state.rescan(planned.name)
         for name in self.plan.stages:
@@ -252,7 +254,7 @@ class _Schedule:
         return True
 
     def _after(self, names: Iterable[str]) -> set[str]:
-        """The stages and all that are made of them."""
+        """Returns the stages and all downstream of them."""
         after = set(names)
         for planned in self.plan.stages.values():
             if after & set(planned.needs):
@@ -260,9 +262,10 @@ class _Schedule:
         return after
 
     def _blamed(self, damaged: Iterable[DamagedError]) -> set[str]:
-        """The stages of this run that the files belong to."""
-        folders = {found.folder for found in damaged}
-        return {name for name, it in self.state.stored.items() if it.folder.uri in folders}
+        """Returns the stages of this run that the files belong to."""
+        folders = {file.folder for file in damaged}
+        stored = self.state.stored.items()
+        return {name for name, columns in stored if columns.folder.uri in folders}
 
     def _names(self, jobs: Iterable[Job]) -> set[str]:
         return {planned.name for job in jobs for planned in job.stages}

@@ -1,9 +1,8 @@
-"""Shuffles: a run of shards by partition in one file, and which partition a row goes to.
+"""Shuffles rows: splits each run of shards by partition into one file.
 
-What is moved is decided by the counts of rows alone, never by workers: a run has some 7.5 million
-rows, 180 MB at 24 bytes a row, and a shuffle at least 64 runs where there are many shards, 16 where
-there are few. In memory is a segment of a run at a time, bounded by bytes whatever the width of a
-row.
+Runs depend on row counts only, never on workers: a run has about 7.5 million rows (180 MB at 24
+bytes a row), and a shuffle has at least 64 runs with many shards, 16 with few. One segment of a run
+is in memory at a time, bounded in bytes for rows of any width.
 """
 
 import hashlib
@@ -32,20 +31,20 @@ from clipmill.pipeline.run_folder.partitions import (
 )
 
 RUN_ROWS = 7_500_000
-FEW_RUNS, MANY_RUNS = 16, 64  # the least of a small and of a large pool, for workers to share
-RUN_SHARDS = 6  # of a pool between these: a run costs a file, and a piece a partition
-SEGMENT_BYTES = 288_000_000  # of rows as they are in memory
-OF_MEMORY = 6  # a segment is at most this part of what its stage declares: it is there up to twice
+FEW_RUNS, MANY_RUNS = 16, 64  # least runs of a small and of a large pool, for workers to share
+RUN_SHARDS = 6  # shards a run in pools between: each run costs a file, and a piece a partition
+SEGMENT_BYTES = 288_000_000  # of rows in memory
+OF_MEMORY = 6  # a segment takes at most 1/6 of its stage's memory; up to two copies exist
 
 
 def runs_of(sizes: list[int]) -> list[list[int]]:
-    """First shard and last + 1 of each run, from the rows of each shard."""
+    """Returns [start, stop) of each run of shards, from the rows of each shard."""
     least = min(max(FEW_RUNS, len(sizes) // RUN_SHARDS), MANY_RUNS)
     return [[start, stop] for start, stop in neighbours(sizes, RUN_ROWS, least)]
 
 
 def segment_bytes(memory_gb: float) -> int:
-    """The most bytes of a segment, for a stage that declares so much memory."""
+    """Returns the most bytes of a segment, for a stage that declares `memory_gb`."""
     return min(SEGMENT_BYTES, int(memory_gb * 1e9) // OF_MEMORY)
 
 
@@ -58,9 +57,9 @@ def split_run(
     run: list[int],
     task: UnitTask,
 ) -> dict[str, Any]:
-    """The rows of a run of shards by partition, as a file of segments; its end says where they lie.
+    """Stores the rows of a run of shards by partition: a file of segments, with offsets at its end.
 
-    In a partition rows are in the order of the shards, and of each shard.
+    Within a partition, rows keep the order of shards and of rows within each shard.
     """
     name = f"{data}/{task.key}.arrows"
     with task.folder.scratch(name) as path:
@@ -70,36 +69,36 @@ def split_run(
                 offsets, crcs, head = write_segment(file, rows, key, count)
                 places.append(offsets + crcs)
                 heads.append(head)
-            at = file.tell()
+            end = file.tell()
             sizes = [len(head) for head in heads]
             numbers = np.array([*np.ravel(places), *sizes], OFFSET)
             table = b"".join((numbers.tobytes(), *heads))
             file.write(table)
             size = file.tell()
         task.folder.commit(path, name)
-    said = {"file": name, "size": size, "segments": len(heads), "at": at}
-    return said | {"digest": hashlib.sha256(table).hexdigest()[:32]}
+    sha256 = hashlib.sha256(table).hexdigest()[:32]
+    return {"file": name, "size": size, "segments": len(heads), "at": end, "digest": sha256}
 
 
 def segments(tables: Iterator[pa.Table], most_bytes: int) -> Iterator[list[pa.Table]]:
-    """Tables that hold so many bytes together, or one that holds more.
+    """Groups tables up to `most_bytes` each; a larger table is a group of its own.
 
-    Whoever gets the tables may take them out of their list.
+    The caller may empty a list it gets.
     """
-    held: list[pa.Table] = []
+    group: list[pa.Table] = []
     size = 0
     for table in tables:
         table_bytes = table.nbytes
-        if held and size + table_bytes > most_bytes:
-            yield held
-            held, size = [], 0
+        if group and size + table_bytes > most_bytes:
+            yield group
+            group, size = [], 0
         size += table_bytes
-        held.append(table)
-    yield held
+        group.append(table)
+    yield group
 
 
-class _Summed:
-    """A file, and the CRC-32 of what was written to it since that was set to 0."""
+class _ChecksummedFile:
+    """A file with the CRC-32 of the bytes written since `crc` was last set to 0."""
 
     closed = False
 
@@ -115,19 +114,18 @@ class _Summed:
 def write_segment(
     file: BinaryIO, rows: list[pa.Table], key: Callable[[pa.Table], Any], count: int
 ) -> tuple[list[int], list[int], bytes]:
-    """Where each partition begins in the file, and the last one ends; the CRC-32 of each, and a 0;
-    the head they share."""
+    """Writes rows by partition; returns offsets and the end, CRC-32s and a 0, and the head."""
     whole = pa.concat_tables(rows, promote_options="default").unify_dictionaries().combine_chunks()
     rows.clear()
-    partition = key(whole)  # of all rows at once: a call for a shard costs more than its rows
-    # Numbers of 16 bits are sorted by radix: 8 times as fast as those of 64.
+    partition = key(whole)  # of all rows at once: a call costs more than a shard's rows
+    # NumPy sorts 16-bit integers by radix: 8 times as fast as 64-bit ones.
     order = np.argsort(partition.astype(np.min_scalar_type(count)), kind="stable")
     bounds = np.append(0, np.bincount(partition, minlength=count).cumsum())
     whole = whole.take(pa.array(order)).unify_dictionaries().combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True, use_threads=False)
-    begin, summed, crcs = file.tell(), _Summed(file), []
+    begin, summed, crcs = file.tell(), _ChecksummedFile(file), []
     with pa.ipc.new_stream(summed, whole.schema, options=options) as writer:
-        writer.write_batch(no_rows(whole))  # after the dictionaries
+        writer.write_batch(no_rows(whole))  # so the head holds schema and dictionaries
         offsets = [file.tell()]
         for start, stop in pairwise(bounds.tolist()):
             summed.crc = 0
@@ -140,7 +138,7 @@ def write_segment(
 
 
 def no_rows(table: pa.Table) -> pa.RecordBatch:
-    """No row of a table, with its dictionaries."""
+    """Returns an empty batch with the table's schema and dictionaries."""
     columns = [
         column.chunk(0).slice(0, 0) if column.num_chunks else pa.array([], column.type)
         for column in table.columns
@@ -149,13 +147,13 @@ def no_rows(table: pa.Table) -> pa.RecordBatch:
 
 
 def put_index(folder: Storage, data: str, results: list[dict[str, Any]], count: int) -> str:
-    """Stores the index of what `split_run` left, where that lies there; its name, in any case.
+    """Stores the index of the files of `split_run`, if all exist; returns its name in any case.
 
-    The name changes with what the files hold.
+    The name depends on the content of the files.
     """
-    name = f"{data}/{digest([one['digest'] for one in results])[:16]}.index"
+    name = f"{data}/{digest([result['digest'] for result in results])[:16]}.index"
     sizes = sizes_in(folder, data)
-    if results and all(sizes.get(one["file"]) == one["size"] for one in results):
+    if results and all(sizes.get(result["file"]) == result["size"] for result in results):
         index = index_of(*ends_of(folder, results, count))
         if sizes.get(name) != len(index):
             folder.put(name, index, point="index")
@@ -163,23 +161,23 @@ def put_index(folder: Storage, data: str, results: list[dict[str, Any]], count: 
 
 
 def sizes_in(folder: Storage, data: str) -> dict[str, int]:
-    """The size of each object in a folder."""
+    """Returns the size of each object in folder `data`, by path."""
     return {f"{data}/{entry.name}": entry.size for entry in folder.entries(data)}
 
 
 def ends_of(
     folder: Storage, results: list[dict[str, Any]], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[bytes]]:
-    """(P + 1, S) where each partition begins in each segment, and the CRC-32 of each; the heads.
+    """Reads the files' ends: (P + 1, S) offsets and CRC-32s of partitions by segment; S heads.
 
-    From the files' ends; DamagedError where one is not as it was written.
+    Raises DamagedError if an end has changed.
     """
-    ends = [(one["file"], one["at"], one["size"] - one["at"]) for one in results]
+    ends = [(result["file"], result["at"], result["size"] - result["at"]) for result in results]
     places, heads = [], []
-    for one, end in zip(results, read_ranges(folder, ends), strict=True):
-        if hashlib.sha256(end).hexdigest()[:32] != one["digest"]:
-            raise DamagedError(folder.uri, one["file"], CHANGED)
-        number = one["segments"]
+    for result, end in zip(results, read_ranges(folder, ends), strict=True):
+        if hashlib.sha256(end).hexdigest()[:32] != result["digest"]:
+            raise DamagedError(folder.uri, result["file"], CHANGED)
+        number = result["segments"]
         numbers = np.frombuffer(end, OFFSET, number * (2 * count + 3))
         places.append(numbers[:-number].reshape(number, 2, count + 1))
         stops = np.append(0, numbers[-number:].cumsum()) + numbers.nbytes
@@ -189,13 +187,13 @@ def ends_of(
 
 
 def by_hash(key: str, count: int, table: pa.Table) -> NDArray[np.int64]:
-    """The partition of each row: equal keys get the same one, and so do all nulls."""
-    import polars as pl  # late, as in stages: a plan needs none
+    """Returns (N,) partitions by hash of the key; all nulls share one."""
+    import polars as pl  # late, as in stages: planning does not need it
 
     hashes = pl.Series(key, table[key]).hash(seed=0)
     return (hashes.to_numpy() % np.uint64(count)).astype(np.int64)
 
 
 def by_home(starts: NDArray[np.int64], table: pa.Table) -> Any:
-    """The partition of each row: that of the run of shards it lives in, by their first ones."""
+    """Returns (N,) partitions: the run of each row's shard, by the runs' first shards `starts`."""
     return np.searchsorted(starts, table[SHARD.name].to_numpy(), side="right") - 1

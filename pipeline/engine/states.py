@@ -1,9 +1,10 @@
-"""States in storage: named arrays as one .npz, whose own checksums tell a damaged one, and its own
-name another's.
+"""Stores and merges states: named arrays in one .npz, which checksums its content.
 
-Those of a pool's shards are merged into one in the order of the shards: of some shards by the unit
-that makes them, then, where they are large, MERGED neighbours by a unit, and so on to the last. So
-the tree is the same whatever the workers, and only its root passes through the driver.
+The object's own name is stored inside, so that a state under another's name is found out.
+
+States of shards are merged in shard order: first within each unit, then, if they are large, MERGED
+neighbours by a unit, level by level. The tree does not depend on workers, and only its root passes
+through the driver.
 """
 
 import functools
@@ -21,14 +22,14 @@ from clipmill.pipeline.engine.units import UnitTask
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.run_folder.partitions import tables_of
 
-NAME = "/name"  # of its object, among the arrays
+NAME = "/name"  # key of the object's own name among the arrays
 REDUCE_UNITS = 256
-MERGED = 16  # states, by one unit: so of 256 the root is made of 16
-BY_DRIVER_BYTES = 4 << 20  # of all states: so few are merged without more units
+MERGED = 16  # states that one unit merges: 256 units leave 16 states for the root
+BY_DRIVER_BYTES = 4 << 20  # of all states: up to here the driver merges them itself
 
 
 def put_state(folder: Storage, name: str, state: State, point: str) -> int:
-    """Stores a state, as the same bytes each time, and says how many; no pickle inside."""
+    """Stores a state, equal states as equal bytes, without pickle; returns its size in bytes."""
     sink = io.BytesIO()
     arrays: Any = {key: np.asarray(state[key]) for key in sorted(state)}
     np.savez(sink, allow_pickle=False, **arrays, **{NAME: np.array(name)})
@@ -37,17 +38,17 @@ def put_state(folder: Storage, name: str, state: State, point: str) -> int:
 
 
 def read_state(folder: Storage, name: str) -> State | None:
-    """The state as it was stored; None where it is missing, damaged or another's."""
+    """Reads a state; None if it is missing, damaged or stored under another name."""
     try:
         with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as arrays:
-            held = {key: arrays[key] for key in arrays.files}
-            return held if str(held.pop(NAME, "")) == name else None
+            state = {key: arrays[key] for key in arrays.files}
+            return state if str(state.pop(NAME, "")) == name else None
     except (FileNotFoundError, IsADirectoryError, BadZipFile, EOFError, ValueError, RuntimeError):
         return None
 
 
 def spans_of(shards: int, at_once: int) -> list[list[int]]:
-    """First shard and last + 1 of each unit, which has at least so many shards."""
+    """Returns [start, stop) of each unit's shards, at least `at_once` a unit."""
     size = max(at_once, -(-shards // REDUCE_UNITS))
     return [[start, min(start + size, shards)] for start in range(0, shards, size)]
 
@@ -60,7 +61,7 @@ def reduce_some(
     span: list[int],
     task: UnitTask,
 ) -> dict[str, Any]:
-    """The work of `reduce`: the merged state of some shards, first and last + 1, in a file."""
+    """Stores the merged state of shards [start, stop): the work of `reduce`."""
     state = functools.reduce(merge, map(fn, tables_of(over, *span)))
     return _put(state, data, task)
 
@@ -68,19 +69,19 @@ def reduce_some(
 def merge_some(
     merge: Callable[[State, State], State], data: str, files: Sequence[str], task: UnitTask
 ) -> dict[str, Any]:
-    """Some neighbouring states as one, in a file."""
+    """Stores neighbouring states merged into one."""
     return _put(merged(task.folder, merge, files), data, task)
 
 
 def merged(folder: Storage, merge: Callable[[State, State], State], files: Sequence[str]) -> State:
-    """The states in these files as one."""
+    """Returns the states of these files merged into one."""
     return functools.reduce(merge, (_whole(folder, name) for name in files))
 
 
 def _whole(folder: Storage, name: str) -> State:
     state = read_state(folder, name)
     if state is None:
-        folder.delete(name)  # so it is made again
+        folder.delete(name)  # the next run makes it again
         raise StageError("a damaged state", f"{folder}/{name}", "run again")
     return state
 

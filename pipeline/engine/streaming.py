@@ -1,8 +1,8 @@
-"""A stage that streams: its function gets the batches of a shard, and gives one back for each.
+"""Runs stages that stream: a function gets a shard's batches, and returns one for each.
 
-All is pulled, in the worker's thread: a batch is read when the stage asks for one, and the stage
-goes on when its next answer is asked for. The async kind runs in an event loop in a thread beside
-it: while a batch is read or an answer is stored, its requests go on.
+Everything is pulled from the worker's thread: a batch is read when the stage asks for one, and the
+stage goes on when its next answer is asked for. Async functions run in an event loop in another
+thread, so their requests go on while a batch is read or an answer is stored.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import StreamFunction
 
 THREAD = "event loop"
-Begun = tuple[asyncio.AbstractEventLoop, asyncio.Event]  # a loop, and what ends it
-END_S = 5.0  # what is open in an event loop has so long to close: a look-up can hang for minutes
+Begun = tuple[asyncio.AbstractEventLoop, asyncio.Event]  # a loop, and the event that ends it
+END_S = 5.0  # for an event loop to close: a DNS look-up can hang for minutes
 
 
 class EventLoop:
@@ -33,13 +33,13 @@ class EventLoop:
         self.loop, self._stop = started.result()
 
     def close(self) -> None:
-        """Cancels its tasks and closes its async generators: so a session ends that either holds.
+        """Cancels the loop's tasks and closes its async generators, and with them open sessions.
 
-        Whatever a stage holds must still be held, or its end might be cancelled half-way.
+        Objects that a stage holds must still exist, or their closing may be cancelled half-way.
         """
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
-            if self._thread is not threading.current_thread():  # any thread may collect garbage
+            if self._thread is not threading.current_thread():  # garbage collection may call us
                 self._thread.join(END_S)
 
 
@@ -51,7 +51,7 @@ def _live(started: "Future[Begun]") -> None:
 
     try:
         loop = asyncio.new_event_loop()
-    except OSError as error:  # it opens files, and there may be too many
+    except OSError as error:  # too many open files
         started.set_exception(error)
         return
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -61,27 +61,30 @@ def _live(started: "Future[Begun]") -> None:
 def streamed(
     function: StreamFunction, batches: Iterator[pa.Table], events: EventLoop, place: str
 ) -> Generator[pa.Table]:
-    """An answer for each batch, in their order.
+    """Yields an answer for each batch, in order.
 
-    StageError where the function gives back other batches, or batches of other rows, than it got.
+    Raises StageError if the function returns more or fewer batches, or rows, than it got.
     """
     rows: deque[int] = deque()
-    given = 0
+    count = 0
 
-    def noted() -> Iterator[pa.Table]:
-        nonlocal given
+    def counted() -> Iterator[pa.Table]:
+        nonlocal count
         for batch in batches:
             rows.append(len(batch))
-            given += 1
+            count += 1
             yield batch
 
-    feed = _Feed(noted())
-    made = function(feed)
-    answers = _sync(made) if isinstance(made, Iterator) else _from_loop(made, feed, events.loop)
+    feed = _Feed(counted())
+    output = function(feed)
+    if isinstance(output, Iterator):
+        answers = _sync(output)
+    else:
+        answers = _from_loop(output, feed, events.loop)
     try:
         for answer in answers:
             if not rows:
-                raise _miscounted(given, given + 1, place)
+                raise _miscounted(count, count + 1, place)
             if len(answer) != (expected := rows.popleft()):
                 raise StageError(
                     f"{len(answer)} rows came back for {expected}",
@@ -90,26 +93,26 @@ def streamed(
                 )
             yield answer
         if rows or next(feed, None) is not None:
-            raise _miscounted(given, given - len(rows), place)
+            raise _miscounted(count, count - len(rows), place)
     finally:
         answers.close()
 
 
-def _miscounted(given: int, back: int, place: str) -> StageError:
+def _miscounted(batches: int, answers: int, place: str) -> StageError:
     return StageError(
-        f"{back} batches came back for {given}",
+        f"{answers} batches came back for {batches}",
         place,
         "a stage that streams gives back a batch for each that it takes, and takes them all",
     )
 
 
 class _Feed:
-    """The batches, as a stage of either kind asks for them."""
+    """The batches as an iterator, sync or async, for the stage to pull from."""
 
     def __init__(self, batches: Iterator[pa.Table]) -> None:
         self._batches = batches
         self._coming: asyncio.Future[pa.Table | None] | None = None
-        # What the worker's thread waits for: wishes for a batch, answers, and the end.
+        # The worker's thread waits here for requests of a batch, for answers, and for the end.
         self.calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def __iter__(self) -> "_Feed":
@@ -125,7 +128,7 @@ class _Feed:
         if self._coming is None:
             self._coming = asyncio.get_running_loop().create_future()
             self.calls.put(self._coming)
-        # Whoever gives up waiting loses no batch: the next one gets it.
+        # A cancelled wait loses no batch: the next call gets it.
         batch = await asyncio.shield(self._coming)
         if batch is None:
             raise StopAsyncIteration
@@ -133,25 +136,25 @@ class _Feed:
         return batch
 
     def end(self) -> None:
-        """From now on there are no more batches: called in the loop."""
+        """Ends the batches; called in the loop."""
         if self._coming is None or self._coming.done():
             self._coming = asyncio.get_running_loop().create_future()
         self._coming.set_result(None)
 
 
-def _sync(made: Iterator[pa.Table]) -> Generator[pa.Table]:
+def _sync(output: Iterator[pa.Table]) -> Generator[pa.Table]:
     try:
-        yield from made
+        yield from output
     finally:
-        if close := getattr(made, "close", None):
+        if close := getattr(output, "close", None):
             close()
 
 
 def _from_loop(
-    made: AsyncIterator[pa.Table], feed: _Feed, loop: asyncio.AbstractEventLoop
+    output: AsyncIterator[pa.Table], feed: _Feed, loop: asyncio.AbstractEventLoop
 ) -> Generator[pa.Table]:
-    """What an async iterator gives in the loop; its wishes for batches are answered from here."""
-    wanted = asyncio.Semaphore(0)
+    """Yields the answers of an async iterator in the loop; batches it asks for are read here."""
+    requests = asyncio.Semaphore(0)
     tasks: list[asyncio.Task[None]] = []
 
     def begin() -> None:
@@ -160,12 +163,12 @@ def _from_loop(
 
     async def pass_on() -> None:
         try:
-            while await wanted.acquire():
-                feed.calls.put(await anext(made))
+            while await requests.acquire():
+                feed.calls.put(await anext(output))
         except StopAsyncIteration:
             pass
         finally:
-            if close := getattr(made, "aclose", None):
+            if close := getattr(output, "aclose", None):
                 await close()
 
     def give_up() -> None:
@@ -173,7 +176,7 @@ def _from_loop(
         feed.end()
 
     loop.call_soon_threadsafe(begin)
-    loop.call_soon_threadsafe(wanted.release)
+    loop.call_soon_threadsafe(requests.release)
     has_ended = False
     try:
         while not (has_ended := isinstance(call := feed.calls.get(), asyncio.Task)):
@@ -181,7 +184,7 @@ def _from_loop(
                 loop.call_soon_threadsafe(call.set_result, next(feed, None))
             else:
                 yield call
-                loop.call_soon_threadsafe(wanted.release)
+                loop.call_soon_threadsafe(requests.release)
         if call.cancelled():
             raise RuntimeError("its work was cancelled in the event loop")
         call.result()

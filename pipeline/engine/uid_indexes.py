@@ -1,4 +1,4 @@
-"""The indexes of a root's uids: those that are missing are made of its stored shards, by run."""
+"""Stores the missing indexes of a root's uids, one for each run of stored shards."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,27 +11,27 @@ from clipmill.metadata.uid_index import FOLDER, Run, put_index, runs_of
 from clipmill.pipeline.engine.context import RunContext
 from clipmill.pipeline.engine.units import UnitTask, units_of
 
-READERS = 8  # of shards of an object store: each waits for an answer
-DISK_READERS = 1  # uids are decoded so fast that threads wait for one another
+READERS = 8  # of an object store, where each waits for the network
+DISK_READERS = 1  # more would only wait for one another: decoding uids is fast
 BATCH_ROWS = 1 << 18
 
 
 def index_uids(context: RunContext) -> None:
-    """Stores those of the root's shards as they are, and takes away those of shards as they were.
+    """Stores missing indexes of the root's current shards, and deletes those of outdated ones.
 
-    Killed on the way, the next run makes what is missing.
+    If killed on the way, the next run stores the rest.
     """
     records = [record for record in context.records.values() if record.data]
     runs = runs_of((record.shard, str(record.data), record.rows) for record in records)
     if not runs:
         return
     folder = context.run.folder
-    there = {f"{FOLDER}/{entry.name}": entry.size for entry in folder.entries(FOLDER)}
-    left = units_of([run for run in runs if there.get(run.name) != run.size_bytes])
+    sizes = {f"{FOLDER}/{entry.name}": entry.size for entry in folder.entries(FOLDER)}
+    left = units_of([run for run in runs if sizes.get(run.name) != run.size_bytes])
     call = f"{context.journal}/uids"
     for answer in context.calls.answers(call, index_run, left, len(runs) - len(left)):
         answer.result_or_raise()
-    for name in there.keys() - {run.name for run in runs}:
+    for name in sizes.keys() - {run.name for run in runs}:
         folder.delete(name)
 
 

@@ -1,4 +1,4 @@
-"""Units: the pieces of work that a call of a dataset stage is made of, and how a worker does one.
+"""Runs units, the pieces of work of a dataset stage's call, in a worker.
 
 Each unit counts its attempts in storage, works, and leaves a small result in the journal.
 """
@@ -25,11 +25,11 @@ from clipmill.pipeline.engine.local_shards import mapped
 from clipmill.pipeline.engine.once import made_once
 from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import ShardError, StageError
-from clipmill.pipeline.executors.telling import Teller
+from clipmill.pipeline.executors.telling import ProgressReporter
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Worker
 
-Work = Callable[[Any, "UnitTask"], Any]  # from the input of a unit to its result
+Work = Callable[[Any, "UnitTask"], Any]  # input of a unit -> its result
 
 
 @dataclass
@@ -38,20 +38,20 @@ class Unit:
 
     key: str
     input: Any
-    begun: bool = True  # a worker may have died of it: its attempts were counted
-    ended: str = ""  # why the executor ended the last worker that had it, where it did
+    begun: bool = True  # a worker may have died of it, so its attempts were counted
+    ended: str = ""  # why the executor ended the last worker on it, if it did
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a unit: the result of its work, or why there is none."""
+    """The outcome of a unit: its result or its error."""
 
     unit: Unit
     result: Any = None
     error: ShardError | DamagedError | None = None
 
     def result_or_raise(self) -> Any:
-        """The result; an error stops the stage."""
+        """Returns the result; raises the error, which stops the stage."""
         if isinstance(self.error, DamagedError):
             raise self.error
         if self.error is not None:
@@ -60,30 +60,30 @@ class Answer:
 
 
 def units_of(inputs: Sequence[Any]) -> list[Unit]:
-    """A unit for each input: its key is its number, and a digest of what is in it."""
-    texts = [vars(given) if is_dataclass(given) else given for given in inputs]
+    """Returns a unit for each input; its key is the input's number and digest."""
+    texts = [vars(value) if is_dataclass(value) else value for value in inputs]
     return [
-        Unit(f"{index:06d}-{digest(text)[:12]}", given)
-        for index, (text, given) in enumerate(zip(texts, inputs, strict=True))
+        Unit(f"{index:06d}-{digest(text)[:12]}", value)
+        for index, (text, value) in enumerate(zip(texts, inputs, strict=True))
     ]
 
 
 @dataclass(frozen=True)
 class UnitTask:
-    """Where one unit of work runs. Implements `Task`."""
+    """One unit's access to its worker and storage. Implements `Task`."""
 
     worker: Worker
     folder: Storage
     run: Storage
-    journal: str  # the name of its folder
+    journal: str  # name of the journal's folder
     key: str
     page_checksums: bool = True  # in out/
-    unchecked: frozenset[int] = frozenset()  # shards that are made again, as they were: without
+    unchecked: frozenset[int] = frozenset()  # shards recomputed without page checksums, as before
 
     def put_file(self, name: str, path: Path, sha256: str = "") -> None:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
         with self.folder.scratch(f"{OUT}/{name}") as stored:
-            shutil.move(path, stored)  # scratch may be another disk
+            shutil.move(path, stored)  # scratch may be on another disk
             note_output(self.folder, name, stored, sha256)
             self.folder.commit(stored, f"{OUT}/{name}")
 
@@ -100,7 +100,7 @@ class UnitTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """A call's work, opened once per worker: what the executor carries."""
+    """A call's work as the executor sends it to workers; each opens it once."""
 
     planned: PlannedStage
     seed: int
@@ -110,7 +110,7 @@ class Units:
     journal: str
     work: Work
     local: frozenset[str]  # shared scratch folders of stages that still run
-    journalled: bool  # false where the work stores records: they are its journal
+    journalled: bool  # False if the work stores records, which serve as its journal
     page_checksums: bool
     unchecked: frozenset[int]
 
@@ -119,7 +119,7 @@ class Units:
 
 
 class UnitsRun:
-    """Does one unit: counts the attempt, works, and leaves the result in the journal."""
+    """A worker's function of one unit: counts the attempt, works, and stores the result."""
 
     def __init__(self, units: Units) -> None:
         self.units = units
@@ -133,9 +133,9 @@ class UnitsRun:
 
     def __call__(self, unit: Unit) -> Answer:
         units = self.units
-        teller = Teller((units.planned.name,), unit.key)
+        reporter = ProgressReporter((units.planned.name,), unit.key)
         scratch = Path(self.scratch.name)
-        worker = worker_of(units.planned, units.seed, scratch, units.folder, tell=teller)
+        worker = worker_of(units.planned, units.seed, scratch, units.folder, tell=reporter)
         task = UnitTask(
             worker,
             units.folder,
@@ -161,7 +161,7 @@ class UnitsRun:
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
         finally:
-            teller.over()
+            reporter.over()
         return Answer(unit, result)
 
     def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:
@@ -173,13 +173,13 @@ class UnitsRun:
         return result
 
 
-def _file_of(given: Any) -> str:
-    """The file that a unit reads, where it is a root's: the one to look at where it fails."""
-    source = getattr(given, "source", given)
+def _file_of(value: Any) -> str:
+    """Returns the source file of a root's unit, to name it in errors; else an empty string."""
+    source = getattr(value, "source", value)
     path = source.get("path") if isinstance(source, Mapping) else None
     return f", {path}" if path else ""
 
 
 def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitTask) -> Any:
-    """The work of `map`: fn of one item."""
+    """Returns fn of one item: the work of `map`."""
     return dict(fn(item, task))

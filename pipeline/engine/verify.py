@@ -1,4 +1,4 @@
-"""`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
+"""Checks every stored file of a run against its record, and repairs damage: `clipmill verify`."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
 from clipmill.pipeline.engine.answers import all_files, digest_of, merge_files
 from clipmill.pipeline.engine.once import FOLDER as ONCE
 from clipmill.pipeline.engine.once import MADE, place_of
-from clipmill.pipeline.engine.repair import is_asked, refusal, salvage, shard_of, take_away
+from clipmill.pipeline.engine.repair import is_recorded, refusal, salvage, shard_of, take_away
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
@@ -30,12 +30,12 @@ from clipmill.pipeline.run_folder.state import RunState
 RunUntil = Callable[[str], object]
 
 TORN = "not as it was stored"
-READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
+READERS = 8  # files at once: they wait on disk or network, and hashing releases the GIL
 
 
 @dataclass
 class Checked:
-    """What was found in one stage's folder."""
+    """The files of one stage's folder, and the damage found."""
 
     folder: str
     files: int
@@ -48,83 +48,82 @@ class _File:
     folder: Storage
     name: str
     size_bytes: int
-    sha256: str  # of its bytes, or how that begins
+    sha256: str  # of its bytes, or a prefix of it
     record: Record | None = None  # of a shard's data
-    may_go: bool = False  # a run that works may merge it with others
+    may_go: bool = False  # a running run may merge it into another
 
 
 def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
-    """Every stage's folder, whichever recipe made it; `on_bytes(done, total)` as files are read."""
+    """Checks every stage's folder, of all recipes; calls `on_bytes(done, total)` on the way."""
     stages = [_files(run, f"stages/{name}") for name in run.folders("stages")]
     stages += _answers(run) + _once(run)
     total = sum(checked.size_bytes for checked, _ in stages)
     done = 0
     with ThreadPoolExecutor(READERS) as pool:
         for checked, files in stages:
-            for file, found in zip(files, pool.map(_wrong, files), strict=True):
-                checked.damaged += [found] if found else []
+            for file, damage in zip(files, pool.map(_damage, files), strict=True):
+                checked.damaged += [damage] if damage else []
                 done += file.size_bytes
                 on_bytes(done, total)
     return [checked for checked, _ in stages]
 
 
 def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil) -> int:
-    """Has the plan's damaged files made again, but for the rows of answers: those it only lists.
+    """Deletes the plan's damaged files, for a run to make again; salvages answers.
 
-    Files of stored answers keep what of them can be read.
-    `run_until(stage)` runs the plan as far as that stage. Returns how many rows the next run will
-    ask for again, at most.
+    Shards and files of answers keep their readable parts. `run_until(stage)` runs the plan up to a
+    stage. Returns an upper bound of the rows that the next run will ask for again.
     """
-    asked = []
+    recorded = []
     with lock.held(run) as owned:
         for checked in stages:
             if checked.folder == ANSWERS and checked.damaged:
-                names = {found.name for found in checked.damaged}
+                names = {file.name for file in checked.damaged}
                 folder = owned.child(ANSWERS)
                 merge_files(folder, [entry for entry in all_files(folder) if entry.name in names])
-            if checked.folder == ONCE:  # made again by a stage that asks
-                for key in {found.name.partition("/")[0] for found in checked.damaged}:
+            if checked.folder == ONCE:  # made again when a stage next needs the key
+                for key in {file.name.partition("/")[0] for file in checked.damaged}:
                     owned.child(ONCE).delete_folder(key)
         for planned, checked in _of_plan(plan, stages):
-            if pinned := [found for found in checked.damaged if found.name.startswith(PINS)]:
+            if pinned := [file for file in checked.damaged if file.name.startswith(PINS)]:
                 mend_pins(owned.child(planned.folder))
-                checked.damaged = [found for found in checked.damaged if found not in pinned]
-            if planned.is_row and is_asked(planned.stage):
-                asked.append((planned, {found.name for found in checked.damaged}))
+                checked.damaged = [file for file in checked.damaged if file not in pinned]
+            if planned.is_row and is_recorded(planned.stage):
+                recorded.append((planned, {file.name for file in checked.damaged}))
                 continue
-            for found in checked.damaged:
-                take_away(run.child(planned.folder), found.name)
-    for root in dict.fromkeys(planned.root for planned, _ in asked if planned.root):
-        run_until(root)  # whose uids the rows have
+            for file in checked.damaged:
+                take_away(run.child(planned.folder), file.name)
+    for root in dict.fromkeys(planned.root for planned, _ in recorded if planned.root):
+        run_until(root)  # its uids are needed to salvage rows
     state = RunState(plan, run)
     with lock.held(run):
-        return sum(_salvage(state, planned, names) for planned, names in asked)
+        return sum(_salvage(state, planned, names) for planned, names in recorded)
 
 
-def heal(plan: Plan, run: Storage, found: DamagedError, healed: set[str]) -> str:
-    """Takes away a damaged file and all others of its stage, for a run to make them again; the
-    name of the stage.
+def heal(plan: Plan, run: Storage, damage: DamagedError, healed: set[str]) -> str:
+    """Deletes all damaged files of a file's stage, for a run to make again; returns its name.
 
-    StageError where a run does not, or has, as the place is among those that were healed.
+    Adds their places to `healed`. Raises StageError if the place is in there already, or if a run
+    does not make the file again.
     """
     stages = plan.stages.values()
-    planned = next((it for it in stages if run.child(it.folder).uri == found.folder), None)
-    if planned is None or is_asked(planned.stage) or found.place in healed:
-        raise refusal(found, planned, run)
+    planned = next((p for p in stages if run.child(p.folder).uri == damage.folder), None)
+    if planned is None or is_recorded(planned.stage) or damage.place in healed:
+        raise refusal(damage, planned, run)
     with lock.held(run) as owned:
         folder = owned.child(planned.folder)
         checked, files = _files(run, planned.folder)
-        for damaged in [found, *checked.damaged, *filter(None, map(_wrong, files))]:
+        for damaged in [damage, *checked.damaged, *filter(None, map(_damage, files))]:
             healed.add(damaged.place)
             take_away(folder, damaged.name)
     return planned.name
 
 
 def others(plan: Plan, stages: list[Checked]) -> list[str]:
-    """Folders of other recipes' stages that are damaged: made again when these are run."""
+    """Returns damaged folders of other recipes, whose next runs make the files again."""
     ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
     ours |= {ANSWERS, ONCE}
-    return [found.folder for found in stages if found.damaged and found.folder not in ours]
+    return [stage.folder for stage in stages if stage.damaged and stage.folder not in ours]
 
 
 def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, Checked]]:
@@ -136,33 +135,33 @@ def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, 
 
 def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     root, folder = state.stored[planned.root], state.stored[planned.name].folder
-    found = scan(folder)
-    asked = 0
+    stored = scan(folder)
+    rows = 0
     for shard in sorted({shard_of(name) for name in damaged - {MANIFEST}}):
-        lost = [record for record in found.lost if record.shard == shard]
-        records = sorted([*found.records.get(shard, []), *lost], key=lambda record: record.number)
+        lost = [record for record in stored.lost if record.shard == shard]
+        records = sorted([*stored.records.get(shard, []), *lost], key=lambda record: record.number)
         tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
         uid = pa.concat_tables(tables)[UID.name].combine_chunks()
-        asked += salvage(planned, folder, records, damaged, uid)
-    return asked
+        rows += salvage(planned, folder, records, damaged, uid)
+    return rows
 
 
 def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
     folder = run.child(name)
-    found = scan(folder)
-    kept = [record for records in found.records.values() for record in records]
+    stored = scan(folder)
+    records = [record for passes in stored.records.values() for record in passes]
     files = [
         _File(folder, record.data, record.size_bytes, record.sha256, record)
-        for record in (*kept, *found.lost)
+        for record in (*records, *stored.lost)
         if record.data is not None
     ]
-    outputs = found.manifest.outputs if found.manifest else ()
-    digests = found.manifest.output_sha256 if found.manifest else {}
+    outputs = stored.manifest.outputs if stored.manifest else ()
+    digests = stored.manifest.output_sha256 if stored.manifest else {}
     files += [_File(folder, f"{OUT}/{name}", size, digests.get(name, "")) for name, size in outputs]
     checked = Checked(name, len(files), sum(file.size_bytes for file in files))
-    looked = {file.record.name for file in files if file.record}
-    torn = [DamagedError(folder.uri, name, TORN) for name in found.torn if name not in looked]
-    strangers = {name for name, _ in found.outputs} - {name for name, _ in outputs}
+    checks = {file.record.name for file in files if file.record}  # checked with their data
+    torn = [DamagedError(folder.uri, name, TORN) for name in stored.torn if name not in checks]
+    strangers = {name for name, _ in stored.outputs} - {name for name, _ in outputs}
     checked.damaged = torn + [
         DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
         for name in sorted(strangers)
@@ -172,7 +171,7 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
 
 
 def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
-    """The files of stored answers, if there are any: their names have their digests."""
+    """Lists the files of stored answers, if any; their names hold their digests."""
     folder = run.child(ANSWERS)
     files = [
         _File(folder, entry.name, entry.size, digest_of(entry.name), may_go=True)
@@ -183,48 +182,48 @@ def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
 
 
 def _once(run: Storage) -> list[tuple[Checked, list[_File]]]:
-    """The files that are made once in a run, if there are any."""
+    """Lists the files that are made once in a run, if any."""
     folder = run.child(ONCE)
     keys = folder.folders()
-    made = {key: read_sealed(folder, f"{key}/{MADE}") for key in keys}
+    entries = {key: read_sealed(folder, f"{key}/{MADE}") for key in keys}
     files = [
-        _File(folder, f"{key}/{place_of(name, held['sha256'])}", held["size_bytes"], held["sha256"])
-        for key, it in made.items()
-        for name, held in (it or {"files": {}})["files"].items()
+        _File(folder, f"{key}/{place_of(name, file['sha256'])}", file["size_bytes"], file["sha256"])
+        for key, entry in entries.items()
+        for name, file in (entry or {"files": {}})["files"].items()
     ]
     checked = Checked(ONCE, len(files), sum(file.size_bytes for file in files))
-    checked.damaged = [  # without it files are nobody's
+    checked.damaged = [  # without a made.json, files are leftovers and not checked
         DamagedError(folder.uri, f"{key}/{MADE}", TORN)
-        for key, it in made.items()
-        if it is None and folder.has(f"{key}/{MADE}")
+        for key, entry in entries.items()
+        if entry is None and folder.has(f"{key}/{MADE}")
     ]
     return [(checked, files)] if keys else []
 
 
-def _wrong(file: _File) -> DamagedError | None:
-    """What is wrong with a file; None where it is as it was stored."""
-    wrong = partial(DamagedError, file.folder.uri, file.name)
+def _damage(file: _File) -> DamagedError | None:
+    """Checks a file against its size, digest and record; returns its damage, or None."""
+    damage = partial(DamagedError, file.folder.uri, file.name)
     try:
         with file.folder.open(file.name) as opened:
             size_bytes = opened.size()
         if size_bytes != file.size_bytes:
-            return wrong(f"{size_bytes:,} bytes, and {file.size_bytes:,} were stored")
+            return damage(f"{size_bytes:,} bytes, and {file.size_bytes:,} were stored")
         sha256 = file.folder.sha256(file.name)
     except FileNotFoundError:
-        return None if file.may_go else wrong("it is gone")
+        return None if file.may_go else damage("it is gone")
     except OSError as error:
-        if not file.folder.is_local:  # a network that fails says nothing of the file
+        if not file.folder.is_local:  # a network error tells nothing of the file
             raise
-        return wrong(f"it cannot be read: {error}")
+        return damage(f"it cannot be read: {error}")
     if not sha256.startswith(file.sha256):
-        return wrong(f"its digest is {sha256[:16]}, and {file.sha256[:16]} was stored")
-    return _wrong_record(file.folder, file.name, file.record) if file.record else None
+        return damage(f"its digest is {sha256[:16]}, and {file.sha256[:16]} was stored")
+    return _record_damage(file.folder, file.name, file.record) if file.record else None
 
 
-def _wrong_record(folder: Storage, data: str, record: Record) -> DamagedError | None:
-    """What is wrong with the record of a sound data file, as a scan believes it.
+def _record_damage(folder: Storage, data: str, record: Record) -> DamagedError | None:
+    """Checks the stored record of a sound data file against the record that a scan returned.
 
-    Its object may be another where a compaction was believed: a disk that fails changes no time.
+    They can differ if the scan read a compaction: a failing disk changes no file's time.
     """
     text = folder.read_if_there(record.name)
     stored = None if text is None else parsed(record.name, text)
@@ -232,7 +231,7 @@ def _wrong_record(folder: Storage, data: str, record: Record) -> DamagedError | 
         return DamagedError(folder.uri, record.name, TORN)
     with folder.open(data) as file:
         rows = pq.read_metadata(file).num_rows
-    said = record.computed if record.number or rows == record.rows else record.rows
-    if rows != said:
-        return DamagedError(folder.uri, data, f"{rows} rows, and its record says {said}")
+    due = record.computed if record.number or rows == record.rows else record.rows
+    if rows != due:
+        return DamagedError(folder.uri, data, f"{rows} rows, and its record says {due}")
     return None

@@ -1,4 +1,4 @@
-"""What a stage's function gets to know of the place where it runs."""
+"""Builds the Worker, through which a stage's function sees the place where it runs."""
 
 import gc
 import re
@@ -10,13 +10,13 @@ from typing import Any
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.environments import made, python_of
 from clipmill.pipeline.engine.helpers import HelperProcess
-from clipmill.pipeline.executors.telling import saying
+from clipmill.pipeline.executors.telling import reporting
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered, Usage, ignored
 from clipmill.pipeline.run_folder.pins import pin
 from clipmill.pipeline.stage import Environment, Worker, unpinned, untold
 
-VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # of a package, after its name
+VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # the part of a requirement after its name
 
 
 def worker_of(
@@ -34,7 +34,7 @@ def worker_of(
 ) -> Worker:
     """Returns a stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
-    `answers` and `budget` are those of the run, for a `recorded` stage; others ask nobody.
+    `answers` and `budget` are the run's, and used for a `recorded` stage only.
     `hold` gets each helper process that is started, to stop it when the stage is over.
     """
     resources = planned.stage.resources
@@ -64,19 +64,19 @@ def free_gpu(stages: Iterable[PlannedStage]) -> None:
 
 
 def _python(stage: str, environment: Environment) -> Path:
-    """The environment's Python; the making of one, which takes minutes, is told."""
-    if found := made(environment):
-        return found
+    """Returns the environment's Python; making one takes minutes, which is shown as progress."""
+    if python := made(environment):
+        return python
     names = ", ".join(VERSIONS.sub("", package) for package in environment.packages)
-    with saying(stage, f"making a Python with {names}"):
+    with reporting(stage, f"making a Python with {names}"):
         return python_of(environment)
 
 
 def _helper(
-    stage: str, scratch: Path, hold: Callable[[HelperProcess], object], *given: Any, **more: Any
+    stage: str, scratch: Path, hold: Callable[[HelperProcess], object], *args: Any, **kwargs: Any
 ) -> HelperProcess:
-    """Starts a helper and waits until it is healthy: minutes, with a large model."""
-    with saying(stage, "waiting for its server to start"):
-        helper = HelperProcess(stage, scratch, *given, **more)
+    """Starts a helper and waits until it is healthy, which takes minutes for a large model."""
+    with reporting(stage, "waiting for its server to start"):
+        helper = HelperProcess(stage, scratch, *args, **kwargs)
     hold(helper)
     return helper

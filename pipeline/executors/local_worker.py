@@ -1,4 +1,4 @@
-"""A worker process of this machine: how it is started and ended."""
+"""Starts and ends worker processes on this machine."""
 
 import contextlib
 import multiprocessing
@@ -18,10 +18,10 @@ from clipmill.pipeline.executors import Item, machine
 from clipmill.pipeline.executors.streams import Stream
 from clipmill.pipeline.stage import Resources
 
-LEAVE_S = 0.2  # what idle workers have to leave by themselves
-GONE = (EOFError, OSError)  # what a pipe says of a process that died, or died in mid-answer
-# A path and a main module like ours, as multiprocessing gives them; its own `Process` would put our
-# environment, which is every thread's, in the place of the worker's.
+LEAVE_S = 0.2  # for idle workers to exit by themselves
+GONE = (EOFError, OSError)  # raised by the pipe of a process that died, even in mid-answer
+# Gives a worker our sys.path and main module, as multiprocessing does. Its `Process` is not used,
+# as it takes os.environ, which all threads share, and not an environment of the worker's own.
 BOOT = """
 import pickle, sys
 from multiprocessing.connection import Connection
@@ -38,7 +38,7 @@ serve(pipe, driver)
 
 @dataclass(eq=False)
 class LocalWorker:
-    """A process with a pipe of its own, and the item it holds."""
+    """A worker process with its pipe and current job."""
 
     process: "subprocess.Popen[bytes]"
     pipe: Connection
@@ -47,16 +47,16 @@ class LocalWorker:
     gpus: tuple[str, ...]
     born_s: float = field(default_factory=time.monotonic)
     ready: bool = False
-    started: list[str] = field(default_factory=list)  # ids of the steps whose function it holds
-    job: tuple[Stream, int, Item] | None = None  # step number and item in hand
-    ended: str = ""  # why we ended it, where we did
+    started: list[str] = field(default_factory=list)  # ids of steps whose function it has
+    job: tuple[Stream, int, Item] | None = None  # stream, step number and current item
+    ended: str = ""  # why we ended it, if we did
 
 
 def start_worker(
     resources: Resources, cpus: float, gpus: tuple[str, ...], with_main: bool
 ) -> LocalWorker:
-    """A new process, with its own GPUs and as many threads as CPUs; it ends with this thread."""
-    # Ctrl-C is the driver's to answer: a worker is born deaf to it, as this thread is.
+    """Starts a process with its own GPUs and as many threads as CPUs; it ends with this thread."""
+    # Only the driver handles Ctrl-C: workers inherit the blocked signal from this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     ours, theirs = multiprocessing.Pipe()
     own = {**machine.thread_limits(resources.cpus), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
@@ -68,19 +68,19 @@ def start_worker(
     )
     theirs.close()
     parents = get_preparation_data("worker")
-    parents.pop("authkey")  # of multiprocessing's servers, which there are none of
+    parents.pop("authkey")  # for multiprocessing's servers, of which there are none
     if not with_main:
         parents["sys_path"] = machine.import_path()
         parents.pop("init_main_from_path", None)
         parents.pop("init_main_from_name", None)
-    with contextlib.suppress(*GONE):  # seen when we wait
+    with contextlib.suppress(*GONE):  # noticed at the next wait
         ours.send_bytes(pickle.dumps(parents))
         ours.send_bytes(pickle.dumps(own_code.own()))
     return LocalWorker(process, ours, resources, cpus, gpus)
 
 
 def end_workers(workers: Sequence[LocalWorker]) -> None:
-    """Ends them all, side by side: busy ones at once, idle ones may leave by themselves."""
+    """Ends workers in parallel: busy ones at once; idle ones get time to exit by themselves."""
     for worker in workers:
         if worker.job is not None:
             worker.process.kill()

@@ -1,4 +1,4 @@
-"""What this machine has for workers: memory, GPUs, threads of libraries, and where Python looks."""
+"""Finds this machine's resources for workers: memory, GPUs, thread limits and import path."""
 
 import os
 import sys
@@ -10,21 +10,21 @@ DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def thread_limits(cpus: float) -> dict[str, str]:
-    """The variables that keep a worker's libraries to its CPUs."""
+    """Returns environment variables that limit a worker's libraries to its CPUs."""
     return dict.fromkeys(THREADS, str(max(1, int(cpus))))
 
 
 def import_path() -> list[str]:
-    """Where this process imports from, without the working folder that Python puts in front.
+    """Returns sys.path without the working folder that Python puts in front.
 
-    A `numpy.py` among somebody's data is no part of what a worker runs.
+    A worker must not import a `numpy.py` that lies among a user's data.
     """
     is_in_front = bool(sys.path) and sys.path[0] in ("", os.getcwd())
     return sys.path[1:] if is_in_front else sys.path[:]
 
 
 def memory_gb() -> float:
-    """Memory in GB of 2**30 bytes: the machine's, or less where a container's limit says so."""
+    """Returns memory in GB of 2**30 bytes: the machine's, or a container's lower limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _limit_files():
         text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
@@ -33,48 +33,49 @@ def memory_gb() -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process holds in memory and no file does; 0 where that is not known.
+    """Returns a process's resident memory that is not backed by files; 0 if unknown.
 
-    Not its address space, of which CUDA and Arrow reserve a lot and use little.
+    Its address space would mislead: CUDA and Arrow reserve a lot and use little.
     """
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:  # it has ended, or this is not Linux
         return 0
-    words = (line.split() for line in text.splitlines())
-    return sum(int(it[1]) << 10 for it in words if it and it[0] in ("RssAnon:", "RssShmem:"))
+    lines = (line.split() for line in text.splitlines())
+    names = ("RssAnon:", "RssShmem:")
+    return sum(int(words[1]) << 10 for words in lines if words and words[0] in names)
 
 
 def _limit_files() -> list[Path]:
-    """Where the memory limits of this process's cgroup and of those above it stand."""
+    """Lists the files with memory limits of this process's cgroup and the cgroups above it."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return []
-    found = []
+    files = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             top = CGROUPS / controllers
             name = "memory.limit_in_bytes" if controllers else "memory.max"
             own = top / path.lstrip("/")
-            found += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return found
+            files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return files
 
 
 def gpus() -> tuple[str, ...]:
-    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Lists the GPUs that workers may use, named as in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         count = len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0
         return tuple(map(str, range(count)))
     names = [name.strip() for name in visible.split(",")]
     end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
-    return tuple(names[:end])  # as CUDA reads it: what follows an invalid name is not visible
+    return tuple(names[:end])  # CUDA ignores names that follow an invalid one
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped by a signal, as Linux tells it; False where nothing tells."""
+    """Returns whether a process is stopped by a signal; False if unknown, as without /proc."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""The ranks of a launch: where they meet, and what is to be made of their ends."""
+"""The ranks of a launch: their rendezvous, and the collection of their results and errors."""
 
 import fcntl
 import os
@@ -16,25 +16,25 @@ from clipmill.metadata.damage import DamagedError
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import LostLockError, RetryableError, StageError
 
-OWN_ERRORS = (StageError, LostLockError, DamagedError)  # of the rank itself, not of another's end
-SIOCGIFADDR = 0x8915  # asks Linux for an interface's address
+OWN_ERRORS = (StageError, LostLockError, DamagedError)  # never caused by the death of another rank
+SIOCGIFADDR = 0x8915  # Linux ioctl for an interface's address
 TAKEN = re.compile("address already in use", re.IGNORECASE)
 
 
 def free_address(host: str) -> str:
-    """`tcp://HOST:PORT` of a port that is free now on this machine, which has that address."""
+    """Returns `tcp://HOST:PORT` with a port that is free now; host is this machine's address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as chosen:
-        chosen.bind((host, 0))
-        port = chosen.getsockname()[1]
+    with socket.socket(family) as bound:
+        bound.bind((host, 0))
+        port = bound.getsockname()[1]
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def as_rank(fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> Mapping[str, Any]:
-    """fn(rank), in its process; RetryableError where another has taken the port meanwhile.
+    """Runs fn(rank) in its process; raises RetryableError if another took the port meanwhile.
 
-    gloo would guess its network from the host's name, which is often loopback's: it is told which
-    one leads to rank 0.
+    Sets the network interface that leads to rank 0, which gloo would guess from the host's name:
+    that often resolves to loopback.
     """
     if interface := _interface_to(rank.rendezvous):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -47,10 +47,10 @@ def as_rank(fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> Mapping[str,
 
 
 class Ends:
-    """What the ranks of one launch have come to.
+    """The results and errors of one launch's ranks.
 
-    A rank that dies takes the others' connections with it, and their errors may be heard before
-    its death: so an error that may be such an echo counts after a while without one.
+    The death of a rank breaks the others' connections, and their errors may arrive before the news
+    of the death. So an error that may be such an echo is raised only `echo_s` after the first.
     """
 
     def __init__(self, ranks: int, echo_s: float) -> None:
@@ -60,7 +60,7 @@ class Ends:
         self._since_s = 0.0
 
     def add(self, rank: int, end: Mapping[str, Any] | Exception) -> None:
-        """A rank's result, or what it raised; raises what is no echo."""
+        """Adds a rank's result or exception; raises an exception that cannot be an echo."""
         if isinstance(end, OWN_ERRORS):
             raise end
         if not isinstance(end, Exception):
@@ -70,7 +70,7 @@ class Ends:
         self._errors.append(end)
 
     def results(self) -> list[Mapping[str, Any]] | None:
-        """Those of all ranks; None while one is missing. Raises the error that has counted."""
+        """Returns results by rank, None while one is missing; raises an error once it counts."""
         is_over = len(self._results) + len(self._errors) == self.ranks
         if self._errors and (is_over or time.monotonic() - self._since_s > self.echo_s):
             raise min(self._errors, key=lambda error: not isinstance(error, RetryableError))
@@ -78,17 +78,17 @@ class Ends:
 
 
 def _interface_to(rendezvous: str) -> str | None:
-    """The network interface that leads to an address; None where nothing tells."""
-    to = urlsplit(rendezvous)
-    if sys.platform != "linux" or not to.hostname or ":" in to.hostname:
+    """Returns the network interface that leads to an address; None if unknown."""
+    address = urlsplit(rendezvous)
+    if sys.platform != "linux" or not address.hostname or ":" in address.hostname:
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
-        asking.connect((to.hostname, to.port or 1))  # sends nothing
-        own = asking.getsockname()[0]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect((address.hostname, address.port or 1))  # sends nothing
+        own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # one without an address
-                asked = struct.pack("256s", name.encode()[:15])
-                held = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, asked)
-                if socket.inet_ntoa(held[20:24]) == own:
+            with suppress(OSError):  # an interface without an address
+                request = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == own:
                     return name
     return None

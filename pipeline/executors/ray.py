@@ -1,16 +1,16 @@
-"""Work on Ray: pools of Ray Core actors, one per resource profile, shared by all streams.
+"""Runs work on Ray: pools of Ray Core actors, one per resource profile, shared by all streams.
 
-Core, not Data, by python -m tests.benchmarks.ray_streaming (Ray 2.60, two shared, busy cores; on
-quiet ones 10,000 took 81 s and 8.5 s). Seconds to the first and to the last result:
+Ray Core is faster than Ray Data by python -m tests.benchmarks.ray_streaming (Ray 2.60, two shared,
+busy cores; on quiet ones 10,000 took 81 s and 8.5 s). Seconds to the first and the last result:
                                        Ray Data         this file
     1,000 empty items, one profile      6.6   20.3      1.8    3.3
     10,000                             11.7  137.3      3.8   13.3
     1,000, two profiles                 4.5   20.6      3.1    4.8
     100 items, one kills its worker     two tries of it alone, in both
-Ray Data makes all blocks before the first runs, so its first result waits longer the more items
-there are, and it takes a list; here items are drawn as actors take them.
+Ray Data takes a list and makes all blocks before the first runs, so its first result takes longer
+with more items; here items are drawn as actors take them.
 
-One item at a time is with an actor: a death names its item, and nothing was queued behind it.
+An actor has one item at a time: its death names that item, and no other was queued behind it.
 """
 
 import queue
@@ -38,23 +38,23 @@ from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step
 from clipmill.pipeline.executors.ranks import Ends
-from clipmill.pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
+from clipmill.pipeline.executors.ray_pools import IDLE_S, Actor, ActorPools, Launch, Pool
 from clipmill.pipeline.executors.ray_session import Session, first_line
 from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
 from clipmill.pipeline.stage import Resources
 
-NODE_DIED = "node has died"  # in Ray's own words: an actor's error has no type of its own for it
+NODE_DIED = "node has died"  # in Ray's message: an actor's error has no type for it
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
-ECHO_S = 60.0  # after a rank's error: the death that caused it is heard by then, a node's too
-ASK_S = 1.0  # between two questions for news
-EARLY_DEATHS = 3  # generations that died before one had started: none ever will
+ECHO_S = 60.0  # within it, the death of a rank or node behind another rank's error is noticed
+ASK_S = 1.0  # between two requests for events
+EARLY_DEATHS = 3  # generations of actors that died before starting a step, until the stream fails
 
 
 class RayExecutor(Dispatcher):
-    """Runs on a local Ray that it starts (`address=None`) or on a cluster that it leaves running.
+    """An executor on a local Ray that it starts (`address=None`), or on a cluster that stays up.
 
-    `workers` bounds the actors of a profile; a local Ray has as many CPUs, else the machine's.
-    `env` reaches every worker, as do CLIPMILL_* and the import path of this process.
+    `workers` bounds the actors of a profile; it is also a local Ray's number of CPUs, by default
+    the machine's. Workers get `env`, CLIPMILL_* variables and the import path of this process.
     """
 
     side_by_side = True
@@ -67,8 +67,8 @@ class RayExecutor(Dispatcher):
     ):
         super().__init__()
         self._session = Session(address, workers)
-        self._room = Room(self._session, workers, env or {})
-        self._news: Any = None  # what the board was asked for last
+        self._actors = ActorPools(self._session, workers, env or {})
+        self._news: Any = None  # the pending request for events
         self._asked_s = 0.0
 
     def launch(
@@ -76,33 +76,33 @@ class RayExecutor(Dispatcher):
     ) -> list[Mapping[str, Any]]:
         where = f"launch of {workers} workers"
         self._refuse(resources, where, workers)
-        need = self._room.need(resources, workers)
+        need = self._actors.need(resources, workers)
         launch = Launch({name: amount * workers for name, amount in need.items()})
-        self._tell(lambda: self._room.launches.append(launch))
+        self._tell(lambda: self._actors.launches.append(launch))
         group = placement_group([need] * workers, strategy="PACK")
         actors: list[Any] = []
         try:
             while not group.wait(IDLE_S):
                 self._check_alive()
-                if self._room.is_given_up(launch.since_s):
-                    raise self._room.no_room(resources, where, workers)
+                if self._actors.is_given_up(launch.since_s):
+                    raise self._actors.no_room(resources, where, workers)
             launch.is_placed = True
             for rank in range(workers):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-                actors.append(self._room.new(resources, need, scheduling_strategy=place))
+                actors.append(self._actors.new(resources, need, scheduling_strategy=place))
             (address,) = self._ended({0: actors[0].address.remote()})
             ranks = [Rank(rank=i, of=workers, rendezvous=address) for i in range(workers)]
             calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
             return self._ended(dict(enumerate(calls)))
         except DEATHS as error:
-            died = RankLostError if is_machines(error) else RankDiedError
+            died = RankLostError if died_with_machine(error) else RankDiedError
             raise died(
                 found=f"a rank of {workers} died: {first_line(error)}",
                 where=where,
                 do="look for a crash or too little memory, then run again",
             ) from error
         finally:
-            self._tell(lambda: self._room.launches.remove(launch))
+            self._tell(lambda: self._actors.launches.remove(launch))
             if self._session.is_usable():
                 for actor in actors:
                     ray.kill(actor)
@@ -113,7 +113,7 @@ class RayExecutor(Dispatcher):
         self._session.close()
 
     def _ended(self, calls: Mapping[int, Any]) -> list[Any]:
-        """What the calls give, by rank."""
+        """Returns the results of the calls, by rank."""
         ends, rank_of = Ends(len(calls), ECHO_S), {call: rank for rank, call in calls.items()}
         waiting = list(rank_of)
         while (results := ends.results()) is None:
@@ -131,56 +131,56 @@ class RayExecutor(Dispatcher):
             raise stopped()
         self._session.check_alive()
 
-    # Turns
+    # Scheduling
 
     def _turn(self) -> None:
-        if self._streams or self._room.launches:
+        if self._streams or self._actors.launches:
             self._check_alive()
         while self._feed_one():
             pass
-        self._share_room()
+        self._share_resources()
         self._listen()
         with suppress(queue.Empty):
             self._commands.get(timeout=IDLE_S)()
             self._obey()
 
     def _listen(self) -> None:
-        """Takes what workers have told; news is never waited for."""
-        with suppress(RayError):  # the board has died: its news is lost, and no work
+        """Passes on events of workers that have arrived, without waiting for any."""
+        with suppress(RayError):  # the event queue has died: events are lost, but no work
             if self._news is not None and ray.wait([self._news], timeout=0)[0]:
                 taken, self._news = self._news, None
                 for message in ray.get(taken):
                     self.on_told(message)
             is_time = time.monotonic() - self._asked_s >= ASK_S
-            if is_time and self._news is None and self._room.board is not None:
+            if is_time and self._news is None and self._actors.events is not None:
                 self._asked_s = time.monotonic()
-                self._news = self._room.board.take.remote()
+                self._news = self._actors.events.take.remote()
 
     def _ring(self) -> None:
-        """`_turn` waits for commands alone: answers of actors come as such."""
+        """Does nothing: `_turn` waits for commands only, and actors' answers come as commands."""
 
     def _feed_one(self) -> bool:
-        """Gives one item to an idle actor; false where none fits."""
+        """Gives one item to an idle actor; returns False if none fits."""
         for stream, number in self._by_turn():
-            pool = self._room.pools.get(stream.steps[number].resources)
+            pool = self._actors.pools.get(stream.steps[number].resources)
             if pool and (actor := pool.next_for(stream.ids[number])):
                 actor.job = (stream, number, stream.begin(number))
                 self._call(pool, actor)
                 return True
         return False
 
-    def _share_room(self) -> None:
+    def _share_resources(self) -> None:
         used = {step.resources for stream in self._streams for step in stream.steps}
-        for pool, actor in self._room.share(used, self._waiting):
+        for pool, actor in self._actors.share(used, self._waiting):
             self._call(pool, actor)
-        for pool in self._room.pools.values():
-            if any(self._room.is_given_up(actor.since_s) for actor in islice(pool.opening, 1)):
+        for pool in self._actors.pools.values():
+            if any(self._actors.is_given_up(actor.since_s) for actor in islice(pool.opening, 1)):
                 for stream, number in self._users(pool):
                     where = f"step {stream.steps[number].name}"
-                    stream.fail(self._room.no_room(pool.resources, where))
+                    stream.fail(self._actors.no_room(pool.resources, where))
 
     def _call(self, pool: Pool, actor: Actor) -> None:
-        """Asks the actor for its next answer: that it is up, has started a step, or the result."""
+        """Requests the actor's next answer: that it is up, has started a step, or a result."""
         if actor.job is None:
             answer = actor.handle.ready.remote()
         else:
@@ -201,7 +201,7 @@ class RayExecutor(Dispatcher):
 
     def _take(self, pool: Pool, actor: Actor, answer: Any) -> None:
         if actor.answer is not answer:
-            return  # it was ended
+            return  # the actor was ended meanwhile
         try:
             result: Item = ray.get(answer)
         except RayTaskError as error:
@@ -230,27 +230,27 @@ class RayExecutor(Dispatcher):
             stream.passed(number, result)
 
     def _free(self, pool: Pool, actor: Actor) -> None:
-        """The actor has answered for its item."""
+        """Makes an actor idle after its item; a preempted one ends."""
         assert actor.job is not None
         actor.job[0].busy -= 1
         actor.job = None
         pool.enter(actor, "idle")
-        if actor.leaves:
-            self._room.give(pool, actor)
+        if actor.is_preempted:
+            self._actors.release(pool, actor)
 
     def _bury(self, pool: Pool, actor: Actor, error: Exception) -> None:
-        """Puts a dead actor's item at the head of the queue; `_share_room` starts a new actor."""
-        self._room.drop(pool, actor)
-        concerned = self._users(pool)
+        """Puts a dead actor's item at the head of the queue; a new actor starts later."""
+        self._actors.drop(pool, actor)
+        affected = self._users(pool)
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
-            stream.again(number, item, is_own=not is_machines(error))
-            concerned = [(stream, number)]
+            stream.again(number, item, is_own=not died_with_machine(error))
+            affected = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
-            return  # actors born before the last early death belong to it: a lost node takes many
+            return  # actors older than the last early death count with it, as a lost node ends many
         pool.early_death_s = time.monotonic()
-        for stream, number in concerned:
+        for stream, number in affected:
             stream.early_deaths[number] += 1
             is_started = any(stream.ids[number] in other.started for other in pool.actors)
             if stream.early_deaths[number] >= EARLY_DEATHS and not is_started:
@@ -269,30 +269,30 @@ class RayExecutor(Dispatcher):
     # Workers
 
     def _refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
-        self._room.refuse(resources, where, beside)
+        self._actors.refuse(resources, where, beside)
 
     def _end_workers_of(self, stream: Stream | None) -> None:
         if not self._session.is_usable():
-            self._room.pools.clear()
-        for pool in self._room.pools.values():
+            self._actors.pools.clear()
+        for pool in self._actors.pools.values():
             for actor in pool.actors:
                 if stream is None or (actor.job and actor.job[0] is stream):
-                    self._room.drop(pool, actor)
+                    self._actors.drop(pool, actor)
 
     def _pack(self, step: Step) -> Any:
-        return ray.put(step.start)  # stored once, however many actors read it
+        return ray.put(step.start)  # stored once for all actors
 
     def _most_inside(self, stream: Stream) -> int:
-        return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
+        return max(32, 8 * sum(len(pool.up) for pool in list(self._actors.pools.values())))
 
 
-def is_machines(error: Exception) -> bool:
-    """Whether an actor ended as its machine went away."""
+def died_with_machine(error: Exception) -> bool:
+    """Returns whether an actor ended because its machine went away."""
     return isinstance(error, NodeDiedError) or NODE_DIED in str(error)
 
 
 def _original(error: RayTaskError) -> Exception:
-    """What the function raised; a StageError where that, or the function, could not travel."""
+    """Returns the function's exception; a StageError if it, or the function, did not pickle."""
     cause: Exception = error.cause
     if not isinstance(cause, RayError):
         return cause

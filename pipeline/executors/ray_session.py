@@ -1,4 +1,4 @@
-"""A Ray to work on: one of this run's own, on loopback and with a token, or a cluster."""
+"""Connects to a cluster, or starts a local Ray on loopback with a token."""
 
 import atexit
 import contextlib
@@ -22,22 +22,22 @@ from ray.job_config import JobConfig
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.executors import machine
 
-OBJECT_STORE_BYTES = 512 * 2**20  # names travel, not rows; Ray's default is a third of the memory
-ANSWER_S = 10.0  # of a cluster that is asked for the first time
+OBJECT_STORE_BYTES = 512 * 2**20  # for names, not rows; Ray's default is a third of the memory
+ANSWER_S = 10.0  # for a cluster to answer first
 VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
 
 
 class Session:
-    """The connection to a cluster, or to a local Ray (no address), which ends with it.
+    """A connection to a cluster, or to a local Ray (no address) that ends with it.
 
-    A local Ray has `cpus` CPUs, else the machine's, and the machine's memory and GPUs. A Ray that
-    this process is connected to already is left as it is.
+    A local Ray has `cpus` CPUs, by default the machine's, and the machine's memory and GPUs. If
+    this process is connected to a Ray already, that one is used and left running.
     """
 
     def __init__(self, address: str | None, cpus: int | None) -> None:
         self.is_local = address is None
         self._connected = not ray.is_initialized()
-        self._environment = contextlib.ExitStack()  # of a Ray that it starts
+        self._environment = contextlib.ExitStack()  # variables for a Ray that it starts
         if not self._connected:
             return
         new: dict[str, Any] = {}
@@ -51,15 +51,15 @@ class Session:
                 "_memory": int(machine.memory_gb() * 2**30),
             }
         _init(address, new)
-        auto_init_hook.enable_auto_connect = False  # or a late call would start another Ray
+        auto_init_hook.enable_auto_connect = False  # so that a late call starts no other Ray
 
     def lost(self) -> str | None:
-        """The process of a local Ray without which it is none, where that has died."""
+        """Returns the vital process of a local Ray that has died; None if none has."""
         dead = _node().dead_processes() if self.is_local and ray.is_initialized() else []
         return next((name for name, _ in dead if name in VITAL), None)
 
     def check_alive(self) -> None:
-        """Ray waits a minute for such a process, and ends this one then."""
+        """Raises StageError if a vital process died; Ray would end this process a minute later."""
         if name := self.lost():
             raise StageError(
                 found=f"{name} of the local Ray has died",
@@ -68,7 +68,7 @@ class Session:
             )
 
     def is_usable(self) -> bool:
-        """Whether asking Ray for an end would neither wait for what has died nor start another."""
+        """Returns whether calls to Ray would neither wait for a dead one nor start another."""
         return ray.is_initialized() and not self.lost()
 
     def close(self) -> None:
@@ -81,13 +81,15 @@ class Session:
 
 
 def _init(address: str | None, new: Mapping[str, Any]) -> None:
-    """RecipeError where no Ray starts, or answers: its own init would ask for minutes."""
-    # Ray prints what befalls its nodes, on standard output: our errors say what matters of it.
+    """Starts or connects to Ray; raises RecipeError early, where ray.init would try for minutes."""
+    # Ray prints events of its nodes on standard output; our errors say what matters.
     worker.print_to_stdstream = lambda *_, **__: None
     try:
         if address:
             is_named = address != "auto"
-            _hear(address if is_named else services.canonicalize_bootstrap_address_or_die(address))
+            _check_grpc(
+                address if is_named else services.canonicalize_bootstrap_address_or_die(address)
+            )
         ray.init(
             address=address or "local",
             namespace="clipmill",
@@ -107,10 +109,10 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
 
 
 class _Nowhere(list[str]):
-    """The folders that Ray puts on a worker's path: none of those that it would add."""
+    """The folders that Ray puts on a worker's path; it can add none."""
 
     def extend(self, _: Iterable[str]) -> None:
-        """Leaves out the script's folder and the working folder."""
+        """Ignores the script's folder and the working folder."""
 
 
 def _job() -> JobConfig:
@@ -119,8 +121,8 @@ def _job() -> JobConfig:
     return job
 
 
-def _hear(address: str) -> None:
-    """OSError where nobody at the address greets as gRPC does: by HTTP/2's frame of settings."""
+def _check_grpc(address: str) -> None:
+    """Raises OSError unless a gRPC server answers there, with HTTP/2's SETTINGS frame."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as line:
         line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
@@ -129,7 +131,7 @@ def _hear(address: str) -> None:
 
 
 def _end_at_once() -> None:
-    """Ends this process as failed: Ray's own way out waits for what has died, or crashes."""
+    """Exits with code 1; Ray's own exit handler would wait for a dead process, or crash."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
@@ -141,12 +143,11 @@ def _node() -> Any:
 
 @contextlib.contextmanager
 def _private() -> Iterator[None]:
-    """A Ray that is started inside listens on loopback, to those who have its token: this process
-    and its children."""
+    """Makes a Ray started within listen on loopback, and require a token that only we have."""
     own = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so named since Ray keeps to loopback there
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray use loopback, on Linux too
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     before = {name: os.environ.get(name) for name in own}
@@ -166,7 +167,7 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    Config.initialize("")  # Ray reads its environment once, as it is imported
+    Config.initialize("")  # else Ray reads its environment only once, at import
     AuthenticationTokenLoader.instance().reset_cache()
 
 

@@ -1,4 +1,4 @@
-"""What both executors share: streams in the callers' threads, one thread that owns all workers."""
+"""Shared by both executors: streams in the callers' threads, one thread that owns all workers."""
 
 import queue
 import threading
@@ -19,8 +19,8 @@ from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 
-TURN_S = 10.0  # a profile keeps its last worker so long, lest those who share load models in turn
-LOOK_UP_S = 0.5  # a thread that waits looks up: a signal may have come while another one ran
+TURN_S = 10.0  # scheduling quantum: a profile's last worker stays this long, as models load slowly
+LOOK_UP_S = 0.5  # the longest wait of a thread, so that Python can handle signals in between
 
 
 def stopped() -> StageError:
@@ -28,53 +28,52 @@ def stopped() -> StageError:
 
 
 class Stream:
-    """One call of `stream` or `launch`: its items by the step they wait for, and its results."""
+    """One call of `stream` or `launch`, with a queue of items for each step, and its results."""
 
     def __init__(self, steps: Sequence[Step], packed: Sequence[Any], ranks: int = 0) -> None:
         self.steps = steps
-        self.packed = packed  # what a worker is sent of each step
-        self.ranks = ranks  # of a launch: fresh workers, placed all at once
+        self.packed = packed  # each step as sent to workers
+        self.ranks = ranks  # number of a launch's fresh workers, all placed at once
         self.ids = [uuid.uuid4().hex for _ in steps]
         self.queues: list[deque[Item]] = [deque() for _ in steps]
-        self.busy = 0  # workers that hold an item of it
-        self.served_s = 0.0  # when one was last given an item
-        self.early_deaths: Counter[int] = Counter()  # in a row, by step: before it had started
+        self.busy = 0  # workers with an item of it
+        self.served_s = 0.0  # when a worker last got an item of it
+        self.early_deaths: Counter[int] = Counter()  # consecutive deaths before a start, by step
         self._answers: queue.SimpleQueue[tuple[Item, Exception | None]] = queue.SimpleQueue()
 
     def begin(self, number: int) -> Item:
-        """The next item of a step, which a worker gets."""
+        """Takes the next item of a step, for a worker."""
         self.busy += 1
         self.served_s = time.monotonic()
         return self.queues[number].popleft()
 
     def again(self, number: int, item: Item, is_own: bool = True) -> None:
-        """The item of a worker that died is the next: see the contract. Not its own is the end that
-        it met with its machine."""
+        """Puts a dead worker's item back at the head; `is_own` is False if its machine died."""
         if hasattr(item, "begun"):
             item.begun = is_own
         self.queues[number].appendleft(item)
 
     def passed(self, number: int, item: Item) -> None:
-        """The item goes to the next step, or out."""
+        """Passes the item on to the next step, or to the results."""
         if number + 1 < len(self.steps):
             self.queues[number + 1].append(item)
         else:
             self._answers.put((item, None))
 
     def fail(self, error: Exception) -> None:
-        """Raised where results are taken; what waits is not begun."""
+        """Makes the stream raise the error, and drops its waiting items."""
         for waiting in self.queues:
             waiting.clear()
         self._answers.put((None, error))
 
     def next(self) -> Item:
-        """The next result; raises what the stream failed with."""
+        """Returns the next result; raises the error that the stream failed with."""
         while True:
             with suppress(queue.Empty):
                 return self.next_within(LOOK_UP_S)
 
     def next_within(self, limit_s: float) -> Item:
-        """The same; queue.Empty where none comes in time."""
+        """Returns the next result as `next` does; raises queue.Empty if none comes in time."""
         item, error = self._answers.get(timeout=limit_s)
         if error is not None:
             raise error
@@ -82,11 +81,11 @@ class Stream:
 
 
 class Dispatcher(ABC):
-    """Streams over workers that one thread owns: it alone starts, feeds and ends them."""
+    """An executor whose workers are started, fed and ended by one thread only."""
 
     def __init__(self) -> None:
         self.on_told: Callable[[Any], None] = lambda message: None
-        self._streams: list[Stream] = []  # open ones, the oldest first
+        self._streams: list[Stream] = []  # open ones, oldest first
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._birth = threading.Lock()
@@ -94,30 +93,30 @@ class Dispatcher(ABC):
 
     @abstractmethod
     def _turn(self) -> None:
-        """Gives items to workers, waits for an answer or a command, and does what it says."""
+        """Gives items to workers, waits for an answer or a command, and handles it."""
 
     @abstractmethod
     def _ring(self) -> None:
-        """Ends the waiting of `_turn`: a command is there."""
+        """Wakes `_turn` up for a command."""
 
     @abstractmethod
     def _pack(self, step: Step) -> Any:
-        """What a worker is sent of a step."""
+        """Returns a step in the form sent to workers."""
 
     @abstractmethod
     def _refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
-        """StageError where so many workers can never be placed side by side."""
+        """Raises StageError if `beside` workers can never be placed side by side."""
 
     @abstractmethod
     def _most_inside(self, stream: Stream) -> int:
-        """Items of a stream between source and result."""
+        """Returns the most items of a stream between source and result."""
 
     @abstractmethod
     def _end_workers_of(self, stream: Stream | None) -> None:
         """Ends the busy workers of a stream; all workers for None."""
 
     def _carry(self, stream: Stream, items: Iterable[Item]) -> Iterator[Item]:
-        """The results of a stream; runs in the thread of whoever takes them."""
+        """Yields the results of a stream, in the caller's thread."""
         source, inside = iter(items), 0
         self._ask(lambda: self._streams.append(stream))
         try:
@@ -153,19 +152,19 @@ class Dispatcher(ABC):
         while not self._closed:
             try:
                 self._turn()
-            except Exception as error:  # of the machine or of Ray: no stream can go on
+            except Exception as error:  # of the machine or Ray: no stream can go on
                 for stream in self._streams:
                     stream.fail(error)
                 self._streams.clear()
         self._obey()
 
     def _obey(self) -> None:
-        """Does all that was asked by now."""
+        """Runs the queued commands."""
         while not self._commands.empty():
             self._commands.get()()
 
     def _open_ids(self) -> set[str]:
-        """Steps of open streams: workers keep the functions of no others."""
+        """Returns ids of steps of open streams; workers drop the functions of all others."""
         return {step for stream in self._streams for step in stream.ids}
 
     def _waiting(self, resources: Resources) -> int:
@@ -177,7 +176,7 @@ class Dispatcher(ABC):
         )
 
     def _by_turn(self) -> Iterator[tuple[Stream, int]]:
-        """Steps with items, in the order they are served: see the contract."""
+        """Yields steps with waiting items in scheduling order: see the contract."""
         for stream in sorted(self._streams, key=lambda stream: (stream.busy, stream.served_s)):
             for number in reversed(range(len(stream.steps))):
                 if stream.queues[number]:
@@ -198,7 +197,7 @@ class Dispatcher(ABC):
     # In other threads
 
     def _tell(self, command: Callable[[], object]) -> None:
-        """Has the thread do it."""
+        """Queues a command for the owning thread."""
         with self._birth:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._dispatch, daemon=True)
@@ -207,7 +206,7 @@ class Dispatcher(ABC):
         self._ring()
 
     def _ask(self, command: Callable[[], T]) -> T | None:
-        """Has the thread do it, and waits for what comes of it; None from a closed executor."""
+        """Runs a command in the owning thread; returns its result, None if the executor closed."""
         done: Future[T] = Future()
 
         def do() -> None:

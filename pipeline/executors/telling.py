@@ -1,7 +1,7 @@
-"""What work says of itself while it runs: small messages, from any worker to the driver.
+"""Sends progress events from workers to the driver: small messages while work runs.
 
-They are news, not results: one that comes late or not at all changes nothing. An executor carries
-them unread to whoever set its `on_told`: a run, which keeps them in its `live.json`.
+They are no results: one that is late or lost changes nothing. An executor passes them unread to its
+`on_told`, through which a run keeps `live.json` up to date.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-TELL_S = 0.5  # between two words of a worker on one piece
+TELL_S = 0.5  # between two events of a worker on one shard or unit
 
 
 def _nowhere(message: Any) -> None:
-    """Outside of a run nobody listens."""
+    """Drops a message: outside of a run there is no receiver."""
 
 
 _say: Callable[[Any], None] = _nowhere
 
 
 def connect(say: Callable[[Any], None]) -> None:
-    """From now on what this process tells goes there."""
+    """Sets the function that sends this process's messages."""
     global _say
     _say = say
 
@@ -33,8 +33,8 @@ def tell(message: Any) -> None:
     _say(message)
 
 
-class Board:
-    """Where workers elsewhere leave what they tell, until the driver takes it: an actor on Ray."""
+class EventQueue:
+    """A queue of messages from workers to the driver; on Ray, an actor."""
 
     def __init__(self) -> None:
         self._left: list[Any] = []
@@ -43,14 +43,14 @@ class Board:
         self._left.append(message)
 
     def take(self) -> list[Any]:
-        """All that was left since the last time."""
+        """Returns and removes all queued messages."""
         taken, self._left = self._left, []
         return taken
 
 
 @dataclass(frozen=True)
-class Told:
-    """A worker's word on a shard or unit of some stages; without `all` it has left its hand."""
+class ProgressEvent:
+    """A worker's progress on a shard or unit of some stages; `all` is 0 once it is finished."""
 
     stages: tuple[str, ...]
     key: str
@@ -61,53 +61,53 @@ class Told:
 
 
 @contextlib.contextmanager
-def saying(stage: str, what: str) -> Iterator[None]:
-    """Inside it the stage is said to do this, and nothing of how far it is."""
-    tell(Told((stage,), what, all=1, what=what))
+def reporting(stage: str, what: str) -> Iterator[None]:
+    """Reports while inside that the stage does `what`, without a measure of progress."""
+    tell(ProgressEvent((stage,), what, all=1, what=what))
     try:
         yield
     finally:
-        tell(Told((stage,), what))
+        tell(ProgressEvent((stage,), what))
 
 
 _lock = threading.Lock()
-_late: dict["Teller", Told] = {}  # of each whose words come too soon, the newest
-_sender = 0  # the process whose thread sends those; a fork has none
+_late: dict["ProgressReporter", ProgressEvent] = {}  # newest delayed event of each reporter
+_sender = 0  # pid of the process whose thread sends delayed events; a fork has none
 
 
 @dataclass(eq=False)
-class Teller:
-    """What a stage's function calls in a worker: the first word goes at once, then two a second.
+class ProgressReporter:
+    """A stage's reporter of progress: sends the first event at once, then at most two a second.
 
-    A word that comes too soon waits, and the newest is sent: whoever looks sees the last one.
+    Events that come sooner are delayed, and only the newest is sent.
     """
 
     stages: tuple[str, ...]
     key: str
-    _said_s: float = 0.0
+    _sent_s: float = 0.0
 
     def __call__(self, done: float, all: float, what: str = "", **values: float) -> None:
-        plain = {name: float(value) for name, value in values.items()}  # NumPy's among them
-        word = Told(self.stages, self.key, float(done), float(all), what, plain)
+        plain = {name: float(value) for name, value in values.items()}  # may be NumPy scalars
+        event = ProgressEvent(self.stages, self.key, float(done), float(all), what, plain)
         with _lock:
-            if self not in _late and time.monotonic() >= self._said_s + TELL_S:
-                self._said_s = time.monotonic()
-                tell(word)
+            if self not in _late and time.monotonic() >= self._sent_s + TELL_S:
+                self._sent_s = time.monotonic()
+                tell(event)
             else:
-                _late[self] = word
+                _late[self] = event
                 _start_sender()
 
     def over(self) -> None:
-        """The piece is done, or has failed."""
+        """Reports that the shard or unit is done, or has failed."""
         with _lock:
             _late.pop(self, None)
-            if self._said_s:
-                tell(Told(self.stages, self.key))
-            self._said_s = 0.0
+            if self._sent_s:
+                tell(ProgressEvent(self.stages, self.key))
+            self._sent_s = 0.0
 
 
 def _start_sender() -> None:
-    """One thread for all: a thread for each shard cost more than what a short shard computes."""
+    """Starts one sender thread for all: one for each shard cost more than a short shard itself."""
     global _sender
     if _sender != os.getpid():
         _sender = os.getpid()
@@ -115,17 +115,17 @@ def _start_sender() -> None:
 
 
 def _send_late() -> None:
-    """Sends the words that waited, until none does."""
+    """Sends delayed events until there are none."""
     global _sender
     while True:
         time.sleep(TELL_S)
         with _lock:
-            words = list(_late.items())
+            events = list(_late.items())
             _late.clear()
-            _sender = 0  # where a word cannot be sent, too: the next one starts a thread again
-            for teller, word in words:
-                teller._said_s = time.monotonic()
-                tell(word)
-            if not words:
+            _sender = 0  # if sending raises, the next event starts a new thread
+            for reporter, event in events:
+                reporter._sent_s = time.monotonic()
+                tell(event)
+            if not events:
                 return
             _sender = os.getpid()

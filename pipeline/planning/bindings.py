@@ -1,4 +1,4 @@
-"""Which column is meant: where each one that a stage reads is found among its ancestors."""
+"""Binds the columns that a stage reads to the ancestors that write them."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.planning.settings import known_uses, stage_class
 from clipmill.pipeline.stage import DatasetStage, Stage
 
-MOST_WRITERS = 4  # that an error names
+MOST_WRITERS = 4  # named in an error
 
 
 def bind(
@@ -22,7 +22,7 @@ def bind(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> dict[str, Binding]:
-    """Where each column that the stage reads is found among its ancestors."""
+    """Returns stage and column for each name that the stage reads; else raises RecipeError."""
     line = set(parents).union(*(ancestors[p] for p in parents))
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict):
@@ -41,7 +41,7 @@ def bind(
     bound: dict[str, Binding] = {}
     types: dict[str, pa.DataType] = {UID.name: UID.dtype}
     names: set[str] = set()
-    for several, wanted in (
+    for several, is_required in (
         *(((read,), True) for read in stage.reads),
         *((_in_turn(read, chosen), False) for read in stage.optional_reads),
     ):
@@ -58,14 +58,14 @@ def bind(
                 )
             stored = column.source if isinstance(column, Derived) else column
             source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
-            found = _find(recipe, name, source, line, planned, ancestors, wanted, stage)
-            if found is None:
+            binding = _find(recipe, name, source, line, planned, ancestors, is_required, stage)
+            if binding is None:
                 continue
-            bound[read] = found
-            have = type_of(planned[found[0]].stage, found[1])
+            bound[read] = binding
+            have = type_of(planned[binding[0]].stage, binding[1])
             types[read] = column.dtype if isinstance(column, Derived) else have
             if isinstance(stored, Column):
-                _check_type(recipe, name, read, stored, found, planned)
+                _check_type(recipe, name, read, stored, binding, planned)
             break
     for read in chosen:
         if read not in names:
@@ -77,17 +77,17 @@ def bind(
     try:
         stage.check(types)
     except ClipmillError as error:
-        found, at, do = error.args
-        raise RecipeError(found, recipe.where_said(name, at), do) from None
+        found, where, do = error.args
+        raise RecipeError(found, recipe.where_said(name, where), do) from None
     return bound
 
 
 def _in_turn(
     read: Column | str | tuple[Column, ...], chosen: Mapping[str, str]
 ) -> tuple[Column | str, ...]:
-    """The columns of which the first that is there is read: those that `read` binds before all."""
+    """Returns alternatives in the order they are tried: those bound by `read` come first."""
     several = read if isinstance(read, tuple) else (read,)
-    return tuple(sorted(several, key=lambda it: isinstance(it, str) or it.name not in chosen))
+    return tuple(sorted(several, key=lambda one: isinstance(one, str) or one.name not in chosen))
 
 
 def _check_type(
@@ -95,13 +95,13 @@ def _check_type(
     name: str,
     read: str,
     column: Column,
-    found: Binding,
+    binding: Binding,
     planned: dict[str, PlannedStage],
 ) -> None:
-    have = type_of(planned[found[0]].stage, found[1])
+    have = type_of(planned[binding[0]].stage, binding[1])
     if not column.accepts(have):
         raise RecipeError(
-            found=f"{found[0]}.{found[1]} is {have}, and '{column.name}' is {column.dtype}",
+            found=f"{binding[0]}.{binding[1]} is {have}, and '{column.name}' is {column.dtype}",
             where=recipe.where(name, "read"),
             do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
         )
@@ -114,9 +114,9 @@ def bind_mask(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> dict[str, Binding]:
-    """Where a select's verdict is found, and how often a row counts where it or an ancestor says.
+    """Binds a select's `keep`, and `repeats` if the select or an ancestor writes it.
 
-    These are the columns that an export of the select would read.
+    An export of the select would read the same columns.
     """
     line = {select} | ancestors[select]
     bound = {KEEP.name: (select, KEEP.name)}
@@ -135,13 +135,13 @@ def _find(
     line: set[str],
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
-    wanted: bool,
+    is_required: bool,
     reader: Stage,
 ) -> Binding | None:
-    """Stage and column of `column` or `stage.column`; None where an optional one is absent.
+    """Returns the binding of `column` or `stage.column`; None for a missing optional column.
 
-    A column written again further down the line hides the earlier one; two that do not stand in
-    line are ambiguous.
+    A column written again by a descendant hides the earlier one. Two writers of which neither
+    descends from the other are ambiguous: RecipeError.
     """
     stage, dot, column = source.rpartition(".")
     if dot:
@@ -154,10 +154,10 @@ def _find(
                 where=recipe.where(name),
                 do=f"add it to `from`; ancestors: {', '.join(sorted(line))}",
             )
-        if type_of(planned[stage].stage, column) is None and not wanted:
-            # One that is read where it is there: as that stage would read it.
+        if type_of(planned[stage].stage, column) is None and not is_required:
+            # Look for an optional column among that stage's ancestors too.
             line = {stage} | ancestors[stage]
-            return _find(recipe, name, column, line, planned, ancestors, wanted, reader)
+            return _find(recipe, name, column, line, planned, ancestors, is_required, reader)
         if type_of(planned[stage].stage, column) is None:
             have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
             raise RecipeError(
@@ -183,7 +183,7 @@ def _find(
             or f"write {first}.{source} or {second}.{source},"
             f" or bind it: read: {{{source}: {first}.{source}}}",
         )
-    if not wanted:
+    if not is_required:
         return None
     visible = {written.name for other in line for written in columns_of(planned[other].stage)}
     raise RecipeError(
@@ -202,7 +202,7 @@ def _beside(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> str:
-    """What to do where a stage of the same pool writes the column, and is only not named."""
+    """Returns advice if a stage of the same pool writes the column but is no ancestor."""
     writers = [
         f"'{other}'"
         for other in sorted(planned.keys() - line)
@@ -213,28 +213,28 @@ def _beside(
 
 
 def _elsewhere(source: str) -> str:
-    """What to do where there are stages that write the column, whatever their settings."""
+    """Returns advice if known stages write the column with any settings."""
     writers = []
     for uses in known_uses():
         try:
             cls = stage_class(uses, uses)
-        except ClipmillError:  # a user's own that is not finished
+        except ClipmillError:  # a user's unfinished stage
             continue
         columns: tuple[Column, ...] = cls.writes if isinstance(cls.writes, tuple) else ()
         if "rows" in cls.takes and source in {column.name for column in columns}:
             writers.append(uses)
-    few = ", ".join(writers[:MOST_WRITERS])
-    return f"let a stage come before it that writes it: {few}" if few else ""
+    names = ", ".join(writers[:MOST_WRITERS])
+    return f"let a stage come before it that writes it: {names}" if names else ""
 
 
 def type_of(stage: Stage, column: str) -> pa.DataType | None:
-    """The type of a stage's column; None where it has no such column."""
+    """Returns the type of a stage's column; None if the stage does not write it."""
     if column == REASON.name:
         return REASON.dtype
-    found = {written.name: written.dtype for written in columns_of(stage)}
-    return found.get(column)
+    types = {written.name: written.dtype for written in columns_of(stage)}
+    return types.get(column)
 
 
 def columns_of(stage: Stage) -> tuple[Column, ...]:
-    """What a stage writes, and what it reads from its source when asked."""
+    """Returns the columns that a stage writes, and its virtual columns."""
     return (*stage.writes, *(stage.virtual if isinstance(stage, DatasetStage) else ()))

@@ -1,4 +1,4 @@
-"""What stands beside the settings of a stage, from its source."""
+"""Reads the comments of a stage's settings from its source."""
 
 import ast
 import inspect
@@ -9,14 +9,15 @@ from typing import Any
 
 
 def comments_of(cls: type[Any]) -> dict[str, str]:
-    """What stands beside each field, and on the lines of comment right above it.
+    """Returns the comment of each field: on its line and on comment lines right above it.
 
-    A field that is declared again without a comment keeps that of the class before.
+    A field that is declared again without a comment keeps the comment of its base class.
     """
-    found: dict[str, str] = {}
-    for one in reversed([it for it in cls.__mro__ if is_dataclass(it)]):
-        found |= {name: said for name, said in _own_comments(one).items() if said}
-    return found
+    comments: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            comments |= {name: text for name, text in _own_comments(base).items() if text}
+    return comments
 
 
 def _own_comments(cls: type[Any]) -> dict[str, str]:
@@ -27,12 +28,12 @@ def _own_comments(cls: type[Any]) -> dict[str, str]:
             beside[token.start[0]] = token.string.lstrip("# ").strip()
     lines = source.splitlines()
     (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    found = {}
+    comments = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             first, last = node.lineno, node.end_lineno or node.lineno
             while first - 1 in beside and lines[first - 2].lstrip().startswith("#"):
                 first -= 1
-            said = [beside[line] for line in range(first, last + 1) if line in beside]
-            found[node.target.id] = " ".join(said)
-    return found
+            texts = [beside[line] for line in range(first, last + 1) if line in beside]
+            comments[node.target.id] = " ".join(texts)
+    return comments

@@ -1,6 +1,6 @@
-"""What a stage is and takes, for a reader: read from its declarations, its docstring, its comments.
+"""Describes a stage for its users, from its declarations, docstring and comments.
 
-What a setting means stands once, in the stage's file: as the comment beside the field, or above it.
+The meaning of a setting is written once, in the stage's file: in the comment beside or above it.
 """
 
 import ast
@@ -34,8 +34,8 @@ from clipmill.pipeline.stage import (
     settings_fields,
 )
 
-SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
-AFTER = "after"  # of an Example: what the stages before it use, the others are its settings
+SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring, after the description
+AFTER = "after"  # key of an Example: the `uses` of stages before it; other keys are settings
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 PLACEHOLDERS = {int: 1, float: 1.0, bool: True}  # of settings without default or example
 
@@ -46,16 +46,16 @@ class Setting:
 
     name: str
     type: str
-    range: str  # empty where any value of the type may stand
+    range: str  # empty if any value of the type is valid
     required: bool
-    default: Any  # None where there is none, or where it is null
+    default: Any  # None if there is none, or if it is null
     meaning: str
-    only_how: bool  # where or how fast, never what: results stay good when it changes
+    only_how: bool  # affects place or speed only: results stay good if it changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A stage in words. `reads` and `writes` are those with the settings of `example`."""
+    """The description of a stage; `reads` and `writes` hold for the settings of `example`."""
 
     uses: str
     file: str
@@ -66,36 +66,36 @@ class Described:
     version: int
     determinism: str
     kind: str
-    takes: tuple[str, ...]  # of these each: rows, data, model
+    takes: tuple[str, ...]  # all of: rows, data, model; each may be alternatives with `or`
     leaves: tuple[str, ...]
     settings: tuple[Setting, ...]
     reads: tuple[dict[str, str], ...]  # name, type, unit, doc
     optional_reads: tuple[dict[str, str], ...]
     writes: tuple[dict[str, str], ...]
     reasons: tuple[str, ...]
-    transient: tuple[str, ...]  # of these, those that `--retry` tries again
-    advice: Mapping[str, str]  # of some reasons, what to do where most rows have it
+    transient: tuple[str, ...]  # reasons that `--retry` tries again
+    advice: Mapping[str, str]  # reason -> what to do if most rows have it
     resources: Resources
-    example: Mapping[str, Any]  # settings that show it at work
+    example: Mapping[str, Any]  # settings, by key
 
 
 def described(uses: str) -> Described:
-    """All that a stage says about itself; RecipeError where it cannot be read."""
+    """Returns the description of a stage; raises RecipeError if the stage cannot be read."""
     cls = stage_class(uses, f"stages/{uses.replace('.', '/')}.py")
     module = inspect.getmodule(cls)
-    said = _sections(inspect.getdoc(cls) or "")
+    sections = _sections(inspect.getdoc(cls) or "")
     stage = sample(cls)
     return Described(
         uses=uses,
         file=inspect.getfile(cls),
         title=(inspect.getdoc(module) or "").partition("\n")[0],
-        gives=said[""],
-        source=said["Source"],
-        error=said["Error"],
+        gives=sections[""],
+        source=sections["Source"],
+        error=sections["Error"],
         version=cls.version,
         determinism=cls.determinism,
         kind="row stage" if issubclass(cls, RowStage) else "dataset stage",
-        takes=tuple(" or ".join(one) if isinstance(one, tuple) else one for one in cls.takes),
+        takes=tuple(" or ".join(kind) if isinstance(kind, tuple) else kind for kind in cls.takes),
         leaves=cls.gives,
         settings=tuple(_settings(cls)),
         reads=tuple(map(_column, stage.reads)),
@@ -110,26 +110,26 @@ def described(uses: str) -> Described:
 
 
 def example_of(cls: type[Stage]) -> Mapping[str, Any]:
-    """The settings under `Example:` in its docstring, which show it at work."""
+    """Returns the settings under `Example:` in a stage's docstring."""
     return {key: value for key, value in _example(cls).items() if key != AFTER}
 
 
 def recipe_of(uses: str) -> str:
-    """The YAML of a recipe that ends in this stage, after those that its example names."""
+    """Returns the YAML of a recipe with the stages that the example names, then this stage."""
     lines = ["stages:"]
     stages: dict[str, Stage] = {}
-    for one in (*_example(stage_class(uses, uses)).get(AFTER, ()), uses):
-        cls = stage_class(one, f"`Example:` of {uses}")
-        stage, (kind, name) = sample(cls), one.split(".")
+    for used in (*_example(stage_class(uses, uses)).get(AFTER, ()), uses):
+        cls = stage_class(used, f"`Example:` of {uses}")
+        stage, (kind, name) = sample(cls), used.split(".")
         if stage.takes == ():
             name = "more" if "pool" in stages else "pool"
         elif name in stages:
             name = f"{kind}_{name}"
         rows, data = (
-            [other for other, its in stages.items() if edge in its.gives]
+            [before for before, earlier in stages.items() if edge in earlier.gives]
             for edge in ("rows", "data")
         )
-        keys: dict[str, Any] = {"uses": one}
+        keys: dict[str, Any] = {"uses": used}
         if isinstance(stage, DatasetStage) and stage.joins_roots:
             keys["from"] = rows
         elif "rows" in edges_taken(stage):
@@ -145,18 +145,18 @@ def recipe_of(uses: str) -> str:
 
 def _example(cls: type[Stage]) -> dict[str, Any]:
     text = _sections(inspect.getdoc(cls) or "")["Example"]
-    found = yaml.safe_load(text) if text else {}
-    return found if isinstance(found, dict) else {}
+    example = yaml.safe_load(text) if text else {}
+    return example if isinstance(example, dict) else {}
 
 
 def sample(cls: type[Stage]) -> Stage:
-    """The stage with the settings of its example; RecipeError where it is not content with them."""
+    """Makes a stage with the settings of its example; raises RecipeError if they do not suffice."""
     hints = typing.get_type_hints(cls)
-    needed = [one.name for one in settings_fields(cls) if _default(one) is MISSING]
-    given = {name: PLACEHOLDERS.get(hints[name], name) for name in needed}
+    required = [field.name for field in settings_fields(cls) if _default(field) is MISSING]
+    values = {name: PLACEHOLDERS.get(hints[name], name) for name in required}
     try:
-        made: Stage = msgspec.convert({**given, **example_of(cls)}, cls)
-        return made
+        stage: Stage = msgspec.convert({**values, **example_of(cls)}, cls)
+        return stage
     except (msgspec.ValidationError, ValueError) as error:
         raise RecipeError(
             f"the stage cannot be shown without settings: {error}",
@@ -166,7 +166,7 @@ def sample(cls: type[Stage]) -> Stage:
 
 
 def title_of(file: File) -> str:
-    """The first line of a stage's file, which is not imported."""
+    """Returns the first line of a stage's file without importing it."""
     try:
         tree = ast.parse(file.read())
     except (SyntaxError, ValueError):
@@ -175,15 +175,15 @@ def title_of(file: File) -> str:
 
 
 def _sections(docstring: str) -> dict[str, str]:
-    """Its paragraphs by the word that begins them, a line each; under "" those before the first."""
-    said = {"": "", **dict.fromkeys(SECTIONS, "")}
-    now = ""
+    """Splits a docstring into SECTIONS, with "" for the text before; each paragraph is one line."""
+    texts = {"": "", **dict.fromkeys(SECTIONS, "")}
+    section = ""
     for line in docstring.splitlines():
         word, colon, rest = line.partition(":")
         if colon and word in SECTIONS:
-            now, line = word, rest
-        said[now] += " " + line.strip() if line.strip() else "\n\n"
-    return {name: "\n\n".join(_paragraphs(text)) for name, text in said.items()}
+            section, line = word, rest
+        texts[section] += " " + line.strip() if line.strip() else "\n\n"
+    return {name: "\n\n".join(_paragraphs(text)) for name, text in texts.items()}
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -204,7 +204,7 @@ def _column(column: Column | str) -> dict[str, str]:
 
 
 def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
-    """The fields in order; after one that is a mapping, the keys of the mapping."""
+    """Yields the fields in order; the keys of a mapping follow it."""
     hints = typing.get_type_hints(cls, include_extras=True)
     kinds, meanings = setting_types(cls), comments_of(cls)
     for field in settings_fields(cls):
@@ -228,9 +228,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
-    """The types that a union allows; of any other type itself."""
+    """Returns the members of a union, or the type itself."""
     if typing.get_origin(hint) in (typing.Union, UnionType):
-        return tuple(part for one in typing.get_args(hint) for part in _parts(one))
+        return tuple(part for member in typing.get_args(hint) for part in _parts(member))
     return (hint,)
 
 
@@ -239,7 +239,7 @@ def _type(hint: Any) -> str:
 
 
 def _word(hint: Any) -> str:
-    """A type in words: `list of text`, `a or b`."""
+    """Returns a type in words: `list of text`, `a or b`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _type(arguments[0])
@@ -255,7 +255,7 @@ def _word(hint: Any) -> str:
 
 
 def _range(kind: types.Type) -> str:
-    """The range of a number, or that a text is not empty."""
+    """Returns a number's range in words, or `not empty` for a text that must not be."""
     for part in kind.types if isinstance(kind, types.UnionType) else (kind,):
         if isinstance(part, types.IntType | types.FloatType):
             return range_of(part)
@@ -265,11 +265,11 @@ def _range(kind: types.Type) -> str:
 
 
 def _mappings(hint: Any) -> Iterator[type[Any]]:
-    """The dataclasses that a value, or an item of it, may be; each once."""
+    """Yields the dataclasses that a value or its items may be, each once."""
     seen: dict[type[Any], None] = {}
     for part in _parts(hint):
         inner = typing.get_args(part) if typing.get_origin(part) in (tuple, list) else (part,)
-        seen |= {
-            one: None for one in inner if isinstance(one, type) and dataclasses.is_dataclass(one)
-        }
+        for cls in inner:
+            if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+                seen[cls] = None
     yield from seen

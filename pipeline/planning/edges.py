@@ -1,4 +1,4 @@
-"""The edges of a recipe: which stages a stage names, and whether it takes what they give."""
+"""Finds and checks the edges of a recipe: the stages that a stage names as inputs."""
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.elsewhere import uri_in
@@ -6,12 +6,12 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.stage import RowStage, Stage, edges_taken
 
-KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it is written
+KEYS = {  # edges that may be required: key, what it brings, how to write it
     "rows": ("from", "rows", "`from: <stage>`"),
     "data": ("data", "a dataset", '`data: <export stage>`, or `data: "export:<URI>"`'),
 }
 ELSEWHERE = 'write data: "export:PATH", the folder of an export that another run made'
-FOLDERS = {  # settings that may say `stage:NAME`, and what such a stage gives
+FOLDERS = {  # settings that may be `stage:NAME` -> what that stage must give
     "model": "model",
     "centroids": "centroids",
     "targets": "data",
@@ -19,7 +19,7 @@ FOLDERS = {  # settings that may say `stage:NAME`, and what such a stage gives
 
 
 def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
-    """The stages that a stage names, by the key that names them; an export elsewhere is none."""
+    """Returns the stages that a stage names, by key, without exports of other runs."""
     keys = recipe.stages[name]
     rows = keys.get("from", [])
     rows = rows if isinstance(rows, list) else [rows]
@@ -42,7 +42,7 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
 
 
 def _stage_named(setting: object) -> list[str]:
-    """The stage that a setting of the form `stage:NAME` names."""
+    """Returns the stage named by a setting `stage:NAME`; empty for other settings."""
     is_stage = isinstance(setting, str) and setting.startswith("stage:")
     return [str(setting).removeprefix("stage:")] if is_stage else []
 
@@ -54,7 +54,7 @@ def check_edges(
     edges: dict[str, list[str]],
     planned: dict[str, PlannedStage],
 ) -> None:
-    """RecipeError where a stage does not take what an edge brings."""
+    """Raises RecipeError if an edge is missing, or brings what the stage does not take."""
     uses, elsewhere = recipe.stages[name]["uses"], uri_in(recipe.stages[name])
     taken = edges_taken(stage)
     if elsewhere == "":
@@ -74,27 +74,28 @@ def check_edges(
                     where=recipe.where(name, edge),
                     do=f"name a stage that gives {kind}{other}",
                 )
-        wanted = edge if edge in FOLDERS else kind
+        brought = edge if edge in FOLDERS else kind
         is_given = bool(edges[edge]) or (edge == "data" and elsewhere is not None)
-        if edge in ("from", "data", *FOLDERS) and is_given and wanted not in taken:
+        if edge in ("from", "data", *FOLDERS) and is_given and brought not in taken:
             raise RecipeError(
                 found=f"{uses} takes no `{edge}`",
                 where=recipe.where(name, edge),
                 do=f"it takes: {', '.join(taken) or 'nothing; it is a root'}",
             )
-    for one in stage.takes:
-        keys = [KEYS[kind] for kind in (one if isinstance(one, tuple) else (one,)) if kind in KEYS]
-        given = [key for key, *_ in keys if edges[key] or (key == "data" and elsewhere)]
-        if keys and not given:
+    for takes in stage.takes:
+        choices = takes if isinstance(takes, tuple) else (takes,)
+        keys = [KEYS[kind] for kind in choices if kind in KEYS]
+        present = [key for key, *_ in keys if edges[key] or (key == "data" and elsewhere)]
+        if keys and not present:
             raise RecipeError(
                 f"{uses} needs {' or '.join(what for _, what, _ in keys)}",
                 recipe.where(name),
                 f"write {' or '.join(do for *_, do in keys)}",
             )
-        if len(given) > 1:
+        if len(present) > 1:
             raise RecipeError(
-                f"{uses} takes `{'` or `'.join(given)}`, and both are given",
-                recipe.where(name, given[-1]),
+                f"{uses} takes `{'` or `'.join(present)}`, and both are given",
+                recipe.where(name, present[-1]),
                 "leave one of them out",
             )
     for edge in ("only", "rows"):
@@ -130,7 +131,7 @@ def check_edges(
 
 
 def _strange_rows(recipe: Recipe, name: str, select: str) -> RecipeError:
-    """The error where a select of this run is to choose among another run's rows."""
+    """Returns the error for a select of this run over rows of another run."""
     return RecipeError(
         f"'{select}' selects rows of this run's pool, and the data are another run's export",
         recipe.where(name, "rows"),
@@ -142,7 +143,7 @@ def _strange_rows(recipe: Recipe, name: str, select: str) -> RecipeError:
 def check_roots(
     recipe: Recipe, name: str, select: PlannedStage, export: str, planned: dict[str, PlannedStage]
 ) -> None:
-    """RecipeError where a select decides on other rows than those in the data."""
+    """Raises RecipeError if a select and an export have different roots."""
     data = planned[export]
     while not data.root and data.data is not None:  # an export of an export
         data = planned[data.data]

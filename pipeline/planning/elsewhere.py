@@ -1,6 +1,6 @@
-"""`data: "export:<URI>"`: an export that another run made, read where it lies.
+"""Checks exports of other runs, named as `data: "export:<URI>"` and read in place.
 
-The URI is the folder of a stage of another run, or one that `clipmill export` wrote.
+The URI is the folder of a stage in another run, or one that `clipmill export` wrote.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ AGAIN = "copy it again, or run its recipe again"
 
 
 def uri_in(keys: Mapping[str, Any]) -> str | None:
-    """The URI of the export elsewhere that the keys of a stage name, if they name one."""
+    """Returns the URI of another run's export in a stage's keys; None if there is none."""
     data = keys.get("data")
     if isinstance(data, str) and data.startswith(SCHEME):
         return data.removeprefix(SCHEME)
@@ -30,42 +30,42 @@ def uri_in(keys: Mapping[str, Any]) -> str | None:
 
 
 def is_gone(uri: str) -> bool:
-    """Whether nothing is at the URI any more."""
+    """Returns whether the URI does not exist."""
     folder = Storage(uri)
     return bool(folder.fs.get_file_info(folder.path).type == FileType.NotFound)
 
 
 def digest_of(uri: str, where: str) -> str:
-    """A digest of what the export says of itself; StageError where not all of it is there.
+    """Returns the digest of an export's summary; raises StageError if the export is not complete.
 
-    Names and sizes are compared here; bytes where they are read.
+    Checks names and sizes of its files; bytes are checked as they are read.
     """
     folder = Storage(uri)
     outputs, place = Outputs(folder), f"{where}: {folder}"
     try:
-        said = outputs.read(SUMMARY)
-        json.loads(said)
+        summary = outputs.read(SUMMARY)
+        json.loads(summary)
     except FileNotFoundError:
-        said = b""
+        summary = b""
     except DamagedError as changed:
         raise StageError(f"{changed.name}: {changed.found}", place, AGAIN) from None
     except UNPARSED:
         raise StageError(f"a {SUMMARY} that is no JSON", place, AGAIN) from None
-    if not said or not (outputs.sizes or not outputs.inside):
+    if not summary or not (outputs.sizes or not outputs.inside):
         raise StageError(
-            "an export that is not finished" if said else "no export",
+            "an export that is not finished" if summary else "no export",
             place,
             "name the folder of a finished export stage, RUN/stages/NAME-…, or one that"
             " `clipmill export --to parquet` wrote",
         )
-    there = {entry.name: entry.size for entry in folder.entries(outputs.inside.rstrip("/"))}
-    bad = [name for name, size in sorted(outputs.sizes.items()) if there.get(name) != size]
+    sizes = {entry.name: entry.size for entry in folder.entries(outputs.inside.rstrip("/"))}
+    bad = [name for name, size in sorted(outputs.sizes.items()) if sizes.get(name) != size]
     if bad:
-        what = "has another size" if bad[0] in there else "is not there"
+        what = "has another size" if bad[0] in sizes else "is not there"
         raise StageError(
             f"{len(bad)} of the export's {len(outputs.sizes)} files are not as they were stored:"
             f" {bad[0]} {what}",
             place,
             AGAIN,
         )
-    return hashlib.sha256(said).hexdigest()
+    return hashlib.sha256(summary).hexdigest()

@@ -1,4 +1,4 @@
-"""A recipe as Python gives it: a name, a path, its text or a dict; settings as values."""
+"""Reads recipes passed from Python: a name, a path, YAML text or a dict, and settings as values."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.recipe import Recipe, load_recipe, recipe_in, value_of
 
 Given = str | PathLike[str] | Mapping[str, Any]
-TEXT = Path("recipe.yaml")  # how one without a file is called
+TEXT = Path("recipe.yaml")  # name of a recipe without a file
 PLAIN = "a recipe holds numbers, strings, lists and mappings"
 
 
@@ -21,10 +21,10 @@ def recipe_given(
     sets: Mapping[str, Any] | None = None,
     stages: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of a name, a path, YAML text of several lines or a mapping, with other settings.
+    """Returns the recipe of a name, a path, YAML text of several lines or a mapping.
 
-    `sets` holds values by `stage.key`, `stages` mappings of them by stage; each is kept as the
-    `--set` that says the same.
+    `sets` has values by `stage.key`, `stages` has mappings of values by stage; each is recorded as
+    the equivalent `--set`.
     """
     overrides = [f"{key}={_text(value, key)}" for key, value in _each(seed, sets, stages)]
     if isinstance(recipe, Mapping):
@@ -40,7 +40,7 @@ def recipe_given(
 def _each(
     seed: int | None, sets: Mapping[str, Any] | None, stages: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Any]]:
-    """Every setting by `stage.key`."""
+    """Yields every setting as `stage.key` and value."""
     if seed is not None:
         yield "seed", seed
     yield from (sets or {}).items()
@@ -52,7 +52,7 @@ def _each(
 
 
 def _text(value: Any, key: str) -> str:
-    """The value as YAML: as it stands where that reads as the same."""
+    """Returns the value as YAML: plain text if that reads back the same, else JSON."""
     plain = _plain(value, key)
     if isinstance(plain, str) and plain == plain.strip() and "\n" not in plain:
         with suppress(RecipeError):
@@ -66,15 +66,15 @@ def _text(value: Any, key: str) -> str:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value in types that YAML has; RecipeError where it has none for it."""
+    """Converts the value to types of YAML; raises RecipeError if it cannot."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, PathLike):
         return fspath(value)
     if isinstance(value, Mapping):
-        return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+        return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one, where) for one in value]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's
+        return [_plain(item, where) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         return value.item()
     raise RecipeError(f"{where} is {value!r}", "the arguments", PLAIN)

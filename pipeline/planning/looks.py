@@ -1,7 +1,7 @@
-"""What lies where a recipe says: looked at for 2 s before anything runs, in threads.
+"""Preflight: checks the sources that a recipe names for 2 s before anything runs, in threads.
 
-A stage that is done in the run folder needs its source no more, and what lies in the run folder may
-be made later: neither is looked at.
+Not checked are sources of stages that are done in the run folder, and paths within the run folder,
+which may be made later.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import DatasetStage, settings_fields
 
 SECONDS = 2.0
-LOOKING = "looks at what a recipe names"  # a thread that does, by its name
+LOOKING = "looks at what a recipe names"  # name of the threads
 
 
 @dataclass
 class Seen:
-    """What a stage reads from outside the run; None where it was not counted in time."""
+    """The size of a stage's source outside the run; None if not counted in time."""
 
     files: int | None = None
     bytes: int | None = None
     rows: int | None = None
     shards: int | None = None
-    is_late: bool = True  # it had no answer in time, and nothing is known of it
+    is_late: bool = True  # no answer in time
     error: Exception | None = None
 
 
 def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> dict[str, Seen]:
-    """What is there, by stage, of those that read from outside; see `refuse_missing`."""
+    """Checks the sources of the stages; returns the results by stage, see `refuse_missing`."""
     until = time.monotonic() + seconds
     looks = []
     for planned in plan.stages.values():
         if run is None or not (run.child(planned.folder).has(COMPACTED) or _lies_in(planned, run)):
             seen = Seen()
-            given = (planned, plan.read_of(planned.name), seen, until)
-            thread = threading.Thread(target=_look, args=given, name=LOOKING, daemon=True)
-            thread.start()  # a store that does not answer must not hold the command back
+            args = (planned, plan.read_of(planned.name), seen, until)
+            thread = threading.Thread(target=_look, args=args, name=LOOKING, daemon=True)
+            thread.start()  # so that a store without an answer does not delay the command
             looks.append((planned, seen, thread))
     for _, _, thread in looks:
         thread.join(max(0.0, until - time.monotonic()))
@@ -51,15 +51,15 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
 
 
 def are_late() -> bool:
-    """Whether a look still waits for an answer in this process."""
+    """Returns whether a check of this process still waits for an answer."""
     return any(thread.name == LOOKING for thread in threading.enumerate())
 
 
 def refuse_missing(plan: Plan, seen: Mapping[str, Seen]) -> None:
-    """RecipeError where something that a recipe names is not there, or is of another kind."""
-    for name, one in seen.items():
-        if one.error is not None:
-            raise _as_recipe_error(plan, plan.stages[name], one.error)
+    """Raises RecipeError if a source that the recipe names is missing or of another kind."""
+    for name, source in seen.items():
+        if source.error is not None:
+            raise _as_recipe_error(plan, plan.stages[name], source.error)
 
 
 def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> None:
@@ -76,12 +76,12 @@ def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> N
         if isinstance(stage, DatasetStage) and files:
             seen.files, seen.bytes = len(files), sum(files.values())
             seen.rows, seen.shards = _summed(stage.counts(), until)
-    except Exception as error:  # a user's stage may hold anything; the main thread tells of it
+    except Exception as error:  # a user's stage may raise anything; the main thread reports it
         seen.error = error
 
 
 def _summed(counts: Iterable[tuple[int, int]], until: float) -> tuple[int, int] | tuple[None, None]:
-    """Rows and shards of all files; nothing where there is no time to count them all."""
+    """Returns rows and shards of all files; (None, None) if time runs out."""
     rows = shards = 0
     for more_rows, more_shards in counts:
         if time.monotonic() > until:
@@ -91,7 +91,7 @@ def _summed(counts: Iterable[tuple[int, int]], until: float) -> tuple[int, int] 
 
 
 def _lies_in(planned: PlannedStage, run: Storage) -> bool:
-    """Whether a setting names what is in the run folder: another stage may make it."""
+    """Returns whether a setting names a path in the run folder, which another stage may make."""
     values = (getattr(planned.stage, field.name) for field in settings_fields(planned.stage))
     texts = [value.removeprefix("checkpoint:") for value in values if isinstance(value, str)]
     texts += [planned.elsewhere] if planned.elsewhere is not None else []
@@ -101,8 +101,8 @@ def _lies_in(planned: PlannedStage, run: Storage) -> bool:
 def _as_recipe_error(plan: Plan, planned: PlannedStage, error: Exception) -> RecipeError:
     recipe, name = plan.recipe, planned.name
     if isinstance(error, ClipmillError):
-        found, at, do = error.args
-        return RecipeError(found, recipe.where_said(name, at), do)
+        found, where, do = error.args
+        return RecipeError(found, recipe.where_said(name, where), do)
     if isinstance(error, OSError):
         do = KEYS if wants_keys(error) else "check the path"
         return RecipeError(str(error), recipe.where(name), do)

@@ -1,6 +1,6 @@
-"""From a recipe to a plan: stages found, settings typed, edges checked, columns bound.
+"""Makes a plan from a recipe: finds stages, types settings, checks edges, binds columns.
 
-Nothing is opened that costs: a plan of fifteen stages takes a fraction of a second.
+Opens no data: a plan of fifteen stages takes a fraction of a second.
 """
 
 import dataclasses
@@ -27,50 +27,50 @@ from clipmill.pipeline.stage import DatasetStage, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The stages of a recipe in an order in which each stands after what it needs."""
+    """The stages of a recipe in topological order."""
 
     recipe: Recipe
     seed: int
     stages: dict[str, PlannedStage]
 
     def needed_by(self, name: str) -> set[str]:
-        """The stages before this one, and itself."""
-        found: set[str] = set()
+        """Returns the stages that this one depends on, and itself."""
+        needed: set[str] = set()
         left = [name]
         while left:
-            one = left.pop()
-            if one not in found:
-                found.add(one)
-                left += (*self.stages[one].needs, *self.stages[one].parents)
-        return found
+            stage = left.pop()
+            if stage not in needed:
+                needed.add(stage)
+                left += (*self.stages[stage].needs, *self.stages[stage].parents)
+        return needed
 
     def read_of(self, name: str) -> frozenset[str]:
-        """The columns of a stage that stages of this plan read."""
+        """Returns the columns of a stage that stages of this plan read."""
         bound = [
-            where
-            for one in self.stages.values()
-            for b in (*one.bindings, one.mask)
-            for where in b.values()
+            binding
+            for planned in self.stages.values()
+            for bindings in (*planned.bindings, planned.mask)
+            for binding in bindings.values()
         ]
         return frozenset(column for stage, column in bound if stage == name)
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
-        """The stages before this one, as a data card tells of them."""
+        """Returns the stages that this one depends on, with their settings, for a data card."""
         before = self.needed_by(name) - {name}
         steps = []
-        for one in (planned for planned in self.stages.values() if planned.name in before):
-            written = self.recipe.stages[one.name]
+        for planned in (planned for planned in self.stages.values() if planned.name in before):
+            written = self.recipe.stages[planned.name]
             settings = {
-                key: value for key, value in settings_of(one.stage).items() if key in written
+                key: value for key, value in settings_of(planned.stage).items() if key in written
             }
             for key, value in written.items():
                 if isinstance(value, str) and "://" in value:
                     settings[key] = plain(value)
-            steps.append(Step(stage=one.name, uses=one.uses, settings=settings))
+            steps.append(Step(stage=planned.name, uses=planned.uses, settings=settings))
         return tuple(steps)
 
     def model_named(self, name: str) -> str | None:
-        """What a stage's setting `model` names: see `Inputs.model_of`."""
+        """Returns the model that a stage's setting `model` names: see `Inputs.model_of`."""
         planned = self.stages[name]
         if planned.model:
             trained = self.stages[planned.model]
@@ -79,33 +79,33 @@ class Plan:
         return model if isinstance(model, str) else None
 
     def models_of(self, name: str | None) -> dict[str, str]:
-        """By column that a stage reads, which model made it: see `Inputs.model_of`.
+        """Returns the model that made each column a stage reads: see `Inputs.model_of`.
 
-        Of an export of an export, by column of the first.
+        Columns of an export of an export are those of the first.
         """
         while name and self.stages[name].data:
             name = self.stages[name].data
         bindings = self.stages[name].bindings if name else ()
         reads = [read for bound in bindings for read in bound.items()]
-        made = {read: self.model_named(source) for read, (source, _) in reads}
-        return {read: model for read, model in made.items() if model}
+        models = {read: self.model_named(source) for read, (source, _) in reads}
+        return {read: model for read, model in models.items() if model}
 
     def schema(self, name: str, column: str) -> pa.DataType:
-        """The stored type of a stage's column."""
-        found = UID.dtype if column == UID.name else type_of(self.stages[name].stage, column)
-        assert found is not None, f"'{name}' writes no '{column}'"
-        return found
+        """Returns the stored type of a stage's column."""
+        dtype = UID.dtype if column == UID.name else type_of(self.stages[name].stage, column)
+        assert dtype is not None, f"'{name}' writes no '{column}'"
+        return dtype
 
 
 def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
-    """The plan of a recipe; RecipeError where anything in it cannot be."""
+    """Plans a recipe, up to stage `until` if given; raises RecipeError on any mistake in it."""
     settings = {name: typed_settings(recipe, name) for name in recipe.stages}
     order = _order(recipe, settings)
     planned: dict[str, PlannedStage] = {}
     ancestors: dict[str, set[str]] = {}
     for name in order:
         planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
-    if any(one.stage.bounds for one in planned.values()):
+    if any(stage.stage.bounds for stage in planned.values()):
         _check_thresholds(planned)
     _check_clusters(planned)
     plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
@@ -117,14 +117,14 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
             "--until",
             did_you_mean(until, planned, "the recipe has"),
         )
-    wanted = plan.needed_by(until)
+    needed = plan.needed_by(until)
     return dataclasses.replace(
-        plan, stages={name: stage for name, stage in planned.items() if name in wanted}
+        plan, stages={name: stage for name, stage in planned.items() if name in needed}
     )
 
 
 def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
-    """Stage names, each after those it names; the recipe's order otherwise."""
+    """Returns stage names in topological order, else in the recipe's order."""
     order: list[str] = []
     path: list[str] = []
 
@@ -227,7 +227,7 @@ def _check_earlier_select(
     planned: Mapping[str, PlannedStage],
     ancestors: Mapping[str, set[str]],
 ) -> None:
-    """RecipeError where a select reads no `keep`: rows that an earlier one dropped would return."""
+    """Raises RecipeError if a select after another ignores `keep`, so dropped rows would return."""
     reads_keep = any(column == KEEP.name for bound in bindings for _, column in bound.values())
     earlier = [other for other in planned if other in ancestors[name] and planned[other].is_select]
     if not decides(stage) or not earlier or reads_keep or only:
@@ -241,30 +241,32 @@ def _check_earlier_select(
 
 
 def _check_clusters(planned: Mapping[str, PlannedStage]) -> None:
-    """RecipeError where a stage has rows of one stage's clusters, and the centroids of another."""
-    for one in planned.values():
-        columns = [column for column in one.stage.reads if isinstance(column, Column)]
-        named = {column.name for column in columns if column.names == "cluster"}
-        for read, (source, _) in one.bindings[0].items() if one.centroids and one.bindings else ():
-            if read in named and source != one.centroids:
+    """Raises RecipeError if a stage reads one stage's clusters and another's centroids."""
+    for stage in planned.values():
+        if not stage.centroids or not stage.bindings:
+            continue
+        columns = [column for column in stage.stage.reads if isinstance(column, Column)]
+        clusters = {column.name for column in columns if column.names == "cluster"}
+        for read, (source, _) in stage.bindings[0].items():
+            if read in clusters and source != stage.centroids:
                 raise RecipeError(
-                    found=f"'{read}' is of '{source}', and the centroids are of '{one.centroids}'",
-                    where=f"{one.where}, key `centroids`",
-                    do=f'write centroids: "stage:{source}", or read {one.centroids}.{read}',
+                    f"'{read}' is of '{source}', and the centroids are of '{stage.centroids}'",
+                    f"{stage.where}, key `centroids`",
+                    f'write centroids: "stage:{source}", or read {stage.centroids}.{read}',
                 )
 
 
 def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
-    for one in planned.values():
-        for threshold in thresholds_of(one):
+    for stage in planned.values():
+        for threshold in thresholds_of(stage):
             if not threshold.is_size:
-                check_threshold(planned, one, threshold.column, threshold.value)
+                check_threshold(planned, stage, threshold.column, threshold.value)
 
 
 def check_threshold(
     stages: Mapping[str, PlannedStage], planned: PlannedStage, column: str, number: float
 ) -> None:
-    """RecipeError where a select compares a column with what its stage cannot tell of."""
+    """Raises RecipeError if a threshold lies outside the values that its column's stage stores."""
     source, name = planned.bindings[0].get(column, ("", ""))
     low, high = stages[source].stage.bounds.get(name, (-inf, inf)) if source else (-inf, inf)
     if not low <= number <= high:

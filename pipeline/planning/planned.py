@@ -1,4 +1,4 @@
-"""A stage as the planner leaves it: all that a worker needs of a plan, and no planner with it."""
+"""A planned stage, which workers get; importing it imports no planner."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ Binding = tuple[str, str]  # stage and column
 
 
 def decides(stage: Stage) -> bool:
-    """Whether a stage decides which rows stay."""
+    """Returns whether a stage writes `keep`, that is, decides which rows stay."""
     return any(column.name == KEEP.name for column in stage.writes)
 
 
@@ -28,11 +28,11 @@ class PlannedStage:
     centroids: str | None
     targets: str | None
     only: str | None
-    # The stage whose shards and positions its rows have; empty where it has none, or reads several.
+    # The stage whose shards and positions its rows have; empty if it has none or reads several.
     root: str
-    # Read name to where; one a parent for a union and for what reads several roots.
+    # Name read -> binding; for a union or a stage that reads several roots, one for each parent.
     bindings: tuple[dict[str, Binding], ...]
-    mask: dict[str, Binding]  # of `rows`: `keep`, and `repeats` where there is one
+    mask: dict[str, Binding]  # of the select in `rows`: `keep`, and `repeats` if there is one
     fingerprint: str
     where: str
 
@@ -46,12 +46,12 @@ class PlannedStage:
 
     @property
     def is_select(self) -> bool:
-        """Whether it decides which rows stay."""
+        """True where it decides which rows stay."""
         return decides(self.stage)
 
     @property
     def kept_by(self) -> str | None:
-        """The select stage that `rows` names: it decides which rows of `data` are read."""
+        """The select stage that `rows` names, which decides the rows of `data` that are read."""
         return self.mask[KEEP.name][0] if self.mask else None
 
     @property
@@ -68,25 +68,25 @@ class PlannedStage:
 
     @property
     def derived(self) -> dict[str, Derived]:
-        """The columns that are computed for it as it reads them, by name."""
+        """Columns that are computed as it reads them, by name."""
         reads = (*self.stage.reads, *optional_columns(self.stage))
         return {column.name: column for column in reads if isinstance(column, Derived)}
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """The stages whose shards it reads: those of its columns, and the root's for the uid."""
-        found = {stage for b in (*self.bindings, self.mask) for stage, _ in b.values()}
+        """Stages whose shards it reads: writers of its columns, and the root for the uid."""
+        stages = {stage for b in (*self.bindings, self.mask) for stage, _ in b.values()}
         if self.root and not self.is_root:
-            found.add(self.root)
-        return tuple(sorted(found))
+            stages.add(self.root)
+        return tuple(sorted(stages))
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The stages whose files in out/ it reads."""
+        """Stages whose files in out/ it reads."""
         return tuple(filter(None, (self.data, self.model, self.centroids, self.targets)))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Every stage that must be done before this one, directly."""
+        """Direct dependencies: stages that must be done before this one."""
         only = (self.only,) if self.only else ()
         return tuple(dict.fromkeys((*self.sources, *self.folders, *only)))

@@ -1,7 +1,7 @@
-"""A recipe's YAML, with the line of every key, so that an error can point at it.
+"""Reads a recipe's YAML, with the line of every key for errors.
 
-A recipe may be a stranger's: it is refused where it is larger or deeper than any honest one, and
-where it holds what grows or acts when it is read: aliases, tags.
+A recipe may come from a stranger: it is refused if it is larger or deeper than any honest one, or
+has aliases, which can grow when read, or tags, which can act when read.
 """
 
 import re
@@ -22,14 +22,14 @@ TOP_KEYS = ("seed", "stages")
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 KEY = re.compile(r"(?:stage '[^']*', )?key `([\w.]+)`(.*)", re.DOTALL)
 MOST_BYTES, MOST_VALUES, MOST_STAGES, DEEPEST = 250_000, 10_000, 200, 20
-LONGEST_NAME = 100  # of a stage; with what follows it names a folder, of 255 bytes at most
+LONGEST_NAME = 100  # of a stage: its folder's name, with a suffix, may have 255 bytes
 STRING = "tag:yaml.org,2002:str"
 PLAIN = "a recipe holds numbers, strings, lists and mappings only"
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # in no path, and in no UTF-8
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # not allowed in paths, or in UTF-8
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `no` (a language, a resize mode) and 12:30 are words, 1e-3 is none."""
+    """A loader with YAML 1.2 scalars: `no` and `12:30` are strings, `1e-3` is a float."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # as the base class has it
         first: [
@@ -42,11 +42,11 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str, where: Callable[[int], str]) -> None:
         super().__init__(text)
-        self.where = where  # a line, in words
+        self.where = where  # line -> place in words
         self.depth = self.values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node, while it is one of a few plain ones."""
+        """Returns the next node; raises RecipeError for aliases, tags and too deep or long YAML."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML
         self.depth += 1
         self.values += 1
@@ -80,7 +80,7 @@ class _Loader(yaml.SafeLoader):
             return [self.value(item, path, lines) for item in node.value]
         try:
             scalar = self.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:  # a whole number of 5,000 digits
+        except (yaml.YAMLError, ValueError) as error:  # such as an integer of 5,000 digits
             what = f"cannot read the value: {getattr(error, 'problem', error)}"
             raise self._refused(node, what, PLAIN) from None
         if isinstance(scalar, str) and NO_TEXT.search(scalar):
@@ -89,8 +89,8 @@ class _Loader(yaml.SafeLoader):
             raise self._refused(node, f"{node.value} as a number", "write one of at most 64 bits")
         return scalar
 
-    def _refused(self, at: Any, found: str, do: str) -> RecipeError:
-        return RecipeError(found, self.where(at.start_mark.line + 1), do)
+    def _refused(self, node: Any, found: str, do: str) -> RecipeError:
+        return RecipeError(found, self.where(node.start_mark.line + 1), do)
 
 
 _Loader.add_implicit_resolver(
@@ -113,7 +113,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Recipe:
-    """Stages by name, each a dict of its YAML keys; and where each key stands."""
+    """Stages by name, each a dict of its YAML keys, with the line of each key."""
 
     name: str
     path: str
@@ -121,13 +121,13 @@ class Recipe:
     stages: dict[str, dict[str, Any]]
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
-    sets: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys to the `--set` with them
-    # Of a recipe that ran: folders by stage, and what the run remembers of stages with own code.
+    sets: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys -> the `--set` of them
+    # Of a recipe that ran: folders by stage, and the run's entries for stages with own code.
     folders: Mapping[str, str] = field(default_factory=dict)
     remembered: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, stage: str, *keys: str) -> str:
-        """The place of a key in words: the `--set` that wrote it, else file, line, stage, key."""
+        """Returns a key's place in words: the `--set` that wrote it, else file, line and key."""
         whole = (stage, *keys)
         for path, text in reversed(self.sets.items()):
             if path == whole[: len(path)]:
@@ -136,31 +136,31 @@ class Recipe:
             line = self.lines.get((stage, *keys[:depth]))
             if line is not None:
                 break
-        at = f"{self.path}:{line}" if line is not None else self.path
+        file = f"{self.path}:{line}" if line is not None else self.path
         named = f", key '{'.'.join(keys)}'" if keys else ""
         below = [text for path, text in self.sets.items() if path[: len(whole)] == whole]
-        return f"{at}, stage '{stage}'{named}" + "".join(f", --set {cut(text)}" for text in below)
+        return f"{file}, stage '{stage}'{named}" + "".join(f", --set {cut(text)}" for text in below)
 
-    def where_said(self, stage: str, said: str) -> str:
-        """The place that a stage names, which knows no file: "key `top.column`"."""
-        key = KEY.fullmatch(said)
+    def where_said(self, stage: str, where: str) -> str:
+        """Adds file and line to a place that a stage's own error names: "key `top.column`"."""
+        key = KEY.fullmatch(where)
         if key is None:
-            return f"{self.where(stage)}: {said}"
+            return f"{self.where(stage)}: {where}"
         place = self.where(stage, *key[1].split("."))
-        return place if place.startswith("--set") else place + key[2]  # which has the value
+        return place if place.startswith("--set") else place + key[2]  # a --set has the value
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a name (`quickstart`) or a path (`mine.yaml`), with `--set` applied."""
+    """Reads the recipe of a name (`quickstart`) or a path (`mine.yaml`), and applies `--set`."""
     path = find_recipe(name)
-    if not (path.parent / "run.json").exists():  # a run folder has `stages` too, and no code in it
+    if not (path.parent / "run.json").exists():  # the `stages` of a run folder hold no code
         own_code.add(path.parent / "stages")
     with path.open("rb") as file:
         return recipe_in(file.read(MOST_BYTES + 1), path, overrides)
 
 
 def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a file of this path holds."""
+    """Parses a recipe from the bytes of the file at `path`."""
     if len(data) > MOST_BYTES:
         raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(path), "a recipe is a small file")
     try:
@@ -197,7 +197,7 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides=tuple(overrides),
     )
     for stage, keys in stages.items():
-        if not NAME.fullmatch(stage):  # it names a folder, and stands in `stage.column`
+        if not NAME.fullmatch(stage):  # it names a folder, and is part of `stage.column`
             raise RecipeError(
                 f"'{stage}' as a stage's name",
                 recipe.where(stage),
@@ -215,34 +215,34 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 recipe.where(stage),
                 f"write `{stage}: {{uses: kind.name, from: …}}`",
             )
-    for given in overrides:
-        override(recipe, given)
+    for text in overrides:
+        override(recipe, text)
     return recipe
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, ours by name or the user's by path."""
+    """Returns the file of a recipe: ours by name, or the user's by path."""
     path, where = Path(name), "the recipe argument"
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if name in known:
         return RECIPES / f"{name}.yaml"
-    made = f"clipmill init {shlex.quote(name)}"
+    init = f"clipmill init {shlex.quote(name)}"
     if path.is_dir() or "://" in name:
-        do = f"{made} makes a recipe for it"
+        do = f"{init} makes a recipe for it"
         raise RecipeError(f"'{name}' is data, not a recipe", where, do)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"no file '{name}'", where, "check the path")
         return path
     if path.exists():
-        do = f"if it is data, {made} makes a recipe for it; a recipe ends in .yaml"
+        do = f"if it is data, {init} makes a recipe for it; a recipe ends in .yaml"
         raise RecipeError(f"'{name}' is no recipe, by its name", where, do)
     do = f"{did_you_mean(name, known)}  `mine.yaml` is a file of your own"
     raise RecipeError(f"no recipe '{name}'", where, do)
 
 
 def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], int]) -> Any:
-    """The value of a text, None where it is empty; lines gets the line of every key."""
+    """Parses YAML text, None if it is empty; adds the line of every key to `lines`."""
     try:
         loader = _Loader(text, where)
         node = loader.get_single_node()
@@ -259,7 +259,7 @@ def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], i
 
 
 def value_of(text: str, where: str) -> Any:
-    """The value of a text as a recipe has it; RecipeError, at that place, where it has none."""
+    """Parses a value as in a recipe; raises RecipeError, at place `where`, if it is not valid."""
     return _read(text, lambda line: where, {})
 
 
@@ -291,11 +291,11 @@ def override(recipe: Recipe, text: str) -> None:
         )
     if not keys:
         raise RecipeError("no key", where, f"write --set {stage}.key=value")
-    held = recipe.stages[stage]
+    settings = recipe.stages[stage]
     for key in keys[:-1]:
-        below = held.get(key)
-        held[key] = dict(below) if isinstance(below, dict) else {}
-        held = held[key]
-    held[keys[-1]] = parsed
-    recipe.sets.pop((stage, *keys), None)  # the last one stands last
+        below = settings.get(key)
+        settings[key] = dict(below) if isinstance(below, dict) else {}
+        settings = settings[key]
+    settings[keys[-1]] = parsed
+    recipe.sets.pop((stage, *keys), None)  # so that the latest is last in order
     recipe.sets[stage, *keys] = text

@@ -1,4 +1,4 @@
-"""A stage of one's own as its run remembers it: verbs that look import no code beside the data."""
+"""Keeps declarations of a user's own stages, so that reading a run imports no code beside it."""
 
 import base64
 import dataclasses
@@ -17,14 +17,14 @@ DECLARED = ("version", "determinism", "gives", "reasons", "transient", "artifact
 
 
 class StandIn:
-    """Marks a stage whose code is not at hand: what it stored can be read, and no more."""
+    """A mark of stages whose code is missing: their data can be read, but they cannot run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remembered:
-    """What of a stage with own code a run keeps in `run.json`."""
+    """The declarations of a stage with own code, as kept in `run.json`."""
 
-    files: dict[str, str]  # SHA-256 by path below the folder of own stages
+    files: dict[str, str]  # path below the folder of own stages -> SHA-256
     is_row: bool
     version: int
     determinism: str
@@ -42,13 +42,13 @@ class Remembered:
 def remembered(
     planned: PlannedStage, chosen: Mapping[str, Any], files: dict[str, str]
 ) -> Remembered:
-    """What a run keeps of a stage; `chosen` is the recipe's `read` of it."""
+    """Returns the declarations of a stage to keep; `chosen` is its `read` in the recipe."""
     stage = planned.stage
     bound = [pair for bindings in planned.bindings for pair in bindings.items()]
     return Remembered(
         files=files,
         is_row=planned.is_row,
-        takes=[list(one) if isinstance(one, tuple) else one for one in stage.takes],
+        takes=[list(kind) if isinstance(kind, tuple) else kind for kind in stage.takes],
         reads=[
             read if read in chosen or read == column else f"{source}.{column}"
             for read, (source, column) in bound
@@ -60,15 +60,15 @@ def remembered(
     )
 
 
-def stand_in(said: Remembered, settings: Mapping[str, Any]) -> Stage:
-    """A stage that declares the same, has these settings, and cannot work."""
-    kind = RowStage if said.is_row else DatasetStage
-    declared: dict[str, Any] = {name: _tuples(getattr(said, name)) for name in DECLARED}
-    declared |= {"takes": _tuples(said.takes), "reads": tuple(said.reads)}
-    declared |= {"writes": tuple(_column(it) for it in said.writes)}
-    if not said.is_row:
-        declared |= {"joins_roots": said.joins_roots, "reads_roots": said.reads_roots}
-    made = dataclasses.make_dataclass(
+def stand_in(kept: Remembered, settings: Mapping[str, Any]) -> Stage:
+    """Returns a stage with these declarations and settings that cannot run."""
+    kind = RowStage if kept.is_row else DatasetStage
+    declared: dict[str, Any] = {name: _tuples(getattr(kept, name)) for name in DECLARED}
+    declared |= {"takes": _tuples(kept.takes), "reads": tuple(kept.reads)}
+    declared |= {"writes": tuple(map(_column, kept.writes))}
+    if not kept.is_row:
+        declared |= {"joins_roots": kept.joins_roots, "reads_roots": kept.reads_roots}
+    cls = dataclasses.make_dataclass(
         "StandInStage",
         [(name, object) for name in settings],
         bases=(kind, StandIn),
@@ -76,7 +76,7 @@ def stand_in(said: Remembered, settings: Mapping[str, Any]) -> Stage:
         frozen=True,
         kw_only=True,
     )
-    return cast(Stage, made(**settings))
+    return cast(Stage, cls(**settings))
 
 
 def _cannot(self: Stage, *_: Any) -> None:
@@ -86,18 +86,18 @@ def _cannot(self: Stage, *_: Any) -> None:
 
 def _as_json(column: Column) -> dict[str, Any]:
     schema = pa.schema([pa.field("it", column.dtype)]).serialize().to_pybytes()
-    kept = {field.name: getattr(column, field.name) for field in dataclasses.fields(column)}
-    return kept | {"dtype": base64.b64encode(schema).decode()}
+    fields = {field.name: getattr(column, field.name) for field in dataclasses.fields(column)}
+    return fields | {"dtype": base64.b64encode(schema).decode()}
 
 
-def _column(said: Mapping[str, Any]) -> Column:
-    field = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["dtype"])))
-    return Column(**{**said, "dtype": field.field(0).type})
+def _column(fields: Mapping[str, Any]) -> Column:
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(fields["dtype"])))
+    return Column(**{**fields, "dtype": schema.field(0).type})
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

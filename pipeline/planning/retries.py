@@ -1,4 +1,4 @@
-"""Reasons for which rows are tried again."""
+"""Checks the reasons given to `--retry`."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from clipmill.pipeline.planning.plan import Plan
 
 
 def check_retry(plan: Plan, reasons: Sequence[str]) -> None:
-    """RecipeError for a reason that no stage of the plan can try again."""
+    """Raises RecipeError for a reason that no stage of the plan retries."""
     stages = [planned.stage for planned in plan.stages.values()]
     known = sorted({"crashed"}.union(*(stage.transient for stage in stages)))
     for reason in reasons:

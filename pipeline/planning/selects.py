@@ -1,4 +1,4 @@
-"""What a select stage answers about its verdicts. A mistake in the stage's own code is named."""
+"""Asks select stages for thresholds and verdicts; errors in a stage's code name the stage."""
 
 import contextlib
 import traceback
@@ -14,11 +14,11 @@ from clipmill.pipeline.errors import ClipmillError, RecipeError
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Parts, Selects, Surveys, Threshold, Varies, Verdicts
 
-VARIED = "--vary"  # where a value stands that a stage refuses
+VARIED = "--vary"  # the option with values that a stage may refuse
 
 
 def thresholds_of(planned: PlannedStage) -> tuple[Threshold, ...]:
-    """Its thresholds; none where the stage does not answer."""
+    """Returns a stage's thresholds; none if it is no select with thresholds."""
     if not isinstance(planned.stage, Selects):
         return ()
     with _answering(planned, "thresholds"):
@@ -38,13 +38,13 @@ def verdicts_at(
     made: pa.Table,
     surveyed: Callable[[pa.Table, pa.Table], Iterator[Verdicts]] | None = None,
 ) -> Iterator[Verdicts]:
-    """Its verdicts at each value; RecipeError where the stage refuses a value."""
+    """Yields a stage's verdicts at each value; raises RecipeError if it refuses a value."""
     assert isinstance(planned.stage, Selects)  # it has a threshold
     count = 0
     with _answering(planned, "verdicts"):
         with _refusing("change the range"):
-            asked = surveyed or partial(planned.stage.verdicts, threshold, values)
-            for verdicts in asked(rows, made):
+            function = surveyed or partial(planned.stage.verdicts, threshold, values)
+            for verdicts in function(rows, made):
                 if len(verdicts.keep) != len(rows):
                     raise TypeError(f"{len(verdicts.keep)} verdicts on {len(rows)} rows")
                 count += 1
@@ -54,7 +54,7 @@ def verdicts_at(
 
 
 def asks_by_part(planned: PlannedStage, threshold: Threshold) -> bool:
-    """Whether a threshold can be asked without all rows of the pool at hand."""
+    """Returns whether a threshold can be evaluated without all rows of the pool in memory."""
     return threshold.by_row or isinstance(planned.stage, Surveys)
 
 
@@ -64,11 +64,13 @@ def verdicts_by_part(
     values: Sequence[Decimal],
     parts: Parts | None,
 ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-    """Its verdicts at each value on some rows, of which `parts` gives all by parts; None where they
-    are asked for all rows at once."""
+    """Returns a function of rows that yields a stage's verdicts at each value.
+
+    `parts` yields all rows by parts; None if the function is called with all rows at once.
+    """
     surveyed = None
     if parts is not None and not threshold.by_row:
-        assert isinstance(planned.stage, Surveys)  # as `asks_by_part` says
+        assert isinstance(planned.stage, Surveys)  # else `asks_by_part` is False
         with _answering(planned, "surveyed"), _refusing("change the range"):
             surveyed = planned.stage.surveyed(threshold, values, parts)
     return partial(verdicts_at, planned, threshold, values, surveyed=surveyed)
@@ -77,7 +79,7 @@ def verdicts_by_part(
 def verdicts_of(
     planned: PlannedStage, threshold: Threshold, rows: pa.Table, made: pa.Table
 ) -> Callable[[Decimal], Verdicts]:
-    """Its verdicts at a value, asked for one at a time; RecipeError where it refuses the value."""
+    """Returns a function of a value that returns the verdicts; it may raise RecipeError."""
     if not isinstance(planned.stage, Varies):
         return lambda value: next(verdicts_at(planned, threshold, [value], rows, made))
     with _answering(planned, "varying"):
@@ -91,7 +93,7 @@ def verdicts_of(
 
 
 def explanation(planned: PlannedStage, reason: str, made: Mapping[str, Any]) -> str:
-    """Its own words on why a row is dropped; empty where it has none."""
+    """Returns the stage's own explanation of why a row is dropped; empty if it has none."""
     if not isinstance(planned.stage, Selects):
         return ""
     with _answering(planned, "explain"):
@@ -100,7 +102,7 @@ def explanation(planned: PlannedStage, reason: str, made: Mapping[str, Any]) -> 
 
 @contextlib.contextmanager
 def _refusing(do: str) -> Iterator[None]:
-    """A ValueError of the stage is that of who asks."""
+    """Turns a ValueError of the stage into a RecipeError about the value asked for."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From `uses` and YAML keys to a stage: the class found by its file's name, the settings typed."""
+"""Makes a stage from `uses` and YAML keys: finds its class by file name, and types its settings."""
 
 import dataclasses
 import inspect
@@ -19,29 +19,29 @@ from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, s
 from clipmill.pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
-NO_STAGES = ("ops", "models", "clip", "losses")  # folders of what stages share
+NO_STAGES = ("ops", "models", "clip", "losses")  # folders of code that stages share
 TUPLES = ("takes", "gives", "reads", "optional_reads", "writes", "reasons", "transient")
 
 
 def known_uses() -> list[str]:
-    """Every `kind.name` of clipmill's and of a user's own folders."""
+    """Lists every `kind.name` of clipmill's and of a user's own folders."""
     return sorted(name for name in own_code.files() if name.partition(".")[0] not in NO_STAGES)
 
 
 def declaring(name: str) -> list[str]:
-    """The known stages whose class gives this attribute, ours first; imports none of them."""
+    """Lists the known stages whose class sets this attribute, ours first, without importing any."""
     files, mark = own_code.files(), f"\n    {name} = ".encode()
-    found = [uses for uses in known_uses() if mark in files[uses].read()]
-    return sorted(found, key=lambda uses: files[uses].is_own)
+    declared = [uses for uses in known_uses() if mark in files[uses].read()]
+    return sorted(declared, key=lambda uses: files[uses].is_own)
 
 
 def file_of(uses: str) -> own_code.File:
-    """The file of a known stage."""
+    """Returns the file of a known stage."""
     return own_code.files()[uses]
 
 
 def stage_class(uses: str, where: str) -> type[Stage]:
-    """The one stage class of `stages/<kind>/<name>.py`."""
+    """Returns the one stage class of `stages/<kind>/<name>.py`; raises RecipeError if unfit."""
     if own_code.find(uses) is None:
         raise RecipeError(
             found=f"no stage '{uses}'",
@@ -52,65 +52,66 @@ def stage_class(uses: str, where: str) -> type[Stage]:
         )
     module = own_code.load(uses, where)
     module_name = module.__name__
-    found = [
-        cls
-        for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, Stage) and cls.__module__ == module_name
+    classes = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Stage) and member.__module__ == module_name
     ]
-    if len(found) != 1:
+    if len(classes) != 1:
         raise RecipeError(
-            f"{len(found)} stage classes in {module_name}",
+            f"{len(classes)} stage classes in {module_name}",
             where,
             "one file holds one stage",
         )
-    if "__dataclass_params__" not in vars(found[0]):
+    (cls,) = classes
+    if "__dataclass_params__" not in vars(cls):
         raise RecipeError(
-            f"{module_name}.{found[0].__name__} is no dataclass of its own",
+            f"{module_name}.{cls.__name__} is no dataclass of its own",
             where,
             "write @dataclass(frozen=True, kw_only=True) above it",
         )
     for name in TUPLES:
-        value = getattr(found[0], name)
+        value = getattr(cls, name)
         if isinstance(value, str | Column):  # a comma was forgotten
             shown = f"the column '{value.name}'" if isinstance(value, Column) else repr(value)
             raise RecipeError(
-                f"{module_name}.{found[0].__name__} has {name} = {shown}",
+                f"{module_name}.{cls.__name__} has {name} = {shown}",
                 where,
                 f"write a tuple, even of one: {name} = (…,)",
             )
-    missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
-    missing += sorted(found[0].__abstractmethods__)
+    missing = [name for name in ("version", "determinism") if not hasattr(cls, name)]
+    missing += sorted(cls.__abstractmethods__)
     if missing:
         raise RecipeError(
-            f"{module_name}.{found[0].__name__} declares no {' and no '.join(missing)}",
+            f"{module_name}.{cls.__name__} declares no {' and no '.join(missing)}",
             where,
             'write version = 1, determinism = "exact", "close" or "recorded", and open or run',
         )
-    if found[0].determinism not in typing.get_args(Determinism):
+    if cls.determinism not in typing.get_args(Determinism):
         raise RecipeError(
-            f"{module_name}.{found[0].__name__} has determinism = {found[0].determinism!r}",
+            f"{module_name}.{cls.__name__} has determinism = {cls.determinism!r}",
             where,
             f"write one of: {', '.join(typing.get_args(Determinism))}",
         )
-    return found[0]
+    return cls
 
 
 def typed_settings(recipe: Recipe, name: str) -> Stage:
-    """The stage's settings, typed; an error names the key, its line and the nearest name."""
+    """Makes a stage from its typed settings; errors name the key, its line and the nearest name."""
     keys = recipe.stages[name]
     uses = keys.get("uses")
     if not isinstance(uses, str) or "." not in uses:
         raise RecipeError(
             f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
         )
-    if said := recipe.remembered.get(name):
-        edges = (*ENGINE_KEYS, "rows") if "data" in said.takes else ENGINE_KEYS
-        return stand_in(said, {key: it for key, it in keys.items() if key not in edges})
+    if kept := recipe.remembered.get(name):
+        edges = (*ENGINE_KEYS, "rows") if "data" in kept.takes else ENGINE_KEYS
+        return stand_in(kept, {key: value for key, value in keys.items() if key not in edges})
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
     engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS
-    given = {key: value for key, value in keys.items() if key not in engine_keys}
-    for key in given:
+    settings = {key: value for key, value in keys.items() if key not in engine_keys}
+    for key in settings:
         if key not in known:
             raise RecipeError(
                 found=f"unknown key '{key}'",
@@ -120,37 +121,37 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
                 else did_you_mean(key, (*sorted(known), *engine_keys), f"{uses} knows"),
             )
     try:
-        made: Stage = msgspec.convert(given, cls)
+        stage: Stage = msgspec.convert(settings, cls)
     except msgspec.ValidationError as error:
-        raise _unfit(recipe, name, cls, given, error) from None
-    except RecipeError as error:  # of the stage's own, which knows no file
-        found, at, do = error.args
-        raise RecipeError(found, recipe.where_said(name, at), do) from None
-    _check_nested(recipe, name, given, made)
+        raise _unfit(recipe, name, cls, settings, error) from None
+    except RecipeError as error:  # raised by the stage, which does not know the recipe's file
+        found, where, do = error.args
+        raise RecipeError(found, recipe.where_said(name, where), do) from None
+    _check_nested(recipe, name, settings, stage)
     kinds = typing.get_args(Artifact)
-    for kind, file in made.artifacts:
+    for kind, file in stage.artifacts:
         if kind not in kinds:
             raise RecipeError(
                 f"{uses} declares {file} to hold {kind!r}",
                 recipe.where(name),
                 f"declare one of: {', '.join(kinds)}",
             )
-    return made
+    return stage
 
 
 def _unfit(
-    recipe: Recipe, name: str, cls: type[Stage], given: dict[str, Any], error: Exception
+    recipe: Recipe, name: str, cls: type[Stage], settings: dict[str, Any], error: Exception
 ) -> RecipeError:
-    """The error of a setting that is left out, of another type or out of its range."""
+    """Returns the error for a setting that is missing, of another type or out of range."""
     text, _, path = str(error).rpartition(" - at `$")
-    if error.__cause__ is not None:  # a ValueError of the stage's own
-        keys, _, _ = at_path(cls, given, path if text else "")
+    if error.__cause__ is not None:  # a ValueError raised by the stage
+        keys, _, _ = at_path(cls, settings, path if text else "")
         do = f"mend the settings of {recipe.stages[name]['uses']}"
         return RecipeError(str(error.__cause__), recipe.where(name, *keys), do)
     if not text:
         text, path = path, ""
     missing = re.match(r"Object missing required field `(\w+)`", text)
-    keys, value, kind = at_path(cls, given, f"{path}.{missing[1]}" if missing else path)
+    keys, value, kind = at_path(cls, settings, f"{path}.{missing[1]}" if missing else path)
     key = ".".join(keys)
     do = f"write {keys[-1]}: {in_words(kind)}"
     if not missing:
@@ -160,10 +161,10 @@ def _unfit(
     return RecipeError(f"`{key}` is missing", recipe.where(name, *keys[:-1]), do)
 
 
-def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:
-    """Unknown keys inside nested settings: msgspec lets them pass."""
-    for key, value in given.items():
-        nested = getattr(made, key)
+def _check_nested(recipe: Recipe, name: str, settings: dict[str, Any], stage: Stage) -> None:
+    """Raises RecipeError for unknown keys inside nested settings, which msgspec ignores."""
+    for key, value in settings.items():
+        nested = getattr(stage, key)
         is_several = isinstance(value, list) and isinstance(nested, tuple)
         pairs = zip(value, nested, strict=True) if is_several else [(value, nested)]
         for written, typed in pairs:

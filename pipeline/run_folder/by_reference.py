@@ -1,7 +1,7 @@
-"""Ships the states of a pool's shards to workers by reference: an object's name, of any size.
+"""Ships the states of a pool's shards to workers by reference: as the name of a stored object.
 
-The object says where each of its blocks begins, then has the blocks: the states of neighbouring
-shards. A worker reads those of the shards that its units read, and holds a few of them.
+The object has the offsets of its blocks, then the blocks; each holds the states of neighbouring
+shards. A worker reads the blocks of the shards it works on, and caches a few.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 
 States = Mapping[str, ShardState]  # of one shard, by stage
-BLOCK = 64  # shards, 10 kB as stored; a pool of no more travels itself
+BLOCK = 64  # shards, 10 kB as stored; a pool of at most this many is pickled as it is
 OFFSET = np.dtype("<i8")
 
 
@@ -32,7 +32,7 @@ class ByShard(Protocol):
 
 
 class ByReference:
-    """The states of all shards, in memory; pickled, they are stored and leave as `Stored`."""
+    """The states of all shards in memory; pickling stores them and yields a `Stored`."""
 
     def __init__(self, states: ByShard, folder: Storage, below: str) -> None:
         self.states, self.folder, self.below = states, folder, below
@@ -57,7 +57,7 @@ class ByReference:
 
 @dataclass(frozen=True)
 class Stored:
-    """The same, read as they are asked for."""
+    """The states of all shards in a stored object, read block by block on access."""
 
     folder: Storage
     name: str
@@ -72,7 +72,7 @@ class Stored:
 
 
 def as_object(states: ByShard) -> bytes:
-    """The blocks, after the offset of each and the end."""
+    """Returns the object: the offset of each block, the end, then the blocks."""
     blocks = list(blocks_of(states))
     ends = np.cumsum([len(block) for block in blocks])
     head = OFFSET.itemsize * (len(blocks) + 1)
@@ -87,12 +87,12 @@ def blocks_of(states: ByShard) -> Iterator[bytes]:
 
 @lru_cache(maxsize=64)
 def block_of(uri: str, name: str, number: int) -> tuple[States, ...]:
-    """The states of one block; those of 4,096 shards are held. The name changes with the bytes."""
+    """Reads the states of one block; 4,096 shards are cached. Objects never change under a name."""
     folder = Storage(uri)
     try:
         ends = folder.read_at(name, number * OFFSET.itemsize, 2 * OFFSET.itemsize)
-        at, end = np.frombuffer(ends, OFFSET).tolist()
-        text = zlib.decompress(folder.read_at(name, at, end - at))  # which has a checksum
+        start, end = np.frombuffer(ends, OFFSET).tolist()
+        text = zlib.decompress(folder.read_at(name, start, end - start))  # checks its Adler-32
         return msgspec.convert(json.loads(text), tuple[dict[str, ShardState], ...])
     except (ValueError, zlib.error) as error:
         raise StageError("a damaged list of shards", f"{folder}/{name}", "run again") from error

@@ -1,4 +1,4 @@
-"""Whose a run folder is: one format and one seed, and the recipes that ran there."""
+"""Binds a run folder to one format and one seed, and records the recipes that ran there."""
 
 import json
 import time
@@ -22,40 +22,40 @@ FORMAT = 1  # of the run folder
 
 @dataclass(frozen=True)
 class Claim:
-    """What `run.json` holds, beside a digest of all that; older ones have none."""
+    """The content of `run.json`, apart from its digest, which older ones lack."""
 
     format: int
     seed: int
-    stages: dict[str, Remembered] = field(default_factory=dict)  # those with own code, by folder
+    stages: dict[str, Remembered] = field(default_factory=dict)  # with a user's own code, by folder
 
 
 def refuse_foreign(run: Storage) -> None:
-    """RecipeError where the folder holds files, and no run ever was there."""
+    """Raises RecipeError if the folder holds files but never held a run."""
     if not run.has("run.json") and newest_name(run) is None:
         refuse_others(run, (lock.NAME,), "give --out a new folder, or an empty one")
 
 
 def refuse_another_seed(plan: Plan, run: Storage) -> None:
-    """RecipeError where the folder belongs to another seed."""
-    held = _held(run)
-    if held is None:
+    """Raises RecipeError if the folder belongs to another seed or format, or cannot be read."""
+    stored = _stored(run)
+    if stored is None:
         raise RecipeError(
             found="a run folder whose seed cannot be read",
             where=f"{run}/run.json",
             do=f"delete it if the run's seed is {plan.seed}, or use another --out",
         )
-    if held.format != FORMAT:
-        raise RecipeError(f"a run folder of format {held.format}", str(run), "use another --out")
-    if held.seed != plan.seed:
+    if stored.format != FORMAT:
+        raise RecipeError(f"a run folder of format {stored.format}", str(run), "use another --out")
+    if stored.seed != plan.seed:
         raise RecipeError(
-            found=f"seed {plan.seed}, and this run has seed {held.seed}",
+            found=f"seed {plan.seed}, and this run has seed {stored.seed}",
             where=str(run),
-            do=f"use another --out, or --set seed={held.seed}",
+            do=f"use another --out, or --set seed={stored.seed}",
         )
 
 
 def claim(plan: Plan, run: Storage) -> None:
-    """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
+    """Writes `run.json` and the recipe; raises RecipeError if the folder has another seed."""
     if not run.has("run.json"):
         _put(run, Claim(FORMAT, plan.seed))
     refuse_another_seed(plan, run)
@@ -80,58 +80,58 @@ def claim(plan: Plan, run: Storage) -> None:
 
 
 def remembered_in(run: Storage) -> dict[str, Remembered]:
-    """By folder, the stages with code of a user's own, as they were when they stored what is there.
+    """Returns the stages with a user's own code, by folder, as they were when they stored data.
 
-    None where `run.json` cannot be read: whoever writes there is told.
+    Empty if `run.json` cannot be read; the next run there refuses it.
     """
-    held = _held(run) if run.has("run.json") else None
-    return held.stages if held else {}
+    stored = _stored(run) if run.has("run.json") else None
+    return stored.stages if stored else {}
 
 
 def is_at_hand(stage: Remembered) -> bool:
-    """Whether all own files that made a stage are there, in this form or another."""
+    """Returns whether all own files that made a stage exist, changed or not."""
     return stage.files.keys() <= own_code.own().keys()
 
 
 def other_code(plan: Plan, run: Storage) -> list[str]:
-    """A sentence on each stage whose own files are not those that made what is stored."""
+    """Returns a sentence on each stage whose own files have changed since it stored data."""
     own = own_files(plan)
-    held = remembered_in(run) if own else {}
-    told = []
+    stored = remembered_in(run) if own else {}
+    notes = []
     for name, files in own.items():
         planned = plan.stages[name]
-        before = held[planned.folder].files if planned.folder in held else files
-        changed = [it for it in {**before, **files} if before.get(it) != files.get(it)]
+        before = stored[planned.folder].files if planned.folder in stored else files
+        changed = [path for path in {**before, **files} if before.get(path) != files.get(path)]
         if changed and _is_begun(run, planned.folder):
-            told.append(
+            notes.append(
                 f"'{name}' is stored as another {', '.join(changed)} made it: raise its `version`,"
                 f" {planned.stage.version}, where a value may differ, and it is made again"
             )
-    return told
+    return notes
 
 
 def _remember(plan: Plan, run: Storage) -> None:
-    """Writes what lets others look at stages with own code; of one that is stored, as it was."""
-    held = _held(run)
-    assert held is not None  # it has our seed
-    stages = dict(held.stages)
+    """Records stages with own code in `run.json`; a stage with stored data keeps its entry."""
+    stored = _stored(run)
+    assert stored is not None  # refuse_another_seed has read it
+    stages = dict(stored.stages)
     for name, files in own_files(plan).items():
         planned = plan.stages[name]
         if planned.folder not in stages or not _is_begun(run, planned.folder):
             chosen = plan.recipe.stages[name].get("read", {})
             stages[planned.folder] = remembered(planned, chosen, files)
-    if stages != held.stages:
-        _put(run, replace(held, stages=stages))
+    if stages != stored.stages:
+        _put(run, replace(stored, stages=stages))
 
 
-def _put(run: Storage, made: Claim) -> None:
-    value = json.loads(json.dumps(asdict(made)))
+def _put(run: Storage, content: Claim) -> None:
+    value = json.loads(json.dumps(asdict(content)))
     text = json.dumps({**value, "digest": digest(value)})
     run.put("run.json", text.encode(), point="run")
 
 
-def _held(run: Storage) -> Claim | None:
-    """What `run.json` holds; None where it is not as it was stored."""
+def _stored(run: Storage) -> Claim | None:
+    """Reads `run.json`; None if it is missing or damaged."""
     value = run.read_json("run.json", dict[str, Any])
     if value is None or value.pop("digest", None) not in (None, digest(value)):
         return None
@@ -142,16 +142,17 @@ def _held(run: Storage) -> Claim | None:
 
 
 def _is_begun(run: Storage, folder: str) -> bool:
-    """Whether a stage's folder has more than what failed: a shard, a checkpoint."""
-    return any(not it.name.endswith(".json") for it in run.child(folder).entries(below=True))
+    """Returns whether a stage's folder has data, such as a shard or a checkpoint."""
+    entries = run.child(folder).entries(below=True)
+    return any(not entry.name.endswith(".json") for entry in entries)
 
 
 def own_files(plan: Plan) -> dict[str, dict[str, str]]:
-    """Of each stage that is made with files of a user's own, their SHA-256 by path."""
-    found = {}
+    """Returns SHA-256 by path of a user's own files, for each stage that uses any."""
+    own = {}
     for name, planned in plan.stages.items():
         model = getattr(planned.stage, "model", None)
         scheme = model.partition(":")[0] if isinstance(model, str) else ""
         if files := own_code.imported([planned.uses, f"models.{scheme}"]):
-            found[name] = {below: file.digest for below, file in sorted(files.items())}
-    return found
+            own[name] = {below: file.digest for below, file in sorted(files.items())}
+    return own

@@ -1,4 +1,4 @@
-"""Whether a shard of a stage is done: decided from what is stored of it, in one place."""
+"""Decides, from its stored records alone, whether a shard of a stage is done."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 from clipmill.metadata.record import Failure, Record
 from clipmill.pipeline.planning.planned import PlannedStage
 
-D = TypeVar("D")  # one digest, or one of each shard
+D = TypeVar("D")  # a digest, or a column of digests by shard
 Standing = Literal["good", "failed", "missing"]
 
 
@@ -16,9 +16,10 @@ def standing(
     parents: Mapping[str, str],
     mask: str | None = None,
 ) -> Standing:
-    """`good`: its passes are made of these parents, and one covers the rows of today's mask.
+    """Returns a shard's standing.
 
-    `failed`: not good, and the attempt that failed had the same parents. `missing`: all else.
+    `good`: its passes are made from these parents, and one covers the current mask.
+    `failed`: not good, and the failed attempt had the same parents. `missing`: all else.
     """
     passes = current(records, parents)
     if any(record.mask in (None, mask) for record in passes):
@@ -27,16 +28,16 @@ def standing(
 
 
 def current(records: Sequence[Record], parents: Mapping[str, str]) -> list[Record]:
-    """The passes of a shard where all are made of these parents; none where one is not."""
+    """Returns the passes of a shard if all are made from these parents; else none."""
     return list(records) if all(record.parents == parents for record in records) else []
 
 
 def parents_of(
     planned: PlannedStage, digests: Mapping[str, D], models: Mapping[str, str]
 ) -> dict[str, D | str]:
-    """The digests of each source, and of the files of each folder, that a shard is made of.
+    """Returns the digests of a shard's inputs: of each source, and of model and centroid files.
 
-    A stage may read rows and files of one other: then the files stand under `stage:NAME`.
+    If a stage reads both rows and files of another, the files' key is `stage:NAME`.
     """
     parents: dict[str, D | str] = {source: digests[source] for source in planned.sources}
     for folder in filter(None, (planned.model, planned.centroids)):

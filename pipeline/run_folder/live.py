@@ -1,8 +1,8 @@
-"""How a run goes, stage by stage: bars draw it, and `live.json` tells it to whoever asks elsewhere.
+"""Progress of a run by stage: shown as bars, and stored in `live.json` for other processes.
 
-`Telling` keeps it from what jobs and workers say, and stores it every few seconds; `status` reads
-it. What a run last said stays: so a killed run is known by how far it came, and a stage's failure
-until the stage is run again.
+`LiveReporter` updates it from events of jobs and workers, and stores it every few seconds;
+`status` reads it. The last state stays: a killed run shows how far it came, and a stage's failure
+is shown until the stage is run again.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor
-from clipmill.pipeline.executors.telling import Told
+from clipmill.pipeline.executors.telling import ProgressEvent
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import other_code
 from clipmill.pipeline.run_folder.state import RunState, StageState, latest
 from clipmill.pipeline.run_folder.words import kind_of
 
 NAME = "live.json"
-MOST_CAUSES = 20  # of a stage that are told
-READERS = 8  # threads, that wait for a store
-STORE_S = 3.0  # between two of `live.json`
-LEAST_S = 1.0  # of work, before a rate or a time left says anything
+MOST_CAUSES = 20  # shown of a stage
+READERS = 8  # threads, which wait for storage
+STORE_S = 3.0  # between two stores of `live.json`
+LEAST_S = 1.0  # of work, before a rate or the time left is shown
 
-# found: done before this run. stopped: begun, and nobody works on it now.
+# found: done before this run. stopped: begun, but nobody works on it now.
 Status = Literal["waiting", "running", "done", "found", "failed", "stopped"]
-# part: all that was asked for. gone: nobody works there, and no run said that it ended.
+# part: all that was asked for. gone: nobody works there, but the last run did not say it ended.
 Phase = Literal["starting", "running", "complete", "part", "failed", "stopped", "gone"]
 
 
 @dataclass
 class Cause:
-    """Why a stage, or one shard of it, failed."""
+    """The error that failed a stage, or one shard of it."""
 
     shard: int | None
     crashed: bool
@@ -63,7 +63,7 @@ class Cause:
 
 @dataclass
 class Piece:
-    """A shard or unit in a worker's hand: how much of it is done, and what its stage told."""
+    """A shard or unit in work: its progress, and the values that its stage reports."""
 
     done: float
     all: float
@@ -73,10 +73,10 @@ class Piece:
 
 @dataclass
 class Live:
-    """One stage, as a run sees it. Times are seconds since the epoch.
+    """The progress of one stage. Times are seconds since the epoch.
 
-    `rows` are stored, `computed` those that this run computed; `calls` of a dataset stage come one
-    after the other, each with so many `units`.
+    `rows` counts stored rows, `computed` those computed in this run. A dataset stage makes one call
+    after another; `units` of `all_units` are done of the current one.
     """
 
     name: str
@@ -92,14 +92,14 @@ class Live:
     status: Status = "waiting"
     shards: int = 0
     total: int | None = None
-    found: int = 0  # shards that were there when this run began with it
+    found: int = 0  # shards stored before this run began the stage
     rows: int = 0
     files: int = 0
     computed: int = 0
     seconds: float = 0.0  # of work, in all workers
     reasons: dict[str, int] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
-    changed: int = 0  # files that are gone, or of another size
+    changed: int = 0  # files that are gone or have another size
     call: str = ""  # in words
     call_began: float = 0.0
     units: int = 0
@@ -110,7 +110,7 @@ class Live:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Rows without a value by kind: failed, dropped, no input, not selected."""
+        """Counts of rows without a value by kind: failed, dropped, no input, not selected."""
         counted: Counter[str] = Counter()
         for reason, rows in self.reasons.items():
             if reason:
@@ -119,12 +119,12 @@ class Live:
 
     @property
     def in_hand(self) -> float:
-        """Shards or units in hand, each as the share of it that is done."""
+        """Sum over shards or units in work of the share that is done."""
         return sum(min(1.0, piece.done / piece.all) for piece in self.pieces.values() if piece.all)
 
     @property
     def share(self) -> float | None:
-        """0 to 1: of its shards, or of the units of a dataset stage's call; None where unknown."""
+        """Share done, 0 to 1, of its shards or of the current call's units; None if unknown."""
         done, all_ = (
             (self.shards, self.total) if self.counts_shards else (self.units, self.all_units)
         )
@@ -132,22 +132,22 @@ class Live:
 
     @property
     def counts_shards(self) -> bool:
-        """Whether its progress is that of its shards, not of a call before they come."""
+        """True where progress counts shards, False where it counts a call's units."""
         return self.is_row or not self.all_units
 
     def rows_per_s(self, now: float) -> float | None:
-        """Rows that this run computes a second; None without rows, or for less than a second."""
+        """Returns rows computed a second in this run; None without rows or in the first second."""
         elapsed = self.elapsed(now)
         inside = sum(piece.done for piece in self.pieces.values() if piece.what == "rows")
         rows = self.computed + inside
         return rows / elapsed if elapsed and elapsed >= LEAST_S and rows else None
 
     def elapsed(self, now: float) -> float | None:
-        """Seconds since it began in this run, to its end."""
+        """Returns seconds from its start in this run to its end or now; None if not begun."""
         return None if self.began is None else max(0.0, (self.ended or now) - self.began)
 
     def left_s(self, now: float) -> float | None:
-        """Seconds to the end of its shards, or of the call it is in, if it goes on so."""
+        """Estimates seconds to the end of its shards or of its current call; None if unknown."""
         share = self.share
         if self.status != "running" or share is None or self.began is None:
             return None
@@ -162,7 +162,7 @@ class Live:
 
 @dataclass
 class LiveRun:
-    """A run: who works there, since when, and each stage of its plan."""
+    """The progress of a run: its process, times, and each stage of its plan."""
 
     run: str
     recipe: str
@@ -174,21 +174,21 @@ class LiveRun:
     began: float | None = None
     updated: float | None = None
     ended: float | None = None
-    notes: list[str] = field(default_factory=list)  # what a user should know
-    halted: list[int] = field(default_factory=list)  # processes of workers that a signal stopped
+    notes: list[str] = field(default_factory=list)  # for the user
+    halted: list[int] = field(default_factory=list)  # pids of workers paused by a signal
 
     @property
     def works(self) -> bool:
         return self.phase in ("starting", "running")
 
     def left_s(self, now: float) -> float | None:
-        """Seconds that the running stages need, side by side: those after them come on top."""
+        """Estimates seconds until all running stages end; later stages are not counted."""
         known = [left for s in self.stages.values() if (left := s.left_s(now)) is not None]
         return max(known, default=None)
 
 
 def live_stage(run: RunState, name: str) -> Live:
-    """What lies in a stage's folder, as the state of a stage that nobody works on."""
+    """Returns the progress of a stage that nobody works on, from its folder."""
     state = run.stages[name]
     planned = state.planned
     causes = [Cause.of_shard(f) for f in state.failures.values() if f is not None]
@@ -222,90 +222,90 @@ def live_stage(run: RunState, name: str) -> Live:
 
 
 def _reasons(run: RunState, name: str) -> dict[str, int]:
-    """Rows by reason today; where a file cannot be read, as its record first counted them."""
+    """Counts rows by reason today; if a file cannot be read, by its first record."""
 
-    def of(shard: int) -> dict[str, int]:
+    def counts_of(shard: int) -> dict[str, int]:
         try:
             return run.counts(name, shard)
         except (DamagedError, OSError):
             return run.stages[name].scan.records[shard][0].counts
 
-    told, untold = run.stages[name].all_recorded()
-    total = Counter(told)
+    recorded, unrecorded = run.stages[name].all_recorded()
+    total = Counter(recorded)
     with ThreadPoolExecutor(READERS) as readers:
-        for counts in readers.map(of, untold):
+        for counts in readers.map(counts_of, unrecorded):
             total.update(counts)
     return dict(sorted((+total).items()))
 
 
 def live_run(state: RunState, phase: Phase, before: LiveRun | None = None) -> LiveRun:
-    """What lies in a run folder; what a run `before` said of failures and times is kept."""
+    """Returns a run's progress from its folder, with failures and times of the run `before`."""
     stages = {name: live_stage(state, name) for name in state.stages}
     for name, stage in stages.items():
-        said = before.stages.get(name) if before else None
-        if not said or said.folder != stage.folder:
+        last = before.stages.get(name) if before else None
+        if not last or last.folder != stage.folder:
             continue
-        told = [cause for cause in said.causes if cause.shard is None]
-        if told or stage.status != "done":  # a stage may be whole, and what it holds no use
-            stage.causes = [*told, *stage.causes][:MOST_CAUSES]
+        of_stage = [cause for cause in last.causes if cause.shard is None]
+        if of_stage or stage.status != "done":  # a stage can fail although all its shards are done
+            stage.causes = [*of_stage, *stage.causes][:MOST_CAUSES]
         if stage.causes:
             stage.status = "failed"
         elif stage.status == "done":
-            stage.began, stage.ended, stage.computed = said.began, said.ended, said.computed
-        elif said.status in ("running", "stopped"):
+            stage.began, stage.ended, stage.computed = last.began, last.ended, last.computed
+        elif last.status in ("running", "stopped"):
             stage.status = "stopped"
-            stage.call, stage.units, stage.all_units = said.call, said.units, said.all_units
-            stage.pieces = said.pieces
+            stage.call, stage.units, stage.all_units = last.call, last.units, last.all_units
+            stage.pieces = last.pieces
     notes = other_code(state.plan, state.run)
     return LiveRun(str(state.run), state.plan.recipe.path, phase, stages, notes=notes)
 
 
 def put_live(run: Storage, live: LiveRun) -> None:
-    """Stores it; the holder of the lock does."""
+    """Stores `live.json`; only the holder of the lock may."""
     put_sealed(run, NAME, asdict(live), point="live")
 
 
 def read_live(run: Storage) -> LiveRun | None:
-    """What the run that works there, or the last one, said; None where nothing can be read."""
-    held = read_sealed(run, NAME)
+    """Reads the progress of the current or last run; None if it is missing or damaged."""
+    value = read_sealed(run, NAME)
     try:
-        return msgspec.convert(held, LiveRun) if held else None
-    except msgspec.ValidationError:  # another version's
+        return msgspec.convert(value, LiveRun) if value else None
+    except msgspec.ValidationError:  # of another version
         return None
 
 
 def status(uri: str) -> LiveRun:
-    """The run that works there, in two requests; else what its folder holds, and why it stopped.
+    """Returns a working run's progress in two requests; else that of its folder and last run.
 
-    A run that has begun and told nothing yet is `starting`. One whose holder is gone is `gone`.
+    The phase is `starting` before a run's first event, and `gone` after its process vanished.
     """
     run = Storage(uri)
-    lease, said = lock.holder(run), read_live(run)
-    if lease and said and said.owner == lease.owner and said.ended is None:
-        return said
-    found = live_run(latest(uri), "starting" if lease else "complete", said)
+    lease, last = lock.holder(run), read_live(run)
+    if lease and last and last.owner == lease.owner and last.ended is None:
+        return last
+    live = live_run(latest(uri), "starting" if lease else "complete", last)
     if lease:
-        found.host, found.pid = lease.host, lease.pid
-        return found
-    if said:
-        found.began, found.updated, found.ended = said.began, said.updated, said.ended
-        found.host, found.pid = said.host, said.pid
-    if not all(stage.status == "done" for stage in found.stages.values()):
-        found.phase = _unfinished(said)
-    return found
+        live.host, live.pid = lease.host, lease.pid
+        return live
+    if last:
+        live.began, live.updated, live.ended = last.began, last.updated, last.ended
+        live.host, live.pid = last.host, last.pid
+    if not all(stage.status == "done" for stage in live.stages.values()):
+        live.phase = _unfinished(last)
+    return live
 
 
-def _unfinished(said: LiveRun | None) -> Phase:
-    """How the last run ended, of a folder where stages are not done."""
-    if said is None:
+def _unfinished(last: LiveRun | None) -> Phase:
+    """Returns the phase of a folder with unfinished stages, from its last run."""
+    if last is None:
         return "stopped"
-    if not said.ended:
+    if not last.ended:
         return "gone"
-    return "part" if said.phase == "complete" else said.phase
+    return "part" if last.phase == "complete" else last.phase
 
 
 def as_json(live: LiveRun, now: float) -> dict[str, Any]:
-    """Every stage: shards and rows done, seconds, rows by reason, failures; and the run itself."""
+    """Returns the run and every stage as plain values, for --json."""
     plain = asdict(live) | {"left_s": _rounded(live.left_s(now))}
     plain["stages"] = [_stage_json(stage, now) for stage in live.stages.values()]
     return {name: plain[name] for name in RUN_JSON}
@@ -344,13 +344,13 @@ def _rounded(value: float | None) -> float | None:
 
 # While a run works
 
-Look = Callable[[], LiveRun]  # the run as it stands; a copy, so that it stays as it is
+Look = Callable[[], LiveRun]  # returns a snapshot of the run
 
 
 class Watcher:
-    """Whom a run shows itself to: bars, or a log. This one shows nothing.
+    """An observer of a run, such as bars or a log; this base class shows nothing.
 
-    Stages run side by side, so the calls come from several threads: of one stage one at a time.
+    Stages run side by side, so calls come from several threads, but one at a time for each stage.
     """
 
     def begin(self, look: Look) -> None: ...
@@ -362,8 +362,8 @@ class Watcher:
     def finished(self, name: str, state: StageState) -> None: ...
 
 
-class Telling:
-    """Keeps the run's `LiveRun` as its jobs go on, and hands each event to a watcher."""
+class LiveReporter:
+    """The reporter of a run: keeps its `LiveRun` up to date, and passes events on to a watcher."""
 
     def __init__(self, state: RunState, folder: lock.Owned, watcher: Watcher) -> None:
         self.state, self.folder, self.watcher = state, folder, watcher
@@ -381,7 +381,7 @@ class Telling:
         self._lock = threading.Lock()
 
     def look(self) -> LiveRun:
-        """What jobs change in place is copied, all else shared."""
+        """Returns a snapshot: values that jobs change in place are copied."""
         with self._lock:
             stages = {
                 name: replace(stage, reasons={**stage.reasons}, pieces={**stage.pieces})
@@ -390,15 +390,15 @@ class Telling:
             return replace(self.live, stages=stages)
 
     def show_only(self, name: str, executor: Executor) -> None:
-        """Shows one stage to the watcher, and stores nothing: its work is no run of the recipe."""
+        """Shows one stage to the watcher, and stores nothing: this is no run of the recipe."""
         self.live.stages = {name: self.live.stages[name]}
-        executor.on_told = self.told
+        executor.on_told = self.on_event
         self.watcher.begin(self.look)
 
     @contextlib.contextmanager
     def kept(self, executor: Executor) -> Iterator[None]:
-        """Inside it `live.json` is stored every few seconds; last, it says how the run ended."""
-        executor.on_told = self.told
+        """Stores `live.json` every few seconds while inside, and the run's end on leaving."""
+        executor.on_told = self.on_event
         over = threading.Event()
         thread = threading.Thread(target=self._keep, args=(over, executor), daemon=True)
         self.watcher.begin(self.look)
@@ -427,20 +427,20 @@ class Telling:
             self._store()
 
     def _store(self) -> None:
-        """What is told must not stop what is done: a store that fails now is asked again later."""
+        """Stores `live.json`; errors are ignored, as progress must not stop the run."""
         live = self.look()
         live.updated = self.live.updated = time.time()
         with contextlib.suppress(OSError, LostLockError):
             put_live(self.folder, live)
 
-    # What the jobs say
+    # Events of jobs
 
     def stage(self, name: str, total: int | None, done: int) -> None:
-        fresh = live_stage(self.state, name)  # it may open files: nobody waits for that
+        fresh = live_stage(self.state, name)  # may read files, so outside the lock
         with self._lock:
             stage = self.live.stages[name]
             stage.total, stage.shards, stage.found = total, done, done
-            if stage.status == "failed":  # before: it is tried again
+            if stage.status == "failed":  # in an earlier run; tried again now
                 stage.status = "waiting"
             if stage.is_row:
                 stage.rows, stage.reasons, stage.seconds = fresh.rows, fresh.reasons, fresh.seconds
@@ -460,11 +460,11 @@ class Telling:
             stage.rows += record.rows
             stage.computed += record.computed
             stage.seconds += record.seconds
-            if record.number == 0:  # of a later pass the file tells, once the stage is done
+            if record.number == 0:  # reasons of later passes are counted when the stage has ended
                 for code, rows in record.counts.items():
                     stage.reasons[code] = stage.reasons.get(code, 0) + rows
             if stage.is_row and stage.shards == total and stage.found < total:
-                stage.status, stage.ended = "done", time.time()  # its job may go on
+                stage.status, stage.ended = "done", time.time()  # other stages of its job may go on
         self.watcher.shard(name, record, total)
 
     def unit(self, name: str, call: str, done: int, total: int, words: str = "") -> None:
@@ -479,16 +479,17 @@ class Telling:
         if done:
             self.watcher.unit(name, call, done, total)
 
-    def told(self, said: Told) -> None:
-        """A worker's word on the piece in its hand."""
+    def on_event(self, event: ProgressEvent) -> None:
+        """Takes in a worker's progress on its shard or unit."""
         with self._lock:
-            for name in said.stages:
+            for name in event.stages:
                 stage = self.live.stages[name]
-                if not said.all:
-                    stage.pieces.pop(said.key, None)
-                elif stage.status not in ("done", "found", "failed"):  # a word may come late
+                if not event.all:
+                    stage.pieces.pop(event.key, None)
+                elif stage.status not in ("done", "found", "failed"):  # else the event is late
                     self._begin(stage)
-                    stage.pieces[said.key] = Piece(said.done, said.all, said.what, said.values)
+                    piece = Piece(event.done, event.all, event.what, event.values)
+                    stage.pieces[event.key] = piece
 
     def failed(self, name: str, failure: Failure) -> None:
         with self._lock:

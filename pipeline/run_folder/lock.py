@@ -1,8 +1,8 @@
 """The run's lock: a lease in `lock.json`, so that two runs do not work in one folder.
 
-Exclusive on a local disk, where a dead holder's lock is taken over at once. Advisory on an object
-store, where it lapses a minute after its holder stops renewing it. A holder that slept through its
-lease, and whose lock another took, writes no more.
+On a local disk it is exclusive, and a dead holder's lock is taken over at once. On an object store
+it is advisory, and lapses a minute after its last renewal. A holder that slept through its lease
+and lost the lock writes no more.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ LEASE_S = 60.0
 
 @dataclass(frozen=True)
 class Lease:
-    """What `lock.json` holds."""
+    """The content of `lock.json`."""
 
     owner: str
     host: str
@@ -43,21 +43,21 @@ class Lease:
 
 @dataclass
 class Hold:
-    """The lock in one's hand, looked at again as often as it is renewed."""
+    """A lock that this run holds, read again as often as it is renewed."""
 
     run: Storage
     owner: str
     every_s: float
-    is_over: bool = field(default=False, init=False)  # what of us still runs writes no more
-    good_until: float = field(default=0.0, init=False)  # by the wall clock, which sleep moves on
+    is_over: bool = field(default=False, init=False)  # released: threads that go on must not write
+    good_until: float = field(default=0.0, init=False)  # wall clock, which goes on during sleep
 
     def check(self) -> None:
-        """LostLockError where it is another's by now."""
+        """Raises LostLockError if the lock is released or another's."""
         now = time.time()
         if now < self.good_until and not self.is_over:
             return
         lease = self.run.read_json(NAME, Lease)
-        if lease is None:  # an object store may renew it between telling its size and its bytes
+        if lease is None:  # a renewal between two requests of one read makes the read fail
             lease = self.run.read_json(NAME, Lease)
         if self.is_over or lease is None or lease.owner != self.owner:
             raise LostLockError(
@@ -69,7 +69,7 @@ class Hold:
 
 
 class Owned(Storage):
-    """A folder of a run, for whoever holds its lock: nobody else puts or deletes in it."""
+    """A run's folder for the holder of its lock, checked before each change."""
 
     def __init__(self, uri: str, hold: Hold) -> None:
         super().__init__(uri)
@@ -104,7 +104,7 @@ class Owned(Storage):
 
 @contextlib.contextmanager
 def held(run: Storage) -> Iterator[Owned]:
-    """The run's folder, which is ours inside; RecipeError names who has it otherwise."""
+    """Locks the run's folder, and yields it; raises RecipeError with the holder's name."""
     owner = uuid.uuid4().hex
     _take(run, owner)
     stop = threading.Event()
@@ -125,13 +125,13 @@ def _take(run: Storage, owner: str) -> None:
     with _alone(run):
         _refuse_if_live(run)
         run.put(NAME, _lease(owner), point="lock")
-    if not _is_of(run, owner):  # an object store, and another was as fast
+    if not _is_of(run, owner):  # another took it at the same time, on an object store
         _refuse_if_live(run)
 
 
 @contextlib.contextmanager
 def _alone(run: Storage) -> Iterator[None]:
-    """Whoever looks for a lock here does it alone; on an object store nothing makes sure of it."""
+    """Excludes other processes while the lock is taken; on an object store nothing can."""
     if not run.is_local:
         yield
         return
@@ -146,7 +146,7 @@ def _alone(run: Storage) -> Iterator[None]:
 
 
 def holder(run: Storage) -> Lease | None:
-    """Who works in a run folder now, as far as can be seen from here: one request."""
+    """Returns the lease of a live run, in one request; None if expired or its process is gone."""
     lease = run.read_json(NAME, Lease)
     if lease is None or lease.expires < time.time():
         return None
@@ -169,7 +169,7 @@ def _refuse_if_live(run: Storage) -> None:
 
 def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
     while not stop.wait(LEASE_S / 4):
-        with contextlib.suppress(OSError):  # a missed renewal is made up by the next
+        with contextlib.suppress(OSError):  # the next renewal makes up for a missed one
             if run.is_local:
                 _renew_file(run, owner)
             elif _is_of(run, owner):
@@ -177,10 +177,10 @@ def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
 
 
 def _renew_file(run: Storage, owner: str) -> None:
-    """Writes into the very file that was looked at: whoever takes the lock over replaces it.
+    """Renews the lease in place, within the file that was just read.
 
-    We may be stopped between the look and the write; the write then goes to a file that has no
-    name any more, and the other's lock stays. Of the bytes only the time's digits change.
+    A take-over replaces the file: if it happens between reading and writing, we write to a file
+    without a name, and the other's lock stays. Only the digits of the time change.
     """
     with open(run.locate(NAME), "r+b") as file:
         if owner.encode() in file.read():
@@ -191,7 +191,7 @@ def _renew_file(run: Storage, owner: str) -> None:
 
 
 def _lease(owner: str) -> bytes:
-    """As long for each renewal of a process: the time is in whole seconds."""
+    """Returns a new lease, of the same length at each renewal as times are whole seconds."""
     pid = os.getpid()
     started = _process(pid)[1]
     expires = math.ceil(time.time() + LEASE_S)
@@ -205,7 +205,7 @@ def _is_of(run: Storage, owner: str) -> bool:
 
 
 def _is_alive(pid: int, started: str) -> bool:
-    """Whether that very process lives: a pid alone may be another's by now."""
+    """Returns whether the process started then is alive; its pid may be reused by another."""
     state, began = _process(pid)
     if state:
         return state not in ("Z", "X") and started in ("", began)
@@ -219,7 +219,7 @@ def _is_alive(pid: int, started: str) -> bool:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """A process's state, and when it began in ticks since boot; empty where nothing tells."""
+    """Returns a process's state and start in ticks since boot; empty strings without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Which rows of an export a select stage keeps: joined by shard and position, as uids repeat."""
+"""Joins a select's verdicts to the rows of an export by shard and position, as uids repeat."""
 
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,9 @@ from clipmill.pipeline.run_folder.rows import PoolShards
 
 @dataclass(frozen=True)
 class SelectMask:
-    """A select stage's verdicts at the rows of an export. Implements `Mask`."""
+    """A select stage's verdicts for the rows of an export. Implements `Mask`."""
 
-    verdicts: PoolShards  # keep, and repeats where the select or an ancestor writes it
+    verdicts: PoolShards  # `keep`, and `repeats` if the select or an ancestor writes it
     export: Storage
 
     def times(self, file: str) -> NDArray[np.int32]:
@@ -34,11 +34,11 @@ class SelectMask:
         return times_N
 
     def by_reference(self, folder: Storage, below: str) -> "SelectMask":
-        """The same, whose states workers read from an object below a folder's folder."""
+        """Returns a copy whose shard states workers read from an object in `folder`/`below`."""
         return replace(self, verdicts=self.verdicts.by_reference(folder, below))
 
     def times_in_pool(self, shard: int) -> NDArray[np.int32]:
-        """(N,) how often each row of a shard of the pool counts; 0 where it is not kept."""
+        """Returns (N,) repeats of each row of a pool's shard; 0 for rows not kept."""
         rows = self.verdicts.table(shard)
         keep = rows[KEEP.name].fill_null(False)
         repeated = REPEATS.name in rows.column_names

@@ -1,8 +1,7 @@
-"""A run folder belongs to one pool: which files a root was made of, in its `origin.json`.
+"""Binds a run folder to one pool: `origin.json` of each root names some of its files.
 
-Where a pool lies is in no fingerprint, so that it may move. Under another path at least half of
-the files known must be there, by name and size: else it is another pool, which would take the
-first one's place.
+A pool's path is in no fingerprint, so that the pool may move. Under another path at least half of
+the known files must exist by name and size; else it is another pool, which would replace the first.
 """
 
 import contextlib
@@ -21,40 +20,40 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import DatasetStage, settings_fields
 
 NAME = "origin.json"
-KNOWN = 100  # files of a pool, drawn by a hash of their names
+KNOWN = 100  # files of a pool, sampled by a hash of their names
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What `origin.json` holds."""
+    """The content of `origin.json`."""
 
-    at: dict[str, str]  # the settings that say where the pool lies, without keys
-    files: dict[str, int]  # name below it, and bytes
+    at: dict[str, str]  # settings with the pool's place, without access keys
+    files: dict[str, int]  # relative path -> bytes
 
 
 def refuse_another_pool(plan: Plan, run: Storage) -> None:
-    """RecipeError where a root of the plan is not the pool that the run folder belongs to."""
+    """Raises RecipeError if a root of the plan is not the pool that the run folder belongs to."""
     for planned, folder in _roots(plan, run):
-        held = folder.read_json(NAME, Origin)
-        if held is None or held.at == _at(planned) or not folder.has(COMPACTED):
-            continue  # of a root that never ended nothing was made
-        there = _files(planned)
-        found = sum(there.get(name) == size for name, size in held.files.items())
-        if there and 2 * found < len(held.files):
+        known = folder.read_json(NAME, Origin)
+        if known is None or known.at == _place(planned) or not folder.has(COMPACTED):
+            continue  # nothing is derived from a root that never ended
+        files = _files(planned)
+        same = sum(files.get(name) == size for name, size in known.files.items())
+        if files and 2 * same < len(known.files):
             raise RecipeError(
-                f"another pool: of {len(held.files)} files known it has {found} by name and size",
-                f"{planned.where}: {_words(_at(planned))}",
-                f"use another --out: {run} belongs to {_words(held.at)}",
+                f"another pool: of {len(known.files)} files known it has {same} by name and size",
+                f"{planned.where}: {_words(_place(planned))}",
+                f"use another --out: {run} belongs to {_words(known.at)}",
             )
 
 
 def remember_pools(plan: Plan, run: Storage) -> None:
-    """Notes what each root of the plan is made of today."""
+    """Stores the current files of each root of the plan."""
     for planned, folder in _roots(plan, run):
-        there = _files(planned)
-        drawn = sorted(there, key=digest)[:KNOWN]
-        origin = Origin(_at(planned), {name: there[name] for name in sorted(drawn)})
-        if there and folder.read_json(NAME, Origin) != origin:
+        files = _files(planned)
+        sample = sorted(files, key=digest)[:KNOWN]
+        origin = Origin(_place(planned), {name: files[name] for name in sorted(sample)})
+        if files and folder.read_json(NAME, Origin) != origin:
             folder.put(NAME, json.dumps(asdict(origin)).encode(), point="origin")
 
 
@@ -66,20 +65,20 @@ def _roots(plan: Plan, run: Storage) -> Iterator[tuple[PlannedStage, Storage]]:
 
 def _files(planned: PlannedStage) -> dict[str, int]:
     assert isinstance(planned.stage, DatasetStage)
-    with contextlib.suppress(ClipmillError, OSError):  # the root itself says what is wrong there
+    with contextlib.suppress(ClipmillError, OSError):  # the root itself reports errors
         return planned.stage.files()
     return {}
 
 
-def _at(planned: PlannedStage) -> dict[str, str]:
-    at = {}
+def _place(planned: PlannedStage) -> dict[str, str]:
+    place = {}
     for field in settings_fields(planned.stage):
         if not field.metadata.get("fingerprint", True):
             value = getattr(planned.stage, field.name)
             is_local = isinstance(value, str) and "://" not in value
-            at[field.name] = os.path.abspath(value) if is_local else without_keys(str(value))
-    return at
+            place[field.name] = os.path.abspath(value) if is_local else without_keys(str(value))
+    return place
 
 
-def _words(at: dict[str, str]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in at.items())
+def _words(place: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in place.items())

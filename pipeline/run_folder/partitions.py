@@ -1,11 +1,12 @@
-"""Partitions of a shuffle, read from the files of its runs by ranges of bytes.
+"""Reads partitions of a shuffle from the files of its runs, by byte ranges.
 
-A file holds segments, each of them rows of some consecutive shards: a head (the schema, as an Arrow
-stream begins, its dictionaries, and a batch of no rows), then the rows of each partition as record
-batches and no more. Head and piece together are a stream. Where the pieces of all files lie stands
-in one index: `count + 1` rows of an offset a segment, so that what a partition needs lies together,
-then the heads, each once. A row begins with a CRC-32 of itself, and one of its pieces' CRC-32s, so
-that damage is noticed before it is decoded.
+A file holds segments, each with the rows of consecutive shards: a head (start of an Arrow stream:
+schema, dictionaries, an empty batch), then a piece for each partition, record batches only. A head
+and a piece together are a stream.
+
+One index has the offsets of the pieces of all files: `count + 1` rows with an offset for each
+segment, so that a partition's offsets lie together, then each different head once. A row begins
+with its own CRC-32 and a CRC-32 over those of its pieces, so damage is noticed before decoding.
 """
 
 import zlib
@@ -29,19 +30,19 @@ from clipmill.pipeline.run_folder.rows import apply, only
 
 OFFSET = np.dtype("<i8")
 READ = pa.ipc.IpcReadOptions(use_threads=False)
-READERS = 16  # reads at once of an object store, each of which waits for an answer
-AHEAD_BYTES = 288_000_000  # of neighbouring partitions, read at once
+READERS = 16  # concurrent reads of an object store
+AHEAD_BYTES = 288_000_000  # of neighbouring partitions, read together
 CHANGED = "not as it was stored"
-Range = tuple[str, int, int]  # of an object: its name, from which byte on, how many
+Range = tuple[str, int, int]  # name of an object, offset, number of bytes
 
 
 @dataclass(frozen=True)
 class Partitions:
-    """Rows by the hash of a key, as `shuffle` left them. Implements `Shards`."""
+    """Rows partitioned by `shuffle`. Implements `Shards`."""
 
     folder: Storage
-    data: str  # the folder of its files
-    files: tuple[str, ...]  # one a segment, in the order of the rows
+    data: str  # the folder of the files
+    files: tuple[str, ...]  # of each segment, in the order of the rows
     index: str
     count: int
     functions: tuple[TableFunction, ...] = ()
@@ -61,12 +62,12 @@ class Partitions:
         return next(self.tables(index, index + 1))
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
-        """Partitions from `start` to before `stop`: neighbours are read together."""
+        """Yields partitions [start, stop); neighbours are read together."""
         offsets_PS, crc_P = self._places(start, stop)
         for first, last in blocks(offsets_PS, AHEAD_BYTES):
             block_PS = offsets_PS[first : last + 1]
             ranges = zip(self.files, block_PS[0].tolist(), np.ptp(block_PS, axis=0), strict=True)
-            read_S = read_ranges(self.folder, [(file, at, int(size)) for file, at, size in ranges])
+            read_S = read_ranges(self.folder, [(file, a, int(size)) for file, a, size in ranges])
             bounds = pairwise((block_PS - block_PS[0]).tolist())
             for number, (begin_S, end_S) in enumerate(bounds, start=first):
                 places = zip(read_S, begin_S, end_S, strict=True)
@@ -80,42 +81,41 @@ class Partitions:
         return replace(self, functions=(*self.functions, function))
 
     def digest(self, index: int) -> str:
-        """One digest of everything the partition is read from."""
+        """Returns a digest of the partition's sources."""
         return digest([self.index, index])
 
     def select(self, names: Iterable[str]) -> "Partitions":
-        kept = (UID.name, SHARD.name, POSITION.name, *names)
-        return self.mapped(partial(only, kept))
+        columns = (UID.name, SHARD.name, POSITION.name, *names)
+        return self.mapped(partial(only, columns))
 
     def _places(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(stop - start + 1, S) where each partition begins in each segment, and the last ends;
-        and of each the CRC-32 of its pieces' CRC-32s."""
+        """Reads (stop - start + 1, S) offsets of pieces, ends included, and CRC-32s of rows."""
         size = _row_bytes(len(self.files))
         data = self.folder.read_at(self.index, start * size, (stop - start + 1) * size)
-        rows = [data[at : at + size] for at in range(0, len(data), size)]
+        rows = [data[row : row + size] for row in range(0, len(data), size)]
         if len(rows) <= stop - start or not all(map(_is_sound, rows)):
             raise DamagedError(self.folder.uri, self.index, CHANGED)
         numbers = np.frombuffer(data, OFFSET).reshape(len(rows), -1)
         return numbers[:, 2:], numbers[:, 1]
 
     def _decoded(self, pieces: Sequence[memoryview]) -> pa.Table:
-        """The rows of one partition, from its piece of each segment."""
-        at = (self.count + 1) * _row_bytes(len(self.files))
-        heads = heads_of(self.folder.uri, self.index, at, len(self.files))
+        """Decodes the rows of one partition from its piece of each segment."""
+        end = (self.count + 1) * _row_bytes(len(self.files))
+        heads = heads_of(self.folder.uri, self.index, end, len(self.files))
         tables = []
-        for head, group in groupby(zip(heads, pieces, strict=True), lambda both: both[0]):
-            found = [piece for _, piece in group if piece]
-            if found:
-                stream = b"".join((head, *found))
+        for head, group in groupby(zip(heads, pieces, strict=True), lambda pair: pair[0]):
+            filled = [piece for _, piece in group if piece]
+            if filled:
+                stream = b"".join((head, *filled))
                 tables.append(pa.ipc.open_stream(stream, options=READ).read_all())
-            else:  # of no rows: its types count, its dictionaries don't
+            else:  # no rows: only the types count, not the dictionaries
                 tables.append(pa.ipc.open_stream(head).schema.empty_table())
         whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
         return whole.combine_chunks()
 
 
 def tables_of(over: Any, start: int, stop: int) -> Iterator[pa.Table]:
-    """Neighbouring shards, or partitions that are read together."""
+    """Yields the tables of shards or partitions [start, stop); partitions are read together."""
     if isinstance(over, Partitions):
         yield from over.tables(start, stop)
     else:
@@ -123,45 +123,44 @@ def tables_of(over: Any, start: int, stop: int) -> Iterator[pa.Table]:
 
 
 def blocks(offsets_PS: NDArray[np.int64], most_bytes: int) -> list[tuple[int, int]]:
-    """First and last + 1 of the partitions that are read at once: so many bytes, or one."""
+    """Returns [start, stop) of partitions to read at once: up to `most_bytes`, or a single one."""
     ends_P = (offsets_PS - offsets_PS[0]).sum(axis=1)
-    cut, start = [], 0
+    spans, start = [], 0
     while start < len(ends_P) - 1:
         reach = int(np.searchsorted(ends_P, ends_P[start] + most_bytes, side="right")) - 1
         stop = min(max(start + 1, reach), len(ends_P) - 1)
-        cut.append((start, stop))
+        spans.append((start, stop))
         start = stop
-    return cut
+    return spans
 
 
 def read_ranges(folder: Storage, ranges: Sequence[Range]) -> list[bytes]:
-    """The bytes of each range, in their order: several at once where each takes a request."""
+    """Reads the bytes of each range, in order; concurrently from an object store."""
     if folder.is_local:
-        return [_read(folder, of) for of in ranges]
+        return [_read(folder, place) for place in ranges]
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(partial(_read, folder), ranges))
 
 
-def _read(folder: Storage, of: Range) -> bytes:
-    name, at, size = of
+def _read(folder: Storage, place: Range) -> bytes:
+    name, start, size = place
     if not size:
         return b""
     if folder.is_local:
-        return folder.read_at(name, at, size)
-    return folder.read_opened(_opened(folder.uri, name), at, size)
+        return folder.read_at(name, start, size)
+    return folder.read_opened(_opened(folder.uri, name), start, size)
 
 
 @lru_cache(maxsize=4096)
 def _opened(uri: str, name: str) -> pa.NativeFile:
-    """An object of a store: to open it is a request. Its name keeps its bytes."""
+    """Opens an object, which takes a request; cached, as bytes never change under a name."""
     return Storage(uri).open(name)
 
 
 def index_of(
     offsets_PS: NDArray[np.int64], crc_PS: NDArray[np.int64], heads: Sequence[bytes]
 ) -> bytes:
-    """The index of a shuffle: where the partitions begin in each segment, the CRC-32 of each piece,
-    and the segments' heads."""
+    """Returns the index of a shuffle: offsets and CRC-32s of the pieces, heads of the segments."""
     different = list(dict.fromkeys(heads))
     numbers = [different.index(head) for head in heads]
     tail = np.array([*numbers, *map(len, different)], OFFSET)
@@ -169,11 +168,11 @@ def index_of(
         np.append(crc_of(crcs), offsets).astype(OFFSET).tobytes()
         for offsets, crcs in zip(offsets_PS, crc_PS.tolist(), strict=True)
     ]
-    return b"".join(map(_summed, (*rows, b"".join((tail.tobytes(), *different)))))
+    return b"".join(map(_with_crc, (*rows, b"".join((tail.tobytes(), *different)))))
 
 
 def crc_of(crcs: Sequence[int]) -> int:
-    """One CRC-32 of several."""
+    """Returns one CRC-32 over several."""
     return zlib.crc32(np.array(crcs, OFFSET).tobytes())
 
 
@@ -181,19 +180,19 @@ def _row_bytes(segments: int) -> int:
     return (2 + segments) * OFFSET.itemsize
 
 
-def _summed(data: bytes) -> bytes:
-    """Bytes behind their own CRC-32."""
+def _with_crc(data: bytes) -> bytes:
+    """Returns the bytes, preceded by their CRC-32."""
     return np.array(zlib.crc32(data), OFFSET).tobytes() + data
 
 
 def _is_sound(data: bytes) -> bool:
-    return _summed(data[OFFSET.itemsize :]) == data
+    return _with_crc(data[OFFSET.itemsize :]) == data
 
 
 @lru_cache(maxsize=64)
-def heads_of(uri: str, index: str, at: int, segments: int) -> tuple[bytes, ...]:
-    """The head of each segment, from the end of an index. An index never changes."""
-    end = Storage(uri).read_at(index, at, 1 << 40)
+def heads_of(uri: str, index: str, start: int, segments: int) -> tuple[bytes, ...]:
+    """Reads the head of each segment from the end of an index; cached, as it never changes."""
+    end = Storage(uri).read_at(index, start, 1 << 40)
     if not _is_sound(end):
         raise DamagedError(uri, index, CHANGED)
     tail = end[OFFSET.itemsize :]

@@ -1,8 +1,8 @@
-"""Bytes that a stage reads from outside the run must keep the digest they had at first use.
+"""Pins the digests of bytes from outside the run, such as weights, at first use.
 
-Weights have a name in the recipe and bytes elsewhere: `open_clip:ViT-B-32@file.pt` may be another
-file tomorrow, and half a column would be of either. A stage's folder keeps the digest,
-twice: one that is torn or deleted is noticed by the other, and made again from it.
+A recipe only names weights: `open_clip:ViT-B-32@file.pt` may be another file tomorrow, and half a
+column would come from each. A stage's folder has each pin twice: a damaged or missing one is
+restored from the other.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ PINS, COPIES = "pins", "pins-copy"
 
 
 def pin(folder: Storage, stage: str, what: str, sha256: str) -> None:
-    """Writes the digest down at first use; StageError where it was another one then."""
+    """Stores the digest at first use; later raises StageError if it has changed."""
     name = f"{digest(what)[:12]}.json"
     where = f"stage '{stage}', {folder}/{PINS}/{name}"
     if not any(folder.has(f"{place}/{name}") for place in (PINS, COPIES)):
         _put(folder, name, {"what": what, "sha256": sha256}, (PINS, COPIES))
-    pinned = _mended(folder, name)  # of two workers that write at once, one
+    pinned = _mended(folder, name)  # if two workers write at once, both read the last one's
     if pinned is None:
         raise StageError(
             found=f"the digest that {what} had at first use cannot be read",
@@ -39,7 +39,7 @@ def pin(folder: Storage, stage: str, what: str, sha256: str) -> None:
 
 
 def wrong_pins(folder: Storage) -> Iterator[DamagedError]:
-    """The pins of a stage's folder, and their copies, that are gone or not as they were stored."""
+    """Yields the pins of a stage's folder, and copies, that are missing or damaged."""
     copied = _names(folder, COPIES)
     for name in sorted(_names(folder, PINS) | copied):
         for place in (PINS, *([COPIES] if name in copied else [])):  # older runs have no copy
@@ -50,7 +50,7 @@ def wrong_pins(folder: Storage) -> Iterator[DamagedError]:
 
 
 def mend_pins(folder: Storage) -> None:
-    """Makes each again from its copy; takes both away where neither can be read."""
+    """Restores each pin from its copy or the reverse; deletes both if neither can be read."""
     for name in _names(folder, PINS) | _names(folder, COPIES):
         if _mended(folder, name) is None:
             for place in (PINS, COPIES):
@@ -58,11 +58,11 @@ def mend_pins(folder: Storage) -> None:
 
 
 def _mended(folder: Storage, name: str) -> str | None:
-    """A pin's digest, by whichever of the two can be read; the other is made again."""
-    held = {place: _read(folder, f"{place}/{name}") for place in (PINS, COPIES)}
-    known = held[PINS] or held[COPIES]
+    """Returns a pin's digest, from the pin or its copy; restores the unreadable one."""
+    stored = {place: _read(folder, f"{place}/{name}") for place in (PINS, COPIES)}
+    known = stored[PINS] or stored[COPIES]
     if known is not None:
-        _put(folder, name, known, [place for place, it in held.items() if it is None])
+        _put(folder, name, known, [place for place, pinned in stored.items() if pinned is None])
     return None if known is None else known["sha256"]
 
 
@@ -72,10 +72,11 @@ def _put(folder: Storage, name: str, pinned: dict[str, str], places: Iterable[st
 
 
 def _read(folder: Storage, name: str) -> dict[str, str] | None:
-    """What is pinned; before 0.2 without a seal. None where it is not what its name says."""
-    held = read_sealed(folder, name) or folder.read_json(name, dict[str, str]) or {}
-    fits = held.keys() == {"what", "sha256"} and name.endswith(f"/{digest(held['what'])[:12]}.json")
-    return held if fits else None
+    """Reads a pin, before 0.2 without a seal; None if it is missing, damaged or misnamed."""
+    pinned = read_sealed(folder, name) or folder.read_json(name, dict[str, str]) or {}
+    if pinned.keys() != {"what", "sha256"}:
+        return None
+    return pinned if name.endswith(f"/{digest(pinned['what'])[:12]}.json") else None
 
 
 def _names(folder: Storage, place: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The recipe that ran last in a run folder, and with which settings."""
+"""Reads the recipes that ran in a run folder, with their settings."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 
 
 class RanRecipe(TypedDict):
-    """What `recipes/<time>-<digest>.json` holds."""
+    """The content of `recipes/<time>-<digest>.json`."""
 
     name: str
     path: str
@@ -24,24 +24,24 @@ class RanRecipe(TypedDict):
 
 
 def ran_names(run: Storage) -> list[str]:
-    """The names of the recipes that ran in a folder, in the order in which they began."""
+    """Returns the names of the recipes that ran in a folder, by their start."""
     names = (entry.name for entry in run.entries("recipes"))
     return sorted(filter(RAN_NAME.fullmatch, names))
 
 
 def newest_name(run: Storage) -> str | None:
-    """The name of the recipe that ran last in a folder."""
+    """Returns the name of the recipe that ran last in a folder; None if none did."""
     return max(ran_names(run), default=None)
 
 
 def read_ran(run: Storage, name: str) -> RanRecipe | None:
-    """What a file of that name in `recipes/` holds; None where it cannot be read."""
+    """Reads a file of `recipes/`; None if it is missing or damaged."""
     ran = run.read_json(f"recipes/{name}", RanRecipe)
     return ran if ran is not None and name.endswith(f"-{digest(ran)[:12]}.json") else None
 
 
 def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
-    """Name and content of the recipe that ran last in a folder."""
+    """Returns name and content of the recipe that ran last; raises RecipeError if there is none."""
     name = newest_name(run)
     if name is None:
         raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
@@ -56,25 +56,24 @@ def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
 
 
 def forgotten(recipe: Recipe, run: Storage) -> list[str]:
-    """A clause on each `--set` of the run before which this run of the same recipe does not repeat,
-    and which makes a difference."""
+    """Returns a clause on each effective `--set` of the last run that this run leaves out."""
     name = newest_name(run)
     ran = run.read_json(f"recipes/{name}", RanRecipe) if name else None
     if ran is None or ran["name"] != recipe.name:
         return []
-    given = {text.partition("=")[0] for text in recipe.overrides}
-    told = []
+    repeated = {text.partition("=")[0] for text in recipe.overrides}
+    clauses = []
     for text in ran["overrides"]:
         target = text.partition("=")[0]
-        then, now = _at(ran["stages"], target), _at(plain(recipe.stages), target)
-        if target not in given and then != now:
+        then, now = _value_at(ran["stages"], target), _value_at(plain(recipe.stages), target)
+        if target not in repeated and then != now:
             here = "the recipe leaves it out now" if now is None else f"this one has {now}"
-            told.append(f"last run had {text}; {here}: --set {shlex.quote(text)} has it again")
-    return told
+            clauses.append(f"last run had {text}; {here}: --set {shlex.quote(text)} has it again")
+    return clauses
 
 
-def _at(stages: Any, target: str) -> Any:
-    """The value at `stage.key.key`; None where there is none."""
+def _value_at(stages: Any, target: str) -> Any:
+    """Returns the value at `stage.key.key`; None if there is none."""
     for key in target.split("."):
         stages = stages.get(key) if isinstance(stages, dict) else None
     return stages

@@ -1,4 +1,4 @@
-"""Rows that a stage reads: columns of one shard from several stages."""
+"""Reads the rows of a stage's inputs: columns of one shard from several stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,27 +16,27 @@ from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.by_reference import ByReference, ByShard
 from clipmill.pipeline.stage import DatasetStage
 
-WHOLE = 1 << 30  # rows: one batch for the whole shard
+WHOLE = 1 << 30  # batch_rows that read a shard as one batch
 
 
 @dataclass(frozen=True)
 class StoredColumns:
-    """One stage's columns of every shard, and how a shard of them is read. Picklable."""
+    """A stage's stored columns, of all shards. Picklable."""
 
     folder: Storage
     mask_folder: Storage | None = None  # of its `only:` stage
-    stage: DatasetStage | None = None  # where it has virtual columns
-    types: Mapping[str, pa.DataType] = field(default_factory=dict)  # of its stored columns
+    stage: DatasetStage | None = None  # only if it has virtual columns
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)  # of the stored columns
 
     def read(
         self, state: ShardState, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.Table]:
-        """Columns of one shard, `batch_rows` at a time."""
+        """Yields columns of one shard, `batch_rows` at a time."""
         return read_stage(self.folder, state, columns, batch_rows, self.mask_folder, self.types)
 
 
 def stored_columns(stages: Mapping[str, PlannedStage], run: Storage) -> dict[str, StoredColumns]:
-    """Where each stage of a plan has its columns."""
+    """Returns the stored columns of each stage of a plan."""
     stored = {}
     for name, planned in stages.items():
         mask = run.child(stages[planned.only].folder) if planned.only else None
@@ -55,26 +55,26 @@ def read_rows(
     root: str,
     batch_rows: int,
 ) -> Iterator[pa.Table]:
-    """uid and the bound columns of one shard, each under the name it is read by."""
-    wanted: dict[str, dict[str, None]] = {}
-    loaded: dict[str, list[str]] = {}
+    """Yields uid and the bound columns of one shard, each under the name it is read by."""
+    read_of: dict[str, dict[str, None]] = {}  # columns to read, by stage
+    loaded: dict[str, list[str]] = {}  # virtual columns to load, by stage
     for stage, column in bindings.values():
         source = stored[stage].stage
         if source is not None and column in {virtual.name for virtual in source.virtual}:
             loaded.setdefault(stage, []).append(column)
         else:
-            wanted.setdefault(stage, {})[column] = None
-    # Every stage stores the uids: those of the root cost a file more where no other column does.
-    named = root if root in wanted or not wanted else next(iter(wanted))
-    wanted[named] = {UID.name: None, **wanted.get(named, {})}
+            read_of.setdefault(stage, {})[column] = None
+    # Every stage stores uids, so read those of a stage whose file is read anyway.
+    named = root if root in read_of or not read_of else next(iter(read_of))
+    read_of[named] = {UID.name: None, **read_of.get(named, {})}
     virtual = {
         name: source.load_virtual(names, states[name].source or {})
         for name, names in loaded.items()
-        if (source := stored[name].stage)  # each of these has one
+        if (source := stored[name].stage)  # always true, for the type checker
     }
     readers = {
         stage: stored[stage].read(states[stage], list(columns), batch_rows)
-        for stage, columns in wanted.items()
+        for stage, columns in read_of.items()
     }
     start = 0
     for tables in zip(*readers.values(), strict=True):
@@ -92,10 +92,10 @@ def read_rows(
 
 @dataclass(frozen=True)
 class PoolShards:
-    """Rows of a root, shard by shard, with the columns a stage reads. Implements `Shards`."""
+    """The shards of a root with the columns that a stage reads. Implements `Shards`."""
 
     stored: Mapping[str, StoredColumns]
-    states: ByShard  # in a worker read as they are asked for
+    states: ByShard  # in a worker, read on access
     bindings: Mapping[str, Binding]
     root: str
     functions: tuple[TableFunction, ...] = ()
@@ -127,11 +127,11 @@ class PoolShards:
         return replace(self, functions=(*self.functions, function))
 
     def by_reference(self, folder: Storage, below: str) -> "PoolShards":
-        """The same, whose states workers read from an object below a folder's folder."""
+        """Returns a copy whose shard states workers read from an object in `folder`/`below`."""
         return replace(self, states=ByReference(self.states, folder, below))
 
     def digest(self, index: int) -> str:
-        """One digest of everything the shard is read from."""
+        """Returns a digest of the shard's sources."""
         states = self.states[index]
         return "-".join(states[stage].digest[:16] for stage in sorted(states))
 
@@ -142,7 +142,7 @@ class PoolShards:
 
 @dataclass(frozen=True)
 class JoinedShards:
-    """Shards of several roots, one after another: what a union reads, or a training."""
+    """Shards of several roots, one after another, as a union or a training reads them."""
 
     members: tuple[PoolShards, ...]
 
@@ -169,36 +169,36 @@ class JoinedShards:
         return member.table(inner)
 
     def select(self, names: Iterable[str]) -> "JoinedShards":
-        wanted = list(names)
-        return JoinedShards(tuple(member.select(wanted) for member in self.members))
+        columns = list(names)
+        return JoinedShards(tuple(member.select(columns) for member in self.members))
 
     def by_reference(self, folder: Storage, below: str) -> "JoinedShards":
         return JoinedShards(tuple(member.by_reference(folder, below) for member in self.members))
 
     def digest(self, index: int) -> str:
-        """One digest of everything the shard is read from."""
+        """Returns a digest of the shard's sources."""
         member, inner = self._at(index)
         return member.digest(inner)
 
     def source(self, index: int) -> str:
-        """The name of the stage whose rows these are."""
+        """Returns the name of the root that the shard belongs to."""
         return self._at(index)[0].root
 
 
 def only(names: tuple[str, ...], table: pa.Table) -> pa.Table:
-    """The columns of these names."""
+    """Returns the table's columns of these names."""
     return table.select([name for name in table.column_names if name in names])
 
 
 def apply(functions: tuple[Callable[[pa.Table], pa.Table], ...], table: pa.Table) -> pa.Table:
-    """The functions' result, one after another."""
+    """Applies the functions to the table, one after another."""
     for function in functions:
         table = function(table)
     return table
 
 
 def with_place(batch: pa.Table, shard: int, start: int) -> pa.Table:
-    """The batch with each row's shard and position after its uid."""
+    """Adds each row's shard and position to a batch, after its uid."""
     position = np.arange(start, start + len(batch), dtype=np.int32)
     shards: Any = np.full(len(batch), shard, np.int32)
     return batch.add_column(1, SHARD.name, pa.array(shards)).add_column(

@@ -1,6 +1,6 @@
-"""What each run in a folder was made with, and how long it took: `sessions/<time>.json`.
+"""Stores the versions, machine and duration of each run: `sessions/<time>.json`.
 
-Stored as a run ends: one that is killed leaves none.
+A session is stored as its run ends; a killed run leaves none.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from clipmill.pipeline.errors import ClipmillError
 
 FOLDER = "sessions"
 PACKAGES = ("numpy", "pyarrow", "polars", "pillow", "torch", "ray")
-SOURCES = Path(__file__).parents[3]  # a checkout, or where packages are installed
+SOURCES = Path(__file__).parents[3]  # a checkout, or site-packages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One run: `seconds` from its begin to its end by the clock, on the machine that led it.
+    """One run, as its driver saw it; `seconds` are wall-clock time.
 
-    `commit` is of a checkout, null for an installed package; `packages` have their versions.
+    `commit` is that of a checkout, None for an installed package; `packages` have their versions.
     """
 
     recipe: str
@@ -44,52 +44,52 @@ class Session:
 
 @contextlib.contextmanager
 def session(run: Storage, recipe: str) -> Iterator[None]:
-    """Stores a session where what it is around ends by itself, well or not."""
+    """Stores a session when the body ends without an exception."""
     began = time.time()
     yield
     ended = time.time()
-    made = Session(
+    entry = Session(
         recipe=recipe,
         began=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)),
         seconds=round(ended - began, 1),
         clipmill=_version("clipmill") or "unknown",
         commit=commit(SOURCES),
         python=platform.python_version(),
-        packages={name: found for name in PACKAGES if (found := _version(name))},
+        packages={name: number for name in PACKAGES if (number := _version(name))},
         machine=machine(),
     )
     name = time.strftime("%Y%m%dT%H%M%S", time.gmtime(began)) + f"{int(began % 1 * 1e6):06d}"
-    with contextlib.suppress(OSError, ClipmillError):  # a full disk has been told by then
-        put_sealed(run, f"{FOLDER}/{name}.json", asdict(made), point="session")
+    with contextlib.suppress(OSError, ClipmillError):  # the run has reported a full disk
+        put_sealed(run, f"{FOLDER}/{name}.json", asdict(entry), point="session")
 
 
 def sessions(run: Storage) -> tuple[Session, ...]:
-    """Every session in a run folder that can be read, the first to begin first."""
+    """Returns the readable sessions of a run folder, by their start."""
     return tuple(session for _, session in _stored(run))
 
 
 def ends(run: Storage) -> list[tuple[float, float]]:
-    """Begin and end of each session, in seconds since 1970, the first to begin first."""
-    found = []
+    """Returns start and end of each session in seconds since 1970, by start."""
+    times = []
     for name, session in _stored(run):
-        with contextlib.suppress(ValueError):  # a file of another's
+        with contextlib.suppress(ValueError):  # not our file
             began = datetime.strptime(name, "%Y%m%dT%H%M%S%f.json").replace(tzinfo=UTC).timestamp()
-            found.append((began, began + session.seconds))
-    return found
+            times.append((began, began + session.seconds))
+    return times
 
 
 def _stored(run: Storage) -> list[tuple[str, Session]]:
-    """Each session that can be read, under the name of its file."""
-    found = []
+    """Reads the sessions that can be read, with their file names."""
+    stored = []
     for entry in sorted(run.entries(FOLDER), key=lambda entry: entry.name):
-        held = read_sealed(run, f"{FOLDER}/{entry.name}")
-        with contextlib.suppress(msgspec.ValidationError):  # another version's
-            found += [(entry.name, msgspec.convert(held, Session))] if held else []
-    return found
+        value = read_sealed(run, f"{FOLDER}/{entry.name}")
+        with contextlib.suppress(msgspec.ValidationError):  # of another version
+            stored += [(entry.name, msgspec.convert(value, Session))] if value else []
+    return stored
 
 
 def commit(folder: Path) -> str | None:
-    """The commit that is checked out there, with a + where files differ from it."""
+    """Returns the commit checked out in a folder, with a + if files differ; else None."""
     if not (folder / ".git").exists():
         return None
     head = _git(folder, "rev-parse", "--short=12", "HEAD")
@@ -97,7 +97,7 @@ def commit(folder: Path) -> str | None:
 
 
 def machine() -> str:
-    """Processor, CPUs that may be used, memory, system: no name of the machine."""
+    """Describes processor, usable CPUs, memory and system, without the machine's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -111,12 +111,12 @@ def machine() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return said.stdout.strip() if said.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The good shards of a stage, as readers see them: made of its records as they are asked for."""
+"""Maps the good shards of a stage to their states, made from records on access."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from clipmill.metadata.records import Records, place_in
 
 
 class Shards(Mapping[int, ShardState]):
-    """By shard, in their order; a mask says which rows of each are selected."""
+    """The states of good shards by shard number, in order; a mask selects rows of each."""
 
     def __init__(
         self,
@@ -25,21 +25,21 @@ class Shards(Mapping[int, ShardState]):
         mask: "Shards | None" = None,
         passes: Mapping[int, list[Record]] | None = None,
     ) -> None:
-        """`passes`, of some shards, are read in place of all those that they have."""
+        """Takes `passes` of some shards in place of all their passes."""
         self.records, self.mask, self._passes = records, mask, passes or {}
         self._shard_N = shard_N
         self._added: dict[int, None] = {}
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        """Which they are, in order."""
+        """(N,) shard numbers, in order."""
         if self._added:
             self._shard_N = np.union1d(self._shard_N, np.array([*self._added], np.int64))
             self._added = {}
         return self._shard_N
 
     def add(self, shard: int) -> None:
-        """Another one is good, as its records are now."""
+        """Adds a good shard, whose records are stored."""
         if shard not in self:
             self._added[shard] = None
 
@@ -62,36 +62,36 @@ class Shards(Mapping[int, ShardState]):
 
     @property
     def first(self) -> pa.Table:
-        """Pass 0 of each, as columns."""
+        """Records of pass 0, one row a shard."""
         return self.records.first(self.numbers)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """(N,) the rows of each."""
+        """(N,) number of rows of each shard."""
         return np.asarray(self.first["rows"], np.int64)
 
     @property
     def rows(self) -> int:
-        """Of all of them."""
+        """Number of rows of all shards."""
         return int(self.sizes.sum())
 
     def digests(self, shard_N: NDArray[np.int64] | None = None) -> pa.Array:
-        """(N,) the digest of each of these shards, or of all."""
+        """Returns (N,) digests of these shards, or of all."""
         shard_N = self.numbers if shard_N is None else shard_N
         first = self.records.first(shard_N)
         digests = pc.utf8_slice_codeunits(first["sha256"].combine_chunks(), 0, 32)
         is_plain_N = np.asarray(first["data"].is_valid()) & (self.records.passes(shard_N) == 1)
         if self.mask is None and is_plain_N.all():
             return digests
-        told = digests.to_pylist()
-        for at in range(len(told)) if self.mask is not None else np.flatnonzero(~is_plain_N):
-            told[at] = self[int(shard_N[at])].digest
-        return pa.array(told, pa.string())
+        values = digests.to_pylist()
+        for index in range(len(values)) if self.mask is not None else np.flatnonzero(~is_plain_N):
+            values[index] = self[int(shard_N[index])].digest
+        return pa.array(values, pa.string())
 
 
 @dataclass(frozen=True)
 class StatesByShard(Sequence[Mapping[str, ShardState]]):
-    """The states of each shard of a pool, by stage; pickled as a tuple of them all."""
+    """The states of each shard of a pool, by stage; pickled as a tuple."""
 
     shards: Mapping[str, Mapping[int, ShardState]]
     numbers: Sequence[int]

@@ -1,4 +1,4 @@
-"""What of a plan is done in a run folder: one scan a stage, checked against its parents."""
+"""Finds the done parts of a plan in a run folder: one scan a stage, checked against its parents."""
 
 import os
 import shlex
@@ -36,79 +36,79 @@ from clipmill.pipeline.run_folder.shards import Shards, StatesByShard
 from clipmill.pipeline.run_folder.variants import variant as variant_of
 
 NONE = np.empty(0, np.int64)
-READERS = 8  # folders of an object store that are listed at once
+READERS = 8  # folders of an object store listed concurrently
 
 
 @dataclass
 class StageState:
-    """A stage's shards that are good today, its failures, and whether all of it is there."""
+    """A stage's current good shards, failures and manifest."""
 
     planned: PlannedStage
     folder: Storage
     scan: Scan
-    total: int | None = None  # shards there should be; None while its root is unknown
+    total: int | None = None  # shards due; None while the root's are unknown
     shards: Shards = field(default_factory=lambda: Shards(Records(RECORD.empty_table()), NONE))
     failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
-    manifest: Manifest | None = None  # good today
+    manifest: Manifest | None = None  # only if it is good today
 
     @property
     def complete(self) -> bool:
-        """All of it is there and good."""
+        """True where all its shards, or its manifest, are good."""
         if self.planned.is_row or self.planned.is_root:
             return self.total is not None and len(self.shards) == self.total
         return self.manifest is not None
 
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
-        """Name and bytes of each file in the out/ of a complete stage."""
+        """Name and size in bytes of each file in out/ of a complete stage."""
         return self.manifest.outputs if self.manifest else ()
 
     @property
     def columns(self) -> pa.Table:
-        """The records of the good shards, every pass of them, as columns."""
+        """Records of all passes of the good shards, as a table."""
         return self.scan.records.table(self.shards.numbers)
 
     @property
     def codes(self) -> list[str]:
-        """The reasons that they count rows of, "" for the fine ones."""
+        """The reasons in the records; "" stands for rows with a value."""
         return list(rows_by_reason(self.columns))
 
     @property
     def seconds(self) -> float:
-        """Seconds of work in all workers; of a dataset stage, from begin to end of its last run."""
+        """Seconds of work in all workers; for a dataset stage, wall time of its last run."""
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
         return float(sum(self.columns["seconds"].to_pylist()))
 
     def recorded(self, shard: int) -> dict[str, int] | None:
-        """Rows of a good shard by reason, "" for the fine ones: as its record counts them.
+        """Returns a good shard's rows by reason ("" for rows with a value), from its record.
 
-        None where a later pass or another mask has changed that.
+        None if a later pass or another mask has changed the counts.
         """
         first, *later = self.scan.records[shard]
         mask = self.shards[shard].mask
-        is_todays = not later and first.mask == (mask.digest if mask else None)
-        return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
+        is_current = not later and first.mask == (mask.digest if mask else None)
+        return first.counts if is_current and sum(first.counts.values()) == first.rows else None
 
     def all_recorded(self) -> tuple[dict[str, int], list[int]]:
-        """The same of all good shards together, and those of which the records do not tell."""
+        """Returns rows by reason of all good shards, and the shards whose records do not tell."""
         shard_N, records = self.shards.numbers, self.scan.records
         first, mask = records.first(shard_N), self.shards.mask
-        is_told_N = (records.passes(shard_N) == 1) & (counted(first) == first["rows"].to_numpy())
-        is_told_N &= same_mask(first, mask, shard_N)
-        told = first if is_told_N.all() else first.filter(pa.array(is_told_N))
-        return rows_by_reason(told), shard_N[~is_told_N].tolist()
+        is_known_N = (records.passes(shard_N) == 1) & (counted(first) == first["rows"].to_numpy())
+        is_known_N &= same_mask(first, mask, shard_N)
+        known = first if is_known_N.all() else first.filter(pa.array(is_known_N))
+        return rows_by_reason(known), shard_N[~is_known_N].tolist()
 
 
 def no_mask(records: pa.Table) -> NDArray[np.bool_]:
-    """(R,) whether each record was made of all rows."""
+    """Returns (R,) True for records that were made without a mask."""
     return np.asarray(records["mask"].is_null(), bool)
 
 
 def same_mask(
     records: pa.Table, mask: Shards | None, shard_N: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """(N,) whether the record of each shard was made under its mask of today, or under none."""
+    """Returns (N,) True for records made under the shard's current mask, or lack of one."""
     if mask is None:
         return no_mask(records)
     masks = records["mask"].combine_chunks()
@@ -125,9 +125,9 @@ class RunState:
         scans: dict[str, Scan] | None = None,
         as_it_stood: bool = False,
     ) -> None:
-        """`scans` keeps what folders hold, for plans that share some and are read one by one.
+        """Scans the stages' folders; `scans` caches them for several plans that share some.
 
-        `as_it_stood`: without the passes that wider masks of other recipes have added since.
+        `as_it_stood`: leave out passes that wider masks of other recipes have added since.
         """
         self.plan = plan
         self.run = run
@@ -142,7 +142,7 @@ class RunState:
             self.resolve(name)
 
     def rescan(self, name: str) -> None:
-        """Reads a stage's folder again, and what of it is good."""
+        """Scans a stage's folder again, and resolves it."""
         self.stages[name] = self._scanned(name)
         self.resolve(name)
 
@@ -152,7 +152,7 @@ class RunState:
         scanned = known or scan(folder)
         if scans is not None:
             scans[planned.folder] = scanned
-        if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
+        if planned.stage.determinism == "recorded":  # lost answers are asked for by --repair only
             scanned.records = scanned.records.without(record.shard for record in scanned.lost)
             for record in scanned.lost:
                 is_torn = record.name in scanned.torn
@@ -165,7 +165,7 @@ class RunState:
         return StageState(planned, folder, scanned)
 
     def resolve(self, name: str) -> None:
-        """Which of a stage's shards are good today; stages before it are resolved."""
+        """Finds a stage's current good shards; its needs must be resolved."""
         state = self.stages[name]
         state.shards = Shards(state.scan.records, NONE)
         state.failures, state.manifest = {}, None
@@ -177,7 +177,7 @@ class RunState:
             self._resolve_dataset(state)
 
     def _resolve_root(self, state: StageState) -> None:
-        """Every shard that its manifest counts; whether the source has changed, its run asks."""
+        """Takes every shard within the manifest's count; only a run checks the source itself."""
         manifest = state.scan.manifest
         state.total = manifest.shards if manifest else None
         shard_N = state.scan.records.shards
@@ -188,7 +188,7 @@ class RunState:
         state.manifest = manifest if state.complete else None
 
     def _resolve_dataset(self, state: StageState) -> None:
-        """All shards or none: its manifest names the inputs that all of them were made of."""
+        """Takes all shards or none: the manifest names the inputs of all."""
         planned, manifest = state.planned, state.scan.manifest
         inputs = self.inputs_digest(planned)
         state.total = self.stages[planned.root].total if planned.root else None
@@ -197,7 +197,7 @@ class RunState:
         if manifest.outputs != state.scan.outputs:
             return
         if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
-            return  # made before the stage left files: its rows stay, and the files are added
+            return  # from a version that stored no files: a run keeps the rows and adds the files
         records = state.scan.records
         table = records.table(records.shards)
         others_N = table["shard"].to_numpy()[~are_made_of(table, manifest.made_of)]
@@ -206,11 +206,11 @@ class RunState:
             state.manifest, state.shards = manifest, Shards(records, good_N)
 
     def _is_opened(self, name: str) -> bool:
-        """Whether a stage of the plan reads files in this one's out/."""
+        """Returns whether a stage of the plan reads files in this one's out/."""
         return any(name in planned.folders for planned in self.plan.stages.values())
 
     def _resolve_rows(self, state: StageState) -> None:
-        """Each shard by itself: made of its parents as they are now, under today's mask."""
+        """Takes each shard that is made from its current parents, under the current mask."""
         root = self.stages[state.planned.root]
         state.total = root.total
         ready_N = self._ready(state.planned)
@@ -223,7 +223,7 @@ class RunState:
         state.failures = dict(sorted(state.failures.items()))
 
     def _ready(self, planned: PlannedStage) -> NDArray[np.int64]:
-        """The shards of which all that a row stage reads is good."""
+        """Returns the shards whose inputs are all good."""
         if len(self.digests(planned.folders)) < len(planned.folders):
             return NONE
         ready_N = self.stages[planned.root].shards.numbers
@@ -232,7 +232,7 @@ class RunState:
         return ready_N
 
     def _resolve_ready(self, state: StageState, ready_N: NDArray[np.int64]) -> None:
-        """Those with one pass together, as columns; the few others as `standing` says."""
+        """Resolves shards with one pass by column; the few others one by one, with `standing`."""
         planned, records = state.planned, state.scan.records
         mask = self.stages[planned.only].shards if planned.only else None
         sources = {name: self.stages[name].shards for name in planned.sources}
@@ -249,36 +249,36 @@ class RunState:
         for shard in np.setdiff1d(
             np.union1d(failed_N, several_N), good_N, assume_unique=True
         ).tolist():
-            found, failure = records.get(shard, []), state.scan.failures.get(shard)
+            stored, failure = records.get(shard, []), state.scan.failures.get(shard)
             parents = parents_of(
-                planned, {s: of[shard].digest for s, of in sources.items()}, models
+                planned, {s: shards[shard].digest for s, shards in sources.items()}, models
             )
             under = mask[shard].digest if mask is not None else None
-            verdict = standing(found, failure, parents, under)
+            verdict = standing(stored, failure, parents, under)
             if verdict == "good":
                 others.append(shard)
                 if self.as_it_stood and mask is not None:
-                    own = [it.number for it in found if it.mask in (None, under)]
-                    passes[shard] = [it for it in found if it.number <= own[-1]]
+                    own = [record.number for record in stored if record.mask in (None, under)]
+                    passes[shard] = [record for record in stored if record.number <= own[-1]]
             elif verdict == "failed":
                 state.failures[shard] = failure
         good_N = np.sort(np.append(good_N, np.array(others, np.int64)))
         state.shards = Shards(records, good_N, mask, passes)
 
     def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
-        """The good shards, by stage, that this one is made of; None where one is missing."""
+        """Returns the states of the shard's inputs, by stage; None if one is not good."""
         needs = (*planned.sources, *([planned.only] if planned.only else []))
         states = {need: self.stages[need].shards.get(shard) for need in needs}
         good = {need: state for need, state in states.items() if state is not None}
         return good if len(good) == len(states) else None
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
-        """The digest of what each of these stages left in out/, of those that are done."""
+        """Returns the manifest's digest of each of these stages that is done."""
         manifests = {name: self.stages[name].manifest for name in names}
         return {name: manifest.digest for name, manifest in manifests.items() if manifest}
 
     def inputs_digest(self, planned: PlannedStage) -> str | None:
-        """One digest of everything a dataset stage reads; None while some of it is missing."""
+        """Returns one digest of a dataset stage's inputs; None while some are missing."""
         parts: list[Any] = []
         for need in planned.needs:
             state = self.stages[need]
@@ -291,21 +291,21 @@ class RunState:
         return digest(parts)
 
     def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards:
-        """The rows a dataset stage reads, none where it takes none; its parents are complete."""
+        """Returns the rows that a dataset stage reads, if any; its parents must be complete."""
         bound = zip(planned.parents, planned.bindings, strict=False)
         members = [self._pool_shards(parent, bindings) for parent, bindings in bound]
         apart = planned.is_root or len(members) != 1
         return JoinedShards(tuple(members)) if apart else members[0]
 
     def mask(self, planned: PlannedStage) -> SelectMask | None:
-        """Which rows of its data a dataset stage reads; None where all of them."""
+        """Returns the mask of the data that a dataset stage reads; None if it reads all rows."""
         if planned.data is None or planned.kept_by is None:
             return None
         verdicts = self._pool_shards(planned.kept_by, planned.mask)
         return SelectMask(verdicts, self.stored[planned.data].folder)
 
     def _pool_shards(self, stage: str, bindings: dict[str, Binding]) -> PoolShards:
-        """These columns of all rows of the stage's root; they are complete."""
+        """Returns these columns of all rows of the stage's root; they must be complete."""
         root = self.plan.stages[stage].root
         used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
         return PoolShards(
@@ -319,7 +319,7 @@ class RunState:
         )
 
     def counts(self, name: str, shard: int) -> dict[str, int]:
-        """Rows of a stage's good shard by reason today; its file is read where no record tells."""
+        """Counts a good shard's rows by reason today; reads its file if its record cannot tell."""
         recorded = self.stages[name].recorded(shard)
         if recorded is not None:
             return recorded
@@ -329,11 +329,11 @@ class RunState:
         return {count["values"]: count["counts"] for count in counted}
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
-        """The columns of a stage at one row: one row group is read where the shard has one file."""
+        """Reads columns of one row; if the shard has one file, from a single row group."""
         stored, shard_state = self.stored[name], self.stages[name].shards[shard]
         if len(shard_state.files) == 1 and shard_state.mask is None:
-            at = np.array([position])
-            return dict(read_at(stored.folder, shard_state.files[0], columns, at).to_pylist()[0])
+            row = np.array([position])
+            return dict(read_at(stored.folder, shard_state.files[0], columns, row).to_pylist()[0])
         start = 0
         for table in stored.read(shard_state, columns, 4096):
             if position < start + len(table):
@@ -342,12 +342,12 @@ class RunState:
         raise IndexError(f"position {position} of {start} rows of shard {shard}")
 
     def uid(self, root: str, shard: int, position: int) -> str:
-        """The uid of a row, in hex."""
+        """Returns the uid of a row, in hex."""
         return str(self.cell(root, shard, position, [UID.name])[UID.name].hex())
 
 
 def summary(state: StageState) -> str:
-    """`done`, `3 of 12 shards`, `nothing yet`: what is there, in words."""
+    """Returns a stage's progress in words: `done`, `3 of 12 shards`, `nothing yet`."""
     if state.complete:
         return "done"
     gone = state.scan.changed
@@ -361,7 +361,7 @@ def summary(state: StageState) -> str:
 
 
 def latest(uri: str, variant: int | None = None) -> RunState:
-    """The run folder seen through the recipe that ran there last, or one of its variants."""
+    """Reads a run folder by the recipe that ran there last, or by one of its variants."""
     run = Storage(uri)
     if variant is not None:
         return seen_through(plan_of(variant_of(run, variant).ran, run), run)
@@ -369,27 +369,27 @@ def latest(uri: str, variant: int | None = None) -> RunState:
 
 
 def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> RunState:
-    """The run folder through the plan of a variant, to be looked at.
+    """Reads a run folder by the plan of a variant, for display.
 
-    A wider mask of another one may have added rows to a stage with `only:` since, so that a run
-    would make again what reads them: then as it stood, where more stages are complete so.
+    A wider mask of another variant may have added rows to a stage with `only:`, which outdates the
+    stages after it. The state without these rows is returned if more of its stages are complete.
     """
     scans = {} if scans is None else scans
     today = RunState(plan, run, scans)
-    if all(it.complete for it in today.stages.values()) or not any(
+    if all(stage.complete for stage in today.stages.values()) or not any(
         planned.only for planned in plan.stages.values()
     ):
         return today
     stood = RunState(plan, run, scans, as_it_stood=True)
-    return max(today, stood, key=lambda it: sum(stage.complete for stage in it.stages.values()))
+    return max(today, stood, key=lambda run: sum(stage.complete for stage in run.stages.values()))
 
 
 def plan_of(ran: RanRecipe, run: Storage) -> Plan:
-    """The whole plan of a recipe that ran, as it is made today.
+    """Plans a recipe that ran with today's code.
 
-    A stage with own code that is not at hand is as the run remembers it.
+    A stage whose own code is missing is planned as the run remembers it.
     """
-    kept = {name: remembered_in(run).get(folder) for name, folder in ran["folders"].items()}
+    known = {name: remembered_in(run).get(folder) for name, folder in ran["folders"].items()}
     return make_plan(
         Recipe(
             name=ran["name"],
@@ -398,6 +398,6 @@ def plan_of(ran: RanRecipe, run: Storage) -> Plan:
             stages=ran["stages"],
             overrides=tuple(ran["overrides"]),
             folders=ran["folders"],
-            remembered={name: it for name, it in kept.items() if it and not is_at_hand(it)},
+            remembered={name: old for name, old in known.items() if old and not is_at_hand(old)},
         )
     )

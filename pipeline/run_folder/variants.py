@@ -1,8 +1,7 @@
-"""The variants of a run folder: the recipes that ran there, each once, numbered as they first came.
+"""Lists the variants of a run folder: its different recipes, numbered by their first run.
 
-`recipes/` holds them all: a run stores its recipe as it begins, unless the run before had the same.
-Two are one variant where seed, stages and settings are equal, whatever file they stood in, and
-whether or not `--until` ended them early.
+A run stores its recipe in `recipes/` as it begins, unless the run before had the same. Two recipes
+are one variant if seed, stages and settings are equal; their files and `--until` do not matter.
 """
 
 import time
@@ -18,16 +17,16 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.run_folder.ran import RanRecipe, ran_names, read_ran
 from clipmill.pipeline.run_folder.sessions import ends
 
-READERS = 16  # threads, that wait for a store
-ROUNDED_S = 0.05  # by which a session's stored end may be early
+READERS = 16  # threads, which wait for storage
+ROUNDED_S = 0.05  # rounding of a session's stored end
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe that ran: when it first and last began, and whether no other ran since."""
+    """A recipe that ran, with its first and last start; `is_last`: no other has run since."""
 
     number: int
-    file: str  # in recipes/, of its last run there
+    file: str  # in recipes/, of its last run
     ran: RanRecipe
     first_ran: str  # 2026-11-26 14:03 UTC
     last_ran: str
@@ -36,7 +35,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A setting, `stage.key`, in two recipes; null where it is not set."""
+    """A setting, `stage.key`, in two recipes; None if it is not set."""
 
     key: str
     before: Any
@@ -45,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What one recipe has and another has not: stages, and settings of the stages of both."""
+    """The difference of two recipes: stages, and settings of stages that are in both."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -53,53 +52,54 @@ class Changes:
 
 
 def variants(run: Storage) -> tuple[list[Variant], list[str]]:
-    """Every variant in the order of its number; and the files of recipes that cannot be read."""
+    """Returns the variants by number, and the files of recipes that cannot be read."""
     names = ran_names(run)
     if not names:
         raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
     with ThreadPoolExecutor(READERS) as readers:
-        found = dict(zip(names, readers.map(lambda name: read_ran(run, name), names), strict=True))
+        recipes = readers.map(lambda name: read_ran(run, name), names)
+        ran_of = dict(zip(names, recipes, strict=True))
     began = {name: [_stamp(name)] for name in names}
     for start, end in ends(run):
         if before := [name for name in names if _stamp(name) <= end + ROUNDED_S]:
-            began[before[-1]].append(start)  # whose recipe was the last to begin by its end
+            began[before[-1]].append(start)  # the session ran the last recipe stored by its end
     files: dict[str, list[str]] = {}
-    for name, ran in found.items():
+    for name, ran in ran_of.items():
         if ran is not None:
             files.setdefault(digest([ran["seed"], ran["stages"]]), []).append(name)
-    made = []
-    for number, its in enumerate(files.values(), start=1):
-        ran = found[its[-1]]
+    listed = []
+    for number, group in enumerate(files.values(), start=1):
+        last = group[-1]
+        ran = ran_of[last]
         assert ran is not None
-        times = [at for name in its for at in began[name]]
-        made.append(
-            Variant(number, its[-1], ran, _utc(min(times)), _utc(max(times)), its[-1] == names[-1])
-        )
-    return made, [name for name, ran in found.items() if ran is None]
+        times = [start for name in group for start in began[name]]
+        first_ran, last_ran = _utc(min(times)), _utc(max(times))
+        listed.append(Variant(number, last, ran, first_ran, last_ran, last == names[-1]))
+    return listed, [name for name, ran in ran_of.items() if ran is None]
 
 
 def variant(run: Storage, number: int) -> Variant:
-    """The variant of that number; RecipeError where there is none."""
-    there, _ = variants(run)
-    if not 1 <= number <= len(there):
+    """Returns the variant of that number; raises RecipeError if there is none."""
+    known, _ = variants(run)
+    if not 1 <= number <= len(known):
         raise RecipeError(
-            f"no variant {number}: this folder has seen {len(there)}",
+            f"no variant {number}: this folder has seen {len(known)}",
             str(run),
             "clipmill diff --run … lists them",
         )
-    return there[number - 1]
+    return known[number - 1]
 
 
 def changes(before: RanRecipe, after: RanRecipe) -> Changes:
-    """What differs, in the order of the recipes."""
+    """Returns the differences of two recipes, in their order."""
     old, new = before["stages"], after["stages"]
     settings = []
     if before["seed"] != after["seed"]:
         settings.append(Change(key="seed", before=before["seed"], after=after["seed"]))
     for stage in (stage for stage in new if stage in old):
         then, now = (
-            {f"{stage}.{key}": value for key, value in _flat(its)}
-            for its in (old[stage], new[stage])
+            {f"{stage}.{key}": value for key, value in _flat(settings_of)}
+            for settings_of in (old[stage], new[stage])
         )
         settings += [
             Change(key=key, before=then.get(key), after=now.get(key))
@@ -114,7 +114,7 @@ def changes(before: RanRecipe, after: RanRecipe) -> Changes:
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`key.key` and value of each setting, of those below it; a list is one value."""
+    """Yields `key.key` and value of each setting, nested ones included; a list is one value."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             for name, inner in _flat(value):
@@ -124,10 +124,10 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _stamp(name: str) -> float:
-    """Seconds since 1970 at which a recipe was stored, from its file's name; 0 where it is none."""
+    """Returns when a recipe was stored, in seconds since 1970, from its file name; 0 if invalid."""
     try:
         second = datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-    except ValueError:  # a file of another's
+    except ValueError:  # not our file
         return 0.0
     return second + int(name[15:24]) / 1e9
 

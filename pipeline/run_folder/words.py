@@ -1,23 +1,22 @@
-"""Plain words for what the engine stores: why a row has no value, how long something took."""
+"""Formats stored values for people: reasons, rules, durations and sizes."""
 
 import re
 
 from clipmill.metadata.passes import NOT_SELECTED
 
-UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
+UNDEFINED = "undefined:"  # a select's reason, followed by the column that has no value
 BEFORE = "dropped_before"
-DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"  # a select that another one combines
+DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"  # followed by a select that select.combine reads
 SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice
-LONG = 80  # characters of a rule that stands on one line
+LONG = 80  # characters of a rule that fits one line
 KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
 
 def kind_of(reason: str, is_select: bool, is_root: bool) -> str:
-    """One of `KINDS` for a row that has this reason at a stage.
+    """Returns one of `KINDS` for a row with this reason, from the reason alone.
 
-    `dropped before`: by a select that this stage, itself a select or not, takes its rows from.
-    `no input`: the stage got nothing to work on, whether the pool had none or a stage before it
-    gave none. By the reason alone, so that no file is opened.
+    `dropped before`: by a select that this stage takes its rows from. `no input`: the pool or an
+    earlier stage had no value for the stage to work on.
     """
     if reason == NOT_SELECTED:
         return "not selected"
@@ -29,7 +28,7 @@ def kind_of(reason: str, is_select: bool, is_root: bool) -> str:
 
 
 def in_words(reason: str) -> str:
-    """A reason as a reader's sentence has it; a code of a stage's own stays as it is."""
+    """Returns a reason in words; a stage's own codes stay as they are."""
     if reason.startswith(UNDEFINED):
         return f"{reason.removeprefix(UNDEFINED)} has no value"
     for combined in (DROPPED_BY, KEPT_BY):
@@ -39,9 +38,9 @@ def in_words(reason: str) -> str:
 
 
 def apart(before: str, after: str) -> tuple[str, str] | None:
-    """Of two long rules joined by AND the parts that one alone has; None where nothing is saved."""
+    """Returns the AND parts that only one of two long rules has; None if that is not shorter."""
     rules = [_conjuncts(text) for text in (before, after)]
-    only = [[part for part in its if part not in other] for its, other in (rules, rules[::-1])]
+    only = [[part for part in rule if part not in other] for rule, other in (rules, rules[::-1])]
     is_short = max(len(before), len(after)) <= LONG
     if is_short or only == rules or not any(only) or "BETWEEN" in f"{before} {after}".upper():
         return None
@@ -49,23 +48,23 @@ def apart(before: str, after: str) -> tuple[str, str] | None:
 
 
 def _conjuncts(rule: str) -> list[str]:
-    """The parts between those ANDs that stand in no parentheses and no quotes."""
+    """Splits a rule at each AND outside of parentheses and quotes."""
     parts, depth, start = [], 0, 0
-    for found in re.finditer(r"'[^']*'|\"[^\"]*\"|[()]|\bAND\b", rule, re.IGNORECASE):
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
-        if found[0].upper() == "AND" and not depth:
-            parts.append(rule[start : found.start()])
-            start = found.end()
+    for token in re.finditer(r"'[^']*'|\"[^\"]*\"|[()]|\bAND\b", rule, re.IGNORECASE):
+        depth += {"(": 1, ")": -1}.get(token[0], 0)
+        if token[0].upper() == "AND" and not depth:
+            parts.append(rule[start : token.start()])
+            start = token.end()
     return [" ".join(part.split()) for part in (*parts, rule[start:])]
 
 
 def as_sets(stage: str, advice: str) -> list[str]:
-    """`--set STAGE.key=value` of each setting that a stage's advice names as `key: value`."""
+    """Returns `--set STAGE.key=value` for each setting that advice names as `key: value`."""
     return [f"--set {stage}.{key}={value}" for key, value in re.findall(SETTING, advice)]
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `42 s`, `3:20`, `1:02:03`."""
+    """Formats seconds: `0.4 s`, `42 s`, `3:20`, `1:02:03`."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     minutes, second = divmod(int(seconds), 60)
@@ -74,8 +73,8 @@ def duration(seconds: float) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Bytes in the largest unit that leaves at least one: `300 bytes`, `4.7 kB`, `1.2 GB`."""
-    for unit, of in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= of:
-            return f"{size_bytes / of:,.1f} {unit}"
+    """Formats bytes in the largest unit that leaves at least 1: `300 bytes`, `4.7 kB`, `1.2 GB`."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
     return f"{size_bytes} bytes"

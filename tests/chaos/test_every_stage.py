@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine.repair import is_asked
+from clipmill.pipeline.engine.repair import is_recorded
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import load_recipe
@@ -251,7 +251,7 @@ def test_who_reads_a_changed_file_has_it_made_again(case, pieces, tmp_path, seed
     for planned in stages.values():
         if planned in anew:
             shutil.rmtree(out / planned.folder)
-        elif not is_asked(planned.stage):  # no run asks again for damaged rows: test_verify
+        elif not is_recorded(planned.stage):  # no run asks again for damaged rows: test_verify
             for path in files_of(out / planned.folder):
                 flip(path, seed)
     ended = pieces.nursery.run(out)

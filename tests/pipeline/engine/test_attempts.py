@@ -152,11 +152,11 @@ def test_work_that_nobody_began_is_counted_without_a_look(tmp_path, monkeypatch)
 
 def test_a_count_may_outlive_success_but_no_error(tmp_path):
     work = Work(tmp_path)
-    assert work.attempt(kept=True) == 1
+    assert work.attempt(keep_count=True) == 1
     assert work.is_counted()
     work.errors = [ShardError("bad", "there", "mend it")]
     with pytest.raises(ShardError):
-        work.attempt(kept=True)
+        work.attempt(keep_count=True)
     assert not work.is_counted()
 
 

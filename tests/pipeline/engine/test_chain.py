@@ -11,7 +11,7 @@ from clipmill.metadata.schema import KEEP, REASON, REASON_TYPE, UID, Column, Der
 from clipmill.metadata.shard import ShardWriter, store
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.chain import ShardItem, next_together
-from clipmill.pipeline.engine.chain_compute import rows_asked, spread
+from clipmill.pipeline.engine.chain_compute import rows_due, spread
 from clipmill.pipeline.engine.functions import Batch
 from clipmill.pipeline.run_folder.rows import StoredColumns
 
@@ -88,18 +88,18 @@ def mask_of(columns: StoredColumns, keep: list[bool | None]) -> ShardState:
 def test_a_first_pass_is_of_the_rows_of_the_mask(stage):
     columns, _ = stage
     mask = mask_of(columns, [True, False, None, True, False])
-    assert rows_asked(columns, [], mask, ()).tolist() == [1, 0, 0, 1, 0]
+    assert rows_due(columns, [], mask, ()).tolist() == [1, 0, 0, 1, 0]
 
 
 def test_a_later_pass_is_of_the_rows_of_the_mask_that_no_pass_has(stage):
     columns, record = stage
     mask = mask_of(columns, [False, True, True, True, False])
-    assert rows_asked(columns, [record], mask, ()).tolist() == [0, 0, 0, 1, 0]
+    assert rows_due(columns, [record], mask, ()).tolist() == [0, 0, 0, 1, 0]
 
 
 def test_a_retry_is_of_rows_with_its_reasons_too(stage):
     columns, record = stage
-    assert rows_asked(columns, [record], None, ("timeout",)).tolist() == [0, 1, 0, 1, 1]
+    assert rows_due(columns, [record], None, ("timeout",)).tolist() == [0, 1, 0, 1, 1]
 
 
 # What they are given, and what is stored
@@ -127,14 +127,14 @@ def test_stages_that_read_the_same_derived_column_share_one_computation():
         ("other", "number"): pa.chunked_array([range(5)]),
     }
     batch = Batch(start=0, whole=pa.chunked_array([UIDS]), columns=columns)
-    one = batch.given(reader(double=("pool", "number")))
-    again = batch.given(reader(double=("pool", "number"), plain=("pool", "number")))
+    one = batch.inputs(reader(double=("pool", "number")))
+    again = batch.inputs(reader(double=("pool", "number"), plain=("pool", "number")))
     assert again["double"].to_pylist() == [0, 2, 4, 6, 8]
     assert again["plain"].to_pylist() == list(range(5))
     assert (
         again["double"].chunk(0).buffers()[1].address == one["double"].chunk(0).buffers()[1].address
     )
-    batch.given(reader(double=("other", "number")))
+    batch.inputs(reader(double=("other", "number")))
     assert len(batch.derived) == 2
 
 

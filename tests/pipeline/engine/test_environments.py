@@ -83,7 +83,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(cache):
 )
 def test_what_pip_says_is_told_without_addresses(log, said, tmp_path):
     (tmp_path / "log").write_text(log)
-    found = environments._said(tmp_path / "log", 7)
+    found = environments._fault(tmp_path / "log", 7)
     assert said in found
     assert "example" not in found
     assert "key" not in found

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.engine.own_shards import Neighbours, OneShard, at_home, neighbours
+from clipmill.pipeline.engine.own_shards import Neighbours, OneShard, in_order, neighbours
 from clipmill.pipeline.errors import StageError
 
 PLANNED = SimpleNamespace(name="it", uses="toy.it")
@@ -34,10 +34,10 @@ def test_what_is_stored_names_its_shards():
 )
 def test_rows_that_are_not_those_of_the_shard_are_refused(positions):
     with pytest.raises(StageError, match="came home to a shard of 3") as refused:
-        at_home(pa.table({"position": positions}), 7, 3, PLANNED)
+        in_order(pa.table({"position": positions}), 7, 3, PLANNED)
     assert "stage 'it' (toy.it), shard 7" in str(refused.value)
 
 
-def test_rows_at_home_come_back_as_they_are():
+def test_rows_in_order_come_back_as_they_are():
     table = pa.table({"position": [0, 1, 2]})
-    assert at_home(table, 7, 3, PLANNED) is table
+    assert in_order(table, 7, 3, PLANNED) is table

@@ -14,15 +14,15 @@ from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.executors import telling as told
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.executors.telling import Told
+from clipmill.pipeline.executors.telling import ProgressEvent
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import live, lock
-from clipmill.pipeline.run_folder.live import Telling, read_live
+from clipmill.pipeline.run_folder.live import LiveReporter, read_live
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.stage import Environment
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
-WORD = Told(("square",), "0", 3.0, 12.0, "rows")
+WORD = ProgressEvent(("square",), "0", 3.0, 12.0, "rows")
 RECORD = Record(
     shard=0,
     data="0.parquet",
@@ -41,22 +41,22 @@ def telling(engine, tmp_path):
     """Of a run that has begun nothing."""
     plan = engine.plan(STAGES)
     with lock.held(Storage(str(tmp_path / "run"))) as owned:
-        yield Telling(RunState(plan, owned), owned, Lines())
+        yield LiveReporter(RunState(plan, owned), owned, Lines())
 
 
 def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr(told, "tell", said.append)
-    teller = told.Teller(("train",), "0")
+    teller = told.ProgressReporter(("train",), "0")
     teller(np.int64(3), np.int64(12), "steps", loss=np.float32(0.5))
     put_sealed(Storage(str(tmp_path)), "it.json", vars(said[0]), point="live")
     assert (read_sealed(Storage(str(tmp_path)), "it.json") or {})["values"] == {"loss": 0.5}
 
 
 def test_a_word_that_comes_too_soon_is_sent_later_and_none_of_what_is_over(monkeypatch):
-    said: list[Told] = []
+    said: list[ProgressEvent] = []
     monkeypatch.setattr(told, "tell", said.append)
-    teller, other = (told.Teller(("square",), key) for key in "01")
+    teller, other = (told.ProgressReporter(("square",), key) for key in "01")
     for done in (1, 2, 3):
         teller(done, 9)
         other(done, 9)
@@ -72,7 +72,7 @@ def test_short_shards_share_the_thread_that_sends_late_words(monkeypatch):
     monkeypatch.setattr(told, "tell", lambda word: None)
     before = threading.active_count()
     for key in range(50):
-        teller = told.Teller(("square",), str(key))
+        teller = told.ProgressReporter(("square",), str(key))
         teller(1, 9)
         teller(2, 9)
         teller.over()
@@ -82,7 +82,7 @@ def test_short_shards_share_the_thread_that_sends_late_words(monkeypatch):
 def test_the_making_of_a_python_is_told_until_it_ends_and_so_is_a_server_that_starts(
     engine, tmp_path, monkeypatch
 ):
-    said: list[Told] = []
+    said: list[ProgressEvent] = []
     monkeypatch.setattr(told, "tell", said.append)
     monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
     (tmp_path / "cache").write_text("no folder")
@@ -104,15 +104,15 @@ def test_the_making_of_a_python_is_told_until_it_ends_and_so_is_a_server_that_st
 
 def test_a_word_that_comes_after_a_stage_stopped_does_not_start_it_again(telling):
     telling.stage("square", 3, 0)
-    telling.told(WORD)
+    telling.on_event(WORD)
     assert telling.look().stages["square"].status == "running"
     telling.stopped("square", StageError("a fault", "there", "mend it"))
-    telling.told(WORD)
+    telling.on_event(WORD)
     live = telling.look().stages["square"]
     assert (live.status, live.pieces) == ("failed", {})
     telling.stage("square", 3, 0)
     assert telling.look().stages["square"].status == "waiting"
-    telling.told(WORD)
+    telling.on_event(WORD)
     assert telling.look().stages["square"].status == "running"
 
 
@@ -120,11 +120,11 @@ def test_what_was_looked_at_stays_as_it_is(telling):
     before = telling.look()
     seen = repr(before)
     telling.stage("square", 3, 0)
-    telling.told(WORD)
+    telling.on_event(WORD)
     telling.shard("square", RECORD, 3)
     middle = telling.look()
     half = repr(middle)
-    telling.told(replace(WORD, key="1"))
+    telling.on_event(replace(WORD, key="1"))
     telling.shard("square", replace(RECORD, shard=1), 3)
     telling.failed("square", Failure(2, {}, False, "a fault", "there", "mend it"))
     telling.stopped("square", StageError("a fault", "there", "mend it"))

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from clipmill.pipeline.executors import ray as on_ray
-from clipmill.pipeline.executors import ray_room
+from clipmill.pipeline.executors import ray_pools
 from clipmill.pipeline.executors.ray import RayExecutor
 
 
@@ -122,9 +122,9 @@ def fake_executor(cpus: int) -> Iterator[tuple[RayExecutor, Cluster]]:
     )
     with (
         mock.patch.object(on_ray, "ray", fake),
-        mock.patch.object(ray_room, "ray", fake),
+        mock.patch.object(ray_pools, "ray", fake),
         mock.patch.object(on_ray, "Session", return_value=cluster),
-        mock.patch.object(ray_room.Room, "new", side_effect=cluster.new),
+        mock.patch.object(ray_pools.ActorPools, "new", side_effect=cluster.new),
     ):
         executor = RayExecutor(address="fake")
         executor._commands = Commands(cluster)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
-from clipmill.pipeline.executors import Step, local, machine, ray_room
+from clipmill.pipeline.executors import Step, local, machine, ray_pools
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.executors.ranks import Ends
 from clipmill.pipeline.stage import Resources
@@ -259,7 +259,7 @@ def test_a_stream_gets_room_beside_one_that_never_rests(executor, tmp_path, reso
 
 
 def test_a_profile_that_waited_long_for_its_room_has_a_whole_turn(executor, tmp_path, monkeypatch):
-    for module in (local, ray_room):
+    for module in (local, ray_pools):
         monkeypatch.setattr(module, "TURN_S", 2.0)
     stop = threading.Event()
     log, other_log, stopped = (tmp_path / name for name in ("log", "other", "stopped"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from clipmill.pipeline.executors import ray_room
+from clipmill.pipeline.executors import ray_pools
 from clipmill.pipeline.executors.ray import RayExecutor
 from tests.pipeline.executors.work import adding, step
 
@@ -61,7 +61,7 @@ executor.close()
 def test_a_cluster_it_connects_to_is_left_running_and_idle_workers_leave_it_room(
     executor, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ray_room, "KEPT_S", 0.1)
+    monkeypatch.setattr(ray_pools, "KEPT_S", 0.1)
     address = ray.get_runtime_context().gcs_address
     driver = [sys.executable, "-c", ANOTHER_DRIVER, address]
     ended = subprocess.run(driver, capture_output=True, text=True, timeout=60, check=True)

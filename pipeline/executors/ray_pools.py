@@ -1,4 +1,4 @@
-"""Who gets room on Ray: pools of actors, one for each profile, and launches beside them."""
+"""Manages actor pools on Ray, one for each resource profile, and launches beside them."""
 
 import math
 import os
@@ -20,32 +20,32 @@ from clipmill.pipeline.executors import Item, machine
 from clipmill.pipeline.executors.ranks import as_rank, free_address
 from clipmill.pipeline.executors.ray_session import Session
 from clipmill.pipeline.executors.streams import TURN_S, Stream
-from clipmill.pipeline.executors.telling import Board, connect
+from clipmill.pipeline.executors.telling import EventQueue, connect
 from clipmill.pipeline.executors.worker import Functions
 from clipmill.pipeline.stage import Resources
 
-IDLE_S = 0.5  # an actor without work this long goes, where another pool lacks room
-KEPT_S = 10.0  # one of a profile that no open stream uses goes anyway
+IDLE_S = 0.5  # after this long an idle actor ends if another pool lacks room
+KEPT_S = 10.0  # after this long an idle actor ends if no open stream uses its profile
 PLACING_S = 30.0  # an actor not up after this long lacks room, whatever the totals say
-GIVE_UP_S = 900.0  # time for a cluster to grow by the node that is missing
+GIVE_UP_S = 900.0  # for a cluster to grow by a missing node
 
 State = Literal["opening", "starting", "running", "idle"]  # of an actor
-Need = dict[str, float]  # amounts by Ray's name of the resource
+Need = dict[str, float]  # Ray's name of a resource -> amount
 
 
 class Worker(Functions):
-    """An actor: one process of a pool."""
+    """The process of an actor."""
 
-    def __init__(self, board: Any, own: own_code.Files) -> None:
+    def __init__(self, events: Any, own: own_code.Files) -> None:
         super().__init__()
-        own_code.receive(own)  # before an item that is unpickled by it
-        connect(board.leave.remote)
+        own_code.receive(own)  # needed to unpickle items
+        connect(events.leave.remote)
 
     def ready(self) -> None:
-        """Answers once the process is up."""
+        """Returns once the process is up."""
 
     def address(self) -> str:
-        """Where ranks may meet on this node."""
+        """Returns an address for the rendezvous of ranks on this node."""
         return free_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray
 
     def launch(self, fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> Mapping[str, Any]:
@@ -56,39 +56,39 @@ class Worker(Functions):
 class Actor:
     handle: Any
     state: State = "opening"
-    job: tuple[Stream, int, Item] | None = None  # step number and item in hand
-    answer: Any = None  # what it was asked last
-    leaves: bool = False  # once it is idle, for a pool without any
+    job: tuple[Stream, int, Item] | None = None  # stream, step number and current item
+    answer: Any = None  # the pending request
+    is_preempted: bool = False  # ends after its item, for a pool without an actor
     started: set[str] = field(default_factory=set)  # ids of steps
-    born_s: float = field(default_factory=time.monotonic)  # when it was asked for
-    up_s: float = math.inf  # when it was placed: Ray may have queued it long
-    since_s: float = field(default_factory=time.monotonic)  # in its state
+    born_s: float = field(default_factory=time.monotonic)  # when it was requested
+    up_s: float = math.inf  # when it was placed, maybe long after
+    since_s: float = field(default_factory=time.monotonic)  # start of its state
 
     def enter(self, state: State) -> None:
         self.state, self.since_s = state, time.monotonic()
 
-    def rests(self, how_long_s: float) -> bool:
-        return self.state == "idle" and time.monotonic() - self.since_s > how_long_s
+    def is_idle_for(self, duration_s: float) -> bool:
+        return self.state == "idle" and time.monotonic() - self.since_s > duration_s
 
 
 @dataclass(eq=False)
 class Pool:
-    """The actors of a profile, by state: what one item costs does not hang on how many they are."""
+    """The actors of a resource profile, indexed by state so that dispatching an item is O(1)."""
 
     resources: Resources
     need: Need
-    opening: dict[Actor, None] = field(default_factory=dict)  # the oldest first
+    opening: dict[Actor, None] = field(default_factory=dict)  # oldest first
     up: dict[Actor, None] = field(default_factory=dict)
-    idle: dict[Actor, None] = field(default_factory=dict)  # the one that rests longest first
-    idle_by_step: dict[str, dict[Actor, None]] = field(default_factory=dict)  # that have started it
-    early_death_s: float = -math.inf  # when one last died before it had started
+    idle: dict[Actor, None] = field(default_factory=dict)  # longest idle first
+    idle_by_step: dict[str, dict[Actor, None]] = field(default_factory=dict)  # by started step
+    early_death_s: float = -math.inf  # when an actor last died before it started a step
 
     @property
     def actors(self) -> list[Actor]:
         return [*self.up, *self.opening]
 
     def enter(self, actor: Actor, state: State) -> None:
-        """The actor's new state; it is up from the first that is not `opening`."""
+        """Sets the actor's state; it is up from the first other than `opening`."""
         self._leave_idle(actor)
         if state == "opening":
             self.opening[actor] = None
@@ -115,13 +115,12 @@ class Pool:
                     del self.idle_by_step[step]
 
     def next_for(self, step: str) -> Actor | None:
-        """An idle actor, one that has started the step before others; the one that rests least, so
-        that the others may go."""
+        """Returns the least idle actor, so others may end; best one with the step started."""
         return next(reversed(self.idle_by_step.get(step) or self.idle), None)
 
-    def resting(self, how_long_s: float) -> Iterator[Actor]:
-        """Idle actors that have been so for longer."""
-        return takewhile(lambda actor: actor.rests(how_long_s), self.idle)
+    def idle_for(self, duration_s: float) -> Iterator[Actor]:
+        """Yields actors that have been idle for longer than `duration_s`."""
+        return takewhile(lambda actor: actor.is_idle_for(duration_s), self.idle)
 
 
 @dataclass(eq=False)
@@ -131,28 +130,29 @@ class Launch:
     is_placed: bool = False
 
 
-class Room:
-    """Actors by profile, and launches, within what the nodes have."""
+class ActorPools:
+    """The actor pool manager: actors by profile, and launches, within the nodes' resources."""
 
     def __init__(self, session: Session, workers: int | None, env: Mapping[str, str]) -> None:
         self.pools: dict[Resources, Pool] = {}
         self.launches: list[Launch] = []
-        self.board: Any = None  # from the first worker on
+        self.events: Any = None  # queue of events, from the first worker on
         self._session = session
         self._most_actors = workers or sys.maxsize
         self._env = dict(env)
-        self._gave_s = -math.inf  # when an actor last left for others
-        self._leaving: set[Actor] = set()  # those that will
+        self._released_s = -math.inf  # when an actor last ended to make room
+        self._preempted: set[Actor] = set()  # end after their item
         self._nodes_have: Need = {}
         self._asked_s = -math.inf
 
     def share(
         self, used: Collection[Resources], items: Callable[[Resources], int]
     ) -> list[tuple[Pool, Actor]]:
-        """New actors: one for each pool, more where items wait, at most twice as many at a time.
+        """Requests and ends actors; returns the new ones.
 
-        What is asked for may exceed what is free: that is how a cluster learns to grow. So that
-        no stream or launch waits for ever, actors go where others lack room: those at rest first.
+        Each pool gets one, and more if items wait, at most doubling at a time. Requests may exceed
+        free resources, which makes a cluster grow. So that no stream or launch waits for ever,
+        actors end if others lack room, idle ones first.
         """
         opened = []
         self.pools = {
@@ -163,87 +163,91 @@ class Room:
         pools = list(self.pools.values())
         waiting = {pool: items(pool.resources) for pool in pools}
         short = [pool for pool in pools if waiting[pool] and self._lacks_room(pool)]
-        without = [pool for pool in short if not pool.up]
+        starved = [pool for pool in short if not pool.up]
         launching = [launch for launch in self.launches if self._could_be_placed(launch)]
-        is_wanted = bool(short) or any(
+        needs_room = bool(short) or any(
             self._is_short_of(launch.need, launch.since_s) for launch in launching
         )
-        asked = [pool for pool in pools if waiting[pool] and pool.opening and not pool.up]
+        pending = [pool for pool in pools if waiting[pool] and pool.opening and not pool.up]
         for pool in pools:
             opening, up = len(pool.opening), len(pool.up)
-            may_open = not without if up else self._fits_beside(pool, asked)
+            may_open = not starved if up else self._fits_beside(pool, pending)
             if pool.resources in used and not launching and may_open:
-                wanted = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
-                for _ in range(min(wanted - opening, self._most_actors - opening - up)):
+                due = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
+                for _ in range(min(due - opening, self._most_actors - opening - up)):
                     actor = Actor(self.new(pool.resources, pool.need))
                     pool.enter(actor, "opening")
                     opened.append((pool, actor))
             if pool.resources not in used:
-                spare = list(pool.resting(0 if is_wanted else KEPT_S))
-            elif is_wanted and not waiting[pool]:
-                # Of others that only want more: one, not the last.
-                most = None if without or launching else int(up > 1)
-                spare = list(islice(chain(pool.resting(IDLE_S), pool.opening), most))
-            else:  # no more for who has some
-                spare = list(pool.opening) if launching or (without and up) else []
+                spare = list(pool.idle_for(0 if needs_room else KEPT_S))
+            elif needs_room and not waiting[pool]:
+                # If the others have actors and only want more, one ends, never the last.
+                most = None if starved or launching else int(up > 1)
+                spare = list(islice(chain(pool.idle_for(IDLE_S), pool.opening), most))
+            else:  # pools that have actors get no more while another has none
+                spare = list(pool.opening) if launching or (starved and up) else []
             for actor in spare:
                 self.drop(pool, actor)
-        if is_wanted and (without or launching):
-            self._make_way([pool for pool in pools if pool.up and pool not in without])
+        if needs_room and (starved or launching):
+            self._preempt([pool for pool in pools if pool.up and pool not in starved])
         return opened
 
-    def _make_way(self, givers: Sequence[Pool]) -> None:
-        """One actor of the largest pool leaves after its item; the only one of a pool in turn."""
-        if not givers or self._leaving:
+    def _preempt(self, pools: Sequence[Pool]) -> None:
+        """Preempts one actor of the largest pool, to end after its item.
+
+        If no pool has two, it is the actor that has been up longest, and at least TURN_S.
+        """
+        if not pools or self._preempted:
             return
-        giver = max(givers, key=lambda pool: len(pool.up))
-        if len(giver.up) == 1:
-            giver = min(givers, key=lambda pool: next(iter(pool.up)).up_s)
-            if time.monotonic() - next(iter(giver.up)).up_s < TURN_S:
+        pool = max(pools, key=lambda pool: len(pool.up))
+        if len(pool.up) == 1:
+            pool = min(pools, key=lambda pool: next(iter(pool.up)).up_s)
+            if time.monotonic() - next(iter(pool.up)).up_s < TURN_S:
                 return
-        actor = next(iter(giver.idle or giver.up))
-        actor.leaves = True
-        self._leaving.add(actor)
+        actor = next(iter(pool.idle or pool.up))
+        actor.is_preempted = True
+        self._preempted.add(actor)
         if actor.state == "idle":
-            self.give(giver, actor)
+            self.release(pool, actor)
 
-    def give(self, pool: Pool, actor: Actor) -> None:
-        """An actor ends, so that others get its room."""
+    def release(self, pool: Pool, actor: Actor) -> None:
+        """Ends an actor to make room for others."""
         self.drop(pool, actor)
-        self._gave_s = time.monotonic()
+        self._released_s = time.monotonic()
 
-    def _fits_beside(self, pool: Pool, asked: Sequence[Pool]) -> bool:
-        """Whether its first actor takes no room from those that were asked for before."""
-        claims = [it.need for it in asked if it is not pool and _fits(it.need, self.total())]
+    def _fits_beside(self, pool: Pool, pending: Sequence[Pool]) -> bool:
+        """Returns whether its first actor leaves room for those requested before."""
+        others = [other.need for other in pending if other is not pool]
+        claims = [need for need in others if _fits(need, self.total())]
         return not claims or _fits(pool.need, self._free(claims))
 
     def _lacks_room(self, pool: Pool) -> bool:
-        """Whether an actor was asked for and can't be placed beside those that are up."""
+        """Returns whether a requested actor can't be placed beside those that are up."""
         if not pool.opening:
             return False
         return self._is_short_of(pool.need, next(iter(pool.opening)).since_s)
 
     def is_given_up(self, since_s: float) -> bool:
-        """Whether what was asked for so long ago is not to be waited for: nothing runs either."""
+        """Returns whether a request of `since_s` is too old, and nothing runs to make room."""
         return time.monotonic() - since_s > GIVE_UP_S and not self._is_busy()
 
     def _could_be_placed(self, launch: Launch) -> bool:
-        """Whether only actors are in the way of a launch: not other launches, or missing nodes."""
+        """Returns whether a waiting launch would fit if all actors ended."""
         placed = [other.need for other in self.launches if other.is_placed]
         return not launch.is_placed and _fits(launch.need, _less(self.total(), placed))
 
     def _is_short_of(self, need: Need, since_s: float) -> bool:
-        is_late = time.monotonic() - max(since_s, self._gave_s) > PLACING_S
+        is_late = time.monotonic() - max(since_s, self._released_s) > PLACING_S
         return is_late or not _fits(need, self._free())
 
     def _free(self, claimed: Sequence[Need] = ()) -> Need:
-        """What the nodes have beyond actors that are up, placed launches, and what is claimed."""
+        """Returns the nodes' resources minus actors that are up, placed launches and claims."""
         taken = [_times(len(pool.up), pool.need) for pool in self.pools.values()]
         taken += [launch.need for launch in self.launches if launch.is_placed]
         return _less(self.total(), [*taken, *claimed])
 
     def _is_busy(self) -> bool:
-        """Whether something runs that will leave its room to others."""
+        """Returns whether actors or launches run, whose resources will become free."""
         return any(pool.up for pool in list(self.pools.values())) or any(
             launch.is_placed for launch in list(self.launches)
         )
@@ -251,17 +255,17 @@ class Room:
     def drop(self, pool: Pool, actor: Actor) -> None:
         ray.kill(actor.handle)
         pool.remove(actor)
-        self._leaving.discard(actor)
+        self._preempted.discard(actor)
         actor.answer = None
 
     def new(self, resources: Resources, need: Need, **options: Any) -> Any:
-        """A new process, placed where `need` is free; Ray queues it until then."""
+        """Requests a new process on a node where `need` is free; Ray queues it until then."""
         env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
         env |= machine.thread_limits(resources.cpus)
         env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
-        if self.board is None:
+        if self.events is None:
             own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
-            self.board = ray.remote(Board).options(num_cpus=0, runtime_env=own).remote()
+            self.events = ray.remote(EventQueue).options(num_cpus=0, runtime_env=own).remote()
         if not resources.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ""
         return (
@@ -273,11 +277,11 @@ class Room:
                 runtime_env={"env_vars": env},
                 **options,
             )
-            .remote(self.board, own_code.own())
+            .remote(self.events, own_code.own())
         )
 
     def need(self, resources: Resources, beside: int = 1) -> Need:
-        """What one of `beside` workers asks of Ray; of a local one, its share of the CPUs."""
+        """Returns the request of one of `beside` workers; on a local Ray, its share of the CPUs."""
         cpus = float(resources.cpus)
         if self._session.is_local:
             share = self.total()["CPU"] / beside
@@ -286,23 +290,23 @@ class Room:
         return need | ({"GPU": resources.gpus} if resources.gpus else {})
 
     def refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
-        """A local Ray does not grow; for a cluster it is too early to say."""
+        """Raises StageError if a local Ray, which cannot grow, has no room for the workers."""
         need = self.need(resources, beside)
         left = _less(self.total(), [need] * (beside - 1))
         if self._session.is_local and not _fits(need, left):
             raise self.no_room(resources, where, beside)
 
     def no_room(self, resources: Resources, where: str, beside: int = 1) -> StageError:
-        asked, there = _in_words(self.need(resources, beside)), _in_words(self.total())
+        need, total = _in_words(self.need(resources, beside)), _in_words(self.total())
         workers = "a worker" if beside == 1 else f"{beside} workers, each"
         return StageError(
-            found=f"no place for {workers} with {asked}: the nodes have {there}",
+            found=f"no place for {workers} with {need}: the nodes have {total}",
             where=where,
             do="lower what the stage asks for, or add a node that has it",
         )
 
     def total(self) -> Need:
-        """What all nodes have; of a cluster asked again each second, for nodes come and go."""
+        """Returns the resources of all nodes; read again each second, as a cluster may change."""
         is_known = self._nodes_have and self._session.is_local
         if not is_known and time.monotonic() - self._asked_s > 1:
             self._nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
@@ -315,7 +319,7 @@ def _times(count: int, need: Need) -> Need:
 
 
 def _less(total: Need, taken: Sequence[Need]) -> Need:
-    """What is left of the total."""
+    """Returns the rest of the total."""
     left = defaultdict(float, total)
     for need in taken:
         for name, amount in need.items():
@@ -333,9 +337,9 @@ def _in_words(amounts: Need) -> str:
 
 
 def _import_path() -> list[str]:
-    """What this process put on its path beyond the interpreter's own folders.
+    """Returns the entries of sys.path beyond the interpreter's own folders.
 
-    Packages stay behind: a worker finds them, and before the library they would hide parts of it.
+    Workers have package folders anyway; in front of the standard library these would hide parts.
     """
     own = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
     mine = [path for path in machine.import_path() if not path.startswith(own)]
