@@ -99,8 +99,8 @@ class Where(DatasetStage):
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns the numbers that `where` compares columns with, then the size of `top`."""
         return (
-            *_verdicts.comparisons(self.conjuncts, self.asked, by_row=self.top is None),
-            *_verdicts.sizes(self.top, self.asked),
+            *_verdicts.comparisons(self.conjuncts, self.verdict_columns, by_row=self.top is None),
+            *_verdicts.sizes(self.top, self.verdict_columns),
         )
 
     def verdicts(
@@ -136,7 +136,7 @@ class Where(DatasetStage):
         return f"it is not among the {self.top.size} {among}"
 
     @property
-    def asked(self) -> tuple[str, ...]:
+    def verdict_columns(self) -> tuple[str, ...]:
         """Returns the columns that verdicts are computed from."""
         return tuple(dict.fromkeys((*self.reads, KEEP.name, IMAGE_BYTES.name)))
 
