@@ -1,8 +1,8 @@
 """Sums over a row's logits, a tile of columns at a time: the (N, G) logits never exist whole.
 
-Backward computes each tile again. What is kept for it are the vectors, which were there before,
-and one number a row: linear in the rows, and the same for any tile and any number of processes.
-The largest thing that exists for a moment is (N, tile).
+Backward computes each tile again. It needs the vectors, which exist anyway, and one number per row:
+linear in the rows, and the same for any tile and any number of processes. The largest temporary is
+(N, tile).
 
 Source: Inf-CL (Cheng et al. 2024) tiles the log-sum-exp; SigLIP (Zhai et al. 2023), section 3.2,
 chunks its own sum. Both recompute here, as FlashAttention (Dao et al. 2022) does.
@@ -23,7 +23,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> Tensor:
-    """(N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
+    """Returns (N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
     by_row_N: Tensor = _LogSumExps.apply(row_ND, column_GD, scale, tile, False)[0]
     return by_row_N
 
@@ -31,7 +31,7 @@ def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> 
 def log_sum_exps(
     row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
-    """The same, and (G,) of each column over the rows: of one pass over the tiles."""
+    """Returns `log_sum_exp` of the rows and (G,) of the columns, in one pass over the tiles."""
     by_row_N, by_column_G = _LogSumExps.apply(row_ND, column_GD, scale, tile, True)
     return by_row_N, by_column_G
 
@@ -46,8 +46,8 @@ def sigmoid_costs(
     owner_G: Tensor,
     tile: int,
 ) -> Tensor:
-    """(N,) nats: the sum over columns of -log sigmoid(z logit), each column as often as its weight
-    says; z is 1 where `owner_G` is the row's number, else -1."""
+    """Returns (N,) nats: the sum over columns of -log sigmoid(z logit), each column times its
+    weight; z is 1 if `owner_G` is the row's number, else -1."""
     cost_N: Tensor = _SigmoidCosts.apply(
         row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile
     )
@@ -55,8 +55,8 @@ def sigmoid_costs(
 
 
 def attended(query_ND: Tensor, key_GD: Tensor, value_GE: Tensor, scale: float, tile: int) -> Tensor:
-    """(N, E) the mean of the values, weighted by each query's softmax over the keys; gradients
-    flow into the values alone."""
+    """Returns (N, E) the mean of the values, weighted by each query's softmax over the keys; only
+    the values get gradients."""
     mean_NE: Tensor = _Attended.apply(query_ND, key_GD, value_GE, scale, tile)
     return mean_NE
 
@@ -96,8 +96,8 @@ class _LogSumExps(Function):
 
 class _SigmoidCosts(Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = inputs
         scaled_ND = scale * row_ND
         cost_N = torch.zeros_like(row_ND[:, 0])
         for here in _tiles(column_GD, tile):
@@ -105,7 +105,7 @@ class _SigmoidCosts(Function):
             logit_NT *= _signs(row_N, owner_G[here], logit_NT)
             cost_NT = logsigmoid(logit_NT)
             cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[here]
-        ctx.save_for_backward(*given[:-1])
+        ctx.save_for_backward(*inputs[:-1])
         ctx.tile = tile
         return cost_N
 
@@ -132,8 +132,8 @@ class _SigmoidCosts(Function):
 
 class _Attended(Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        query_ND, key_GD, value_GE, scale, tile = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query_ND, key_GD, value_GE, scale, tile = inputs
         scaled_ND = scale * query_ND
         sum_N = torch.full_like(query_ND[:, 0], -torch.inf)
         for here in _tiles(key_GD, tile):
@@ -157,7 +157,7 @@ class _Attended(Function):
 
 
 def _shares(scaled_ND: Tensor, column_TD: Tensor, sum_N: Tensor) -> Tensor:
-    """(N, T) of the row's softmax, whose log of the sum is known."""
+    """Returns (N, T) of the row's softmax, from the log of its sum."""
     return (scaled_ND @ column_TD.T).sub_(sum_N[:, None]).exp_()
 
 
@@ -166,5 +166,5 @@ def _tiles(column_GD: Tensor, tile: int) -> Iterator[slice]:
 
 
 def _signs(row_N: Tensor, owner_T: Tensor, like: Tensor) -> Tensor:
-    """(N, T): 1 where a column is the row's own, else -1."""
+    """Returns (N, T): 1 if a column is the row's own, else -1."""
     return (row_N[:, None] == owner_T).to(like.dtype).mul_(2).sub_(1)
