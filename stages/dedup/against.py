@@ -186,13 +186,13 @@ def prepared(
     """
     from clipmill.stages.dedup._copies import are_long
     from clipmill.stages.dedup._plain import plain
-    from clipmill.stages.ops.tasks.evaluation import Wanted, put_samples
+    from clipmill.stages.ops.tasks.evaluation import Request, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
         return are_long(plain(captions), stage.unit, stage.size)
 
     is_caption = stage.compare == "caption"
-    request = Wanted(
+    request = Request(
         column=pa.field(stage.compared.name, stage.compared.dtype),
         measure=None if is_caption else measure_of(stage, trained, task.worker),
         fits=are_comparable if is_caption else None,

@@ -25,7 +25,7 @@ from clipmill.stages.ops.tables.exports import summary_of
 from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.tables.rows import put_table
 from clipmill.stages.ops.tasks import evaluation
-from clipmill.stages.ops.tasks.evaluation import PARQUET, Wanted
+from clipmill.stages.ops.tasks.evaluation import PARQUET, Request
 from clipmill.stages.ops.vectors.centroids import MARK, Centroids
 from clipmill.stages.ops.vectors.centroids import read as read_centroids
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
@@ -113,7 +113,7 @@ class Targets:
     def _rows(self, file: str) -> int | None:
         """Returns the rows of a Parquet of vectors; None if it has pictures to be embedded."""
         with self._opened(file) as parquet:
-            name = evaluation.column_of(parquet.schema_arrow, self._wanted(), self.at(file))
+            name = evaluation.column_of(parquet.schema_arrow, self._request(), self.at(file))
             return int(parquet.metadata.num_rows) if name == self.column else None
 
     def model_of(self, items: list[dict[str, Any]], centroids: str | None, inputs: Inputs) -> str:
@@ -152,7 +152,7 @@ class Targets:
             yield from self._vectors(item["file"], item["start"])
             return
         measure = embedder_of(self.model, self.model_folder, task.worker) or self.unembedded
-        request = replace(self._wanted(), measure=measure)
+        request = replace(self._request(), measure=measure)
         for table in evaluation.read(self.place[0].uri, item["task"], request, self.stage):
             yield table["value"]
 
@@ -189,9 +189,9 @@ class Targets:
             do = "name a Parquet of vectors, or write it again"
             raise StageError(found, self.at(file), do) from None
 
-    def _wanted(self) -> Wanted:
+    def _request(self) -> Request:
         column = pa.field(self.column, pa.list_(pa.float32()))
-        return Wanted(column=column, measure=self.unembedded, key="targets")
+        return Request(column=column, measure=self.unembedded, key="targets")
 
     def unembedded(self, pictures: list) -> NDArray[np.float32]:
         raise StageError(

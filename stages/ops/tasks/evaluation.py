@@ -31,7 +31,7 @@ Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Request:
     """Requested values of a task's samples: a column of that type, or `measure` of pictures.
 
     Without a `measure` they are captions. `fits` tells which of many values are stored.
@@ -75,7 +75,7 @@ def listing_digest(uri: str) -> str:
     return digest([*map(astuple, _parquet(folder)), tasks.listing_digest(folder)])
 
 
-def put_samples(uri: str, name: str, request: Wanted, task: Task) -> dict[str, int]:
+def put_samples(uri: str, name: str, request: Request, task: Task) -> dict[str, int]:
     """Stores out/NAME.parquet, key and value of each sample; returns counts `read` and `stored`."""
     path, read_rows, stored = task.worker.scratch / f"{name}{PARQUET}", 0, 0
     schema = pa.schema([("key", pa.string()), ("value", request.column.type)])
@@ -96,7 +96,7 @@ def samples_in(folder: str, name: str) -> pa.Table:
         return pq.read_table(source)
 
 
-def read(uri: str, name: str, request: Wanted, stage: str) -> Iterator[pa.Table]:
+def read(uri: str, name: str, request: Request, stage: str) -> Iterator[pa.Table]:
     """Yields key and value of every sample of a task; StageError at the first unfit sample."""
     folder, file = Storage(uri), f"{name}{PARQUET}"
     schema = pa.schema([("key", pa.string()), ("value", request.column.type)])
@@ -127,7 +127,7 @@ def checked_width(values: pa.Array, width: int | None, where: str, keys: list[st
     return width
 
 
-def column_of(schema: pa.Schema, request: Wanted, where: str) -> str:
+def column_of(schema: pa.Schema, request: Request, where: str) -> str:
     """Returns the name of the column to read; StageError if it is missing or of another type."""
     name = request.column.name
     takes_pictures = request.measure is not None
@@ -144,7 +144,7 @@ def column_of(schema: pa.Schema, request: Wanted, where: str) -> str:
     return name
 
 
-def _of_folder(folder: Storage, name: str, request: Wanted, stage: str):
+def _of_folder(folder: Storage, name: str, request: Request, stage: str):
     """Yields batches of (where in the task, keys, pictures or captions)."""
     task, findings = tasks.describe(folder, name)
     key = request.key
@@ -164,7 +164,7 @@ def _of_folder(folder: Storage, name: str, request: Wanted, stage: str):
             yield where, [sample.key for sample in samples], [shrunk(s.rgb) for s in samples]
 
 
-def _of_parquet(folder: Storage, file: str, request: Wanted, stage: str):
+def _of_parquet(folder: Storage, file: str, request: Request, stage: str):
     """Yields batches of (where in the file, keys, pictures or values of the column)."""
     where = f"stage '{stage}', key `{request.key}`: {folder}/{file}"
     try:
@@ -217,7 +217,7 @@ def _decoded(body: pa.Scalar, where: str) -> RGB:
         raise StageError(f"a picture that is {error.code}", where, "replace it") from None
 
 
-def _measured(request: Wanted, pictures: list[RGB]) -> pa.Array:
+def _measured(request: Request, pictures: list[RGB]) -> pa.Array:
     assert request.measure is not None  # else nothing asks for pictures
     value = request.measure(pictures)
     if value.ndim == 1:
