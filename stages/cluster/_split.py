@@ -88,9 +88,9 @@ def children_of(
     cuts = np.flatnonzero(np.diff(parent_N[order_N])) + 1
     width = rows.schema.field("unit").type.list_size
     parents, centres, by_round = [], [np.empty((0, width), np.float32)], []
-    for some in np.split(order_N, cuts) if len(order_N) else []:
-        parent = int(parent_N[some[0]])
-        members = rows.take(pa.array(some))
+    for index in np.split(order_N, cuts) if len(order_N) else []:
+        parent = int(parent_N[index[0]])
+        members = rows.take(pa.array(index))
         start_KD = in_memory(members, int(children_P[parent]), parent=parent, **settings)
         state = settled(space, start_KD, as_matrix(members["unit"]), rounds)
         parents.append(np.full(len(start_KD), parent))
@@ -193,8 +193,8 @@ def drawn_by_coin(number: int, rows: pa.Table) -> State:
 
 
 def merge_drawn(number: int, a: State, b: State) -> State:
-    some = [state for state in (a, b) if len(state["coin_K"])] or [a]  # empty: no width
-    return _lowest(number, {name: np.concatenate([state[name] for state in some]) for name in a})
+    states = [state for state in (a, b) if len(state["coin_K"])] or [a]  # empty: no width
+    return _lowest(number, {name: np.concatenate([state[name] for state in states]) for name in a})
 
 
 def _lowest(number: int, rows: State) -> State:

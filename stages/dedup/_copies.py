@@ -135,7 +135,7 @@ def opened(
 
     Captions are compared by `pieces`, their unit and size; `tasks` is where the samples come from.
     """
-    every: list[tuple[pa.ChunkedArray, Samples]] = []
+    by_task: list[tuple[pa.ChunkedArray, Samples]] = []
     for name in names:
         stored = samples_in(folder, name)
         samples: Samples
@@ -146,8 +146,8 @@ def opened(
                 samples = Directions(stored["value"], f"key `tasks`: task '{name}' in {tasks}")
             case "caption":
                 samples = Captions(stored["value"], *pieces)
-        every.append((stored["key"], samples))
-    return every
+        by_task.append((stored["key"], samples))
+    return by_task
 
 
 def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:

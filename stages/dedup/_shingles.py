@@ -54,14 +54,14 @@ def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
 @compiled()
 def _pieces(utf8, bound, by_word, size):
     end_N = np.empty(max(0, len(bound) - 1), np.int64)
-    made = 0
+    count = 0
     for n in range(len(end_N)):
         units = 0
         for i in range(bound[n], bound[n + 1]):
             units += _is_start(utf8, i, bound[n], by_word)
-        made += max(units - size + 1, 1) if units else 0
-        end_N[n] = made
-    start_P, stop_P = np.empty(made, np.int64), np.empty(made, np.int64)
+        count += max(units - size + 1, 1) if units else 0
+        end_N[n] = count
+    start_P, stop_P = np.empty(count, np.int64), np.empty(count, np.int64)
     begin = 0
     for n in range(len(end_N)):
         unit = 0
@@ -190,15 +190,15 @@ def distinct(hash_P: NDArray[np.uint64], end_N: NDArray[np.int64]) -> Sets:
 def _distinct(hash_P, end_N):
     item_M = np.empty_like(hash_P)
     stop_N = np.empty_like(end_N)
-    start = made = 0
+    start = count = 0
     for n in range(len(end_N)):
         ordered = np.sort(hash_P[start : end_N[n]])
         for i in range(len(ordered)):
             if i == 0 or ordered[i] != ordered[i - 1]:
-                item_M[made] = ordered[i]
-                made += 1
-        start, stop_N[n] = end_N[n], made
-    return item_M[:made], stop_N
+                item_M[count] = ordered[i]
+                count += 1
+        start, stop_N[n] = end_N[n], count
+    return item_M[:count], stop_N
 
 
 def numbers(pieces: Pieces) -> NDArray[np.uint64]:

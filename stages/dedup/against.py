@@ -238,14 +238,14 @@ def nearest_of_all(
     task_N = np.zeros(len(shard), np.int64)
     best = np.argmin if stage.way.is_distance else np.argmax  # the first of equally near tasks
     task_N[rows] = best(near_TN[:, rows], axis=0)
-    every = np.arange(len(shard))
-    which_N = which_TN[task_N, every]
+    row_N = np.arange(len(shard))
+    which_N = which_TN[task_N, row_N]
     keys = pa.chunked_array([chunk for keys, _ in tasks for chunk in keys.chunks], pa.string())
     first_T = np.cumsum([0, *(len(keys) for keys, _ in tasks)])
     has_none_N = which_N < 0
     undefined = pc.make_struct(column.is_null(), pa.array(~defined_N))
     reason = pc.case_when(undefined, stage.reasons[0], stage.reasons[-1])
-    value = pa.array(near_TN[task_N, every], mask=~defined_N)
+    value = pa.array(near_TN[task_N, row_N], mask=~defined_N)
     by_task = pa.FixedSizeListArray.from_arrays(pa.array(near_TN.T.reshape(-1)), len(names))
     columns = {
         **{name: shard[name] for name in IDENTITY},

@@ -71,15 +71,15 @@ def type_of(text: str) -> pa.DataType:
     text = text.strip()
     with suppress(ValueError):
         return pa.type_for_alias(text)
-    if found := re.fullmatch(r"(timestamp)\[(\w+), tz=([^\]]+)\]", text):
-        return pa.timestamp(found[2], found[3])
-    if found := re.fullmatch(r"(?:fixed_size_)?binary\[(\d+)\]", text):
-        return pa.binary(int(found[1]))
-    if found := re.fullmatch(r"(decimal\d+)\((\d+), *(-?\d+)\)", text):
-        if found[1] in DECIMALS:
-            return DECIMALS[found[1]](int(found[2]), int(found[3]))
-    elif found := re.fullmatch(r"(?s)(\w+)<(.*)>(?:\[(\d+)\])?", text):
-        return _nested(found[1], _parts(found[2]), found[3], text)
+    if match := re.fullmatch(r"(timestamp)\[(\w+), tz=([^\]]+)\]", text):
+        return pa.timestamp(match[2], match[3])
+    if match := re.fullmatch(r"(?:fixed_size_)?binary\[(\d+)\]", text):
+        return pa.binary(int(match[1]))
+    if match := re.fullmatch(r"(decimal\d+)\((\d+), *(-?\d+)\)", text):
+        if match[1] in DECIMALS:
+            return DECIMALS[match[1]](int(match[2]), int(match[3]))
+    elif match := re.fullmatch(r"(?s)(\w+)<(.*)>(?:\[(\d+)\])?", text):
+        return _nested(match[1], _parts(match[2]), match[3], text)
     raise ValueError(f"'{text}' is none")
 
 

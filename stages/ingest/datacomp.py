@@ -133,8 +133,8 @@ class DataComp(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
-        every = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
-        digest = {file["path"]: file["digest"] for file in every}
+        listing = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
+        digest = {file["path"]: file["digest"] for file in listing}
         files = [
             # New embeddings change the digest, so that what depends on them is computed again.
             {**file, "digest": f"{file['digest']} {digest.get(npz_of(file['path']), '')}".strip()}
@@ -213,7 +213,7 @@ def read(
     none = pa.schema([(column.name, column.dtype) for column in columns]).empty_table()
     names = [column.name for column in columns[:-1]]
     tried, at_once = (where, 1) if is_tried else (None, AT_ONCE)
-    made = partial(fitted, columns[1:-1], tried=tried)
+    convert = partial(fitted, columns[1:-1], tried=tried)
 
     def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield none
@@ -221,7 +221,7 @@ def read(
             yield from map(own_reasons, tables)
 
     with failing_its_shard(where):
-        each = parquet_rows(storage, group, names, at_once=at_once, made=made)
+        each = parquet_rows(storage, group, names, at_once=at_once, convert=convert)
         yield from map(stored, each)
 
 
@@ -239,18 +239,18 @@ def fitted(columns: Sequence[Column], rows: pa.Table, tried: str | None) -> pa.T
 
     With `tried`, the file's name, StageError for a column most of whose values are unfit.
     """
-    found = {column: pa.nulls(len(rows)) for column in columns}
-    for column in found:
+    raw = {column: pa.nulls(len(rows)) for column in columns}
+    for column in raw:
         if column.name in rows.column_names and not is_other(column, rows[column.name].type):
-            found[column] = rows[column.name]
-    fits = {column.name: fit(values, column.dtype) for column, values in found.items()}
+            raw[column] = rows[column.name]
+    fits = {column.name: fit(values, column.dtype) for column, values in raw.items()}
     values = {name: column for name, (column, _) in fits.items()}
     uid = uid_values(rows[UID.name])
     if tried:
         refuse_uids(UID.name, rows[UID.name], uid.is_null(), tried, ELSE)
-        for column, (_, misfit) in zip(found, fits.values(), strict=True):
+        for column, (_, misfit) in zip(raw, fits.values(), strict=True):
             source = SourceColumn("", column.name, column)
-            refuse_misfits(source, found[column], misfit, tried, do=ELSE)
+            refuse_misfits(source, raw[column], misfit, tried, do=ELSE)
     masks = {
         "bad_uid": uid.is_null(),
         "no_url": pc.fill_null(pc.equal(values[URL.name], ""), True),

@@ -104,20 +104,20 @@ class ImageFolder(DatasetStage):
         """Returns one source per shard of these images."""
         folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
         beside = (*IMAGE_SUFFIXES, ".txt", *(METADATA if self.caption_col else ()))
-        every = {file["path"]: file for file in list_files(folder, beside, stage)}
+        files = {file["path"]: file for file in list_files(folder, beside, stage)}
         shards = range(0, len(images), self.shard_rows)
-        return [source_of(images[i : i + self.shard_rows], every) for i in shards]
+        return [source_of(images[i : i + self.shard_rows], files) for i in shards]
 
 
-def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[str, Any]:
+def source_of(images: list[dict[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:
     """Returns one shard's source: its images, and the files that hold their captions."""
     names = [image["path"] for image in images]
-    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in every]
+    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in files]
     folders = sorted({folder for name in names for folder in folders_above(name)})
     metadata = [
-        path for folder in folders for path in (folder + name for name in METADATA) if path in every
+        path for folder in folders for path in (folder + name for name in METADATA) if path in files
     ]
-    digests = [every[path]["digest"] for path in (*names, *texts, *metadata)]
+    digests = [files[path]["digest"] for path in (*names, *texts, *metadata)]
     return {
         "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "images": [[image["path"], image["size"]] for image in images],

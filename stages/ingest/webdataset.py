@@ -106,8 +106,8 @@ def read(
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
         limits = stage.max_member_bytes, stage.max_sample_bytes
-        every = islice(samples(members(file, where), *limits), rows)
-        for batch in in_batches(every, size_of):
+        tar_samples = islice(samples(members(file, where), *limits), rows)
+        for batch in in_batches(tar_samples, size_of):
             yield fitted(source["path"], batch)
 
 
@@ -165,18 +165,18 @@ def samples(
     """
     key = ""
     parts: dict[str, Data] = {}
-    left = max_sample_bytes
+    remaining = max_sample_bytes
     for name, size, read in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()
         if parts and (folder + slash + stem != key or suffix in parts):
             yield key, parts
-            parts, left = {}, max_sample_bytes
+            parts, remaining = {}, max_sample_bytes
         key = folder + slash + stem
-        fits = size <= min(max_member_bytes, left)
+        fits = size <= min(max_member_bytes, remaining)
         parts[suffix] = read() if fits else "too_large"
-        left -= size if fits else 0
+        remaining -= size if fits else 0
     if parts:
         yield key, parts
 

@@ -69,11 +69,11 @@ class _LogSumExps(Function):
         scaled_ND = scale * row_ND
         by_row_N = torch.full_like(row_ND[:, 0], -torch.inf)
         by_column_G = torch.empty_like(column_GD[:, 0]) if both else None
-        for here in _tiles(column_GD, tile):
-            logit_NT = scaled_ND @ column_GD[here].T
+        for part in _tiles(column_GD, tile):
+            logit_NT = scaled_ND @ column_GD[part].T
             by_row_N = torch.logaddexp(by_row_N, logit_NT.logsumexp(1))
             if by_column_G is not None:
-                by_column_G[here] = logit_NT.logsumexp(0)
+                by_column_G[part] = logit_NT.logsumexp(0)
         ctx.save_for_backward(row_ND, column_GD, scale, by_row_N, by_column_G)
         ctx.tile = tile
         return by_row_N, by_column_G
@@ -84,13 +84,13 @@ class _LogSumExps(Function):
         row_ND, column_GD, scale, by_row_N, by_column_G = ctx.saved_tensors
         scaled_ND = scale * row_ND
         to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
-        for here in _tiles(column_GD, ctx.tile):
-            logit_NT = scaled_ND @ column_GD[here].T
+        for part in _tiles(column_GD, ctx.tile):
+            logit_NT = scaled_ND @ column_GD[part].T
             share_NT = (logit_NT - by_row_N[:, None]).exp_().mul_(slope_N[:, None])
             if slope_G is not None:
-                share_NT += logit_NT.sub_(by_column_G[here]).exp_().mul_(slope_G[here])
-            to_scaled_ND.addmm_(share_NT, column_GD[here])
-            to_column_GD[here] = share_NT.T @ scaled_ND
+                share_NT += logit_NT.sub_(by_column_G[part]).exp_().mul_(slope_G[part])
+            to_scaled_ND.addmm_(share_NT, column_GD[part])
+            to_column_GD[part] = share_NT.T @ scaled_ND
         return to_scaled_ND * scale, to_column_GD, (to_scaled_ND * row_ND).sum(), None, None
 
 
@@ -100,11 +100,11 @@ class _SigmoidCosts(Function):
         row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = inputs
         scaled_ND = scale * row_ND
         cost_N = torch.zeros_like(row_ND[:, 0])
-        for here in _tiles(column_GD, tile):
-            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
-            logit_NT *= _signs(row_N, owner_G[here], logit_NT)
+        for part in _tiles(column_GD, tile):
+            logit_NT = (scaled_ND @ column_GD[part].T).add_(bias)
+            logit_NT *= _signs(row_N, owner_G[part], logit_NT)
             cost_NT = logsigmoid(logit_NT)
-            cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[here]
+            cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[part]
         ctx.save_for_backward(*inputs[:-1])
         ctx.tile = tile
         return cost_N
@@ -116,15 +116,15 @@ class _SigmoidCosts(Function):
         scaled_ND = scale * row_ND
         to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
         to_bias = torch.zeros_like(bias)
-        for here in _tiles(column_GD, ctx.tile):
-            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
-            sign_NT = _signs(row_N, owner_G[here], logit_NT)
+        for part in _tiles(column_GD, ctx.tile):
+            logit_NT = (scaled_ND @ column_GD[part].T).add_(bias)
+            sign_NT = _signs(row_N, owner_G[part], logit_NT)
             share_NT = logit_NT.mul_(sign_NT).neg_().sigmoid_().mul_(sign_NT)
             share_NT.mul_(-slope_N[:, None])
             if weight_G is not None:
-                share_NT.mul_(weight_G[here])
-            to_scaled_ND.addmm_(share_NT, column_GD[here])
-            to_column_GD[here] = share_NT.T @ scaled_ND
+                share_NT.mul_(weight_G[part])
+            to_scaled_ND.addmm_(share_NT, column_GD[part])
+            to_column_GD[part] = share_NT.T @ scaled_ND
             to_bias += share_NT.sum()
         to_scale = (to_scaled_ND * row_ND).sum()
         return to_scaled_ND * scale, to_column_GD, None, to_scale, to_bias, None, None, None
@@ -136,11 +136,11 @@ class _Attended(Function):
         query_ND, key_GD, value_GE, scale, tile = inputs
         scaled_ND = scale * query_ND
         sum_N = torch.full_like(query_ND[:, 0], -torch.inf)
-        for here in _tiles(key_GD, tile):
-            sum_N = torch.logaddexp(sum_N, (scaled_ND @ key_GD[here].T).logsumexp(1))
+        for part in _tiles(key_GD, tile):
+            sum_N = torch.logaddexp(sum_N, (scaled_ND @ key_GD[part].T).logsumexp(1))
         mean_NE = value_GE.new_zeros(len(query_ND), value_GE.shape[1])
-        for here in _tiles(key_GD, tile):
-            mean_NE.addmm_(_shares(scaled_ND, key_GD[here], sum_N), value_GE[here])
+        for part in _tiles(key_GD, tile):
+            mean_NE.addmm_(_shares(scaled_ND, key_GD[part], sum_N), value_GE[part])
         ctx.save_for_backward(query_ND, key_GD, sum_N)
         ctx.scale, ctx.tile = scale, tile
         return mean_NE
@@ -151,8 +151,8 @@ class _Attended(Function):
         query_ND, key_GD, sum_N = ctx.saved_tensors
         scaled_ND = ctx.scale * query_ND
         to_value_GE = slope_NE.new_empty(len(key_GD), slope_NE.shape[1])
-        for here in _tiles(key_GD, ctx.tile):
-            to_value_GE[here] = _shares(scaled_ND, key_GD[here], sum_N).T @ slope_NE
+        for part in _tiles(key_GD, ctx.tile):
+            to_value_GE[part] = _shares(scaled_ND, key_GD[part], sum_N).T @ slope_NE
         return None, None, to_value_GE, None, None
 
 

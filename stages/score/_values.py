@@ -267,13 +267,13 @@ def _lower(text: pl.Expr) -> pl.Expr:
 
 def _numbers(texts: pl.DataFrame, *keys: str) -> pl.DataFrame:
     """Returns a row per number, in digits without commas, beside the keys of its text."""
-    found = [
+    parts = [
         texts.select(*keys, piece=_lower(pl.col("text")).str.extract_all(pattern))
         .explode("piece", empty_as_null=False)
         .with_columns(pl.col("piece").str.replace_all(",", "").replace(DIGITS))
         for pattern in (NUMBER, NUMBER_WORD)
     ]
-    return pl.concat(found)
+    return pl.concat(parts)
 
 
 def _names(texts: pl.DataFrame) -> pl.DataFrame:
@@ -282,11 +282,11 @@ def _names(texts: pl.DataFrame) -> pl.DataFrame:
     capitals, long = text.str.count_matches(CAPITAL), text.str.count_matches(LONG)
     is_title = (capitals >= 3) & (capitals >= MANY_CAPITALS * long)
     may_name = ~is_title & ~pl.col("language").is_in(NOUNS_HAVE_CAPITALS).fill_null(False)
-    found = texts.filter(may_name).select("at", "row", piece=text.str.extract_all(NAME))
-    found = found.explode("piece", empty_as_null=False)
+    names = texts.filter(may_name).select("at", "row", piece=text.str.extract_all(NAME))
+    names = names.explode("piece", empty_as_null=False)
     last = _lower(pl.col("piece")).str.extract(rf"\s([\pL\pM\p{{Nd}}]+{INSIDE})$")
-    found = found.with_columns(piece=last.str.replace("'s$", ""))
-    return found.filter(~pl.col("piece").is_in(NO_NAMES))
+    names = names.with_columns(piece=last.str.replace("'s$", ""))
+    return names.filter(~pl.col("piece").is_in(NO_NAMES))
 
 
 PHRASES = Path(__file__).parent / "phrases"

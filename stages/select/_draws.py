@@ -133,18 +133,18 @@ def by_language(
     return weight_E, t
 
 
-def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
-    """Returns the t below which the ranks of exactly `wanted` of the matched rows lie."""
-    if wanted > matched:
+def leaving(size: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
+    """Returns the t below which the ranks of exactly `size` of the matched rows lie."""
+    if size > matched:
         raise StageError(
-            found=f"{wanted:,} rows wanted, and {matched:,} have a concept",
+            found=f"{size:,} rows wanted, and {matched:,} have a concept",
             where=f"stage '{ctx.worker.stage}', key `rows`",
             do="want fewer, or match with a list of more concepts",
         )
-    if wanted == matched:
+    if size == matched:
         return np.inf
     ranked = ctx.map_shards(partial(with_ranks, draw), rows)
-    nth, digits = matched - wanted, cut.EVERYTHING  # from the greatest rank down
+    nth, digits = matched - size, cut.EVERYTHING  # from the greatest rank down
     for _ in range(DIGITS):
         survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, added)
         digits, nth = cut.extend(digits, nth, survey["by_digit"])
@@ -153,10 +153,10 @@ def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -
 
 def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
     """Returns the rows that draw, with their rank, the least draw."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    rank_N = pa.array(pairs.least(draw.of(some, pairs)))
-    return some.select(IDENTITY).append_column("rank", rank_N)
+    drawn = drawing(rows)
+    pairs = Pairs.of(drawn)
+    rank_N = pa.array(pairs.least(draw.of(drawn, pairs)))
+    return drawn.select(IDENTITY).append_column("rank", rank_N)
 
 
 def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
@@ -175,9 +175,9 @@ TABLE, SUMMARY = "concepts.parquet", "balance.json"
 
 def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
     """Counts kept rows by concept; kept rows, their expected number and its variance."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    keep_N = pairs.least(draw.of(some, pairs)) < t
+    drawn = drawing(rows)
+    pairs = Pairs.of(drawn)
+    keep_N = pairs.least(draw.of(drawn, pairs)) < t
     chance_N = pairs.keep_probability(draw.probability(t))
     kept_M = pairs.concept[np.repeat(keep_N, pairs.size)]
     return {

@@ -123,13 +123,13 @@ def key_of(value: object, number: int) -> bytes:
 def slices_of(cut: Slices, met: pa.Table) -> State:
     """Returns the slices of sliced values; each lies in one partition."""
     ranked = Ranked.of(cut, met)
-    some = [*ranked.digest]
+    sliced = [*ranked.digest]
     key_M3 = np.frombuffer(b"".join(ranked.digest.values()), np.uint64).reshape(-1, 3)
     return {
         "digest": key_M3[:, :2],
         "slice": key_M3[:, 2],
-        "rows": ranked.rows[some],
-        "offset": ranked.offset[some],
+        "rows": ranked.rows[sliced],
+        "offset": ranked.offset[sliced],
     }
 
 

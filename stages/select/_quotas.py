@@ -6,9 +6,9 @@ no quota falls as N grows, so the rows that stay at N stay at every larger N.
 
 Proof that none falls. Divide by N: x_j / N = clip(p_j + level / N, least_j / N, size_j / N) sums to
 1, and both bounds fall as N grows, so level / N rises. A cluster therefore leaves its least quota
-once and reaches its size once. Between such events all is linear: for a clusters in between, N *
-p_j + level = N * r_j - s / a, where s >= 0 sums what is constant (sizes reached, least quotas at
-their cap). Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as published,
+once and reaches its size once. Between such events all is linear: for a clusters in between,
+N * p_j + level = N * r_j - s / a, where s >= 0 sums what is constant (sizes reached, least quotas
+at their cap). Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as published,
 jumps in all clusters at once and takes rows from the others: with it subsets do not nest.
 """
 

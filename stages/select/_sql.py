@@ -123,13 +123,13 @@ def _wrong(found: str, do: str) -> RecipeError:
 def _no_sql(error: sqlglot.errors.ParseError) -> RecipeError:
     """Returns the error for a text that ends too early, or goes on where SQL does not."""
     detail = error.errors[0]
-    before, here = detail["start_context"].strip()[-60:], detail["highlight"]
+    before, token = detail["start_context"].strip()[-60:], detail["highlight"]
     if detail["description"].startswith("Required"):
-        found = f"not SQL: something is missing beside `{here}`, at the end of `{before} {here}`"
+        found = f"not SQL: something is missing beside `{token}`, at the end of `{before} {token}`"
     elif detail["description"] == "Expecting )":
-        found = f"not SQL: a bracket is not closed after `{before}{here}`"
+        found = f"not SQL: a bracket is not closed after `{before}{token}`"
     else:
-        found = f"not SQL: `{here}` cannot follow `{before}`"
+        found = f"not SQL: `{token}` cannot follow `{before}`"
     return _wrong(found, "mend it there: `score >= 0.3 AND language = 'en'` is a condition")
 
 
@@ -249,11 +249,11 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
 
 
 def _operands_of_and(tree: Tree) -> Iterator[Tree]:
-    left = [tree]
-    while left:
-        tree = left.pop().unnest()
+    stack = [tree]
+    while stack:
+        tree = stack.pop().unnest()
         if isinstance(tree, exp.And):
-            left += [tree.right, tree.left]
+            stack += [tree.right, tree.left]
         else:
             yield tree
 

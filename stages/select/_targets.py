@@ -168,10 +168,10 @@ class Targets:
                 row_N = np.arange(begin, begin + len(batch))
                 here_N = (row_N >= start) & (row_N < stop)
                 here_N &= batch[self.column].is_valid().to_numpy(zero_copy_only=False)
-                some = batch[self.column].filter(pa.array(here_N))
+                vectors = batch[self.column].filter(pa.array(here_N))
                 keys = row_N[here_N].astype(str).tolist()
-                width = evaluation.checked_width(some, width, f"{self.at(file)}, row", keys)
-                yield some
+                width = evaluation.checked_width(vectors, width, f"{self.at(file)}, row", keys)
+                yield vectors
                 begin += len(batch)
 
     @contextmanager
@@ -231,8 +231,9 @@ class Cells:
         if nearest == "inner_product":
             return cls(len(vector_KD), vector_KD, np.arange(len(vector_KD), dtype=np.int32))
         unit_KD = unit_rows(vector_KD)
-        some = np.flatnonzero(~np.isnan(unit_KD).any(axis=1)).astype(np.int32)  # zero: no direction
-        return cls(len(vector_KD), unit_KD[some], some)
+        # A zero vector has no direction.
+        defined = np.flatnonzero(~np.isnan(unit_KD).any(axis=1)).astype(np.int32)
+        return cls(len(vector_KD), unit_KD[defined], defined)
 
     def nearest(self, row_ND: NDArray[np.float32]) -> NDArray[np.int32]:
         """Returns (N,) the number of the centroid of greatest product, ties to the smaller."""

@@ -191,11 +191,11 @@ def counted(entries: int, digest: str, rows: pa.Table) -> State:
                 where="select.balance, key `concepts`",
                 do=f"match again with `digest: {digest}` in annotate.concepts, or bring it back",
             )
-    some = drawing(rows)
+    drawn = drawing(rows)
     return {
-        "count_E": np.bincount(Pairs.of(some).concept, minlength=entries),
+        "count_E": np.bincount(Pairs.of(drawn).concept, minlength=entries),
         "rows": np.array(len(rows)),
-        "matched": np.array(len(some)),
+        "matched": np.array(len(drawn)),
     }
 
 
@@ -205,9 +205,9 @@ def judged(
     """Returns keep, rank, probability, deciding concept and reason of every row."""
     may = may_draw(rows)
     draws_N = np.logical_and.reduce([*may.values()])
-    some = rows.filter(pa.array(draws_N))
-    pairs = Pairs.of(some)
-    draw_M = draw.of(some, pairs)
+    drawn = rows.filter(pa.array(draws_N))
+    pairs = Pairs.of(drawn)
+    draw_M = draw.of(drawn, pairs)
     rank_N = pairs.least(draw_M)
     least = np.flatnonzero(draw_M == np.repeat(rank_N, pairs.size))
     decider_N = pairs.concept[least[np.searchsorted(least, pairs.start)]]  # first of equals

@@ -214,12 +214,12 @@ def _decided(names: tuple[str, ...], holds_C: Bools) -> Condition:
             flips_C = np.minimum(flips_C, flips_C[combination_C ^ bit] + 1)
     blamed_C = (flips_C[combination_C[:, None] ^ bit_K] < flips_C[:, None]).argmax(axis=1)
     is_kept_C = (combination_C >> blamed_C & 1).astype(bool)
-    every = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]
+    codes = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]
     number_C = 2 * blamed_C + is_kept_C
     used, reason_C = np.unique(number_C[~holds_C], return_inverse=True)
     index_C = np.zeros(len(holds_C), np.int32)
     index_C[~holds_C] = reason_C
-    return Condition(names, holds_C, tuple(every[number] for number in used), index_C)
+    return Condition(names, holds_C, tuple(codes[number] for number in used), index_C)
 
 
 def _wrong(found: str, do: str) -> RecipeError:

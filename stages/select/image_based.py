@@ -215,14 +215,14 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     has_none_N = unusable(row_ND)
     broken = {**left_out(rows), stage.reasons[2]: pa.array(has_none_N)}
     undefined_N = first_of(broken).is_valid().to_numpy(zero_copy_only=False)
-    some = np.flatnonzero(~undefined_N)
+    defined = np.flatnonzero(~undefined_N)
     wide = cells.vector.shape[1]
-    if len(some) and row_ND.shape[1] != wide:
+    if len(defined) and row_ND.shape[1] != wide:
         found = f"embeddings {row_ND.shape[1]} wide, and the centroids are {wide} wide"
         raise StageError(found, targets.where("column"), EMBED_BOTH)
     number_N, near_N = np.zeros((2, len(rows)), np.int32)
-    number_N[some] = cells.nearest(row_ND[some])
-    near_N[some] = aims(targets).count[number_N[some]]
+    number_N[defined] = cells.nearest(row_ND[defined])
+    near_N[defined] = aims(targets).count[number_N[defined]]
     broken[stage.reasons[3]] = pa.array(near_N < stage.at_least)
     made = {TARGETS_NEAR.name: near_N, NEAREST_CENTROID.name: number_N}
     made = {name: pa.array(value_N, mask=undefined_N) for name, value_N in made.items()}

@@ -81,6 +81,6 @@ def _shrink(flat_H3W, across, down, made_R3C):
                 sum_3C[:] = 0
             for i in range(3 * width):
                 sum_3C[i] += row_3C[i] * share
-        made = made_R3C[r]
+        out = made_R3C[r]
         for i in range(3 * width):
-            made[i] = min(np.rint(sum_3C[i]), np.float32(255))
+            out[i] = min(np.rint(sum_3C[i]), np.float32(255))

@@ -100,7 +100,7 @@ def parquet_rows(
     columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
     at_once: int = 1,
-    made: Callable[[pa.Table], pa.Table] = whole,
+    convert: Callable[[pa.Table], pa.Table] = whole,
 ) -> Iterator[Iterator[pa.Table]]:
     """Yields the rows of each source in turn, of the columns that the file has, streamed.
 
@@ -108,7 +108,7 @@ def parquet_rows(
     its first row, because Parquet has no other way in. The last of them may reach into the next
     group, of which only its rows are read. Batches are cut from the group's start, so that a source
     has the same ones whether it is read alone or with others. `at_once` of them are read and
-    converted by `made` before they are cut, so that these share the cost of a call.
+    converted by `convert` before they are cut, so that these share the cost of a call.
     """
     path = sources[0]["path"]
     with (
@@ -131,7 +131,7 @@ def parquet_rows(
             groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
             read = bounded(parquet, groups, present, batch_rows * at_once, opened.size())
             batches = Positioned(
-                map(made, read),
+                map(convert, read),
                 sum(sizes[:first]),
                 batch_rows,
             )

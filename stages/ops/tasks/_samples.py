@@ -193,7 +193,7 @@ def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]
     None in the place of the members if they are too large together.
     """
     key, members = "", {}  # type: str, dict[str, bytes]
-    left = most = limit("MAX_TASK_SAMPLE_BYTES")
+    remaining = most = limit("MAX_TASK_SAMPLE_BYTES")
     with folder.open(shard) as source, tars.opened(source, "r:") as tar:
         for member in tars.members(tar):
             stem, _, suffix = member.name.rpartition("/")[2].partition(".")
@@ -201,13 +201,13 @@ def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]
                 continue
             suffix = suffix.lower()
             if members and (stem != key or suffix in members):
-                yield key, members if left >= 0 else None
-                members, left = {}, most
-            key, left = stem, left - member.size
-            file = tar.extractfile(member) if left >= 0 else None
+                yield key, members if remaining >= 0 else None
+                members, remaining = {}, most
+            key, remaining = stem, remaining - member.size
+            file = tar.extractfile(member) if remaining >= 0 else None
             members[suffix] = file.read() if file else b""
     if members:
-        yield key, members if left >= 0 else None
+        yield key, members if remaining >= 0 else None
 
 
 def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:

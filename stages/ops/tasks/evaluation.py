@@ -48,19 +48,19 @@ def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
     folder = Storage(uri)
     where = f"stage '{stage}', key `{key}`: {folder}"
     files = [entry.name for entry in _parquet(folder)]
-    every = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
-    every += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
-    if not every:
+    digests = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
+    digests += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
+    if not digests:
         raise StageError(
             found=tasks.none_at(folder),
             where=where,
             do="give a folder of tasks in CLIP_benchmark's layout, or of Parquet files",
         )
-    every.sort()
-    for (name, _), (following, _) in pairwise(every):
+    digests.sort()
+    for (name, _), (following, _) in pairwise(digests):
         if name == following:
             raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
-    return [{"task": name, "sha256": sha256} for name, sha256 in every]
+    return [{"task": name, "sha256": sha256} for name, sha256 in digests]
 
 
 def file_digest(folder: Storage, file: str) -> str:
@@ -152,8 +152,8 @@ def _of_folder(folder: Storage, name: str, request: Request, stage: str):
     if request.measure is None and not task.is_retrieval:
         return  # class names are no captions
     where = f"stage '{stage}', key `{key}`: {folder}/{name}, key"
-    every = tasks.samples(folder, task)
-    while batch := list(islice(every, BATCH)):
+    stream = tasks.samples(folder, task)
+    while batch := list(islice(stream, BATCH)):
         bad = [item for item in batch if isinstance(item, tasks.Finding)]
         tasks.refuse(bad, stage, folder, key)
         samples = [sample for sample in batch if isinstance(sample, tasks.Sample)]
