@@ -8,8 +8,8 @@ Proof that none falls. Divide by N: x_j / N = clip(p_j + level / N, least_j / N,
 1, and both bounds fall as N grows, so level / N rises. A cluster therefore leaves its least quota
 once and reaches its size once. Between such events all is linear: for a clusters in between,
 N * p_j + level = N * r_j - s / a, where s >= 0 sums what is constant (sizes reached, least quotas
-at their cap). Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as published,
-jumps in all clusters at once and takes rows from the others: with it subsets do not nest.
+at their cap). Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as
+published, jumps in all clusters at once and takes rows from the others: then subsets do not nest.
 """
 
 from dataclasses import dataclass
