@@ -69,7 +69,7 @@ def _points(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], pa.Array]:
     """Returns (N, D) vectors as compared, (N,) which are valid, and why others are not."""
     row_ND = as_matrix(shard[column])
-    if not row_ND.shape[1]:  # lists that say no width, none of them valid
+    if not row_ND.shape[1]:  # lists without a width, none of them valid
         row_ND = np.full((len(row_ND), 1), np.nan, np.float32)
     if metric == "cosine":
         row_ND, why = unit_rows(row_ND), "zero_or_nan_embedding"

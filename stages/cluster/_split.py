@@ -40,7 +40,7 @@ def shared_out(clusters: int, rows_P: NDArray) -> NDArray[np.int64]:
     left = max(0, clusters - int(least_P.sum()))
     until_P = np.cumsum(rows_P)
     total = max(1, int(rows_P.sum()))
-    # Integers of Python: a product of rows and clusters may pass 64 bits.
+    # Python's integers: a product of rows and clusters may pass 64 bits.
     ends_P = np.array([left * until // total for until in until_P.tolist()], np.int64)
     return np.minimum(least_P + np.diff(ends_P, prepend=0), rows_P)
 

@@ -83,8 +83,8 @@ class KMeans(DatasetStage):
 
     `parents` makes two levels, which cost a row parents + clusters / parents products per round
     instead of `clusters`: a few clusters first, then each of these is split on its own, into more
-    if it has more rows. A row belongs to the nearest child of its 8 nearest parents; in two last
-    rounds the children move to the means of these rows.
+    if it has more rows. A row belongs to the nearest child of its 8 nearest parents; in the last
+    two rounds the children move to the means of these rows.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
     as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
     starts from the rows whose uids hash lowest; an empty cluster takes half of the largest one (as

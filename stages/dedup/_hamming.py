@@ -45,7 +45,7 @@ def _key(bits: NDArray[np.uint64], mask: NDArray[np.int64]) -> NDArray[np.uint64
 
 
 def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Applies the first half of splitmix64's finaliser: one to one, and every bit moves many."""
+    """Applies the first half of splitmix64's finaliser: one to one, each bit changes many."""
     return (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
 
 

@@ -1,7 +1,7 @@
 """Single linkage across partitions: the height at which each row's group falls to a better row.
 
 Heights depend only on which rows are connected below each height, and a minimum spanning forest
-keeps that. So edges are thinned to a forest wherever some of them meet, and only forests travel.
+keeps that. So edges are thinned to a forest wherever they meet, and only forests are shuffled.
 """
 
 from functools import partial

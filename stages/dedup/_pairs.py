@@ -67,7 +67,7 @@ def with_second(rows: pa.Table, halfway: pa.Table) -> pa.Table:
 
 
 def of_equals(equal: float, rows: pa.Table) -> pa.Table:
-    """Returns pairs of each row that is not the best of its node with the best."""
+    """Returns a pair with the node's best row for each of its other rows."""
     _, best_V = best_of(rows)
     others = rows.take(pa.array(np.setdiff1d(np.arange(len(rows)), best_V)))
     best = uids_at(rows, others[NODE.name].to_numpy())

@@ -3,7 +3,7 @@
 import polars as pl
 import pyarrow as pa
 
-# Python's white space, whose last four a regular expression's \s does not know.
+# Python's white space; a regular expression's \s lacks the last four.
 SPACE = r"[\s\x1C-\x1F]+"
 
 

@@ -225,7 +225,7 @@ def _numbers(utf8, start_P, stop_P):
 
 @compiled()
 def _splitmix(x):
-    """Applies splitmix64's finaliser: one to one, every bit moves many."""
+    """Applies splitmix64's finaliser: one to one, each bit changes many."""
     x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
     x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
     return np.uint64(x ^ (x >> np.uint64(31)))

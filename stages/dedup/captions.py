@@ -1,4 +1,4 @@
-"""Counts the images that share a text: what a model that loops over a pool writes again."""
+"""Counts the images that share a text, to find what a model that loops over a pool repeats."""
 
 import hashlib
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def digests(texts: pa.Array) -> pa.Array:
 
 
 def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
-    """Returns the first 128 bits of each digest; null if it is none."""
+    """Returns the first 128 bits of each digest; null if it is no hex."""
     import polars as pl
 
     column = pl.DataFrame(pa.table({"sha256": sha256})).to_series()

@@ -63,7 +63,7 @@ class ImageFolder(DatasetStage):
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
-        above its images whole. Names that begin with a dot are passed over.
+        above its images whole. Names that begin with a dot are skipped.
     Example: {path: pictures}
     """
 

@@ -298,7 +298,7 @@ BINARY_TYPES = (
 
 
 def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
-    """Returns a caption per row, of a list the first that is not empty; and which values are none.
+    """Returns a caption per row, of a list the first that is not empty; and which are invalid.
 
     An item may be a struct with a `text`, as in `texts` of an export; a list of empty ones is null.
     """

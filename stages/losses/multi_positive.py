@@ -16,9 +16,9 @@ TEXTS = "all"
 def loss(batch: Embedded) -> Tensor:
     """Returns (N,) nats: the mean over an image's texts of CLIP's loss with each.
 
-    The k-th text of an image is searched among the k-th texts of all images that have one, and its
+    The k-th text of an image is found among the k-th texts of all images that have one, and its
     image among all images. Equal to CLIP's loss if each image has one text; ln G if all embeddings
-    are equal and all images have as many texts.
+    are equal and all images have the same number of texts.
 
     Source: DreamLIP (Zheng et al. 2024), its multi-positive loss; every image has K texts there.
     Error: without DreamLIP's grouping loss, which needs the patches of an image.

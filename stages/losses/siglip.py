@@ -17,8 +17,7 @@ BIAS = -10.0
 def loss(batch: Embedded) -> Tensor:
     """Returns (N,) nats: the sum over texts of -log sigmoid(z logit), z = 1 for its own, else -1.
 
-    At the first step, if all vectors are orthogonal, of pairs too: softplus(10) + (H - 1)
-    softplus(-10).
+    softplus(10) + (H - 1) softplus(-10) at the first step, if all vectors are orthogonal.
 
     Source: SigLIP (Zhai et al. 2023), algorithm 1; scale from 10 and bias from -10.
     Error: by tiles within 2e-5 of the plain form in float32, 1e-12 in float64.

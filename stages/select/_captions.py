@@ -116,7 +116,7 @@ def broken_rules(
 def ask(
     conjuncts: Sequence[sql.Conjunct], lists: Sequence[str], texts: Texts, broken: Broken
 ) -> None:
-    """Applies the conditions of `where`: a text breaks one that is false, or lacks a value."""
+    """Applies the conditions of `where`: a text breaks a false one, or one that lacks a value."""
     words = pl.Series(texts.part["text"]).str.count_matches(r"\S+")
     columns = {**texts.part, WORDS: words.to_arrow()}
     columns |= {name: texts.beside(name) for name in lists}

@@ -93,7 +93,7 @@ class SizedSelect(DatasetStage):
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns the verdicts of one part at each size, taken over all parts."""
+        """Returns a function that yields a part's verdicts at each size, counted over all parts."""
         sizes = [partial(size_of, threshold.name, value) for value in values]
         kept = least_of_parts(threshold.column, sizes, parts)
 

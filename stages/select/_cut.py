@@ -140,7 +140,7 @@ def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
 
 
 def reaching(value_ND: NDArray[np.uint16], rows: pa.Table, cut: Cut) -> NDArray[np.bool_]:
-    """Returns (N,) whether each row's rank reaches the cut; ties are read only at level values."""
+    """Returns (N,) whether each row's rank reaches the cut; tie-breakers are read if needed."""
     by_value, by_tie = cut[: value_ND.shape[1]], cut[value_ND.shape[1] :]
     reaching_N = at_or_above(value_ND, by_value)
     if by_tie:

@@ -60,8 +60,7 @@ class Draw:
     weight: NDArray[np.float64]  # (E,)
 
     def of(self, rows: pa.Table, pairs: Pairs) -> NDArray[np.float64]:
-        """Returns (M,) u * weight of each pair, u in [0, 1): below t with probability min(1, t /
-        weight).
+        """Returns (M,) u * weight of each pair: below t with probability min(1, t / weight).
 
         A u * weight never rounds up to the weight, so a concept of weight t or less always stays.
         """

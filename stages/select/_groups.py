@@ -22,7 +22,7 @@ from clipmill.stages.ops.tables.rows import added, in_order, joined
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
 # M slices of them.
 
-BUCKETS = 1 << 16  # of values, by hash, to count them
+BUCKETS = 1 << 16  # hash buckets in which values are counted
 SLICE_ROWS = 1 << 16  # a bucket of more rows is sliced
 VALUE = "value"  # the value that groups rows; null for rows in no group
 PLACE = "place"  # among the rows of its value, 0 up by coin; null without a value

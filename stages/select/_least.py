@@ -19,7 +19,7 @@ Bools = NDArray[np.bool_]
 
 
 def search(column: str, size: Callable[[int], int]) -> cut.Search:
-    """Searches for the cut that `size(n)` of the n ranked rows reach exactly; at most all."""
+    """Searches for the cut that exactly `size(n)` of the n ranked rows reach, or all if fewer."""
     prefix = cut.EVERYTHING
     while True:
         totals = yield partial(survey, column=column, begin=prefix), added

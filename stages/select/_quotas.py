@@ -97,8 +97,7 @@ class Quotas:
     def of(cls, p_K: Ints, size_K: Ints, balance: float) -> "Quotas":
         """Builds the quotas from probabilities in units of 1 / UNIT, and sizes of 1 row or more.
 
-        The least quota is balance * N / K, or one row if balance is 0; at most a row below the
-        size.
+        The least quota is balance * N / K (one row if balance is 0), a row below the size at most.
         """
         from clipmill.stages.select._quota_path import (
             events,  # compiled: not while a recipe is planned

@@ -74,11 +74,9 @@ class Targets:
         return read_centroids(self.centroid_folder, self.centroids, f"stage '{self.stage}'")
 
     def items(self) -> list[dict[str, Any]]:
-        """Returns the tasks, or pieces of files, that have targets: `number`, `task`, digest of the
-        bytes.
+        """Returns the tasks, or pieces of files: `number`, `task`, and the digest of its bytes.
 
-        Vectors have their `file` and the row `start` at which a piece begins; pictures have
-        neither.
+        Vectors have their `file` and the row `start` of a piece; pictures have neither.
         """
         if self.target_folder is not None:
             items = self._exported(summary_of(self.target_folder, self.stage, "targets"))

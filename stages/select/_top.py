@@ -162,7 +162,7 @@ def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
 
 
 def reaching(rows: pa.Table, lowest: cut.Cut) -> Bools:
-    """Returns (N,) whether each row's rank reaches the cut; ties are read only at level values."""
+    """Returns (N,) whether each row's rank reaches the cut; tie-breakers are read if needed."""
     return cut.reaching(cut.value_digits(rows["value"]), rows, lowest)
 
 

@@ -221,8 +221,7 @@ def parents_of(
     rounds: int,
     ctx: Context,
 ) -> list[NDArray]:
-    """Returns the node of each point among `nodes[0]`, then the node of each of these, and so on
-    up.
+    """Returns each point's node among `nodes[0]`, then the node of each of these, and so on up.
 
     Each level starts from the points of the level below whose numbers hash lowest.
     """

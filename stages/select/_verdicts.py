@@ -136,7 +136,7 @@ class Rules:
     frame: pl.DataFrame  # the columns that the conjuncts read
 
     def varying(self, threshold: Threshold) -> Callable[[Decimal], Verdicts]:
-        """Returns the verdicts by value of the threshold; ValueError for an invalid `top`."""
+        """Returns a function from a value to its verdicts; ValueError for an invalid `top`."""
         passing = self.passing(threshold)
         ranking = Ranking(self.top, self.rows) if self.top else None
 
@@ -149,7 +149,7 @@ class Rules:
         return verdicts
 
     def passing(self, threshold: Threshold) -> Callable[[Decimal], Verdicts]:
-        """Returns the rows that pass before `top`, by value of the threshold."""
+        """Returns a function from a value of the threshold to the rows that pass before `top`."""
         if isinstance(threshold, Comparison):
             others_N = self._passing(besides=threshold.conjunct)
             tree = self.conjuncts[threshold.conjunct].tree
@@ -205,7 +205,7 @@ def surveyed(
     values: Sequence[Decimal],
     parts: Parts,
 ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-    """Returns the verdicts of `top` at each value for one part; the cut is taken over all parts."""
+    """Returns a function that yields a part's verdicts at each value; `top` ranks all parts."""
     tops = [resized(top, threshold, value) or top for value in values]
 
     def passing(rows: pa.Table) -> list[tuple[Verdicts, pa.Table]]:

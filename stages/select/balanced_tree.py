@@ -128,7 +128,7 @@ class BalancedTree(SizedSelect):
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns the verdicts of one part at each target, by the rows of all parts."""
+        """Returns a function that yields a part's verdicts at each target, for the rows of all."""
         return partial(taken, threshold, values, sum(ranked(made) for _, made in parts()))
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:

@@ -194,8 +194,7 @@ class SelectCaptions(DatasetStage):
         ctx.restore(ctx.map_shards(chosen, inputs.rows))
 
     def refuse_strangers(self, known: list[str], stage: str) -> None:
-        """Raises StageError if `made` names no source or label of the made texts, if there are
-        any."""
+        """Raises StageError if `made` names no source or label of made texts, if any exist."""
         for name in self.made:
             if known and name not in known:
                 found = f"no text has the source or label '{name}'"

@@ -36,8 +36,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(DatasetStage):
-    """Keep decision of each row by what the named selects keep; with `repeats`, how often it
-    counts.
+    """Keep decision of each row by what named selects keep; with `repeats`, how often it counts.
 
     A name stands for the rows that this select keeps: AND takes what both keep, OR what either
     does, AND NOT takes away. Rows that none of them keeps, or whose image failed, are dropped.

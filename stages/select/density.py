@@ -91,8 +91,8 @@ class Density(SizedSelect):
     """
 
     centroids: NonEmpty  # centroids of the clusters: "stage:NAME", or a Parquet
-    # temperature of the softmax: the paper's 0.1; at the released code's 0.5, shares differ by a
-    # tenth only if complexities differ by 0.05
+    # temperature of the softmax: the paper's 0.1; at the released code's 0.5, a complexity greater
+    # by 0.05 makes a share greater by a tenth only
     tau: Annotated[float, Meta(gt=0)] = 0.1
     # least quota of a cluster, as a fraction of an even share; 0: one row, as released
     balance: Balance = 0.5

@@ -39,8 +39,8 @@ class Sample(DatasetStage):
     """Random keep decision of each row, and its `sample_rank`, null for rows outside the draw.
 
     Each row has a coin, a hash of seed, stage and uid in [0, 1): `fraction` keeps rows whose coin
-    is below it, `rows` exactly that many least coins (all, if there are no more). Rows that an
-    earlier select dropped, or whose image failed, are outside the draw.
+    is below it, `rows` exactly that many rows of the least coins (all, if there are no more). Rows
+    that an earlier select dropped, or whose image failed, are outside the draw.
 
     `by` gives every value of a column the same share: row r of n of a value, by coin and from 0,
     has rank (r + u) / n, u a coin of the value. `fraction` then takes its share of each value,
@@ -139,7 +139,7 @@ class Sample(DatasetStage):
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns the verdicts of one part at each number of `rows`, taken over all parts."""
+        """Returns a function that yields a part's verdicts at each `rows`, over all parts."""
         self._check(threshold, values)
         sizes = [partial(min, int(value)) for value in values]
         kept = least_of_parts(SAMPLE_RANK.name, sizes, parts)

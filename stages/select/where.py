@@ -23,8 +23,7 @@ from clipmill.stages.select._top import Top, keep_best, rankable, search
 
 @dataclass(frozen=True, kw_only=True)
 class Where(DatasetStage):
-    """Keep decision of each row, never null; the reason of a dropped row is the first rule it
-    breaks.
+    """Keep decision of each row, never null; a dropped row's reason is the first rule it breaks.
 
     A false condition names its first false conjunct; a null one names the first column without a
     value in its first null conjunct (`undefined:COLUMN`). Rows that an earlier select dropped, or
@@ -112,13 +111,13 @@ class Where(DatasetStage):
     def varying(
         self, threshold: Threshold, rows: pa.Table, made: pa.Table
     ) -> Callable[[Decimal], Verdicts]:
-        """Returns the verdicts by value; other conditions are evaluated, and rows ranked, once."""
+        """Returns a function from a value to its verdicts; other conditions are evaluated once."""
         return self.rules(rows).varying(threshold)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns the verdicts of one part at each value, with `top` taken over all parts."""
+        """Returns a function that yields a part's verdicts at each value; `top` ranks all parts."""
         assert self.top is not None  # without it a threshold is `by_row`
         return _verdicts.surveyed(self.rules, self.top, threshold, values, parts)
 

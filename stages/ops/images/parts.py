@@ -55,7 +55,7 @@ class Parts:
 
     @property
     def is_clean_jpeg(self) -> bool:
-        """Returns whether one scan ends it; if progressive, whether only scans and tables do."""
+        """Returns whether it ends after one scan; if progressive, after scans and tables alone."""
         first = self.kinds.index(SCAN) if SCAN in self.kinds else len(self.kinds)
         head, tail = self.kinds[:first], self.kinds[first:]
         if PROGRESSIVE not in head:

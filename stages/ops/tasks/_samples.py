@@ -63,7 +63,7 @@ class TaskFolder:
 class Sample:
     """One picture, and its class or captions.
 
-    Of a task of associations: a candidate, its cue as the caption, label 1 where the two belong
+    Of a task of associations: a candidate, its cue as the caption, label 1 if the two belong
     together, and the instance's number as the group.
     """
 

@@ -1,4 +1,4 @@
-"""Loops of `nearest`: keep the centres of which only float64 can tell which is nearest to a row.
+"""Loops of `nearest`: keep each row's centres between which only float64 can decide.
 
 Every sum in float64 has one order (`LANES`), so it has the same bits on every machine.
 """
@@ -88,7 +88,7 @@ def halve_rows(row_ND, bits_ND, half_ND, lost_N):
 def sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs):
     """Adds to `near` a strip's centres whose score comes within the gap of the M best so far.
 
-    `bits_CB` is float32's bits of the scores, or bfloat16's where `is_half`.
+    `bits_CB` is float32's bits of the scores, or bfloat16's if `is_half`.
     """
     C, B = bits_CB.shape
     M = near.top_BM.shape[1]

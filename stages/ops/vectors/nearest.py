@@ -13,7 +13,7 @@ from clipmill.stages.ops.vectors._coarse import (
     frame,
 )
 
-# Shapes: N rows, D width of a vector, K centres, m nearest (fewer where K is), U centres that no m
+# Shapes: N rows, D width of a vector, K centres, m nearest (fewer if K is), U centres that no m
 # before them equal; B rows of a block.
 
 BLOCK = 256  # rows compared at a time
