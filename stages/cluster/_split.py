@@ -62,13 +62,11 @@ def split(
     """
     ctx.say("bringing the rows of each parent together")
     with_parent = partial(under_parent, parent_PD, space.device)
-    together = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
+    met = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
     ctx.say("splitting clusters")
     settings = {"start": start, "seed": ctx.worker.seed, "stage": ctx.worker.stage}
-    children = ctx.reduce(
-        partial(children_of, children_P, space, rounds, settings), together, joined
-    )
-    ctx.drop(together)
+    children = ctx.reduce(partial(children_of, children_P, space, rounds, settings), met, joined)
+    ctx.drop(met)
     return children
 
 
@@ -100,9 +98,7 @@ def children_of(
     return {
         "parent_K": np.concatenate(parents or [np.empty(0, np.int64)]),
         "centre_KD": np.concatenate(centres),
-        "parent_P": np.array(
-            list(dict.fromkeys(parent for numbers in parents for parent in numbers[:1]))
-        ),
+        "parent_P": np.array(list(dict.fromkeys(parent for p in parents for parent in p[:1]))),
         "round_PR2": np.array(by_round).reshape(len(by_round), rounds, 2),
     }
 

@@ -152,12 +152,10 @@ def labels_of(pointers: pa.Table) -> pa.Table:
 def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
     """Returns the rows with a label, or the rows without one, in the columns of GROUPED."""
     node_V, first_V = np.unique(labels[NODE.name].to_numpy(), return_index=True)
-    place_N, has_label_N = places_in(node_V, rows[NODE.name].to_numpy())
-    assert len(np.unique(place_N[has_label_N])) == len(node_V), (
-        "equal nodes met in other partitions"
-    )
-    chosen = pa.array(has_label_N if has_label else ~has_label_N)
-    label = labels[LABEL].take(pa.array(first_V)).take(pa.array(place_N, mask=~has_label_N))
+    place_N, known_N = places_in(node_V, rows[NODE.name].to_numpy())
+    assert len(np.unique(place_N[known_N])) == len(node_V), "equal nodes met in other partitions"
+    chosen = pa.array(known_N if has_label else ~known_N)
+    label = labels[LABEL].take(pa.array(first_V)).take(pa.array(place_N, mask=~known_N))
     members = rows.select(ROW.names).append_column(LABEL, label).filter(chosen)
     return _padded(members)
 

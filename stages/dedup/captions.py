@@ -77,9 +77,7 @@ def digests(texts: pa.Array) -> pa.Array:
     """Returns 128 bits of each text; null if it is null or empty."""
     coded = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
     # A loop: hashlib takes one at a time; each different text once.
-    digest = [
-        hashlib.blake2b(text.as_buffer(), digest_size=16).digest() for text in coded.dictionary
-    ]
+    digest = [hashlib.blake2b(t.as_buffer(), digest_size=16).digest() for t in coded.dictionary]
     return pa.array(digest, ID).take(coded.indices)
 
 

@@ -265,15 +265,12 @@ def json_rows(
         objects = [None if isinstance(line, str) else json_object(line) for line in batch]
         raw = [
             (line if isinstance(line, str) else line.decode(errors="replace"))
-            if record is None
+            if row is None
             else None
-            for line, record in zip(batch, objects, strict=True)
+            for line, row in zip(batch, objects, strict=True)
         ]
         yield (
-            {
-                name: [record.get(name) if record else None for record in objects]
-                for name in columns
-            },
+            {name: [row.get(name) if row else None for row in objects] for name in columns},
             pa.array(raw, pa.string()),
         )
 

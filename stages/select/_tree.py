@@ -197,11 +197,9 @@ def of_clusters(
 
     `digest`, of the file that the setting names, is a key of the cache only.
     """
-    centroids = read(folder, setting, where)
-    is_cosine = centroids.metric == "cosine"
-    return np.nan_to_num(
-        unit_rows(centroids.vector)
-    ) if is_cosine else centroids.vector, centroids.metric
+    stored = read(folder, setting, where)
+    is_cosine = stored.metric == "cosine"
+    return np.nan_to_num(unit_rows(stored.vector)) if is_cosine else stored.vector, stored.metric
 
 
 def clusters_alone(

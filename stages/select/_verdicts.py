@@ -213,10 +213,7 @@ def surveyed(
         ranked = rows.select(IDENTITY).append_column("value", rankable(rows[top.column]))
         passing_at = rules_of(rows).passing(threshold)
         outcomes = [passing_at(value) for value in values]
-        return [
-            (outcome, ranked.append_column(KEEP.name, pa.array(outcome.keep)))
-            for outcome in outcomes
-        ]
+        return [(v, ranked.append_column(KEEP.name, pa.array(v.keep))) for v in outcomes]
 
     def tables() -> Iterator[list[pa.Table]]:
         return ([table for _, table in passing(rows)] for rows, _ in parts())

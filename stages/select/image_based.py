@@ -173,15 +173,15 @@ class ImageBased(DatasetStage):
         targets = replace(targets, sha256=sha256, digest=digest(items))
         ctx.say("looking for the targets' centroids")
         counts = ctx.map(partial(aimed, targets), items)
-        target_counts = dict.fromkeys((item["task"] for item in items), 0)
+        targets_of = dict.fromkeys((item["task"] for item in items), 0)
         for item, result in zip(items, counts, strict=True):
-            target_counts[item["task"]] += result["targets"]
-        for task, count in target_counts.items() or {"the export": 0}.items():
+            targets_of[item["task"]] += result["targets"]
+        for task, count in targets_of.items() or {"the export": 0}.items():
             if not count:
                 do = "give pictures or embeddings, or leave it out"
                 raise StageError(f"no target in '{task}'", targets.where("targets"), do)
         ctx.say("")
-        numbers = {task: index for index, task in enumerate(target_counts)}
+        numbers = {task: index for index, task in enumerate(targets_of)}
         targets = replace(targets, tasks=tuple(numbers[item["task"]] for item in items))
         # Stored, so that centroids are compared once: rows are then counted, and un-shuffled.
         rows = ctx.shuffle(ctx.map_shards(partial(judged, self, targets), inputs.rows), UID.name)
@@ -189,9 +189,7 @@ class ImageBased(DatasetStage):
             sums = ctx.reduce(partial(counted, targets), rows, added)
             about = {"column": self.column, "model": model or None, "nearest": self.nearest}
             about |= {name: value.tolist() for name, value in sums.items()}
-            ctx.map(
-                partial(put_summary, targets, self.at_least), [{**about, "tasks": target_counts}]
-            )
+            ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": targets_of}])
         ctx.restore(rows)
 
 

@@ -41,9 +41,7 @@ def scan_parquet(
     stop_S = np.minimum(start_S + shard_rows, rows)
     group_S = np.searchsorted(np.cumsum(sizes, dtype=np.int64), start_S, "right")
     groups: dict[int, list[Source]] = {}
-    for group, start, stop in zip(
-        *(array.tolist() for array in (group_S, start_S, stop_S)), strict=True
-    ):
+    for group, start, stop in zip(*(a.tolist() for a in (group_S, start_S, stop_S)), strict=True):
         bounds = {"start": start, "stop": stop, "rows": rows}
         groups.setdefault(group, []).append(source | bounds)
     return list(groups.values()), schema
@@ -123,10 +121,7 @@ def parquet_rows(
             return int(np.searchsorted(end_G, source["start"], "right"))
 
         for first, beginning in groupby(sources, begins_in):
-            own = [
-                (item["start"], sum(sizes) if item["stop"] is None else item["stop"])
-                for item in beginning
-            ]
+            own = [(s["start"], sum(sizes) if s["stop"] is None else s["stop"]) for s in beginning]
             (start, _), (_, stop) = own[0], own[-1]
             groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
             read = bounded(parquet, groups, present, batch_rows * at_once, opened.size())
@@ -183,11 +178,7 @@ def rows_at_once(
     )
     names = set(columns)
     worst = max(
-        (
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema.split(".")[0] in names
-        ),
+        (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in names),
         default=0,
     )
     if worst * rows <= most:

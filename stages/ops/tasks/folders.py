@@ -175,19 +175,11 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
         return (), [Finding(found, where, "write the number of shards")]
     present = {file for file in present if file.endswith(".tar")}
     # A file can state any number: names are made of existing shards, and of the first gap.
-    numbers = {
-        int(number)
-        for number in (f[:-4] for f in present)
-        if number.isdecimal() and len(number) < 10
-    }
+    numbers = {int(n) for n in (f[:-4] for f in present) if n.isdecimal() and len(n) < 10}
     stated = range(int(lines[0]))
-    shards = tuple(
-        f"{number}.tar"
-        for number in sorted(numbers)
-        if number in stated and f"{number}.tar" in present
-    )
+    shards = tuple(f"{n}.tar" for n in sorted(numbers) if n in stated and f"{n}.tar" in present)
     findings = []
-    if gap := next((shard for number in stated if (shard := f"{number}.tar") not in present), None):
+    if gap := next((shard for n in stated if (shard := f"{n}.tar") not in present), None):
         findings.append(
             Finding(f"says {lines[0]}, and {gap} is missing", where, "mend it or add shards")
         )

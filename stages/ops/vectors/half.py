@@ -12,7 +12,5 @@ def half(device: str) -> torch.dtype:
     """
     if torch.device(device).type != "cpu":
         return torch.bfloat16
-    has_bfloat16 = (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
