@@ -145,11 +145,8 @@ def _play(node, now, wins, until, at_zero_K, slope_K):
     if high < 0 or at_zero_K[high] == NEVER:
         wins[node] = low
         return
-    low_value, high_value = (
-        at_zero_K[low] + slope_K[low] * now,
-        at_zero_K[high] + slope_K[high] * now,
-    )
-    if high_value < low_value or (high_value == low_value and slope_K[high] < slope_K[low]):
+    low_y, high_y = at_zero_K[low] + slope_K[low] * now, at_zero_K[high] + slope_K[high] * now
+    if high_y < low_y or (high_y == low_y and slope_K[high] < slope_K[low]):
         low, high = high, low
     wins[node] = low
     if slope_K[high] < slope_K[low]:  # it falls faster, and will be the lower one
