@@ -24,41 +24,41 @@ EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
 TOGETHER = 64  # searches at a time; each holds 2 MB of ranks at most
 # A search yields a count over some rows and a sum of two counts; it is sent the sum over all rows.
-Look = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
-Search = Generator[Look, State, Cut]
+Pass = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
+Search = Generator[Pass, State, Cut]
 
 
-def found(search: Search, rows: Shards, ctx: Context) -> Cut:
+def solve(search: Search, rows: Shards, ctx: Context) -> Cut:
     """Runs a search, each pass a reduce over the workers; returns its cut."""
-    look, add = next(search)
+    count, add = next(search)
     while True:
         try:
-            look, add = search.send(ctx.reduce(look, rows, add))
+            count, add = search.send(ctx.reduce(count, rows, add))
         except StopIteration as end:
             return cast(Cut, end.value)
 
 
-def found_together(
+def solve_together(
     searches: Sequence[Search], parts: Callable[[], Iterator[Sequence[pa.Table]]]
 ) -> list[Cut]:
-    """Runs several searches, each over its table of every part; returns their cuts. `TOGETHER`
-    searches share a pass over the parts."""
+    """Runs several searches, each over its own table of every part; returns their cuts. A pass over
+    the parts serves `TOGETHER` searches."""
     cuts = [EVERYTHING] * len(searches)
     for start in range(0, len(searches), TOGETHER):
         numbers = range(start, min(start + TOGETHER, len(searches)))
-        looks = {number: next(searches[number]) for number in numbers}
-        while looks:
+        passes = {number: next(searches[number]) for number in numbers}
+        while passes:
             totals: dict[int, State] = {}
             for tables in parts():
-                for number, (look, add) in looks.items():
-                    count = look(tables[number])
-                    totals[number] = add(totals[number], count) if number in totals else count
-            for number in [*looks]:
+                for number, (count, add) in passes.items():
+                    counts = count(tables[number])
+                    totals[number] = add(totals[number], counts) if number in totals else counts
+            for number in [*passes]:
                 try:
-                    looks[number] = searches[number].send(totals[number])
+                    passes[number] = searches[number].send(totals[number])
                 except StopIteration as end:
                     cuts[number] = end.value
-                    del looks[number]
+                    del passes[number]
     return cuts
 
 

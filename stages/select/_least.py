@@ -67,7 +67,7 @@ def least_of_parts(
     def ranked(rows: pa.Table, made: pa.Table) -> pa.Table:
         return rows.select(IDENTITY).append_column(column, made[column])
 
-    cuts = cut.found_together(
+    cuts = cut.solve_together(
         [search(column, size) for size in sizes],
         lambda: ([ranked(*part)] * len(sizes) for part in parts()),
     )

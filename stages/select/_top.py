@@ -75,8 +75,8 @@ def search(top: Top) -> cut.Search:
         ties_stay = top.datacomp_compat and len(prefix) == totals["value_digits"]
         if ties_stay or nth == level:
             return prefix
-        look, add = (survey, merge) if level > FEW else (ranks, joined)
-        totals = yield partial(look, over=top.over, begin=prefix), add
+        count, add = (survey, merge) if level > FEW else (ranks, joined)
+        totals = yield partial(count, over=top.over, begin=prefix), add
     whole = cut.nth_largest(totals["ranks"], nth)
     return whole[: int(totals["value_digits"])] if top.datacomp_compat else whole
 

@@ -218,7 +218,7 @@ def surveyed(
     def tables() -> Iterator[list[pa.Table]]:
         return ([table for _, table in passing(rows)] for rows, _ in parts())
 
-    cuts = cut.found_together([search(sized) for sized in tops], tables)
+    cuts = cut.solve_together([search(sized) for sized in tops], tables)
 
     def verdicts(rows: pa.Table, _: pa.Table) -> Iterator[Verdicts]:
         for (outcome, table), lowest in zip(passing(rows), cuts, strict=True):

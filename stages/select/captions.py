@@ -205,7 +205,7 @@ class SelectCaptions(DatasetStage):
         """Returns where the share of rows with the highest-scored originals ends."""
         ctx.say("cutting at the share of the originals")
         top = Top(column=TEXT_CLIP_SCORE.name, fraction=self.share or SHARES["blip2"])
-        lowest = cut.found(search(top), rows, ctx)
+        lowest = cut.solve(search(top), rows, ctx)
         least = ctx.reduce(partial(least_above, lowest), rows, lower)["least"]
         ctx.say("")
         return Highest(lowest, float(least))

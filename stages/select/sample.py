@@ -180,7 +180,7 @@ class Sample(DatasetStage):
             if self.column:
                 rows = ctx.map_shards(self.ranked, placed(rows, ctx))
             if self.rows:
-                lowest = cut.found(search(SAMPLE_RANK.name, partial(min, self.rows)), rows, ctx)
+                lowest = cut.solve(search(SAMPLE_RANK.name, partial(min, self.rows)), rows, ctx)
         ctx.restore(ctx.map_shards(partial(self.judged, lowest), rows))
 
     def drawn(self, seed: int, stage: str, rows: pa.Table) -> pa.Table:

@@ -156,7 +156,7 @@ class Where(DatasetStage):
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
         if self.top and len(rows):
             rows = ctx.keep_local(rows)  # judged once, then read by every pass
-            best = partial(keep_best, top=self.top, lowest=cut.found(search(self.top), rows, ctx))
+            best = partial(keep_best, top=self.top, lowest=cut.solve(search(self.top), rows, ctx))
             rows = ctx.map_shards(best, rows)
         ctx.restore(rows)
 
