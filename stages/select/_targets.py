@@ -249,7 +249,7 @@ def opened(targets: Targets) -> Cells:
     return cells
 
 
-def aimed(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
+def count_targets(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/targets-N.parquet: the centroids nearest to an item's targets, with counts.
 
     Returns how many `targets` the item has.
@@ -286,7 +286,7 @@ def gathered(
 
 
 @dataclass(frozen=True)
-class Aims:
+class TargetCounts:
     """Number of targets by nearest centroid, and the tasks that have one there."""
 
     count: NDArray[np.int64]  # (K,)
@@ -294,8 +294,8 @@ class Aims:
 
 
 @lru_cache(maxsize=1)  # for every shard, as the centroids
-def aims(targets: Targets) -> Aims:
-    """Reads what `aimed` has stored in the stage's folder."""
+def target_counts(targets: Targets) -> TargetCounts:
+    """Reads what `count_targets` has stored in the stage's folder."""
     count_K = np.zeros(opened(targets).size, np.int64)
     by_task_TK = np.zeros((1 + targets.tasks[-1], len(count_K)), bool)
     for number, task in enumerate(targets.tasks):
@@ -304,4 +304,4 @@ def aims(targets: Targets) -> Aims:
         cluster = near[CLUSTER_ID.name].to_numpy()
         count_K[cluster] += near["targets"].to_numpy()
         by_task_TK[task, cluster] = True
-    return Aims(count_K, by_task_TK)
+    return TargetCounts(count_K, by_task_TK)

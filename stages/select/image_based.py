@@ -153,7 +153,7 @@ class ImageBased(DatasetStage):
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._targets import Targets, aimed
+        from clipmill.stages.select._targets import Targets, count_targets
 
         targets = Targets(
             targets=self.targets,
@@ -172,7 +172,7 @@ class ImageBased(DatasetStage):
         sha256 = hashlib.sha256(centroids.vector.tobytes()).hexdigest()
         targets = replace(targets, sha256=sha256, digest=digest(items))
         ctx.say("looking for the targets' centroids")
-        counts = ctx.map(partial(aimed, targets), items)
+        counts = ctx.map(partial(count_targets, targets), items)
         targets_of = dict.fromkeys((item["task"] for item in items), 0)
         for item, result in zip(items, counts, strict=True):
             targets_of[item["task"]] += result["targets"]
@@ -207,7 +207,7 @@ def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """Returns keep, targets, nearest centroid and reason of every row."""
-    from clipmill.stages.select._targets import EMBED_BOTH, aims, opened
+    from clipmill.stages.select._targets import EMBED_BOTH, opened, target_counts
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = unusable(row_ND)
@@ -220,7 +220,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
         raise StageError(found, targets.where("column"), EMBED_BOTH)
     number_N, near_N = np.zeros((2, len(rows)), np.int32)
     number_N[defined] = cells.nearest(row_ND[defined])
-    near_N[defined] = aims(targets).count[number_N[defined]]
+    near_N[defined] = target_counts(targets).count[number_N[defined]]
     broken[stage.reasons[3]] = pa.array(near_N < stage.at_least)
     made = {TARGETS_NEAR.name: near_N, NEAREST_CENTROID.name: number_N}
     made = {name: pa.array(value_N, mask=undefined_N) for name, value_N in made.items()}
@@ -229,13 +229,13 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
     """Counts rows with a nearest centroid, kept rows, and by task the kept ones near a target."""
-    from clipmill.stages.select._targets import aims
+    from clipmill.stages.select._targets import target_counts
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
         "rows": np.array(rows[NEAREST_CENTROID.name].is_valid().to_numpy().sum()),
         "kept": np.array(len(kept)),
-        "kept_T": aims(targets).by_task[:, kept].sum(axis=1),
+        "kept_T": target_counts(targets).by_task[:, kept].sum(axis=1),
     }
 
 
@@ -243,9 +243,9 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from clipmill.stages.select._targets import aims
+    from clipmill.stages.select._targets import target_counts
 
-    near = aims(targets)
+    near = target_counts(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
     tasks = {
         name: {"targets": count, "centroids": int(near_K.sum()), "kept": kept}
