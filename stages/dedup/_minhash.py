@@ -72,7 +72,7 @@ def band_keys(signature_NK: NDArray[np.uint32], bands: int, rows: int) -> NDArra
 BLOCK_BYTES = 1 << 20  # of text at a time
 
 
-class Few:
+class TextIndex:
     """An index of the pieces of a few plain texts. Equal texts have equal numbers."""
 
     def __init__(

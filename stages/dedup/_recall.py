@@ -62,12 +62,12 @@ def report(
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
     """Returns (S,) the greatest Jaccard to another text of the partition."""
-    from clipmill.stages.dedup._minhash import Few
+    from clipmill.stages.dedup._minhash import TextIndex
     from clipmill.stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
-    few = Few(text, digests(text), *pieces)
-    jaccard_S = few.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
+    index = TextIndex(text, digests(text), *pieces)
+    jaccard_S = index.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
     return {"jaccard": jaccard_S.astype(np.float32)}
 
 
