@@ -1,4 +1,4 @@
-"""Rows as points that are clustered, and what is stored of each once there are clusters."""
+"""Turns rows into points for k-means, and assigns them to clusters."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,9 +46,9 @@ def points_of(
     model: str | None,
     shard: pa.Table,
 ) -> pa.Table:
-    """The rows that are clustered: who they are, their coin, and `unit`, the vector as compared.
+    """Returns the rows to cluster: their identity, coin, and `unit`, the vector as compared.
 
-    StageError where they are not as wide as given centroids, or more than a tenth of those that
+    StageError if their width is not that of given centroids, or if more than a tenth of those that
     `model` made are unusable.
     """
     row_ND, defined_N, reason = _points(column, metric, shard)
@@ -67,9 +67,9 @@ def points_of(
 def _points(
     column: str, metric: Metric, shard: pa.Table
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], pa.Array]:
-    """(N, D) the vectors as the metric compares them, (N,) those that are, and why others not."""
+    """Returns (N, D) vectors as compared, (N,) which are valid, and why others are not."""
     row_ND = as_matrix(shard[column])
-    if not row_ND.shape[1]:  # lists that say no width, none of them valid
+    if not row_ND.shape[1]:  # lists without a width, none of them valid
         row_ND = np.full((len(row_ND), 1), np.nan, np.float32)
     if metric == "cosine":
         row_ND, why = unit_rows(row_ND), "zero_or_nan_embedding"
@@ -82,7 +82,7 @@ def _points(
 
 
 def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -> pa.Table:
-    """Nearest centres and cosines of every row, and a reason wherever there are none."""
+    """Returns the nearest centres and cosines of every row, or a reason."""
     row_ND, defined_N, reason = _points(column, metric, shard)
     some_ND = row_ND[defined_N]
     index_Nm = np.full((len(row_ND), m), -1, np.int32)
@@ -104,9 +104,9 @@ def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -
 
 
 def cosines(a_ND: NDArray, b_ND: NDArray, metric: Metric) -> NDArray[np.float32]:
-    """(N,) cosine of each row of a with the same row of b; NaN where either is zero.
+    """Returns (N,) the cosine of each row of a with the same row of b; NaN if either is zero.
 
-    By `cosine` both are at length 1.
+    With metric `cosine` both have length 1.
     """
     if metric == "euclidean":
         a_ND, b_ND = unit_rows(a_ND), unit_rows(b_ND)
@@ -118,27 +118,27 @@ def _values(value_N: NDArray, null_N: NDArray) -> pa.Array:
 
 
 def _lists(value_Nm: NDArray, null_Nm: NDArray, defined_N: NDArray) -> pa.Array:
-    """A list of m values a row, null of a row without."""
+    """Returns a list of m values per row; null for a row without."""
     values = pa.array(value_Nm.reshape(-1), mask=null_Nm.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(values, value_Nm.shape[1], mask=pa.array(~defined_N))
 
 
-NEAR_ONE = 1e-5  # a length of 1, as float32 stores it
+NEAR_ONE = 1e-5  # tolerance of a length of 1 in float32
 
 
 def given_tree(setting: str, metric: Metric, column: str, inputs: Inputs, ctx: Context) -> Tree:
-    """The given centroids, by cosine at length 1; StageError where they are not of these rows."""
+    """Returns the given centroids, at length 1 for cosine; StageError if they do not fit."""
     where = f"stage '{ctx.worker.stage}'"
-    given = centroids.read(inputs.centroids, setting, where)
-    at = f"{where}, key `centroids`"
-    if given.metric != metric:
-        found = f"centroids by {given.metric}, and `metric` is {metric}"
-        raise StageError(found, at, f"write metric: {given.metric}")
+    stored = centroids.read(inputs.centroids, setting, where)
+    place = f"{where}, key `centroids`"
+    if stored.metric != metric:
+        found = f"centroids by {stored.metric}, and `metric` is {metric}"
+        raise StageError(found, place, f"write metric: {stored.metric}")
     model = inputs.model_of.get(column)
-    if model and given.model and model != given.model:
-        found = f"centroids of the model {given.model}, and column '{column}' is of {model}"
-        raise StageError(found, at, "name centroids of that model, or embed with the other")
-    centre_KD = given.vector
+    if model and stored.model and model != stored.model:
+        found = f"centroids of the model {stored.model}, and column '{column}' is of {model}"
+        raise StageError(found, place, "name centroids of that model, or embed with the other")
+    centre_KD = stored.vector
     if metric == "cosine":
         wide_KD = centre_KD.astype(np.float64)
         is_off_K = np.abs(np.sqrt(np.vecdot(wide_KD, wide_KD)) - 1) > NEAR_ONE
@@ -146,16 +146,16 @@ def given_tree(setting: str, metric: Metric, column: str, inputs: Inputs, ctx: C
         if np.isnan(centre_KD).any():
             number = int(np.isnan(centre_KD).any(axis=1).argmax())
             do = "leave it out, and number the others anew; or write metric: euclidean"
-            raise StageError(f"centroid {number} is zero, which has no direction", at, do)
+            raise StageError(f"centroid {number} is zero, which has no direction", place, do)
     return Tree(centre=centre_KD, device=ctx.worker.device)
 
 
 def space_of(tree: Tree, metric: Metric, rows: Shards, pool: int, ctx: Context) -> Space:
-    """The space of the rows and of given centres, which may lie far from them."""
+    """Returns the space of the rows and of given centres, which may lie far from them."""
     if metric == "cosine":
         return Space.of(metric, pool, 1, 1, tree.device)
-    seen = ctx.reduce(partial(surveyed, 0), rows, partial(merge_surveyed, 0))["greatest"]
+    greatest = ctx.reduce(partial(surveyed, 0), rows, partial(merge_surveyed, 0))["greatest"]
     wide_KD = tree.centre.astype(np.float64)
     own = [np.abs(wide_KD).max(initial=0), np.vecdot(wide_KD, wide_KD).max(initial=0)]
-    value, square = np.maximum(seen, own).tolist()
+    value, square = np.maximum(greatest, own).tolist()
     return Space.of(metric, pool, value, square, tree.device)

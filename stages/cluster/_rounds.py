@@ -1,4 +1,4 @@
-"""A round of k-means in fixed point, of one level and of a tree of two."""
+"""One round of k-means in fixed point, of one level and of a two-level tree."""
 
 import heapq
 from dataclasses import dataclass
@@ -18,31 +18,31 @@ from clipmill.stages.ops.vectors.nearest import fixed_scale, nearest, sums_by_gr
 # Shapes: N rows, D width of a vector, K centres, B rows of a block; P parents, S parents searched,
 # C candidates of a row, R rounds, m nearest centres asked for.
 
-STEPS = 2.0**30  # of a value of a unit vector, in fixed point
+STEPS = 2.0**30  # fixed-point steps in 1, for values of a unit vector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What a mean is, and the fixed point of sums: steps in 1.
+    """The metric of means, and the fixed-point scales of sums, in steps in 1.
 
-    Rows are compared by distance in any case: of unit vectors the nearest has the greatest cosine,
-    and by distance a length that float32 has rounded off 1 does not outweigh a small angle.
+    Rows are always compared by distance: among unit vectors the nearest has the greatest cosine,
+    and a length that float32 has rounded off 1 does not outweigh a small angle.
 
-    The steps hang on the number of rows and on their greatest value, which no order of rows or
-    shards changes: a sum of as many rows as there are cannot overflow.
+    The scales depend on the number of rows and their greatest value, not on the order of rows or
+    shards; a sum over all rows cannot overflow.
     """
 
     metric: Metric = "cosine"
     steps: float = STEPS  # of a value
     square_steps: float = STEPS  # of a squared distance
-    device: str = "cpu"  # where rows are compared; no result hangs on it
+    device: str = "cpu"  # where rows are compared; results do not depend on it
 
     @classmethod
     def of(
         cls, metric: Metric, rows: int, value: float, square: float, device: str = "cpu"
     ) -> Self:
-        """For so many rows, with the greatest value and the greatest squared length among them."""
-        # Two of them are twice as far apart as the longest is long, at most.
+        """Builds the space for a number of rows, their greatest value and squared length."""
+        # Two rows are at most twice the greatest length apart.
         return cls(
             metric=metric,
             steps=fixed_scale(value, rows),
@@ -55,22 +55,22 @@ UNIT = Space()
 
 
 def in_training(train_fraction: float, rows: pa.Table) -> pa.Table:
-    """The rows, by their coins, on which centres are found."""
+    """Returns the rows, chosen by coin, on which centres are found."""
     return rows.filter(pa.array(uniform(rows["coin"].to_numpy()) < train_fraction))
 
 
 def cell_sums(centre_KD: NDArray, rows: pa.Table, space: Space = UNIT) -> State:
-    """For each centre, the sum of its rows' vectors in fixed point, and their number."""
+    """Returns for each centre its rows' sum in fixed point, their number and squared distances."""
     return sums_of(space, centre_KD, as_matrix(rows["unit"]))
 
 
 def sums_of(space: Space, centre_KD: NDArray, row_ND: NDArray) -> State:
-    """The sums of a matrix of rows, and for each centre that of their squared distances to it."""
-    row_ND = row_ND if len(row_ND) else centre_KD[:0]  # no rows may say no width
+    """Returns for each centre its rows' sum in fixed point, their number and squared distances."""
+    row_ND = row_ND if len(row_ND) else centre_KD[:0]  # an empty table may lack its width
     index_N1, far_N1 = nearest(row_ND, centre_KD, "euclidean", device=space.device)
-    index_N = index_N1.reshape(-1)  # of no centres, too
+    index_N = index_N1.reshape(-1)  # also without centres
     far_N: NDArray = far_N1.reshape(-1)
-    if space.metric == "euclidean":  # whose squares may be past what float32 holds
+    if space.metric == "euclidean":  # squares may exceed float32
         far_N = squared(row_ND, centre_KD, index_N)
     sum_KD, count_K = sums_by_group(row_ND, index_N, len(centre_KD), space.steps)
     far_K = far_sums(space, len(centre_KD), index_N, far_N)
@@ -78,7 +78,7 @@ def sums_of(space: Space, centre_KD: NDArray, row_ND: NDArray) -> State:
 
 
 def far_sums(space: Space, centres: int, index_N: NDArray, far_N: NDArray) -> NDArray[np.int64]:
-    """(K,) the sum of the squared distances of each centre's rows to it, in fixed point."""
+    """Returns (K,) the sum of the squared distances of each centre's rows to it, in fixed point."""
     fixed_N = np.rint(far_N.astype(np.float64) * space.square_steps).astype(np.int64)
     far_K = np.zeros(centres, np.int64)
     np.add.at(far_K, index_N, fixed_N)
@@ -86,16 +86,16 @@ def far_sums(space: Space, centres: int, index_N: NDArray, far_N: NDArray) -> ND
 
 
 def squared(row_ND: NDArray, centre_KD: NDArray, index_N: NDArray) -> NDArray[np.float64]:
-    """(N,) squared distance of each row to the centre of its index; 0 of equal vectors."""
+    """Returns (N,) the squared distance of each row to its centre by index; 0 for equal vectors."""
     far_N = np.empty(len(row_ND))
     for part in blocks(len(row_ND)):
-        apart_BD = row_ND[part].astype(np.float64) - centre_KD[index_N[part]]
-        far_N[part] = np.vecdot(apart_BD, apart_BD)
+        difference_BD = row_ND[part].astype(np.float64) - centre_KD[index_N[part]]
+        far_N[part] = np.vecdot(difference_BD, difference_BD)
     return far_N
 
 
 def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State:
-    """The mean of each centre's rows, by cosine at length 1, and how many centres it moved."""
+    """Returns the mean of each centre's rows, by cosine at length 1, and how many centres moved."""
     count_K = sums["count_K"]
     mean_KD = means(centre_KD, sums["sum_KD"], count_K, space)
     fill(mean_KD, count_K, inertia(sums, space), space.metric)
@@ -106,7 +106,7 @@ def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State
 
 
 def means(centre_KD: NDArray, sum_KD: NDArray, count_K: NDArray, space: Space) -> NDArray:
-    """(K, D) the mean of each centre's rows; the centre where it has none, or they cancel out."""
+    """Returns (K, D) each centre's mean; the centre itself without rows, or if they cancel out."""
     wide_KD = sum_KD.astype(np.float64)
     if space.metric == "cosine":
         mean_KD = unit_rows(wide_KD)
@@ -118,10 +118,10 @@ def means(centre_KD: NDArray, sum_KD: NDArray, count_K: NDArray, space: Space) -
 
 
 def fill(mean_KD: NDArray, count_K: NDArray, inertia_K: NDArray, metric: Metric) -> None:
-    """Each centre without rows takes half of the largest cluster, the first of equals.
+    """Gives each centre without rows half of the largest cluster, the first of equals.
 
-    The halves start as far apart as the rows of the cluster lie: a share of the centre itself, as
-    faiss has it, leaves near-equal rows to whichever centre lies inside of them.
+    The halves start as far apart as the rows of the cluster lie. A share of the centre itself, as
+    in faiss, leaves near-equal rows to the one centre that lies inside them.
     """
     empty = np.flatnonzero(count_K == 0).tolist()
     if not empty or len(empty) == len(count_K):
@@ -141,15 +141,15 @@ def fill(mean_KD: NDArray, count_K: NDArray, inertia_K: NDArray, metric: Metric)
 
 
 def inertia(sums: State, space: Space = UNIT) -> NDArray[np.float64]:
-    """(K,) sum of the squared distances of each centre's rows to it, by cosine all at length 1."""
+    """Returns (K,) the summed squared distances of each centre's rows; by cosine at length 1."""
     return sums["far_K"].astype(np.float64) / space.square_steps
 
 
 def next_round(state: State, sums: State, space: Space) -> State:
-    """The state after a round: its centres, how many moved, and rows and inertia by round."""
-    now = sums["count_K"].sum(), inertia(sums, space).sum()
+    """Returns the state after a round: centres, how many moved, and rows and inertia by round."""
+    totals = sums["count_K"].sum(), inertia(sums, space).sum()
     moved = moved_centres(state["centre_KD"], sums, space)
-    return moved | {"round_R2": np.vstack([state["round_R2"], now])}
+    return moved | {"round_R2": np.vstack([state["round_R2"], totals])}
 
 
 def first_state(centre_KD: NDArray) -> State:
@@ -161,7 +161,7 @@ def first_state(centre_KD: NDArray) -> State:
 
 
 def settled(space: Space, start_KD: NDArray, row_ND: NDArray, rounds: int) -> State:
-    """The state after `rounds` rounds over rows in memory, fewer where no centre moves any more."""
+    """Returns the state after `rounds` rounds in memory, or fewer once no centre moves."""
     state = first_state(start_KD)
     for number in range(rounds):
         if number and not state["moved"]:
@@ -170,26 +170,26 @@ def settled(space: Space, start_KD: NDArray, row_ND: NDArray, rounds: int) -> St
     return state
 
 
-SEARCHED = 8  # parents nearest to a row, whose children it may belong to
+SEARCHED = 8  # nearest parents of a row whose children it may belong to
 PARENT = "parent"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Centres by number; where they have parents, the children of one stand side by side."""
+    """Cluster centres, optionally under parents; the children of a parent are consecutive."""
 
     centre: NDArray  # (K, D)
     parent: NDArray | None = None  # (P, D)
     first: NDArray[np.int64] | None = None  # (P + 1,) the first child of each parent, and K
-    device: str = "cpu"  # where rows are compared; no result hangs on it
+    device: str = "cpu"  # where rows are compared; results do not depend on it
 
     @classmethod
-    def of(cls, parent_PD: NDArray, found: State, device: str) -> Self:
-        """The tree of the children that `split` found; parents without any are left out."""
-        order_K = np.argsort(found["parent_K"], kind="stable")
-        kept_P, count_P = np.unique(found["parent_K"], return_counts=True)
+    def of(cls, parent_PD: NDArray, children: State, device: str) -> Self:
+        """Builds the tree from the children that `split` found; leaves out parents without any."""
+        order_K = np.argsort(children["parent_K"], kind="stable")
+        kept_P, count_P = np.unique(children["parent_K"], return_counts=True)
         return cls(
-            centre=found["centre_KD"][order_K],
+            centre=children["centre_KD"][order_K],
             parent=parent_PD[kept_P],
             first=np.append(0, np.cumsum(count_P)),
             device=device,
@@ -197,25 +197,25 @@ class Tree:
 
     @property
     def parent_of(self) -> NDArray[np.int64] | None:
-        """(K,) the number of each centre's parent."""
+        """Returns (K,) the number of each centre's parent; None in one level."""
         if self.first is None:
             return None
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
     def nearest(self, row_ND: NDArray, m: int) -> NDArray[np.int32]:
-        """(N, m) the nearest centres of each row, nearest first, -1 past the last that there is.
+        """Returns (N, m) each row's nearest centres, nearest first, -1 past the last that exists.
 
-        Of two levels they are the nearest among the children of the row's nearest parents.
+        In two levels they are the nearest among the children of the row's nearest parents.
         """
         if self.parent is not None:
             return self._near_parents(row_ND, m)
         index_Nm = np.full((len(row_ND), m), -1, np.int32)
         if len(row_ND) and len(self.centre):
-            found = self._few(row_ND, self.centre, m)
-            index_Nm[:, : found.shape[1]] = found
+            near_Nm = self._top_m(row_ND, self.centre, m)
+            index_Nm[:, : near_Nm.shape[1]] = near_Nm
         return index_Nm
 
-    def _few(self, row_ND: NDArray, centre_KD: NDArray, m: int) -> NDArray[np.int32]:
+    def _top_m(self, row_ND: NDArray, centre_KD: NDArray, m: int) -> NDArray[np.int32]:
         return nearest(row_ND, centre_KD, "euclidean", m, device=self.device)[0]
 
     def _near_parents(self, row_ND: NDArray, m: int) -> NDArray[np.int32]:
@@ -225,7 +225,7 @@ class Tree:
         candidate_NC = np.full((len(row_ND), searched * m), -1, np.int32)
         if not len(row_ND) or not searched:
             return np.full((len(row_ND), m), -1, np.int32)
-        parent_NS = self._few(row_ND, self.parent, searched)
+        parent_NS = self._top_m(row_ND, self.parent, searched)
         order = np.argsort(parent_NS, axis=None, kind="stable")
         sorted_parent = parent_NS.reshape(-1)[order]
         cuts = np.flatnonzero(np.diff(sorted_parent)) + 1
@@ -236,13 +236,13 @@ class Tree:
             some = min(m, int(end - first))
             if not some:
                 continue
-            near = self._few(row_ND[row], self.centre[first:end], some)
+            near = self._top_m(row_ND[row], self.centre[first:end], some)
             columns = place[:, None] * m + np.arange(some)
             candidate_NC[row[:, None], columns] = first + near
         return self._best(row_ND, np.sort(candidate_NC, axis=1), m)
 
     def _best(self, row_ND: NDArray, candidate_NC: NDArray, m: int) -> NDArray[np.int32]:
-        """Of ascending candidates the m nearest in float64, the first of equals."""
+        """Returns the m nearest of ascending candidates in float64, the first of equals."""
         far_NC = np.full(candidate_NC.shape, np.inf)
         for column in range(candidate_NC.shape[1]):
             some_N = candidate_NC[:, column] >= 0
@@ -253,7 +253,7 @@ class Tree:
 
 
 def tree_sums(tree: Tree, space: Space, rows: pa.Table) -> State:
-    """For each centre, its rows and the sum of their squared distances to it, in fixed point."""
+    """Returns for each centre its rows, and their squared distances summed in fixed point."""
     row_ND = as_matrix(rows["unit"])
     index_N = tree.nearest(row_ND, 1)[:, 0]
     far_N = squared(row_ND, tree.centre, index_N)

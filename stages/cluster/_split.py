@@ -1,4 +1,4 @@
-"""The first centres of k-means, and a second level: each parent split into children."""
+"""Draws the first centres of k-means, and splits each parent into children of a second level."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,23 +26,23 @@ from clipmill.stages.ops.tables.rows import added, joined
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 from clipmill.stages.ops.vectors.nearest import nearest_centre, sums_by_group
 
-# Shapes: N rows, D width of a vector, K centres, M of them in a partition, P parents, R rounds; K
-# of them drawn, C candidates.
+# Shapes: N rows, D width of a vector, K centres or rows drawn, M of them in a partition, P parents,
+# R rounds, C candidates.
 
 LEAST_PARTITIONS = 4
-REFINED = 2  # rounds in which rows may leave their parent: most of what these can give
+REFINED = 2  # rounds in which rows may leave their parent; more gain little
 CHILD = "child"
 
 
 def shared_out(clusters: int, rows_P: NDArray) -> NDArray[np.int64]:
-    """(P,) children of each parent: one where it has rows, the others in proportion to these."""
-    one_P = np.minimum(rows_P, 1)
-    left = max(0, clusters - int(one_P.sum()))
+    """Returns (P,) each parent's number of children: 1 if it has rows, the rest by its rows."""
+    least_P = np.minimum(rows_P, 1)
+    left = max(0, clusters - int(least_P.sum()))
     until_P = np.cumsum(rows_P)
     total = max(1, int(rows_P.sum()))
-    # Whole numbers of Python's: a product of rows and clusters may pass 64 bits.
+    # Python's integers: a product of rows and clusters may pass 64 bits.
     ends_P = np.array([left * until // total for until in until_P.tolist()], np.int64)
-    return np.minimum(one_P + np.diff(ends_P, prepend=0), rows_P)
+    return np.minimum(least_P + np.diff(ends_P, prepend=0), rows_P)
 
 
 def split(
@@ -55,23 +55,23 @@ def split(
     start: str,
     rounds: int,
 ) -> State:
-    """The children of every parent, each found among the rows nearest to that parent.
+    """Returns the children of every parent, each found among the rows nearest to that parent.
 
-    A parent's rows meet in one partition, in memory, for all rounds: what is stored of them is
-    written once and read once.
+    A parent's rows meet in one partition, in memory for all rounds; so they are written once and
+    read once.
     """
     ctx.say("bringing the rows of each parent together")
     with_parent = partial(under_parent, parent_PD, space.device)
-    together = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
+    met = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
     ctx.say("splitting clusters")
     settings = {"start": start, "seed": ctx.worker.seed, "stage": ctx.worker.stage}
-    found = ctx.reduce(partial(children_of, children_P, space, rounds, settings), together, joined)
-    ctx.drop(together)
-    return found
+    children = ctx.reduce(partial(children_of, children_P, space, rounds, settings), met, joined)
+    ctx.drop(met)
+    return children
 
 
 def under_parent(parent_PD: NDArray, device: str, rows: pa.Table) -> pa.Table:
-    """The rows, and the parent of each."""
+    """Adds the parent of each row."""
     rows = with_width(rows, parent_PD)
     parent_N = nearest_centre(as_matrix(rows["unit"]), parent_PD, "euclidean", device=device)
     return rows.append_column(PARENT, pa.array(parent_N))
@@ -80,55 +80,55 @@ def under_parent(parent_PD: NDArray, device: str, rows: pa.Table) -> pa.Table:
 def children_of(
     children_P: NDArray, space: Space, rounds: int, settings: dict[str, Any], rows: pa.Table
 ) -> State:
-    """The centres under each parent of a partition, and rows and inertia by round."""
+    """Returns the centres under each parent of a partition, and rows and inertia by round."""
     parent_N = rows[PARENT].to_numpy()
     order_N = np.argsort(parent_N, kind="stable")
     cuts = np.flatnonzero(np.diff(parent_N[order_N])) + 1
     width = rows.schema.field("unit").type.list_size
     parents, centres, by_round = [], [np.empty((0, width), np.float32)], []
-    for some in np.split(order_N, cuts) if len(order_N) else []:
-        parent = int(parent_N[some[0]])
-        mine = rows.take(pa.array(some))
-        start_KD = in_memory(mine, int(children_P[parent]), parent=parent, **settings)
-        state = settled(space, start_KD, as_matrix(mine["unit"]), rounds)
+    for index in np.split(order_N, cuts) if len(order_N) else []:
+        parent = int(parent_N[index[0]])
+        members = rows.take(pa.array(index))
+        start_KD = in_memory(members, int(children_P[parent]), parent=parent, **settings)
+        state = settled(space, start_KD, as_matrix(members["unit"]), rounds)
         parents.append(np.full(len(start_KD), parent))
         centres.append(state["centre_KD"])
-        last = rounds - len(state["round_R2"])  # it stands still from there on
+        last = rounds - len(state["round_R2"])  # constant from there on
         by_round.append(np.pad(state["round_R2"], ((0, last), (0, 0)), mode="edge"))
     return {
         "parent_K": np.concatenate(parents or [np.empty(0, np.int64)]),
         "centre_KD": np.concatenate(centres),
-        "parent_P": np.array(list(dict.fromkeys(parent for one in parents for parent in one[:1]))),
+        "parent_P": np.array(list(dict.fromkeys(parent for p in parents for parent in p[:1]))),
         "round_PR2": np.array(by_round).reshape(len(by_round), rounds, 2),
     }
 
 
-def inertia_by_round(found: State) -> NDArray[np.float64]:
-    """(R, 2) rows and inertia of all parents' children at the begin of each round."""
-    by_parent_PR2 = found["round_PR2"][np.argsort(found["parent_P"], kind="stable")]
+def inertia_by_round(children: State) -> NDArray[np.float64]:
+    """Returns (R, 2) rows and inertia of all parents' children at the start of each round."""
+    by_parent_PR2 = children["round_PR2"][np.argsort(children["parent_P"], kind="stable")]
     return by_parent_PR2.sum(axis=0)
 
 
 def refined(ctx: Context, rows: Shards, partitions: int, space: Space, tree: Tree) -> State:
-    """The children at the means of the rows that are nearest to them, of any parent.
+    """Moves the children to the means of the rows that are nearest to them, under any parent.
 
-    A border between parents cuts through clusters; split on its own, a parent has but a part of
+    A border between parents cuts through clusters, so a parent split on its own has only a part of
     them. The rows of a child meet in one partition, as those of a parent did.
     """
 
     def step(state: State, number: int) -> State:
-        now = replace(tree, centre=state["centre_KD"])
-        with_child = partial(under_child, now)
+        current = replace(tree, centre=state["centre_KD"])
+        with_child = partial(under_child, current)
         together = ctx.shuffle(ctx.map_shards(with_child, rows), PARENT, partitions)
-        found = ctx.reduce(partial(child_means, now.centre, space), together, joined)
+        moved = ctx.reduce(partial(child_means, current.centre, space), together, joined)
         ctx.drop(together)
-        mean_KD = now.centre.copy()
-        mean_KD[found["child_M"]] = found["mean_MD"]  # one without rows stays where it is
-        far = found["far_M"].sum() / space.square_steps
+        mean_KD = current.centre.copy()
+        mean_KD[moved["child_M"]] = moved["mean_MD"]  # a child without rows stays
+        far = moved["far_M"].sum() / space.square_steps
         return {
             "centre_KD": mean_KD,
-            "moved": np.array((mean_KD != now.centre).any(axis=1).sum()),
-            "round_R2": np.vstack([state["round_R2"], [found["count_M"].sum(), far]]),
+            "moved": np.array((mean_KD != current.centre).any(axis=1).sum()),
+            "round_R2": np.vstack([state["round_R2"], [moved["count_M"].sum(), far]]),
         }
 
     ctx.say("refining clusters")
@@ -138,7 +138,7 @@ def refined(ctx: Context, rows: Shards, partitions: int, space: Space, tree: Tre
 
 
 def under_child(tree: Tree, rows: pa.Table) -> pa.Table:
-    """The rows, the child nearest to each, and the parent of that."""
+    """Adds the child nearest to each row, and the child's parent."""
     assert tree.parent_of is not None
     rows = with_width(rows, tree.centre)
     child_N = tree.nearest(as_matrix(rows["unit"]), 1)[:, 0]
@@ -147,14 +147,14 @@ def under_child(tree: Tree, rows: pa.Table) -> pa.Table:
 
 
 def with_width(rows: pa.Table, centre_KD: NDArray) -> pa.Table:
-    """The rows; where there are none, and their lists say no width, with that of the centres."""
+    """Returns the rows; if there are none, their vectors get the width of the centres."""
     if len(rows):
         return rows
     return rows.set_column(rows.column_names.index("unit"), "unit", from_matrix(centre_KD[:0]))
 
 
 def child_means(centre_KD: NDArray, space: Space, rows: pa.Table) -> State:
-    """Of the children in a partition the number, the mean, the rows, and how far these are."""
+    """Returns number, mean, rows and squared distances of the children in a partition."""
     row_ND, child_N = as_matrix(rows["unit"]), rows[CHILD].to_numpy()
     child_M, place_N = np.unique(child_N, return_inverse=True)
     sum_MD, count_M = sums_by_group(row_ND, place_N.astype(np.int32), len(child_M), space.steps)
@@ -167,13 +167,13 @@ def child_means(centre_KD: NDArray, space: Space, rows: pa.Table) -> State:
     }
 
 
-DRAWS = 5  # of candidates, each as many as there are clusters: where k-means|| levels off
-SAMPLE = 64  # rows a cluster, at least, that the candidates are drawn from
-IN_MEMORY = 16  # and where they are drawn one by one
+DRAWS = 5  # of candidates, one per cluster each time: k-means|| levels off there
+SAMPLE = 64  # least rows per cluster that candidates are drawn from
+IN_MEMORY = 16  # the same for rows of one parent, in memory
 
 
 def drawn(key_N: NDArray, number: int, rows: pa.Table) -> State:
-    """The rows with the lowest keys, and lowest first."""
+    """Returns the `number` rows with the lowest keys, lowest first."""
     identity = {
         "coin_K": key_N,
         "uid_K2": halves(rows[UID.name]),
@@ -184,13 +184,13 @@ def drawn(key_N: NDArray, number: int, rows: pa.Table) -> State:
 
 
 def drawn_by_coin(number: int, rows: pa.Table) -> State:
-    """The rows with the lowest coins, as many as there are clusters, and lowest first."""
+    """Returns the `number` rows with the lowest coins, lowest first."""
     return drawn(rows["coin"].to_numpy(), number, rows)
 
 
 def merge_drawn(number: int, a: State, b: State) -> State:
-    some = [state for state in (a, b) if len(state["coin_K"])] or [a]  # no rows may say no width
-    return _lowest(number, {name: np.concatenate([state[name] for state in some]) for name in a})
+    states = [state for state in (a, b) if len(state["coin_K"])] or [a]  # empty: no width
+    return _lowest(number, {name: np.concatenate([state[name] for state in states]) for name in a})
 
 
 def _lowest(number: int, rows: State) -> State:
@@ -199,13 +199,13 @@ def _lowest(number: int, rows: State) -> State:
 
 
 def _order(rows: State) -> NDArray[np.int64]:
-    """By key; among equal ones by uid, then by the row's place, if uids repeat."""
+    """Returns the order by key; among equal keys by uid, then by place, if uids repeat."""
     high, low = rows["uid_K2"].T
     return np.lexsort((rows["position_K"], rows["shard_K"], low, high, rows["coin_K"]))
 
 
 def surveyed(number: int, rows: pa.Table) -> State:
-    """The rows with the lowest coins; how many there are, their greatest value and length."""
+    """Returns the rows of lowest coins; the number, greatest value and squared length of all."""
     row_ND = as_matrix(rows["unit"])
     squares_N = squared(row_ND, np.zeros((1, row_ND.shape[1])), np.zeros(len(row_ND), np.int64))
     return drawn(rows["coin"].to_numpy(), number, rows) | {
@@ -224,13 +224,13 @@ def merge_surveyed(number: int, a: State, b: State) -> State:
 
 
 def plus_plus(ctx: Context, rows: Shards, first: State, number: int) -> NDArray:
-    """k-means++ centres over rows that no machine holds whole.
+    """Returns k-means++ centres over rows that no machine holds whole.
 
-    Source: k-means|| (Bahmani et al. 2012): some draws of many candidates, each row by its squared
-    distance to those before; of the candidates, weighted by the rows nearest to each, k-means++
-    takes the centres. Departs: a draw takes a fixed number of rows, without replacement, by keys
-    -log(u) / distance (Efraimidis & Spirakis 2006), u a hash of the uid: one pass a draw, and the
-    same rows whatever the shards.
+    Source: k-means|| (Bahmani et al. 2012): a few draws of many candidates, each row by its squared
+    distance to earlier ones; k-means++ takes the centres from the candidates, weighted by the rows
+    nearest to each. Departs: a draw takes a fixed number of rows, without replacement, by keys
+    -log(u) / distance (Efraimidis & Spirakis 2006), u a hash of the uid: one pass per draw, and the
+    same rows for any shards.
     """
     if not len(first["unit_KD"]):
         return first["unit_KD"]
@@ -240,10 +240,10 @@ def plus_plus(ctx: Context, rows: Shards, first: State, number: int) -> NDArray:
     def draw(state: State, turn: int) -> State:
         coins = partial(coin_hash, seed=seed, stage=stage, purpose=f"draw {turn}")
         keys = partial(far_drawn, state["centre_CD"], device, number, share, coins)
-        found = ctx.reduce(keys, rows, partial(merge_drawn, number))
-        if not len(found["unit_KD"]):  # which may say no width
+        candidate_rows = ctx.reduce(keys, rows, partial(merge_drawn, number))
+        if not len(candidate_rows["unit_KD"]):  # and then may lack a width
             return state
-        return {"centre_CD": np.concatenate([state["centre_CD"], found["unit_KD"]])}
+        return {"centre_CD": np.concatenate([state["centre_CD"], candidate_rows["unit_KD"]])}
 
     ctx.say("drawing candidates for the first centres")
     candidates = ctx.iterate({"centre_CD": first["unit_KD"][:1]}, draw, DRAWS)["centre_CD"]
@@ -256,7 +256,7 @@ def plus_plus(ctx: Context, rows: Shards, first: State, number: int) -> NDArray:
 def far_drawn(
     centre_CD: NDArray, device: str, number: int, share: float, coins: partial, rows: pa.Table
 ) -> State:
-    """The rows that a draw by squared distance to the nearest candidate takes."""
+    """Returns the rows that a draw by squared distance to the nearest candidate takes."""
     rows = in_training(share, rows)
     row_ND = as_matrix(rows["unit"])
     far_N = squared(
@@ -274,13 +274,13 @@ def near_counts(centre_CD: NDArray, device: str, share: float, rows: pa.Table) -
 
 
 def step_coins(number: int, seed: int, stage: str, parent: int) -> NDArray[np.float64]:
-    """(K,) uniform in [0, 1): what decides each step of k-means++."""
+    """Returns (K,) coins in [0, 1), one for each step of k-means++."""
     steps_K2 = np.stack([np.full(number, parent), np.arange(number)], axis=1).astype(np.uint64)
     return coin(from_halves(steps_K2), seed=seed, stage=stage, purpose="step")
 
 
 def chosen(row_ND: NDArray, weight_N: NDArray, coin_K: NDArray) -> NDArray[np.int64]:
-    """(K,) the rows that k-means++ takes; fewer where all others are equal to one of these.
+    """Returns (K,) the rows that k-means++ takes; fewer if all others equal one of these.
 
     Source: k-means++ (Arthur & Vassilvitskii 2007), with a coin for each step.
     """
@@ -305,7 +305,7 @@ def chosen(row_ND: NDArray, weight_N: NDArray, coin_K: NDArray) -> NDArray[np.in
 def in_memory(
     rows: pa.Table, number: int, start: str, seed: int, stage: str, parent: int
 ) -> NDArray:
-    """The first centres among rows of one parent."""
+    """Returns the first centres among rows of one parent."""
     many = number if start == "sampled" else IN_MEMORY * number
     lowest = drawn(rows["coin"].to_numpy(), many, rows)["unit_KD"]
     if start == "sampled":

@@ -1,4 +1,4 @@
-"""Clusters of embeddings by direction or by distance, over the whole pool."""
+"""Clusters the embeddings of a whole pool by k-means, by direction or by distance."""
 
 import json
 from dataclasses import dataclass, replace
@@ -63,27 +63,28 @@ from clipmill.stages.ops.vectors.centroids import FILE, Centroids, look_for, to_
 
 # Shapes: K centres, R rounds; D width of a vector, P parents.
 
-MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
+MOST_PLUS_PLUS = 10_000  # clusters of one level: more, drawn one by one, take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans(DatasetStage):
     """Nearest of `clusters` centres and the cosine to it, in [-1, 1]; null without an embedding.
 
-    By `cosine` a row is its direction, and so is a centre, the mean of its rows at length 1; by
+    By `cosine` a row is its direction, and a centre the mean of its rows at length 1; by
     `euclidean` rows are taken as they are, a zero vector too, and centres are their means, at any
-    length. centroid_cosine is null where either is zero. Rows that an earlier select dropped take
-    no part.
+    length. centroid_cosine is null if either is zero. Rows that an earlier select dropped take no
+    part.
 
-    out/centroids.parquet has a row a cluster: its centroid, its rows, and their inertia (sum of
+    out/centroids.parquet has one row per cluster: its centroid, its rows, and their inertia (sum of
     squared distances to it, by cosine of unit vectors); out/rounds.parquet has rows and inertia of
-    the training rows at the begin of each round; out/clusters.json has the sums. A stage takes the
-    centroids by `centroids: "stage:NAME"`: this one, too, then assigns and finds none of its own.
+    the training rows at the start of each round; out/clusters.json has the sums. A stage takes the
+    centroids by `centroids: "stage:NAME"`; with it this stage, too, assigns rows and finds no
+    centres.
 
-    `parents` makes two levels, of which a row costs parents + clusters / parents products a round
-    instead of `clusters`: some clusters first, and each of these split on its own, into more where
-    it has more rows. A row then belongs to the nearest child of the 8 parents nearest to it, to
-    whose rows the children move in two last rounds.
+    `parents` makes two levels, which cost a row parents + clusters / parents products per round
+    instead of `clusters`: a few clusters first, then each of these is split on its own, into more
+    if it has more rows. A row belongs to the nearest child of its 8 nearest parents; in the last
+    two rounds the children move to the means of these rows.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
     as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
     starts from the rows whose uids hash lowest; an empty cluster takes half of the largest one (as
@@ -93,22 +94,21 @@ class KMeans(DatasetStage):
     Example: {after: [ingest.image_folder, embed.clip], clusters: 100}
     """
 
-    # how many; fewer where there are fewer rows
+    # number of clusters; fewer if there are fewer rows
     clusters: OneUp | None = None
-    rounds: OneUp = 20  # at most; fewer when no centre moves any more
-    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are clustered
-    # share of the rows, by hash, that the centres are found on; all rows get their cluster in any
-    # case
+    rounds: OneUp = 20  # most rounds; fewer once no centre moves
+    column: NonEmpty = IMAGE_EMBEDDING.name  # column of the embeddings to cluster
+    # share of the rows, by hash, to find the centres on; every row gets its cluster
     train_fraction: Share = 1.0
-    # cosine compares directions; euclidean rows as they are, with means of any length: DataComp's
+    # cosine compares directions; euclidean rows as they are, with means of any length, as DataComp
     metric: Literal["cosine", "euclidean"] = later("cosine")
-    # the first centres: rows drawn by hash, or rows far from each other, which costs 15 rounds more
-    # of at least 64 rows a cluster
+    # first centres: rows drawn by hash, or rows far from each other, at the cost of 15 more rounds
+    # over at least 64 rows per cluster
     start: Literal["sampled", "kmeans++"] = later("sampled")
-    # of two levels: clusters of the first; best near the root of `clusters`, from 50,000 of these
-    # on
+    # for two levels: number of clusters of the first, best near the square root of `clusters`;
+    # worth it from 50,000 clusters on
     parents: OneUp | None = later(None)
-    m: OneUp = later(1)  # nearest centres stored of each row; cluster labels to train on: 8
+    m: OneUp = later(1)  # nearest centres stored per row; 8 for cluster labels to train on
     # instead of `clusters`: stage:NAME, or a Parquet of centroids; rows are assigned to these
     centroids: NonEmpty | None = later(None)
     # GPUs of one worker; 0.5 shares one between two. The values are the same; no GPU has been tried
@@ -169,7 +169,7 @@ class KMeans(DatasetStage):
         look_for(self.centroids)
 
     def outside(self) -> str:
-        """The time and size of the file of given centroids."""
+        """Returns the time and size of the file of given centroids."""
         return listing_digest(self.centroids)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -181,14 +181,14 @@ class KMeans(DatasetStage):
         points = partial(
             points_of, self.column, self.metric, coins, width, inputs.model_of.get(self.column)
         )
-        held = ctx.keep_local(inputs.rows)  # for the end: so storage is read once
-        rows = ctx.keep_local(ctx.map_shards(points, held))
+        local = ctx.keep_local(inputs.rows)  # for the last step: storage is read once
+        rows = ctx.keep_local(ctx.map_shards(points, local))
         pool = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
         by_round: dict[str, NDArray] = {}
         if tree is not None:
             space = space_of(tree, self.metric, rows, pool, ctx)
         else:
-            space, tree, by_round = found(self, rows, pool, ctx)
+            space, tree, by_round = find_centres(self, rows, pool, ctx)
         ctx.say("counting the rows of each cluster")
         if tree.parent is None:
             sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), rows, added)
@@ -197,7 +197,7 @@ class KMeans(DatasetStage):
         ctx.say("")
         put_results(ctx, self, inputs, tree, sums, space, by_round)
         stored = partial(assigned, self.column, self.metric, self.m, tree)
-        ctx.restore(ctx.map_shards(stored, held))
+        ctx.restore(ctx.map_shards(stored, local))
 
 
 ROUNDS, SUMMARY = "rounds.parquet", "clusters.json"
@@ -212,9 +212,9 @@ def put_results(
     space: Space,
     by_round: dict[str, NDArray],
 ) -> None:
-    """Stores what was found, as files in out/."""
+    """Stores centroids, rounds and sums as files in out/."""
     far_K = inertia(sums, space)
-    held = Centroids(
+    centroids = Centroids(
         vector=tree.centre,
         rows=sums["count_K"].astype(np.int64),
         inertia=far_K,
@@ -222,7 +222,7 @@ def put_results(
         column=stage.column,
         model=inputs.model_of.get(stage.column),
     )
-    table = to_table(held)
+    table = to_table(centroids)
     if tree.parent is not None:
         table = table.append_column(PARENT, pa.array(tree.parent_of, pa.int32()))
     files: dict[str, Any] = {FILE: table}
@@ -241,7 +241,7 @@ def put_results(
 
 
 def rounds(by_round: dict[str, NDArray]) -> pa.Table:
-    """A row a round, from 0; of two levels with the level, from 0."""
+    """Returns a row per round, from 0; with two levels also the level, from 0."""
     round_R2 = np.concatenate([*by_round.values()])
     table = pa.table(
         {
@@ -259,19 +259,19 @@ def rounds(by_round: dict[str, NDArray]) -> pa.Table:
 
 
 def put_file(files: dict[str, Any], name: str, task: Task) -> dict[str, int]:
-    """Stores one of them as `out/<name>`."""
-    held = files[name]
-    if isinstance(held, pa.Table):
-        put_table(name, held, task)
+    """Stores one of the files as `out/<name>`."""
+    content = files[name]
+    if isinstance(content, pa.Table):
+        put_table(name, content, task)
     else:
-        put_text(name, json.dumps(held) + "\n", task)
-    return {"rows": len(held)}
+        put_text(name, json.dumps(content) + "\n", task)
+    return {"rows": len(content)}
 
 
-def found(
+def find_centres(
     stage: "KMeans", rows: Shards, pool: int, ctx: Context
 ) -> tuple[Space, Tree, dict[str, NDArray]]:
-    """The space of the rows, the centres found in it, and rows and inertia by round and level."""
+    """Returns the space of the rows, the centres found, and rows and inertia by round and level."""
     assert stage.clusters is not None
     top = stage.parents or stage.clusters
     ctx.say("drawing the first centres")

@@ -1,4 +1,4 @@
-"""The nearest evaluation sample of each row: by hash, by direction, by the pieces of a caption."""
+"""Finds the nearest evaluation sample of each row: by hash, by direction, or by caption pieces."""
 
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -28,11 +28,11 @@ class Samples(Protocol):
     """A task's samples, ready to be compared with rows."""
 
     def values(self, column: Any) -> tuple[NDArray[np.bool_], Any]:
-        """(N,) which rows of a column can be compared, and the values of those."""
+        """Returns (N,) which rows of a column can be compared, and the values of those."""
         ...
 
     def nearest(self, values: Any) -> Nearest:
-        """How near the nearest sample is, and its number; of equally near ones the first."""
+        """Returns how near the nearest sample is, and its number; the first of equals."""
         ...
 
 
@@ -105,12 +105,12 @@ class Captions:
 
     def _nearest(self, text: pa.Array) -> Nearest:
         pieces = pieces_of(text, self.unit, self.size)
-        at_P = np.searchsorted(self.piece_V, pieces.item)
-        known_P = np.append(self.piece_V, 0)[at_P] == pieces.item
-        known_P &= at_P < len(self.piece_V)
+        place_P = np.searchsorted(self.piece_V, pieces.item)
+        known_P = np.append(self.piece_V, 0)[place_P] == pieces.item
+        known_P &= place_P < len(self.piece_V)
         ends = np.append(0, np.cumsum(known_P))[np.append(0, pieces.end)]
         shape = len(text), len(self.piece_V)
-        has_NV = csr_array((np.ones(ends[-1], np.int32), at_P[known_P], ends), shape)
+        has_NV = csr_array((np.ones(ends[-1], np.int32), place_P[known_P], ends), shape)
         shared_NM = has_NV @ self.has_VM
         which_S, share_S = shared_NM.indices, shared_NM.data / self.pieces_M[shared_NM.indices]
         pairs_N = np.diff(shared_NM.indptr)
@@ -123,7 +123,7 @@ class Captions:
         return share_N, which_N
 
 
-@lru_cache(maxsize=1)  # a worker asks for the same samples with every shard
+@lru_cache(maxsize=1)  # a worker needs the same samples for every shard
 def opened(
     folder: str,
     names: tuple[str, ...],
@@ -131,11 +131,11 @@ def opened(
     pieces: tuple[shingles.Unit, int],
     tasks: str,
 ) -> list[tuple[pa.ChunkedArray, Samples]]:
-    """The keys of each task's samples, and the samples, as `put_samples` stored them in a folder.
+    """Returns keys and samples of each task, as `put_samples` stored them in a folder.
 
     Captions are compared by `pieces`, their unit and size; `tasks` is where the samples come from.
     """
-    every: list[tuple[pa.ChunkedArray, Samples]] = []
+    by_task: list[tuple[pa.ChunkedArray, Samples]] = []
     for name in names:
         stored = samples_in(folder, name)
         samples: Samples
@@ -146,19 +146,19 @@ def opened(
                 samples = Directions(stored["value"], f"key `tasks`: task '{name}' in {tasks}")
             case "caption":
                 samples = Captions(stored["value"], *pieces)
-        every.append((stored["key"], samples))
-    return every
+        by_task.append((stored["key"], samples))
+    return by_task
 
 
 def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:
-    """Whether each plain text has `size` units, so that it has a piece; a null has none."""
+    """Returns whether each plain text has `size` units, hence a piece; false for null."""
     spaces = pc.count_substring(text, " ")
     units = pc.add(spaces, 1) if unit == "word" else pc.utf8_length(text)
     return pc.fill_null(pc.greater_equal(units, size), False)
 
 
 def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
-    """The set of each plain text's runs of `size` units; empty where it has fewer, or is null."""
+    """Returns the set of each plain text's runs of `size` units; empty if fewer, or null."""
     is_long = are_long(text, unit, size)
     pieces = shingles.pieces(text.filter(is_long), unit, size)
     sets = shingles.distinct(shingles.hashes(pieces), pieces.end)

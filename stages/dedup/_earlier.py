@@ -1,7 +1,7 @@
-"""The most similar earlier vector of each vector: exact, in memory that grows with their number.
+"""Finds the most similar earlier vector of each vector: exact, in memory linear in their number.
 
-Float32 or bfloat16 only rules out: of columns in groups of GROUP, a row's best one lies in a group
-whose own best comes within rounding of the row's. Those groups, mostly one, float64 decides.
+Float32 or bfloat16 scores only prune: a row's best column lies in a group of GROUP columns whose
+best score comes within rounding of the row's best. Float64 decides among those groups, mostly one.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ FLOAT_BITS = 2.0**-24  # float32 by this
 def most_similar_earlier(
     row_ND: NDArray[np.float32], precision: Precision = "float32"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(N,) greatest cosine of each vector to one before it, and (N,) the first that has it.
+    """Returns (N,) each vector's greatest cosine to one before it, and (N,) the first that has it.
 
-    -1 and -1 for the first vector. No vector is zero or has a NaN. Equal to float64's cosines of
-    all pairs, rounded to float32: `precision` changes the time, not the result.
+    Both are -1 for the first vector. No vector may be zero or have a NaN. Equal to float64's
+    cosines of all pairs, rounded to float32: `precision` changes the time, not the result.
     """
     length_N = _lengths(row_ND)
     place_U, kind_N = distinct(row_ND, length_N)
@@ -39,7 +39,7 @@ def most_similar_earlier(
         row_ND, length_N = row_ND[place_U], length_N[place_U]
     cosine_U, earlier_U = _of_distinct(row_ND, length_N, precision)
     earlier_U = np.where(earlier_U < 0, -1, place_U[earlier_U])
-    # A copy is as near as can be to the first of its kind, and to what that is as near to.
+    # A copy has cosine 1 to the first of its kind, or to an earlier one if that has cosine 1 too.
     first_of_kind_U = np.where(cosine_U == 1, earlier_U, place_U)
     is_copy_N = place_U[kind_N] < np.arange(len(kind_N))
     cosine_N = np.where(is_copy_N, np.float32(1), cosine_U[kind_N])
@@ -49,10 +49,10 @@ def most_similar_earlier(
 def distinct(
     row_ND: NDArray[np.float32], length_N: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(U,) where each vector stands first, ascending, and (N,) which of those each one is."""
+    """Returns (U,) the first place of each distinct vector, ascending, and (N,) each one's kind."""
     if not row_ND.size:
         return np.arange(min(1, len(row_ND))), np.zeros(len(row_ND), np.int64)
-    # Copies have one length, to the bit, and few others share theirs: few rows are compared whole.
+    # Copies have equal lengths, to the bit, and few others do: few rows are compared whole.
     _, of_length_N, count = np.unique(length_N, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(count[of_length_N] > 1)
     whole = np.dtype((np.void, row_ND.shape[1] * row_ND.itemsize))
@@ -64,7 +64,7 @@ def distinct(
 
 
 def _of_distinct(row_UD, length_U, precision):
-    """Cosine and place of the most similar earlier vector of each, where no two are equal."""
+    """Returns each vector's greatest earlier cosine and its place, if no two vectors are equal."""
     U = len(row_UD)
     scores, gap = _coarse(row_UD, length_U, precision)
     cosine_U = np.full(U, -1, np.float32)
@@ -78,10 +78,10 @@ def _of_distinct(row_UD, length_U, precision):
 
 
 def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
-    """Scores that order the columns of a strip for each row of a block, and their error bound.
+    """Returns scores that order a strip's columns for each row of a block, and their error bound.
 
-    A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; so
-    are their roundings, by 2^-24 each. 1.01 covers the products of these.
+    A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; their
+    roundings add 2^-24 each. 1.01 covers the products of these.
     """
     U, D = row_UD.shape
     unit_UD = np.empty((U, D), np.float32)
@@ -90,10 +90,10 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     off = (D + 4) * FLOAT_BITS
     if precision == "float32":
         return lambda strip, block: unit_UD[strip] @ unit_UD[block].T, np.float32(2 * 1.01 * off)
-    import torch  # what knows bfloat16
+    import torch  # for bfloat16
 
-    # Without what all have in common, at most 2 long, mostly less than 1, they lose less to
-    # rounding: (a - m)(b - m) + am, up to what is the same for all a, is ab.
+    # Without their mean m vectors are at most 2 long, mostly below 1, and lose less to rounding:
+    # ab is (a - m)(b - m) + am, up to a term that is the same for all a.
     common_D = unit_UD.mean(axis=0)
     shift_U1 = torch.from_numpy(unit_UD @ common_D)[:, None]
     unit_UD -= common_D
@@ -105,13 +105,13 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     def scores(strip: slice, block: slice) -> NDArray[np.float32]:
         return (half_UD[strip] @ half_UD[block].T).float().add_(shift_U1[strip]).numpy()
 
-    # Both factors are rounded, and at last the product.
+    # Both factors are rounded, then the product.
     off = 5 * off + lost * (2 * longest + lost) + HALF_BITS * (longest + lost) ** 2
     return scores, np.float32(2 * 1.01 * off)
 
 
 def _group_maxima(scores: Scores, block: slice) -> NDArray[np.float32]:
-    """(G, B) the best score of each row of a block in each group of columns, earlier ones only."""
+    """Returns (G, B) each row's best score in each group of columns, earlier columns only."""
     groups = -(-block.stop // GROUP)
     best_GB = np.empty((groups, block.stop - block.start), np.float32)
     for start in range(0, block.stop, STRIP):
@@ -154,5 +154,5 @@ def _lengths(row_ND) -> NDArray[np.float64]:
 
 
 def _parts(rows: int) -> list[slice]:
-    """The rows, so many that a float64 copy of them stays in the processor's cache."""
+    """Returns slices of rows so small that a float64 copy of one stays in the processor's cache."""
     return [slice(start, start + 256) for start in range(0, rows, 256)]

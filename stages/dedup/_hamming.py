@@ -1,7 +1,7 @@
-"""Pairs of 64-bit codes within a Hamming distance: all of them, without comparing all.
+"""Finds all pairs of 64-bit codes within a Hamming distance, without comparing all.
 
 Pigeonholes: of r + 2 blocks of bits, two codes that differ in r bits share at least two. So each
-code is filed once under every pair of blocks, and compared where another shares both.
+code is filed once under every pair of blocks, and compared with codes that share both.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from clipmill.pipeline.errors import StageError
 # Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
 
 CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
-MANY = 2**21  # pairs from which only a forest of them is kept
-MOST = 2**25  # pairs that are kept where all are asked for: 1 GB
+MANY = 2**21  # pairs above which only a forest of them is kept
+MOST = 2**25  # most pairs if all of them must be kept: 1 GB
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 
 
 def masks(radius: int) -> NDArray[np.uint64]:
-    """(K,) the bits of every pair of blocks; none for radius 0, where equal codes meet anyway."""
+    """Returns (K,) the bits of every pair of blocks; none for radius 0: equal codes meet anyway."""
     if not radius:
         return np.empty(0, np.uint64)
     bits = np.array_split(np.arange(64, dtype=np.uint64), radius + 2)
@@ -31,28 +31,28 @@ def masks(radius: int) -> NDArray[np.uint64]:
 
 
 def keys(code_N: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
-    """(N, K) where each code is filed; codes that share the bits of mask k have key k equal.
+    """Returns (N, K) the keys of each code; codes that share the bits of mask k have key k equal.
 
-    Error: other keys are equal with a chance of 2^-64 a pair: one comparison more.
+    Error: other keys are equal with a chance of 2^-64 a pair, which costs one comparison more.
     """
     mask_K = masks(radius)
     return _key(code_N[:, None] & mask_K, np.arange(len(mask_K)))
 
 
 def _key(bits: NDArray[np.uint64], mask: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The hash of the bits that a mask leaves and of the mask's number."""
-    return _mixed(_mixed(bits) + mask.astype(np.uint64))
+    """Returns the hash of the masked bits and of the mask's number."""
+    return _splitmix(_splitmix(bits) + mask.astype(np.uint64))
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The first half of splitmix64's finaliser: one to one, and every bit moves many."""
+def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Applies the first half of splitmix64's finaliser: one to one, each bit changes many."""
     return (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
 
 
 def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
-    """Pairs of distinct codes at most `radius` apart under an equal key, and their distances.
+    """Returns pairs of distinct codes at most `radius` apart under an equal key, and distances.
 
-    All such pairs; where there are many, those that a minimum spanning forest may need.
+    All of them, or above MANY those that a minimum spanning forest may need.
     """
     order_N = np.lexsort((code_N, key_N))
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -75,9 +75,9 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
 
 
 def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
-    """All pairs of distinct codes at most `radius` apart that have no equal key of a lesser mask.
+    """Returns all pairs of distinct codes within `radius` that have no equal key of a lesser mask.
 
-    So a pair that meets under several keys comes once. StageError past MOST pairs.
+    So a pair that meets under several keys comes once. StageError above MOST pairs.
     """
     order_N = np.argsort(key_N, kind="stable")
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -103,7 +103,7 @@ def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
 
 
 def runs(key_N: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(R,) where each run of equal sorted keys starts, and (R,) how many there are."""
+    """Returns (R,) where each run of equal sorted keys starts, and (R,) its length."""
     is_first_N = np.append(True, key_N[1:] != key_N[:-1])[: len(key_N)]
     first_R = np.flatnonzero(is_first_N)
     return first_R, np.diff(first_R, append=len(key_N))
@@ -112,7 +112,7 @@ def runs(key_N: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64
 def neighbours(
     first_R: NDArray[np.int64], size_R: NDArray[np.int64], reach: int | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Every pair of places inside a run, at most `reach` places apart: (a, b) by distance."""
+    """Yields all pairs of places inside a run, at most `reach` apart: (a, b) by distance."""
     last_N = np.repeat(first_R + size_R - 1, size_R)
     a = np.repeat(first_R - np.cumsum(size_R) + size_R, size_R) + np.arange(len(last_N))
     step = 0
@@ -126,7 +126,7 @@ def neighbours(
 
 
 def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
-    """Pairs that hold the minimum spanning tree of ascending codes, for a time linear in them.
+    """Returns pairs that hold the minimum spanning tree of ascending codes, in linear time.
 
     Level by level, from distance 1 up: neighbours at that distance are looked up for every code
     outside the largest group so far, since an edge between two groups has an end outside.
@@ -140,21 +140,21 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
         outside = np.flatnonzero(root_C != largest)
         count = 0
         for flipped in combinations(bits, level):
-            wanted = code_C[outside] ^ np.bitwise_or.reduce(flipped)
-            at = np.minimum(np.searchsorted(code_C, wanted), len(code_C) - 1)
-            hit = (code_C[at] == wanted) & (root_C[at] != root_C[outside])
-            a, b = outside[hit], at[hit]
+            flipped_code = code_C[outside] ^ np.bitwise_or.reduce(flipped)
+            index = np.minimum(np.searchsorted(code_C, flipped_code), len(code_C) - 1)
+            hit = (code_C[index] == flipped_code) & (root_C[index] != root_C[outside])
+            a, b = outside[hit], index[hit]
             pairs.append((a, b, np.full(len(a), level, np.uint8)))
             count += len(a)
-            if count > len(code_C):  # where many bits vary, memory would grow with them
+            if count > len(code_C):  # bounds memory if many bits vary
                 (pairs, root_C), count = _thinned(pairs, len(code_C)), 0
         pairs, root_C = _thinned(pairs, len(code_C))
     return pairs[0]
 
 
 def _thinned(pairs: list[Pairs], codes: int) -> tuple[list[Pairs], NDArray[np.int64]]:
-    """A minimum spanning forest of the pairs, and (C,) the root of each code's tree."""
-    from clipmill.stages.dedup._linkage import fall  # compiled: the plan asks for the masks alone
+    """Returns a minimum spanning forest of the pairs, and (C,) the root of each code's tree."""
+    from clipmill.stages.dedup._linkage import fall  # compiled: a plan needs the masks alone
 
     a, b, distance = _joined(pairs)
     edge_C, root_C = fall(a, b, distance.astype(np.float32), codes)

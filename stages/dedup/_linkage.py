@@ -1,7 +1,7 @@
 """Single linkage across partitions: the height at which each row's group falls to a better row.
 
-Heights depend only on which rows hang together below each height, and a minimum spanning forest
-keeps that. So edges are thinned to a forest wherever some of them meet, and only forests travel.
+Heights depend only on which rows are connected below each height, and a minimum spanning forest
+keeps that. So edges are thinned to a forest wherever they meet, and only forests are shuffled.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from clipmill.stages.ops.tables.keeper import PREFERENCE, best_first
 NODE = Column("node", pa.uint64(), "64 bits", "What a row is compared by; equal rows are one node.")
 ROW = pa.schema([(c.name, c.dtype) for c in (UID, SHARD, POSITION, PREFERENCE, NODE)])
 EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("height", pa.float32())])
-# An edge, and where its group is looked for: x points at a lower node y of the same group.
+# An edge and a pointer to its group: x points at a lower node y of the same group.
 POINTER = pa.schema([("x", pa.uint64()), ("y", pa.uint64()), *EDGE])
 MEETING = pa.schema([("key", pa.uint64()), *POINTER])
 LABEL = "label"  # the lowest node of a group
@@ -47,19 +47,19 @@ def link(
     partitions: int,
     joined_at: Column,
 ) -> Concatenated:
-    """Every row, in no order: joined_at, the size of that height or null, and duplicate_of.
+    """Returns every row, in no order: joined_at (the absolute height, or null) and duplicate_of.
 
     `rows` have the columns of ROW and are shuffled by node; `edges` have those of EDGE, are
     shuffled by a, and dropped here. A lower height is nearer; `equal`, below all of them, is the
     height between rows of one node.
-    Memory is bounded by a partition, and at last by the largest group: its rows and one edge a node
-    meet in one place. Storage holds one round.
+    Memory is bounded by a partition, and in the end by the largest group, whose rows and one edge
+    per node meet in one place. Storage holds one round.
     """
     pointers = ctx.shuffle(ctx.map_shards(thinned, edges), "x", partitions)
     ctx.drop(edges)
     is_settled = False
     while not is_settled:
-        # Rounds are calls of their own, each journalled: a killed stage goes on in its round.
+        # Each round has its own journalled calls: a killed stage goes on in its round.
         before = pointers
         meeting = ctx.shuffle(ctx.map_shards(contracted, before), "key", partitions)
         pointers = ctx.shuffle(ctx.map_shards(jumped, meeting), "x", partitions)
@@ -84,12 +84,12 @@ def as_edges(
 
 
 def forest(edges: pa.Table) -> pa.Table:
-    """A minimum spanning forest of edges."""
+    """Returns a minimum spanning forest of the edges."""
     return thinned(edges).select(EDGE.names)
 
 
 def thinned(edges: pa.Table) -> pa.Table:
-    """A minimum spanning forest, each edge with one node and the lowest node of its tree."""
+    """Returns a minimum spanning forest, each edge with a node and its tree's lowest node."""
     node_V, a_E, b_E = numbered(edges["a"], edges["b"])
     edge_V, root_V = fall(a_E, b_E, edges["height"].to_numpy(), len(node_V))
     fallen = np.flatnonzero(edge_V >= 0)
@@ -99,38 +99,38 @@ def thinned(edges: pa.Table) -> pa.Table:
 
 
 def contracted(pointers: pa.Table) -> pa.Table:
-    """Each pointer led to the lowest node of its group in this partition, and filed twice.
+    """Returns pointers led to the lowest node of their group in this partition, each filed twice.
 
     Under y the pointer asks where y points; under x, without an edge, it answers where x points.
     """
     node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
     edge_V, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
     fallen = np.flatnonzero(edge_V >= 0)
-    x_E[edge_V[fallen]] = fallen  # each edge points from one node, so that all nodes are told of
+    x_E[edge_V[fallen]] = fallen  # each edge points from one node, so that all nodes get an answer
     x, y = pa.array(node_V[x_E]), pa.array(node_V[root_V[x_E]])
-    asking = pa.table([y, x, y, *pointers.select(EDGE.names).columns], schema=MEETING)
+    queries = pa.table([y, x, y, *pointers.select(EDGE.names).columns], schema=MEETING)
     nothing = [pa.nulls(len(fallen), field.type) for field in EDGE]
     x, y = pa.array(node_V[fallen]), pa.array(node_V[root_V[fallen]])
-    telling = pa.table([x, x, y, *nothing], schema=MEETING)
-    return pa.concat_tables([asking, telling]).combine_chunks()
+    answers = pa.table([x, x, y, *nothing], schema=MEETING)
+    return pa.concat_tables([queries, answers]).combine_chunks()
 
 
 def jumped(meeting: pa.Table) -> pa.Table:
-    """Each pointer led to where y points, to the lowest node of several; and whether it moved."""
-    is_telling = pc.is_null(meeting["height"])
-    telling, asking = meeting.filter(is_telling), meeting.filter(pc.invert(is_telling))
-    x_T, to_T, y_E = telling["x"].to_numpy(), telling["y"].to_numpy(), asking["y"].to_numpy()
+    """Returns pointers led to where y points, the lowest if several; and whether each moved."""
+    is_answer = pc.is_null(meeting["height"])
+    answers, queries = meeting.filter(is_answer), meeting.filter(pc.invert(is_answer))
+    x_T, to_T, y_E = answers["x"].to_numpy(), answers["y"].to_numpy(), queries["y"].to_numpy()
     order_T = np.lexsort((to_T, x_T))
     node_V, first_V = np.unique(x_T[order_T], return_index=True)
-    at_E, moves_E = places_in(node_V, y_E)
+    place_E, moves_E = places_in(node_V, y_E)
     y_E = y_E.copy()
-    y_E[moves_E] = to_T[order_T[first_V[at_E[moves_E]]]]
-    columns = [asking["x"], pa.array(y_E), *asking.select(EDGE.names).columns, pa.array(moves_E)]
+    y_E[moves_E] = to_T[order_T[first_V[place_E[moves_E]]]]
+    columns = [queries["x"], pa.array(y_E), *queries.select(EDGE.names).columns, pa.array(moves_E)]
     return pa.table(columns, [*POINTER.names, "moved"]).combine_chunks()
 
 
 def unsettled(pointers: pa.Table) -> State:
-    """Pointers that moved, or would move in their partition; 0 when the groups are final."""
+    """Counts pointers that moved, or would move in their partition; 0 when the groups are final."""
     node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
     _, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
     changes_E = (root_V[x_E] != y_E) | pointers["moved"].to_numpy()
@@ -142,7 +142,7 @@ def add(a: State, b: State) -> State:
 
 
 def labels_of(pointers: pa.Table) -> pa.Table:
-    """The label of every node of a group; a label may come from several partitions."""
+    """Returns the label of every node of a group; a label may come from several partitions."""
     x_E, y_E = pointers["x"].to_numpy(), pointers["y"].to_numpy()
     root_V = np.unique(y_E)
     node, label = np.concatenate([x_E, root_V]), np.concatenate([y_E, root_V])
@@ -150,29 +150,29 @@ def labels_of(pointers: pa.Table) -> pa.Table:
 
 
 def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
-    """The rows with a label, or the rows without one, in the columns of GROUPED."""
+    """Returns the rows with a label, or the rows without one, in the columns of GROUPED."""
     node_V, first_V = np.unique(labels[NODE.name].to_numpy(), return_index=True)
-    at_N, found_N = places_in(node_V, rows[NODE.name].to_numpy())
-    assert len(np.unique(at_N[found_N])) == len(node_V), "equal nodes met in other partitions"
-    chosen = pa.array(found_N if has_label else ~found_N)
-    label = labels[LABEL].take(pa.array(first_V)).take(pa.array(at_N, mask=~found_N))
+    place_N, known_N = places_in(node_V, rows[NODE.name].to_numpy())
+    assert len(np.unique(place_N[known_N])) == len(node_V), "equal nodes met in other partitions"
+    chosen = pa.array(known_N if has_label else ~known_N)
+    label = labels[LABEL].take(pa.array(first_V)).take(pa.array(place_N, mask=~known_N))
     members = rows.select(ROW.names).append_column(LABEL, label).filter(chosen)
     return _padded(members)
 
 
 def labelled_edges(pointers: pa.Table) -> pa.Table:
-    """The edges with the label of their group, in the columns of GROUPED."""
+    """Returns the edges with the label of their group, in the columns of GROUPED."""
     edges = pointers.select([*EDGE.names, "y"]).rename_columns([*EDGE.names, LABEL])
     return _padded(edges)
 
 
 def settled_alone(equal: float, joined_at: Column, rows: pa.Table, labels: pa.Table) -> pa.Table:
-    """The rows of nodes without an edge."""
+    """Returns joined_at and duplicate_of of the rows of nodes without an edge."""
     return settled(equal, joined_at, labelled(False, rows, labels))
 
 
 def settled(equal: float, joined_at: Column, members: pa.Table) -> pa.Table:
-    """joined_at and duplicate_of of every row of whole groups."""
+    """Returns joined_at and duplicate_of of every row of whole groups."""
     is_edge = pc.is_valid(members["height"])
     edges, rows = members.filter(is_edge), members.filter(pc.invert(is_edge))
     rows = rows.take(pa.array(best_first(rows)))
@@ -203,7 +203,7 @@ def settled(equal: float, joined_at: Column, members: pa.Table) -> pa.Table:
 
 
 def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Array) -> pa.Table:
-    """The rows that have a reason, with null for both values."""
+    """Returns the rows that have a reason, with null for both values."""
     rows = shard.select(IDENTITY)
     for column in (joined_at, DUPLICATE_OF):
         rows = rows.append_column(column.name, pa.nulls(len(rows), column.dtype))
@@ -213,7 +213,7 @@ def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Ar
 def numbered(
     a: pa.ChunkedArray, b: pa.ChunkedArray
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """(V,) the nodes of edges, ascending, and (E,) the number of each edge's first and second."""
+    """Returns (V,) the nodes of edges, ascending, and (E,) the number of each first and second."""
     both = np.concatenate([a.to_numpy(), b.to_numpy()])
     node_V, number = np.unique(both, return_inverse=True)
     return node_V, number[: len(a)], number[len(a) :]
@@ -222,15 +222,15 @@ def numbered(
 def places_in(
     node_V: NDArray[np.uint64], value_N: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(N,) where each value stands among ascending nodes, and (N,) whether it is there."""
+    """Returns (N,) each value's place among ascending nodes, and (N,) whether it is there."""
     if not len(node_V):
         return np.zeros(len(value_N), np.int64), np.zeros(len(value_N), bool)
-    at_N = np.minimum(np.searchsorted(node_V, value_N), len(node_V) - 1)
-    return at_N, node_V[at_N] == value_N
+    place_N = np.minimum(np.searchsorted(node_V, value_N), len(node_V) - 1)
+    return place_N, node_V[place_N] == value_N
 
 
 def _padded(table: pa.Table) -> pa.Table:
-    """The table in the columns of GROUPED, null where it has none."""
+    """Returns the table in the columns of GROUPED; missing columns are null."""
     columns = [
         table[f.name] if f.name in table.column_names else pa.nulls(len(table), f.type)
         for f in GROUPED
@@ -241,7 +241,7 @@ def _padded(table: pa.Table) -> pa.Table:
 def fall(
     a_E: NDArray[np.int64], b_E: NDArray[np.int64], height_E: NDArray[np.float32], nodes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(V,) the edge by which each node's group falls to a lower node, -1 for never; (V,) its root.
+    """Returns (V,) the edge by which a node's group falls to a lower node, or -1; (V,) its root.
 
     Edges join groups from the least height up, and the lowest node of a group is its root. These
     edges are a minimum spanning forest; each belongs to exactly one node.
@@ -269,6 +269,6 @@ def _fall(a_E, b_E, nodes):
 @compiled()
 def _root(root_V, node):
     while root_V[node] != node:
-        root_V[node] = root_V[root_V[node]]  # halves the path for whoever comes next
+        root_V[node] = root_V[root_V[node]]  # halves the path for later calls
         node = root_V[node]
     return node

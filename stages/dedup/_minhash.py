@@ -1,4 +1,4 @@
-"""Loops of dedup.minhash: signatures equal to datasketch's, and the nearest of a few texts."""
+"""Compiled loops of dedup.minhash: datasketch's signatures, and the nearest of a few texts."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ EMPTY = np.uint32(2**32 - 1)  # of a set without pieces
 
 
 def permutations(count: int, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """(K,) odd factors and (K,) terms of h -> a h + b modulo 2^32.
+    """Returns (K,) odd factors and (K,) terms of h -> a h + b modulo 2^32.
 
     Source: datasketch 2.0, scheme affine32, its default; RandomState's numbers are fixed for ever.
     """
@@ -28,7 +28,7 @@ def permutations(count: int, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.
 def signatures(
     hash_P: NDArray[np.uint64], end_N: NDArray[np.int64], count: int, seed: int
 ) -> NDArray[np.uint32]:
-    """(N, K) least permuted hash of each text's pieces: the share of equal ones estimates Jaccard.
+    """Returns (N, K) the least permuted hashes of each text; equal ones estimate Jaccard.
 
     Source: datasketch 2.0, MinHash(num_perm=K, seed) of the pieces in UTF-8.
     """
@@ -55,9 +55,9 @@ def _signatures(hash_P, end_N, a_K, b_K):
 
 
 def band_keys(signature_NK: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:
-    """(N, B) one key per band; rows of equal key b have band b equal.
+    """Returns (N, B) one key per band; rows of equal key b have band b equal.
 
-    Error: other bands meet under one number with a chance of 2^-64 a pair: one comparison more.
+    Error: other bands share a key with a chance of 2^-64 a pair, which costs one comparison more.
     """
     band_NBR = signature_NK[:, : bands * rows].reshape(len(signature_NK), bands, rows)
     start_B = np.arange(1, bands + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -72,8 +72,8 @@ def band_keys(signature_NK: NDArray[np.uint32], bands: int, rows: int) -> NDArra
 BLOCK_BYTES = 1 << 20  # of text at a time
 
 
-class Few:
-    """A few plain texts and an index of their pieces. Equal texts have equal numbers."""
+class TextIndex:
+    """An index of the pieces of a few plain texts. Equal texts have equal numbers."""
 
     def __init__(
         self, text: pa.Array, name_S: NDArray[np.uint64], unit: shingles.Unit, size: int
@@ -83,15 +83,15 @@ class Few:
         sets = shingles.distinct(shingles.numbers(pieces), pieces.end)
         self.pieces_S = np.diff(sets.end, prepend=0)
         owner_O = np.repeat(np.arange(len(text)), self.pieces_S)
-        number_I, of_O = np.unique(sets.item, return_inverse=True)
-        self.owner_O = owner_O[np.argsort(of_O, kind="stable")]
-        self.end_I = np.cumsum(np.bincount(of_O, minlength=len(number_I)))
+        number_I, item_O = np.unique(sets.item, return_inverse=True)
+        self.owner_O = owner_O[np.argsort(item_O, kind="stable")]
+        self.end_I = np.cumsum(np.bincount(item_O, minlength=len(number_I)))
         self.table = _indexed(number_I, slots_for(len(number_I)))
 
     def nearest(self, text: pa.Array, name_N: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """(S,) greatest Jaccard of each to another of these texts, 0 where none shares a piece.
+        """Returns (S,) each one's greatest Jaccard to another of these texts; 0 if unrelated.
 
-        name_N: the number of each text.
+        `name_N` has the number of each text.
         """
         best_S = np.zeros(len(self.name_S))
         for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
@@ -106,7 +106,7 @@ class Few:
 
 @compiled()
 def _indexed(number_I, slots):
-    """A table of slots for the numbers, and the index of the number in each slot."""
+    """Builds a table of slots for the numbers, and the index of the number in each slot."""
     held_T, round_T = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
     which_T = np.empty(slots, np.int64)
     for i in range(len(number_I)):
@@ -117,7 +117,7 @@ def _indexed(number_I, slots):
 
 @compiled()
 def _nearest(texts, index, pieces_S, name_S, best_S):
-    """Raises best_S to the Jaccard of each text, where that is greater."""
+    """Raises best_S to the Jaccard of each text, if that is greater."""
     number_P, end_N, name_N, slots = texts
     held_T, round_T, which_T, end_I, owner_O = index
     own, own_round = np.empty(slots, np.uint64), np.zeros(slots, np.int64)

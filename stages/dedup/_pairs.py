@@ -1,4 +1,4 @@
-"""The near pairs of a pool as a file: two uids and how near they are, each pair once, in order."""
+"""Writes the near pairs of a pool: two uids and how near they are, each pair once, sorted."""
 
 from functools import partial
 from typing import Any
@@ -20,16 +20,16 @@ from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of,
 # Shapes: N rows or pairs, V nodes, E edges.
 
 FILE = "pairs.parquet"
-RANGE_ROWS = 2**20  # about as many pairs are sorted at a time
+RANGE_ROWS = 2**20  # pairs sorted at a time, about
 OTHER = "other_uid"  # the greater of the two
 
 
 def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value: Column) -> None:
     """Stores out/pairs.parquet: uid, other_uid and the value of each pair, sorted by the two.
 
-    `rows` and `edges` are as `link` takes them, each edge once. An edge gives the pair of the best
-    rows of its nodes; each other row of a node gives a pair with the best row of the node, at
-    `equal`. So there are as many pairs as rows and edges, however many rows are equal.
+    `rows` and `edges` are as `link` takes them, each edge once. An edge gives the pair of its
+    nodes' best rows; each other row of a node gives a pair with the best row of the node, at
+    `equal`. So there are only as many pairs as rows and edges, even if many rows are equal.
     """
     halfway = ctx.shuffle(Zipped(with_first, (rows, edges)), "b", len(edges))
     named = Zipped(with_second, (rows, halfway))
@@ -42,32 +42,32 @@ def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value:
 
 
 def best_of(rows: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """(V,) the nodes of a partition, ascending, and (V,) the number of the best row of each."""
+    """Returns (V,) the nodes of a partition, ascending, and (V,) the index of its best row."""
     order_N = best_first(rows)
     node_V, first_V = np.unique(rows[NODE.name].to_numpy()[order_N], return_index=True)
     return node_V, order_N[first_V]
 
 
 def uids_at(rows: pa.Table, node_E: NDArray[np.uint64]) -> pa.Array:
-    """The uid of the best row of each of the nodes."""
+    """Returns the uid of the best row of each node."""
     node_V, best_V = best_of(rows)
     return rows[UID.name].combine_chunks().take(pa.array(best_V[np.searchsorted(node_V, node_E)]))
 
 
 def with_first(rows: pa.Table, edges: pa.Table) -> pa.Table:
-    """The edges, with a uid for the first node of each."""
+    """Returns the edges, with a uid for the first node of each."""
     uid = uids_at(rows, edges["a"].to_numpy())
     return pa.table({UID.name: uid, "b": edges["b"], "height": edges["height"]})
 
 
 def with_second(rows: pa.Table, halfway: pa.Table) -> pa.Table:
-    """The pairs, with a uid for the second node too."""
+    """Returns the pairs, with a uid for the second node too."""
     first, second = halfway[UID.name].combine_chunks(), uids_at(rows, halfway["b"].to_numpy())
     return in_pairs(first, second, halfway["height"].combine_chunks())
 
 
 def of_equals(equal: float, rows: pa.Table) -> pa.Table:
-    """The pairs of each row that is not the best of its node with the best."""
+    """Returns a pair with the node's best row for each of its other rows."""
     _, best_V = best_of(rows)
     others = rows.take(pa.array(np.setdiff1d(np.arange(len(rows)), best_V)))
     best = uids_at(rows, others[NODE.name].to_numpy())
@@ -75,13 +75,15 @@ def of_equals(equal: float, rows: pa.Table) -> pa.Table:
     return in_pairs(others[UID.name].combine_chunks(), best, height)
 
 
-def in_pairs(one: pa.Array, other: pa.Array, height: pa.Array) -> pa.Table:
-    """Pairs of uids, the lesser first, and their heights."""
-    one_N2, other_N2 = halves(one), halves(other)
-    is_equal_N = one_N2[:, 0] == other_N2[:, 0]
-    swap_N = np.where(is_equal_N, one_N2[:, 1] > other_N2[:, 1], one_N2[:, 0] > other_N2[:, 0])
+def in_pairs(first: pa.Array, second: pa.Array, height: pa.Array) -> pa.Table:
+    """Returns pairs of uids, the lesser first, and their heights."""
+    first_N2, second_N2 = halves(first), halves(second)
+    is_equal_N = first_N2[:, 0] == second_N2[:, 0]
+    swap_N = np.where(
+        is_equal_N, first_N2[:, 1] > second_N2[:, 1], first_N2[:, 0] > second_N2[:, 0]
+    )
     swap = pa.array(swap_N)
-    columns = {UID.name: pc.if_else(swap, other, one), OTHER: pc.if_else(swap, one, other)}
+    columns = {UID.name: pc.if_else(swap, second, first), OTHER: pc.if_else(swap, first, second)}
     return pa.table({**columns, "height": height})
 
 
@@ -94,7 +96,7 @@ def in_ranges(bits: int, pairs: pa.Table) -> pa.Table:
 
 
 def write(by_range: Ranges, value: Column, name: str, task: Task) -> dict[str, Any]:
-    """Writes the file: each range is sorted in memory and appended. Number of pairs."""
+    """Writes the file, sorting each range in memory; returns the number of pairs."""
     schema = pa.schema([(UID.name, UID.dtype), (OTHER, UID.dtype), (value.name, value.dtype)])
     path, written = task.worker.scratch / name, 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

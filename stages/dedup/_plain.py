@@ -1,14 +1,14 @@
-"""Texts as they are compared: in lower case, with single spaces."""
+"""Normalizes texts for comparison: lower case, single spaces."""
 
 import polars as pl
 import pyarrow as pa
 
-# Python's white space, whose last four a regular expression's \s does not know.
+# Python's white space; a regular expression's \s lacks the last four.
 SPACE = r"[\s\x1C-\x1F]+"
 
 
 def plain(text: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts in lower case, with single spaces and none at the ends; null where nothing is left.
+    """Returns texts in lower case, single-spaced, without spaces at the ends; null if then empty.
 
     Punctuation and accents stay: another accent is another word.
     """
@@ -16,7 +16,7 @@ def plain(text: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
-    """The same of captions, in NFKC: what equal ones are equal in."""
+    """Returns captions as `plain` does, in NFKC too: the keys by which equal captions are found."""
     column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
     return _plain(column.str.normalize("NFKC"))
 

@@ -1,4 +1,4 @@
-"""Share of the near pairs that `dedup.minhash` finds: by formula, and counted for some texts."""
+"""Measures the share of near pairs that `dedup.minhash` finds: by formula, and in a sample."""
 
 import json
 from functools import partial
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 FILE = "recall.json"
 DRAWN = 200  # on average; each is compared with all others
-BEYOND = (0, 0.05, 0.1, 0.2)  # the floor
+BEYOND = (0, 0.05, 0.1, 0.2)  # above min_jaccard: where recall is reported
 
 
 def drawn(text: pa.Array, node_V: np.ndarray, chance: float) -> list[str]:
-    """A sample of the texts, each drawn with that chance by a hash of its node."""
+    """Returns a sample of the texts, each drawn with that chance by a hash of its node."""
     hash_V = node_V * np.uint64(0x9E3779B97F4A7C15)
     return text.filter(pa.array(hash_V < min(chance, 1) * 2.0**64)).to_pylist()
 
@@ -45,11 +45,11 @@ def report(
     joined = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
     best_S, joined_S = (state["jaccard"].astype(np.float32) for state in (best, joined))
     has_near_S = best_S >= np.float32(min_jaccard)
-    at = [s for s in (round(min_jaccard + more, 6) for more in BEYOND) if s <= 1]
+    levels = [s for s in (round(min_jaccard + more, 6) for more in BEYOND) if s <= 1]
     counts = {
         "bands": bands[0],
         "rows": bands[1],
-        "pairs_compared": {str(s): round(recall(s, *bands), 6) for s in at},
+        "pairs_compared": {str(s): round(recall(s, *bands), 6) for s in levels},
         "texts_drawn": {
             "all": len(sample),
             "with_a_near_one": int(has_near_S.sum()),
@@ -61,18 +61,18 @@ def report(
 
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
-    """(S,) the greatest Jaccard to another text of the partition."""
-    from clipmill.stages.dedup._minhash import Few
+    """Returns (S,) the greatest Jaccard to another text of the partition."""
+    from clipmill.stages.dedup._minhash import TextIndex
     from clipmill.stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
-    few = Few(text, digests(text), *pieces)
-    jaccard_S = few.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
+    index = TextIndex(text, digests(text), *pieces)
+    jaccard_S = index.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
     return {"jaccard": jaccard_S.astype(np.float32)}
 
 
 def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
-    """(S,) the greatest Jaccard of the edges at each text, 0 where it has none."""
+    """Returns (S,) the greatest Jaccard of the edges at each text; 0 without an edge."""
     from clipmill.stages.dedup._linkage import places_in
     from clipmill.stages.dedup._shingles import digests
 
@@ -80,9 +80,9 @@ def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
     order_S = np.argsort(node_S)
     jaccard_S = np.zeros(len(sample), np.float32)
     for end in ("a", "b"):
-        at_E, is_drawn_E = places_in(node_S[order_S], edges[end].to_numpy())
+        place_E, is_drawn_E = places_in(node_S[order_S], edges[end].to_numpy())
         similarity = -edges["height"].to_numpy()[is_drawn_E]
-        np.maximum.at(jaccard_S, order_S[at_E[is_drawn_E]], similarity)
+        np.maximum.at(jaccard_S, order_S[place_E[is_drawn_E]], similarity)
     return {"jaccard": jaccard_S}
 
 
@@ -97,9 +97,9 @@ def put(counts: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple[int, int]:
-    """Number of bands, and rows of each: the longest bands with that recall, hence fewest pairs.
+    """Returns the number of bands and the rows of each: the longest bands with that recall.
 
-    ValueError where bands of one row have less.
+    These compare the fewest pairs. ValueError if bands of one row have less recall.
     """
     for rows in range(permutations, 0, -1):
         bands = permutations // rows
@@ -112,7 +112,7 @@ def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple
 
 
 def recall(jaccard: float, bands: int, rows: int) -> float:
-    """Chance that two sets of this similarity share a band, 0 to 1.
+    """Returns the chance that two sets of this similarity share a band, 0 to 1.
 
     Source: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
     """

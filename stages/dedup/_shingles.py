@@ -1,4 +1,4 @@
-"""The overlapping pieces of texts, and sets of them: hashed, compared exactly."""
+"""Overlapping pieces of texts (shingles), and sets of them: hashed, compared exactly."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ START_5 = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0],
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """Where each text's pieces lie in one run of UTF-8; text n has the pieces up to end[n]."""
+    """Byte ranges of the pieces of texts in one buffer; text n has the pieces up to end[n]."""
 
     utf8: NDArray[np.uint8]
     start: NDArray[np.int64]  # (P,)
@@ -41,7 +41,7 @@ class Sets:
 
 
 def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
-    """Every run of `size` characters or words of each plain text; a shorter text is one piece."""
+    """Returns all runs of `size` characters or words of each text; a shorter text is one piece."""
     _, offsets, data = text.buffers()
     if data is None:
         data = pa.py_buffer(b"")
@@ -54,14 +54,14 @@ def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
 @compiled()
 def _pieces(utf8, bound, by_word, size):
     end_N = np.empty(max(0, len(bound) - 1), np.int64)
-    made = 0
+    count = 0
     for n in range(len(end_N)):
         units = 0
         for i in range(bound[n], bound[n + 1]):
             units += _is_start(utf8, i, bound[n], by_word)
-        made += max(units - size + 1, 1) if units else 0
-        end_N[n] = made
-    start_P, stop_P = np.empty(made, np.int64), np.empty(made, np.int64)
+        count += max(units - size + 1, 1) if units else 0
+        end_N[n] = count
+    start_P, stop_P = np.empty(count, np.int64), np.empty(count, np.int64)
     begin = 0
     for n in range(len(end_N)):
         unit = 0
@@ -80,28 +80,28 @@ def _pieces(utf8, bound, by_word, size):
 
 @compiled()
 def _is_start(utf8, i, first, by_word):
-    """Whether a word, or a character, begins at this byte of a text."""
+    """Returns whether a word, or a character, begins at this byte of a text."""
     if by_word:
         return i == first or utf8[i - 1] == 32
     return utf8[i] & 0xC0 != 0x80  # else a later byte of the same character
 
 
 def sizes(text: pa.Array) -> NDArray[np.int64]:
-    """(N,) bytes of each text in UTF-8."""
+    """Returns (N,) bytes of each text in UTF-8."""
     return pc.binary_length(text).to_numpy().astype(np.int64)
 
 
 def digests(text: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """(N,) 64-bit hash of each text; two different texts share one with a chance of 2^-64."""
+    """Returns (N,) a 64-bit hash of each text; two texts share one with a chance of 2^-64."""
     blake = hashlib.blake2b  # takes one text at a time
-    digest = b"".join(blake(one.encode(), digest_size=8).digest() for one in text.to_pylist())
+    digest = b"".join(blake(item.encode(), digest_size=8).digest() for item in text.to_pylist())
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
 def hashes(pieces: Pieces) -> NDArray[np.uint64]:
-    """(P,) the first 64 bits of each piece's SHA-1, little-endian: datasketch's sha1_hash64.
+    """Returns (P,) the first 64 bits of each piece's SHA-1: datasketch's sha1_hash64.
 
-    Its sha1_hash32 is their lower half.
+    Little-endian; the lower half is datasketch's sha1_hash32.
     """
     hash_P = np.empty(len(pieces.start), np.uint64)
     _sha1(pieces.utf8, pieces.start, pieces.stop, hash_P)
@@ -114,7 +114,7 @@ def hashes(pieces: Pieces) -> NDArray[np.uint64]:
 
 @compiled()
 def _sha1(utf8, start_P, stop_P, hash_P):
-    """The hash of every piece of one block, LANES side by side; FIPS 180-4, section 6.1."""
+    """Hashes every piece of one block, LANES side by side; FIPS 180-4, section 6.1."""
     word_16L = np.empty((16, LANES), np.uint32)
     held_5L = np.empty((5, LANES), np.uint32)
     for first in range(0, len(start_P), LANES):
@@ -142,7 +142,7 @@ def _sha1(utf8, start_P, stop_P, hash_P):
             hash_P[first + lane] = low | high << np.uint64(32)
 
 
-# Loops over whole arrays, handed over as such: only then does the compiler run lanes in parallel.
+# Loops over arrays passed as arguments: only then does the compiler run lanes in parallel.
 @compiled()
 def _extend(w_L, w3_L, w8_L, w14_L):
     for i in range(LANES):
@@ -152,7 +152,7 @@ def _extend(w_L, w3_L, w8_L, w14_L):
 
 @compiled()
 def _round(t, w_L, a_L, b_L, c_L, d_L, e_L):
-    """One round of SHA-1 on five words."""
+    """Does one round of SHA-1 on five words."""
     for i in range(LANES):
         turned = np.uint32(a_L[i] << np.uint32(5)) | np.uint32(a_L[i] >> np.uint32(27))
         e_L[i] += np.uint32(turned) + w_L[i]
@@ -175,13 +175,13 @@ def _round(t, w_L, a_L, b_L, c_L, d_L, e_L):
 
 @compiled()
 def _swapped(x):
-    """The four bytes of x in the other order."""
+    """Returns x with its four bytes reversed."""
     upper = np.uint32(x << np.uint32(24)) | ((x & np.uint32(0xFF00)) << np.uint32(8))
     return upper | ((x >> np.uint32(8)) & np.uint32(0xFF00)) | (x >> np.uint32(24))
 
 
 def distinct(hash_P: NDArray[np.uint64], end_N: NDArray[np.int64]) -> Sets:
-    """The set of each text's pieces."""
+    """Returns the set of each text's pieces."""
     item_M, stop_N = _distinct(hash_P, end_N)
     return Sets(item=item_M, end=stop_N)
 
@@ -190,19 +190,19 @@ def distinct(hash_P: NDArray[np.uint64], end_N: NDArray[np.int64]) -> Sets:
 def _distinct(hash_P, end_N):
     item_M = np.empty_like(hash_P)
     stop_N = np.empty_like(end_N)
-    start = made = 0
+    start = count = 0
     for n in range(len(end_N)):
         ordered = np.sort(hash_P[start : end_N[n]])
         for i in range(len(ordered)):
             if i == 0 or ordered[i] != ordered[i - 1]:
-                item_M[made] = ordered[i]
-                made += 1
-        start, stop_N[n] = end_N[n], made
-    return item_M[:made], stop_N
+                item_M[count] = ordered[i]
+                count += 1
+        start, stop_N[n] = end_N[n], count
+    return item_M[:count], stop_N
 
 
 def numbers(pieces: Pieces) -> NDArray[np.uint64]:
-    """(P,) quick 64-bit hash of each piece, to know equal pieces by.
+    """Returns (P,) a quick 64-bit hash of each piece, by which to find equal pieces.
 
     Error: none for pieces of up to 7 bytes; of others, equal with a chance of 2^-64 a pair.
     """
@@ -218,14 +218,14 @@ def _numbers(utf8, start_P, stop_P):
         for i in range(start, stop):
             word = word << np.uint64(8) | np.uint64(utf8[i])
             if (i - start) & 7 == 7:
-                number, word = _mixed(number ^ word), np.uint64(0)
-        number_P[piece] = _mixed(number ^ word)
+                number, word = _splitmix(number ^ word), np.uint64(0)
+        number_P[piece] = _splitmix(number ^ word)
     return number_P
 
 
 @compiled()
-def _mixed(x):
-    """splitmix64's finaliser: one to one, every bit moves many."""
+def _splitmix(x):
+    """Applies splitmix64's finaliser: one to one, each bit changes many."""
     x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
     x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
     return np.uint64(x ^ (x >> np.uint64(31)))
@@ -237,9 +237,9 @@ def jaccard(
     a_E: NDArray[np.int64],
     b_E: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """(E,) pieces that two texts share over pieces of both, 0 to 1; one rounding, no estimate.
+    """Returns (E,) shared pieces of two texts over pieces of both, 0 to 1: exact but for rounding.
 
-    Text n has the numbers before end_N[n]. Fastest where pairs of one b stand together.
+    Text n has the numbers before end_N[n]. Fastest if pairs of one b are adjacent.
     """
     most = int(np.diff(end_N, prepend=0).max(initial=0))
     return _jaccard(number_P, end_N, a_E, b_E, slots_for(most))
@@ -248,7 +248,7 @@ def jaccard(
 @compiled()
 def _jaccard(number_P, end_N, a_E, b_E, slots):
     similarity_E = np.empty(len(a_E), np.float64)
-    of_a, of_b = np.empty(slots, np.uint64), np.empty(slots, np.uint64)
+    set_a, set_b = np.empty(slots, np.uint64), np.empty(slots, np.uint64)
     round_a, round_b = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
     begun = size_b = 0
     for edge in range(len(a_E)):
@@ -256,12 +256,12 @@ def _jaccard(number_P, end_N, a_E, b_E, slots):
         if edge == 0 or b != b_E[edge - 1]:
             begun, size_b = edge + 1, 0
             for p in range(end_N[b - 1] if b else 0, end_N[b]):
-                size_b += entered(of_b, round_b, number_P[p], begun)
+                size_b += entered(set_b, round_b, number_P[p], begun)
         size_a = shared = 0
         for p in range(end_N[a - 1] if a else 0, end_N[a]):
-            if entered(of_a, round_a, number_P[p], edge + 1):
+            if entered(set_a, round_a, number_P[p], edge + 1):
                 size_a += 1
-                slot = slot_of(of_b, round_b, number_P[p], begun)
+                slot = slot_of(set_b, round_b, number_P[p], begun)
                 shared += round_b[slot] == begun
         both = size_a + size_b - shared
         similarity_E[edge] = shared / both if both else 0.0
@@ -269,20 +269,20 @@ def _jaccard(number_P, end_N, a_E, b_E, slots):
 
 
 def blocks(size_N: NDArray[np.int64], most: int) -> list[slice]:
-    """Slices of neighbours whose sizes sum to about `most`, each of one item at least."""
+    """Returns slices of neighbours whose sizes sum to about `most`, each of one item at least."""
     part_N = np.cumsum(size_N) // most
     bounds = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(size_N)]
     return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def slots_for(numbers: int) -> int:
-    """Number of slots for so many numbers: a power of two, at most half full."""
+    """Returns the number of slots for these numbers: a power of two, at most half full."""
     return 1 << (2 * numbers).bit_length()
 
 
 @compiled()
 def entered(held_T, round_T, number, present):
-    """Enters a number in this round's set; whether it was new."""
+    """Enters a number in this round's set; returns whether it was new."""
     slot = slot_of(held_T, round_T, number, present)
     is_new = round_T[slot] != present
     held_T[slot], round_T[slot] = number, present
@@ -291,7 +291,7 @@ def entered(held_T, round_T, number, present):
 
 @compiled()
 def slot_of(held_T, round_T, number, present):
-    """The slot of a number; of a number that is not in the set, the free slot for it."""
+    """Returns the slot of a number, or the free slot for it if it is not in the set."""
     last = np.uint64(len(held_T) - 1)
     slot = number & last
     while round_T[slot] == present and held_T[slot] != number:

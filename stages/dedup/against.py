@@ -1,4 +1,4 @@
-"""Rows that are copies of what a model will be evaluated on: images by look, captions by words."""
+"""Finds rows that are copies of evaluation samples: images by look, captions by words."""
 
 import json
 from dataclasses import dataclass, replace
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
 LEAKS = "leaks.json"
-BY_TASK = "by_task"  # how near each task is, until leaks are counted
+BY_TASK = "by_task"  # nearness to each task; dropped once leaks are counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to compare: column read, column written, reasons, thresholds at which leaks count."""
+    """A way to compare: columns read and written, reasons, thresholds at which leaks count."""
 
     reads: Column
     writes: Column
@@ -60,14 +60,14 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstEvaluation(DatasetStage):
-    """How near the nearest evaluation sample is: in bits, as cosine, or as the share of a caption.
+    """Nearness to the nearest evaluation sample: bits, cosine, or the share of its caption.
 
     `compare: phash` gives eval_distance, `embedding` eval_cosine, `caption` eval_overlap: the
     greatest share of an evaluation caption's runs of `size` words that the row's caption has, 0
     (and no eval_task) without any. Evaluation captions of fewer words are left out: too many
-    captions contain them. A row leaks at a threshold when it is as near or nearer; out/leaks.json
-    counts leaks by task, and the samples compared and left out. Of equally near samples the first
-    is named.
+    captions contain them. A row leaks at a threshold if it is as near or nearer; out/leaks.json
+    counts leaks by task, and the samples compared and left out. Among equally near samples the
+    first is named.
 
     Source: DataComp (Gadre et al. 2023) for the embedding: with ISC21's descriptors in the pool and
     in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
@@ -79,10 +79,10 @@ class AgainstEvaluation(DatasetStage):
     tasks: NonEmpty  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both
     # images by fingerprint or by embedding, or captions by runs of words
     compare: Literal["phash", "embedding", "caption"] = "phash"
-    column: NonEmpty | None = None  # what is compared; null: phash, image_embedding or text
-    # that embeds evaluation images as it did the pool's, or `features`; for `compare: embedding`
+    column: NonEmpty | None = None  # column to compare; null: phash, image_embedding or text
+    # model of the pool's embeddings, or `features`, for evaluation images; `compare: embedding`
     model: NonEmpty | None = None
-    # what a caption is cut into; in a script without spaces take character
+    # unit of a caption's runs; character for scripts without spaces
     unit: Literal["word", "character"] = "word"
     size: OneUp = 5  # words or characters of a run
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
@@ -133,7 +133,7 @@ class AgainstEvaluation(DatasetStage):
             image_text.look_for(self.model)
 
     def outside(self) -> str:
-        """Names, sizes and times of the tasks' files."""
+        """Returns a digest of names, sizes and times of the tasks' files."""
         from clipmill.stages.ops.tasks.evaluation import listing_digest
 
         return listing_digest(self.tasks)
@@ -144,12 +144,12 @@ class AgainstEvaluation(DatasetStage):
         ctx.say("comparing with the evaluation samples")
         items = tasks_at(self.tasks, ctx.worker.stage)
         counts = ctx.map(partial(prepared, self, inputs.model), items)
-        numbers = {item["task"]: made for item, made in zip(items, counts, strict=True)}
-        names = [name for name, made in numbers.items() if made["samples"]]
+        numbers = {item["task"]: count for item, count in zip(items, counts, strict=True)}
+        names = [name for name, count in numbers.items() if count["samples"]]
         if not names:
             raise self.nothing(f"stage '{ctx.worker.stage}', key `tasks`", numbers)
         nearest = partial(nearest_of_all, self, ctx.folder, tuple(names))
-        # Stored once, so that rows are compared once: leaks are counted and rows go home from here.
+        # Stored, so that rows are compared once: leaks are counted, then rows are un-shuffled.
         rows = ctx.shuffle(ctx.map_shards(nearest, inputs.rows), UID.name)
         if len(inputs.rows):
             leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
@@ -158,10 +158,10 @@ class AgainstEvaluation(DatasetStage):
         ctx.restore(rows)
 
     def nothing(self, where: str, numbers: dict[str, dict[str, int]]) -> StageError:
-        """The error where no task has a sample to compare with."""
+        """Returns the error for tasks without a sample to compare with."""
         found = "no sample to compare with"
         do = "give tasks with pictures; with captions, for `compare: caption`"
-        if short := sum(made.get("too_short", 0) for made in numbers.values()):
+        if short := sum(count.get("too_short", 0) for count in numbers.values()):
             found += f": all captions ({short}) have fewer than {self.size} {self.unit}s"
             do = "lower `size`, or set `unit: character` for scripts without spaces"
         return StageError(found, f"{where}: {redacted(self.tasks)}", do)
@@ -169,9 +169,11 @@ class AgainstEvaluation(DatasetStage):
     def report(
         self, numbers: dict[str, dict[str, int]], rows: dict[str, list[int]]
     ) -> dict[str, Any]:
-        """leaks.json: for each task its samples, and the number of rows within each limit."""
-        nobody = [0] * len(self.way.limits)  # is near to a task without samples
-        tasks = {name: {**made, "rows": rows.get(name, nobody)} for name, made in numbers.items()}
+        """Returns leaks.json: each task's samples, and the number of rows within each limit."""
+        no_rows = [0] * len(self.way.limits)  # for a task without samples
+        tasks = {
+            name: {**count, "rows": rows.get(name, no_rows)} for name, count in numbers.items()
+        }
         return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
 
 
@@ -180,28 +182,28 @@ def prepared(
 ) -> dict[str, Any]:
     """Stores out/TASK.parquet, key and value of each sample to compare with.
 
-    Number of `samples`, and of captions that are `too_short` to compare.
+    Returns the number of `samples`, and of captions `too_short` to compare.
     """
     from clipmill.stages.dedup._copies import are_long
     from clipmill.stages.dedup._plain import plain
-    from clipmill.stages.ops.tasks.evaluation import Wanted, put_samples
+    from clipmill.stages.ops.tasks.evaluation import Request, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
         return are_long(plain(captions), stage.unit, stage.size)
 
     is_caption = stage.compare == "caption"
-    wanted = Wanted(
+    request = Request(
         column=pa.field(stage.compared.name, stage.compared.dtype),
         measure=None if is_caption else measure_of(stage, trained, task.worker),
         fits=are_comparable if is_caption else None,
     )
-    counts = put_samples(stage.tasks, item["task"], wanted, task)
+    counts = put_samples(stage.tasks, item["task"], request, task)
     short = {"too_short": counts["read"] - counts["stored"]} if is_caption else {}
     return {"samples": counts["stored"], **short}
 
 
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
-    """The function that gives a value of each picture."""
+    """Returns the function that computes a value for each picture."""
     if stage.compared.name == PHASH.name:
         from clipmill.stages.ops.images.perceptual import phash
 
@@ -221,7 +223,7 @@ def unmeasured(column: str, pictures: list) -> NDArray[np.float32]:
 def nearest_of_all(
     stage: AgainstEvaluation, folder: str, names: tuple[str, ...], shard: pa.Table
 ) -> pa.Table:
-    """The stage's columns of every row, and how near it is to each task."""
+    """Returns the stage's columns of every row, and how near it is to each task."""
     from clipmill.stages.dedup._copies import opened
 
     pieces, where = (stage.unit, stage.size), redacted(stage.tasks)
@@ -236,20 +238,20 @@ def nearest_of_all(
     task_N = np.zeros(len(shard), np.int64)
     best = np.argmin if stage.way.is_distance else np.argmax  # the first of equally near tasks
     task_N[rows] = best(near_TN[:, rows], axis=0)
-    every = np.arange(len(shard))
-    which_N = which_TN[task_N, every]
+    row_N = np.arange(len(shard))
+    which_N = which_TN[task_N, row_N]
     keys = pa.chunked_array([chunk for keys, _ in tasks for chunk in keys.chunks], pa.string())
     first_T = np.cumsum([0, *(len(keys) for keys, _ in tasks)])
-    nobody = which_N < 0
+    has_none_N = which_N < 0
     undefined = pc.make_struct(column.is_null(), pa.array(~defined_N))
     reason = pc.case_when(undefined, stage.reasons[0], stage.reasons[-1])
-    value = pa.array(near_TN[task_N, every], mask=~defined_N)
+    value = pa.array(near_TN[task_N, row_N], mask=~defined_N)
     by_task = pa.FixedSizeListArray.from_arrays(pa.array(near_TN.T.reshape(-1)), len(names))
     columns = {
         **{name: shard[name] for name in IDENTITY},
         stage.way.writes.name: value.cast(stage.way.writes.dtype),
-        EVAL_TASK.name: pa.array(names).take(pa.array(task_N, mask=nobody)),
-        EVAL_KEY.name: keys.take(pa.array(first_T[task_N] + which_N, mask=nobody)),
+        EVAL_TASK.name: pa.array(names).take(pa.array(task_N, mask=has_none_N)),
+        EVAL_KEY.name: keys.take(pa.array(first_T[task_N] + which_N, mask=has_none_N)),
         REASON.name: reason.cast(REASON_TYPE),
         BY_TASK: by_task,
     }
@@ -257,7 +259,7 @@ def nearest_of_all(
 
 
 def counted(way: Way, tasks: int, rows: pa.Table) -> State:
-    """(T, L) number of rows within each limit of each task."""
+    """Returns (T, L) the number of rows within each limit of each task."""
     near_NT = as_matrix(rows[BY_TASK]).reshape(len(rows), tasks)
     sign = -1 if way.is_distance else 1
     limits = np.array(way.limits, np.float32)

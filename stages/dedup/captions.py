@@ -1,4 +1,4 @@
-"""How many images got the very same text: what a model that loops over a pool writes again."""
+"""Counts the images that share a text, to find what a model that loops over a pool repeats."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,11 +17,10 @@ ID = pa.binary(16)
 
 @dataclass(frozen=True, kw_only=True)
 class SharedCaptions(DatasetStage):
-    """Of each of a row's texts, how many different images of the pool have it, from 1.
+    """Number of different images of the pool that have each of a row's texts, from 1.
 
-    Texts are equal in NFKC, lower case and with single spaces. Images are equal where their sha256
-    is, if an ancestor has it, and else where the uid is. Null for a blank text, and for a row
-    without a list.
+    Texts are equal in NFKC, lower case and with single spaces. Images are equal if their sha256 is,
+    or if no ancestor has it, their uid. Null for a blank text, and for a row without a list.
 
     Source: none needed; 128 bits of BLAKE2 are taken as equal texts.
     Error: a partition holds all rows of a text, 60 bytes each: one of ten million images takes
@@ -47,7 +46,7 @@ class SharedCaptions(DatasetStage):
 
 
 def filed(exact: bool, shard: pa.Table) -> pa.Table:
-    """A row for each text: where it is from, its digest as `key`, its image; a row without: one."""
+    """Returns a row per text: its origin, digest as `key` and image; one row for a row without."""
     from clipmill.stages.dedup._plain import caption_keys  # polars: not while a recipe is planned
 
     lists = shard[TEXTS.name].combine_chunks()
@@ -58,8 +57,8 @@ def filed(exact: bool, shard: pa.Table) -> pa.Table:
         np.cumsum(np.maximum(size_N, 1)) - np.maximum(size_N, 1), np.maximum(size_N, 1)
     )
     place_T = np.where(has_text_T, np.arange(len(row_T)) - first_T, -1)
-    at = pa.array(np.cumsum(has_text_T) - 1, mask=~has_text_T)
-    text = pc.struct_field(pc.list_flatten(lists), "text").take(at)
+    index = pa.array(np.cumsum(has_text_T) - 1, mask=~has_text_T)
+    text = pc.struct_field(pc.list_flatten(lists), "text").take(index)
     digest = digests(text if exact else caption_keys(pa.chunked_array([text])))
     out = shard.select(IDENTITY).take(pa.array(row_T))
     uid = out[UID.name].combine_chunks()
@@ -69,21 +68,21 @@ def filed(exact: bool, shard: pa.Table) -> pa.Table:
     return (
         out.append_column("place", pa.array(place_T, pa.int32()))
         .append_column("is_text", digest.is_valid())
-        .append_column("key", pc.coalesce(digest, uid))  # blank ones would meet in one partition
+        .append_column("key", pc.coalesce(digest, uid))  # blank texts would meet in one partition
         .append_column("image", image)
     )
 
 
 def digests(texts: pa.Array) -> pa.Array:
-    """128 bits of each text; null where it is null or empty."""
+    """Returns 128 bits of each text; null if it is null or empty."""
     coded = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
     # A loop: hashlib takes one at a time; each different text once.
-    digest = [hashlib.blake2b(it.as_buffer(), digest_size=16).digest() for it in coded.dictionary]
+    digest = [hashlib.blake2b(t.as_buffer(), digest_size=16).digest() for t in coded.dictionary]
     return pa.array(digest, ID).take(coded.indices)
 
 
 def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
-    """The first 128 bits of each digest; null where it is none."""
+    """Returns the first 128 bits of each digest; null if it is no hex."""
     import polars as pl
 
     column = pl.DataFrame(pa.table({"sha256": sha256})).to_series()
@@ -92,7 +91,7 @@ def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
 
 
 def counted(partition: pa.Table) -> pa.Table:
-    """How many images have each text; the order of rows and partitions does not matter."""
+    """Counts the images of each text; the order of rows and partitions does not matter."""
     import polars as pl
 
     texts = pl.DataFrame(partition.select(["key", "image", "is_text"]))
@@ -102,7 +101,7 @@ def counted(partition: pa.Table) -> pa.Table:
 
 
 def gathered(partition: pa.Table) -> pa.Table:
-    """The list of every row, and a reason where it has none."""
+    """Returns the list of every row, or a reason."""
     order = [(name, "ascending") for name in ("shard", "position", "place")]
     texts = partition.combine_chunks().sort_by(order)
     shard_T, position_T, place_T = (

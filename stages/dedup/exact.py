@@ -1,4 +1,4 @@
-"""Rows that are equal across the whole pool: in the image's bytes, its pixels, link, caption ..."""
+"""Finds equal rows across the whole pool: by image bytes, pixels, link, caption or columns."""
 
 import hashlib
 import string
@@ -29,7 +29,7 @@ from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
-# Column that is compared, and reasons: where that has no value, and where what is in it has none.
+# Column to compare, and reasons: for a missing value, and for a value that gives no key.
 READS = {
     "bytes": (SHA256, ("no_sha256",)),
     "pixels": (IMAGE, ("no_image", "undecodable")),
@@ -40,20 +40,20 @@ READS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicate(KeepsBest):
-    """Uid of the equal row that stays; null for that row itself and where there is none to compare.
+    """Uid of the equal row that stays; null for that row itself, and without a value to compare.
 
     `by: pixels` compares the decoded images (upright, on white), `url` links in RFC 3986's normal
-    form, `caption` texts in NFKC, lower case and with single spaces; `columns`, instead, the values
-    of all the columns it names, none of them null.
+    form, `caption` texts in NFKC, lower case and with single spaces; `columns` instead compares the
+    values of all the columns it names, none of them null.
 
     Source: none needed; equal SHA-256 is taken as equal bytes, 128 bits of BLAKE2 as equal pixels.
     Error: keeps the least uid of each set without `keep`, which is the best sample by no score.
-    Where a uid repeats with equal bytes, the first in the pool's order stays and the others name
-    their own uid.
+    If a uid repeats with equal bytes, the first in the pool's order stays and the others name their
+    own uid.
     Example: {after: [ingest.datacomp]}
     """
 
-    # what is equal: the stored bytes, the decoded pixels, the link, or the caption
+    # what to compare: the stored bytes, the decoded pixels, the link, or the caption
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
     columns: tuple[NonEmpty, ...] = ()  # compare the values of these instead
 
@@ -79,11 +79,11 @@ class ExactDuplicate(KeepsBest):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows = ctx.map_shards(partial(with_key, self), inputs.rows)
-        ctx.restore(ctx.map_shards(name_keeper, ctx.shuffle(rows, key="key")))  # equal ones meet
+        ctx.restore(ctx.map_shards(name_keeper, ctx.shuffle(rows, key="key")))  # equal rows meet
 
 
 def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
-    """The rows' identity, the value they are compared by or a reason, and their preference."""
+    """Returns the rows' identity, the value they are compared by or a reason, and preference."""
     if stage.columns:
         key = together([shard[name].combine_chunks() for name in stage.columns])
         absent = key.is_null()
@@ -99,14 +99,14 @@ def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
 
 
 def together(values: list[pa.Array]) -> pa.StructArray:
-    """One value for each row from all columns; null where any of them is null."""
+    """Returns one value per row from all columns; null if any of them is null."""
     missing_N = np.any([value.is_null() for value in values], axis=0)
     names = [str(number) for number in range(len(values))]
     return pa.StructArray.from_arrays(values, names, mask=pa.array(missing_N))
 
 
 def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
-    """128 bits of each image's size and pixels; null where it cannot be decoded."""
+    """Returns 128 bits of each image's size and pixels; null if it cannot be decoded."""
     from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         decode,
@@ -129,11 +129,11 @@ def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def name_keeper(partition: pa.Table) -> pa.Table:
-    """duplicate_of and reason of every row; the order of rows and partitions does not matter."""
+    """Returns duplicate_of and reason of every row; no order of rows or partitions matters."""
     import polars as pl
 
     rows = pl.DataFrame(partition.select([UID.name, "key"])).with_row_index("row")
-    shared = rows["key"].is_duplicated() & rows["key"].is_not_null()  # the others are alone
+    shared = rows["key"].is_duplicated() & rows["key"].is_not_null()  # others have no equal
     order = best_first(partition.filter(shared.to_arrow()))
     rows = rows.filter(shared)
     first = rows[order].unique("key", keep="first", maintain_order=True)
@@ -158,7 +158,7 @@ ADDRESS = r"^(?<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?<user>[^/?@]*@)?(?<host>[^/?
 
 
 def normalised(url: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Each link in normal form; null where it is null or blank.
+    """Returns each link in normal form; null if it is null or blank.
 
     Source: RFC 3986, 6.2.2 and 6.2.3: scheme and host in lower case, no default port, no fragment,
     percent-encodings in upper case and only where needed, an empty path as /. White space goes.
@@ -181,7 +181,7 @@ def normalised(url: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 @lru_cache
 def encodings() -> tuple[list[str], list[str]]:
-    """Every spelling of a percent-encoding, and its normal form."""
+    """Returns every spelling of a percent-encoding, and its normal form."""
     spellings, normal = [], []
     for byte in range(256):
         upper = f"%{byte:02X}"

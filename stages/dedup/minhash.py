@@ -1,4 +1,4 @@
-"""Near copies of captions, or of any text, by the pieces that they share."""
+"""Finds near copies of captions, or of any text, by the pieces that they share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,41 +32,42 @@ JOINED_AT = Column(
     better="low",
 )
 JACCARD = Column("jaccard", pa.float32(), "0 to 1", "Of the pieces of the two texts.")
-REACH = 8  # how far apart in its order two texts of one band are compared
+REACH = 8  # places apart, in a band's order, up to which its texts are compared
 PARTITION_BYTES = 128 << 20  # of pairs with their texts
 BLOCK_BYTES = 1 << 20  # of text that is cut in pieces at a time
-TEMPLATE, NEXT = 1024, 1  # texts from which a band is a template's, and how far they are there
+TEMPLATE, NEXT = 1024, 1  # texts above which a band is a template's, and the reach there
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinHashDuplicate(KeepsBest):
-    """Jaccard at which a text's group falls to a better row, up to 1; null where it never does.
+    """Jaccard at which a text's group falls to a better row, up to 1; null if it never does.
 
-    A row is a duplicate at Jaccard s just when joined_at >= s, for every s from `min_jaccard` up:
-    `joined_at IS NULL OR joined_at < 0.8` keeps one row of each group at 0.8. Groups are those of
-    single linkage: a chain of similar pairs is one. duplicate_of is the best row at `min_jaccard`.
+    A row is a duplicate at Jaccard s exactly when joined_at >= s, for every s from `min_jaccard`
+    up: `joined_at IS NULL OR joined_at < 0.8` keeps one row of each group at 0.8. Groups are those
+    of single linkage: a chain of similar pairs is one. duplicate_of is the best row at
+    `min_jaccard`.
 
     `pairs: true` stores out/pairs.parquet too (uid, other_uid, jaccard; sorted): all pairs of
-    distinct texts that were compared and reach `min_jaccard`, each by the best rows of the two, and
-    of equal texts each row with the best, at 1.
+    distinct texts that were compared and reach `min_jaccard`, each by the best rows of the two; and
+    each row with the best row of its equal texts, at 1.
 
     Source: MinHash (Broder 1997) with datasketch 2.0's signatures, cut in bands (Mining of Massive
     Datasets, Leskovec et al., 3.4). Pieces are runs of characters or words of the text in lower
     case, with single spaces; a shorter text is one piece.
     Error: similarities are exact, so no pair is wrong; a pair at `min_jaccard` is missed with a
     chance of at most 1 - `min_recall`, a closer one far more rarely; out/recall.json tells how many
-    were found. Where more than 9 texts share a band, each is compared with its neighbours in a
-    fixed order only: heights in a template's group may come out lower, and it may fall into a few.
+    were found. If more than 9 texts share a band, each is compared only with its neighbours in a
+    fixed order: heights in a template's group may come out lower, and it may split into a few.
     Example: {after: [ingest.datacomp]}
     """
 
-    # from which similarity on rows are joined, 0 to 1; a cut may be higher, not lower
+    # least similarity at which rows are joined, 0 to 1; a cut may be higher, not lower
     min_jaccard: Share = 0.7
-    column: NonEmpty = TEXT.name  # the texts that are compared
-    unit: Literal["character", "word"] = "character"  # what a text is cut into
+    column: NonEmpty = TEXT.name  # column of the texts to compare
+    unit: Literal["character", "word"] = "character"  # unit of the pieces of a text
     size: OneUp = 5  # characters or words of a piece
     permutations: OneUp = 128  # hashes of a signature: more find more, and take longer
-    # of the hashes; 1 is datasketch's default
+    # seed of the hashes; 1 is datasketch's default
     permutation_seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
     min_recall: Between0And1 = 0.95  # share of the pairs at `min_jaccard` that must be found
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
@@ -110,12 +111,12 @@ class MinHashDuplicate(KeepsBest):
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet
         chance = _recall.DRAWN / max(1, sum(map(inputs.rows.rows, range(len(inputs.rows)))))
-        seen = ctx.map(partial(surveyed, rows, chance), list(range(partitions)))
+        surveys = ctx.map(partial(surveyed, rows, chance), list(range(partitions)))
         # A text is filed under every band, in rows that are a quarter as wide.
         wide = max(1, partitions * self.bands[0] // 4)
         met = ctx.shuffle(ctx.map_shards(partial(filed_under_bands, self), rows), "band", wide)
-        # Most texts have few pairs, those of a template many: they set how fine these are parted.
-        size_bytes = int(ctx.reduce(counted, met, add)["pairs"]) * pair_bytes(seen)
+        # Most texts have few pairs, a template's have many: pairs set how finely they are parted.
+        size_bytes = int(ctx.reduce(counted, met, add)["pairs"]) * pair_bytes(surveys)
         finer = partitions * (int(size_bytes / partitions / PARTITION_BYTES) + 1)
         # Pairs go where their first text is, then with it to where the second one is.
         pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)
@@ -123,7 +124,7 @@ class MinHashDuplicate(KeepsBest):
         halfway = ctx.shuffle(Zipped(first_texts, (rows, pairs)), "b", finer)
         ctx.drop(pairs)
         near: Combined = ZippedWithFiner(partial(similar, self), rows, halfway)
-        if self.pairs:  # nothing makes them fewer: as finely parted as what they are made of
+        if self.pairs:  # all of them stay, so they are parted as finely as their source
             near = Zipped(partial(verified, self), (rows, halfway))
         edges = ctx.shuffle(near, "a", finer if self.pairs else partitions)
         ctx.drop(halfway)
@@ -131,7 +132,7 @@ class MinHashDuplicate(KeepsBest):
             put_pairs(ctx, rows, edges, equal=1, value=JACCARD)
         _recall.report(
             ctx,
-            [text for one in seen for text in one["drawn"]],
+            [text for survey in surveys for text in survey["drawn"]],
             rows,
             edges,
             min_jaccard=self.min_jaccard,
@@ -144,7 +145,7 @@ class MinHashDuplicate(KeepsBest):
 
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """The rows with a text, in the columns that `link` takes, and the plain text."""
+    """Returns the rows with a text, in the columns that `link` takes, and the plain text."""
     from clipmill.stages.dedup._plain import plain
     from clipmill.stages.dedup._shingles import digests
 
@@ -157,7 +158,7 @@ def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 
 def without_text(column: str, shard: pa.Table) -> pa.Table:
-    """The rows without a text, with the reason."""
+    """Returns the rows without a text, with the reason."""
     from clipmill.stages.dedup._linkage import unlinked
     from clipmill.stages.dedup._plain import plain
 
@@ -167,13 +168,13 @@ def without_text(column: str, shard: pa.Table) -> pa.Table:
 
 
 def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
-    """The nodes of a partition in ascending order, and the text of each."""
+    """Returns the nodes of a partition in ascending order, and the text of each."""
     node_V, first_V = np.unique(rows["node"].to_numpy(), return_index=True)
     return node_V, rows["plain"].combine_chunks().take(pa.array(first_V))
 
 
 def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[str, Any]:
-    """Number of distinct texts in a partition, their bytes, and a sample of them."""
+    """Returns number and bytes of a partition's distinct texts, and a sample of them."""
     from clipmill.stages.dedup._shingles import sizes
 
     node_V, text = distinct_texts(rows.table(partition))
@@ -181,13 +182,15 @@ def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[st
     return {"texts": len(text), "bytes": int(sizes(text).sum()), "drawn": drawn}
 
 
-def pair_bytes(seen: list[dict[str, Any]]) -> float:
-    """Mean bytes of a pair with one text."""
-    return 24 + sum(one["bytes"] for one in seen) / max(1, sum(one["texts"] for one in seen))
+def pair_bytes(surveys: list[dict[str, Any]]) -> float:
+    """Returns the mean bytes of a pair with one text."""
+    return 24 + sum(survey["bytes"] for survey in surveys) / max(
+        1, sum(survey["texts"] for survey in surveys)
+    )
 
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
-    """Each distinct text of a partition, under each band of its signature."""
+    """Returns each distinct text of a partition, under each band of its signature."""
     from clipmill.stages.dedup import _minhash
     from clipmill.stages.dedup import _shingles as shingles
 
@@ -199,14 +202,14 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
             shingles.hashes(pieces), pieces.end, stage.permutations, stage.permutation_seed
         )
         key_VB[part] = _minhash.band_keys(signature_VK, *stage.bands)
-    next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
+    next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: similar texts lie nearer
     node = np.repeat(node_V, key_VB.shape[1])
     names = ["band", "next", "node"]
     return pa.table([pa.array(c) for c in (key_VB.ravel(), next_VB.ravel(), node)], names)
 
 
 def counted(met: pa.Table) -> State:
-    """Number of pairs that `candidates` gives."""
+    """Counts the pairs that `candidates` gives."""
     from clipmill.stages.dedup._hamming import runs
 
     _, size_R = runs(np.sort(met["band"].to_numpy()))
@@ -216,7 +219,7 @@ def counted(met: pa.Table) -> State:
 
 
 def candidates(met: pa.Table) -> pa.Table:
-    """Pairs of nodes under one band."""
+    """Returns pairs of nodes under one band."""
     from clipmill.stages.dedup._hamming import neighbours, runs
 
     band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
@@ -237,20 +240,20 @@ def candidates(met: pa.Table) -> pa.Table:
 
 
 def first_texts(rows: pa.Table, pairs: pa.Table) -> pa.Table:
-    """The pairs, each once, with the text of its first node."""
+    """Returns the pairs, each once, with the text of its first node."""
     node_V, text = distinct_texts(rows)
     pairs = pairs.group_by(["a", "b"], use_threads=False).aggregate([])  # they met in several bands
-    at_E = np.searchsorted(node_V, pairs["a"].to_numpy())
-    return pairs.append_column("first", text.take(pa.array(at_E)))
+    place_E = np.searchsorted(node_V, pairs["a"].to_numpy())
+    return pairs.append_column("first", text.take(pa.array(place_E)))
 
 
 def verified(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.Table:
-    """The pairs whose texts reach min_jaccard, as edges: the most similar are the lowest."""
+    """Returns the pairs whose texts reach min_jaccard, as edges, the most similar lowest."""
     return near_edges(stage, distinct_texts(rows), halfway)
 
 
 def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
-    """A minimum spanning forest of the edges that `verified` gives, one finer shard at a time."""
+    """Returns a minimum spanning forest of `verified`'s edges, one finer shard at a time."""
     from clipmill.stages.dedup._linkage import EDGE, forest
 
     texts_V = distinct_texts(rows)
@@ -276,17 +279,17 @@ def near_edges(
 def similarity(
     stage: MinHashDuplicate, first_E: pa.Array, text_V: pa.Array, second_E: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(E,) Jaccard of each first text and the text whose number is beside it."""
+    """Returns (E,) Jaccard of each first text and the text whose number is beside it."""
     from clipmill.stages.dedup import _shingles as shingles
 
     jaccard_E = np.empty(len(first_E), np.float32)
     order_E = np.argsort(second_E, kind="stable")
     size_E = shingles.sizes(first_E) + shingles.sizes(text_V)[second_E]
     for part in shingles.blocks(size_E[order_E], BLOCK_BYTES):
-        at = order_E[part]
-        second_S, second = np.unique(second_E[at], return_inverse=True)
-        both = [first_E.take(pa.array(at)), text_V.take(pa.array(second_S))]
+        pairs = order_E[part]
+        second_S, second = np.unique(second_E[pairs], return_inverse=True)
+        both = [first_E.take(pa.array(pairs)), text_V.take(pa.array(second_S))]
         pieces = shingles.pieces(pa.concat_arrays(both), stage.unit, stage.size)
-        ends = np.arange(len(at)), len(at) + second
-        jaccard_E[at] = shingles.jaccard(shingles.numbers(pieces), pieces.end, *ends)
+        ends = np.arange(len(pairs)), len(pairs) + second
+        jaccard_E[pairs] = shingles.jaccard(shingles.numbers(pieces), pieces.end, *ends)
     return jaccard_E

@@ -1,4 +1,4 @@
-"""Near copies of images, by perceptual hashes that differ in few bits."""
+"""Finds near copies of images, by perceptual hashes that differ in few bits."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,15 +27,16 @@ DISTANCE = Column("distance", pa.int32(), "bits", "Of the two hashes.")
 
 @dataclass(frozen=True, kw_only=True)
 class PHashDuplicate(KeepsBest):
-    """Distance at which a row's group falls to a better row, in bits; null where it never does.
+    """Distance at which a row's group falls to a better row, in bits; null if it never does.
 
-    A row is a duplicate at distance d just when joined_at <= d, for every d up to `max_distance`:
-    `joined_at IS NULL OR joined_at > 2` keeps one row of each group at 2. Groups are those of
-    single linkage: a chain of near pairs is one. duplicate_of is the best row at `max_distance`.
+    A row is a duplicate at distance d exactly when joined_at <= d, for every d up to
+    `max_distance`: `joined_at IS NULL OR joined_at > 2` keeps one row of each group at 2. Groups
+    are those of single linkage: a chain of near pairs is one. duplicate_of is the best row at
+    `max_distance`.
 
     `pairs: true` stores out/pairs.parquet too (uid, other_uid, distance; sorted): all pairs of
-    distinct hashes within `max_distance`, each by the best rows of the two, and of equal hashes
-    each row with the best, at 0.
+    distinct hashes within `max_distance`, each by the best rows of the two; and each row with the
+    best row of its equal hashes, at 0.
 
     Source: neighbours by pigeonholes as in multi-index hashing (Norouzi et al. 2012); groups by
     star contraction (Kiveris et al. 2014).
@@ -44,9 +45,9 @@ class PHashDuplicate(KeepsBest):
     Example: {after: [ingest.image_folder, annotate.phash]}
     """
 
-    # bits up to which rows are joined, 0 to 10; even, as half of the bits of a pHash are 1
+    # most bits apart at which rows are joined, 0 to 10; even, as half of a pHash's bits are 1
     max_distance: Annotated[int, Meta(ge=0, le=10)] = 2
-    column: NonEmpty = PHASH.name  # the fingerprints that are compared: phash or dhash
+    column: NonEmpty = PHASH.name  # column of the fingerprints to compare: phash or dhash
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
 
     version = 1
@@ -62,7 +63,7 @@ class PHashDuplicate(KeepsBest):
         return (replace(PHASH, name=self.column), *self.deciding)
 
     def candidates(self, rows: int) -> float:
-        """Comparisons of unrelated codes, of which two share a key by chance."""
+        """Returns the number of comparisons of unrelated codes, which share a key by chance."""
         from clipmill.stages.dedup._hamming import masks
 
         chance = sum(0.5 ** np.bitwise_count(mask) for mask in masks(self.max_distance))
@@ -93,7 +94,7 @@ class PHashDuplicate(KeepsBest):
 
 
 def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """The rows with a hash, in the columns that `link` takes."""
+    """Returns the rows with a hash, in the columns that `link` takes."""
     rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(order, shard))
     rows = rows.append_column("node", shard[column])
@@ -101,7 +102,7 @@ def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 
 def without_hash(column: str, shard: pa.Table) -> pa.Table:
-    """The rows without a hash, with the reason."""
+    """Returns the rows without a hash, with the reason."""
     from clipmill.stages.dedup._linkage import unlinked
 
     missing = pc.make_struct(dropped_before(shard), shard[column].is_null())
@@ -109,7 +110,7 @@ def without_hash(column: str, shard: pa.Table) -> pa.Table:
 
 
 def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
-    """Each distinct code of a partition, under each of its keys."""
+    """Returns each distinct code of a partition, under each of its keys."""
     from clipmill.stages.dedup._hamming import keys
 
     code_N = np.unique(rows["node"].to_numpy())
@@ -119,7 +120,7 @@ def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
 
 
 def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
-    """All pairs of near codes under an equal key with `pairs`, else a minimum spanning forest."""
+    """Returns all pairs of near codes under an equal key with `pairs`, else a spanning forest."""
     from clipmill.stages.dedup._hamming import every_pair, near_pairs
     from clipmill.stages.dedup._linkage import as_edges, forest
 

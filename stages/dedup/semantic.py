@@ -1,4 +1,4 @@
-"""Images that say the same: near each other in embedding space, inside one cluster."""
+"""Finds semantic duplicates: images near each other in embedding space, inside one cluster."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,10 +54,10 @@ HARD = Keep(column=CENTROID_COSINE.name, order="asc")  # SemDeDup's default; des
 class SemanticDuplicate(KeepsBest):
     """Cosine to the most similar earlier row of its cluster, -1 to 1; null without a direction.
 
-    A row is a duplicate at epsilon just when earlier_cosine >= 1 - epsilon, for every epsilon:
+    A row is a duplicate at epsilon exactly when earlier_cosine >= 1 - epsilon, for every epsilon:
     `earlier_cosine < 0.95` keeps what SemDeDup keeps at 0.05, the first row of a cluster always.
-    Rows come in the order of `keep`, then of uid. All earlier rows count, those that are duplicates
-    themselves too: of a chain a, b, c of near pairs only a stays. earlier_uid need not stay.
+    Rows are ordered by `keep`, then by uid. All earlier rows count, even duplicates: of a chain a,
+    b, c of near pairs only a stays. The row of earlier_uid need not stay.
 
     Source: SemDeDup (Abbas et al. 2023), whose `hard` is the default: least like the centroid
     first. Departs: at 1 - epsilon a row is a duplicate, too; a cosine below 0 is stored as it is.
@@ -66,11 +66,11 @@ class SemanticDuplicate(KeepsBest):
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans]}
     """
 
-    # the embeddings that are compared, of which the clusters are
+    # column of the embeddings to compare, the one that was clustered
     column: NonEmpty = IMAGE_EMBEDDING.name
-    # the order of the rows of a cluster, first the one that stays; the default is SemDeDup's
+    # order of the rows of a cluster, the one that stays first; the default is SemDeDup's
     keep: Order = HARD
-    # of the first, fast comparison; bfloat16 is faster where the processor multiplies it
+    # precision of the first, fast comparison; bfloat16 is faster if the processor multiplies it
     precision: Literal["float32", "bfloat16"] = location("float32")
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
@@ -95,9 +95,9 @@ class SemanticDuplicate(KeepsBest):
 
 
 def with_order(column: str, order: Order, model: str | None, shard: pa.Table) -> pa.Table:
-    """The rows' identity, preference, cluster and vector; or a reason.
+    """Returns identity, preference, cluster and vector of the rows, or a reason.
 
-    StageError where more than a tenth of the vectors that `model` made are zero or not finite.
+    StageError if more than a tenth of the vectors that `model` made are zero or not finite.
     """
     bad_N, dropped = unusable(as_matrix(shard[column])), dropped_before(shard)
     missing_N = np.asarray(dropped) | np.asarray(shard[column].is_null())
@@ -113,7 +113,7 @@ def with_order(column: str, order: Order, model: str | None, shard: pa.Table) ->
 
 
 def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
-    """earlier_cosine and earlier_uid of every row; each cluster is whole in its partition."""
+    """Returns earlier_cosine and earlier_uid of every row; each cluster is in one partition."""
     from clipmill.stages.dedup._earlier import (
         most_similar_earlier,
     )  # compiled: not while a recipe is planned

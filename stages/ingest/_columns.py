@@ -1,4 +1,4 @@
-"""Columns of a pool's files: which ones settings ask for, which lack, and which do not fit."""
+"""Checks columns of a pool's files against settings: missing ones, and values that do not fit."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ from clipmill.stages.ops.tables.parquet_rows import Source
 from clipmill.stages.ops.tables.pools import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-SHOWN = 24  # names of columns in an error
+SHOWN = 24  # most names of columns in an error
 TRIED_ROWS = 1024  # of the first file, before the others are read
-MANY = 20  # values from which a share says something
-SAME = (  # what others call a column, by letters and digits alone
+MANY = 20  # values from which on a share is telling
+SAME = (  # synonyms of a column's name, by letters and digits alone
     ("url", "imageurl", "imgurl", "link", "imagelink", "href", "src", "uri"),
     ("text", "caption", "captions", "texts", "alt", "alttext", "title", "description"),
     ("image", "img", "picture", "jpg", "png", "webp", "bytes", "imagebytes"),
@@ -30,8 +30,8 @@ SAME = (  # what others call a column, by letters and digits alone
 )
 
 
-class Asked(NamedTuple):
-    """A column of the files that a setting asks for, and the column it becomes."""
+class SourceColumn(NamedTuple):
+    """A column of the files that a setting names, and the column it becomes."""
 
     key: str
     name: str
@@ -39,27 +39,27 @@ class Asked(NamedTuple):
 
 
 def require(
-    asked: Mapping[str, str], there: Sequence[str], where: str, do: str | None = None
+    columns: Mapping[str, str], present: Sequence[str], where: str, do: str | None = None
 ) -> None:
-    """Refuses a file that lacks columns, or has one twice; `asked` is setting to column.
+    """Raises StageError if a file lacks columns, or has one twice; `columns` is setting to column.
 
-    The error proposes the columns that may be meant; `do` is what to do where there is no setting.
+    The error proposes the columns that may be meant; `do` is the advice if there is no setting.
     """
-    for name in asked.values():
-        if there.count(name) > 1:
-            found = f"{there.count(name)} columns named '{name}' among {listed(there)}"
+    for name in columns.values():
+        if present.count(name) > 1:
+            found = f"{present.count(name)} columns named '{name}' among {listed(present)}"
             raise StageError(found, where, "rename all but one of them")
-    missing = {key: name for key, name in asked.items() if name not in there}
+    missing = {key: name for key, name in columns.items() if name not in present}
     if not missing:
         return
     names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing.values()))
-    found = f"no column {names}; the file has {listed(there)}"
-    free = [name for name in there if name not in asked.values()]
-    joined = [mark for mark in (";", "\t", "|", ",") if len(there) == 1 and mark in there[0]]
+    found = f"no column {names}; the file has {listed(present)}"
+    free = [name for name in present if name not in columns.values()]
+    joined = [mark for mark in (";", "\t", "|", ",") if len(present) == 1 and mark in present[0]]
     if do is None and joined:
         shown = json.dumps(joined[0])
         do = f"its columns are not told apart: write `delimiter: {shown}`"
-    if do is None and any(name.startswith(("http://", "https://")) for name in there):
+    if do is None and any(name.startswith(("http://", "https://")) for name in present):
         do = "the first row holds no names: name the columns in order, as `columns: [text, url]`"
     if do is None:
         meant = {key: alike(name, free) for key, name in missing.items()}
@@ -75,35 +75,35 @@ def require(
     raise StageError(found, where, do)
 
 
-def alike(name: str, there: Sequence[str]) -> str | None:
-    """The column that is probably meant: the same letters, another word for it, or nearly."""
-    plain = {_letters(column): column for column in reversed(there)}
-    wanted = _letters(name)
-    words = next((words for words in SAME if wanted in words), (wanted,))
-    for word in (wanted, *words, *get_close_matches(wanted, plain, n=1, cutoff=0.75)):
+def alike(name: str, names: Sequence[str]) -> str | None:
+    """Returns the column that is probably meant: same letters, a synonym, or nearly the name."""
+    plain = {_letters(column): column for column in reversed(names)}
+    letters = _letters(name)
+    words = next((words for words in SAME if letters in words), (letters,))
+    for word in (letters, *words, *get_close_matches(letters, plain, n=1, cutoff=0.75)):
         if word in plain:
             return plain[word]
     return None
 
 
 def fitted(
-    asked: Sequence[Asked], rows: Mapping[str, Values], where: str | None = None
+    columns: Sequence[SourceColumn], rows: Mapping[str, Values], where: str | None = None
 ) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """The columns asked for, by the name they get, and which values of each are unfit.
+    """Returns the columns by the name they get, and which values of each are unfit.
 
-    With `where`, StageError of a column most of whose values are unfit: its setting is wrong.
+    With `where`, StageError for a column most of whose values are unfit: its setting is wrong.
     """
-    fits = {it.column.name: fit(rows[it.name], it.column.dtype) for it in asked}
+    fits = {source.column.name: fit(rows[source.name], source.column.dtype) for source in columns}
     if where is not None:
-        for it in asked:
-            refuse_misfits(it, rows[it.name], fits[it.column.name][1], where)
+        for source in columns:
+            refuse_misfits(source, rows[source.name], fits[source.column.name][1], where)
     return {n: value for n, (value, _) in fits.items()}, {n: bad for n, (_, bad) in fits.items()}
 
 
 def try_first(
     read: Callable[..., Iterator[Iterator[pa.Table]]], group: Sequence[Source], task: Task
 ) -> dict[str, Any]:
-    """StageError where most of the first rows do not fit what the settings say of them.
+    """Raises StageError if most of the first rows contradict the settings.
 
     `read` gives each source's rows; with `is_tried` it refuses such rows.
     """
@@ -113,79 +113,79 @@ def try_first(
 
 
 def refuse_misfits(
-    it: Asked,
+    source: SourceColumn,
     values: Values,
     misfit: pa.Array,
     where: str,
     what: str | None = None,
     do: str | None = None,
 ) -> None:
-    """StageError where most values are unfit: `what` they are, else no such type; what to `do`."""
+    """Raises StageError if most values are unfit: `what` they are, and what to `do`."""
     is_misfit = misfit.to_pylist()
-    given = list(zip(_python(values), is_misfit, strict=True)) if any(is_misfit) else []
-    there = sum(value is not None for value, _ in given)
-    bad = [value for value, is_bad in given if is_bad and value is not None]
-    if not is_most(len(bad), there):
+    pairs = list(zip(_python(values), is_misfit, strict=True)) if any(is_misfit) else []
+    present = sum(value is not None for value, _ in pairs)
+    bad = [value for value, is_bad in pairs if is_bad and value is not None]
+    if not is_most(len(bad), present):
         return
     example = shortened(
         repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
     )
-    dtype = it.column.dtype
+    dtype = source.column.dtype
     is_vector = pa.types.is_fixed_size_list(dtype)
     what = what or f"no {f'vectors of {dtype.list_size} numbers' if is_vector else dtype}"
-    found = f"{len(bad)} of the first {there} values of '{it.name}' are {what}: {example}"
-    raise StageError(found, where, do or _instead(it, values, bad, where))
+    found = f"{len(bad)} of the first {present} values of '{source.name}' are {what}: {example}"
+    raise StageError(found, where, do or _instead(source, values, bad, where))
 
 
 def is_most(bad: int, values: int) -> bool:
-    """Whether a setting is to blame: most of at least 20 values are unfit, or all of 3 and more."""
+    """Returns whether a setting is wrong: most of 20 or more values are unfit, or all of 3 up."""
     return bad * 2 > values and (values >= MANY or 3 <= bad == values)
 
 
 def shortened(example: str) -> str:
-    """Its first 60 letters."""
+    """Returns the first 60 characters."""
     return example if len(example) <= 60 else f"{example[:60]}..."
 
 
 def refuse_uids(
     name: str, values: Values, misfit: pa.Array, where: str, do: str | None = None
 ) -> None:
-    """StageError where most values are no uid."""
+    """Raises StageError if most values are no uid."""
     what = "no uid of 16 bytes or 32 hex digits"
-    refuse_misfits(Asked("uid_col", name, UID), values, misfit, where, what, do)
+    refuse_misfits(SourceColumn("uid_col", name, UID), values, misfit, where, what, do)
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names, of many the first."""
+    """Returns the names in one line, at most SHOWN of them."""
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def _instead(it: Asked, values: Values, bad: Sequence[Any], where: str) -> str:
-    """What to write in the place of a setting that most values contradict."""
-    if pa.types.is_fixed_size_list(it.column.dtype):
+def _instead(source: SourceColumn, values: Values, bad: Sequence[Any], where: str) -> str:
+    """Returns what to write instead of a setting that most values contradict."""
+    if pa.types.is_fixed_size_list(source.column.dtype):
         widths = {len(value) for value in bad if isinstance(value, list)}
-        if len(widths) == 1 and widths != {it.column.dtype.list_size}:
-            width, kind = widths.pop(), it.column.dtype.value_type
-            if it.key.endswith("_col"):
+        if len(widths) == 1 and widths != {source.column.dtype.list_size}:
+            width, kind = widths.pop(), source.column.dtype.value_type
+            if source.key.endswith("_col"):
                 return f"write embedding_width: {width}"
-            return f'write `{it.key}: "fixed_size_list<item: {kind}>[{width}]"`'
-        return f"name a column of vectors without NaN in `{it.key}`, or leave it out"
+            return f'write `{source.key}: "fixed_size_list<item: {kind}>[{width}]"`'
+        return f"name a column of vectors without NaN in `{source.key}`, or leave it out"
     is_text = not where.lower().endswith(PARQUET_SUFFIXES)
-    if is_text and it.column.dtype == pa.string() and isinstance(bad[0], bytes):
+    if is_text and source.column.dtype == pa.string() and isinstance(bad[0], bytes):
         return "these are no UTF-8: write `encoding: cp1252`, or whichever the file has"
-    if it.key.startswith("extra."):
+    if source.key.startswith("extra."):
         try:
             found = pa.array(bad[:MANY]).type if isinstance(values, list) else values.type
         except (pa.ArrowException, ValueError, TypeError):
-            return f"leave out `{it.key}`: its values are of several types"
+            return f"leave out `{source.key}`: its values are of several types"
         found = pa.string() if found in (pa.binary(), pa.large_binary()) else found
-        return f"write `{it.key}: {found}`"
-    return f"name another column in `{it.key}`, or leave it out"
+        return f"write `{source.key}: {found}`"
+    return f"name another column in `{source.key}`, or leave it out"
 
 
 def _python(values: Values) -> list[Any]:
-    """The values as Python has them; text as bytes, which may be no UTF-8."""
+    """Returns the values as Python objects; text as bytes, which may be no UTF-8."""
     if isinstance(values, list):
         return values
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):

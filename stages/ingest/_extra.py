@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import REASON, UID, Column
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.ingest._columns import Asked
+from clipmill.stages.ingest._columns import SourceColumn
 
 PASSED = "Passed through from the pool."
 LISTS = {
@@ -28,20 +28,22 @@ DECIMALS = {
 }
 
 
-def asked_by(stage: Any, own: Mapping[str, Column], extra: Mapping[str, str]) -> list[Asked]:
-    """What settings ask for: the stage's own columns by their key, then those of `extra`."""
+def source_columns(
+    stage: Any, own: Mapping[str, Column], extra: Mapping[str, str]
+) -> list[SourceColumn]:
+    """Returns the columns that settings name: the stage's own by key, then those of `extra`."""
     named = {key: getattr(stage, key) for key in own}
     return [
-        *(Asked(key, name, own[key]) for key, name in named.items() if name is not None),
+        *(SourceColumn(key, name, own[key]) for key, name in named.items() if name is not None),
         *(
-            Asked(f"extra.{name}", name, Column(name, type_of(text), "as found", PASSED))
+            SourceColumn(f"extra.{name}", name, Column(name, type_of(text), "as found", PASSED))
             for name, text in extra.items()
         ),
     ]
 
 
 def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
-    """Refuses a column that is read already, a type that is none, and one that no file holds."""
+    """Raises RecipeError for a column read already, an unknown type, and one no file can hold."""
     for name, text in extra.items():
         if name in {UID.name, REASON.name, *taken}:
             raise RecipeError(f"'{name}' twice", "key `extra`", "leave it out: it is read")
@@ -62,27 +64,27 @@ def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
 
 
 def type_of(text: str) -> pa.DataType:
-    """The type that Arrow prints so, or that has this alias; ValueError where there is none.
+    """Returns the type that Arrow prints so, or that has this alias; ValueError if there is none.
 
     `list<string>` is short for `list<item: string>`, `fixed_size_list<float>[512]` likewise.
     """
     text = text.strip()
     with suppress(ValueError):
         return pa.type_for_alias(text)
-    if found := re.fullmatch(r"(timestamp)\[(\w+), tz=([^\]]+)\]", text):
-        return pa.timestamp(found[2], found[3])
-    if found := re.fullmatch(r"(?:fixed_size_)?binary\[(\d+)\]", text):
-        return pa.binary(int(found[1]))
-    if found := re.fullmatch(r"(decimal\d+)\((\d+), *(-?\d+)\)", text):
-        if found[1] in DECIMALS:
-            return DECIMALS[found[1]](int(found[2]), int(found[3]))
-    elif found := re.fullmatch(r"(?s)(\w+)<(.*)>(?:\[(\d+)\])?", text):
-        return _nested(found[1], _parts(found[2]), found[3], text)
+    if match := re.fullmatch(r"(timestamp)\[(\w+), tz=([^\]]+)\]", text):
+        return pa.timestamp(match[2], match[3])
+    if match := re.fullmatch(r"(?:fixed_size_)?binary\[(\d+)\]", text):
+        return pa.binary(int(match[1]))
+    if match := re.fullmatch(r"(decimal\d+)\((\d+), *(-?\d+)\)", text):
+        if match[1] in DECIMALS:
+            return DECIMALS[match[1]](int(match[2]), int(match[3]))
+    elif match := re.fullmatch(r"(?s)(\w+)<(.*)>(?:\[(\d+)\])?", text):
+        return _nested(match[1], _parts(match[2]), match[3], text)
     raise ValueError(f"'{text}' is none")
 
 
 def comes_back(dtype: pa.DataType) -> pa.DataType | None:
-    """The type that a Parquet file gives back of a column of this one; None where it takes none."""
+    """Returns the type that Parquet gives back for a column of this one; None if it stores none."""
     sink = pa.BufferOutputStream()
     try:
         pq.ParquetWriter(sink, pa.schema([("column", dtype)])).close()  # a table imports pandas
@@ -92,7 +94,7 @@ def comes_back(dtype: pa.DataType) -> pa.DataType | None:
 
 
 def _nested(kind: str, parts: list[str], width: str | None, text: str) -> pa.DataType:
-    """A type that holds others; `width` is what stands in brackets behind it."""
+    """Returns a type that holds others; `width` is the number in brackets behind it."""
     if kind in LISTS and len(parts) == 1 and (kind == "fixed_size_list") == (width is not None):
         item = _field(parts[0], "item")
         return LISTS[kind](item, int(width)) if width else LISTS[kind](item)
@@ -109,9 +111,9 @@ def _nested(kind: str, parts: list[str], width: str | None, text: str) -> pa.Dat
 
 
 def _field(text: str, name: str | None) -> pa.Field:
-    """`name: type`, with `not null` behind it or not; `name` is for text that names none."""
+    """Parses `name: type`, with or without `not null`; `name` is for text that gives none."""
     head, colon, tail = text.partition(": ")
-    if not colon or (name is not None and "<" in head):  # the colon is of a type inside
+    if not colon or (name is not None and "<" in head):  # the colon belongs to an inner type
         if name is None:
             raise ValueError(f"a field without `name: type` in '{text}'")
         head, tail = name, text
@@ -120,7 +122,7 @@ def _field(text: str, name: str | None) -> pa.Field:
 
 
 def _parts(text: str) -> list[str]:
-    """The text between commas that stand in no bracket."""
+    """Splits the text at commas outside of brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "<[(") - (letter in ">])")

@@ -1,4 +1,4 @@
-"""Rows of text files: CSV, TSV and JSON lines, cut by byte offsets and read in a stream."""
+"""Reads rows of text files: CSV, TSV and JSON lines, cut by byte offsets and streamed."""
 
 import csv
 import hashlib
@@ -32,7 +32,7 @@ MAX_LINE_BYTES = 16 << 20  # of JSON, with its end: a link and captions, not pic
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16, as spreadsheets write it
 
-# Held, so that it is let go here: Arrow's thread may be late, and cannot where Python has ended.
+# Kept, to be freed here: Arrow's thread may free it late, and cannot once Python has ended.
 _LAST_READER: list[pacsv.CSVStreamingReader] = []
 
 Rows = tuple[Mapping[str, Values], pa.Array]  # columns, and the text of rows no parser reads
@@ -40,16 +40,16 @@ Rows = tuple[Mapping[str, Values], pa.Array]  # columns, and the text of rows no
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text file is written, as far as its name and first bytes do not say."""
+    """The format of a text file, as far as its name and first bytes do not tell it."""
 
     quoted: bool = True
-    delimiter: str | None = None  # else by the file's name
+    delimiter: str | None = None  # default: by the file's name
     columns: tuple[str, ...] = ()  # in order, of a file without a header
-    encoding: str | None = None  # else UTF-8, or UTF-16 where a file begins as such
+    encoding: str | None = None  # default: UTF-8, or UTF-16 if a file begins as such
     max_line_bytes: int = MAX_LINE_BYTES  # of JSON
 
     def of(self, path: str, header: Sequence[str] = ()) -> "Dialect":
-        """That of one file: JSON has no quotes, and neither has a plain list of one column."""
+        """Returns the dialect of one file: no quotes in JSON, nor in a plain list of one column."""
         kind = kind_of(path)
         is_plain = kind == "txt" and len(header) == 1
         return replace(
@@ -62,13 +62,13 @@ class Dialect:
 def scan_text(
     storage: Storage,
     file: Mapping[str, Any],
-    asked: Mapping[str, str],
+    columns: Mapping[str, str],
     shard_rows: int | None,
     dialect: Dialect,
 ) -> list[dict[str, Any]]:
-    """A source for each `shard_rows` rows, by byte offsets; without it, all rows are one source.
+    """Returns a source for each `shard_rows` rows, by byte offsets; without it, one for all rows.
 
-    A file in UTF-16 and a compressed one are one source, for they cannot be entered midway.
+    A file in UTF-16 or a compressed one is one source, because it cannot be entered midway.
     """
     where = f"{storage}/{file['path']}"
     source = {"path": file["path"], "digest": file["digest"]}
@@ -99,8 +99,8 @@ def scan_text(
     except UnicodeError as error:
         do = "write the encoding that the file has, as `encoding: cp1252`, or save it as UTF-8"
         raise StageError(f"no {dialect.encoding}: {error}", where, do) from error
-    if header or start:  # a file of no bytes has no rows that lack a column
-        require(asked, header, where)
+    if header or start:  # an empty file has no rows that lack a column
+        require(columns, header, where)
     return [
         {**source, "start": start, "stop": stop, "header": header}
         for start, stop in pairwise(offsets)
@@ -110,7 +110,7 @@ def scan_text(
 def text_rows(
     storage: Storage, source: Mapping[str, Any], columns: Sequence[str], dialect: Dialect
 ) -> Iterator[Rows]:
-    """The rows of one source, streamed."""
+    """Yields the rows of one source, streamed."""
     kind = kind_of(source["path"])
     dialect = dialect.of(source["path"], source["header"])
     encoding = source.get("encoding") or dialect.encoding
@@ -125,7 +125,7 @@ def text_rows(
 def row_starts(
     stream: IO[bytes], every: int, quoted: bool, block_bytes: int = BLOCK_BYTES
 ) -> tuple[list[int], int]:
-    """Offsets at which rows 0, every, 2 * every ... start, and the stream's length.
+    """Returns the offsets at which rows 0, every, 2 * every … start, and the stream's length.
 
     A row ends at a line feed with an even number of quotes before it: a quoted field may hold line
     feeds, and an escaped quote counts twice. Memory is one block.
@@ -148,10 +148,10 @@ def row_starts(
 
 
 def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str], int]:
-    """Column names of a CSV file, and where its rows begin; ([], 0) of nothing.
+    """Returns the column names of a CSV file, and where its rows begin; ([], 0) if it is empty.
 
-    They stand in the first row, or are given. A first row that is one link is no header: the file
-    is a plain list, and its column `url`.
+    The names stand in the first row, or are given. A first row that is one link is no header: the
+    file is a plain list, and its column is `url`.
     """
     block = stream.read(BLOCK_BYTES)
     mark = len(BOM) if block.startswith(BOM) else 0
@@ -164,7 +164,7 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
     quoting: Any = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     try:
         header = next(csv.reader(text, delimiter=dialect.delimiter or ",", quoting=quoting), [])
-    except csv.Error:  # no text at all: as good as a header without names
+    except csv.Error:  # not text: as a header without names
         return [], size
     if len(header) == 1 and "://" in header[0]:
         return [URL.name], mark
@@ -174,7 +174,7 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
 def open_range(
     storage: Storage, path: str, start: int, stop: int | None, encoding: str | None = None
 ) -> io.BufferedReader:
-    """The bytes from start to stop; without a stop, all from start on, unpacked; in UTF-8."""
+    """Opens the bytes from start to stop; without a stop, all from start on, unpacked; in UTF-8."""
     if stop is None:
         stream = storage.fs.open_input_stream(storage.locate(path))  # unpacks .gz, .bz2, .zst
     else:
@@ -189,7 +189,7 @@ def open_range(
 
 
 def wide(encoding: str | None) -> str | None:
-    """The encoding where its letters have two bytes or more: offsets are then those of UTF-8."""
+    """Returns the encoding if its letters have two bytes or more: offsets are then of UTF-8."""
     name = (encoding or "").lower().replace("_", "-")
     return encoding if name.startswith(("utf-16", "utf-32", "utf16", "utf32")) else None
 
@@ -201,10 +201,10 @@ def csv_rows(
     dialect: Dialect,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Rows]:
-    """Columns as bytes, in batches; a row with too few or too many fields keeps its place.
+    """Yields columns as bytes, in batches; a row with too few or too many fields keeps its place.
 
-    An empty field is null, a quoted empty field is the empty string. Without a header, the first
-    row is one.
+    An empty field is null, a quoted empty field is the empty string. Without `header`, the first
+    row is the header.
     """
     bad: deque[tuple[int, str]] = deque()
     first = 1 if header else 2  # pyarrow counts from 1, and its own header too
@@ -214,7 +214,7 @@ def csv_rows(
         return "skip"
 
     reader = _opened(
-        stream.raw,  # one of Arrow's: a thread of Arrow's reads ahead, also while Python ends
+        stream.raw,  # Arrow's own: its thread reads ahead, also while Python ends
         pacsv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=header),
         pacsv.ParseOptions(
             delimiter=dialect.delimiter or ",",
@@ -244,7 +244,7 @@ def csv_rows(
 
 
 def _opened(stream: Any, *options: Any) -> pacsv.CSVStreamingReader | None:
-    """The reader of a stream; None of an empty one."""
+    """Opens a stream of CSV; None if it is empty."""
     try:
         reader = pacsv.open_csv(stream, *options)
     except pa.ArrowInvalid as error:
@@ -258,25 +258,25 @@ def _opened(stream: Any, *options: Any) -> pacsv.CSVStreamingReader | None:
 def json_rows(
     stream: IO[bytes], columns: Sequence[str], max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Rows]:
-    """Columns as Python values, in batches; a line that is not one JSON object keeps its place."""
+    """Yields columns as Python values in batches; a line that is no JSON object keeps its place."""
     lines = (line for line in lines_of(stream, max_line_bytes) if line.strip())
     for batch in in_batches(lines, len):
-        # Parsers of blocks spare no bad line.
+        # A parser of blocks would fail at one bad line.
         objects = [None if isinstance(line, str) else json_object(line) for line in batch]
         raw = [
             (line if isinstance(line, str) else line.decode(errors="replace"))
-            if it is None
+            if row is None
             else None
-            for line, it in zip(batch, objects, strict=True)
+            for line, row in zip(batch, objects, strict=True)
         ]
         yield (
-            {name: [it.get(name) if it else None for it in objects] for name in columns},
+            {name: [row.get(name) if row else None for row in objects] for name in columns},
             pa.array(raw, pa.string()),
         )
 
 
 def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes | str]:
-    """Each line; of one above `max_bytes` what it was, in words, for it is not held in memory.
+    """Yields each line; for one above `max_bytes` its size and hash, as it is not held in memory.
 
     A few packed kilobytes may hold gigabytes without an end of line.
     """
@@ -293,13 +293,13 @@ def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes | str]:
 
 
 def unparsed_nowhere(table: pa.Table) -> Rows:
-    """Rows of a Parquet file, all marked as parsed: its parser reads all of them or none."""
+    """Returns rows of a Parquet file, all marked as parsed: its parser reads all or none."""
     columns = dict(zip(table.column_names, table.columns, strict=True))
     return columns, pa.nulls(len(table), pa.string())
 
 
 def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]]) -> Rows:
-    """The table with null rows for skipped ones; its first row is number `row` of the stream."""
+    """Returns the table with null rows for skipped ones; its first row is stream row `row`."""
     raw = pa.nulls(len(table), pa.string())
     if skipped:
         is_skipped = np.zeros(len(table) + len(skipped), bool)
@@ -311,7 +311,7 @@ def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]])
 
 
 def kind_of(name: str) -> str:
-    """The format by suffix: csv, tsv, txt, jsonl; without the suffix of a compression."""
+    """Returns the format by suffix: csv, tsv, txt, jsonl; without the suffix of a compression."""
     name = name.lower()
     for pack in PACKED:
         name = name.removesuffix(pack)

@@ -1,4 +1,4 @@
-"""DataComp's pool: metadata in Parquet, CLIP embeddings in .npz files beside it."""
+"""Reads DataComp's pool: metadata in Parquet, CLIP embeddings in .npz files beside it."""
 
 import zipfile
 import zlib
@@ -29,7 +29,13 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ingest._columns import Asked, refuse_misfits, refuse_uids, require, try_first
+from clipmill.stages.ingest._columns import (
+    SourceColumn,
+    refuse_misfits,
+    refuse_uids,
+    require,
+    try_first,
+)
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     groups_in,
@@ -63,15 +69,15 @@ SCORES_OF = {
     for kind, dtype in SCORE_TYPES.items()
 }
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
-AT_ONCE = 16  # batches of rows, which hold no image, that are fitted by one call
-# What a file raises that is no .npz, lacks an array, or has one that numpy cannot read.
+AT_ONCE = 16  # batches fitted by one call: their rows hold no image
+# Errors of a file that is no .npz, lacks an array, or has one that numpy cannot read.
 NO_ARRAYS = zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, TokenError, ValueError
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataComp(DatasetStage):
-    """DataComp's columns, as published; null where the pool says nothing.
+    """DataComp's columns, as published; null where the pool has no value.
 
     `scores: true` adds the published CLIP scores, in the type `score_type` and no other, and the
     face boxes; a file needs only the ones that a stage reads.
@@ -98,7 +104,7 @@ class DataComp(DatasetStage):
 
     path: NonEmpty = location()  # folder of the pool's Parquet files and .npz, here or s3://…
     scores: bool = False  # read the published CLIP scores and face boxes too
-    # of these scores; cuts are held in it, too
+    # type of these scores, in which cuts are compared too
     score_type: Literal["float32", "float64"] = later("float32")
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
@@ -108,7 +114,7 @@ class DataComp(DatasetStage):
 
     @property
     def scored(self) -> tuple[Column, ...]:
-        """The columns that `scores` adds."""
+        """Returns the columns that `scores` adds."""
         return (*SCORES_OF[self.score_type], FACE_BBOXES) if self.scores else ()
 
     def files(self) -> dict[str, int]:
@@ -120,15 +126,17 @@ class DataComp(DatasetStage):
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, (".parquet",), "pool")
         groups = (group for file in files for group in scan(self, file, None)["groups"])
-        tables = (it for group in groups for it in chain.from_iterable(read(self, group, None)))
+        tables = (
+            table for group in groups for table in chain.from_iterable(read(self, group, None))
+        )
         return first_rows(tables, rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
-        every = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
-        digest = {file["path"]: file["digest"] for file in every}
+        listing = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
+        digest = {file["path"]: file["digest"] for file in listing}
         files = [
-            # New embeddings make new rows of what is computed from them.
+            # New embeddings change the digest, so that what depends on them is computed again.
             {**file, "digest": f"{file['digest']} {digest.get(npz_of(file['path']), '')}".strip()}
             for file in list_files(self.path, (".parquet",), ctx.worker.stage)
         ]
@@ -181,48 +189,48 @@ class DataComp(DatasetStage):
 
 
 def npz_of(path: str) -> str:
-    """The embeddings' file beside a Parquet file."""
+    """Returns the embeddings' file beside a Parquet file."""
     return path.removesuffix(".parquet") + ".npz"
 
 
 def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
-    """The file's sources, in groups that are read as one, and its unfit columns.
+    """Returns the file's sources, in groups that are read as one, and its unfit columns.
 
-    Of these, name to type, null where it is missing.
+    The latter map name to type, null if the column is missing.
     """
     storage, _ = open_pool(stage.path)
     groups, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
         return {"groups": groups, "unfit": {}}
-    there = {
+    present = {
         column: schema.field(column.name).type
         for column in stage.scored
         if column.name in schema.names
     }
     needed = (UID.name, URL.name, TEXT.name)
-    asked = {name: name for name in (*needed, *(c.name for c in there))}
-    require(asked, schema.names, f"{storage}/{file['path']}", ELSE)
-    unfit = {column.name: None for column in stage.scored if column not in there}
-    other = {c.name: str(dtype) for c, dtype in there.items() if is_other(c, dtype)}
+    columns = {name: name for name in (*needed, *(c.name for c in present))}
+    require(columns, schema.names, f"{storage}/{file['path']}", ELSE)
+    unfit = {column.name: None for column in stage.scored if column not in present}
+    other = {c.name: str(dtype) for c, dtype in present.items() if is_other(c, dtype)}
     return {"groups": groups, "unfit": unfit | other}
 
 
 def is_other(column: Column, dtype: pa.DataType) -> bool:
-    """Whether scores have another type than `score_type`: rounding could move a row past a cut."""
+    """Returns whether scores are not of `score_type`: rounding could move a row past a cut."""
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
 def read(
     stage: DataComp, group: Sequence[Source], task: Task | None, is_tried: bool = False
 ) -> Iterator[Iterator[pa.Table]]:
-    """Each source's rows in the stage's columns; one empty table where there are none."""
+    """Yields each source's rows in the stage's columns; one empty table if there are none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{group[0]['path']}"
     columns = (UID, *stage.writes, REASON)
     none = pa.schema([(column.name, column.dtype) for column in columns]).empty_table()
     names = [column.name for column in columns[:-1]]
     tried, at_once = (where, 1) if is_tried else (None, AT_ONCE)
-    made = partial(fitted, columns[1:-1], tried=tried)
+    convert = partial(fitted, columns[1:-1], tried=tried)
 
     def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield none
@@ -230,12 +238,12 @@ def read(
             yield from map(own_reasons, tables)
 
     with failing_its_shard(where):
-        each = parquet_rows(storage, group, names, at_once=at_once, made=made)
+        each = parquet_rows(storage, group, names, at_once=at_once, convert=convert)
         yield from map(stored, each)
 
 
 def own_reasons(rows: pa.Table) -> pa.Table:
-    """The rows with no reason in their dictionary that none of them has."""
+    """Returns the rows with no reason in their dictionary that none of them has."""
     reason = rows[REASON.name]
     if not any(len(chunk.dictionary) for chunk in reason.chunks):
         return rows
@@ -244,22 +252,22 @@ def own_reasons(rows: pa.Table) -> pa.Table:
 
 
 def fitted(columns: Sequence[Column], rows: pa.Table, tried: str | None) -> pa.Table:
-    """Rows of a file in these columns, which the stage writes.
+    """Returns rows of a file in the columns that the stage writes.
 
-    With `tried`, the file, StageError of a column most of whose values are unfit.
+    With `tried`, the file's name, StageError for a column most of whose values are unfit.
     """
-    given = {column: pa.nulls(len(rows)) for column in columns}
-    for column in given:
+    raw = {column: pa.nulls(len(rows)) for column in columns}
+    for column in raw:
         if column.name in rows.column_names and not is_other(column, rows[column.name].type):
-            given[column] = rows[column.name]
-    fits = {column.name: fit(values, column.dtype) for column, values in given.items()}
+            raw[column] = rows[column.name]
+    fits = {column.name: fit(values, column.dtype) for column, values in raw.items()}
     values = {name: column for name, (column, _) in fits.items()}
     uid = uid_values(rows[UID.name])
     if tried:
         refuse_uids(UID.name, rows[UID.name], uid.is_null(), tried, ELSE)
-        for column, (_, misfit) in zip(given, fits.values(), strict=True):
-            it = Asked("", column.name, column)
-            refuse_misfits(it, given[column], misfit, tried, do=ELSE)
+        for column, (_, misfit) in zip(raw, fits.values(), strict=True):
+            source = SourceColumn("", column.name, column)
+            refuse_misfits(source, raw[column], misfit, tried, do=ELSE)
     masks = {
         "bad_uid": uid.is_null(),
         "no_url": pc.fill_null(pc.equal(values[URL.name], ""), True),
@@ -270,7 +278,7 @@ def fitted(columns: Sequence[Column], rows: pa.Table, tried: str | None) -> pa.T
 
 
 def _rows_of(arrays: Any, name: str, source: Mapping[str, Any], where: str) -> pa.Array:
-    """The source's part of an array with a row for each row of the Parquet file."""
+    """Returns the source's part of an array with a row for each row of the Parquet file."""
     expected = (source["rows"], WIDTHS[name])
     shape, dtype = _stated(arrays, name)
     if shape != expected or dtype.kind not in "fiu":
@@ -284,7 +292,7 @@ def _rows_of(arrays: Any, name: str, source: Mapping[str, Any], where: str) -> p
 
 
 def _stated(arrays: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array as it states them: a packed megabyte may hold a gigabyte."""
+    """Returns shape and type of an array as stated: a packed megabyte may hold a gigabyte."""
     with arrays.zip.open(f"{name}.npy") as member:
         is_first = np.lib.format.read_magic(member) == (1, 0)
         read = (

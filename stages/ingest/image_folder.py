@@ -1,4 +1,4 @@
-"""A pool that is a folder of images, with captions beside them."""
+"""Reads a pool from a folder of images, with captions beside them."""
 
 import hashlib
 import io
@@ -48,22 +48,22 @@ from clipmill.stages.ops.tables.pools import (
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_NAME = "file_name"
 UNREADABLE = (OSError, pa.ArrowException)  # reading it fails its shards
-LOOKED_AT = 1000  # lines of JSON whose keys stand for all
+LOOKED_AT = 1000  # lines of JSON from which the keys are taken
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DatasetStage):
-    """Every image below a folder, by name, and its caption; null where there is none.
+    """Every image below a folder, by name, and its caption; null if there is none.
 
     url is the path below the folder, and uid the hash of that and the caption. Caption:
     `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
-    is relative to it; else the .txt of the image's stem, without white space at its ends. Of a list
-    of captions it is the first that is not empty. An image that is gone, may not be read
+    is relative to it; else the .txt of the image's stem, without white space at its ends. In a list
+    of captions the first that is not empty counts. An image that is gone, may not be read
     (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
-        above its images whole. Names that begin with a dot are passed over.
+        above its images whole. Names that begin with a dot are skipped.
     Example: {path: pictures}
     """
 
@@ -75,7 +75,7 @@ class ImageFolder(DatasetStage):
 
     path: NonEmpty = location()  # the folder, here or s3://…
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
-    caption_col: NonEmpty | None = later("text")  # of the captions; null passes metadata files over
+    caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
     max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
@@ -91,7 +91,7 @@ class ImageFolder(DatasetStage):
         sources = self.sources(images, "pool")
         for path in sources[0]["metadata"]:
             check_metadata(self, path, None)
-        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+        return first_rows((table for source in sources for table in read(self, source, None)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         images = list_files(self.path, IMAGE_SUFFIXES, ctx.worker.stage)
@@ -101,23 +101,23 @@ class ImageFolder(DatasetStage):
         ctx.create_shards(partial(read, self), sources)
 
     def sources(self, images: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
-        """One a shard, of these images."""
+        """Returns one source per shard of these images."""
         folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
         beside = (*IMAGE_SUFFIXES, ".txt", *(METADATA if self.caption_col else ()))
-        every = {file["path"]: file for file in list_files(folder, beside, stage)}
+        files = {file["path"]: file for file in list_files(folder, beside, stage)}
         shards = range(0, len(images), self.shard_rows)
-        return [source_of(images[i : i + self.shard_rows], every) for i in shards]
+        return [source_of(images[i : i + self.shard_rows], files) for i in shards]
 
 
-def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[str, Any]:
-    """One shard's source: its images, and the files that hold their captions."""
+def source_of(images: list[dict[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one shard's source: its images, and the files that hold their captions."""
     names = [image["path"] for image in images]
-    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in every]
+    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in files]
     folders = sorted({folder for name in names for folder in folders_above(name)})
     metadata = [
-        path for folder in folders for path in (folder + name for name in METADATA) if path in every
+        path for folder in folders for path in (folder + name for name in METADATA) if path in files
     ]
-    digests = [every[path]["digest"] for path in (*names, *texts, *metadata)]
+    digests = [files[path]["digest"] for path in (*names, *texts, *metadata)]
     return {
         "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "images": [[image["path"], image["size"]] for image in images],
@@ -127,16 +127,16 @@ def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[st
 
 
 def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> Iterator[pa.Table]:
-    """The source's images and captions, streamed."""
+    """Yields the source's images and captions, streamed."""
     storage, _ = open_pool(stage.path)
     captions: dict[str, Any] = {}
-    wanted = {name for name, _ in source["images"]}
+    names = {name for name, _ in source["images"]}
     for path in source["metadata"]:
         with failing_its_shard(f"{storage}/{path}"):
             captions |= {
                 name: text
                 for name, text in captions_in(storage, path, str(stage.caption_col))
-                if name in wanted
+                if name in names
             }
     texts = set(source["texts"])
     with failing_its_shard(str(storage)):
@@ -148,7 +148,7 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
 
 
 def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str, Any]:
-    """StageError where a metadata file names no images, or lacks the captions."""
+    """Raises StageError if a metadata file names no images, or lacks the captions."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{path}"
     names: list[str] = []
@@ -160,7 +160,7 @@ def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str
         else:
             lines = islice(lines_of(file, MAX_LINE_BYTES), LOOKED_AT)
             objects = (json_object(line) or {} for line in lines if isinstance(line, bytes))
-            names = list(dict.fromkeys(name for it in objects for name in it))
+            names = list(dict.fromkeys(name for record in objects for name in record))
     if names:
         do = f"give each row the path of its image as `{FILE_NAME}`"
         require({FILE_NAME: FILE_NAME}, names, where, do)
@@ -169,7 +169,7 @@ def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str
 
 
 def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple[str, Any]]:
-    """Name below the pool's folder, and caption, of each row of a metadata file."""
+    """Yields each row's name below the pool's folder, and caption, from a metadata file."""
     folder = path[: path.rfind("/") + 1]
     for rows, unparsed in metadata_rows(storage, path, [FILE_NAME, caption_col]):
         if unparsed.null_count < len(unparsed):
@@ -187,7 +187,7 @@ def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple
 
 
 def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[Rows]:
-    """The rows of a metadata file, streamed."""
+    """Yields the rows of a metadata file, streamed."""
     if path.endswith(".parquet"):
         whole = {"path": path, "start": 0, "stop": None}
         for tables in parquet_rows(storage, [whole], columns):
@@ -205,7 +205,7 @@ def row_of(
     captions: Mapping[str, Any],
     texts: set[str],
 ) -> dict[str, Any]:
-    """Path, caption, bytes and reason of one image, as plain values."""
+    """Returns path, caption, bytes and reason of one image, as plain values."""
     name, size = image
     is_small = size <= stage.max_image_bytes
     body = read_if_allowed(storage, name, stage.max_image_bytes) if is_small else None
@@ -228,7 +228,7 @@ def row_of(
 
 
 def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
-    """The file's first bytes, so many at most; None where it is gone or forbidden."""
+    """Returns the file's first bytes, at most `most`; None if it is gone or forbidden."""
     try:
         return storage.read_at(name, 0, most)
     except (FileNotFoundError, PermissionError):
@@ -236,8 +236,8 @@ def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
 
 
 def fitted(rows: list[dict[str, Any]]) -> pa.Table:
-    """Images in the columns that the stage writes."""
-    fits = {it.name: fit([row[it.name] for row in rows], it.dtype) for it in ImageFolder.writes}
+    """Returns images in the columns that the stage writes."""
+    fits = {c.name: fit([row[c.name] for row in rows], c.dtype) for c in ImageFolder.writes}
     values = {name: column for name, (column, _) in fits.items()}
     masks = {
         code: pa.array([row[code] for row in rows], pa.bool_())
@@ -250,11 +250,11 @@ def fitted(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def stem_of(name: str) -> str:
-    """The name without its suffix."""
+    """Returns the name without its suffix."""
     return name[: name.rindex(".")]
 
 
 def folders_above(name: str) -> list[str]:
-    """Every folder above a file, from the pool's own, each with its slash."""
+    """Returns every folder above a file, from the pool's own, each with its slash."""
     parts = name.split("/")[:-1]
     return ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts) + 1)]

@@ -1,4 +1,4 @@
-"""A pool in Parquet files: links, images, captions, embeddings, and any column beside them."""
+"""Reads a pool from Parquet files: links, images, captions, embeddings, and any other column."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,14 +31,14 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
-    Asked,
+    SourceColumn,
     fitted,
     refuse_misfits,
     refuse_uids,
     require,
     try_first,
 )
-from clipmill.stages.ingest._extra import asked_by, check_extra
+from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,
@@ -60,7 +60,7 @@ from clipmill.stages.ops.tables.pools import (
     uid_values,
 )
 
-IMAGE_ROWS = 64  # rows in memory at a time where there are images, else 1,024
+IMAGE_ROWS = 64  # rows in memory at a time if there are images, else 1,024
 VECTORS = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
 
 
@@ -68,14 +68,14 @@ VECTORS = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
 class Parquet(DatasetStage):
     """Link, image, caption and embeddings of every row, as found; null, with a reason, if unfit.
 
-    Image: bytes, or Hugging Face's struct of bytes and path. Caption: a text, or of a list of texts
-    (or of structs with `text`, as in an export) the first that is not empty; `extra` keeps the
-    list. url: that of `url_col`, else the image's path. sha256 is that of the image's bytes, and
-    `sha256_col` is held to it (`hash_mismatch`); without images it is the one that a download is
-    to have. Embeddings are stored as float32 of `embedding_width`; of another width, or with NaN,
+    Image: bytes, or Hugging Face's struct of bytes and path. Caption: a text, or the first that is
+    not empty in a list of texts (or of structs with `text`, as in an export); `extra` keeps the
+    list. url: that of `url_col`, else the image's path. sha256 is that of the image's bytes,
+    checked against `sha256_col` (`hash_mismatch`); without images it is the one that a download
+    must have. Embeddings are stored as float32 of `embedding_width`; of another width, or with NaN,
     `bad_embedding`. A null caption or embedding is no fault. uid: 16 bytes or 32 hex digits in
-    `uid_col` (else `bad_uid`); without it the hash of caption and url, or of caption and place in
-    the pool, `0.parquet/ROW`, where there is no url.
+    `uid_col` (else `bad_uid`); without it the hash of caption and url, or, without a url, of
+    caption and place in the pool, `0.parquet/ROW`.
 
     Source: Hugging Face's Image feature; img2dataset's column names; DataComp's uid.
     Error: a file is known by name, size and time of change. An image above 2 GB fails its shard.
@@ -115,7 +115,7 @@ class Parquet(DatasetStage):
 
     @property
     def _own(self) -> tuple[Column, ...]:
-        """The columns that are written, without `extra`."""
+        """Returns the columns that are written, without `extra`."""
         vector = pa.list_(pa.float32(), self.embedding_width or 0)
         named = (
             ((URL,), self.url_col or self.image_col),
@@ -127,11 +127,11 @@ class Parquet(DatasetStage):
             ((replace(IMAGE_EMBEDDING, dtype=vector),), self.image_embedding_col),
             ((replace(TEXT_EMBEDDING, dtype=vector),), self.text_embedding_col),
         )
-        return tuple(column for columns, given in named if given for column in columns)
+        return tuple(column for columns, setting in named if setting for column in columns)
 
     @property
-    def asked(self) -> list[Asked]:
-        """The columns of the files that are fitted to a type as they are."""
+    def fitted_columns(self) -> list[SourceColumn]:
+        """Returns the columns of the files that are fitted to a type as they are."""
         vector = pa.list_(pa.float32(), self.embedding_width or 0)
         columns = {
             "url_col": URL,
@@ -141,18 +141,21 @@ class Parquet(DatasetStage):
             "image_embedding_col": replace(IMAGE_EMBEDDING, dtype=vector),
             "text_embedding_col": replace(TEXT_EMBEDDING, dtype=vector),
         }
-        return asked_by(self, columns, self.extra)
+        return source_columns(self, columns, self.extra)
 
     @property
     def names(self) -> dict[str, str]:
-        """Every column of the files that is read, by its setting."""
+        """Returns every column of the files that is read, by its setting."""
         keys = ("url_col", "image_col", "caption_col", "uid_col")
         own = {key: name for key in keys if (name := getattr(self, key)) is not None}
-        return own | {it.key: it.name for it in self.asked}
+        return own | {source.key: source.name for source in self.fitted_columns}
 
     @property
     def writes(self) -> tuple[Column, ...]:
-        return (*self._own, *(it.column for it in self.asked if it.key.startswith("extra.")))
+        return (
+            *self._own,
+            *(source.column for source in self.fitted_columns if source.key.startswith("extra.")),
+        )
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, PARQUET_SUFFIXES, "pool"))
@@ -171,13 +174,13 @@ class Parquet(DatasetStage):
         scanned = ctx.map(partial(scan, self), files)
         groups = [group for file in scanned for group in file["groups"]]
         ctx.map(partial(try_first, partial(read, self)), groups[:1])
-        # Images are most of what their shards cost.
+        # Images dominate the cost of their shards, so these are not joined.
         units = groups if self.image_col else joined(groups)
         ctx.create_shards_together(partial(read, self), units)
 
 
 def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
-    """The file's sources: ranges of its rows, in groups that are read as one."""
+    """Returns the file's sources: ranges of its rows, in groups that are read as one."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{file['path']}"
     groups, schema = scan_parquet(storage, file, stage.shard_rows)
@@ -202,7 +205,7 @@ def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str
 def read(
     stage: Parquet, group: Sequence[Source], task: Task | None, is_tried: bool = False
 ) -> Iterator[Iterator[pa.Table]]:
-    """Each source's rows in the stage's columns; one empty table where there are none."""
+    """Yields each source's rows in the stage's columns; one empty table if there are none."""
     storage, _ = open_pool(stage.path)
     path = group[0]["path"]
     where = f"{storage}/{path}"
@@ -223,11 +226,11 @@ def read(
 
 
 def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str | None) -> pa.Table:
-    """Rows of a file, from its row `first` on, in the columns that the stage writes.
+    """Returns rows of a file, from its row `first` on, in the columns that the stage writes.
 
-    `tried` is as `where` of `fitted`.
+    `tried` is the `where` of `fitted`.
     """
-    values, misfits = fitted(stage.asked, rows, tried)
+    values, misfits = fitted(stage.fitted_columns, rows, tried)
     masks = dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))
     if stage.image_col:
         image, name = images_of(rows[stage.image_col])
@@ -254,7 +257,7 @@ def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str 
     link = values[URL.name] if stage.url_col else pa.nulls(len(rows), pa.string())
     text = values.get(TEXT.name, pa.nulls(len(rows), pa.string()))
     stored = {column.name: values[column.name] for column in stage.writes}
-    if link.null_count:  # the place stands for it
+    if link.null_count:  # the place stands for a missing link
         places = pa.array([f"{path}/{first + number}" for number in range(len(rows))], pa.string())
         link = pc.coalesce(link, places)
     known = uid_column(uid, link, text)
@@ -268,19 +271,19 @@ def refuse_unfit(
     misfits: Mapping[str, pa.Array],
     where: str,
 ) -> None:
-    """StageError where most captions, uids or digests are none."""
+    """Raises StageError if most captions, uids, digests or images are unfit."""
     for key, column, misfit, what in (
         ("caption_col", TEXT, misfits.get(TEXT.name), "no text"),
         ("sha256_col", SHA256, masks["hash_mismatch"], "not the SHA-256 of the image"),
     ):
         name = getattr(stage, key)
         if name is not None and misfit is not None:
-            refuse_misfits(Asked(key, name, column), rows[name], misfit, where, what)
+            refuse_misfits(SourceColumn(key, name, column), rows[name], misfit, where, what)
     if stage.uid_col:
         refuse_uids(stage.uid_col, rows[stage.uid_col], masks["bad_uid"], where)
     paths = rows[stage.image_col] if stage.image_col else None
     if paths is not None and pa.types.is_struct(paths.type):
-        without = Asked("image_col", str(stage.image_col), IMAGE)
+        without = SourceColumn("image_col", str(stage.image_col), IMAGE)
         refuse_misfits(without, paths, masks["no_image"], where, "without bytes: paths alone")
 
 
@@ -295,27 +298,27 @@ BINARY_TYPES = (
 
 
 def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
-    """One caption a row, and which values are none: of a list, the first that is not empty.
+    """Returns a caption per row, of a list the first that is not empty; and which are invalid.
 
-    An item may be a struct with a `text`, as `texts` of an export; a list of empty ones is null.
+    An item may be a struct with a `text`, as in `texts` of an export; a list of empty ones is null.
     """
     array = one_array(values)
     if not _is_list(array.type):
         return fit(_text_of(array), pa.string())
     text, misfit = fit(_text_of(pc.list_flatten(array)), pa.string())
     row_T = pc.list_parent_indices(array).to_numpy()
-    is_said_T = np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), False))
-    said_T = np.flatnonzero(is_said_T)
-    row_S, first_S = np.unique(row_T[said_T], return_index=True)
-    at_N = np.zeros(len(array), np.int64)
-    at_N[row_S] = said_T[first_S]
+    is_filled_T = np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), False))
+    filled_T = np.flatnonzero(is_filled_T)
+    row_S, first_S = np.unique(row_T[filled_T], return_index=True)
+    index_N = np.zeros(len(array), np.int64)
+    index_N[row_S] = filled_T[first_S]
     has_N = np.isin(np.arange(len(array)), row_S)
     bad_N = np.isin(np.arange(len(array)), row_T[np.asarray(misfit)]) & ~has_N
-    return text.take(pa.array(at_N, mask=~has_N)), pa.array(bad_N)
+    return text.take(pa.array(index_N, mask=~has_N)), pa.array(bad_N)
 
 
 def images_of(values: Values) -> tuple[pa.Array, pa.Array]:
-    """Encoded bytes of each image, and its path where the value is a struct that has one."""
+    """Returns each image's encoded bytes, and its path if the value is a struct that has one."""
     array = one_array(values)
     path = pa.nulls(len(array), pa.string())
     if pa.types.is_struct(array.type):
@@ -327,20 +330,22 @@ def images_of(values: Values) -> tuple[pa.Array, pa.Array]:
 
 
 def holds_images(dtype: pa.DataType) -> bool:
-    """Whether a column of this type can hold encoded images: bytes, or a struct with `bytes`."""
+    """Returns whether a column of this type can hold images: bytes, or a struct with `bytes`."""
     if pa.types.is_struct(dtype) and dtype.get_field_index("bytes") >= 0:
         dtype = dtype.field("bytes").type
     return any(is_one(dtype) for is_one in BINARY_TYPES)
 
 
 def digests_of(images: pa.Array) -> pa.Array:
-    """SHA-256 of each image in hex; null without one."""
-    views = (None if it is None else hashlib.sha256(it).hexdigest() for it in images.to_pylist())
+    """Returns SHA-256 of each image in hex; null without one."""
+    views = (
+        None if image is None else hashlib.sha256(image).hexdigest() for image in images.to_pylist()
+    )
     return pa.array(list(views), pa.string())
 
 
 def one_array(values: Values) -> pa.Array:
-    """The values as one array."""
+    """Returns the values as one array."""
     if isinstance(values, list):
         return pa.array(values)
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
@@ -351,7 +356,7 @@ def _is_list(dtype: pa.DataType) -> bool:
 
 
 def _text_of(array: pa.Array) -> pa.Array:
-    """The texts of structs that hold one; anything else as it is."""
+    """Returns the texts of structs that hold one; anything else as it is."""
     if pa.types.is_struct(array.type):
         for name in TEXT_FIELDS:
             if array.type.get_field_index(name) >= 0:

@@ -1,4 +1,4 @@
-"""Several pools as one: the only place where two roots meet."""
+"""Joins several pools into one: the only place where two roots meet."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ IMAGES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256)
 
 @dataclass(frozen=True, kw_only=True)
 class Union(DatasetStage):
-    """The rows of all its parents in the order of `from`, shard by shard, as one new root.
+    """Rows of all parents in the order of `from`, shard by shard, as one new root.
 
     A column that a parent lacks is null for its rows. `images: true` takes the stored images along,
     with their size and digest. A uid that two parents share stays in both places, for (shard,
@@ -70,26 +70,26 @@ class Joined(Shards, Protocol):
     """The shards of all parents, one after another, for a stage that joins roots."""
 
     def source(self, index: int) -> str:
-        """Name of the ingest stage that the shard comes from."""
+        """Returns the name of the ingest stage that the shard comes from."""
         ...
 
     def digest(self, index: int) -> str:
-        """Changes when the shard does."""
+        """Returns a digest that changes when the shard does."""
         ...
 
 
 def read(stage: Union, shards: Shards, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
-    """One parent's shard in the stage's columns."""
+    """Yields one parent's shard in the stage's columns."""
     for batch in shards.batches(source["shard"]):
         yield joined(stage, batch, source["source"])
 
 
 def joined(stage: Union, batch: pa.Table, source: str) -> pa.Table:
-    """A parent's rows, with nulls where it lacks a column."""
-    given = {name: batch[name] for name in batch.column_names}
-    given[SOURCE.name] = pa.array([source] * len(batch), SOURCE.dtype)
+    """Returns a parent's rows, with nulls in columns that it lacks."""
+    columns = {name: batch[name] for name in batch.column_names}
+    columns[SOURCE.name] = pa.array([source] * len(batch), SOURCE.dtype)
     values = {
-        column.name: given.get(column.name, pa.nulls(len(batch), column.dtype))
+        column.name: columns.get(column.name, pa.nulls(len(batch), column.dtype))
         for column in stage.writes
     }
     reason = pa.nulls(len(batch), REASON_TYPE)

@@ -1,4 +1,4 @@
-"""A pool that is a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
+"""Reads a pool from a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
 
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
-    Asked,
+    SourceColumn,
     fitted,
     is_most,
     refuse_uids,
@@ -25,7 +25,7 @@ from clipmill.stages.ingest._columns import (
     shortened,
     try_first,
 )
-from clipmill.stages.ingest._extra import asked_by, check_extra
+from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -64,15 +64,15 @@ OWN = {
     "width_col": ORIGINAL_WIDTH,
     "height_col": ORIGINAL_HEIGHT,
 }
-COUNTED_BYTES = 16 << 20  # of text, whose rows are counted before it is read
+COUNTED_BYTES = 16 << 20  # most bytes of text whose rows are counted for a plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class UrlList(DatasetStage):
-    """URL and caption of every row, as found; null, with a reason, where there is none.
+    """URL and caption of every row, as found; null, with a reason, if there is none.
 
     The uid is the 32 hex digits of `uid_col`; the hash of url and text without that column, or
-    where it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
+    if it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
     nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`). A null
     caption is no fault. A file without rows is a shard without rows. A file without a header is
     read with `columns: [text, url]`, a plain list of links (.txt, one a line, where `path` names
@@ -93,7 +93,7 @@ class UrlList(DatasetStage):
 
     path: NonEmpty = location()  # a file, a folder or a glob, here or s3://…
     url_col: NonEmpty = "url"  # column of the link
-    caption_col: NonEmpty | None = "text"  # column of the caption; null where there is none
+    caption_col: NonEmpty | None = "text"  # column of the caption; null if there is none
     # column of an id of 32 hex digits; null: the hash of link and caption
     uid_col: NonEmpty | None = None
     width_col: NonEmpty | None = None  # column of the image's width, in pixels
@@ -101,9 +101,9 @@ class UrlList(DatasetStage):
     # more columns, each with its Arrow type: {license: string}
     extra: dict[NonEmpty, NonEmpty] = field(default_factory=dict)
     quoted: bool = True  # false for raw TSV, such as CC3M's, whose captions hold stray quotes
-    columns: tuple[NonEmpty, ...] = later(())  # in order, of files without a header: [text, url]
-    delimiter: NonEmpty | None = later(None)  # else a comma in .csv, a tab in .tsv and .txt
-    encoding: NonEmpty | None = later(None)  # else UTF-8, or UTF-16 where a file begins as such
+    columns: tuple[NonEmpty, ...] = later(())  # names, for files without a header: [text, url]
+    delimiter: NonEmpty | None = later(None)  # default: comma in .csv, tab in .tsv and .txt
+    encoding: NonEmpty | None = later(None)  # default: UTF-8, or UTF-16 if a file begins so
     max_line_bytes: OneUp = later(MAX_LINE_BYTES)  # a longer line of JSON is `unparsable`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
@@ -118,34 +118,34 @@ class UrlList(DatasetStage):
         except LookupError as error:
             do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
             raise RecipeError(f"{error}", "key `encoding`", do) from error
-        check_extra(self.extra, [it.column.name for it in asked_by(self, OWN, {})])
+        check_extra(self.extra, [source.column.name for source in source_columns(self, OWN, {})])
 
     @property
-    def asked(self) -> list[Asked]:
-        """The columns that are stored, each with its name in the files; `extra` ones last."""
-        return asked_by(self, OWN, self.extra)
+    def fitted_columns(self) -> list[SourceColumn]:
+        """Returns the stored columns, each with its name in the files; `extra` ones last."""
+        return source_columns(self, OWN, self.extra)
 
     @property
     def dialect(self) -> Dialect:
-        """How its text files are written."""
-        given = self.quoted, self.delimiter, self.columns, self.encoding
-        return Dialect(*given, max_line_bytes=self.max_line_bytes)
+        """Returns the format of its text files."""
+        options = self.quoted, self.delimiter, self.columns, self.encoding
+        return Dialect(*options, max_line_bytes=self.max_line_bytes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of the files that it reads: of plain text, those that `path` names."""
+        """Returns suffixes of the files that it reads; of plain text only if `path` names it."""
         named = self.path.partition("?")[0].lower().endswith(PLAIN_SUFFIXES)
         return PLAIN_SUFFIXES if named else (PARQUET, *TEXT_SUFFIXES)
 
     @property
     def writes(self) -> tuple[Column, ...]:
-        return tuple(it.column for it in self.asked)
+        return tuple(source.column for source in self.fitted_columns)
 
     @property
     def names(self) -> dict[str, str]:
-        """Every column of the files that is read, by its setting."""
-        asked = {it.key: it.name for it in self.asked}
-        return asked | ({"uid_col": self.uid_col} if self.uid_col else {})
+        """Returns every column of the files that is read, by its setting."""
+        names = {source.key: source.name for source in self.fitted_columns}
+        return names | ({"uid_col": self.uid_col} if self.uid_col else {})
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, self.suffixes, "pool"))
@@ -160,7 +160,7 @@ class UrlList(DatasetStage):
         for file in texts:
             rows = scan_text(storage, file, self.names, 1, self.dialect)
             if rows[0]["stop"] is None:
-                return  # packed, or UTF-16: here too
+                return  # packed, or UTF-16: likewise
             rows_of[file["path"]] = sum(row["stop"] > row["start"] for row in rows)
         for file in files:
             if (count := rows_of.get(file["path"])) is None:
@@ -185,7 +185,7 @@ class UrlList(DatasetStage):
 def scan(
     stage: UrlList, file: Mapping[str, Any], task: Task | None, is_cut: bool = True
 ) -> dict[str, Any]:
-    """The file's sources, in groups that are read as one: ranges of rows (Parquet) or of bytes."""
+    """Returns the file's sources, in groups read as one: ranges of rows (Parquet) or of bytes."""
     storage, _ = open_pool(stage.path)
     if file["path"].lower().endswith(PARQUET):
         groups, schema = scan_parquet(storage, file, stage.shard_rows)
@@ -200,7 +200,7 @@ def scan(
 def read(
     stage: UrlList, group: Sequence[Source], task: Task | None, is_tried: bool = False
 ) -> Iterator[Iterator[pa.Table]]:
-    """Each source's rows in the stage's columns; one empty table where there are none."""
+    """Yields each source's rows in the stage's columns; one empty table if there are none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{group[0]['path']}"
     names = list(dict.fromkeys(stage.names.values()))
@@ -223,17 +223,17 @@ def read(
 def as_stored(
     stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array, tried: str | None
 ) -> pa.Table:
-    """Rows of a file in the columns that the stage writes; `tried` as `where` of `fitted`."""
+    """Returns rows of a file in the stage's columns; `tried` is the `where` of `fitted`."""
     if tried:
         refuse_unparsed(stage, unparsed, tried)
-    values, misfits = fitted(stage.asked, rows, tried)
+    values, misfits = fitted(stage.fitted_columns, rows, tried)
     url = values[URL.name]
     text = values.get(TEXT.name, pa.nulls(len(unparsed), pa.string()))
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
     bad_uid = any_of([] if uid is None else [uid.is_null()], len(unparsed))
     if tried and stage.uid_col:
         refuse_uids(stage.uid_col, rows[stage.uid_col], bad_uid, tried)
-    # Without url and text, the row's own bytes tell it from the next that no parser reads.
+    # Without url and text, a row's own bytes tell it from others that no parser reads.
     known = uid_column(uid, url, pc.coalesce(unparsed, text))
     masks = {
         "unparsable": unparsed.is_valid(),
@@ -245,7 +245,7 @@ def as_stored(
 
 
 def refuse_unparsed(stage: UrlList, unparsed: pa.Array, where: str) -> None:
-    """StageError where most rows are none: the file is written in another way than it is read."""
+    """Raises StageError if most rows cannot be parsed: the file has another format than assumed."""
     bad = unparsed.drop_null()
     if is_most(len(bad), len(unparsed)):
         do = "write one JSON object a line"

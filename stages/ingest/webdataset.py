@@ -1,4 +1,4 @@
-"""A pool already downloaded: the tar files that img2dataset writes."""
+"""Reads a pool that is already downloaded: the tar files that img2dataset writes."""
 
 import hashlib
 import tarfile
@@ -44,29 +44,29 @@ from clipmill.stages.ops.tables.pools import (
     uid_values,
 )
 
-IMAGES = (*IMAGE_SUFFIXES, ".bin")  # as export.webdataset calls what no decoder knows
+IMAGES = (*IMAGE_SUFFIXES, ".bin")  # .bin: export.webdataset's name for unknown formats
 FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)
 BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros that end it
 
 MOST_PLACES = 1_000_000  # of a tar's files, that hard links may lead to
 
-Data = bytes | str  # of a member; the reason why there are none
-Member = tuple[str, int, Callable[[], Data]]  # name, bytes, and what reads them
+Data = bytes | str  # of a member, or the reason why there are none
+Member = tuple[str, int, Callable[[], Data]]  # name, size, and a function that reads it
 Members = Mapping[str, Data]  # by suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebDataset(DatasetStage):
-    """Image and caption of every sample of a tar, one shard a tar; null, with a reason, without.
+    """Image and caption of every sample of a tar, one shard per tar; null, with a reason, if none.
 
-    A sample is a run of members that share their path up to the first dot of the name; it ends too
-    where a suffix repeats, for the next tar may begin with the key that this one ends with, and
-    tars are joined. A hard link, as GNU tar writes for a file that has two names, is the file that
-    it leads to; another link, or a device, is `unreadable`. Caption: the .txt, else `caption` of
-    the .json. url and sizes: the .json. sha256 is that of the stored bytes, whatever the .json
-    says: img2dataset states that of the file before it resizes, and some write one for all. uid: 32
-    hex digits `uid` in the .json (else `bad_uid`), or the hash of url and caption; where there is
-    no url, that of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to
+    A sample is a run of members that share their path up to the first dot of the name; it also ends
+    where a suffix repeats, because tars may be joined, and the next may begin with the key that
+    this one ends with. A hard link, as GNU tar writes for a file that has two names, is the file
+    that it leads to; another link, or a device, is `unreadable`. Caption: the .txt, else `caption`
+    of the .json. url and sizes: the .json. sha256 is that of the stored bytes, not that of the
+    .json: img2dataset states that of the file before it resizes, and some write one for all. uid:
+    32 hex digits `uid` in the .json (else `bad_uid`), or the hash of url and caption; without a
+    url, that of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to
     disk.
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
@@ -83,14 +83,14 @@ class WebDataset(DatasetStage):
 
     path: NonEmpty = location()  # folder or glob of tars, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
-    max_sample_bytes: OneUp = later(256 << 20)  # and so is a sample whose files have more together
+    max_sample_bytes: OneUp = later(256 << 20)  # most bytes of a sample's files together
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))
 
     def head(self, rows: int) -> pa.Table:
         tars = list_files(self.path, (".tar",), "pool")
-        return first_rows((it for tar in tars for it in read(self, tar, None, rows)), rows)
+        return first_rows((table for tar in tars for table in read(self, tar, None, rows)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         tars = list_files(self.path, (".tar",), ctx.worker.stage)
@@ -100,19 +100,19 @@ class WebDataset(DatasetStage):
 def read(
     stage: WebDataset, source: Mapping[str, Any], task: Task | None, rows: int | None = None
 ) -> Iterator[pa.Table]:
-    """The tar's samples, or its first, streamed; one empty table where there are none."""
+    """Yields the tar's samples, or its first `rows`, streamed; one empty table if none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
         limits = stage.max_member_bytes, stage.max_sample_bytes
-        every = islice(samples(members(file, where), *limits), rows)
-        for batch in in_batches(every, size_of):
+        tar_samples = islice(samples(members(file, where), *limits), rows)
+        for batch in in_batches(tar_samples, size_of):
             yield fitted(source["path"], batch)
 
 
 def members(file: Any, where: str) -> Iterator[Member]:
-    """Each file of the tar, each link and device, to be read before the next is asked for."""
+    """Yields each file, link and device of the tar, to be read before the next is asked for."""
     places: dict[str, tuple[int, int]] = {}  # offset and size
     with tars.opened(file, "r|", 1 << 20) as tar:
         for member in tars.members(tar):
@@ -122,7 +122,7 @@ def members(file: Any, where: str) -> Iterator[Member]:
                 place = (member.offset_data, member.size)
                 read = partial(_data, tar, member)
             elif place:
-                read = partial(_at, file, *place)
+                read = partial(_read_at, file, *place)
             elif member.issym() or member.islnk() or member.isdev():
                 read = partial(str, "unreadable")
             else:
@@ -141,8 +141,8 @@ def members(file: Any, where: str) -> Iterator[Member]:
         )
 
 
-def _at(file: Any, offset: int, size: int) -> bytes:
-    """Bytes of an earlier place; the file is left where it was."""
+def _read_at(file: Any, offset: int, size: int) -> bytes:
+    """Reads bytes at an earlier place; the file's position stays as it was."""
     before = file.tell()
     file.seek(offset)
     data = bytes(file.read(size))
@@ -158,36 +158,36 @@ def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def samples(
     members: Iterable[Member], max_member_bytes: int, max_sample_bytes: int
 ) -> Iterator[tuple[str, Members]]:
-    """Key and members of each sample: a new one where the key changes or a suffix repeats.
+    """Yields key and members of each sample: a new one if the key changes or a suffix repeats.
 
-    A member is read where it fits, and what is left of its sample's bytes holds it: a small tar may
-    have thousands that are holes.
+    A member is read if it fits, also into what is left of its sample's bytes: a small tar may have
+    thousands of sparse members.
     """
     key = ""
     parts: dict[str, Data] = {}
-    left = max_sample_bytes
+    remaining = max_sample_bytes
     for name, size, read in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()
         if parts and (folder + slash + stem != key or suffix in parts):
             yield key, parts
-            parts, left = {}, max_sample_bytes
+            parts, remaining = {}, max_sample_bytes
         key = folder + slash + stem
-        fits = size <= min(max_member_bytes, left)
+        fits = size <= min(max_member_bytes, remaining)
         parts[suffix] = read() if fits else "too_large"
-        left -= size if fits else 0
+        remaining -= size if fits else 0
     if parts:
         yield key, parts
 
 
 def size_of(sample: tuple[str, Members]) -> int:
-    """Bytes of a sample's members."""
+    """Returns the bytes of a sample's members."""
     return sum(map(len, sample[1].values()))
 
 
 def row_of(place: str, parts: Members) -> dict[str, Any]:
-    """Image, caption, fields of the .json and reason of a sample, as plain values."""
+    """Returns image, caption, fields of the .json and reason of a sample, as plain values."""
     files = {suffix: data for suffix, data in parts.items() if isinstance(data, bytes)}
     first = next((suffix for suffix in parts if f".{suffix}" in IMAGES), "")
     image = files.get(first)
@@ -210,14 +210,14 @@ def row_of(place: str, parts: Members) -> dict[str, Any]:
 
 
 def fitted(tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
-    """Samples in the columns that the stage writes."""
+    """Returns samples in the columns that the stage writes."""
     rows = [row_of(f"{tar}/{key}", parts) for key, parts in batch]
     column = {name: [row[name] for row in rows] for name in row_of("", {})}
-    fits = {it.name: fit(column[it.name], it.dtype) for it in WebDataset.writes}
+    fits = {item.name: fit(column[item.name], item.dtype) for item in WebDataset.writes}
     values = {name: fitted for name, (fitted, _) in fits.items()}
     uid = uid_values(column[UID.name])
     place, _ = fit(column["place"], pa.string())
-    stated = pa.array([it is not None for it in column[UID.name]], pa.bool_())
+    stated = pa.array([item is not None for item in column[UID.name]], pa.bool_())
     masks = {
         **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:4]},
         "bad_uid": pc.and_(stated, uid.is_null()),

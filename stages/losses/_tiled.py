@@ -1,8 +1,8 @@
 """Sums over a row's logits, a tile of columns at a time: the (N, G) logits never exist whole.
 
-Backward computes each tile again. What is kept for it are the vectors, which were there before,
-and one number a row: linear in the rows, and the same for any tile and any number of processes.
-The largest thing that exists for a moment is (N, tile).
+Backward computes each tile again. It needs the vectors, which exist anyway, and one number per row:
+linear in the rows, and the same for any tile and any number of processes. The largest temporary is
+(N, tile).
 
 Source: Inf-CL (Cheng et al. 2024) tiles the log-sum-exp; SigLIP (Zhai et al. 2023), section 3.2,
 chunks its own sum. Both recompute here, as FlashAttention (Dao et al. 2022) does.
@@ -23,7 +23,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> Tensor:
-    """(N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
+    """Returns (N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
     by_row_N: Tensor = _LogSumExps.apply(row_ND, column_GD, scale, tile, False)[0]
     return by_row_N
 
@@ -31,7 +31,7 @@ def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> 
 def log_sum_exps(
     row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
-    """The same, and (G,) of each column over the rows: of one pass over the tiles."""
+    """Returns `log_sum_exp` of the rows and (G,) of the columns, in one pass over the tiles."""
     by_row_N, by_column_G = _LogSumExps.apply(row_ND, column_GD, scale, tile, True)
     return by_row_N, by_column_G
 
@@ -46,8 +46,8 @@ def sigmoid_costs(
     owner_G: Tensor,
     tile: int,
 ) -> Tensor:
-    """(N,) nats: the sum over columns of -log sigmoid(z logit), each column as often as its weight
-    says; z is 1 where `owner_G` is the row's number, else -1."""
+    """Returns (N,) nats: the sum over columns of -log sigmoid(z logit), each column times its
+    weight; z is 1 if `owner_G` is the row's number, else -1."""
     cost_N: Tensor = _SigmoidCosts.apply(
         row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile
     )
@@ -55,8 +55,8 @@ def sigmoid_costs(
 
 
 def attended(query_ND: Tensor, key_GD: Tensor, value_GE: Tensor, scale: float, tile: int) -> Tensor:
-    """(N, E) the mean of the values, weighted by each query's softmax over the keys; gradients
-    flow into the values alone."""
+    """Returns (N, E) the mean of the values, weighted by each query's softmax over the keys; only
+    the values get gradients."""
     mean_NE: Tensor = _Attended.apply(query_ND, key_GD, value_GE, scale, tile)
     return mean_NE
 
@@ -69,11 +69,11 @@ class _LogSumExps(Function):
         scaled_ND = scale * row_ND
         by_row_N = torch.full_like(row_ND[:, 0], -torch.inf)
         by_column_G = torch.empty_like(column_GD[:, 0]) if both else None
-        for here in _tiles(column_GD, tile):
-            logit_NT = scaled_ND @ column_GD[here].T
+        for part in _tiles(column_GD, tile):
+            logit_NT = scaled_ND @ column_GD[part].T
             by_row_N = torch.logaddexp(by_row_N, logit_NT.logsumexp(1))
             if by_column_G is not None:
-                by_column_G[here] = logit_NT.logsumexp(0)
+                by_column_G[part] = logit_NT.logsumexp(0)
         ctx.save_for_backward(row_ND, column_GD, scale, by_row_N, by_column_G)
         ctx.tile = tile
         return by_row_N, by_column_G
@@ -84,28 +84,28 @@ class _LogSumExps(Function):
         row_ND, column_GD, scale, by_row_N, by_column_G = ctx.saved_tensors
         scaled_ND = scale * row_ND
         to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
-        for here in _tiles(column_GD, ctx.tile):
-            logit_NT = scaled_ND @ column_GD[here].T
+        for part in _tiles(column_GD, ctx.tile):
+            logit_NT = scaled_ND @ column_GD[part].T
             share_NT = (logit_NT - by_row_N[:, None]).exp_().mul_(slope_N[:, None])
             if slope_G is not None:
-                share_NT += logit_NT.sub_(by_column_G[here]).exp_().mul_(slope_G[here])
-            to_scaled_ND.addmm_(share_NT, column_GD[here])
-            to_column_GD[here] = share_NT.T @ scaled_ND
+                share_NT += logit_NT.sub_(by_column_G[part]).exp_().mul_(slope_G[part])
+            to_scaled_ND.addmm_(share_NT, column_GD[part])
+            to_column_GD[part] = share_NT.T @ scaled_ND
         return to_scaled_ND * scale, to_column_GD, (to_scaled_ND * row_ND).sum(), None, None
 
 
 class _SigmoidCosts(Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = inputs
         scaled_ND = scale * row_ND
         cost_N = torch.zeros_like(row_ND[:, 0])
-        for here in _tiles(column_GD, tile):
-            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
-            logit_NT *= _signs(row_N, owner_G[here], logit_NT)
+        for part in _tiles(column_GD, tile):
+            logit_NT = (scaled_ND @ column_GD[part].T).add_(bias)
+            logit_NT *= _signs(row_N, owner_G[part], logit_NT)
             cost_NT = logsigmoid(logit_NT)
-            cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[here]
-        ctx.save_for_backward(*given[:-1])
+            cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[part]
+        ctx.save_for_backward(*inputs[:-1])
         ctx.tile = tile
         return cost_N
 
@@ -116,15 +116,15 @@ class _SigmoidCosts(Function):
         scaled_ND = scale * row_ND
         to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
         to_bias = torch.zeros_like(bias)
-        for here in _tiles(column_GD, ctx.tile):
-            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
-            sign_NT = _signs(row_N, owner_G[here], logit_NT)
+        for part in _tiles(column_GD, ctx.tile):
+            logit_NT = (scaled_ND @ column_GD[part].T).add_(bias)
+            sign_NT = _signs(row_N, owner_G[part], logit_NT)
             share_NT = logit_NT.mul_(sign_NT).neg_().sigmoid_().mul_(sign_NT)
             share_NT.mul_(-slope_N[:, None])
             if weight_G is not None:
-                share_NT.mul_(weight_G[here])
-            to_scaled_ND.addmm_(share_NT, column_GD[here])
-            to_column_GD[here] = share_NT.T @ scaled_ND
+                share_NT.mul_(weight_G[part])
+            to_scaled_ND.addmm_(share_NT, column_GD[part])
+            to_column_GD[part] = share_NT.T @ scaled_ND
             to_bias += share_NT.sum()
         to_scale = (to_scaled_ND * row_ND).sum()
         return to_scaled_ND * scale, to_column_GD, None, to_scale, to_bias, None, None, None
@@ -132,15 +132,15 @@ class _SigmoidCosts(Function):
 
 class _Attended(Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        query_ND, key_GD, value_GE, scale, tile = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query_ND, key_GD, value_GE, scale, tile = inputs
         scaled_ND = scale * query_ND
         sum_N = torch.full_like(query_ND[:, 0], -torch.inf)
-        for here in _tiles(key_GD, tile):
-            sum_N = torch.logaddexp(sum_N, (scaled_ND @ key_GD[here].T).logsumexp(1))
+        for part in _tiles(key_GD, tile):
+            sum_N = torch.logaddexp(sum_N, (scaled_ND @ key_GD[part].T).logsumexp(1))
         mean_NE = value_GE.new_zeros(len(query_ND), value_GE.shape[1])
-        for here in _tiles(key_GD, tile):
-            mean_NE.addmm_(_shares(scaled_ND, key_GD[here], sum_N), value_GE[here])
+        for part in _tiles(key_GD, tile):
+            mean_NE.addmm_(_shares(scaled_ND, key_GD[part], sum_N), value_GE[part])
         ctx.save_for_backward(query_ND, key_GD, sum_N)
         ctx.scale, ctx.tile = scale, tile
         return mean_NE
@@ -151,13 +151,13 @@ class _Attended(Function):
         query_ND, key_GD, sum_N = ctx.saved_tensors
         scaled_ND = ctx.scale * query_ND
         to_value_GE = slope_NE.new_empty(len(key_GD), slope_NE.shape[1])
-        for here in _tiles(key_GD, ctx.tile):
-            to_value_GE[here] = _shares(scaled_ND, key_GD[here], sum_N).T @ slope_NE
+        for part in _tiles(key_GD, ctx.tile):
+            to_value_GE[part] = _shares(scaled_ND, key_GD[part], sum_N).T @ slope_NE
         return None, None, to_value_GE, None, None
 
 
 def _shares(scaled_ND: Tensor, column_TD: Tensor, sum_N: Tensor) -> Tensor:
-    """(N, T) of the row's softmax, whose log of the sum is known."""
+    """Returns (N, T) of the row's softmax, from the log of its sum."""
     return (scaled_ND @ column_TD.T).sub_(sum_N[:, None]).exp_()
 
 
@@ -166,5 +166,5 @@ def _tiles(column_GD: Tensor, tile: int) -> Iterator[slice]:
 
 
 def _signs(row_N: Tensor, owner_T: Tensor, like: Tensor) -> Tensor:
-    """(N, T): 1 where a column is the row's own, else -1."""
+    """Returns (N, T): 1 if a column is the row's own, else -1."""
     return (row_N[:, None] == owner_T).to(like.dtype).mul_(2).sub_(1)

@@ -12,9 +12,9 @@ TEXTS = "one"
 
 
 def loss(batch: Embedded) -> Tensor:
-    """(N,) nats: mean of the two cross-entropies of finding a pair's other half in the batch.
+    """Returns (N,) nats: the mean of the two cross-entropies of finding a pair's other half.
 
-    ln G where all embeddings are equal, 0 where each pair is infinitely nearer than the rest.
+    ln G if all embeddings are equal, 0 if each pair is infinitely nearer than the rest.
 
     Source: CLIP (Radford et al. 2021), figure 3; rows are unit vectors, scale is at most 100.
     Error: by tiles within 2e-5 of the plain form in float32 at scale 100, 1e-12 in float64.

@@ -1,4 +1,4 @@
-"""CLIP's loss, and beside it the similarities that teachers saw, from their stored vectors."""
+"""CLIP's loss, and distillation of teachers' similarities from their stored vectors."""
 
 from collections.abc import Sequence
 
@@ -22,16 +22,16 @@ Teacher = tuple[Tensor, Tensor, float]  # (N, E) rows, (G, E) of the other side,
 def loss(
     batch: Embedded,
     *,
-    images: Sequence[str] = ("image_embedding",),  # columns of the export, one a teacher
+    images: Sequence[str] = ("image_embedding",),  # columns of the export, one per teacher
     texts: Sequence[str] = ("text_embedding",),
-    scales: Sequence[float] = (100.0,),  # one a teacher, or one for all
+    scales: Sequence[float] = (100.0,),  # one per teacher, or one for all
     w_clip: float = 0.0,
     w_distill: float = 1.0,
 ) -> Tensor:
-    """(N,) nats: w_clip of CLIP's loss and w_distill of the cross-entropy to the teachers.
+    """Returns (N,) nats: w_clip of CLIP's loss and w_distill of the cross-entropy to the teachers.
 
-    The target of a row is the mean over teachers of its softmax over the batch, taken of each
-    teacher's vectors by themselves. At its least the second part is the targets' entropy, not 0.
+    The target of a row is the mean over teachers of its softmax over the batch, from each teacher's
+    own vectors. The least value of the second part is the targets' entropy, not 0.
 
     Source: MobileCLIP (Vasu et al. 2023), section 3.2: (0, 1) for DataCompDR-12M, (.25, .75) for
     its B on 1B; teacher scale 100. TinyCLIP's affinity mimicking (Wu et al. 2023) is (0, 1).
@@ -66,7 +66,7 @@ def _teacher(batch: Embedded, rows: str, columns: str, scale: float) -> Teacher:
 def _mimicked(
     batch: Embedded, row_ND: Tensor, column_GD: Tensor, teachers: Sequence[Teacher]
 ) -> Tensor:
-    """(N,) nats: the cross-entropy of the student's softmax to the mean of the teachers'."""
+    """Returns (N,) nats: the cross-entropy of the student's softmax to the teachers' mean."""
     if batch.tile is None:
         shares = [(s * a_NE @ b_GE.T).softmax(1) for a_NE, b_GE, s in teachers]
         logit_NG = batch.scale * row_ND @ column_GD.T

@@ -14,11 +14,11 @@ TEXTS = "all"
 
 
 def loss(batch: Embedded) -> Tensor:
-    """(N,) nats: the mean over an image's texts of CLIP's loss with each.
+    """Returns (N,) nats: the mean over an image's texts of CLIP's loss with each.
 
-    The k-th text of an image is found among the k-th texts of all images that have one, and finds
-    its image among all. CLIP's loss where each image has one text; ln G where all embeddings are
-    equal and all images have as many texts.
+    The k-th text of an image is found among the k-th texts of all images that have one, and its
+    image among all images. Equal to CLIP's loss if each image has one text; ln G if all embeddings
+    are equal and all images have the same number of texts.
 
     Source: DreamLIP (Zheng et al. 2024), its multi-positive loss; every image has K texts there.
     Error: without DreamLIP's grouping loss, which needs the patches of an image.
@@ -27,18 +27,18 @@ def loss(batch: Embedded) -> Tensor:
     first_G = texts_G.cumsum(0) - texts_G
     place_H = torch.arange(len(batch.text_HD), device=texts_G.device) - first_G[batch.image_of_H]
     texts_N, sum_N = texts_G[batch.row_N], torch.zeros_like(batch.image_ND[:, 0])
-    for k in range(int(texts_G.max())):  # places, few; rows are taken at once
+    for k in range(int(texts_G.max())):  # few places; all rows at once
         (here_K,) = torch.nonzero(texts_N > k, as_tuple=True)
         own_K = ((texts_G > k).cumsum(0) - 1)[batch.row_N[here_K]]
-        cost_K = _found(batch, batch.image_ND[here_K], batch.text_HD[place_H == k], own_K)
+        cost_K = _cross_entropies(batch, batch.image_ND[here_K], batch.text_HD[place_H == k], own_K)
         sum_N = sum_N.index_add(0, here_K, cost_K)
-    by_text_M = _found(batch, batch.text_MD, batch.image_GD, batch.image_of_M)
+    by_text_M = _cross_entropies(batch, batch.text_MD, batch.image_GD, batch.image_of_M)
     row_of_M = torch.searchsorted(batch.row_N, batch.image_of_M)
     return sum_N.index_add(0, row_of_M, by_text_M) / (2 * texts_N)
 
 
-def _found(batch: Embedded, row_KD: Tensor, column_LD: Tensor, own_K: Tensor) -> Tensor:
-    """(K,) nats: the cross-entropy of finding each row's own column among all."""
+def _cross_entropies(batch: Embedded, row_KD: Tensor, column_LD: Tensor, own_K: Tensor) -> Tensor:
+    """Returns (K,) nats: the cross-entropy of finding each row's own column among all."""
     if batch.tile is None:
         logit_KL = batch.scale * row_KD @ column_LD.T
         return cross_entropy(logit_KL, own_K, reduction="none")

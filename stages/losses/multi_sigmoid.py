@@ -11,9 +11,9 @@ BIAS = -10.0
 
 
 def loss(batch: Embedded) -> Tensor:
-    """(N,) nats: SigLIP's sum over all texts of the batch, those of one image weighing 1 together.
+    """Returns (N,) nats: SigLIP's sum over all texts of the batch, each image's texts weighing 1.
 
-    SigLIP's where each image has one text; G ln 2 where all logits are 0, whatever their number.
+    SigLIP's if each image has one text; G ln 2 if all logits are 0, for any number of texts.
 
     Source: FLAME (Cao et al. 2024), its multi-positive sigmoid loss, 1 / (m N) over m texts an
     image. Where images differ in their number of texts, each text has the share of its own image.

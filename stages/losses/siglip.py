@@ -1,4 +1,4 @@
-"""SigLIP's loss: of every image and text of the batch, whether they are a pair."""
+"""SigLIP's loss: for every image and text of the batch, whether they are a pair."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,9 @@ BIAS = -10.0
 
 
 def loss(batch: Embedded) -> Tensor:
-    """(N,) nats: the sum over all texts of -log sigmoid(z logit), z = 1 for the own one, else -1.
+    """Returns (N,) nats: the sum over texts of -log sigmoid(z logit), z = 1 for its own, else -1.
 
-    At the first step, where unlike vectors are orthogonal and pairs too, softplus(10) + (H - 1)
-    softplus(-10).
+    softplus(10) + (H - 1) softplus(-10) at the first step, if all vectors are orthogonal.
 
     Source: SigLIP (Zhai et al. 2023), algorithm 1; scale from 10 and bias from -10.
     Error: by tiles within 2e-5 of the plain form in float32, 1e-12 in float64.
@@ -27,7 +26,7 @@ def loss(batch: Embedded) -> Tensor:
 
 
 def costs(batch: Embedded, weight_H: Tensor | None = None) -> Tensor:
-    """(N,) nats of each image with all texts, each text as often as its weight says, or once."""
+    """Returns (N,) nats of each image with all texts, each text times its weight, by default 1."""
     bias = torch.zeros_like(batch.scale) if batch.bias is None else batch.bias
     image_ND, text_HD, row_N = batch.image_ND, batch.text_HD, batch.row_N
     if batch.tile is not None:

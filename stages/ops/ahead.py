@@ -1,4 +1,4 @@
-"""Batches side by side, for stages whose rows wait for a network."""
+"""Runs batches side by side, for stages whose rows wait for a network."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,11 +12,11 @@ async def ahead(
     start: Callable[[pa.Table], Coroutine[Any, Any, pa.Table]],
     rows_ahead: int,
 ) -> AsyncIterator[pa.Table]:
-    """What `start` makes of each batch, in the order of the batches.
+    """Yields what `start` makes of each batch, in the order of the batches.
 
-    Several are under way at once: while their rows are `rows_ahead` at most, and one always. A
-    batch counts until its result is taken; one more has been read and waits. An error is raised in
-    its batch's turn, after the results before it, and all that is under way is cancelled.
+    Several run at once: at most `rows_ahead` rows, and always one batch. A batch counts until its
+    result is taken; one more has been read and waits. An error is raised in its batch's turn, after
+    the results before it, and all other batches are cancelled.
     """
     begun: asyncio.Queue[tuple[int, asyncio.Task[pa.Table]] | None] = asyncio.Queue()
     tasks: set[asyncio.Task[Any]] = set()

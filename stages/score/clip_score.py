@@ -1,4 +1,4 @@
-"""How well a caption fits its image, from embeddings already on disk."""
+"""Scores how well a caption fits its image, from stored embeddings."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,7 +25,7 @@ CLIP_SCORE = Column(
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScore(RowStage):
-    """Cosine similarity of image and caption embedding, in [-1, 1]; null where undefined.
+    """Cosine similarity of image and caption embedding, in [-1, 1]; null if undefined.
 
     Source: CLIPScore (Hessel et al. 2021), section 3, without its 2.5 * max(., 0).
     Error: max 4e-7 against float64 over 10^6 pairs at angles 0 to pi, D = 512, float32.
@@ -46,17 +46,17 @@ class ClipScore(RowStage):
 
 
 def clip_score(batch: pa.Table) -> pa.Table:
-    """Score of every row, and a reason wherever there is none."""
+    """Returns the score of every row, or a reason."""
     image, text = batch[IMAGE_EMBEDDING.name], batch[TEXT_EMBEDDING.name]
     cosine_N = row_cosine(as_matrix(image), as_matrix(text))
     score = pa.chunked_array([pa.array(cosine_N, mask=np.isnan(cosine_N))])
-    undefined = [it.is_null().combine_chunks() for it in (image, text, score)]
+    undefined = [column.is_null().combine_chunks() for column in (image, text, score)]
     reason = pc.case_when(pc.make_struct(*undefined), *ClipScore.reasons)  # the first that is true
     return pa.table({CLIP_SCORE.name: score, REASON.name: reason.cast(REASON_TYPE)})
 
 
 def row_cosine(a_ND: NDArray[np.floating], b_ND: NDArray[np.floating]) -> NDArray[np.floating]:
-    """(N,) cosine of each row of a with the same row of b; NaN where either is zero or NaN."""
+    """Returns (N,) the cosine of each row of a and b; NaN if either is zero or NaN."""
     norm_N = np.sqrt(np.vecdot(a_ND, a_ND)) * np.sqrt(np.vecdot(b_ND, b_ND))
     with np.errstate(invalid="ignore"):  # 0 / 0 is our NaN, not a mistake
         cosine_N = np.vecdot(a_ND, b_ND) / norm_N

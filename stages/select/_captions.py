@@ -1,4 +1,4 @@
-"""The texts of a row, which rule each breaks first, and which of those that pass a mix keeps."""
+"""Finds the first rule that each text of a row breaks, and the passing texts that a mix keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from clipmill.stages.select import _sql as sql
 
 # Shapes: T texts of a shard; N rows, T texts of all of them.
 
-WORDS = "words"  # what `where` calls the pieces between white space of a text
+WORDS = "words"  # name in `where` of a text's number of words, split at white space
 GBC = MappingProxyType(  # DFN5B-H-378's cosines
     {
         **{"original": 0.2497, "short": 0.2311, "long": 0.1917, "detailed": 0.1917},
@@ -38,13 +38,13 @@ class Broken:
         self.reason_T = np.full(texts, None, object)
 
     def add(self, breaks_T: Bools, rule: str) -> None:
-        """A rule, which those that broke one before have no need of."""
+        """Adds a rule; texts that broke an earlier one keep their reason."""
         self.reason_T[breaks_T & self.passes_T] = rule
         self.passes_T = self.passes_T & ~breaks_T
 
 
 class Texts:
-    """The texts of a shard one after the other, and values beside them."""
+    """The texts of a shard in one flat array, and values beside them."""
 
     def __init__(self, shard: pa.Table, captions: tuple[str, ...]) -> None:
         if captions:
@@ -62,7 +62,7 @@ class Texts:
         self.original_T = is_own & self.part["text"].is_valid().to_numpy(False)
 
     def beside(self, name: str) -> pa.Array:
-        """(T,) values of a list as long as the texts; null where a row has no such list."""
+        """Returns (T,) a column's list values beside the texts; null where a row has no list."""
         lists = self.shard[name].combine_chunks()
         count_N = pc.list_value_length(lists).fill_null(0).to_numpy()
         has_N = lists.is_valid().to_numpy(zero_copy_only=False)
@@ -76,8 +76,8 @@ class Texts:
         place_T = np.arange(len(self.row_T)) - np.repeat(
             np.cumsum(self.count_N) - self.count_N, self.count_N
         )
-        at_T = pa.array(start_N[self.row_T] + place_T, mask=~has_N[self.row_T])
-        return pc.list_flatten(lists).take(at_T)
+        index_T = pa.array(start_N[self.row_T] + place_T, mask=~has_N[self.row_T])
+        return pc.list_flatten(lists).take(index_T)
 
     @property
     def scores(self) -> pa.Array:
@@ -95,13 +95,13 @@ def broken_rules(
     cuts: Mapping[str, float] | Literal["gbc"] | None,
     most_images: int | None,
 ) -> Broken:
-    """The first rule that each text breaks."""
+    """Returns the first rule that each text breaks."""
     broken, made_T = Broken(len(texts.row_T)), ~texts.original_T
     broken.add(texts.part["text"].is_null().to_numpy(False), "undefined:text")
-    there = {name: CUTS[name] for name in checked if name in texts.shard.column_names}
-    if there:
-        failed = first_failed({name: texts.beside(name) for name in there}, there)
-        for name in there:
+    present = {name: CUTS[name] for name in checked if name in texts.shard.column_names}
+    if present:
+        failed = first_failed({name: texts.beside(name) for name in present}, present)
+        for name in present:
             broken.add(made_T & pc.equal(failed, name).fill_null(False).to_numpy(False), name)
     if conjuncts:
         ask(conjuncts, lists, texts, broken)
@@ -116,11 +116,11 @@ def broken_rules(
 def ask(
     conjuncts: Sequence[sql.Conjunct], lists: Sequence[str], texts: Texts, broken: Broken
 ) -> None:
-    """The conditions of `where`: false, or null for want of a value."""
+    """Applies the conditions of `where`: a text breaks a false one, or one that lacks a value."""
     words = pl.Series(texts.part["text"]).str.count_matches(r"\S+")
-    held = {**texts.part, WORDS: words.to_arrow()}
-    held |= {name: texts.beside(name) for name in lists}
-    frame = sql.as_frame(pa.table(held))
+    columns = {**texts.part, WORDS: words.to_arrow()}
+    columns |= {name: texts.beside(name) for name in lists}
+    frame = sql.as_frame(pa.table(columns))
     for rule in conjuncts:
         truth = sql.truth(rule, frame)
         broken.add((~truth).fill_null(False).to_numpy(), rule.text)
@@ -131,16 +131,16 @@ def ask(
 
 
 def compare(cuts: Mapping[str, float], texts: Texts, broken: Broken) -> None:
-    """The score of each text with the cut of its source, else with that of its label."""
+    """Compares each text's score with the cut of its source, else with that of its label."""
     score_T = texts.scores.to_numpy(False).astype(np.float32)
     has_cut_T = np.zeros(len(score_T), bool)
     for part in ("source", "label"):
         for name, least in cuts.items():
-            is_its_T = pc.equal(texts.part[part], name).fill_null(False).to_numpy(False)
-            is_its_T &= ~has_cut_T
-            broken.add(is_its_T & np.isnan(score_T), f"undefined:{TEXT_CLIP_SCORE.name}")
-            broken.add(is_its_T & (score_T < np.float32(least)), f"cut:{name}")
-            has_cut_T |= is_its_T
+            has_name_T = pc.equal(texts.part[part], name).fill_null(False).to_numpy(False)
+            has_name_T &= ~has_cut_T
+            broken.add(has_name_T & np.isnan(score_T), f"undefined:{TEXT_CLIP_SCORE.name}")
+            broken.add(has_name_T & (score_T < np.float32(least)), f"cut:{name}")
+            has_cut_T |= has_name_T
 
 
 Mix = Literal["blip2", "short-synthetic", "veclip", "laclip", "metaclip-1.2"]
@@ -149,7 +149,7 @@ SHARES = MappingProxyType({"blip2": 0.3, "short-synthetic": 0.45, "metaclip-1.2"
 
 @dataclass(frozen=True, kw_only=True)
 class Flat:
-    """The texts of N rows one after the other."""
+    """The texts of N rows in flat arrays."""
 
     row_T: NDArray[np.int64]
     original_T: Bools
@@ -159,27 +159,27 @@ class Flat:
     rows: int
 
     def first(self, mask_T: Bools) -> NDArray[np.int64]:
-        """(N,) the first of each row's texts in the mask; -1 where there is none."""
-        at_N = np.full(self.rows, -1)
-        at = np.flatnonzero(mask_T)[::-1]
-        at_N[self.row_T[at]] = at  # of several, what is written last stays: the first text
-        return at_N
+        """Returns (N,) the index of each row's first text in the mask; -1 if there is none."""
+        first_N = np.full(self.rows, -1)
+        index = np.flatnonzero(mask_T)[::-1]
+        first_N[self.row_T[index]] = index  # the last write wins: the first text
+        return first_N
 
     def best(self, mask_T: Bools) -> NDArray[np.int64]:
-        """(N,) that with the highest score; of equal ones, and without a score, the first."""
-        at = np.flatnonzero(mask_T)
-        score = np.where(np.isnan(self.score_T[at]), -np.inf, self.score_T[at])
-        at = at[np.argsort(-score, kind="stable")]
-        at_N = np.full(self.rows, -1)
-        at_N[self.row_T[at[::-1]]] = at[::-1]
-        return at_N
+        """Returns (N,) the index of a row's best-scored text, the first of equals; or -1."""
+        index = np.flatnonzero(mask_T)
+        score = np.where(np.isnan(self.score_T[index]), -np.inf, self.score_T[index])
+        index = index[np.argsort(-score, kind="stable")]
+        best_N = np.full(self.rows, -1)
+        best_N[self.row_T[index[::-1]]] = index[::-1]
+        return best_N
 
 
 def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) -> Bools:
-    """(T,) which texts a mix keeps of those that pass.
+    """Returns (T,) whether a mix keeps each text, among those that pass.
 
-    `takes_made_N` says which rows take a text that was made, one of at least the score `least`; the
-    others take their own, or a made one where their own does not pass.
+    `takes_made_N` marks rows that take a made text with a score of at least `least`; other rows
+    take their own, or a made one if their own does not pass.
     """
     if mix in (None, "laclip"):
         return flat.passes_T
@@ -190,7 +190,7 @@ def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) 
         chosen = np.concatenate([own_N, made_N])
     else:
         if least > -np.inf:
-            score_N = np.append(flat.score_T, np.float32(np.nan))[made_N]  # -1: of no text
+            score_N = np.append(flat.score_T, np.float32(np.nan))[made_N]  # -1: NaN, no text
             made_N = np.where(score_N >= np.float32(least), made_N, -1)
         chosen = np.where(takes_made_N, made_N, np.where(own_N >= 0, own_N, made_N))
     kept_T[chosen[chosen >= 0]] = True
@@ -199,13 +199,13 @@ def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The least and the greatest value that passes."""
+    """The least and the greatest value that pass."""
 
     least: float = -inf
     most: float = inf
 
 
-# By the value's column; verdicts count 0 and 1. In this order: what fails first is the reason.
+# By value column; verdicts count as 0 and 1. The first failed cut, in this order, is the reason.
 CUTS: Mapping[str, Cut] = MappingProxyType(
     {
         "text_words": Cut(least=1),
@@ -224,15 +224,15 @@ CUTS: Mapping[str, Cut] = MappingProxyType(
 
 
 def first_failed(values: Mapping[str, pa.Array], cuts: Mapping[str, Cut]) -> pa.Array:
-    """The column of the first cut that each text fails; null where it passes all.
+    """Returns the column of the first cut that each text fails; null if it passes all.
 
-    `values` are flat, an item for each text; a cut whose column is not there is passed over.
+    `values` are flat, one per text; a cut whose column is missing is skipped.
     """
     named = [name for name in cuts if name in values]
     failed = []
     for name in named:
         value = values[name]
-        if value.type != pa.float32():  # whose 0.1 is at a cut of 0.1, and not above it
+        if value.type != pa.float32():  # a float32 0.1 is at a cut of 0.1, not above it
             value = value.cast(pa.float64())
         value_N = value.to_numpy(zero_copy_only=False)  # a null is NaN, which fails nothing
         failed.append(pa.array((value_N < cuts[name].least) | (value_N > cuts[name].most)))

@@ -1,4 +1,4 @@
-"""Rows by their cluster: which are ranked, how many are wanted, and the first so many of a rank."""
+"""Shared parts of selects by cluster: their base class, the ranked rows, and sizes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from clipmill.stages.select._least import least_of_parts
 
 CLUSTER_RANK = Column("cluster_rank", pa.int32(), "1 up", "Its place in the order of its cluster.")
 CLUSTER_QUOTA = Column("cluster_quota", pa.int32(), "rows, 0 up", "How many its cluster keeps.")
-Balance = Annotated[float, Meta(ge=0, le=1)]  # of an even share
+Balance = Annotated[float, Meta(ge=0, le=1)]  # a fraction of an even share
 UNDEFINED = tuple(f"undefined:{c.name}" for c in (CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
 REASONS = (DROPPED, NO_IMAGE, *UNDEFINED, PRUNED)
@@ -43,10 +43,10 @@ UNIT = 2.0**44  # probabilities are multiples of 1 / UNIT: their sums are exact
 
 @dataclass(frozen=True, kw_only=True)
 class SizedSelect(DatasetStage):
-    """A select of so many rows, by a rank whose least values stay at any size."""
+    """A select of a given number of rows, by a rank whose least values stay at any size."""
 
-    rows: OneUp | None = None  # how many rows to keep
-    fraction: Share | None = None  # or: which share of those that are ranked
+    rows: OneUp | None = None  # number of rows to keep
+    fraction: Share | None = None  # or: share of the ranked rows to keep
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     determinism = "exact"
@@ -63,7 +63,7 @@ class SizedSelect(DatasetStage):
         return Resources(memory_gb=self.memory_gb)
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """`rows` or `fraction`, which the stored ranks answer."""
+        """Returns `rows` or `fraction`; the stored ranks answer for any value."""
         name, value = ("fraction", self.fraction) if self.rows is None else ("rows", self.rows)
         return (
             Threshold(
@@ -80,7 +80,7 @@ class SizedSelect(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The rows of the least ranks, as many as each value says; ValueError if it cannot be."""
+        """Yields the rows of least rank at each size; ValueError for a size out of range."""
         rank = made[threshold.column]
         ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
         order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
@@ -93,7 +93,7 @@ class SizedSelect(DatasetStage):
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The same, of rows that are not all at hand."""
+        """Returns a function that yields a part's verdicts at each size, counted over all parts."""
         sizes = [partial(size_of, threshold.name, value) for value in values]
         kept = least_of_parts(threshold.column, sizes, parts)
 
@@ -104,7 +104,7 @@ class SizedSelect(DatasetStage):
         return verdicts
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """Rank in its cluster, rows of it that stay, and from what size it does, if ranked."""
+        """Returns a row's rank in its cluster, the cluster's quota, and the size it stays from."""
         if reason not in ("", PRUNED):
             return ""
         return (
@@ -114,7 +114,7 @@ class SizedSelect(DatasetStage):
 
 
 def population(shard: pa.Table) -> pa.Table:
-    """Who the rows are, cluster and cosine; null with a reason where a row is not ranked."""
+    """Returns identity, cluster and cosine; null, with a reason, for rows that are not ranked."""
     cosine = shard[CENTROID_COSINE.name].combine_chunks()
     masks = {
         **left_out(shard),
@@ -123,7 +123,7 @@ def population(shard: pa.Table) -> pa.Table:
     }
     reason = first_of(masks)
     cluster = pc.if_else(reason.is_null(), shard[CLUSTER_ID.name], None)
-    # Rows that are not ranked go everywhere, each by its place: they would fill one partition.
+    # Rows that are not ranked are spread by position: together they would fill one partition.
     elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
     columns = {name: shard[name] for name in IDENTITY}
     columns["key"] = pc.coalesce(cluster.cast(pa.int64()), elsewhere)
@@ -133,7 +133,7 @@ def population(shard: pa.Table) -> pa.Table:
 
 
 def sizes(partition: pa.Table) -> State:
-    """By cluster, its number of rows and the sum of their distances, 1 - cosine, in fixed point."""
+    """Counts the rows of each cluster and sums their distances, 1 - cosine, in fixed point."""
     ranked = partition.filter(partition[CLUSTER_ID.name].is_valid())
     cluster_K, index_N = np.unique(ranked[CLUSTER_ID.name].to_numpy(), return_inverse=True)
     apart_N = np.rint((1 - ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)) * FIXED)
@@ -142,8 +142,8 @@ def sizes(partition: pa.Table) -> State:
     return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
 
 
-def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:
-    """How many rows to keep; StageError where more are wanted than there are."""
+def rows_to_keep(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:
+    """Returns the number of rows to keep; StageError if there are fewer."""
     if rows is not None and rows > ranked:
         raise StageError(
             found=f"{rows:,} rows wanted, and {ranked:,} are ranked",
@@ -154,7 +154,7 @@ def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) ->
 
 
 def size_of(name: str, value: Decimal, ranked: int) -> int:
-    """The rows that a value of `rows` or `fraction` means; ValueError where it cannot be."""
+    """Returns the rows that a value of `rows` or `fraction` means; ValueError if out of range."""
     if name == "fraction":
         if not 0 < value <= 1:
             raise ValueError(f"fraction is {value}; it lies above 0, up to 1")

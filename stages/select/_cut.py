@@ -1,9 +1,9 @@
-"""The n-th largest of a column that no machine holds whole: exact, by radix over histograms.
+"""Finds the n-th largest of a column too large for one machine: exact, by radix over histograms.
 
-A rank is a number in 16-bit digits, most significant first: the row's value, then what breaks
-ties (the smaller uid ranks higher, then the earlier place in the pool). One survey of the rows
-gives one digit of the n-th largest rank, from counts that add up in any order. Ranks that begin
-with the digits found are soon so few that they are sorted.
+A rank is a number in 16-bit digits, most significant first: the row's value, then the tie-breakers
+(the smaller uid ranks higher, then the earlier place in the pool). One pass over the rows gives one
+digit of the n-th largest rank, from counts that add up in any order. Once few ranks begin with the
+digits known so far, they are sorted.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,53 +22,53 @@ BINS = 1 << 16
 Cut = tuple[int, ...]  # the first digits of a rank; rows at or above it stay
 EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
-TOGETHER = 64  # searches, of which each holds 2 MB of ranks at most
-# Each look is what is counted of some rows, and how two counts add up; it is sent that of all rows.
-Look = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
-Search = Generator[Look, State, Cut]
+TOGETHER = 64  # searches at a time; each holds 2 MB of ranks at most
+# A search yields a count over some rows and a sum of two counts; it is sent the sum over all rows.
+Pass = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
+Search = Generator[Pass, State, Cut]
 
 
-def found(search: Search, rows: Shards, ctx: Context) -> Cut:
-    """The cut that a search ends with, whose looks are calls to the workers."""
-    look, add = next(search)
+def solve(search: Search, rows: Shards, ctx: Context) -> Cut:
+    """Runs a search, each pass a reduce over the workers; returns its cut."""
+    count, add = next(search)
     while True:
         try:
-            look, add = search.send(ctx.reduce(look, rows, add))
+            count, add = search.send(ctx.reduce(count, rows, add))
         except StopIteration as end:
             return cast(Cut, end.value)
 
 
-def found_together(
+def solve_together(
     searches: Sequence[Search], parts: Callable[[], Iterator[Sequence[pa.Table]]]
 ) -> list[Cut]:
-    """The cuts that several searches end with, each over a table of every part; a part is read once
-    for a look of `TOGETHER`."""
+    """Runs several searches, each over its own table of every part; returns their cuts. A pass over
+    the parts serves `TOGETHER` searches."""
     cuts = [EVERYTHING] * len(searches)
     for start in range(0, len(searches), TOGETHER):
         numbers = range(start, min(start + TOGETHER, len(searches)))
-        looks = {number: next(searches[number]) for number in numbers}
-        while looks:
-            seen: dict[int, State] = {}
+        passes = {number: next(searches[number]) for number in numbers}
+        while passes:
+            totals: dict[int, State] = {}
             for tables in parts():
-                for number, (look, add) in looks.items():
-                    here = look(tables[number])
-                    seen[number] = add(seen[number], here) if number in seen else here
-            for number in [*looks]:
+                for number, (count, add) in passes.items():
+                    counts = count(tables[number])
+                    totals[number] = add(totals[number], counts) if number in totals else counts
+            for number in [*passes]:
                 try:
-                    looks[number] = searches[number].send(seen[number])
+                    passes[number] = searches[number].send(totals[number])
                 except StopIteration as end:
                     cuts[number] = end.value
-                    del looks[number]
+                    del passes[number]
     return cuts
 
 
 def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:
-    """(N, 1, 2 or 4) digits that order as the values do; 0 for a null, which nothing may count."""
+    """Returns (N, 1, 2 or 4) digits that order as the values do; 0 for nulls, to be left out."""
     return as_digits(value_key(value)[:, None])
 
 
 def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
-    """(N,) whole numbers that order as the values do; a null is as 0."""
+    """Returns (N,) whole numbers that order as the values do; a null counts as 0."""
     number_N = value.fill_null(0).to_numpy()
     if number_N.dtype.itemsize == 1:
         number_N = number_N.astype(np.int16)
@@ -84,7 +84,7 @@ def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
 
 
 def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.int64]:
-    """(N,) the rows by falling rank; only those whose value another has are sorted by all of it."""
+    """Returns (N,) row indices by falling rank; only tied values are compared by uid and place."""
     order = rising(key_N)[::-1]
     is_new = np.concatenate([[True], np.diff(key_N[order]) != 0, [True]])[: len(order) + 1]
     tied = np.flatnonzero(~(is_new[1:] & is_new[:-1]))
@@ -95,7 +95,7 @@ def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.in
 
 
 def rising(key_N: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """(N,) the rows by rising key. Keys of 32 bits are sorted with their row beside them."""
+    """Returns (N,) row indices by rising key. 32-bit keys are sorted with their row beside them."""
     if key_N.itemsize > 4:
         return np.argsort(key_N)
     key_and_row_N = np.left_shift(key_N, np.uint64(32), dtype=np.uint64)
@@ -106,24 +106,24 @@ def rising(key_N: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
 
 
 def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:
-    """(N, 12) digits of uid, shard and position, the least of them ranking highest."""
+    """Returns (N, 12) digits of uid, shard and position; the least of them rank highest."""
     place_N2 = np.stack([rows["shard"].to_numpy(), rows["position"].to_numpy()], axis=1)
     return ~np.hstack([as_digits(halves(rows["uid"])), as_digits(place_N2.astype(np.uint32))])
 
 
 def as_digits(number_ND: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:
-    """The numbers as 16-bit digits, most significant first."""
+    """Returns the numbers as 16-bit digits, most significant first."""
     big_endian = np.ascontiguousarray(number_ND, number_ND.dtype.newbyteorder(">"))
     return big_endian.view(">u2").astype(np.uint16)
 
 
 def next_digit(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.int64]:
-    """(BINS,) how many of the ranks that begin with `cut` go on with each digit."""
+    """Returns (BINS,) counts of the next digit among the ranks that begin with `cut`."""
     return np.bincount(rank_ND[level_with(rank_ND, cut), len(cut)], minlength=BINS)
 
 
 def level_with(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
-    """(N,) whether each rank begins with the cut's digits."""
+    """Returns (N,) whether each rank begins with the cut's digits."""
     level_N = np.ones(len(rank_ND), bool)
     for place, digit in enumerate(cut):
         level_N &= rank_ND[:, place] == digit
@@ -131,7 +131,7 @@ def level_with(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
 
 
 def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
-    """(N,) whether each rank reaches the cut."""
+    """Returns (N,) whether each rank reaches the cut."""
     above_N, level_N = np.zeros(len(rank_ND), bool), np.ones(len(rank_ND), bool)
     for place, digit in enumerate(cut):
         above_N |= level_N & (rank_ND[:, place] > digit)
@@ -140,7 +140,7 @@ def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
 
 
 def reaching(value_ND: NDArray[np.uint16], rows: pa.Table, cut: Cut) -> NDArray[np.bool_]:
-    """(N,) whether each row's rank reaches the cut; only those level with it by value are tied."""
+    """Returns (N,) whether each row's rank reaches the cut; tie-breakers are read if needed."""
     by_value, by_tie = cut[: value_ND.shape[1]], cut[value_ND.shape[1] :]
     reaching_N = at_or_above(value_ND, by_value)
     if by_tie:
@@ -151,12 +151,12 @@ def reaching(value_ND: NDArray[np.uint16], rows: pa.Table, cut: Cut) -> NDArray[
 
 
 def nth_largest(rank_ND: NDArray, nth: int) -> Cut:
-    """The n-th largest of the ranks, from 1."""
+    """Returns the n-th largest of the ranks, n from 1."""
     return tuple(rank_ND[np.lexsort(rank_ND.T[::-1])[-nth]].tolist())
 
 
 def extend(cut: Cut, nth: int, rows_by_digit: NDArray) -> tuple[Cut, int]:
-    """The cut one digit longer, and which of the rows that begin with it is the n-th, from 1."""
+    """Returns the cut one digit longer, and n counted among the rows that begin with it, from 1."""
     down_to = np.cumsum(rows_by_digit[::-1], dtype=np.int64)
     step = int(np.searchsorted(down_to, nth))
     digit = BINS - 1 - step

@@ -1,7 +1,8 @@
-"""Rows that draw by each of their concepts, one success being enough: MetaCLIP's balancing.
+"""Draws rows by each of their concepts; one success keeps a row: MetaCLIP's balancing.
 
-A concept of weight w draws u * w, u uniform in [0, 1) and a hash of seed, stage, uid and concept.
-Below t that is with probability min(1, t / w), whatever t; the least draw of a row tells them all.
+The draw of a concept of weight w is u * w, with u uniform in [0, 1), a hash of seed, stage, uid and
+concept. It is below any t with probability min(1, t / w), so the row's least draw decides for every
+t.
 """
 
 import json
@@ -28,7 +29,7 @@ from clipmill.stages.select import _cut as cut
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows with each of their concepts; no row is without."""
+    """Rows with each of their concepts; every row has at least one."""
 
     start: NDArray[np.int64]  # (N,) each row's first pair
     size: NDArray[np.int64]  # (N,)
@@ -41,27 +42,27 @@ class Pairs:
         return cls(np.cumsum(size_N) - size_N, size_N, pc.list_flatten(ids).to_numpy())
 
     def least(self, value_M: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) the least value of each row."""
+        """Returns (N,) the least value of each row."""
         return np.minimum.reduceat(value_M, self.start) if len(self.start) else value_M
 
     def keep_probability(self, p_E: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) that one of the row's concepts is drawn, each with its p."""
+        """Returns (N,) the probability that at least one of a row's concepts is drawn."""
         lost_M = 1 - p_E[self.concept]
         return 1 - (np.multiply.reduceat(lost_M, self.start) if len(self.start) else lost_M)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """A draw of each concept of a row, by seed, stage, and the concept's count in units of t."""
+    """Random draws by concept, keyed by seed and stage; a weight is a count in units of t."""
 
     seed: int
     stage: str
     weight: NDArray[np.float64]  # (E,)
 
     def of(self, rows: pa.Table, pairs: Pairs) -> NDArray[np.float64]:
-        """(M,) u * weight of each pair, u in [0, 1): below t with probability min(1, t / weight).
+        """Returns (M,) u * weight of each pair: below t with probability min(1, t / weight).
 
-        Rounding takes none up to its weight, so a concept of weight t or less always stays.
+        A u * weight never rounds up to the weight, so a concept of weight t or less always stays.
         """
         row_N = coin_hash(rows[UID.name], seed=self.seed, stage=self.stage, purpose="row")
         row_M = np.repeat(row_N, pairs.size)
@@ -71,7 +72,7 @@ class Draw:
         return u_M * self.weight[pairs.concept]
 
     def probability(self, t: float) -> NDArray[np.float64]:
-        """(E,) the probability that a draw of each concept is below t."""
+        """Returns (E,) the probability that a draw of each concept is below t."""
         p_E = np.ones(len(self.weight))
         is_head = self.weight > t
         p_E[is_head] = t / self.weight[is_head]
@@ -79,7 +80,7 @@ class Draw:
 
 
 def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """For each reason not to draw, (N,) whether the row is free of it."""
+    """Returns for each reason not to draw (N,) whether the row is free of it."""
     matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
     may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
     if IMAGE_BYTES.name in rows.column_names:
@@ -90,21 +91,21 @@ def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
 
 
 def drawing(rows: pa.Table) -> pa.Table:
-    """The rows that draw."""
+    """Returns the rows that draw."""
     return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
 
 
 ENGLISH = "en"
-DIGITS = 4  # of a float64
+DIGITS = 4  # 16-bit digits of a float64
 
 
 def share_below(count_E: NDArray, t: float) -> float:
-    """Share of all pairs that belong to concepts of fewer than t rows."""
+    """Returns the share of all pairs that belong to concepts of fewer than t rows."""
     return float(count_E[count_E < t].sum() / max(1, count_E.sum()))
 
 
 def tail_count(count_E: NDArray, share: float) -> float:
-    """The count up to which concepts, rarest first, hold nearest to this share of all pairs."""
+    """Returns the count up to which the rarest concepts hold nearest to this share of all pairs."""
     count = np.sort(count_E[count_E > 0])
     if not len(count):
         return np.inf
@@ -114,7 +115,7 @@ def tail_count(count_E: NDArray, share: float) -> float:
 def by_language(
     count_E: NDArray, concepts: ConceptList, t: float | None, tail_share: float | None, stage: str
 ) -> tuple[NDArray[np.float64], float]:
-    """Each concept's count in units of English's t, and that t."""
+    """Returns each concept's count in units of English's t, and that t."""
     ids = {name: places.to_numpy() for name, places in concepts.by_language()}
     if ENGLISH not in ids:
         raise StageError(
@@ -131,18 +132,18 @@ def by_language(
     return weight_E, t
 
 
-def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
-    """The t below which the wanted number of ranks lies, of those of the matched rows."""
-    if wanted > matched:
+def leaving(size: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
+    """Returns the t below which the ranks of exactly `size` of the matched rows lie."""
+    if size > matched:
         raise StageError(
-            found=f"{wanted:,} rows wanted, and {matched:,} have a concept",
+            found=f"{size:,} rows wanted, and {matched:,} have a concept",
             where=f"stage '{ctx.worker.stage}', key `rows`",
             do="want fewer, or match with a list of more concepts",
         )
-    if wanted == matched:
+    if size == matched:
         return np.inf
     ranked = ctx.map_shards(partial(with_ranks, draw), rows)
-    nth, digits = matched - wanted, cut.EVERYTHING  # from the greatest rank down
+    nth, digits = matched - size, cut.EVERYTHING  # from the greatest rank down
     for _ in range(DIGITS):
         survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, added)
         digits, nth = cut.extend(digits, nth, survey["by_digit"])
@@ -150,11 +151,11 @@ def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -
 
 
 def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
-    """The rows that draw, with their rank."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    rank_N = pa.array(pairs.least(draw.of(some, pairs)))
-    return some.select(IDENTITY).append_column("rank", rank_N)
+    """Returns the rows that draw, with their rank, the least draw."""
+    drawn = drawing(rows)
+    pairs = Pairs.of(drawn)
+    rank_N = pa.array(pairs.least(draw.of(drawn, pairs)))
+    return drawn.select(IDENTITY).append_column("rank", rank_N)
 
 
 def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
@@ -162,7 +163,7 @@ def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
 
 
 def as_float(digits: cut.Cut) -> float:
-    """The number, 0 or above, that has these digits in `cut.value_digits`."""
+    """Returns the number, 0 or above, that has these digits in `cut.value_digits`."""
     bits = int.from_bytes(np.array(digits, ">u2").tobytes()) ^ (1 << 63)
     return float(np.array(bits, np.uint64).view(np.float64))
 
@@ -172,10 +173,10 @@ TABLE, SUMMARY = "concepts.parquet", "balance.json"
 
 
 def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
-    """Kept rows of each concept; kept rows, their expected number and its variance."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    keep_N = pairs.least(draw.of(some, pairs)) < t
+    """Counts kept rows by concept; kept rows, their expected number and its variance."""
+    drawn = drawing(rows)
+    pairs = Pairs.of(drawn)
+    keep_N = pairs.least(draw.of(drawn, pairs)) < t
     chance_N = pairs.keep_probability(draw.probability(t))
     kept_M = pairs.concept[np.repeat(keep_N, pairs.size)]
     return {
@@ -187,13 +188,13 @@ def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
 
 
 def in_fixed_point(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(value_N * FIXED).astype(np.int64)  # whose sum no order of rows changes
+    return np.rint(value_N * FIXED).astype(np.int64)  # sums do not depend on the order of rows
 
 
 def put_tables(
     concepts: ConceptList, draw: Draw, sums: dict[str, Any], item: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """out/concepts.parquet: every entry's count before and after. out/balance.json: the sizes."""
+    """Stores out/concepts.parquet (entries' counts before and after), out/balance.json (sizes)."""
     summary = {
         "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
         **{name: int(sums[name]) for name in ("rows", "matched", "kept")},

@@ -1,9 +1,9 @@
-"""Rows by the values of a column, each with its place among those of its value.
+"""Groups rows by a column's values and gives each row its place among the rows of its value.
 
-A value may have more rows than a machine holds (`en` of a billion), and there may be more values
-than rows in a partition. So rows meet by value where it is rare; of a frequent one, slices meet,
-each a range of the coins by which its rows are ranked, and a slice's places begin where the lower
-slices' end. Memory is bounded by a partition, and places depend on the rows alone.
+A value may have more rows than a machine holds (`en` in a billion), and there may be more values
+than rows in a partition. Rows of a rare value meet in one partition. A frequent value is cut into
+slices, each a range of the coins that rank its rows; a slice's places begin where those of the
+lower slices end. Memory is bounded by a partition, and places depend on the rows alone.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from clipmill.stages.ops.tables.rows import added, in_order, joined
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
 # M slices of them.
 
-BUCKETS = 1 << 16  # that values are counted in
+BUCKETS = 1 << 16  # hash buckets in which values are counted
 SLICE_ROWS = 1 << 16  # a bucket of more rows is sliced
-VALUE = "value"  # what rows are grouped by; null of rows that are in no group
+VALUE = "value"  # the value that groups rows; null for rows in no group
 PLACE = "place"  # among the rows of its value, 0 up by coin; null without a value
 SIZE = "size"  # rows of its value
 OFFSET = "offset"  # a coin of its value, in [0, 1)
@@ -35,26 +35,26 @@ Known = dict[bytes, tuple[int, int, float]]  # of a slice: rows before it, its v
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """How many slices the rows of each bucket are cut into, and by whose coins."""
+    """The number of slices of each bucket's rows, and the coins that cut them."""
 
     seed: int
     stage: str
     count: NDArray[np.uint64]  # (BUCKETS,)
 
     def bits(self, uid: pa.ChunkedArray) -> NDArray[np.uint64]:
-        """(N,) the coins that rank rows of one value."""
+        """Returns (N,) the coins that rank rows of one value."""
         return coin_hash(uid, seed=self.seed, stage=self.stage, purpose="place")
 
 
 def placed(rows: Shards, ctx: Context) -> Shards:
-    """The rows with PLACE, SIZE and OFFSET, in partitions; other columns stay, but for VALUE."""
+    """Adds PLACE, SIZE and OFFSET to the rows, in partitions; drops VALUE."""
     rows_B = np.asarray(ctx.reduce(rows_by_bucket, rows, added)["rows"], np.int64)
     count_B = (-(-rows_B // SLICE_ROWS)).astype(np.uint64)
     cut = Slices(seed=ctx.worker.seed, stage=ctx.worker.stage, count=count_B)
     met = ctx.shuffle(ctx.map_shards(partial(with_unit, cut), rows), "unit")
     known: Known = {}
     if (count_B > 1).any():
-        known = told(ctx.reduce(partial(slices_of, cut), met, joined))
+        known = known_slices(ctx.reduce(partial(slices_of, cut), met, joined))
     return ctx.map_shards(partial(with_place, cut, known), met)
 
 
@@ -64,15 +64,15 @@ def rows_by_bucket(rows: pa.Table) -> State:
 
 
 def bucket_of(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    """(N,) the bucket of each value: results do not depend on which."""
-    import polars as pl  # late, as in stages: a plan needs none
+    """Returns (N,) the bucket of each value; results do not depend on the choice."""
+    import polars as pl  # imported late: a plan does not need it
 
     hashed = pl.DataFrame(pa.table({VALUE: values})).to_series().hash(seed=1)
     return (hashed.to_numpy() % np.uint64(BUCKETS)).astype(np.int64)
 
 
 def with_unit(cut: Slices, rows: pa.Table) -> pa.Table:
-    """The rows, and which of them meet: bucket and slice; those without a value are spread."""
+    """Adds the bucket and slice in which rows meet; rows without a value are spread."""
     bits_N = cut.bits(rows[UID.name])
     bucket_N = bucket_of(rows[VALUE])
     slice_N = (bits_N >> np.uint64(32)) * cut.count[bucket_N] >> np.uint64(32)
@@ -89,7 +89,7 @@ class Ranked:
     order: NDArray[np.int64]  # (N,)
     start: NDArray[np.int64]  # (G,) of each slice in that order
     rows: NDArray[np.int64]  # (G,)
-    digest: dict[int, bytes]  # of a value's slice: of value and number; only where it is sliced
+    digest: dict[int, bytes]  # by slice index: `key_of` value and number; sliced values only
     offset: NDArray[np.float64]  # (G,) a coin of each slice's first row
 
     @classmethod
@@ -115,43 +115,43 @@ class Ranked:
 
 
 def key_of(value: object, number: int) -> bytes:
-    """128 bits of a value, 64 of the number of its slice."""
+    """Returns 128 bits of a value, then 64 of its slice's number."""
     digest = hashlib.blake2b(repr(value).encode(), digest_size=16).digest()
     return digest + np.uint64(number).tobytes()
 
 
 def slices_of(cut: Slices, met: pa.Table) -> State:
-    """The slices of values that are sliced: each lies in one partition."""
+    """Returns the slices of sliced values; each lies in one partition."""
     ranked = Ranked.of(cut, met)
-    some = [*ranked.digest]
+    sliced = [*ranked.digest]
     key_M3 = np.frombuffer(b"".join(ranked.digest.values()), np.uint64).reshape(-1, 3)
     return {
         "digest": key_M3[:, :2],
         "slice": key_M3[:, 2],
-        "rows": ranked.rows[some],
-        "offset": ranked.offset[some],
+        "rows": ranked.rows[sliced],
+        "offset": ranked.offset[sliced],
     }
 
 
-def told(found: State) -> Known:
-    """What each slice of a frequent value must know of the others."""
-    order = np.lexsort((found["slice"], found["digest"][:, 1], found["digest"][:, 0]))
-    digest_M2, slice_M = found["digest"][order], found["slice"][order]
-    rows_M = np.asarray(found["rows"], np.int64)[order]
+def known_slices(slices: State) -> Known:
+    """Returns by slice of a frequent value the rows before it, its value's rows and offset."""
+    order = np.lexsort((slices["slice"], slices["digest"][:, 1], slices["digest"][:, 0]))
+    digest_M2, slice_M = slices["digest"][order], slices["slice"][order]
+    rows_M = np.asarray(slices["rows"], np.int64)[order]
     _, first_M, value_M = np.unique(digest_M2, axis=0, return_index=True, return_inverse=True)
     value_M = value_M.reshape(-1)
     ends_M = np.cumsum(rows_M)
     begins_V = (ends_M - rows_M)[first_M]
     before_M = ends_M - rows_M - begins_V[value_M]
     total_V = np.bincount(value_M, rows_M, len(begins_V)).astype(np.int64)
-    offset_V = found["offset"][order][first_M]
+    offset_V = slices["offset"][order][first_M]
     keys = (d.tobytes() + n.tobytes() for d, n in zip(digest_M2, slice_M, strict=True))
     values = before_M.tolist(), total_V[value_M].tolist(), offset_V[value_M].tolist()
     return dict(zip(keys, zip(*values, strict=True), strict=True))
 
 
 def with_place(cut: Slices, known: Known, met: pa.Table) -> pa.Table:
-    """The rows, each with its place among those of its value, their number, and their coin."""
+    """Adds each row's place among the rows of its value, their number, and the value's coin."""
     ranked = Ranked.of(cut, met)
     before_G, total_G = np.zeros(len(ranked.rows), np.int64), ranked.rows.copy()
     offset_G = ranked.offset.copy()

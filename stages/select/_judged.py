@@ -1,4 +1,4 @@
-"""Which rows a select has not to decide on, and the table that it stores of all."""
+"""Masks of rows that a select does not decide on, and the table of verdicts that it stores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ Masks = dict[str, pa.Array | pa.ChunkedArray]
 
 
 def left_out(rows: pa.Table) -> Masks:
-    """By reason, (N,) whether an earlier select dropped the row, or its image failed."""
+    """Returns by reason (N,) whether an earlier select dropped the row, or its image failed."""
     masks: Masks = {DROPPED: dropped_before(rows)}
     if IMAGE_BYTES.name in rows.column_names:
         masks[NO_IMAGE] = rows[IMAGE_BYTES.name].is_null()
@@ -24,14 +24,14 @@ def left_out(rows: pa.Table) -> Masks:
 
 
 def first_of(masks: Masks) -> pa.Array | pa.ChunkedArray:
-    """(N,) the first reason whose mask holds; null where none does."""
+    """Returns (N,) the first reason whose mask holds; null if none does."""
     return pc.case_when(pc.make_struct(*masks.values()), *masks)
 
 
 def judged_rows(
     rows: pa.Table, reason: pa.Array | pa.ChunkedArray, made: Mapping[str, Any]
 ) -> pa.Table:
-    """Who the rows are, keep (where there is no reason), what the stage made, and the reason."""
+    """Returns identity, keep (true without a reason), the stage's columns, and the reason."""
     return pa.table(
         {
             **{name: rows[name] for name in IDENTITY},

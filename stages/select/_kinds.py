@@ -1,4 +1,4 @@
-"""What the two sides of a comparison hold, so that a wrong one is refused in a reader's words."""
+"""Checks that the operands of a comparison are of one kind: number, text, truth or time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ TRUTHS = (*COMPARED, *MATCHED, exp.And, exp.Or, exp.Not, exp.Between, exp.In, ex
 
 
 def mismatch(tree: Tree, schema: pa.Schema) -> tuple[str, str] | None:
-    """What is compared or asked that has no answer, and what to write; None where nothing is."""
+    """Returns the first comparison or call of the wrong kinds, and what to write; else None."""
     for node in tree.walk(prune=lists.quantified):
         if call := lists.quantified(node):
             inner = mismatch(call[1], lists.items_of(call[1], schema))
@@ -35,19 +35,19 @@ def mismatch(tree: Tree, schema: pa.Schema) -> tuple[str, str] | None:
             if None not in kinds and kinds[0] != kinds[1] and set(kinds) != {NUMBER, TRUTH}:
                 found = f"`{_text(node)}` compares {kinds[0]} with {kinds[1]}"
                 return found, _instead(left, right, schema)
-        for wanted, inner in _asked(node):
-            have = kind_of(inner, schema)
-            if have not in (wanted, None) and (wanted == TEXT or have == TEXT):
-                do = f"{_text(inner)} is {have}{_held(inner, schema)}: ask something else"
-                return f"`{_text(node)}` asks {have} as if it were {wanted}", do
+        for needed, inner in _needed(node):
+            actual = kind_of(inner, schema)
+            if actual not in (needed, None) and (needed == TEXT or actual == TEXT):
+                do = f"{_text(inner)} is {actual}{_dtype(inner, schema)}: ask something else"
+                return f"`{_text(node)}` asks {actual} as if it were {needed}", do
     if kind_of(tree, schema) not in (TRUTH, None):
-        found = f"`{_text(tree)}` is {kind_of(tree, schema)}{_held(tree, schema)}, no condition"
+        found = f"`{_text(tree)}` is {kind_of(tree, schema)}{_dtype(tree, schema)}, no condition"
         return found, f"compare it with something: {_text(tree)} = …"
     return None
 
 
 def kind_of(node: Tree, schema: pa.Schema) -> str | None:
-    """What a side of a comparison is; None where that is left to the engine."""
+    """Returns the kind of an operand; None if only the engine can tell."""
     node = node.unnest()
     if isinstance(node, exp.Column):
         return _kind_of_type(_type_of(node, schema))
@@ -77,8 +77,8 @@ def _compared(node: Tree) -> Iterator[tuple[Tree, Tree]]:
         yield from ((node.this, other) for other in others if other)
 
 
-def _asked(node: Tree) -> Iterator[tuple[str, Tree]]:
-    """The kind that an operation needs, of each thing that it is asked about."""
+def _needed(node: Tree) -> Iterator[tuple[str, Tree]]:
+    """Yields each operand of an operation, after the kind that it must have."""
     if isinstance(node, (*MATCHED, *OF_TEXT, exp.Length, exp.StartsWith, exp.EndsWith)):
         yield TEXT, node.this
     elif isinstance(node, OF_NUMBERS):
@@ -86,26 +86,26 @@ def _asked(node: Tree) -> Iterator[tuple[str, Tree]]:
 
 
 def _instead(left: Tree, right: Tree, schema: pa.Schema) -> str:
-    """What to write in the place of the side that is no column."""
+    """Returns what to write in place of the operand that is no column."""
     column, other = (left, right) if isinstance(left.unnest(), exp.Column) else (right, left)
     kind, other = kind_of(column, schema), other.unnest()
-    said = f"{_text(column)} is {kind}{_held(column, schema)}"
+    is_kind = f"{_text(column)} is {kind}{_dtype(column, schema)}"
     if kind == TEXT and isinstance(other, exp.Literal):
-        return f"{said}: write '{other.name}', in quotes"
+        return f"{is_kind}: write '{other.name}', in quotes"
     if kind == TRUTH:
-        return f"{said}: write TRUE or FALSE"
+        return f"{is_kind}: write TRUE or FALSE"
     if kind == NUMBER and isinstance(other, exp.Literal) and _is_number(other.name):
-        return f"{said}: write {other.name}, without quotes"
+        return f"{is_kind}: write {other.name}, without quotes"
     if kind == TIME:
-        return f"{said}: write CAST({_text(column)} AS VARCHAR) to compare it as text"
-    return f"{said}: compare it with {kind}, or CAST one of the two"
+        return f"{is_kind}: write CAST({_text(column)} AS VARCHAR) to compare it as text"
+    return f"{is_kind}: compare it with {kind}, or CAST one of the two"
 
 
 def _type_of(column: Tree, schema: pa.Schema) -> pa.DataType:
     return schema.field(".".join(part.name for part in column.parts)).type
 
 
-def _held(node: Tree, schema: pa.Schema) -> str:
+def _dtype(node: Tree, schema: pa.Schema) -> str:
     node = node.unnest()
     return f" ({_type_of(node, schema)})" if isinstance(node, exp.Column) else ""
 

@@ -1,4 +1,4 @@
-"""The N rows of least rank among rows that no machine holds whole; ties by uid, then by place."""
+"""Finds the N rows of least rank in a table too large for one machine; ties by uid, then place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,24 +19,23 @@ Bools = NDArray[np.bool_]
 
 
 def search(column: str, size: Callable[[int], int]) -> cut.Search:
-    """The cut that so many of the rows with a rank reach, as `size` says of their number: all of
-    them, where they are no more."""
-    found = cut.EVERYTHING
+    """Searches for the cut that exactly `size(n)` of the n ranked rows reach, or all if fewer."""
+    prefix = cut.EVERYTHING
     while True:
-        seen = yield partial(survey, column=column, begin=found), added
-        if not found:
-            nth = wanted = size(int(seen["ranked"]))
-            if not wanted:
+        totals = yield partial(survey, column=column, begin=prefix), added
+        if not prefix:
+            nth = count = size(int(totals["ranked"]))
+            if not count:
                 return cut.NOTHING
-        if wanted >= int(seen["ranked"]):
+        if count >= int(totals["ranked"]):
             return cut.EVERYTHING
-        found, nth = cut.extend(found, nth, seen["by_digit"])
-        if nth == seen["by_digit"][found[-1]]:
-            return found
+        prefix, nth = cut.extend(prefix, nth, totals["by_digit"])
+        if nth == totals["by_digit"][prefix[-1]]:
+            return prefix
 
 
 def survey(rows: pa.Table, *, column: str, begin: cut.Cut) -> State:
-    """Rows with a rank, and how the digits of those that begin so go on."""
+    """Counts the rows with a rank, and the next digit of the ranks that begin with `begin`."""
     ranked = rows.filter(rows[column].is_valid())
     value_ND = least_first(ranked[column])
     if len(begin) < value_ND.shape[1]:
@@ -49,12 +48,12 @@ def survey(rows: pa.Table, *, column: str, begin: cut.Cut) -> State:
 
 
 def least_first(value: pa.ChunkedArray) -> NDArray[np.uint16]:
-    """(N, D) digits of which the greatest are those of the least value."""
+    """Returns (N, D) digits that are greatest for the least value."""
     return ~cut.value_digits(value)
 
 
 def is_least(rows: pa.Table, column: str, lowest: cut.Cut) -> Bools:
-    """(N,) whether each row has a rank that reaches the cut."""
+    """Returns (N,) whether each row has a rank that reaches the cut."""
     is_ranked_N = rows[column].is_valid().to_numpy()
     return is_ranked_N & cut.reaching(least_first(rows[column]), rows, lowest)
 
@@ -62,13 +61,13 @@ def is_least(rows: pa.Table, column: str, lowest: cut.Cut) -> Bools:
 def least_of_parts(
     column: str, sizes: Sequence[Callable[[int], int]], parts: Parts
 ) -> Callable[[pa.Table, pa.Table], Iterator[Bools]]:
-    """Of some rows (N,) those that are among the least of all parts, as many of these as each size
-    says; `made` has the column of the rank."""
+    """Returns a function that yields, by size, (N,) whether each row of a part is among that many
+    least of all parts; the part's `made` has the rank column."""
 
     def ranked(rows: pa.Table, made: pa.Table) -> pa.Table:
         return rows.select(IDENTITY).append_column(column, made[column])
 
-    cuts = cut.found_together(
+    cuts = cut.solve_together(
         [search(column, size) for size in sizes],
         lambda: ([ranked(*part)] * len(sizes) for part in parts()),
     )
@@ -80,11 +79,11 @@ def least_of_parts(
     return kept
 
 
-def at_each(wanted: Sequence[int], rows: pa.Table, rank: pa.ChunkedArray) -> Iterator[Bools]:
-    """(N,) the rows that each wanted number leaves; sorted once."""
+def at_each(sizes: Sequence[int], rows: pa.Table, rank: pa.ChunkedArray) -> Iterator[Bools]:
+    """Yields (N,) the rows of least rank at each size; sorted once."""
     order = in_order(rows, rank.fill_null(0).to_numpy())
     order = order[rank.is_valid().to_numpy()[order]]
-    for number in wanted:
+    for size in sizes:
         keep_N = np.zeros(len(rows), bool)
-        keep_N[order[:number]] = True
+        keep_N[order[:size]] = True
         yield keep_N

@@ -1,9 +1,9 @@
 """Functions over the items of a list: any(…), all(…), len(x), max(x), min(x).
 
-Nulls are SQL's. A null list has no answer. Of an empty one `any` is false, `all` true, `len` 0, and
-`max` and `min` are null. A null item makes `any` null where no other is true, and `all` where no
-other is false; `max` and `min` pass over it, `len` counts it. Inside `any` and `all` several lists
-of a row are gone through together: where their lengths differ there is no answer.
+Nulls follow SQL. A null list gives null. For an empty list `any` is false, `all` true, `len` 0, and
+`max` and `min` are null. A null item makes `any` null unless another is true, and `all` null unless
+another is false; `max` and `min` skip it, `len` counts it. Inside `any` and `all` several lists of
+a row are iterated together; if their lengths differ, the result is null.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ ROW = "#row"
 
 
 def quantified(node: Tree) -> tuple[str, Tree] | None:
-    """`any` or `all`, and the condition on an item."""
+    """Returns `any` or `all`, and the condition on an item; None for another node."""
     if isinstance(node, exp.Any | exp.All):
         return type(node).__name__.lower(), node.this.unnest()
     if (
@@ -39,13 +39,13 @@ def quantified(node: Tree) -> tuple[str, Tree] | None:
 
 
 def is_extreme(node: Tree) -> bool:
-    """Whether it is the greatest or the least of one column's items."""
+    """Returns whether the node is the maximum or minimum of one column's items."""
     is_one = isinstance(node, exp.Max | exp.Min) and not node.expressions
     return is_one and isinstance(node.this, exp.Column)
 
 
 def named(column: exp.Column) -> tuple[str, str | None]:
-    """A column's name, and the field of it that is asked: inside any and all, of captions."""
+    """Returns a column's name, and the field read from it: only of captions, inside any and all."""
     *before, last = (part.name for part in column.parts)
     is_field = len(before) == 2 or (len(before) == 1 and before[0] in LISTS)
     if is_field and last in TEXT_FIELDS and around(column):
@@ -54,7 +54,7 @@ def named(column: exp.Column) -> tuple[str, str | None]:
 
 
 def misplaced(node: Tree) -> Wrong:
-    """What is wrong with where a list function stands."""
+    """Returns the error and its remedy if a list function stands in the wrong place; else None."""
     call = quantified(node)
     if (call or is_extreme(node)) and around(node):
         return f"`{_text(node)}` stands inside another list function", "ask in two conditions"
@@ -66,7 +66,7 @@ def misplaced(node: Tree) -> Wrong:
 
 
 def mistaken(column: exp.Column, schema: pa.Schema) -> Wrong:
-    """What a column of this type cannot be asked where it stands."""
+    """Returns the error and its remedy if a column of this type cannot stand there; else None."""
     name, field = named(column)
     dtype, above, call = schema.field(name).type, column.parent, around(column)
     items = dtype.value_type if pa.types.is_list(dtype) else None
@@ -81,7 +81,7 @@ def mistaken(column: exp.Column, schema: pa.Schema) -> Wrong:
                 f"`{_text(call)}` asks more than one value of an item: {holds}",
                 f"ask {name}.label",
             )
-        others = [schema.field(named(one)[0]).type for one in call.find_all(exp.Column)]
+        others = [schema.field(named(operand)[0]).type for operand in call.find_all(exp.Column)]
         if any(map(pa.types.is_list, others)):
             return None
         _, inner = quantified(call) or ("", call)
@@ -103,7 +103,7 @@ def mistaken(column: exp.Column, schema: pa.Schema) -> Wrong:
 
 
 def items_of(inner: Tree, schema: pa.Schema) -> pa.Schema:
-    """The types that the columns of a condition inside any and all have there."""
+    """Returns the types that columns have inside the condition of any and all."""
     types = {}
     for column in inner.find_all(exp.Column):
         name, field = named(column)
@@ -114,12 +114,12 @@ def items_of(inner: Tree, schema: pa.Schema) -> pa.Schema:
 
 
 def type_of_items(node: Tree, schema: pa.Schema) -> pa.DataType:
-    """The type of the greatest or the least item."""
+    """Returns the type of the greatest or the least item."""
     return schema.field(named(node.this)[0]).type.value_type
 
 
 def asks_a_list(node: Tree, dtypes: Mapping[str, pl.DataType]) -> bool:
-    """Whether it is a function over a list; LENGTH is one of texts, too."""
+    """Returns whether the node is a function over a list; LENGTH may also be of a text."""
     if isinstance(node, exp.Length):
         return isinstance(node.this, exp.Column) and isinstance(
             dtypes.get(full_name(node.this)), pl.List
@@ -130,7 +130,7 @@ def asks_a_list(node: Tree, dtypes: Mapping[str, pl.DataType]) -> bool:
 def answers(
     node: Tree, frame: pl.DataFrame, value: Callable[[Tree, pl.DataFrame], pl.Series]
 ) -> pl.Series:
-    """(N,) the function's value in every row; `value` evaluates the condition on an item."""
+    """Returns (N,) the function's value in every row; `value` evaluates a condition on an item."""
     call = quantified(node)
     if call is None:
         items = frame[full_name(node.this)].list
@@ -142,8 +142,8 @@ def answers(
     read = dict.fromkeys(name for name, _ in columns.values())
     lists = [name for name in read if isinstance(frame.schema[name], pl.List)]
     rows = frame.select(pl.int_range(pl.len()).alias(ROW), *read)
-    length = [pl.col(name).list.len() for name in lists]
-    fits = pl.all_horizontal(one == length[0] for one in length)
+    lengths = [pl.col(name).list.len() for name in lists]
+    fits = pl.all_horizontal(length == lengths[0] for length in lengths)
     fits_N = rows.select(fits.fill_null(False)).to_series().to_numpy()
     some = rows.filter(pl.Series(fits_N) & (rows[lists[0]].list.len() > 0)).explode(lists)
     fields = [
@@ -154,8 +154,8 @@ def answers(
     verdict = value(inner, some.with_columns(fields)).cast(pl.Boolean)
     row_V = some[ROW].to_numpy()
     true_N, false_N, null_N = (
-        np.bincount(row_V[of.to_numpy()], minlength=len(frame)) > 0
-        for of in (verdict.fill_null(False), (~verdict).fill_null(False), verdict.is_null())
+        np.bincount(row_V[mask.to_numpy()], minlength=len(frame)) > 0
+        for mask in (verdict.fill_null(False), (~verdict).fill_null(False), verdict.is_null())
     )
     says_N, decides_N = (true_N, true_N) if which == "any" else (~false_N & ~null_N, false_N)
     known_N = fits_N & (decides_N | ~null_N)
@@ -163,12 +163,12 @@ def answers(
 
 
 def full_name(column: exp.Column) -> str:
-    """The name as it is written: `column`, `stage.column`, `texts.label`."""
+    """Returns the name as written: `column`, `stage.column`, `texts.label`."""
     return ".".join(part.name for part in column.parts)
 
 
 def around(node: Tree) -> Tree | None:
-    """The any or all that a node stands in."""
+    """Returns the any or all that encloses a node; None if there is none."""
     above = node.parent
     while above is not None and quantified(above) is None:
         above = above.parent

@@ -1,8 +1,8 @@
-"""The level of quotas as the number of rows grows from 0 to all: event by event, each in log(K).
+"""Traces the level of quotas as the number of rows N grows from 0 to all, in log(K) per event.
 
-Over N the level is a broken line. A cluster leaves its least quota, and later reaches its size,
-where the level meets the line of that bound: bound - N * p. The lowest line of all at N is the
-winner at the root of a tournament, whose every node knows until which N its winner stays so.
+The level is piecewise linear in N. A cluster leaves its least quota, and later reaches its size,
+when the level meets the line of that bound: bound - N * p. A tournament tree finds the lowest line
+at N; each node knows until which N its winner stays lowest.
 """
 
 import numpy as np
@@ -13,29 +13,25 @@ from clipmill.stages.select._clustered import UNIT
 
 # Shapes: K clusters, E events, L leaves of the tournament, a power of 2.
 
-LEAST, CAPPED, BETWEEN, FULL = (
-    0,
-    1,
-    2,
-    3,
-)  # what a cluster's quota is: share * N, its cap, free, all
+# States of a cluster by its quota: share * N, its cap, between the bounds, its size.
+LEAST, CAPPED, BETWEEN, FULL = 0, 1, 2, 3
 NEVER = np.inf
 
 
 def events(
     p_K: NDArray[np.int64], size_K: NDArray, cap_K: NDArray, share: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """Per cluster the N at which it leaves its least quota and reaches its size, and the numbers of
-    these two events; per event its N, and slope and shift of the level from there."""
+    """Returns per cluster the N at which it leaves its least quota and reaches its size, and the
+    indices of these two events; per event its N, and slope and shift of the level from there."""
     first = first_level(p_K / UNIT, np.where(cap_K > 0, share, 0.0))
     return _events(p_K, size_K, cap_K, share, first, np.argsort(cap_K, kind="stable"))
 
 
 def first_level(p_K: NDArray, least_K: NDArray) -> float:
-    """level / N for few rows: that at which max(p + level, least) sums to 1."""
+    """Returns level / N for few rows: the value at which max(p + level, least) sums to 1."""
     bound_K = least_K - p_K
     order = np.argsort(bound_K, kind="stable")
-    # The first so many clusters are above their least: 1 = their p + number * level + other leasts.
+    # If the first n clusters are above their least: 1 = their p + n * level + the other leasts.
     p_sum_K = np.cumsum(p_K[order])
     others_K = least_K.sum() - np.cumsum(least_K[order])
     level_K = (1 - p_sum_K - others_K) / np.arange(1, len(order) + 1)
@@ -80,7 +76,7 @@ def _events(p_K, size_K, cap_K, share, first, by_cap_K):
         while next_cap < K and state_K[by_cap_K[next_cap]] != LEAST:
             next_cap += 1
         cap_at = max(now, cap_K[by_cap_K[next_cap]] / share) if next_cap < K else NEVER
-        while until[1] <= now:  # down to a node whose own winner is beaten, and up again
+        while until[1] <= now:  # down to a node whose winner is beaten, and up again
             node = 1
             while node < leaves:
                 if until[2 * node] <= now:
@@ -103,7 +99,7 @@ def _events(p_K, size_K, cap_K, share, first, by_cap_K):
             now = min(meets, cap_at)
         elif (
             share * growing >= 1 - 2.0**-40
-        ):  # all have their least quota, and that is all there is
+        ):  # every cluster has its least quota, and these take all rows
             reaches_cap, now = True, cap_at
         if reaches_cap:
             j = by_cap_K[next_cap]
@@ -141,18 +137,18 @@ def _events(p_K, size_K, cap_K, share, first, by_cap_K):
 
 @compiled()
 def _play(node, now, wins, until, at_zero_K, slope_K):
-    """Which of the winners below is lower at `now`, and until when nothing below changes."""
-    one, other = wins[2 * node], wins[2 * node + 1]
+    """Sets the lower of the two winners below at `now`, and until when nothing below changes."""
+    low, high = wins[2 * node], wins[2 * node + 1]
     until[node] = min(until[2 * node], until[2 * node + 1])
-    if one < 0 or at_zero_K[one] == NEVER:
-        one, other = other, one
-    if other < 0 or at_zero_K[other] == NEVER:
-        wins[node] = one
+    if low < 0 or at_zero_K[low] == NEVER:
+        low, high = high, low
+    if high < 0 or at_zero_K[high] == NEVER:
+        wins[node] = low
         return
-    one_is, other_is = at_zero_K[one] + slope_K[one] * now, at_zero_K[other] + slope_K[other] * now
-    if other_is < one_is or (other_is == one_is and slope_K[other] < slope_K[one]):
-        one, other = other, one
-    wins[node] = one
-    if slope_K[other] < slope_K[one]:  # it falls faster, and will be the lower one
-        beaten = (at_zero_K[other] - at_zero_K[one]) / (slope_K[one] - slope_K[other])
+    low_y, high_y = at_zero_K[low] + slope_K[low] * now, at_zero_K[high] + slope_K[high] * now
+    if high_y < low_y or (high_y == low_y and slope_K[high] < slope_K[low]):
+        low, high = high, low
+    wins[node] = low
+    if slope_K[high] < slope_K[low]:  # it falls faster, and will be the lower one
+        beaten = (at_zero_K[high] - at_zero_K[low]) / (slope_K[low] - slope_K[high])
         until[node] = min(until[node], max(beaten, np.nextafter(now, NEVER)))

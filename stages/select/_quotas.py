@@ -1,15 +1,15 @@
-"""How many rows of each cluster stay, for every number of rows at once.
+"""Computes how many rows of each cluster stay, for every total N at once.
 
 A quota x_j(N) = clip(N * p_j + level, least_j(N), size_j), one level for all so that they sum to N,
 is the nearest point to N * p within the bounds. With least_j(N) = min(share * N, size_j - 1, cap)
 no quota falls as N grows, so the rows that stay at N stay at every larger N.
 
-Why none falls. Divide by N: x_j / N = clip(p_j + level / N, least_j / N, size_j / N) sums to 1, and
-both bounds fall as N grows, so level / N rises. A cluster therefore leaves its least quota once and
-reaches its size once. Between such events all is linear: of a clusters in between, N * p_j + level
-= N * r_j - s / a, where s >= 0 sums what is constant (sizes reached, least quotas at their cap).
-Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as published, jumps in all
-clusters at once and takes rows from the others: with it subsets do not nest.
+Proof that none falls. Divide by N: x_j / N = clip(p_j + level / N, least_j / N, size_j / N) sums to
+1, and both bounds fall as N grows, so level / N rises. A cluster therefore leaves its least quota
+once and reaches its size once. Between such events all is linear: for a clusters in between,
+N * p_j + level = N * r_j - s / a, where s >= 0 sums what is constant (sizes reached, least quotas
+at their cap). Since x_j >= 0, r_j >= s / (a * N) >= 0. A least quota of int(share * N), as
+published, jumps in all clusters at once and takes rows from the others: then subsets do not nest.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from clipmill.stages.select._clustered import UNIT
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-HALVINGS = 200  # of an interval of float64: more change nothing
+HALVINGS = 200  # bisection steps; more cannot change a float64
 
 
 def probabilities(complexity_K: Floats, tau: float) -> Ints:
-    """(K,) softmax(complexity / tau) in units of 1 / UNIT; NaN counts as the mean of the others."""
+    """Returns (K,) softmax(complexity / tau) in units of 1 / UNIT; NaN counts as the mean."""
     known_K = ~np.isnan(complexity_K)
     if not known_K.all():
         mean = complexity_K[known_K].mean() if known_K.any() else 0.0
@@ -38,11 +38,11 @@ def probabilities(complexity_K: Floats, tau: float) -> Ints:
     return np.rint(weight_K / weight_K.sum() * UNIT).astype(np.int64)
 
 
-def quotas(wanted_K: Floats, least_K: Floats, most_K: Floats, total: float) -> Floats:
-    """(K,) the point nearest to `wanted_K` within the bounds that sums to the total.
+def quotas(target_K: Floats, least_K: Floats, most_K: Floats, total: float) -> Floats:
+    """Returns (K,) the point nearest to `target_K` within the bounds that sums to the total.
 
-    clip(wanted + level, least, most), the level by bisection. StageError where a least quota is
-    above the most, or no point sums to the total: it names the nearest total that one has.
+    It is clip(target + level, least, most), the level found by bisection. StageError if a least
+    quota is above the most, or no point sums to the total: it names the nearest possible total.
     """
     if (least_K > most_K).any():
         j = int((least_K > most_K).argmax())
@@ -59,35 +59,35 @@ def quotas(wanted_K: Floats, least_K: Floats, most_K: Floats, total: float) -> F
             do=f"ask for {nearest:,.10g} rows",
         )
     low, high = (
-        float((least_K - wanted_K).min(initial=0)),
-        float((most_K - wanted_K).max(initial=0)),
+        float((least_K - target_K).min(initial=0)),
+        float((most_K - target_K).max(initial=0)),
     )
     for _ in range(HALVINGS):
         level = low + (high - low) / 2
         if not low < level < high:
             break
-        if np.clip(wanted_K + level, least_K, most_K).sum() < total:
+        if np.clip(target_K + level, least_K, most_K).sum() < total:
             low = level
         else:
             high = level
-    free_K = (wanted_K + high > least_K) & (wanted_K + high < most_K)
+    free_K = (target_K + high > least_K) & (target_K + high < most_K)
     if free_K.any():  # then the level is known in one step, without the rounding of a large sum
-        bound_K = np.clip(wanted_K + high, least_K, most_K)[~free_K]
-        high = (total - bound_K.sum() - wanted_K[free_K].sum()) / free_K.sum()
-    return np.clip(wanted_K + high, least_K, most_K)
+        bound_K = np.clip(target_K + high, least_K, most_K)[~free_K]
+        high = (total - bound_K.sum() - target_K[free_K].sum()) / free_K.sum()
+    return np.clip(target_K + high, least_K, most_K)
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """x_j(N) of every cluster for every N, 0 to the number of rows."""
+    """The quotas x_j(N) of all clusters, for every N from 0 to the number of rows."""
 
     share: float  # of N that a cluster has at least, up to its cap
     probability: Floats  # (K,)
     size: Floats  # (K,)
     cap: Floats  # (K,) the greatest least quota
     leaves_least: Floats  # (K,) the N at which it leaves its least quota
-    reaches_size: Floats  # (K,) and at which it reaches its size
-    first: Ints  # (K,) the events of these two
+    reaches_size: Floats  # (K,) the N at which it reaches its size
+    first: Ints  # (K,) the indices of these two events
     last: Ints  # (K,)
     event_at: Floats  # (E,) N; from one event to the next the level is slope * N + shift
     slope: Floats  # (E,)
@@ -95,9 +95,9 @@ class Quotas:
 
     @classmethod
     def of(cls, p_K: Ints, size_K: Ints, balance: float) -> "Quotas":
-        """Of clusters with these probabilities, in units of 1 / UNIT, and rows, 1 or more.
+        """Builds the quotas from probabilities in units of 1 / UNIT, and sizes of 1 row or more.
 
-        Least is balance * N / K, of a balance of 0 one row; a row below the size in any case.
+        The least quota is balance * N / K (one row if balance is 0), a row below the size at most.
         """
         from clipmill.stages.select._quota_path import (
             events,  # compiled: not while a recipe is planned
@@ -105,11 +105,11 @@ class Quotas:
 
         share = (balance or 1.0) / max(1, len(p_K))
         cap_K = np.minimum(size_K - 1, size_K if balance else 1).astype(np.float64)
-        found = events(p_K.astype(np.int64), size_K.astype(np.float64), cap_K, share)
-        return cls(share, p_K / UNIT, size_K.astype(np.float64), cap_K, *found)
+        path = events(p_K.astype(np.int64), size_K.astype(np.float64), cap_K, share)
+        return cls(share, p_K / UNIT, size_K.astype(np.float64), cap_K, *path)
 
     def at(self, rows: float) -> Floats:
-        """(K,) the real quotas of so many rows."""
+        """Returns (K,) the real-valued quotas at a total of `rows`."""
         event = np.searchsorted(self.event_at, rows, side="right") - 1
         between_K = self._between(self.probability, event, rows)
         least_K = np.minimum(self.share * rows, self.cap)
@@ -118,24 +118,24 @@ class Quotas:
         return np.where(rows < self.reaches_size, quota_K, self.size)
 
     def enters(self, cluster_M: Ints, rank_M: Ints) -> Floats:
-        """(M,) the least N whose quota of the cluster is rank - 1/2 or more: its row stays from N.
+        """Returns (M,) the N from which a row stays: the cluster's quota reaches rank - 1/2 there.
 
-        The rank is that of a row in its cluster, from 1 to the size.
+        `rank_M` are ranks of rows in their cluster, from 1 to the size.
         """
-        wanted_M = rank_M - 0.5
+        quota_M = rank_M - 0.5
         p_M = self.probability[cluster_M]
         least_M = np.minimum(self.share * self.leaves_least, self.cap)[cluster_M]
-        # The last event, from that of leaving the least quota, up to which the quota is below.
+        # Bisects for the last event, after leaving the least quota, where the quota is below.
         low_M, high_M = self.first[cluster_M], self.last[cluster_M]
         while (low_M + 1 < high_M).any():
             middle_M = (low_M + high_M) // 2
             at_M = self.event_at[middle_M]
-            below_M = self._between(p_M, middle_M, at_M) < wanted_M
+            below_M = self._between(p_M, middle_M, at_M) < quota_M
             low_M, high_M = np.where(below_M, middle_M, low_M), np.where(below_M, high_M, middle_M)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rows_M = (wanted_M - self.shift[low_M]) / (p_M + self.slope[low_M])
+            rows_M = (quota_M - self.shift[low_M]) / (p_M + self.slope[low_M])
         rows_M = np.clip(rows_M, self.event_at[low_M], self.event_at[low_M + 1])
-        return np.where(wanted_M <= least_M, wanted_M / self.share, rows_M)
+        return np.where(quota_M <= least_M, quota_M / self.share, rows_M)
 
     def _between(self, p_M: Floats, event_M: Any, rows_M: Any) -> Floats:
         return rows_M * (p_M + self.slope[event_M]) + self.shift[event_M]

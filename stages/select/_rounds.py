@@ -1,11 +1,10 @@
-"""One order of all rows: the furthest first, but each cluster's turn comes in time.
+"""Orders all rows, the furthest first, but with a turn for every cluster in time.
 
-Rows come in a global order, and of each cluster in the same one. Of every 1 / balance places one is
-a turn: turn f = 1, 2 … is that of row (f - 1) // K + 1 of cluster (f - 1) % K, and comes at the
-first place N with balance * N >= f. A row that no place has by its turn takes that place; every
-other place takes the first row of the global order that has none. So the first N places hold, of
-each cluster, at least the first balance * N / K rows, rounded down, for every N; and beside these
-the first rows of all.
+Rows have one global order, and within each cluster the same. One place in 1 / balance is a turn:
+turn f = 1, 2 … belongs to row (f - 1) // K + 1 of cluster (f - 1) % K, and comes at the first place
+N with balance * N >= f. A row without a place by its turn takes that place; every other place takes
+the first row of the global order that has none. So for every N the first N places hold at least the
+first balance * N / K rows, rounded down, of each cluster; the others are the first rows of all.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ SHIFT = 30  # balance in fixed point, rounded up: places up to 2^33 fit
 
 @dataclass(frozen=True)
 class Rounds:
-    """Turns of clusters of these sizes, and the state in which each group of rows begins."""
+    """The turns of clusters of these sizes, and the state in which each group of rows begins."""
 
     size: Ints  # (K,)
     balance: int  # << SHIFT
@@ -35,17 +34,17 @@ class Rounds:
         size_K = rows_GK.sum(axis=0, dtype=np.int64)
         fixed = int(np.ceil(balance * (1 << SHIFT)))
         passed_GK = np.cumsum(rows_GK, axis=0, dtype=np.int32) - rows_GK
-        found = cls(size_K, fixed, passed_GK, np.zeros(len(rows_GK), np.int64))
-        found.places[:] = [found._taken(passed_K) for passed_K in passed_GK]
-        return found
+        rounds = cls(size_K, fixed, passed_GK, np.zeros(len(rows_GK), np.int64))
+        rounds.places[:] = [rounds._taken(passed_K) for passed_K in passed_GK]
+        return rounds
 
     def turns(self, place: int) -> Ints:
-        """(K,) the rows of each cluster whose turn has come at a place."""
+        """Returns (K,) the rows of each cluster whose turn has come at a place."""
         released, K = place * self.balance >> SHIFT, len(self.size)
         return np.minimum((released - np.arange(K) - 1) // max(1, K) + 1, self.size)
 
     def _taken(self, passed_K: NDArray) -> int:
-        """The least number of places that hold all these rows of the global order."""
+        """Returns the least number of places that hold all these rows of the global order."""
         first = int(passed_K.sum(dtype=np.int64))
         low, high = first - 1, int(self.size.sum())  # the rows that are ahead take the rest
         while low + 1 < high:
@@ -55,11 +54,11 @@ class Rounds:
         return high
 
     def group_of(self, place: int) -> int:
-        """The last group that begins before a place."""
+        """Returns the last group that begins before a place."""
         return max(0, int(np.searchsorted(self.places, place)) - 1)
 
     def walk(self, group: int, cluster_M: Ints) -> tuple[Ints, Ints]:
-        """(M,) places of the rows of a group, given in the global order; their rank by cluster."""
+        """Returns (M,) places of a group's rows, in global order, and their ranks by cluster."""
         passed_K = self.passed[group].astype(np.int64)
         return _walk(cluster_M, passed_K, self.places[group], self.size, self.balance)
 
@@ -73,7 +72,7 @@ def _walk(cluster_M, passed_K, place, size_K, balance):
         j = cluster_M[m]
         rank = passed_K[j] + 1
         turn = (rank - 1) * K + j + 1
-        if turn <= released:  # it has a place: that of its turn
+        if turn <= released:  # its turn has come: the place of that turn
             place_M[m] = -((-turn << SHIFT) // balance)
         else:
             while True:
@@ -84,7 +83,7 @@ def _walk(cluster_M, passed_K, place, size_K, balance):
                 released = now
                 other, row = (now - 1) % K, (now - 1) // K + 1
                 if row > size_K[other] or row <= passed_K[other] or now == turn:
-                    break  # nobody's turn that has no place, or its own
+                    break  # free: no row needs this turn, or it is this row's own
             place_M[m] = place
         passed_K[j] = rank_M[m] = rank
     return place_M, rank_M

@@ -1,6 +1,6 @@
-"""Row-wise SQL: a predicate cut into its top-level conjuncts, each evaluated by polars.
+"""Row-wise SQL predicates, split into top-level conjuncts that polars evaluates.
 
-Null is SQL's: a comparison with it is null. Where polars would surprise, the tree is mended first:
+Nulls follow SQL: a comparison with null is null. The tree is rewritten where polars differs:
 
 - NaN counts as null, in a column and out of arithmetic (polars ranks it above infinity);
 - a float32 column meets a literal in float32, as in NumPy, in every form of comparison;
@@ -8,10 +8,10 @@ Null is SQL's: a comparison with it is null. Where polars would surprise, the tr
 - a CAST that fails gives null: one bad row doesn't stop the others;
 - a uid is its 32 hex digits, in lower case.
 
-`/` is true division, of integers too. GREATEST and LEAST pass over nulls.
+`/` is true division, of integers too. GREATEST and LEAST skip nulls.
 
-A condition is refused where it is longer or deeper than its parsers can bear: both recurse, and the
-time of polars grows with the square of a chain. Values do not count: IN may list thousands.
+Conditions that are too long or too deep are refused: both parsers recurse, and the time of polars
+grows with the square of a chain. Values do not count: IN may list thousands.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ import sqlglot
 from numpy.typing import NDArray
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
-from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
+from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # re-exported
 
 from clipmill.metadata.schema import TEXT_FIELDS, UID
 from clipmill.pipeline.errors import RecipeError, StageError
@@ -50,7 +50,7 @@ ROW_WISE = (
     *(exp.Literal, exp.Boolean, exp.Null, exp.DataType, exp.DataTypeParam),
 )
 VALUES = (TokenType.STRING, TokenType.NUMBER, TokenType.COMMA)
-MOST_WORDS = 1000  # but for values and commas: a chain of 333 comparisons
+MOST_WORDS = 1000  # without values and commas; a chain of 333 comparisons
 DEEPEST = 40  # a chain of AND or of OR counts once
 Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
 NAN = exp.cast(exp.Literal.string("nan"), "REAL", dialect=Postgres)
@@ -67,26 +67,26 @@ class PolarsSQL(Postgres):
 
 @dataclass(frozen=True)
 class Conjunct:
-    """One of the conditions that AND joins: its text, and its columns in order of appearance."""
+    """One operand of the top-level AND: its text, and its columns in order of appearance."""
 
     text: str
     columns: tuple[str, ...]  # `name`, or `stage.name`
     tree: Tree
 
     def broken(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """(N,) whether it is false of each row; it is not where it has no answer."""
+        """Returns (N,) whether the condition is false for each row; null counts as not false."""
         is_true = truth(self, as_frame(rows)).fill_null(True)
         return np.asarray(is_true.not_().to_numpy())
 
 
 @cache
 def conjuncts(where: str) -> tuple[Conjunct, ...]:
-    """The top-level conjuncts, each once, in order; RecipeError for what is not row-wise SQL."""
+    """Returns the top-level conjuncts, each once, in order; RecipeError if not row-wise SQL."""
     try:
         trees = _parsed(where)
     except sqlglot.errors.ParseError as error:
         raise _no_sql(error) from None
-    except sqlglot.errors.SqlglotError:  # of the tokens
+    except sqlglot.errors.SqlglotError:  # from the tokenizer
         do = "close it; an apostrophe inside a text is written twice: 'it''s'"
         raise _wrong(f"not SQL: a quote is not closed in `{where}`", do) from None
     if len(trees) != 1 or trees[0] is None:
@@ -97,7 +97,7 @@ def conjuncts(where: str) -> tuple[Conjunct, ...]:
 
 
 def _parsed(where: str) -> list[Tree]:
-    """The conditions of the text, each of a bearable size."""
+    """Parses the text into conditions; RecipeError if one is too long or too deep."""
     dialect = Postgres()
     tokens = dialect.tokenize(where)
     words = sum(token.token_type not in VALUES for token in tokens)
@@ -121,15 +121,15 @@ def _wrong(found: str, do: str) -> RecipeError:
 
 
 def _no_sql(error: sqlglot.errors.ParseError) -> RecipeError:
-    """The error of a text that ends, or goes on, where SQL does not."""
-    at = error.errors[0]
-    before, here = at["start_context"].strip()[-60:], at["highlight"]
-    if at["description"].startswith("Required"):
-        found = f"not SQL: something is missing beside `{here}`, at the end of `{before} {here}`"
-    elif at["description"] == "Expecting )":
-        found = f"not SQL: a bracket is not closed after `{before}{here}`"
+    """Returns the error for a text that ends too early, or goes on where SQL does not."""
+    detail = error.errors[0]
+    before, token = detail["start_context"].strip()[-60:], detail["highlight"]
+    if detail["description"].startswith("Required"):
+        found = f"not SQL: something is missing beside `{token}`, at the end of `{before} {token}`"
+    elif detail["description"] == "Expecting )":
+        found = f"not SQL: a bracket is not closed after `{before}{token}`"
     else:
-        found = f"not SQL: `{here}` cannot follow `{before}`"
+        found = f"not SQL: `{token}` cannot follow `{before}`"
     return _wrong(found, "mend it there: `score >= 0.3 AND language = 'en'` is a condition")
 
 
@@ -145,7 +145,7 @@ def _nodes_in(node: Tree) -> Iterator[Tree]:
 
 
 def as_frame(table: pa.Table) -> pl.DataFrame:
-    """The table as `truth` reads it: NaN null, dictionaries and uids text, integers 64 bits."""
+    """Returns the table for `truth`: NaN null, dictionaries and uids as text, 64-bit integers."""
     uids = [field.name for field in table.schema if field.type == UID.dtype]
     items = {f.name: f.type.value_type for f in table.schema if pa.types.is_list(f.type)}
     return pl.DataFrame(table).with_columns(
@@ -158,7 +158,7 @@ def as_frame(table: pa.Table) -> pl.DataFrame:
 
 
 def _items(name: str, dtype: pa.DataType) -> pl.Expr:
-    """The items of a list, mended as a column's values are."""
+    """Returns the items of a list, normalized as a column's values are."""
     if pa.types.is_floating(dtype):
         return pl.col(name).list.eval(pl.element().fill_nan(None))
     if pa.types.is_dictionary(dtype):
@@ -168,7 +168,7 @@ def _items(name: str, dtype: pa.DataType) -> pl.Expr:
 
 
 def check(conjunct: Conjunct, no_row: pa.Table) -> None:
-    """StageError where the condition has no answer for columns of the table's types."""
+    """Raises StageError if the condition cannot be evaluated on columns of the table's types."""
     for column in conjunct.tree.find_all(exp.Column):
         if wrong := lists.mistaken(column, no_row.schema):
             raise StageError(wrong[0], "key `where`", wrong[1])
@@ -188,7 +188,7 @@ def check(conjunct: Conjunct, no_row: pa.Table) -> None:
 
 
 def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
-    """(N,) true, false or null, for every row of a frame that `as_frame` made."""
+    """Returns (N,) true, false or null for every row of a frame that `as_frame` made."""
     try:
         verdict = _value(conjunct.tree, frame)
         if verdict.dtype not in (pl.Boolean, pl.Null):
@@ -204,7 +204,7 @@ def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
 
 
 def _value(tree: Tree, frame: pl.DataFrame) -> pl.Series:
-    """(N,) what an expression gives; functions over lists are evaluated first, each as a column."""
+    """Returns (N,) an expression's value; list functions are evaluated first, each as a column."""
     sql = _without_lists(tree, tuple(frame.schema.items()))
     if sql is None:
         root = exp.Paren(this=tree.copy())
@@ -217,7 +217,7 @@ def _value(tree: Tree, frame: pl.DataFrame) -> pl.Series:
 
 @lru_cache(maxsize=1024)
 def _without_lists(tree: Tree, types: tuple[tuple[str, pl.DataType], ...]) -> str | None:
-    """An expression as polars reads it, the same for every shard; None where it asks a list."""
+    """Returns an expression in polars SQL, cached for every shard; None if it reads a list."""
     schema, root = dict(types), exp.Paren(this=tree.copy())
     if any(lists.asks_a_list(node, schema) for node in root.walk()):
         return None
@@ -225,7 +225,7 @@ def _without_lists(tree: Tree, types: tuple[tuple[str, pl.DataType], ...]) -> st
 
 
 def _refuse_unless_row_wise(tree: Tree) -> None:
-    """RecipeError that names the first thing which one row cannot answer, or polars cannot."""
+    """Raises RecipeError for the first part that one row cannot answer, or that polars cannot."""
     if node := tree.find(exp.Query, exp.Exists):
         do = "ask one row's columns; `select.uid_list` keeps the rows that a list names"
         raise _wrong(f"`{_text(node)}` asks other rows too: a subquery", do)
@@ -249,11 +249,11 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
 
 
 def _operands_of_and(tree: Tree) -> Iterator[Tree]:
-    left = [tree]
-    while left:
-        tree = left.pop().unnest()
+    stack = [tree]
+    while stack:
+        tree = stack.pop().unnest()
         if isinstance(tree, exp.And):
-            left += [tree.right, tree.left]
+            stack += [tree.right, tree.left]
         else:
             yield tree
 
@@ -270,7 +270,7 @@ def _conjunct(text: str, tree: Tree) -> Conjunct:
 
 
 def _try(tree: Tree) -> None:
-    """PolarsError where polars has no such expression."""
+    """Raises PolarsError if polars has no such expression."""
     root = exp.Paren(this=tree.copy())
     for node in [node for node in root.walk() if lists.asks_a_list(node, {})]:
         if call := lists.quantified(node):
@@ -280,7 +280,7 @@ def _try(tree: Tree) -> None:
 
 
 def compared_with(conjunct: Conjunct, name: str) -> bool:
-    """Whether the name stands where a value would: `en` in `language = en`, or in a list of IN."""
+    """Returns whether the name stands for a value: `en` in `language = en`, or in IN's list."""
     return any(
         _name(column) == name
         and isinstance(column.parent, COMPARISONS)
@@ -290,7 +290,7 @@ def compared_with(conjunct: Conjunct, name: str) -> bool:
 
 
 def is_field(name: str) -> bool:
-    """Whether it reads as a field of captions: `texts.label`."""
+    """Returns whether the name reads as a field of captions: `texts.label`."""
     before, _, last = name.rpartition(".")
     return before in lists.LISTS and last in TEXT_FIELDS
 
@@ -304,8 +304,8 @@ def _name(column: exp.Column) -> str:
 
 
 def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
-    """The mended tree, as SQL of polars."""
-    root = exp.Paren(this=tree.copy())  # so that every node has a parent to be replaced in
+    """Returns the tree in polars SQL, rewritten where polars differs (see the module)."""
+    root = exp.Paren(this=tree.copy())  # a parent for every node, as `replace` needs
     for node in list(root.find_all(*COMPARISONS)):
         inside = _inside(node)
         dtypes = [schema.get(_name(n)) for n in inside if isinstance(n, exp.Column)]
@@ -323,25 +323,25 @@ def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
 
 
 def _inside(comparison: Tree) -> list[Tree]:
-    """The nodes of a comparison, without those inside another comparison."""
+    """Returns the nodes of a comparison, without those inside another comparison."""
     return list(comparison.walk(prune=lambda n: n is not comparison and isinstance(n, COMPARISONS)))
 
 
 def _is_mended_around(node: Tree) -> bool:
-    """Whether what surrounds it is NaN where it is, and is mended for both.
+    """Returns whether an enclosing node is NaN whenever this one is, and is rewritten for both.
 
     In brackets inside POWER it is not: POWER((NaN), 0) is 1 in polars, and null here.
     """
     around = node.parent
     if _may_be_nan(around):
         return True
-    is_given_on = False
+    is_passed_on = False
     while isinstance(around, exp.Paren) or _may_be_nan(around):
         if isinstance(around, exp.Pow):
             return False
-        is_given_on |= not isinstance(around, exp.Paren)
+        is_passed_on |= not isinstance(around, exp.Paren)
         around = around.parent
-    return is_given_on
+    return is_passed_on
 
 
 def _may_be_nan(node: Tree) -> bool:

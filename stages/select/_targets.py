@@ -25,7 +25,7 @@ from clipmill.stages.ops.tables.exports import summary_of
 from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.tables.rows import put_table
 from clipmill.stages.ops.tasks import evaluation
-from clipmill.stages.ops.tasks.evaluation import PARQUET, Wanted
+from clipmill.stages.ops.tasks.evaluation import PARQUET, Request
 from clipmill.stages.ops.vectors.centroids import MARK, Centroids
 from clipmill.stages.ops.vectors.centroids import read as read_centroids
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
@@ -33,16 +33,16 @@ from clipmill.stages.ops.vectors.nearest import nearest_centre
 
 # Shapes: N rows, M targets, D width of a vector, K centroids, T tasks.
 
-ROWS = 4096  # vectors that look for their centroid at a time
-SPAN = 2**16  # rows of a file that one piece of work compares
-MODEL = MARK + "model"  # what a Parquet of vectors says in its schema
+ROWS = 4096  # vectors compared with the centroids at a time
+SPAN = 2**16  # rows of a file that one task compares
+MODEL = MARK + "model"  # key of the model in the schema of a Parquet of vectors
 EMBED_BOTH = "embed both with one model"
 Nearest = Literal["inner_product", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Where targets and centroids are, as a recipe names them, and what they are asked for."""
+    """Locations of targets and centroids, as a recipe names them, and how they are compared."""
 
     targets: str
     centroids: str
@@ -54,8 +54,8 @@ class Targets:
     centroid_folder: str | None
     model_folder: str | None
     folder: str  # of the stage
-    sha256: str = ""  # of the centroids, so that a worker keeps no others
-    digest: str = ""  # of the targets, too
+    sha256: str = ""  # of the centroids: a key of the worker's cache
+    digest: str = ""  # of the targets: likewise
     tasks: tuple[int, ...] = ()  # the number of each item's task, ascending
 
     def where(self, key: Literal["targets", "column"]) -> str:
@@ -63,8 +63,8 @@ class Targets:
         return f"stage '{self.stage}', key `{key}`: {value}"
 
     def at(self, file: str) -> str:
-        at = self.where("targets")
-        return at if at.endswith(file) else f"{at}, {file}"
+        where = self.where("targets")
+        return where if where.endswith(file) else f"{where}, {file}"
 
     @property
     def place(self) -> tuple[Storage, str | None]:
@@ -74,9 +74,9 @@ class Targets:
         return read_centroids(self.centroid_folder, self.centroids, f"stage '{self.stage}'")
 
     def items(self) -> list[dict[str, Any]]:
-        """What has targets, by `number`: its `task`, the digest of its bytes.
+        """Returns the tasks, or pieces of files: `number`, `task`, and the digest of its bytes.
 
-        Vectors have their `file`, cut into pieces from the row `start` on; pictures have none.
+        Vectors have their `file` and the row `start` of a piece; pictures have neither.
         """
         if self.target_folder is not None:
             items = self._exported(summary_of(self.target_folder, self.stage, "targets"))
@@ -100,24 +100,24 @@ class Targets:
         return items
 
     def _exported(self, dataset: dict[str, Any]) -> list[dict[str, Any]]:
-        if self.column not in (held := [name for name, _ in dataset["columns"]]):
+        if self.column not in (columns := [name for name, _ in dataset["columns"]]):
             found = f"no column '{self.column}' in the export"
-            do = f"add it to the export's `columns`; it has {', '.join(held)}"
+            do = f"add it to the export's `columns`; it has {', '.join(columns)}"
             raise StageError(found, self.where("targets"), do)
         task = self.targets.removeprefix("stage:")
         files = [{"task": task, **file} for file in dataset["files"]]
         return [item for file in files for item in spans(file, file["rows"])]
 
     def _rows(self, file: str) -> int | None:
-        """How many vectors a Parquet file may have; None where its pictures are to be embedded."""
+        """Returns the rows of a Parquet of vectors; None if it has pictures to be embedded."""
         with self._opened(file) as parquet:
-            name = evaluation.column_of(parquet.schema_arrow, self._wanted(), self.at(file))
+            name = evaluation.column_of(parquet.schema_arrow, self._request(), self.at(file))
             return int(parquet.metadata.num_rows) if name == self.column else None
 
     def model_of(self, items: list[dict[str, Any]], centroids: str | None, inputs: Inputs) -> str:
-        """The model of all embeddings, empty where nothing names one.
+        """Returns the model of all embeddings, "" if nothing names one.
 
-        StageError where two differ, or where a file of vectors names none.
+        StageError if two differ, or if a file of vectors names none.
         """
         named = {
             f"column '{self.column}'": inputs.model_of.get(self.column),
@@ -145,34 +145,34 @@ class Targets:
         return marks[MODEL.encode()].decode()
 
     def vectors(self, item: dict[str, Any], task: Task) -> Iterator[pa.Array]:
-        """The targets of an item, some at a time; rows without a vector are passed over."""
+        """Yields the targets of an item, some at a time; rows without a vector are skipped."""
         if "file" in item:
             yield from self._vectors(item["file"], item["start"])
             return
         measure = embedder_of(self.model, self.model_folder, task.worker) or self.unembedded
-        wanted = replace(self._wanted(), measure=measure)
-        for table in evaluation.read(self.place[0].uri, item["task"], wanted, self.stage):
+        request = replace(self._request(), measure=measure)
+        for table in evaluation.read(self.place[0].uri, item["task"], request, self.stage):
             yield table["value"]
 
     def _vectors(self, file: str, start: int) -> Iterator[pa.Array]:
         width, stop = None, start + SPAN
         with self._opened(file) as parquet:
             first = np.cumsum([0, *sizes_of_groups(parquet)])
-            groups = [g for g, at in enumerate(first[:-1]) if at < stop and first[g + 1] > start]
-            at = int(first[groups[0]]) if groups else 0
+            groups = [g for g, row in enumerate(first[:-1]) if row < stop and first[g + 1] > start]
+            row = int(first[groups[0]]) if groups else 0
             for batch in parquet.iter_batches(ROWS, row_groups=groups, columns=[self.column]):
-                row_N = np.arange(at, at + len(batch))
+                row_N = np.arange(row, row + len(batch))
                 here_N = (row_N >= start) & (row_N < stop)
                 here_N &= batch[self.column].is_valid().to_numpy(zero_copy_only=False)
-                some = batch[self.column].filter(pa.array(here_N))
+                vectors = batch[self.column].filter(pa.array(here_N))
                 keys = row_N[here_N].astype(str).tolist()
-                width = evaluation.checked_width(some, width, f"{self.at(file)}, row", keys)
-                yield some
-                at += len(batch)
+                width = evaluation.checked_width(vectors, width, f"{self.at(file)}, row", keys)
+                yield vectors
+                row += len(batch)
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
-        """A file of vectors; StageError where it is none that can be read."""
+        """Opens a file of vectors; StageError if it cannot be read."""
         if self.target_folder is not None:
             with Outputs(Storage(self.target_folder)).parquet(file) as parquet:
                 yield parquet
@@ -185,9 +185,9 @@ class Targets:
             do = "name a Parquet of vectors, or write it again"
             raise StageError(found, self.at(file), do) from None
 
-    def _wanted(self) -> Wanted:
+    def _request(self) -> Request:
         column = pa.field(self.column, pa.list_(pa.float32()))
-        return Wanted(column=column, measure=self.unembedded, key="targets")
+        return Request(column=column, measure=self.unembedded, key="targets")
 
     def unembedded(self, pictures: list) -> NDArray[np.float32]:
         raise StageError(
@@ -198,7 +198,7 @@ class Targets:
 
 
 def listing_digest(targets: str) -> str:
-    """A digest that changes with the name, size or time of a file of a folder, or of the file."""
+    """Returns a digest of the names, sizes and times of a folder's files, or of the one file."""
     folder, file = open_pool(targets)
     if file == "**":
         return evaluation.listing_digest(targets)
@@ -207,7 +207,7 @@ def listing_digest(targets: str) -> str:
 
 
 def spans(file: dict[str, Any], rows: int) -> list[dict[str, Any]]:
-    """A file cut into pieces of SPAN rows, so that several workers compare it."""
+    """Cuts a file into pieces of SPAN rows, so that several workers compare it."""
     return [{**file, "start": start} for start in range(0, max(rows, 1), SPAN)]
 
 
@@ -216,7 +216,7 @@ FILE = "targets-{:05d}.parquet"  # in out/
 
 @dataclass(frozen=True)
 class Cells:
-    """Centroids as rows look for the nearest: by inner product, or by direction."""
+    """Centroids prepared for a search of the nearest: by inner product, or by direction."""
 
     size: int  # how many there are
     vector: NDArray[np.float32]  # (K, D) of those that may be nearest
@@ -227,17 +227,18 @@ class Cells:
         if nearest == "inner_product":
             return cls(len(vector_KD), vector_KD, np.arange(len(vector_KD), dtype=np.int32))
         unit_KD = unit_rows(vector_KD)
-        some = np.flatnonzero(~np.isnan(unit_KD).any(axis=1)).astype(np.int32)  # zero: no direction
-        return cls(len(vector_KD), unit_KD[some], some)
+        # A zero vector has no direction.
+        defined = np.flatnonzero(~np.isnan(unit_KD).any(axis=1)).astype(np.int32)
+        return cls(len(vector_KD), unit_KD[defined], defined)
 
     def nearest(self, row_ND: NDArray[np.float32]) -> NDArray[np.int32]:
-        """(N,) number of the centroid with the greatest product, ties to the smaller number."""
+        """Returns (N,) the number of the centroid of greatest product, ties to the smaller."""
         return self.number[nearest_centre(row_ND, self.vector, "dot")]
 
 
-@lru_cache(maxsize=1)  # a worker asks for the same centroids with every shard
+@lru_cache(maxsize=1)  # a worker needs the same centroids for every shard
 def opened(targets: Targets) -> Cells:
-    """The centroids; StageError where they cannot be read, or none can be nearest."""
+    """Returns the centroids; StageError if they cannot be read, or none can be nearest."""
     cells = Cells.of(targets.read_centroids().vector, targets.nearest)
     if not len(cells.vector):
         raise StageError(
@@ -248,10 +249,10 @@ def opened(targets: Targets) -> Cells:
     return cells
 
 
-def aimed(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/targets-N.parquet: the centroids that are nearest to a target, and to how many.
+def count_targets(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores out/targets-N.parquet: the centroids nearest to an item's targets, with counts.
 
-    The number of `targets` of an item.
+    Returns how many `targets` the item has.
     """
     cells = opened(targets)
     count_K = np.zeros(cells.size, np.int64)
@@ -270,31 +271,31 @@ def aimed(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
 def gathered(
     targets: Targets, wide: int, item: dict[str, Any], task: Task
 ) -> Iterator[NDArray[np.float32]]:
-    """The targets of an item, ROWS or so at a time; StageError where they are not so wide."""
-    held: list[NDArray[np.float32]] = []
+    """Yields an item's targets, about ROWS at a time; StageError if their width is another."""
+    parts: list[NDArray[np.float32]] = []
     for row_MD in map(as_matrix, targets.vectors(item, task)):
         if len(row_MD) and row_MD.shape[1] != wide:
             found = f"embeddings {row_MD.shape[1]} wide, and the centroids are {wide} wide"
             raise StageError(found, targets.at(item.get("file", item["task"])), EMBED_BOTH)
-        held += [row_MD] if len(row_MD) else []
-        if sum(map(len, held)) >= ROWS:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
+        parts += [row_MD] if len(row_MD) else []
+        if sum(map(len, parts)) >= ROWS:
+            yield np.concatenate(parts)
+            parts = []
+    if parts:
+        yield np.concatenate(parts)
 
 
 @dataclass(frozen=True)
-class Aims:
-    """Of each centroid, how many targets it is nearest to, and which tasks have one."""
+class TargetCounts:
+    """Number of targets by nearest centroid, and the tasks that have one there."""
 
     count: NDArray[np.int64]  # (K,)
     by_task: NDArray[np.bool_]  # (T, K)
 
 
-@lru_cache(maxsize=1)  # as centroids are
-def aims(targets: Targets) -> Aims:
-    """What `aimed` has stored in the stage's folder."""
+@lru_cache(maxsize=1)  # for every shard, as the centroids
+def target_counts(targets: Targets) -> TargetCounts:
+    """Reads what `count_targets` has stored in the stage's folder."""
     count_K = np.zeros(opened(targets).size, np.int64)
     by_task_TK = np.zeros((1 + targets.tasks[-1], len(count_K)), bool)
     for number, task in enumerate(targets.tasks):
@@ -303,4 +304,4 @@ def aims(targets: Targets) -> Aims:
         cluster = near[CLUSTER_ID.name].to_numpy()
         count_K[cluster] += near["targets"].to_numpy()
         by_task_TK[task, cluster] = True
-    return Aims(count_K, by_task_TK)
+    return TargetCounts(count_K, by_task_TK)

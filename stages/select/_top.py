@@ -1,4 +1,4 @@
-"""The largest values of a column among rows that no machine holds whole, by `top`'s rules."""
+"""Finds the largest values of a column too large for one machine, by the rules of `top`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from clipmill.stages.select import _cut as cut
 # Shapes: N rows of the pool, D digits of a rank.
 
 Bools = NDArray[np.bool_]
-FEW = 1 << 16  # ranks of 24 to 32 bytes, which the driver sorts
+FEW = 1 << 16  # ranks that the driver sorts, of 24 to 32 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Top:
     ties stay, a cut that lands on rows without a value keeps nothing, and fraction 1 keeps all.
     """
 
-    column: NonEmpty  # whose largest values stay: `name` or `stage.name`
+    column: NonEmpty  # column to rank by: `name` or `stage.name`
     fraction: Share | None = None  # share of the rows, above 0 and up to 1
-    rows: OneUp | None = None  # or: how many
-    # share of the rows that pass `where`, or of the whole pool
+    rows: OneUp | None = None  # or: number of rows
+    # what the share is taken of: the rows that pass `where`, or the whole pool
     over: Literal["passing", "pool"] = "passing"
     datacomp_compat: bool = False  # cut as DataComp's code does: one row more, and all ties
 
@@ -49,11 +49,11 @@ class Top:
 
     @property
     def size(self) -> str:
-        """The best so many, in words."""
+        """Returns the size in words: "best 1,000", "best 30 %"."""
         return f"best {self.rows:,}" if self.rows else f"best {100 * (self.fraction or 0):.4g} %"
 
     def first_cut(self, pool: int, ranked: int) -> tuple[cut.Cut | None, int]:
-        """The cut where it is known without looking at a value; else None and n of the n-th."""
+        """Returns the cut if it is known without reading a value; else None and n of the n-th."""
         nth = self.rows or int(pool * (self.fraction or 0))
         if self.datacomp_compat and nth < pool:
             return (cut.NOTHING, 0) if nth >= ranked else (None, nth + 1)
@@ -63,26 +63,26 @@ class Top:
 
 
 def search(top: Top) -> cut.Search:
-    """A survey of all rows a digit, until those that begin so are few: these ranks are sorted."""
-    found = cut.EVERYTHING
-    seen = yield partial(survey, over=top.over), merge
-    known, nth = top.first_cut(*seen["rows"].tolist())
+    """Searches for the cut: one digit per pass over all rows, until few ranks are left to sort."""
+    prefix = cut.EVERYTHING
+    totals = yield partial(survey, over=top.over), merge
+    known, nth = top.first_cut(*totals["rows"].tolist())
     if known is not None:
         return known
-    while "by_digit" in seen:
-        found, nth = cut.extend(found, nth, seen["by_digit"])
-        level = int(seen["by_digit"][found[-1]])
-        ties_stay = top.datacomp_compat and len(found) == seen["value_digits"]
+    while "by_digit" in totals:
+        prefix, nth = cut.extend(prefix, nth, totals["by_digit"])
+        level = int(totals["by_digit"][prefix[-1]])
+        ties_stay = top.datacomp_compat and len(prefix) == totals["value_digits"]
         if ties_stay or nth == level:
-            return found
-        look, add = (survey, merge) if level > FEW else (ranks, joined)
-        seen = yield partial(look, over=top.over, begin=found), add
-    whole = cut.nth_largest(seen["ranks"], nth)
-    return whole[: int(seen["value_digits"])] if top.datacomp_compat else whole
+            return prefix
+        count, add = (survey, merge) if level > FEW else (ranks, joined)
+        totals = yield partial(count, over=top.over, begin=prefix), add
+    whole = cut.nth_largest(totals["ranks"], nth)
+    return whole[: int(totals["value_digits"])] if top.datacomp_compat else whole
 
 
 def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers, with null for NaN."""
+    """Returns the numbers, with null for NaN."""
     if pa.types.is_float16(value.type):
         value = value.cast(pa.float32())
     if pa.types.is_floating(value.type):
@@ -91,7 +91,7 @@ def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def survey(rows: pa.Table, *, over: str, begin: cut.Cut = cut.EVERYTHING) -> State:
-    """Rows of the pool and those with a value, and how the ranks that begin so go on."""
+    """Counts pool rows and those with a value, and the next digit of ranks after `begin`."""
     pool_N, ranked_N, value_ND = in_pool(rows, over)
     digits = value_ND.shape[1]
     if len(begin) < digits:
@@ -107,20 +107,20 @@ def survey(rows: pa.Table, *, over: str, begin: cut.Cut = cut.EVERYTHING) -> Sta
     }
 
 
-def merge(one: State, other: State) -> State:
-    rows = np.add(one["rows"], other["rows"])
-    by_digit = np.add(one["by_digit"], other["by_digit"], dtype=np.int64)
-    # What is left of the one holds of both: the type of a column is that of its pool.
-    return one | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
+def merge(left: State, right: State) -> State:
+    rows = np.add(left["rows"], right["rows"])
+    by_digit = np.add(left["by_digit"], right["by_digit"], dtype=np.int64)
+    # `value_digits` is the same in both: a column has one type in the whole pool.
+    return left | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
 
 
 def as_small(by_digit: NDArray[np.int64], most: int) -> NDArray[np.unsignedinteger]:
-    """Counts in the fewest bytes that hold them: they are most of the journal."""
+    """Returns the counts in the fewest bytes that hold them: they are most of the journal."""
     return by_digit.astype(np.min_scalar_type(most))
 
 
 def ranks(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
-    """The ranks that begin so, whole."""
+    """Returns the whole ranks that begin with `begin`."""
     _, ranked_N, value_ND = in_pool(rows, over)
     digits = value_ND.shape[1]
     level_N = cut.level_with(value_ND, begin[:digits])
@@ -133,19 +133,19 @@ def ranks(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
     }
 
 
-def joined(one: State, other: State) -> State:
-    return one | {"ranks": np.concatenate([one["ranks"], other["ranks"]])}
+def joined(left: State, right: State) -> State:
+    return left | {"ranks": np.concatenate([left["ranks"], right["ranks"]])}
 
 
 def in_pool(rows: pa.Table, over: str) -> tuple[Bools, Bools, NDArray[np.uint16]]:
-    """(N,) the rows that a share is of, and those of them with a value; the values' digits."""
+    """Returns (N,) the rows a share is taken of, (N,) those with a value, their values' digits."""
     pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
     ranked_N = pool_N & rows["value"].is_valid().to_numpy()
     return pool_N, ranked_N, cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
 
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
-    """keep and reason of every row, now by its value too."""
+    """Returns keep and reason of every row, now by its value too."""
     before = rows.unify_dictionaries()[REASON.name].combine_chunks()
     of_top = [f"undefined:{top.column}", f"top:{top.column}"]
     reasons = list(dict.fromkeys([*before.dictionary.to_pylist(), *of_top]))
@@ -162,12 +162,12 @@ def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
 
 
 def reaching(rows: pa.Table, lowest: cut.Cut) -> Bools:
-    """(N,) whether each row's rank reaches the cut; only those level with it by value are tied."""
+    """Returns (N,) whether each row's rank reaches the cut; tie-breakers are read if needed."""
     return cut.reaching(cut.value_digits(rows["value"]), rows, lowest)
 
 
 class Ranking:
-    """The rows with a value in the order in which `top` keeps them, sorted once: for many tops."""
+    """Rows with a value in the order in which `top` keeps them, sorted once for many tops."""
 
     def __init__(self, top: Top, rows: pa.Table) -> None:
         value = rankable(rows[top.column])
@@ -180,7 +180,7 @@ class Ranking:
             self.ends_of_ties = np.flatnonzero(np.append(np.diff(key_N) != 0, True)[: len(key_N)])
 
     def best(self, top: Top, passing_N: Bools) -> Bools:
-        """(N,) whether each row has a value at or above the cut."""
+        """Returns (N,) whether each row has a value at or above the cut."""
         pool_N = passing_N if top.over == "passing" else np.ones_like(passing_N)
         reached = np.cumsum(pool_N[self.order])
         first, nth = top.first_cut(int(pool_N.sum()), int(reached[-1]) if len(reached) else 0)

@@ -1,10 +1,10 @@
-"""A tree over clusters, and how many rows of each a target takes: Vo et al.'s balanced sampling.
+"""A tree over clusters, and the quota of each for a target: Vo et al.'s balanced sampling.
 
 From the top, a node with target T gives each child min(x, its rows), with the whole x that brings
-their sum nearest to T; of two as near, the greater. Let F(x) be that sum. F rises with x, so x
-reaches r just when T >= (F(r - 1) + F(r)) / 2: a child's quota is a step function of T that never
-falls, hence so is a leaf's, of the target of the whole tree. The least target at which a row
-enters is that formula applied level by level, from the row's place in its leaf up.
+their sum F(x) nearest to T; of two as near, the greater. F rises with x, so x reaches r exactly
+when T >= (F(r - 1) + F(r)) / 2. A child's quota is thus a step function of T that never falls, and
+so is a leaf's as a function of the tree's target. The least target at which a row enters is that
+formula applied level by level, from the row's place in its leaf up.
 """
 
 import json
@@ -34,7 +34,7 @@ TABLE, SUMMARY = "tree.parquet", "tree.json"
 
 @dataclass(frozen=True)
 class Level:
-    """Nodes and the parents above them."""
+    """Nodes of one level and the parents above them."""
 
     parent: NDArray[np.int32]  # (C,)
     rows: Whole  # (C,)
@@ -42,8 +42,8 @@ class Level:
 
     @cached_property
     def _by_size(self) -> tuple[Whole, Whole, Whole]:
-        """Children by parent, then by rows: both as one number, rows of all before, and where each
-        parent's begin."""
+        """Returns the children sorted by parent, then rows: a key of both, the cumulative rows, and
+        the first index of each parent."""
         order_C = np.lexsort((self.rows, self.parent))
         parent_C = self.parent[order_C].astype(np.int64)
         key_C = parent_C * self._stride + self.rows[order_C]
@@ -55,7 +55,7 @@ class Level:
         return int(self.rows.max(initial=0)) + 1
 
     def taken(self, parent_N: Whole, x_N: Whole) -> Whole:
-        """(N,) the rows that x of each child are: the sum of min(x, its rows) below a parent.
+        """Returns (N,) the sum of min(x, its rows) over the children of each parent.
 
         x is at most the rows of the largest child of the level.
         """
@@ -65,13 +65,13 @@ class Level:
         return whole_N + (begin[parent_N + 1] - smaller_N) * x_N
 
     def least_target(self, child_N: Whole, wanted_N: Whole) -> Whole:
-        """(N,) the least target of each child's parent that gives the child so many, 1 or more."""
+        """Returns (N,) the least target of the parent that gives a child `wanted_N` >= 1 rows."""
         parent_N = self.parent[child_N].astype(np.int64)
         sums_N = self.taken(parent_N, wanted_N - 1) + self.taken(parent_N, wanted_N)
         return (sums_N + 1) // 2
 
     def quotas(self, target_P: Whole) -> Whole:
-        """(C,) what each child gets of its parent's target, which is at most the parent's rows."""
+        """Returns (C,) each child's part of its parent's target (at most the parent's rows)."""
         parent_P = np.arange(self.parents)
         low_P = np.zeros(self.parents, np.int64)  # reached
         high_P = np.zeros(self.parents, np.int64)  # the largest child's rows
@@ -85,7 +85,7 @@ class Level:
         return np.minimum(low_P[self.parent], self.rows)
 
     def sums(self, value_C: Whole) -> Whole:
-        """(P,) the sum of the children's values."""
+        """Returns (P,) the sum of the children's values."""
         sum_P = np.zeros(self.parents, np.int64)
         np.add.at(sum_P, self.parent, value_C)
         return sum_P
@@ -101,7 +101,7 @@ class Tree:
     def over(
         cls, rows_K: NDArray, parents: Sequence[NDArray[np.int32]], nodes: Sequence[int]
     ) -> Self:
-        """The tree of leaves with so many rows.
+        """Builds the tree over leaves with `rows_K` rows.
 
         `nodes` are the sizes of the levels above the leaves, and `parents` the node of each leaf,
         then of each node of the level above, and so on; the root is above the last.
@@ -120,7 +120,7 @@ class Tree:
         return int(self.levels[0].rows.sum())
 
     def least_target(self, leaf_N: Whole, place_N: Whole) -> Whole:
-        """(N,) the least target of the tree that takes a row by its place in its leaf, from 1."""
+        """Returns (N,) the least target that takes a row, by its place in its leaf, from 1."""
         node_N, target_N = leaf_N, place_N
         for level in self.levels:
             target_N = level.least_target(node_N, target_N)
@@ -128,14 +128,14 @@ class Tree:
         return target_N
 
     def quotas(self, target: int) -> list[Whole]:
-        """The quota of every node, by level from the leaves up, the root's target last."""
-        found = [np.array([target])]
+        """Returns the quota of every node, by level from the leaves up, the root's target last."""
+        quotas = [np.array([target])]
         for level in reversed(self.levels):
-            found.append(level.quotas(found[-1]))
-        return found[::-1]
+            quotas.append(level.quotas(quotas[-1]))
+        return quotas[::-1]
 
     def paths(self, leaf_N: Whole) -> NDArray[np.int32]:
-        """(N, levels) each leaf's nodes from below the root down to the leaf itself."""
+        """Returns (N, levels) each leaf's nodes from below the root down to the leaf itself."""
         path: list[NDArray] = [leaf_N]
         for level in self.levels[:-1]:
             path.append(level.parent[path[-1]])
@@ -143,7 +143,7 @@ class Tree:
 
 
 def put_tree(tree: Tree, target: int, task: Task) -> dict[str, int]:
-    """out/tree.parquet: every node. out/tree.json: what was asked and kept."""
+    """Stores out/tree.parquet, every node, and out/tree.json: the target and what was kept."""
     quotas = tree.quotas(target)
     parents: list[pa.Array] = [pa.array(level.parent, pa.int32()) for level in tree.levels]
     rows = [*(level.rows for level in tree.levels), np.array([tree.rows])]
@@ -165,19 +165,19 @@ def put_tree(tree: Tree, target: int, task: Task) -> dict[str, int]:
             zip([*parents, pa.nulls(1, pa.int32())], rows, quotas, kept, strict=True)
         )
     ]
-    told = {"rows": tree.rows, "asked": target, "kept": int(kept[-1][0])}
+    summary = {"rows": tree.rows, "asked": target, "kept": int(kept[-1][0])}
     put_table(TABLE, pa.concat_tables(nodes), task)
-    put_text(SUMMARY, json.dumps(told), task)
-    return told
+    put_text(SUMMARY, json.dumps(summary), task)
+    return summary
 
 
-PART = 8192  # points of one piece of work
-COLUMNS = 64  # of a sum at a time
+PART = 8192  # points in one task
+COLUMNS = 64  # summed at a time
 
 
 @dataclass(frozen=True)
 class Points(Combined):
-    """Vectors in pieces, which workers load themselves: a task carries none of the first level."""
+    """Vectors in pieces that workers load themselves: a task carries none of the first level."""
 
     load: Callable[[], NDArray[np.float32]]
     count: int
@@ -189,17 +189,17 @@ class Points(Combined):
         return pa.table({"vector": from_matrix(self.load()[index * PART : (index + 1) * PART])})
 
 
-@lru_cache(maxsize=1)  # a worker asks for the same ones with every piece and round
+@lru_cache(maxsize=1)  # a worker needs the same ones for every piece and round
 def of_clusters(
     folder: str | None, setting: str, where: str, digest: str
 ) -> tuple[NDArray[np.float32], Metric]:
-    """The centroids, (K, D), those of a cosine metric at length 1 or 0, and the metric.
+    """Returns the centroids, (K, D), of length 1 or 0 for a cosine metric, and the metric.
 
-    The digest is that of the file that the setting names.
+    `digest`, of the file that the setting names, is a key of the cache only.
     """
-    held = read(folder, setting, where)
-    is_cosine = held.metric == "cosine"
-    return np.nan_to_num(unit_rows(held.vector)) if is_cosine else held.vector, held.metric
+    stored = read(folder, setting, where)
+    is_cosine = stored.metric == "cosine"
+    return np.nan_to_num(unit_rows(stored.vector)) if is_cosine else stored.vector, stored.metric
 
 
 def clusters_alone(
@@ -219,9 +219,9 @@ def parents_of(
     rounds: int,
     ctx: Context,
 ) -> list[NDArray]:
-    """The node of each point among `nodes[0]`, then the node of each of these, and so on up.
+    """Returns each point's node among `nodes[0]`, then the node of each of these, and so on up.
 
-    Each level starts from the points of the one below whose numbers hash lowest.
+    Each level starts from the points of the level below whose numbers hash lowest.
     """
     parents = []
     for height, count in enumerate(nodes):
@@ -243,16 +243,16 @@ def parents_of(
 
 
 def coins(count: int, height: int, ctx: Context) -> NDArray[np.uint64]:
-    """(N,) 64 uniform bits of each point of a level, by its number."""
+    """Returns (N,) 64 random bits for each point of a level, a hash of its number."""
     number_N2 = np.stack([np.full(count, height), np.arange(count)], axis=1).astype(np.uint64)
     worker = ctx.worker
     return coin_hash(from_halves(number_N2), seed=worker.seed, stage=worker.stage, purpose="levels")
 
 
 def nearest_nodes(node_LD: NDArray, points: pa.Table) -> State:
-    """(N,) the node nearest to each point, and (N,) their squared distance.
+    """Returns (N,) the node nearest to each point, and (N,) their squared distance.
 
-    Of vectors at length 1 that is the node of the greatest cosine.
+    For vectors of length 1 that is the node of the greatest cosine.
     """
     index_N1, far_N1 = nearest(as_matrix(points["vector"]), node_LD, "euclidean")
     return {"node_N": index_N1[:, 0], "far_N": far_N1[:, 0]}
@@ -261,7 +261,7 @@ def nearest_nodes(node_LD: NDArray, points: pa.Table) -> State:
 def moved_nodes(
     point_ND: NDArray[np.float32], node_LD: NDArray, near: State, metric: Metric
 ) -> State:
-    """The mean of each node's points, and how many nodes moved.
+    """Returns the mean of each node's points, and how many nodes moved.
 
     A node without points moves onto the point that is farthest from its own node.
     """
@@ -285,7 +285,7 @@ def moved_nodes(
 
 
 def sums(point_ND: NDArray[np.float32], node_N: NDArray, count: int) -> NDArray[np.float64]:
-    """(L, D) the sum of each node's points, in their order; 0 without any."""
+    """Returns (L, D) the sum of each node's points, in their order; 0 for a node without points."""
     order_N = np.argsort(node_N, kind="stable")
     some_L, start_L = np.unique(node_N[order_N], return_index=True)
     sum_LD = np.zeros((count, point_ND.shape[1]))

@@ -1,7 +1,7 @@
-"""What `select.where` keeps with other numbers in its conditions and in `top`.
+"""Counterfactual verdicts of `select.where`: other numbers in its conditions and in `top`.
 
-Each condition is evaluated once. Another number then costs one comparison a row, and with `top` one
-pass over an order that is sorted once.
+Each condition is evaluated once. Another number then costs one comparison per row, and with `top`
+one pass over an order that is sorted once.
 """
 
 import dataclasses
@@ -43,33 +43,33 @@ MIRRORED: dict[Sign, Sign] = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Threshold):
-    """A column against a number of the condition, and where the number stands in it."""
+    """A comparison of a column with a number, and the number's position in the condition."""
 
     conjunct: int
     node: int  # of the conjunct's tree, as walked
 
 
 def comparisons(
-    conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...], by_row: bool
+    conjuncts: Sequence[sql.Conjunct], reads: tuple[str, ...], by_row: bool
 ) -> Iterator[Comparison]:
-    """Every number that a column is compared with, the column on the left; bounds of BETWEEN and
-    values of IN too."""
+    """Yields every comparison of a column with a number, the column on the left; also the bounds of
+    BETWEEN and the values of IN."""
     for conjunct, rule in enumerate(conjuncts):
         nodes = list(rule.tree.walk())
         place = {id(node): number for number, node in enumerate(nodes)}
         for tree in nodes:
             for column, sign, number in _sides(tree):
-                found = _column(column.unnest(), sign)
-                if found and number.is_number:
-                    name, item, side, words = found
-                    said = number.sql(comments=False)
+                parts = _column(column.unnest(), sign)
+                if parts and number.is_number:
+                    name, item, operand, template = parts
+                    literal = number.sql(comments=False)
                     yield Comparison(
                         name=name,
                         column=name,
                         sign=sign,
-                        value=float(said),
-                        text=words.format(f"{side} {sign} {said}"),
-                        reads=asked,
+                        value=float(literal),
+                        text=template.format(f"{operand} {sign} {literal}"),
+                        reads=reads,
                         item=item,
                         by_row=by_row,
                         conjunct=conjunct,
@@ -78,7 +78,7 @@ def comparisons(
 
 
 def _sides(tree: Any) -> Iterator[tuple[Any, Sign, Any]]:
-    """What is compared, how, and with what."""
+    """Yields the left operand, sign and right operand of each comparison; a number stands right."""
     if sign := SIGNS.get(type(tree)):
         left, right = tree.this.unnest(), tree.expression.unnest()
         yield (right, MIRRORED[sign], left) if left.is_number else (left, sign, right)
@@ -91,8 +91,8 @@ def _sides(tree: Any) -> Iterator[tuple[Any, Sign, Any]]:
 
 
 def _column(tree: Any, sign: Sign) -> tuple[str, Item, str, str] | None:
-    """The column that a side of a comparison is, whatever stands in for its nulls; the item of its
-    list that decides; the side in words, and the rule, a comparison to be put in."""
+    """Returns the column of an operand (inside a COALESCE too), the list item that decides, the
+    operand in words, and a template for the rule. None if no column, or no single item, decides."""
     if isinstance(tree, exp.Coalesce):
         tree = tree.this.unnest()
     if lists.is_extreme(tree):
@@ -111,8 +111,8 @@ def _column(tree: Any, sign: Sign) -> tuple[str, Item, str, str] | None:
     return name, "min" if is_low else "max", name, f"{which}({{}})"
 
 
-def sizes(top: Top | None, asked: tuple[str, ...]) -> Iterator[Threshold]:
-    """`fraction` or `rows` of a `top`."""
+def sizes(top: Top | None, reads: tuple[str, ...]) -> Iterator[Threshold]:
+    """Yields the `fraction` or `rows` of a `top`."""
     if top is not None:
         name, value = (f"{TOP}rows", top.rows) if top.rows else (f"{TOP}fraction", top.fraction)
         yield Threshold(
@@ -121,55 +121,55 @@ def sizes(top: Top | None, asked: tuple[str, ...]) -> Iterator[Threshold]:
             sign="=",
             value=float(value or 0),
             text=f"{name} = {value}",
-            reads=asked,
+            reads=reads,
             is_size=True,
         )
 
 
 @dataclass(frozen=True)
 class Rules:
-    """A condition and a `top` over rows, of which one number varies."""
+    """A condition and a `top` over rows; one number of them varies."""
 
     conjuncts: Sequence[sql.Conjunct]
     top: Top | None
     rows: pa.Table
     frame: pl.DataFrame  # the columns that the conjuncts read
 
-    def varying(self, at: Threshold) -> Callable[[Decimal], Verdicts]:
-        """The verdicts with a value in the threshold's place; ValueError as `top` has it."""
-        passing = self.passing(at)
+    def varying(self, threshold: Threshold) -> Callable[[Decimal], Verdicts]:
+        """Returns a function from a value to its verdicts; ValueError for an invalid `top`."""
+        passing = self.passing(threshold)
         ranking = Ranking(self.top, self.rows) if self.top else None
 
         def verdicts(value: Decimal) -> Verdicts:
-            top, found = resized(self.top, at, value), passing(value)
+            top, outcome = resized(self.top, threshold, value), passing(value)
             if ranking is None or top is None:
-                return found
-            return dataclasses.replace(found, keep=found.keep & ranking.best(top, found.keep))
+                return outcome
+            return dataclasses.replace(outcome, keep=outcome.keep & ranking.best(top, outcome.keep))
 
         return verdicts
 
-    def passing(self, at: Threshold) -> Callable[[Decimal], Verdicts]:
-        """What passes before `top` with a value in the threshold's place."""
-        if isinstance(at, Comparison):
-            others_N = self._passing(besides=at.conjunct)
-            tree = self.conjuncts[at.conjunct].tree
+    def passing(self, threshold: Threshold) -> Callable[[Decimal], Verdicts]:
+        """Returns a function from a value of the threshold to the rows that pass before `top`."""
+        if isinstance(threshold, Comparison):
+            others_N = self._passing(besides=threshold.conjunct)
+            tree = self.conjuncts[threshold.conjunct].tree
 
             def with_number(value: Decimal) -> Verdicts:
-                (rule,) = sql.conjuncts(_replaced(tree, at, value))
+                (rule,) = sql.conjuncts(_replaced(tree, threshold, value))
                 keep_N = others_N & _is_true(sql.truth(rule, self.frame))
                 return Verdicts(float(value), rule.text, keep_N)
 
             return with_number
-        passing_N, key = self._passing(), at.name.removeprefix(TOP)
+        passing_N, key = self._passing(), threshold.name.removeprefix(TOP)
 
         def with_size(value: Decimal) -> Verdicts:
-            size = getattr(resized(self.top, at, value), key)
-            return Verdicts(float(value), f"{at.name} = {size}", passing_N)
+            size = getattr(resized(self.top, threshold, value), key)
+            return Verdicts(float(value), f"{threshold.name} = {size}", passing_N)
 
         return with_size
 
     def _passing(self, besides: int | None = None) -> Bools:
-        """(N,) whether each row meets every rule before `top`, besides one."""
+        """Returns (N,) whether each row meets every rule before `top`, but for one conjunct."""
         passing_N = np.ones(len(self.rows), bool)
         if KEEP.name in self.rows.column_names:
             passing_N &= _is_true(self.rows[KEEP.name])
@@ -181,10 +181,10 @@ class Rules:
         return passing_N
 
 
-def with_number(conjuncts: Sequence[sql.Conjunct], at: Comparison, value: Decimal) -> str:
-    """The condition with a number in the place of a comparison's."""
+def with_number(conjuncts: Sequence[sql.Conjunct], comparison: Comparison, value: Decimal) -> str:
+    """Returns the condition's text with `value` in place of the comparison's number."""
     texts = [conjunct.text for conjunct in conjuncts]
-    texts[at.conjunct] = _replaced(conjuncts[at.conjunct].tree, at, value)
+    texts[comparison.conjunct] = _replaced(conjuncts[comparison.conjunct].tree, comparison, value)
     trees = [conjunct.tree for conjunct in conjuncts]
     return " AND ".join(
         f"({text})" if isinstance(tree, exp.Connector) else text
@@ -192,48 +192,48 @@ def with_number(conjuncts: Sequence[sql.Conjunct], at: Comparison, value: Decima
     )
 
 
-def _replaced(tree: Any, at: Comparison, value: Decimal) -> str:
+def _replaced(tree: Any, comparison: Comparison, value: Decimal) -> str:
     tree = tree.copy()
-    list(tree.walk())[at.node].replace(exp.Literal.number(f"{value:f}"))
+    list(tree.walk())[comparison.node].replace(exp.Literal.number(f"{value:f}"))
     return str(tree.sql(dialect=Postgres, comments=False))
 
 
 def surveyed(
     rules_of: Callable[[pa.Table], Rules],
     top: Top,
-    at: Threshold,
+    threshold: Threshold,
     values: Sequence[Decimal],
     parts: Parts,
 ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-    """The verdicts of `top` at each value, of rows that are not all at hand."""
-    tops = [resized(top, at, value) or top for value in values]
+    """Returns a function that yields a part's verdicts at each value; `top` ranks all parts."""
+    tops = [resized(top, threshold, value) or top for value in values]
 
     def passing(rows: pa.Table) -> list[tuple[Verdicts, pa.Table]]:
-        """What passes before `top` at each value, and these rows as `top` ranks them."""
+        """Returns what passes before `top` at each value, and these rows as `top` ranks them."""
         ranked = rows.select(IDENTITY).append_column("value", rankable(rows[top.column]))
-        passing_at = rules_of(rows).passing(at)
-        found = [passing_at(value) for value in values]
-        return [(it, ranked.append_column(KEEP.name, pa.array(it.keep))) for it in found]
+        passing_at = rules_of(rows).passing(threshold)
+        outcomes = [passing_at(value) for value in values]
+        return [(v, ranked.append_column(KEEP.name, pa.array(v.keep))) for v in outcomes]
 
     def tables() -> Iterator[list[pa.Table]]:
         return ([table for _, table in passing(rows)] for rows, _ in parts())
 
-    cuts = cut.found_together([search(one) for one in tops], tables)
+    cuts = cut.solve_together([search(sized) for sized in tops], tables)
 
     def verdicts(rows: pa.Table, _: pa.Table) -> Iterator[Verdicts]:
-        for (found, table), lowest in zip(passing(rows), cuts, strict=True):
+        for (outcome, table), lowest in zip(passing(rows), cuts, strict=True):
             has_value_N = table["value"].is_valid().to_numpy()
             yield dataclasses.replace(
-                found, keep=found.keep & has_value_N & reaching(table, lowest)
+                outcome, keep=outcome.keep & has_value_N & reaching(table, lowest)
             )
 
     return verdicts
 
 
-def resized(top: Top | None, at: Threshold, value: Decimal) -> Top | None:
-    """`top` with a value as its size, where that is what varies; ValueError as `top` has it."""
-    key = at.name.removeprefix(TOP)
-    if top is None or isinstance(at, Comparison):
+def resized(top: Top | None, threshold: Threshold, value: Decimal) -> Top | None:
+    """Returns `top` with `value` as its size, if that is the threshold; ValueError if invalid."""
+    key = threshold.name.removeprefix(TOP)
+    if top is None or isinstance(threshold, Comparison):
         return top
     if key == "fraction" and 0 < value <= 1:
         return dataclasses.replace(top, fraction=float(value))

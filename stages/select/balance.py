@@ -1,4 +1,4 @@
-"""Fewer rows of what is everywhere: MetaCLIP's balancing of a pool over its concepts."""
+"""Balances a pool over its concepts as MetaCLIP does: fewer rows of common concepts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,19 +54,19 @@ BALANCE_T = Column("balance_t", pa.float64(), "rows", "The t that the rank is he
 
 @dataclass(frozen=True, kw_only=True)
 class Balance(DatasetStage):
-    """Whether a row stays, its `balance_rank`, and the concept that decided; null without concepts.
+    """Keep decision, `balance_rank` and deciding concept of each row; null without concepts.
 
-    Each concept e of a row draws u(seed, uid, e) * count[e], u uniform in [0, 1); the least draw is
-    the row's rank, and the row stays where that is below t. This is one Bernoulli draw of
-    min(1, t / count[e]) a concept, of which one success is enough, for every t at once: another t
-    is a query on `balance_rank`, a size is a quantile of it. Counted are rows that no earlier
-    select dropped and whose image did not fail. out/concepts.parquet has each entry's count before
-    and after, out/balance.json the size expected and found.
+    Each concept e of a row draws u(seed, uid, e) * count[e], u uniform in [0, 1); the row's rank is
+    its least draw, and the row stays if that is below t. This is one Bernoulli draw of min(1, t /
+    count[e]) per concept, of which one success is enough, for every t at once: another t is a query
+    on `balance_rank`, a size is a quantile of it. Only rows that no earlier select dropped and
+    whose image did not fail are counted. out/concepts.parquet has each entry's count before and
+    after, out/balance.json the expected and the actual size.
 
-    `rows` and `fraction` (of the rows with concepts, rounded down) take the t that leaves so many.
-    `tail_share` takes the count up to which concepts hold that share of all pairs. With
-    `per_language` each language has its own t, by the share that `t` makes the tail of English, or
-    by `tail_share`; ranks are then in units of English's t.
+    `rows` and `fraction` (of the rows with concepts, rounded down) take the t that leaves exactly
+    that number. `tail_share` takes the count up to which concepts hold that share of all pairs.
+    With `per_language` each language has its own t, by the share that `t` makes the tail of
+    English, or by `tail_share`; ranks are then in units of English's t.
 
     Source: MetaCLIP (Xu et al. 2024), algorithm 1; t by language is MetaCLIP 2's (Chuang et al.
     2025). Departs: draws are hashes; the published code draws in the order of its index.
@@ -75,13 +75,13 @@ class Balance(DatasetStage):
     Example: {after: [ingest.image_folder, annotate.concepts], concepts: concepts.parquet, t: 20000}
     """
 
-    concepts: NonEmpty  # the list that `concept_ids` number
+    concepts: NonEmpty  # list whose entries `concept_ids` number
     # rows that a common concept keeps; MetaCLIP: 20,000 of 1.6 billion rows; .inf keeps all with a
     # concept
     t: Annotated[float, Meta(gt=0)] | None = None
-    rows: OneUp | None = None  # or: how many rows to keep
-    fraction: Share | None = None  # or: which share of the rows with concepts to keep
-    # or: which share of all pairs is left to rare concepts; MetaCLIP: 0.06
+    rows: OneUp | None = None  # or: number of rows to keep
+    fraction: Share | None = None  # or: share of the rows with concepts to keep
+    # or: share of all row-concept pairs that is left to rare concepts; MetaCLIP: 0.06
     tail_share: Share | None = None
     per_language: bool = False  # each language has its own t
     keep_unmatched: bool = False  # rows without concepts stay, undrawn
@@ -101,13 +101,13 @@ class Balance(DatasetStage):
 
     def __post_init__(self) -> None:
         targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
-        given = {name: value for name, value in targets.items() if value is not None}
-        if len(given) != 1:
-            found = f"{' and '.join(given)} say" if given else "nothing says"
+        chosen = {name: value for name, value in targets.items() if value is not None}
+        if len(chosen) != 1:
+            found = f"{' and '.join(chosen)} say" if chosen else "nothing says"
             found += " how much stays"
             do = "give one of `t`, `rows`, `fraction` and `tail_share`"
             raise RecipeError(found, "its settings", do)
-        (name, value), *_ = given.items()
+        (name, value), *_ = chosen.items()
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
             do = "give a finite `t` or a `tail_share`, or leave per_language out"
             raise RecipeError(f"per_language with {name}: {value}", "key `per_language`", do)
@@ -116,7 +116,7 @@ class Balance(DatasetStage):
         need_file(self.concepts, "concepts", "make a list with `clipmill concepts build`")
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """`t`, which the stored ranks answer; none where a size or a share has found it."""
+        """Returns `t`, which the stored ranks answer; none if a size or a share has set it."""
         if self.t is None or self.per_language:
             return ()
         return (
@@ -134,7 +134,7 @@ class Balance(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The verdicts at each t; rows that drew nothing stay or go as they do today."""
+        """Yields the verdicts at each t; rows that drew nothing stay or go as they do today."""
         if min(values) <= 0:
             raise ValueError(f"t is {min(values)}; it lies above 0")
         drew_N = made[BALANCE_RANK.name].is_valid().to_numpy()
@@ -144,14 +144,14 @@ class Balance(DatasetStage):
             yield Verdicts(t, f"t = {t:g}", undrawn_N | drew_N & (rank_N < t))
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """The draw that decided, of a row that drew."""
+        """Returns the draw that decided, for a row that drew; else ""."""
         rank, t = made[BALANCE_RANK.name], made[BALANCE_T.name]
         if rank is None:
             return ""
         return f"its least draw, of {made[DECIDING_CONCEPT.name]!r}, is {rank:.4g}, and t is {t:g}"
 
     def outside(self) -> str:
-        """The time and size of the list's file: another list than was matched with is refused."""
+        """Returns the time and size of the list's file; a list other than the matched one fails."""
         return listing_digest(self.concepts)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -165,8 +165,8 @@ class Balance(DatasetStage):
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
                 matched = int(sums["matched"])
-                wanted = self.rows or int(matched * (self.fraction or 0))
-                t = leaving(wanted, matched, draw, rows, ctx)
+                size = self.rows or int(matched * (self.fraction or 0))
+                t = leaving(size, matched, draw, rows, ctx)
             sums |= ctx.reduce(partial(kept_counts, draw, t), rows, added)
             ctx.map(partial(put_tables, concepts, draw, sums), [{"t": t}])
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
@@ -175,7 +175,7 @@ class Balance(DatasetStage):
     def weights(
         self, count_E: NDArray, concepts: ConceptList, stage: str
     ) -> tuple[NDArray[np.float64], float]:
-        """Each concept's count in units of t, and t; only the counts where a size will fix t."""
+        """Returns each concept's count in units of t, and t; plain counts if a size will fix t."""
         if self.per_language:
             return by_language(count_E, concepts, self.t, self.tail_share, stage)
         t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
@@ -183,7 +183,7 @@ class Balance(DatasetStage):
 
 
 def counted(entries: int, digest: str, rows: pa.Table) -> State:
-    """Rows of each concept, rows with one; StageError where the rows met another list."""
+    """Counts rows by concept, and rows with one; StageError if they met another list."""
     for matched in pc.unique(rows[CONCEPT_LIST.name]).drop_null().to_pylist():
         if matched != digest:
             raise StageError(
@@ -191,27 +191,27 @@ def counted(entries: int, digest: str, rows: pa.Table) -> State:
                 where="select.balance, key `concepts`",
                 do=f"match again with `digest: {digest}` in annotate.concepts, or bring it back",
             )
-    some = drawing(rows)
+    drawn = drawing(rows)
     return {
-        "count_E": np.bincount(Pairs.of(some).concept, minlength=entries),
+        "count_E": np.bincount(Pairs.of(drawn).concept, minlength=entries),
         "rows": np.array(len(rows)),
-        "matched": np.array(len(some)),
+        "matched": np.array(len(drawn)),
     }
 
 
 def judged(
     draw: Draw, t: float, entries: pa.StringArray, keep_unmatched: bool, rows: pa.Table
 ) -> pa.Table:
-    """keep, rank, probability, deciding concept and reason of every row."""
+    """Returns keep, rank, probability, deciding concept and reason of every row."""
     may = may_draw(rows)
     draws_N = np.logical_and.reduce([*may.values()])
-    some = rows.filter(pa.array(draws_N))
-    pairs = Pairs.of(some)
-    draw_M = draw.of(some, pairs)
+    drawn = rows.filter(pa.array(draws_N))
+    pairs = Pairs.of(drawn)
+    draw_M = draw.of(drawn, pairs)
     rank_N = pairs.least(draw_M)
     least = np.flatnonzero(draw_M == np.repeat(rank_N, pairs.size))
     decider_N = pairs.concept[least[np.searchsorted(least, pairs.start)]]  # first of equals
-    place = pa.array(np.cumsum(draws_N) - 1, mask=~draws_N)  # of a row among those that draw
+    place = pa.array(np.cumsum(draws_N) - 1, mask=~draws_N)  # index among the rows that draw
     if keep_unmatched:
         may[f"undefined:{CONCEPT_IDS.name}"] = np.ones(len(rows), bool)
     broken = [pa.array(~is_fine) for is_fine in may.values()]

@@ -1,4 +1,4 @@
-"""As many rows of each branch of a tree of clusters as of the next, as far as it has them."""
+"""Takes rows evenly from the branches of a tree of clusters, as far as each has them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.ops.vectors.centroids import look_for
-from clipmill.stages.select._clustered import SizedSelect, size_of, wanted
+from clipmill.stages.select._clustered import SizedSelect, rows_to_keep, size_of
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -55,36 +55,36 @@ OUT = "balanced_out"
 
 @dataclass(frozen=True, kw_only=True)
 class BalancedTree(SizedSelect):
-    """Whether a row stays, and its `tree_rank`, 1 up; null for rows without a cluster.
+    """Keep decision of each row, and its `tree_rank`, 1 up; null for rows without a cluster.
 
     Clusters are the leaves of a tree, whose upper `levels` are k-means of the centroids below. From
-    the top, a node with target T gives each child min(x, its rows), the whole x being that whose
-    sum is nearest to T, the greater of two as near; so on down to the clusters, each of which keeps
-    its first rows in `order`. The least target that takes a row is its `tree_rank`: another target
-    is a query on it, and what a smaller one keeps a greater one keeps too. Counted are rows that no
-    earlier select dropped and whose image did not fail. out/tree.parquet has a row a node: `level`
-    (0 the clusters), `node`, `parent`, `rows`, `quota`, `kept`; out/tree.json what was asked and
-    kept.
+    the top, a node with target T gives each child min(x, its rows), with the whole x whose sum is
+    nearest to T, the greater of two as near; so on down to the clusters, each of which keeps its
+    first rows in `order`. The `tree_rank` of a row is the least target that takes it: another
+    target is a query on it, and a greater one keeps all that a smaller one keeps. Only rows that no
+    earlier select dropped and whose image did not fail are counted. out/tree.parquet has one row
+    per node: `level` (0 for clusters), `node`, `parent`, `rows`, `quota`, `kept`; out/tree.json has
+    the target and the rows kept.
 
     Source: hierarchical balanced sampling (Vo et al. 2024), section 3. Departs: nodes start from
-    the points whose numbers hash lowest; no resampling of a node's nearest points; the rows that x
-    leaves over are not dealt to random children, as the released code does to meet T exactly: with
-    them a greater target could drop what a smaller one keeps.
-    Error: what is kept is the rule's, so not the number asked: of C branches each node is off by
-    C / 2 rows at most, one way or the other (18 of 500 was seen).
+    the points whose numbers hash lowest; no resampling of a node's nearest points; rows that x
+    leaves over are not dealt to random children, as the released code does to meet T: a greater
+    target could then drop what a smaller one keeps.
+    Error: the rule decides how many stay, not the target alone: a node of C branches is off by
+    C / 2 rows at most, either way (seen: 18 of 500).
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans],
       centroids: "stage:kmeans", levels: [50, 10], rows: 5000}
     """
 
     # the clusters: stage:NAME of a cluster.kmeans, or a Parquet with a column `centroid`
     centroids: NonEmpty
-    # how many nodes each level above the clusters has, from the lowest up; [] balances clusters
+    # number of nodes of each level above the clusters, the lowest first; [] balances clusters
     levels: tuple[OneUp, ...]
-    rows: OneUp | None = None  # the tree's target
-    fraction: Share | None = None  # or: which share of the rows with a cluster
-    # a cluster's rows by hash, or those most or least like its centroid first; then by uid
+    rows: OneUp | None = None  # target of the tree: rows to keep
+    fraction: Share | None = None  # or: share of the rows with a cluster
+    # first rows of a cluster: by hash, or those most or least like its centroid; ties by uid
     order: Literal["random", "nearest", "farthest"] = "random"
-    rounds: OneUp = 20  # of the k-means of a level, at most; fewer when no node moves any more
+    rounds: OneUp = 20  # most k-means rounds of a level; fewer once no node moves
 
     version = 1
     rank = TREE_RANK.name
@@ -114,27 +114,27 @@ class BalancedTree(SizedSelect):
         look_for(self.centroids)
 
     def outside(self) -> str:
-        """The time and size of the centroids' file, where the setting names one."""
+        """Returns the time and size of the centroids' file, if the setting names one."""
         return listing_digest(self.centroids)
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """The target, as a number or a share of rows."""
+        """Returns the target, as a number or a share of rows."""
         return (replace(super().thresholds()[0], sign="<="),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The verdicts at each target; ValueError for one that no tree of these rows has."""
+        """Yields the verdicts at each target; ValueError for one that no tree of these rows has."""
         return taken(threshold, values, ranked(made), rows, made)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The same, of rows that are not all at hand."""
+        """Returns a function that yields a part's verdicts at each target, for the rows of all."""
         return partial(taken, threshold, values, sum(ranked(made) for _, made in parts()))
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """Cluster, path, quota and place, and the least target that takes the row."""
+        """Returns cluster, path, quota and place, and the least target that takes the row."""
         if reason not in ("", OUT):
             return ""
         *above, cluster = made[TREE_PATH.name]
@@ -173,7 +173,7 @@ class BalancedTree(SizedSelect):
         ctx.say("counting rows of clusters")
         counts = ctx.reduce(partial(counted, len(vector_KD), where), rows, added)
         tree = Tree.over(counts["rows_K"], parents, self.levels)
-        target = wanted(self.rows, self.fraction, tree.rows, ctx.worker.stage)
+        target = rows_to_keep(self.rows, self.fraction, tree.rows, ctx.worker.stage)
         ctx.map(partial(put_tree, tree), [target])
         ctx.say("taking rows of clusters")
         clusters = ctx.shuffle(rows, "key")
@@ -181,7 +181,7 @@ class BalancedTree(SizedSelect):
 
 
 def ranked(made: pa.Table) -> int:
-    """How many rows the tree has."""
+    """Returns how many rows the tree has."""
     return len(made) - made[TREE_RANK.name].null_count
 
 
@@ -192,7 +192,7 @@ def taken(
     rows: pa.Table,
     made: pa.Table,
 ) -> Iterator[Verdicts]:
-    """The verdicts at each target of a tree of so many rows; ValueError for one that it lacks."""
+    """Yields the verdicts at each target of a tree of `all_rows`; ValueError if out of range."""
     for value in values:
         target = size_of(threshold.name, value, all_rows)
         keep = pc.less_equal(made[TREE_RANK.name], target).fill_null(False)
@@ -200,7 +200,7 @@ def taken(
 
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
-    """The rows' identity, cluster and preference in it; without a cluster, why."""
+    """Returns identity, cluster and preference in it; for rows without a cluster, the reason."""
     cluster = shard[CLUSTER_ID.name]
     reason = first_of({**left_out(shard), f"undefined:{CLUSTER_ID.name}": cluster.is_null()})
     if order == "random":
@@ -211,7 +211,7 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
         by = Keep(column=CENTROID_COSINE.name, order="desc" if order == "nearest" else "asc")
         first = preference(by, shard)
     cluster = pc.if_else(reason.is_null(), cluster, None)
-    # Rows without a cluster go everywhere, each by its place: they would fill one partition.
+    # Rows without a cluster are spread by position: together they would fill one partition.
     elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
     rows = shard.select(IDENTITY)
     rows = rows.append_column("key", pc.coalesce(cluster.cast(pa.int64()), elsewhere))
@@ -221,7 +221,7 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
 
 
 def counted(clusters: int, where: str, rows: pa.Table) -> State:
-    """Rows of each cluster; StageError where a row is of a cluster that has no centroid."""
+    """Counts rows by cluster; StageError if a row's cluster has no centroid."""
     id_N = rows[CLUSTER_ID.name].drop_null().to_numpy()
     if len(id_N) and not 0 <= id_N.min() <= id_N.max() < clusters:
         raise StageError(
@@ -234,7 +234,7 @@ def counted(clusters: int, where: str, rows: pa.Table) -> State:
 
 
 def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
-    """keep, ranks, path and quota of every row; each cluster is whole in its partition."""
+    """Returns keep, ranks, path and quota of every row; each cluster is whole in its partition."""
     has_cluster = partition[CLUSTER_ID.name].is_valid()
     rows = partition.filter(has_cluster)
     leaf_N = rows[CLUSTER_ID.name].to_numpy().astype(np.int64)
@@ -252,9 +252,9 @@ def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
         LEAF_RANK.name: pa.array(place_N),
         LEAF_QUOTA.name: pa.array(tree.quotas(target)[0][leaf_N]),
     }
-    at_N = np.cumsum(has_cluster.to_numpy()) - 1
-    at = pa.array(at_N, mask=~has_cluster.to_numpy())
-    made = {name: values.take(at) for name, values in of_rows.items()}
+    index_N = np.cumsum(has_cluster.to_numpy()) - 1
+    index = pa.array(index_N, mask=~has_cluster.to_numpy())
+    made = {name: values.take(index) for name, values in of_rows.items()}
     is_out = pc.greater(made[TREE_RANK.name], target).fill_null(False)
     reason = pc.coalesce(partition[REASON.name], pc.if_else(is_out, OUT, None))
     return judged_rows(partition, reason, made)

@@ -1,4 +1,4 @@
-"""Which texts of a row stay: those that pass every rule, mixed with the original."""
+"""Keeps the texts of a row that pass every rule, mixed with the original."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,20 +65,20 @@ WANTING = {
 
 @dataclass(frozen=True, kw_only=True)
 class SelectCaptions(DatasetStage):
-    """`texts` that pass every rule, in their order; null where a row has none to keep.
+    """Texts of each row that pass every rule, in their order (`texts`); null if none can stay.
 
-    A text that was made passes the checks of score.caption, as far as its values are there; every
-    text `where`, its cut and `most_images`. text_reasons says of each text that was read the first
-    rule that it breaks: a check by its value, `where` by its condition, `cut:LABEL`, `most_images`,
-    `mix:NAME`; `undefined:COLUMN` where a value is missing. A row that had an original is never
-    left without a text: the original stays, and fell_back says so. Without one it goes null
-    (`none_passes`). No row is dropped: `select.where` with `NOT fell_back` does.
+    A made text must pass `most_images` and the checks of score.caption whose values are present;
+    every text must pass `where` and its cut. text_reasons gives for each text that was read the
+    first rule it breaks: a check by its column, `where` by its condition, `cut:LABEL`,
+    `most_images`, `mix:NAME`; `undefined:COLUMN` for a missing value. A row with an original never
+    loses all texts: the original stays, and fell_back is true. Without an original it goes null
+    (`none_passes`). No row is dropped: `select.where` with `NOT fell_back` does that.
 
-    `mix` chooses among the texts that pass. `blip2`: the `share` of rows with the highest scores of
-    the original keep it, the others take their best made text if its score reaches the least of
-    those. `short-synthetic` and `metaclip-1.2`: a `share` of the rows, by hash, takes its best made
-    text, the others their original. `veclip`: the original and the best made text, between which
-    the trainer alternates. `laclip`: all, of which the trainer draws one each time.
+    `mix` chooses among the texts that pass. `blip2`: the `share` of rows whose original scores
+    highest keep it; the others take their best made text if its score reaches the lowest of those.
+    `short-synthetic` and `metaclip-1.2`: a `share` of the rows, by hash, take their best made text,
+    the others their original. `veclip`: the original and the best made text; the trainer alternates
+    between them. `laclip`: all; the trainer draws one each time.
 
     Source: Nguyen et al. (2023); Lai et al. (2024), 40 to 50 % short; VeCLIP; LaCLIP; MetaCLIP 1.2;
     GBC's published cuts. Departs: where blip2 leaves a row out, the original stays, as fell_back;
@@ -88,22 +88,22 @@ class SelectCaptions(DatasetStage):
     Example: {after: [ingest.datacomp, caption.rewrite, score.caption]}
     """
 
-    # lists to choose from beside the pool's caption, as `stage.captions`; without, the `texts` of
-    # score.caption, whose values stand beside them
+    # caption lists to choose from beside the pool's caption, as `stage.captions`; default: the
+    # `texts` of score.caption, with their values
     captions: tuple[NonEmpty, ...] = ()
-    where: NonEmpty | None = None  # of each text: text_clip_score >= 0.2 AND label <> 'long'
+    where: NonEmpty | None = None  # per text: text_clip_score >= 0.2 AND label <> 'long'
     # the least text_clip_score by source or label: {original: 0.25, short: 0.23}; or gbc, as
     # published for DFN5B-H-378
     cuts: Literal["gbc"] | dict[NonEmpty, Cosine] | None = None
-    # leave out made texts that fail a check of score.caption: true is all of them, names are these
-    # alone: a text made from the image may have numbers that text_invented does not know
+    # drop made texts that fail a check of score.caption: true for all checks, or the names of some
+    # (a text made from the image may have numbers that text_invented does not know)
     checks: bool | tuple[NonEmpty, ...] = True
-    most_images: OneUp | None = None  # different images that may have the very text of a made one
-    # which of the texts that pass stay: as one of these papers mixes them
+    most_images: OneUp | None = None  # most different images that may share one made text
+    # paper whose mix chooses among the texts that pass
     mix: Mix | None = None
-    # of rows: blip2's that keep their original (0.3); others' that take a made text (0.45, 0.15)
+    # share of rows that keep their original (blip2: 0.3), or take a made text (0.45, 0.15)
     share: Share | None = None
-    # sources or labels that a mix takes; without, all but the original, of short-synthetic `short`
+    # sources or labels that a mix takes; default: all but the original (short-synthetic: `short`)
     made: tuple[NonEmpty, ...] = ()
 
     version = 1
@@ -113,7 +113,7 @@ class SelectCaptions(DatasetStage):
 
     def __post_init__(self) -> None:
         if self.where:
-            sql.conjuncts(self.where)  # RecipeError where it is no condition
+            sql.conjuncts(self.where)  # raises RecipeError if it is not valid
         unknown = [name for name in self.checked if name not in CUTS]
         if unknown:
             found = f"`checks` names '{unknown[0]}', which is no check"
@@ -136,15 +136,15 @@ class SelectCaptions(DatasetStage):
 
     @property
     def checked(self) -> tuple[str, ...]:
-        """The values that are checked, those that are there."""
+        """Returns the check columns: all, or those that `checks` names."""
         every = tuple(CUTS) if self.checks else ()
         return self.checks if isinstance(self.checks, tuple) else every
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """The lists of values that `where` asks."""
+        """Returns the list columns that `where` reads."""
         names = [name for conjunct in self.conjuncts for name in conjunct.columns]
-        return tuple(dict.fromkeys(it for it in names if it not in (*TEXT_FIELDS, WORDS)))
+        return tuple(dict.fromkeys(n for n in names if n not in (*TEXT_FIELDS, WORDS)))
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
@@ -162,7 +162,7 @@ class SelectCaptions(DatasetStage):
         return (KEEP,) if self.captions else (KEEP, TEXT_CLIP_SCORE, *self.checked)
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether `where` can be asked of values as long as the texts."""
+        """Checks that `where` can be evaluated on its columns, which are lists beside the texts."""
         for name in self.lists:
             if not pa.types.is_list(types[name]):
                 raise StageError(
@@ -178,14 +178,14 @@ class SelectCaptions(DatasetStage):
             sql.check(conjunct, pa.table(flat))
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """That score.caption comes first."""
+        """Returns advice to run score.caption first, for a column that it writes; else ""."""
         return WANTING.get(column, "")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         if self.made and len(inputs.rows):
             ctx.say("looking for the texts that `made` names")
-            there = ctx.reduce(partial(made_names, self.captions), inputs.rows, united)
-            self.refuse_strangers(there["names"].tolist(), ctx.worker.stage)
+            found = ctx.reduce(partial(made_names, self.captions), inputs.rows, united)
+            self.refuse_strangers(found["names"].tolist(), ctx.worker.stage)
             ctx.say("")
         highest = Highest()
         if self.mix == "blip2" and len(inputs.rows):
@@ -193,19 +193,19 @@ class SelectCaptions(DatasetStage):
         chosen = partial(judged, self, ctx.worker.seed, ctx.worker.stage, highest)
         ctx.restore(ctx.map_shards(chosen, inputs.rows))
 
-    def refuse_strangers(self, there: list[str], stage: str) -> None:
-        """StageError where no made text has a source or label that `made` names, and others do."""
+    def refuse_strangers(self, known: list[str], stage: str) -> None:
+        """Raises StageError if `made` names no source or label of made texts, if any exist."""
         for name in self.made:
-            if there and name not in there:
+            if known and name not in known:
                 found = f"no text has the source or label '{name}'"
-                do = did_you_mean(name, there, "those of made texts are")
+                do = did_you_mean(name, known, "those of made texts are")
                 raise StageError(found, f"stage '{stage}', key `made`", do)
 
     def highest(self, rows: Shards, ctx: Context) -> "Highest":
-        """Where the share of rows with the highest scores of their original ends."""
+        """Returns where the share of rows with the highest-scored originals ends."""
         ctx.say("cutting at the share of the originals")
         top = Top(column=TEXT_CLIP_SCORE.name, fraction=self.share or SHARES["blip2"])
-        lowest = cut.found(search(top), rows, ctx)
+        lowest = cut.solve(search(top), rows, ctx)
         least = ctx.reduce(partial(least_above, lowest), rows, lower)["least"]
         ctx.say("")
         return Highest(lowest, float(least))
@@ -220,30 +220,30 @@ class Highest:
 
 
 def made_names(captions: tuple[str, ...], shard: pa.Table) -> State:
-    """Sources and labels of the texts that were made."""
+    """Returns sources and labels of the made texts."""
     texts = Texts(shard, captions)
     made = pa.array(~texts.original_T)
     names = [texts.part[part].filter(made).drop_null() for part in ("source", "label")]
     return {"names": np.array(pc.unique(pa.concat_arrays(names)).to_pylist(), str)}
 
 
-def united(one: State, other: State) -> State:
-    return {"names": np.union1d(one["names"], other["names"])}
+def united(left: State, right: State) -> State:
+    return {"names": np.union1d(left["names"], right["names"])}
 
 
 def originals(stage: SelectCaptions, shard: pa.Table) -> pa.Table:
-    """Who the rows are, the score of their original, and whether it is ranked."""
+    """Returns the rows' identity, the score of their original, and whether it is ranked."""
     texts = Texts(shard, stage.captions)
     flat = stage_flat(stage, texts, texts.original_T)
     own_N = flat.first(flat.original_T)
-    score_N = np.append(flat.score_T, np.float32(np.nan))[own_N]  # -1: the last, which is none
+    score_N = np.append(flat.score_T, np.float32(np.nan))[own_N]  # -1 reads the NaN: no original
     keep = pc.and_(pc.invert(dropped_before(shard)), pa.array(own_N >= 0))
     rows = shard.select(IDENTITY).append_column(KEEP.name, keep)
     return rows.append_column("value", rankable(pa.chunked_array([pa.array(score_N)])))
 
 
 def is_above(rows: pa.Table, lowest: cut.Cut) -> Bools:
-    """(N,) whether a row is among those with the highest scores."""
+    """Returns (N,) whether a row is among those with the highest scores."""
     ranked_N = rows["value"].is_valid().to_numpy() & rows[KEEP.name].to_numpy()
     return ranked_N & reaching(rows, lowest)
 
@@ -253,14 +253,14 @@ def least_above(lowest: cut.Cut, rows: pa.Table) -> State:
     return {"least": np.array(value_N.min(initial=np.float32(np.inf)))}
 
 
-def lower(one: State, other: State) -> State:
-    return {"least": np.minimum(one["least"], other["least"])}
+def lower(left: State, right: State) -> State:
+    return {"least": np.minimum(left["least"], right["least"])}
 
 
 def judged(
     stage: SelectCaptions, seed: int, name: str, highest: Highest, shard: pa.Table
 ) -> pa.Table:
-    """What is stored of every row."""
+    """Returns the stored columns of every row."""
     texts = Texts(shard, stage.captions)
     broken = broken_rules(
         texts,
@@ -298,12 +298,12 @@ def judged(
 
 
 def stage_flat(stage: SelectCaptions, texts: Texts, passes_T: Bools) -> Flat:
-    """The texts as a mix sees them."""
+    """Returns the texts as a mix sees them."""
     made_T = ~texts.original_T
     named = stage.made or (("short",) if stage.mix == "short-synthetic" else ())
     if named:
         names = pa.array(named, pa.string())
-        is_named = pc.or_(*(pc.is_in(texts.part[it], names) for it in ("source", "label")))
+        is_named = pc.or_(*(pc.is_in(texts.part[part], names) for part in ("source", "label")))
         made_T &= is_named.to_numpy(False)
     return Flat(
         row_T=texts.row_T,

@@ -1,4 +1,4 @@
-"""What several selects keep, put together: in all of them, in any, in one but not another."""
+"""Combines what several selects keep: by AND, OR and NOT, or as a weighted union."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Condition:
-    """The names in the order in which they stand; of each combination of them, whether it holds,
-    and the number of its reason, 0 where it holds."""
+    """A Boolean condition on selects, as a truth table: for each combination of the names, whether
+    it holds, and the index of its reason, 0 if it holds."""
 
     names: tuple[str, ...]
     holds: Bools  # (C,)
@@ -36,16 +36,17 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(DatasetStage):
-    """Whether a row stays, by what the named selects keep; with `repeats`, how often it counts.
+    """Keep decision of each row by what named selects keep; with `repeats`, how often it counts.
 
     A name stands for the rows that this select keeps: AND takes what both keep, OR what either
-    does, AND NOT takes away. A row stays out that none of them keeps, or whose image failed.
+    does, AND NOT takes away. Rows that none of them keeps, or whose image failed, are dropped.
 
     `repeats: {a: 1, b: 2}` is their union as a multiset: a row counts once for `a`, twice for `b`
-    and three times for both; times what it repeats at that select already. Exports leave so many.
+    and three times for both, each multiplied by its `repeats` at that select. Exports write it that
+    many times.
 
-    The reason names the select that decides: the first whose other verdict leads to keeping the row
-    with the fewest such changes, `dropped_by:` it, or `kept_by:` it where that is taken away.
+    The reason names the select to blame: the first whose flip lies on a shortest path (fewest
+    flips) to keeping the row, as `dropped_by:NAME`, or as `kept_by:NAME` if NAME kept the row.
 
     Source: none needed; weighted unions are DataComp's subset files (Gadre et al. 2023), which are
     multisets.
@@ -53,9 +54,9 @@ class Combine(DatasetStage):
     Example: {after: [ingest.image_folder, select.sample], repeats: {sample: 2}}
     """
 
-    # which of them keep a row: best AND NOT blurry; (a OR b) AND c
+    # Boolean condition on select stages: best AND NOT blurry; (a OR b) AND c
     where: NonEmpty | None = None
-    # or: how often a row counts for each select that keeps it
+    # or: weight of each select; a row counts the sum over the selects that keep it
     repeats: Annotated[dict[NonEmpty, Weight], Meta(min_length=1)] | None = None
 
     version = 1
@@ -69,12 +70,12 @@ class Combine(DatasetStage):
         self.ask()
 
     def ask(self) -> Condition:
-        """The condition; RecipeError where it is none."""
+        """Returns the condition; RecipeError if it is not valid."""
         return condition(self.where) if self.where else any_of(tuple(self.repeats or ()))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The selects, in the order in which they stand."""
+        """Returns the selects, in order of appearance."""
         return self.ask().names
 
     @property
@@ -95,7 +96,7 @@ class Combine(DatasetStage):
         return (f"undefined:{IMAGE_BYTES.name}", *self.ask().reasons)
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """None: the selects that it names have theirs."""
+        """Returns no threshold: the named selects have their own."""
         return ()
 
     def verdicts(
@@ -104,7 +105,7 @@ class Combine(DatasetStage):
         return iter(())
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """The condition, of a row that the selects decide on."""
+        """Returns the condition, for a row that the selects decide on; else ""."""
         if not reason.startswith((DROPPED_BY, KEPT_BY)):
             return ""
         if self.repeats:
@@ -116,7 +117,7 @@ class Combine(DatasetStage):
 
 
 def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
-    """keep, reason and repeats of every row."""
+    """Returns keep, reason and repeats of every row."""
     rule = stage.ask()
     keep_NK = np.stack([kept(rows, read) for read in stage.reads], axis=1)
     combination_N = keep_NK @ (1 << np.arange(len(rule.names)))
@@ -143,24 +144,24 @@ def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
 
 
 def kept(rows: pa.Table, read: str) -> NDArray[np.bool_]:
-    """(N,) whether the select keeps each row."""
+    """Returns (N,) whether the select keeps each row."""
     return np.asarray(rows[read].fill_null(False).to_numpy())
 
 
 def times(stage: Combine, rows: pa.Table, keep_NK: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(N,) the sum over the selects that keep a row of their weight, times its repeats there."""
+    """Returns (N,) the weights of the selects that keep a row, times its repeats there, summed."""
     sum_N = np.zeros(len(rows), np.int64)
     for k, (name, weight) in enumerate((stage.repeats or {}).items()):
         read = f"{name}.{REPEATS.name}"
-        there_N = np.ones(len(rows), np.int64)
+        repeats_N = np.ones(len(rows), np.int64)
         if read in rows.column_names:
-            there_N = rows[read].fill_null(1).to_numpy().astype(np.int64)
-        sum_N += np.where(keep_NK[:, k], weight * there_N, 0)
+            repeats_N = rows[read].fill_null(1).to_numpy().astype(np.int64)
+        sum_N += np.where(keep_NK[:, k], weight * repeats_N, 0)
     return sum_N
 
 
 MOST_NAMES = 12  # 4,096 combinations
-BINDS = {"or": 1, "and": 2, "not": 3}  # how closely
+BINDS = {"or": 1, "and": 2, "not": 3}  # operator precedence
 TOKEN = re.compile(r"\s*(?:([()])|([A-Za-z][A-Za-z0-9_-]*)|(\S+))")
 NAME = re.compile(r"(?!(?i:and|or|not)$)[A-Za-z][A-Za-z0-9_-]*")
 DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"
@@ -168,7 +169,7 @@ DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"
 
 @cache
 def condition(text: str) -> Condition:
-    """What the text says; RecipeError where it is no condition, or one that nothing bounds."""
+    """Parses a condition; RecipeError if it is invalid, keeps no row, or rows no select keeps."""
     words = [bracket or name or other for bracket, name, other in TOKEN.findall(text)]
     names = tuple(dict.fromkeys(word for word in words if NAME.fullmatch(word)))
     _check_number(names, "where")
@@ -187,7 +188,7 @@ def condition(text: str) -> Condition:
 
 @cache
 def any_of(names: tuple[str, ...]) -> Condition:
-    """That at least one of them holds."""
+    """Returns the condition that at least one of the selects keeps the row."""
     _check_number(names, "repeats")
     return _decided(names, np.arange(1 << len(names)) > 0)
 
@@ -202,22 +203,22 @@ def _check_number(names: tuple[str, ...], key: str) -> None:
 
 
 def _decided(names: tuple[str, ...], holds_C: Bools) -> Condition:
-    """Who decides where it does not hold: the first name to turn, on the way of the fewest turns
-    to a combination that holds."""
+    """Returns the condition with the select to blame for each false combination: the first whose
+    flip lies on a shortest path (fewest flips) to a true one."""
     combination_C = np.arange(len(holds_C))
     bit_K = 1 << np.arange(len(names))
-    way_C = np.where(holds_C, 0, len(names) + 1)
+    flips_C = np.where(holds_C, 0, len(names) + 1)
     for _ in names:
         for bit in bit_K:
-            way_C = np.minimum(way_C, way_C[combination_C ^ bit] + 1)
-    decider_C = (way_C[combination_C[:, None] ^ bit_K] < way_C[:, None]).argmax(axis=1)
-    is_kept_C = (combination_C >> decider_C & 1).astype(bool)
-    every = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]
-    number_C = 2 * decider_C + is_kept_C
+            flips_C = np.minimum(flips_C, flips_C[combination_C ^ bit] + 1)
+    blamed_C = (flips_C[combination_C[:, None] ^ bit_K] < flips_C[:, None]).argmax(axis=1)
+    is_kept_C = (combination_C >> blamed_C & 1).astype(bool)
+    codes = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]
+    number_C = 2 * blamed_C + is_kept_C
     used, reason_C = np.unique(number_C[~holds_C], return_inverse=True)
-    of_all_C = np.zeros(len(holds_C), np.int32)
-    of_all_C[~holds_C] = reason_C
-    return Condition(names, holds_C, tuple(every[number] for number in used), of_all_C)
+    index_C = np.zeros(len(holds_C), np.int32)
+    index_C[~holds_C] = reason_C
+    return Condition(names, holds_C, tuple(codes[number] for number in used), index_C)
 
 
 def _wrong(found: str, do: str) -> RecipeError:
@@ -225,13 +226,13 @@ def _wrong(found: str, do: str) -> RecipeError:
 
 
 def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
-    """The words from left to right; what waits for its right side is settled by how it binds."""
+    """Evaluates the words from left to right; an operator waits for its right operand."""
     answers: list[Bools] = []
-    waiting: list[str] = []
+    operators: list[str] = []
 
     def settle(least: int) -> None:
-        while waiting and BINDS.get(waiting[-1], 0) >= least:
-            how, right = waiting.pop(), answers.pop()
+        while operators and BINDS.get(operators[-1], 0) >= least:
+            how, right = operators.pop(), answers.pop()
             if how == "not":
                 answers.append(~right)
             else:
@@ -244,7 +245,7 @@ def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
         is_out_of_place = is_open != (is_name or kind in ("not", "("))
         if not is_out_of_place and kind == ")":
             settle(1)
-            is_out_of_place = not waiting
+            is_out_of_place = not operators
         if is_out_of_place or not (is_name or kind in ("(", ")", *BINDS)):
             do = "join names of select stages with AND, OR, NOT and brackets: `best AND NOT blurry`"
             raise _wrong(f"`{word}` cannot stand where it does in `{text}`", do)
@@ -252,15 +253,15 @@ def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
             answers.append(value[word])
             is_open = False
         elif kind == ")":
-            waiting.pop()
+            operators.pop()
         else:
             if kind in ("and", "or"):
                 settle(BINDS[kind])
                 is_open = True
-            waiting.append(kind)
+            operators.append(kind)
     if is_open:
         raise _wrong(f"`{text}` breaks off", "name a select stage there")
     settle(1)
-    if waiting:
+    if operators:
         raise _wrong(f"a bracket is not closed in `{text}`", "close it")
     return answers[0]

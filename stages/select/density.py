@@ -1,4 +1,4 @@
-"""Which rows stay of each cluster: more of what is wide and apart, fewer of what is dense."""
+"""Prunes clusters by density: keeps more rows of wide, distant clusters, fewer of dense ones."""
 
 import json
 from collections.abc import Callable
@@ -41,14 +41,14 @@ from clipmill.stages.select._clustered import (
     Balance,
     SizedSelect,
     population,
+    rows_to_keep,
     sizes,
-    wanted,
 )
 from clipmill.stages.select._judged import judged_rows
 from clipmill.stages.select._quotas import Quotas, probabilities, quotas
 
 # Shapes: K clusters with rows; N rows of a partition, M of them that are ranked, T rows at the
-# cut; K centroids, D width of a vector, B centroids of a block, P pairs of one and a near one.
+# cut; K centroids, D width of a vector, B centroids of a block, P pairs of near centroids.
 
 DENSITY_RANK = Column(
     "density_rank", pa.float64(), "rows, 0 up", "The least number of rows to keep that keeps it."
@@ -64,22 +64,22 @@ class Clusters:
     size: NDArray[np.int64]
     intra: NDArray[np.float64]
     inter: NDArray[np.float64]
-    share: NDArray[np.int64]  # of the rows wanted, in units of 1 / UNIT
+    share: NDArray[np.int64]  # of the rows to keep, in units of 1 / UNIT
     quotas: Quotas
 
 
 @dataclass(frozen=True, kw_only=True)
 class Density(SizedSelect):
-    """Whether a row stays, and `density_rank`: the size from which it does; null without a cluster.
+    """Keep decision and `density_rank` (the size from which a row stays); null without cluster.
 
-    A cluster's complexity is the mean 1 - cosine of its rows to its centroid, times the mean
-    1 - cosine of its centroid to the nearest others; a softmax makes shares of it. Its quota is
-    clip(N * share + level, least, size), one level for all so that they sum to N. Row r of its
+    A cluster's complexity is the mean 1 - cosine of its rows to its centroid, times the mean 1 -
+    cosine of its centroid to the nearest others; a softmax makes shares of it. Its quota is clip(N
+    * share + level, least, size), with one level for all so that quotas sum to N. Row r of its
     order enters at the least N whose quota is r - 1/2 or more: `density_rank <= N` keeps the
-    rounded quotas of every N, and the rows of N are among those of every larger N. `rows` and
-    `fraction` (of the ranked rows, rounded down) keep exactly so many, the least ranks, ties to the
-    smaller uid. Ranked are rows with a cluster that no earlier select dropped and whose image did
-    not fail. out/density.parquet has a row a cluster, out/density.json the sizes.
+    rounded quotas of every N, and a larger N keeps all rows of a smaller one. `rows` and `fraction`
+    (of the ranked rows, rounded down) keep exactly that many, the least ranks, ties to the smaller
+    uid. Ranked are rows with a cluster that no earlier select dropped and whose image did not fail.
+    out/density.parquet has one row per cluster, out/density.json the sizes.
 
     Source: Density-Based Pruning (Abbas et al. 2024) and its released code. Departs: the least
     quota is the real balance * N / clusters, which the code rounds down: then subsets do not nest.
@@ -90,14 +90,14 @@ class Density(SizedSelect):
       centroids: "stage:kmeans", fraction: 0.3}
     """
 
-    centroids: NonEmpty  # of the clusters: "stage:NAME", or a Parquet of them
-    # temperature of the softmax: the paper's 0.1; the released code's 0.5 makes shares of
-    # complexities that differ by 0.05 differ by a tenth only
+    centroids: NonEmpty  # centroids of the clusters: "stage:NAME", or a Parquet
+    # temperature of the softmax: the paper's 0.1; at the released code's 0.5, a complexity greater
+    # by 0.05 makes a share greater by a tenth only
     tau: Annotated[float, Meta(gt=0)] = 0.1
-    # of an even share of the rows, what each cluster keeps at least; 0: one row, as released
+    # least quota of a cluster, as a fraction of an even share; 0: one row, as released
     balance: Balance = 0.5
-    neighbours: OneUp = 20  # centroids that a cluster's distance to the others is the mean of
-    # which rows of a cluster come first: those far from its centroid (hard), near it, or any
+    neighbours: OneUp = 20  # nearest centroids to average a cluster's distance to others over
+    # which rows of a cluster come first: far from its centroid (hard), near it, or by hash
     order: Order = "hard"
 
     version = 1
@@ -112,7 +112,7 @@ class Density(SizedSelect):
         look_for(self.centroids)
 
     def outside(self) -> str:
-        """The time and size of the centroids' file, where the setting names one."""
+        """Returns the time and size of the centroids' file, if the setting names one."""
         return listing_digest(self.centroids)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -124,15 +124,15 @@ class Density(SizedSelect):
             ctx.restore(rows)
             return
         clusters = self.clusters(inputs, rows, ctx)
-        asked = wanted(self.rows, self.fraction, int(clusters.size.sum()), ctx.worker.stage)
+        size = rows_to_keep(self.rows, self.fraction, int(clusters.size.sum()), ctx.worker.stage)
         ctx.say("cutting at the size")
-        cut = Cut.at(asked, clusters, places, rows, ctx)
-        ctx.map(partial(put_tables, clusters, cut, self.balance), [{"asked": asked}])
+        cut = Cut.at(size, clusters, places, rows, ctx)
+        ctx.map(partial(put_tables, clusters, cut, self.balance), [{"asked": size}])
         ctx.say("")
         ctx.restore(ctx.map_shards(partial(judged, clusters, cut, places), rows))
 
     def clusters(self, inputs: Inputs, rows: Shards, ctx: Context) -> Clusters:
-        """The clusters with rows and their quotas."""
+        """Returns the clusters with rows and their quotas."""
         where = f"stage '{ctx.worker.stage}'"
         count = len(read(inputs.centroids, self.centroids, where))
         sums = ctx.reduce(sizes, rows, joined)
@@ -162,24 +162,22 @@ Places = Callable[["Clusters", pa.Table], tuple[NDArray, NDArray, NDArray]]
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the least density ranks end, so many as are wanted."""
+    """The end of the least density ranks, for a number of rows to keep."""
 
     rank: float  # rows below it stay; of those at it, the first by uid
-    ties: NDArray[np.int64] | None  # the places of those of them that stay; None where all do
+    ties: NDArray[np.int64] | None  # places of the rows at it that stay; None if all do
     kept: NDArray[np.int64]  # (K,)
 
     @classmethod
-    def at(
-        cls, asked: int, clusters: Clusters, places: Places, rows: Shards, ctx: Context
-    ) -> "Cut":
-        """Found from the quotas alone; only where ranks tie at the cut do the rows tell."""
+    def at(cls, size: int, clusters: Clusters, places: Places, rows: Shards, ctx: Context) -> "Cut":
+        """Finds the cut from the quotas alone; reads rows only if ranks tie at the cut."""
         size_K = clusters.size
-        if asked == 0 or not len(size_K):
+        if size == 0 or not len(size_K):
             return cls(-np.inf, None, np.zeros_like(size_K))
         low, high = 0.0, float(size_K.sum())
         while (middle := low + (high - low) / 2) not in (low, high):
             kept_K = np.floor(clusters.quotas.at(middle) + 0.5)
-            low, high = (middle, high) if kept_K.sum() < asked else (low, middle)
+            low, high = (middle, high) if kept_K.sum() < size else (low, middle)
         # The rows next to each cluster's border: rounding moves no rank past two of them.
         near_K = np.floor(clusters.quotas.at(high) + 0.5).astype(np.int64)
         below_K = np.maximum(near_K - 2, 0)
@@ -187,19 +185,19 @@ class Cut:
         cluster_M = np.repeat(np.arange(len(size_K)), span_K)
         rank_M = np.arange(len(cluster_M)) - np.repeat(np.cumsum(span_K) - span_K, span_K)
         enters_M = clusters.quotas.enters(cluster_M, rank_M + below_K[cluster_M] + 1)
-        rank = float(np.sort(enters_M)[asked - int(below_K.sum()) - 1])
+        rank = float(np.sort(enters_M)[size - int(below_K.sum()) - 1])
         below_K = below_K + np.bincount(cluster_M[enters_M < rank], minlength=len(size_K))
         level_K = np.bincount(cluster_M[enters_M == rank], minlength=len(size_K))
-        if below_K.sum() + level_K.sum() == asked:
+        if below_K.sum() + level_K.sum() == size:
             return cls(rank, None, below_K + level_K)
         level = ctx.reduce(partial(at_rank, rank, clusters, places), rows, joined)
         order_T = np.lexsort((level["position"], level["shard"], *level["uid"].T[::-1]))
-        stays_T = order_T[: asked - int(below_K.sum())]
+        stays_T = order_T[: size - int(below_K.sum())]
         kept_K = below_K + np.bincount(level["cluster"][stays_T], minlength=len(size_K))
         return cls(rank, np.sort(place_key(level["shard"], level["position"])[stays_T]), kept_K)
 
     def keeps(self, rank_M: NDArray[np.float64], partition: pa.Table) -> NDArray[np.bool_]:
-        """(M,) whether each of the rows stays."""
+        """Returns (M,) whether each of the rows stays."""
         if self.ties is None:
             return rank_M <= self.rank
         key_M = place_key(partition[SHARD.name].to_numpy(), partition[POSITION.name].to_numpy())
@@ -207,14 +205,14 @@ class Cut:
 
 
 def place_key(shard_N: NDArray, position_N: NDArray) -> NDArray[np.int64]:
-    """(N,) a row's place in the pool as one number."""
+    """Returns (N,) a row's place in the pool as one number."""
     return shard_N.astype(np.int64) << 32 | position_N.astype(np.int64)
 
 
 def placed(
     order: Order, coins: Coins, clusters: Clusters, partition: pa.Table
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Of the ranked rows: their numbers in the partition, index of the cluster, and rank in it."""
+    """Returns the ranked rows: index in the partition, index of the cluster, and rank in it."""
     row_M = np.flatnonzero(partition[CLUSTER_ID.name].is_valid().to_numpy())
     ranked = partition.take(row_M)
     cluster_M = np.searchsorted(clusters.number, ranked[CLUSTER_ID.name].to_numpy())
@@ -229,7 +227,7 @@ def placed(
 
 
 def at_rank(rank: float, clusters: Clusters, places: Places, partition: pa.Table) -> State:
-    """The rows whose density rank is just this."""
+    """Returns the rows whose density rank is exactly `rank`."""
     row_M, cluster_M, rank_M = places(clusters, partition)
     level_M = clusters.quotas.enters(cluster_M, rank_M) == rank
     rows = partition.take(row_M[level_M])
@@ -241,22 +239,22 @@ def at_rank(rank: float, clusters: Clusters, places: Places, partition: pa.Table
 
 
 def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) -> pa.Table:
-    """keep, ranks, quota and reason of every row."""
+    """Returns keep, ranks, quota and reason of every row."""
     row_M, cluster_M, rank_M = places(clusters, partition)
     density_M = clusters.quotas.enters(cluster_M, rank_M)
     keep_N = np.zeros(len(partition), bool)
     keep_N[row_M] = cut.keeps(density_M, partition.take(row_M))
-    at_N = np.zeros(len(partition), np.int64)  # of a row among those that are ranked
-    at_N[row_M] = np.arange(len(row_M))
+    index_N = np.zeros(len(partition), np.int64)  # index among the ranked rows
+    index_N[row_M] = np.arange(len(row_M))
     out_N = np.ones(len(partition), bool)
     out_N[row_M] = False
-    at = pa.array(at_N, mask=out_N)
+    index = pa.array(index_N, mask=out_N)
     values = {
         DENSITY_RANK: density_M,
         CLUSTER_RANK: rank_M,
         CLUSTER_QUOTA: cut.kept[cluster_M],
     }
-    made = {c.name: pa.array(value_M).cast(c.dtype).take(at) for c, value_M in values.items()}
+    made = {c.name: pa.array(value_M).cast(c.dtype).take(index) for c, value_M in values.items()}
     pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
     return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
 
@@ -264,11 +262,11 @@ def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) ->
 def put_tables(
     clusters: Clusters, cut: Cut, balance: float, item: dict[str, int], task: Task
 ) -> dict[str, Any]:
-    """out/density.parquet: a row a cluster. out/density.json: rows asked for, kept, and ranked."""
-    asked, found = item["asked"], clusters.quotas
-    least_K = np.minimum(found.share * asked, found.cap)
+    """Stores out/density.parquet (one row per cluster) and out/density.json (sizes)."""
+    size, path = item["asked"], clusters.quotas
+    least_K = np.minimum(path.share * size, path.cap)
     share_K = clusters.share / UNIT
-    quota_K = quotas(asked * share_K, least_K, found.size, asked)
+    quota_K = quotas(size * share_K, least_K, path.size, size)
     table = pa.table(
         {
             CLUSTER_ID.name: pa.array(clusters.number, CLUSTER_ID.dtype),
@@ -284,7 +282,7 @@ def put_tables(
     )
     kept = int(cut.kept.sum())
     summary = {
-        "asked": asked,
+        "asked": size,
         "kept": kept,
         "ranked": int(clusters.size.sum()),
         "clusters": len(table),
@@ -303,22 +301,22 @@ BLOCKS = 256  # calls at most: each reads the centroids once
 def isolation(
     folder: str | None, setting: str, neighbours: int, clusters: int, ctx: Context
 ) -> NDArray[np.float64]:
-    """(K,) mean of 1 - cosine to the nearest other centroids, 0 to 2; NaN where there is none.
+    """Returns (K,) mean 1 - cosine to the nearest other centroids, 0 to 2; NaN if there is none.
 
     Costs K * K products of width D, in blocks over the workers, each of which holds all centroids.
     """
     size = max(256, -(-clusters // BLOCKS))
     blocks = [[start, min(start + size, clusters)] for start in range(0, clusters, size)]
     where = f"stage '{ctx.worker.stage}'"
-    found = ctx.map(partial(of_block, folder, setting, where, neighbours), blocks)
-    whole = [value for block in found for value in block["isolation"]]
+    results = ctx.map(partial(of_block, folder, setting, where, neighbours), blocks)
+    whole = [value for block in results for value in block["isolation"]]
     return np.array([np.nan if value is None else value / FIXED for value in whole])
 
 
 def of_block(
     folder: str | None, setting: str, where: str, neighbours: int, block: list[int], task: Task
 ) -> dict[str, Any]:
-    """Those of the centroids start to stop, in fixed point; None where it is not defined."""
+    """Returns the isolation of a block of centroids, in fixed point; None if undefined."""
     unit_KD = unit_rows(read(folder, setting, where).vector)
     step = max(1, SCORES // len(unit_KD))
     values: list[int | None] = []
@@ -334,7 +332,7 @@ def of_block(
 def mean_distance(
     unit_KD: NDArray[np.float32], start: int, stop: int, neighbours: int
 ) -> NDArray[np.float64]:
-    """(B,) of the centroids start to stop; float32 rules out what is far, float64 decides."""
+    """Returns (B,) the isolation of a block; float32 rules out far centroids, float64 decides."""
     none_K = np.isnan(unit_KD[:, 0])  # of a centroid without a direction
     near = min(neighbours, int((~none_K).sum()) - 1)
     value_B = np.full(stop - start, np.nan)
@@ -349,10 +347,10 @@ def mean_distance(
     last_B = np.partition(score_BK, K - near, axis=1)[:, K - near]
     row_P, other_P = np.nonzero(score_BK >= (last_B - gap)[:, None])
     cosine_P = np.empty(len(row_P))
-    for at in range(0, len(row_P), PAIRS):
-        pair = slice(at, at + PAIRS)
-        one_PD = unit_KD[start + row_B[row_P[pair]]].astype(np.float64)
-        cosine_P[pair] = np.vecdot(one_PD, unit_KD[other_P[pair]].astype(np.float64))
+    for begin in range(0, len(row_P), PAIRS):
+        pair = slice(begin, begin + PAIRS)
+        left_PD = unit_KD[start + row_B[row_P[pair]]].astype(np.float64)
+        cosine_P[pair] = np.vecdot(left_PD, unit_KD[other_P[pair]].astype(np.float64))
     order_P = np.lexsort((-cosine_P, row_P))
     first_B = np.searchsorted(row_P, np.arange(len(row_B)))
     nearest_BL = cosine_P[order_P][first_B[:, None] + np.arange(near)]

@@ -1,4 +1,4 @@
-"""Rows whose image falls into a cluster in which a wanted image falls too."""
+"""Keeps rows whose image falls into the cluster of a target image."""
 
 import hashlib
 import json
@@ -49,14 +49,14 @@ TARGETS_NEAR = Column(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBased(DatasetStage):
-    """Whether a row's nearest centroid is the nearest one of some target; null without embedding.
+    """Rows whose nearest centroid is also that of a target; columns null without an embedding.
 
     Targets are the pictures of evaluation tasks, embedded by `model`; or vectors in Parquet files,
-    in a column by the name of `column`, whose schema names its model as `clipmill.model`; or, with
+    in a column named as `column`, whose schema gives its model as `clipmill.model`; or, with
     `targets: "stage:x"`, that column of an export. Embeddings of another model or width are
     refused. `targets_near` counts the targets of the row's centroid, so another `at_least` is a
-    query. out/targets.json has, by task, its targets, their centroids, and the rows that these
-    keep; out/targets-*.parquet have the targets of each centroid.
+    query. out/targets.json has by task its targets, their centroids, and the rows that these keep;
+    out/targets-*.parquet have the targets of each centroid.
 
     Source: DataComp (Gadre et al. 2023), image-based filtering, whose centroids are means of unit
     vectors (`metric: euclidean` of cluster.kmeans) and are compared as they are, unnormalised.
@@ -68,12 +68,12 @@ class ImageBased(DatasetStage):
 
     targets: NonEmpty  # a folder of tasks, a Parquet of embeddings, or stage:NAME of an export
     centroids: NonEmpty  # stage:NAME of clusters, or a Parquet of centroids
-    # that embeds the pictures of `targets` as it did the pool's; vectors need none
+    # model of the pool's embeddings, to embed the pictures of `targets`; vectors need none
     model: NonEmpty | None = None
-    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are compared
-    # by inner product with the centroids as they are, or by the cosine
+    column: NonEmpty = IMAGE_EMBEDDING.name  # column of the embeddings to compare
+    # compare by inner product with the centroids as they are, or by the cosine
     nearest: Literal["inner_product", "cosine"] = "inner_product"
-    at_least: OneUp = 1  # targets that a row's centroid must be nearest to; DataComp: 1
+    at_least: OneUp = 1  # least targets that share the row's nearest centroid; DataComp: 1
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
@@ -116,7 +116,7 @@ class ImageBased(DatasetStage):
             image_text.look_for(self.model)
 
     def outside(self) -> str:
-        """Names, sizes and times of the files of targets and of centroids."""
+        """Returns a digest of names, sizes and times of the files of targets and centroids."""
         from clipmill.stages.select._targets import listing_digest
 
         places = filter(None, map(named, (self.targets, self.centroids)))
@@ -146,14 +146,14 @@ class ImageBased(DatasetStage):
             yield Verdicts(float(value), rule, near_N >= float(value))
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """The centroid that decided, and its targets."""
+        """Returns the centroid that decided, and its number of targets."""
         if reason != self.reasons[-1]:
             return ""
         number, near = made[NEAREST_CENTROID.name], made[TARGETS_NEAR.name]
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._targets import Targets, aimed
+        from clipmill.stages.select._targets import Targets, count_targets
 
         targets = Targets(
             targets=self.targets,
@@ -172,29 +172,29 @@ class ImageBased(DatasetStage):
         sha256 = hashlib.sha256(centroids.vector.tobytes()).hexdigest()
         targets = replace(targets, sha256=sha256, digest=digest(items))
         ctx.say("looking for the targets' centroids")
-        counts = ctx.map(partial(aimed, targets), items)
-        number = dict.fromkeys((item["task"] for item in items), 0)
-        for item, made in zip(items, counts, strict=True):
-            number[item["task"]] += made["targets"]
-        for task, count in number.items() or {"the export": 0}.items():
+        counts = ctx.map(partial(count_targets, targets), items)
+        targets_of = dict.fromkeys((item["task"] for item in items), 0)
+        for item, result in zip(items, counts, strict=True):
+            targets_of[item["task"]] += result["targets"]
+        for task, count in targets_of.items() or {"the export": 0}.items():
             if not count:
                 do = "give pictures or embeddings, or leave it out"
                 raise StageError(f"no target in '{task}'", targets.where("targets"), do)
         ctx.say("")
-        numbers = {task: at for at, task in enumerate(number)}
+        numbers = {task: index for index, task in enumerate(targets_of)}
         targets = replace(targets, tasks=tuple(numbers[item["task"]] for item in items))
-        # Stored once, so that rows look for their centroid once: they are counted, and go home.
+        # Stored, so that centroids are compared once: rows are then counted, and un-shuffled.
         rows = ctx.shuffle(ctx.map_shards(partial(judged, self, targets), inputs.rows), UID.name)
         if len(inputs.rows):
             sums = ctx.reduce(partial(counted, targets), rows, added)
             about = {"column": self.column, "model": model or None, "nearest": self.nearest}
             about |= {name: value.tolist() for name, value in sums.items()}
-            ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": number}])
+            ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": targets_of}])
         ctx.restore(rows)
 
 
 def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
-    """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
+    """Raises RecipeError if a folder has no task, or tasks of pictures and no model for them."""
     tasks = [name for name in folder.folders() if not name.startswith(".")]
     if not tasks and not any(entry.name.endswith(".parquet") for entry in folder.entries()):
         do = "give a folder of tasks in CLIP_benchmark's layout, or of Parquet files"
@@ -206,21 +206,21 @@ def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
 
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
-    """keep, targets, nearest centroid and reason of every row."""
-    from clipmill.stages.select._targets import EMBED_BOTH, aims, opened
+    """Returns keep, targets, nearest centroid and reason of every row."""
+    from clipmill.stages.select._targets import EMBED_BOTH, opened, target_counts
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = unusable(row_ND)
     broken = {**left_out(rows), stage.reasons[2]: pa.array(has_none_N)}
     undefined_N = first_of(broken).is_valid().to_numpy(zero_copy_only=False)
-    some = np.flatnonzero(~undefined_N)
+    defined = np.flatnonzero(~undefined_N)
     wide = cells.vector.shape[1]
-    if len(some) and row_ND.shape[1] != wide:
+    if len(defined) and row_ND.shape[1] != wide:
         found = f"embeddings {row_ND.shape[1]} wide, and the centroids are {wide} wide"
         raise StageError(found, targets.where("column"), EMBED_BOTH)
     number_N, near_N = np.zeros((2, len(rows)), np.int32)
-    number_N[some] = cells.nearest(row_ND[some])
-    near_N[some] = aims(targets).count[number_N[some]]
+    number_N[defined] = cells.nearest(row_ND[defined])
+    near_N[defined] = target_counts(targets).count[number_N[defined]]
     broken[stage.reasons[3]] = pa.array(near_N < stage.at_least)
     made = {TARGETS_NEAR.name: near_N, NEAREST_CENTROID.name: number_N}
     made = {name: pa.array(value_N, mask=undefined_N) for name, value_N in made.items()}
@@ -228,14 +228,14 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
-    """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
-    from clipmill.stages.select._targets import aims
+    """Counts rows with a nearest centroid, kept rows, and by task the kept ones near a target."""
+    from clipmill.stages.select._targets import target_counts
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
         "rows": np.array(rows[NEAREST_CENTROID.name].is_valid().to_numpy().sum()),
         "kept": np.array(len(kept)),
-        "kept_T": aims(targets).by_task[:, kept].sum(axis=1),
+        "kept_T": target_counts(targets).by_task[:, kept].sum(axis=1),
     }
 
 
@@ -243,9 +243,9 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from clipmill.stages.select._targets import aims
+    from clipmill.stages.select._targets import target_counts
 
-    near = aims(targets)
+    near = target_counts(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
     tasks = {
         name: {"targets": count, "centroids": int(near_K.sum()), "kept": kept}

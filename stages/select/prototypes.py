@@ -1,4 +1,4 @@
-"""Which rows stay: those least like the prototype of their cluster, and some of every cluster."""
+"""Keeps the rows least like their cluster's prototype, and at least some of every cluster."""
 
 import json
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from clipmill.stages.select._clustered import (
     Balance,
     SizedSelect,
     population,
-    wanted,
+    rows_to_keep,
 )
 from clipmill.stages.select._judged import judged_rows
 
@@ -44,15 +44,15 @@ PROTOTYPE_RANK = Column(
 
 @dataclass(frozen=True, kw_only=True)
 class Prototypes(SizedSelect):
-    """Whether a row stays, and `prototype_rank`: the size from which it does; null without cluster.
+    """Keep decision and `prototype_rank` (the size from which a row stays); null without cluster.
 
-    Rows come by their cosine to the centroid of their cluster, the least first (`hard`), ties to
-    the smaller uid. Of N rows, each cluster has its first balance * N / clusters at least, rounded
-    down: one row in 1 / balance is a turn of the clusters, one after the other. Ranks are 1, 2, 3
-    and so on: `prototype_rank <= N` keeps N rows, and they are among those of every larger N.
-    `rows` and `fraction` (of the ranked rows, rounded down) do that. Ranked are rows with a cluster
-    that no earlier select dropped and whose image did not fail. out/prototypes.parquet has a row a
-    cluster, out/prototypes.json the sizes.
+    Rows are ordered by their cosine to the centroid of their cluster, the least first (`hard`),
+    ties to the smaller uid. Of N rows, each cluster has at least its first balance * N / clusters,
+    rounded down: one row in 1 / balance goes to the clusters in turn. Ranks are 1, 2, 3 and so on:
+    `prototype_rank <= N` keeps N rows, among them those of every smaller N. `rows` and `fraction`
+    (of the ranked rows, rounded down) give N. Ranked are rows with a cluster that no earlier select
+    dropped and whose image did not fail. out/prototypes.parquet has one row per cluster,
+    out/prototypes.json the sizes.
 
     Source: self-supervised prototypes (Sorscher et al. 2022): keep what is hard where data are
     plentiful, what is easy where they are scarce; the balance is that of their class balance.
@@ -63,9 +63,9 @@ class Prototypes(SizedSelect):
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans], fraction: 0.3}
     """
 
-    # which rows come first: those far from their centroid (hard), or near it
+    # which rows come first: far from their centroid (hard), or near it
     order: Literal["hard", "easy"] = "hard"
-    # of an even share of the rows, what each cluster keeps at least; 0: no least share
+    # least quota of a cluster, as a fraction of an even share; 0: none
     balance: Balance = 0.5
     memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
@@ -83,28 +83,28 @@ class Prototypes(SizedSelect):
             ctx.restore(rows)
             return
         ctx.say("counting rows by cosine")
-        seen = ctx.reduce(histogram, rows, merged)
-        asked = wanted(self.rows, self.fraction, int(seen["rows_B"].sum()), ctx.worker.stage)
-        group_B = groups(seen["rows_B"], int(seen["clusters"]))
+        totals = ctx.reduce(histogram, rows, merged)
+        size = rows_to_keep(self.rows, self.fraction, int(totals["rows_B"].sum()), ctx.worker.stage)
+        group_B = groups(totals["rows_B"], int(totals["clusters"]))
         counts = ctx.reduce(partial(counted, group_B), rows, counts_merged)
         ranking = Ranking.of(counts, group_B, sign, self.balance)
         ctx.say("sorting rows by cosine")
         sorted_rows = ctx.shuffle(ctx.map_shards(partial(grouped, group_B), rows), "key")
-        kept_K = ranking.kept(asked, sorted_rows, ctx)
-        ctx.map(partial(put_tables, ranking, kept_K), [{"asked": asked}])
+        kept_K = ranking.kept(size, sorted_rows, ctx)
+        ctx.map(partial(put_tables, ranking, kept_K), [{"asked": size}])
         ctx.say("")
-        ctx.restore(ctx.map_shards(partial(judged, ranking, kept_K, asked), sorted_rows))
+        ctx.restore(ctx.map_shards(partial(judged, ranking, kept_K, size), sorted_rows))
 
 
 TABLE, SUMMARY = "prototypes.parquet", "prototypes.json"
 BINS = 1 << 16  # of the cosine, from -1 to 1
 GROUP_ROWS = 1 << 20  # rows that are sorted together; a bin is never split
-COUNTS = 1 << 24  # of rows by group and cluster: 64 MB
+COUNTS = 1 << 24  # most counts by group and cluster: 64 MB
 Sign = Literal[1, -1]
 
 
 def binned(sign: Sign, shard: pa.Table) -> pa.Table:
-    """The rows, and the bin of those that are ranked: the lower, the earlier."""
+    """Adds the bin of each ranked row; lower bins come earlier."""
     rows = population(shard)
     cosine_N = rows[CENTROID_COSINE.name].fill_null(0).to_numpy().astype(np.float64)
     bin_N = np.floor((sign * cosine_N + 1) * (BINS / 2)).clip(0, BINS - 1).astype(np.int32)
@@ -113,19 +113,19 @@ def binned(sign: Sign, shard: pa.Table) -> pa.Table:
 
 
 def histogram(rows: pa.Table) -> State:
-    """Ranked rows by bin, and the least number of clusters that there can be."""
+    """Counts ranked rows by bin; `clusters` is the greatest cluster number + 1."""
     cluster = rows[CLUSTER_ID.name].drop_null().to_numpy()
     rows_B = np.bincount(rows["bin"].drop_null().to_numpy(), minlength=BINS)
     return {"rows_B": rows_B, "clusters": np.array(cluster.max(initial=-1) + 1)}
 
 
-def merged(one: State, other: State) -> State:
-    clusters = np.maximum(one["clusters"], other["clusters"])
-    return {"rows_B": np.add(one["rows_B"], other["rows_B"]), "clusters": clusters}
+def merged(left: State, right: State) -> State:
+    clusters = np.maximum(left["clusters"], right["clusters"])
+    return {"rows_B": np.add(left["rows_B"], right["rows_B"]), "clusters": clusters}
 
 
 def groups(rows_B: NDArray, clusters: int) -> NDArray[np.int64]:
-    """(B,) the group of each bin, ascending: few enough that counts by cluster stay small."""
+    """Returns (B,) the group of each bin, ascending; few, so that counts by cluster stay small."""
     total = int(rows_B.sum())
     count = max(1, min(-(-total // GROUP_ROWS), COUNTS // max(1, clusters)))
     group_B = (np.cumsum(rows_B) - rows_B) * count // max(1, total)
@@ -133,21 +133,21 @@ def groups(rows_B: NDArray, clusters: int) -> NDArray[np.int64]:
 
 
 def counted(group_B: NDArray, rows: pa.Table) -> State:
-    """Ranked rows by group and cluster, those that there are."""
+    """Counts ranked rows by group and cluster; pairs without rows are left out."""
     ranked = rows.filter(rows["bin"].is_valid())
     pair_M = group_B[ranked["bin"].to_numpy()] << 32 | ranked[CLUSTER_ID.name].to_numpy()
     pair_P, rows_P = np.unique(pair_M, return_counts=True)
     return {"pair_P": pair_P.astype(np.int64), "rows_P": rows_P}
 
 
-def counts_merged(one: State, other: State) -> State:
-    both = joined(one, other)
-    pair_P, at = np.unique(both["pair_P"], return_inverse=True)
-    return {"pair_P": pair_P, "rows_P": np.bincount(at, both["rows_P"]).astype(np.int64)}
+def counts_merged(left: State, right: State) -> State:
+    both = joined(left, right)
+    pair_P, index = np.unique(both["pair_P"], return_inverse=True)
+    return {"pair_P": pair_P, "rows_P": np.bincount(index, both["rows_P"]).astype(np.int64)}
 
 
 def grouped(group_B: NDArray, rows: pa.Table) -> pa.Table:
-    """The rows with their group as the key; those without one go everywhere."""
+    """Returns the rows with their group as the key; rows without one are spread."""
     bins = rows["bin"].combine_chunks()
     group = pa.array(group_B).take(bins)
     key = pc.coalesce(group, pc.subtract(-1, rows[POSITION.name].cast(pa.int64())))
@@ -156,11 +156,11 @@ def grouped(group_B: NDArray, rows: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the rows of each group are ranked."""
+    """The ranks of rows, group by group."""
 
     number: NDArray[np.int64]  # (K,) of the clusters with rows
     sign: Sign
-    rounds: Any  # Rounds, whose loop is compiled: not while a recipe is planned
+    rounds: Any  # Rounds; imported late, because its loop is compiled
 
     @classmethod
     def of(cls, counts: State, group_B: NDArray, sign: Sign, balance: float) -> "Ranking":
@@ -173,7 +173,7 @@ class Ranking:
         return cls(number_K, sign, Rounds.of(rows_GK, balance))
 
     def of_group(self, group: int, partition: pa.Table) -> tuple[NDArray, ...]:
-        """Of its rows: numbers in the partition, index of the cluster, rank, and rank in it."""
+        """Returns a group's rows: index in the partition, cluster index, rank, rank in cluster."""
         at_group = partition["group"].fill_null(-1).to_numpy() == group
         row_M = np.flatnonzero(at_group)
         rows = partition.take(row_M)
@@ -182,30 +182,28 @@ class Ranking:
         cluster_M = np.searchsorted(self.number, cluster_N[row_M])
         return row_M, cluster_M, *self.rounds.walk(group, cluster_M)
 
-    def kept(self, asked: int, rows: Shards, ctx: Context) -> NDArray[np.int64]:
-        """(K,) rows of each cluster that stay: only one group must be looked at."""
-        group = self.rounds.group_of(asked)
-        found = ctx.reduce(partial(kept_of_group, self, group, asked), rows, added)
-        return np.maximum(self.rounds.passed[group] + found["kept_K"], self.rounds.turns(asked))
+    def kept(self, size: int, rows: Shards, ctx: Context) -> NDArray[np.int64]:
+        """Returns (K,) the rows of each cluster that stay; only one group has to be read."""
+        group = self.rounds.group_of(size)
+        counts = ctx.reduce(partial(kept_of_group, self, group, size), rows, added)
+        return np.maximum(self.rounds.passed[group] + counts["kept_K"], self.rounds.turns(size))
 
 
-def kept_of_group(ranking: Ranking, group: int, asked: int, partition: pa.Table) -> State:
-    """Rows of each cluster in the group that stay."""
+def kept_of_group(ranking: Ranking, group: int, size: int, partition: pa.Table) -> State:
+    """Counts the rows of a group that stay, by cluster."""
     _, cluster_M, rank_M, _ = ranking.of_group(group, partition)
-    kept_M = cluster_M[rank_M <= asked]
+    kept_M = cluster_M[rank_M <= size]
     return {"kept_K": np.bincount(kept_M, minlength=len(ranking.number))}
 
 
-def judged(
-    ranking: Ranking, kept_K: NDArray[np.int64], asked: int, partition: pa.Table
-) -> pa.Table:
-    """keep, ranks, quota and reason of every row."""
+def judged(ranking: Ranking, kept_K: NDArray[np.int64], size: int, partition: pa.Table) -> pa.Table:
+    """Returns keep, ranks, quota and reason of every row."""
     rank_N, in_cluster_N, quota_N = (np.zeros(len(partition), np.int64) for _ in range(3))
     for group in np.unique(partition["group"].drop_null().to_numpy()):
         row_M, cluster_M, rank_N[row_M], in_cluster_N[row_M] = ranking.of_group(group, partition)
         quota_N[row_M] = kept_K[cluster_M]
     out_N = rank_N == 0
-    keep_N = ~out_N & (rank_N <= asked)
+    keep_N = ~out_N & (rank_N <= size)
     values = {PROTOTYPE_RANK: rank_N, CLUSTER_RANK: in_cluster_N, CLUSTER_QUOTA: quota_N}
     made = {c.name: pa.array(v_N, mask=out_N).cast(c.dtype) for c, v_N in values.items()}
     pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
@@ -215,7 +213,7 @@ def judged(
 def put_tables(
     ranking: Ranking, kept_K: NDArray[np.int64], item: dict[str, int], task: Task
 ) -> dict[str, Any]:
-    """out/prototypes.parquet: a row a cluster. out/prototypes.json: rows asked for and kept."""
+    """Stores out/prototypes.parquet (one row per cluster) and out/prototypes.json (sizes)."""
     size_K = ranking.rounds.size
     table = pa.table(
         {

@@ -1,4 +1,4 @@
-"""Rows by chance: a share, a number, the same share of every value, or so many of each."""
+"""Samples rows at random: a share, a number, an equal share of every value, or a cap per value."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,17 +36,17 @@ BELOW_1 = np.nextafter(1.0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(DatasetStage):
-    """Whether chance keeps a row, and its `sample_rank`; null where the row is not drawn from.
+    """Random keep decision of each row, and its `sample_rank`, null for rows outside the draw.
 
-    Chance is a coin of seed, stage and uid, in [0, 1): `fraction` keeps rows whose coin is below
-    it, `rows` the least coins, exactly so many (all, where there are no more). Rows that an earlier
-    select dropped, or whose image failed, are not drawn from.
+    Each row has a coin, a hash of seed, stage and uid in [0, 1): `fraction` keeps rows whose coin
+    is below it, `rows` exactly that many rows of the least coins (all, if there are no more). Rows
+    that an earlier select dropped, or whose image failed, are outside the draw.
 
     `by` gives every value of a column the same share: row r of n of a value, by coin and from 0,
-    has rank (r + u) / n, u a coin of the value. So `fraction` takes of each value its share rounded
-    up or down by chance, every row being as likely as every other; `rows` takes the least ranks.
-    `per` and `at_most` keep so many of each value, the least coins; the rank is the row's place,
-    from 0. A larger sample of the same stage holds the smaller one.
+    has rank (r + u) / n, u a coin of the value. `fraction` then takes its share of each value,
+    rounded up or down at random, with every row equally likely; `rows` takes the least ranks. `per`
+    and `at_most` cap each value at its least coins; the rank is the row's place, from 0. A larger
+    sample of the same stage contains the smaller one.
 
     Source: `per: cluster_id, at_most: 35` is RealSyn's balance (Gu et al. 2025).
     Departs: largest-remainder rounding gives counts as near, and samples that do not nest.
@@ -54,11 +54,11 @@ class Sample(DatasetStage):
     Example: {after: [ingest.image_folder], rows: 100000}
     """
 
-    fraction: Share | None = None  # which share of the rows to keep
-    rows: OneUp | None = None  # or: how many rows to keep
-    at_most: OneUp | None = None  # or: of each value of `per`, how many; RealSyn: 20, 35, 180
-    per: NonEmpty | None = None  # a column; `domain` is the host of `url`
-    by: NonEmpty | None = None  # each value of this column is left the same share; as `per`
+    fraction: Share | None = None  # share of the rows to keep
+    rows: OneUp | None = None  # or: number of rows to keep
+    at_most: OneUp | None = None  # or: cap on the rows of each value of `per`; RealSyn: 20, 35, 180
+    per: NonEmpty | None = None  # column whose values are capped; `domain` is the host of `url`
+    by: NonEmpty | None = None  # column whose values keep equal shares; `domain` as in `per`
 
     version = 1
     determinism = "exact"
@@ -67,9 +67,9 @@ class Sample(DatasetStage):
 
     def __post_init__(self) -> None:
         names = ("fraction", "rows", "at_most")
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"{' and '.join(given)} say" if given else "nothing says"
+        sizes = [name for name in names if getattr(self, name) is not None]
+        if len(sizes) != 1:
+            found = f"{' and '.join(sizes)} say" if sizes else "nothing says"
             found += " how much stays"
             do = "give one of `fraction`, `rows` and `at_most`; for two, one stage after the other"
             raise RecipeError(found, "its settings", do)
@@ -83,7 +83,7 @@ class Sample(DatasetStage):
 
     @property
     def column(self) -> str | None:
-        """The column that groups rows, as the stage reads it."""
+        """Returns the column that groups rows, by the name under which it is read."""
         named = self.per or self.by
         return URL.name if named == DOMAIN else named
 
@@ -97,7 +97,7 @@ class Sample(DatasetStage):
         return (DROPPED, NO_IMAGE, *undefined, "sampled_out")
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether rows can be grouped by such a column."""
+        """Checks that rows can be grouped by a column of this type; raises StageError."""
         if self.column and not can_group(types[self.column]):
             raise StageError(
                 found=f"column '{self.column}' holds {types[self.column]}",
@@ -106,7 +106,7 @@ class Sample(DatasetStage):
             )
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """The one size: a bound on the rank, but for `rows`."""
+        """Returns the one size: a bound on the rank, except for `rows`."""
         names = ("fraction", "rows", "at_most")
         ((name, value),) = ((n, v) for n in names if (v := getattr(self, n)) is not None)
         return (
@@ -125,7 +125,7 @@ class Sample(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The verdicts at each size; the ranks are what they are."""
+        """Yields the verdicts at each size, from the stored ranks."""
         self._check(threshold, values)
         rank = made[SAMPLE_RANK.name]
         if threshold.name == "rows":
@@ -139,7 +139,7 @@ class Sample(DatasetStage):
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The same for `rows`, of rows that are not all at hand."""
+        """Returns a function that yields a part's verdicts at each `rows`, over all parts."""
         self._check(threshold, values)
         sizes = [partial(min, int(value)) for value in values]
         kept = least_of_parts(SAMPLE_RANK.name, sizes, parts)
@@ -151,7 +151,7 @@ class Sample(DatasetStage):
         return verdicts
 
     def _check(self, threshold: Threshold, values: Sequence[Decimal]) -> None:
-        """ValueError for a size that cannot be."""
+        """Raises ValueError for a size out of range."""
         name = threshold.name
         for value in values:
             if name == "fraction" and not 0 < value <= 1:
@@ -160,7 +160,7 @@ class Sample(DatasetStage):
                 raise ValueError(f"{name} is {value}; it is a whole number, 1 or more")
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """The rank that decided, of a row that was drawn from."""
+        """Returns the rank that decided, for a row in the draw; else ""."""
         rank = made[SAMPLE_RANK.name]
         if rank is None or reason not in ("", "sampled_out"):
             return ""
@@ -180,11 +180,11 @@ class Sample(DatasetStage):
             if self.column:
                 rows = ctx.map_shards(self.ranked, placed(rows, ctx))
             if self.rows:
-                lowest = cut.found(search(SAMPLE_RANK.name, partial(min, self.rows)), rows, ctx)
+                lowest = cut.solve(search(SAMPLE_RANK.name, partial(min, self.rows)), rows, ctx)
         ctx.restore(ctx.map_shards(partial(self.judged, lowest), rows))
 
     def drawn(self, seed: int, stage: str, rows: pa.Table) -> pa.Table:
-        """Who the rows are and why they are not drawn from; their coin, or what groups them."""
+        """Returns identity, the reason to stay outside the draw, and the coin or group value."""
         masks = left_out(rows)
         if self.column:
             value = host_of(rows[URL.name]) if DOMAIN in (self.per, self.by) else rows[self.column]
@@ -200,7 +200,7 @@ class Sample(DatasetStage):
         return rows.select(IDENTITY).append_column(REASON.name, reason).append_column(name, drawn)
 
     def ranked(self, rows: pa.Table) -> pa.Table:
-        """The rows with their rank, by their place among those of their value."""
+        """Returns the rows with their rank, by their place among the rows of their value."""
         rank = rows[PLACE].cast(pa.float64())
         if self.by:
             of_value = pc.divide(pc.add(rank, rows[OFFSET]), rows[SIZE].cast(pa.float64()))
@@ -208,7 +208,7 @@ class Sample(DatasetStage):
         return rows.select([*IDENTITY, REASON.name]).append_column(SAMPLE_RANK.name, rank)
 
     def judged(self, lowest: cut.Cut, rows: pa.Table) -> pa.Table:
-        """keep, rank and reason of every row."""
+        """Returns keep, rank and reason of every row."""
         rank = rows[SAMPLE_RANK.name]
         if self.rows:
             stays = pa.array(is_least(rows, SAMPLE_RANK.name, lowest))
@@ -219,7 +219,7 @@ class Sample(DatasetStage):
 
 
 def can_group(dtype: pa.DataType) -> bool:
-    """Whether equal values of this type make a group: no lists, no bytes of any length."""
+    """Returns whether values of this type can be grouped: no lists, no bytes of varying length."""
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
     kinds = (
@@ -230,7 +230,7 @@ def can_group(dtype: pa.DataType) -> bool:
 
 
 def groupable(value: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values, equal ones alike: NaN is null and -0.0 is 0.0."""
+    """Returns the values with equal ones made identical: NaN is null and -0.0 is 0.0."""
     if pa.types.is_dictionary(value.type):
         value = value.cast(value.type.value_type)
     if pa.types.is_float16(value.type):

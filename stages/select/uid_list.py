@@ -1,4 +1,4 @@
-"""Which rows a list names, and how often: a subset that somebody else has chosen."""
+"""Keeps the rows that a list of uids names: a subset chosen elsewhere."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Shapes: N rows of the pool.
 
 FILE = "list.json"
-SHOWN = 10  # uids that no row has
+SHOWN = 10  # most missing uids in out/list.json
 MET = pa.schema(
     [
         *((column.name, column.dtype) for column in (UID, SHARD, POSITION)),
@@ -42,18 +42,18 @@ MET = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class UidList(DatasetStage):
-    """Whether the list names a row, and how often: `repeats`, null where the row does not stay.
+    """Keep decision of each row by a list, and `repeats`, how often it is listed; null if dropped.
 
     The list is DataComp's subset file (.npy of `u8,u8`), or text of one uid a line, 32 hex digits,
-    in any order. A uid that stands k times has `repeats` k, which exports heed. out/list.json tells
-    how many uids were listed and how many of them no row has, with the least of these.
+    in any order. A uid listed k times has `repeats` k, which exports obey. out/list.json gives the
+    number of listed uids and of uids that no row has, with the least of these.
 
     Source: DataComp's subset file and its resharder, for which a list is a multiset.
     Error: none. Rows that share a uid stay or go together.
     Example: {after: [ingest.image_folder], path: kept.npy}
     """
 
-    path: NonEmpty  # of the list: .npy of `u8,u8`, or a text of one uid a line
+    path: NonEmpty  # file of the list: .npy of `u8,u8`, or a text of one uid a line
 
     version = 1
     determinism = "exact"
@@ -63,7 +63,7 @@ class UidList(DatasetStage):
     artifacts = (("listed", FILE),)
 
     def outside(self) -> str:
-        """The time and size of the list's file."""
+        """Returns the time and size of the list's file."""
         return listing_digest(self.path)
 
     def look(self) -> None:
@@ -84,31 +84,31 @@ class UidList(DatasetStage):
 
 
 def may_stay(shard: pa.Table) -> pa.Table:
-    """Who the rows are, and why they stay out whatever is listed."""
+    """Returns the rows' identity, and the reason why they are dropped even if listed."""
     reason = first_of(left_out(shard))
     return pa.table([*shard.select(IDENTITY).columns, reason], schema=MET)
 
 
 def lines(uids: pa.Table) -> pa.Table:
-    """The listed uids, as rows without a place."""
+    """Returns the listed uids, as rows without a place."""
     nothing = [pa.nulls(len(uids), field.type) for field in MET][1:]
     return pa.table([uids[UID.name], *nothing], schema=MET)
 
 
 def judged(met: pa.Table) -> pa.Table:
-    """keep, repeats and reason of every row, by the lines that it met."""
+    """Returns keep, repeats and reason of every row, by the lines that name it."""
     rows, listed = apart(met)
     times = rows.join(listed, on=UID.name, how="left", maintain_order="left")[REPEATS.name]
     times_N = times.fill_null(0).to_numpy()
-    own = met.filter(met[SHARD.name].is_valid())
+    pool_rows = met.filter(met[SHARD.name].is_valid())
     unlisted = pc.if_else(pa.array(times_N == 0), UidList.reasons[-1], None)
-    reason = pc.coalesce(own[REASON.name], unlisted)
+    reason = pc.coalesce(pool_rows[REASON.name], unlisted)
     repeats = pc.if_else(reason.is_null(), pa.array(times_N, REPEATS.dtype), None)
-    return judged_rows(own, reason, {REPEATS.name: repeats})
+    return judged_rows(pool_rows, reason, {REPEATS.name: repeats})
 
 
 def counted(met: pa.Table) -> State:
-    """Lines, the uids in them, those that no row has, and the least of these."""
+    """Counts lines, their distinct uids and the uids that no row has; adds the least of these."""
     rows, listed = apart(met)
     missing = listed.join(rows, on=UID.name, how="anti").sort(UID.name)
     least = missing[UID.name].head(SHOWN).to_arrow().cast(pa.binary()).cast(UID.dtype)
@@ -117,7 +117,7 @@ def counted(met: pa.Table) -> State:
 
 
 def apart(met: pa.Table) -> tuple["pl.DataFrame", "pl.DataFrame"]:
-    """The pool's rows; and the listed uids, each once with its number of lines."""
+    """Returns the pool's rows; and the listed uids, each once with its number of lines."""
     import polars as pl
 
     both = pl.DataFrame(met.select([UID.name, SHARD.name]))
@@ -126,13 +126,13 @@ def apart(met: pa.Table) -> tuple["pl.DataFrame", "pl.DataFrame"]:
     return both.filter(~is_line), listed
 
 
-def merged(one: State, other: State) -> State:
-    least = np.unique(np.concatenate([one["least"], other["least"]]), axis=0)[:SHOWN]
-    return {"numbers": np.add(one["numbers"], other["numbers"]), "least": least}
+def merged(left: State, right: State) -> State:
+    least = np.unique(np.concatenate([left["least"], right["least"]]), axis=0)[:SHOWN]
+    return {"numbers": np.add(left["numbers"], right["numbers"]), "least": least}
 
 
 def summary(counts: State) -> dict[str, Any]:
-    """What out/list.json holds."""
+    """Returns the content of out/list.json."""
     names = ("listed", "uids", "missing")
     least = from_halves(counts["least"].astype(np.uint64)).to_pylist()
     return {

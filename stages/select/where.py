@@ -1,4 +1,4 @@
-"""Which rows stay: a condition on stored columns, then the best of those that meet it."""
+"""Keeps the rows that meet a condition on stored columns, then the top-k of those."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from clipmill.stages.select._top import Top, keep_best, rankable, search
 
 @dataclass(frozen=True, kw_only=True)
 class Where(DatasetStage):
-    """Whether a row stays, never null; else, as the reason, the first rule that it breaks.
+    """Keep decision of each row, never null; a dropped row's reason is the first rule it breaks.
 
-    A false condition names its first false conjunct; one that is null, the first column without
-    a value in its first null conjunct (`undefined:COLUMN`). Before that, a row stays out that an
-    earlier select dropped, or whose image failed.
+    A false condition names its first false conjunct; a null one names the first column without a
+    value in its first null conjunct (`undefined:COLUMN`). Rows that an earlier select dropped, or
+    whose image failed, are dropped before that.
 
     Source: the cuts by fraction are DataComp's (Gadre et al. 2023), which keeps one row more.
     Error: none; comparisons with a float32 column are in float32, and the cut is exact.
@@ -41,16 +41,16 @@ class Where(DatasetStage):
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)
 
-    # a condition on columns in SQL: min_side >= 200 AND language = 'en'
+    # SQL condition on columns: min_side >= 200 AND language = 'en'
     where: NonEmpty | None = None
-    top: Top | None = None  # then only the largest values of a column
+    top: Top | None = None  # top-k: keep only the largest values of a column
 
     def __post_init__(self) -> None:
         if not self.where and not self.top:
             do = "write `where: score >= 0.3`, `top: {column: score, rows: 1000}`, or both"
             raise RecipeError("select.where has no rule", "its settings", do)
         if self.where:
-            sql.conjuncts(self.where)  # RecipeError where it is no condition
+            sql.conjuncts(self.where)  # raises RecipeError if it is not valid
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class Where(DatasetStage):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Every rule, the first that a row breaks being its reason."""
+        """Returns every rule's reason, in order of precedence."""
         rules = ["dropped_before", f"undefined:{IMAGE_BYTES.name}"]
         rules += [conjunct.text for conjunct in self.conjuncts]
         for conjunct in self.conjuncts:
@@ -74,7 +74,7 @@ class Where(DatasetStage):
         return sql.conjuncts(self.where) if self.where else ()
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether each condition can be asked of such columns, and `top` can rank by its own."""
+        """Checks that the conditions and `top` can be evaluated on columns of these types."""
         no_row = pa.Table.from_batches([], pa.schema(dict(types)))  # empty_table imports pandas
         for conjunct in self.conjuncts:
             sql.check(conjunct, no_row)
@@ -86,7 +86,7 @@ class Where(DatasetStage):
             )
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """That a text wants quotes, where one stands for a value, and a field of captions `any`."""
+        """Returns advice on a column: quotes for a text, `any` or `all` for captions' fields."""
         if sql.is_field(column):
             return (
                 f"a field of captions is asked of one or of all: any({column} …), all({column} …)"
@@ -96,58 +96,58 @@ class Where(DatasetStage):
         return ""
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        """The numbers that `where` compares a column with, then that of `top`."""
+        """Returns the numbers that `where` compares columns with, then the size of `top`."""
         return (
-            *_verdicts.comparisons(self.conjuncts, self.asked, by_row=self.top is None),
-            *_verdicts.sizes(self.top, self.asked),
+            *_verdicts.comparisons(self.conjuncts, self.verdict_columns, by_row=self.top is None),
+            *_verdicts.sizes(self.top, self.verdict_columns),
         )
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The verdicts with each value in the threshold's place; ValueError as `top` has it."""
+        """Yields the verdicts with each value in the threshold's place; ValueError if invalid."""
         return map(self.varying(threshold, rows, made), values)
 
     def varying(
         self, threshold: Threshold, rows: pa.Table, made: pa.Table
     ) -> Callable[[Decimal], Verdicts]:
-        """The verdicts with a value there; other conditions are asked, and rows ranked, once."""
+        """Returns a function from a value to its verdicts; other conditions are evaluated once."""
         return self.rules(rows).varying(threshold)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The verdicts beside `top` at each value, of rows that are not all at hand."""
+        """Returns a function that yields a part's verdicts at each value; `top` ranks all parts."""
         assert self.top is not None  # without it a threshold is `by_row`
         return _verdicts.surveyed(self.rules, self.top, threshold, values, parts)
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
-        """`where` with another number in it; or `top.rows` or `top.fraction`, as it is."""
+        """Returns the setting's name and new text: `where` with another number, or a size."""
         if isinstance(threshold, _verdicts.Comparison):
             return "where", _verdicts.with_number(self.conjuncts, threshold, value)
         return threshold.name, f"{value:f}"
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """How many `top` keeps, of a row that is not among them."""
+        """Returns how many rows `top` keeps, for a row that is not among them; else ""."""
         if self.top is None or reason != f"top:{self.top.column}":
             return ""
         among = {"passing": "of the rows that pass", "pool": "of the pool"}[self.top.over]
         return f"it is not among the {self.top.size} {among}"
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """The columns that verdicts are made of."""
+    def verdict_columns(self) -> tuple[str, ...]:
+        """Returns the columns that verdicts are computed from."""
         return tuple(dict.fromkeys((*self.reads, KEEP.name, IMAGE_BYTES.name)))
 
     def rules(self, rows: pa.Table) -> _verdicts.Rules:
         return _verdicts.Rules(self.conjuncts, self.top, rows, self.frame(rows))
 
     def frame(self, rows: pa.Table) -> pl.DataFrame:
-        """The columns that the conditions read, as they read them."""
+        """Returns the columns that the conditions read, as a polars frame."""
         return sql.as_frame(rows.select(self.reads or [UID.name]))
 
     def meeting(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """(N,) whether each row meets `where`; a condition without an answer is not met."""
+        """Returns (N,) whether each row meets `where`; a null result counts as not met."""
         frame = sql.as_frame(rows)
         truths = [sql.truth(conjunct, frame) for conjunct in self.conjuncts]
         return np.logical_and.reduce([truth.fill_null(False).to_numpy() for truth in truths])
@@ -155,14 +155,14 @@ class Where(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
         if self.top and len(rows):
-            rows = ctx.keep_local(rows)  # judged once, whatever the cut takes
-            best = partial(keep_best, top=self.top, lowest=cut.found(search(self.top), rows, ctx))
+            rows = ctx.keep_local(rows)  # judged once, then read by every pass
+            best = partial(keep_best, top=self.top, lowest=cut.solve(search(self.top), rows, ctx))
             rows = ctx.map_shards(best, rows)
         ctx.restore(rows)
 
 
 def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
-    """keep and reason of every row by `where`, and the value that `top` ranks by."""
+    """Returns keep and reason of every row by `where`, and the value that `top` ranks by."""
     frame = stage.frame(rows)
     truths = [(conjunct, sql.truth(conjunct, frame).to_arrow()) for conjunct in stage.conjuncts]
     broken = [(np.zeros(len(rows), bool), "dropped_before")]
@@ -176,7 +176,7 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
             null_N = as_mask(truth.is_null())
             for name in rule.columns:
                 broken += [(null_N & frame[name].is_null().to_numpy(), f"undefined:{name}")]
-            broken += [(null_N, "undefined")]  # though every column has a value
+            broken += [(null_N, "undefined")]  # null although every column has a value
     masks, rules = zip(*broken, strict=True)
     reasons = stage.reasons
     code_N = np.select(masks, [reasons.index(rule) for rule in rules], default=-1)

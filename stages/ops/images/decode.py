@@ -1,4 +1,4 @@
-"""Encoded images: what they say of themselves, and their pixels.
+"""Decodes images, and reads their headers.
 
 Bytes come from the web: the format is told by the first bytes, never by a name or a content type,
 and pixels, passes over them and parts of the file are counted before any are decoded.
@@ -38,11 +38,11 @@ from clipmill.stages.ops.images.parts import Parts, parts_of
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
-LARGE_PIXELS = 1 << 24  # where memory is limited, one with more alone is lost for want of it
-MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes over all of them
+LARGE_PIXELS = 1 << 24  # if memory runs out, only a picture with more is given up
+MAX_SCANS = 20  # of a picture with MAX_PIXELS; ten are ordinary, each goes over all pixels
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # and these of odd TIFF
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd EXIF
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # about odd TIFF
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(MAX_SCANS))  # its own is 100
 
 # Settings of glibc, where it is: freed memory is kept, messages are silenced.
@@ -54,11 +54,11 @@ if libc:
     _stderr = ctypes.c_void_p.in_dll(libc, "stderr")
     _shown, _nowhere = _stderr.value, libc.fopen(b"/dev/null", b"w")
 _silencing = threading.Lock()
-_silent = 0  # how many are
+_silent = 0  # callers that are silenced
 
 
 def keep_freed_memory() -> None:
-    """Freed buffers of up to 128 MB are used again, of 32 MB where glibc allows no more.
+    """Lets freed buffers of up to 128 MB be used again, of 32 MB where glibc allows no more.
 
     By default the system takes each back and gives it out page by page: a third of decoding time.
     """
@@ -93,7 +93,7 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageError(ValueError):
-    """Bytes that give no pixels; `code` says why.
+    """An image that gives no pixels; `code` says why.
 
     not_an_image: the first bytes belong to no format read here (HTML, SVG, HEIC, nothing at all).
     too_costly: more scans over its pixels, or parts of the file, than any ordinary picture has.
@@ -107,7 +107,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What an encoded image says of itself; sides as shown, after its EXIF orientation."""
+    """The header of an encoded image; sides as shown, after its EXIF orientation."""
 
     format: str
     width: int
@@ -118,7 +118,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What is known before a pixel is decoded."""
+    """An encoded image before a pixel is decoded."""
 
     format: str
     image: ImageFile.ImageFile
@@ -131,67 +131,67 @@ class Opened:
 
 
 def probe(body: bytes) -> Header:
-    """The header, without decoding a pixel."""
-    it = _opened(body)
-    name, image = it.format, it.image
+    """Returns the header, without decoding a pixel."""
+    opened = _opened(body)
+    name, image = opened.format, opened.image
     turn = _orientation(name, image)
     width, height = image.size if turn < 5 else image.size[::-1]
-    # These two have theirs counted by their decoders, in C.
-    frames = getattr(image, "n_frames", 1) if name in ("webp", "avif") else it.parts.frames
+    # The decoders of these two count frames, in C.
+    frames = getattr(image, "n_frames", 1) if name in ("webp", "avif") else opened.parts.frames
     plain = turn == 1 and frames == 1 and image.mode in ("L", "RGB") and not _has_alpha(image)
     return Header(format=name, width=width, height=height, frames=frames, is_plain=plain)
 
 
 def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
-    """(H, W, 3) the first frame, upright, in 8-bit RGB, transparency composited on white.
+    """Returns (H, W, 3) the first frame, upright, in 8-bit RGB, transparency on white.
 
-    A JPEG comes out smaller by `shrink`, 2, 4 or 8, sides rounded, from the low frequencies of its
-    blocks; CMYK and other formats come as they are.
+    A JPEG is decoded smaller by `shrink`, 2, 4 or 8, sides rounded, from the low frequencies of its
+    blocks; CMYK and other formats keep their size.
 
     Error: colour profiles are ignored; CMYK is read as Adobe writes it, inverted, as Pillow and
     OpenCV do; 16 bits are cut to the upper 8; a corrupt file may still decode, one in seven of
     those in the demo pool does.
     """
-    it = weighed(body, max_pixels)
-    turn = _orientation(it.format, it.image)
+    opened = weighed(body, max_pixels)
+    turn = _orientation(opened.format, opened.image)
     try:
         with silence():
-            rgb = _of_jpeg(body, shrink, *it.image.size) if it.is_plain_jpeg else None
+            rgb = _of_jpeg(body, shrink, *opened.image.size) if opened.is_plain_jpeg else None
             if rgb is None:  # Pillow says what is wrong
-                it.image.load()
-                rgb = _rgb(it.image)
+                opened.image.load()
+                rgb = _rgb(opened.image)
         return _upright(rgb, turn)
     except MemoryError:
-        if it.area < LARGE_PIXELS:  # any picture would fail here: no fault of this one
+        if opened.area < LARGE_PIXELS:  # any picture would fail here: no fault of this one
             raise
         raise ImageError("too_many_pixels") from None
     except Exception as error:  # see _opened
-        raise ImageError(_failure(it.format, body)) from error
+        raise ImageError(_failure(opened.format, body)) from error
 
 
 def weighed(body: bytes, max_pixels: int) -> Opened:
-    """The image, opened; ImageError where to decode it costs more than it may."""
-    it = _opened(body)
-    if it.area > max_pixels:
+    """Returns the opened image; ImageError if decoding it costs more than it may."""
+    opened = _opened(body)
+    if opened.area > max_pixels:
         raise ImageError("too_many_pixels")
-    if it.area * it.parts.scans > MAX_SCANS * max(MAX_PIXELS, max_pixels):
+    if opened.area * opened.parts.scans > MAX_SCANS * max(MAX_PIXELS, max_pixels):
         raise ImageError("too_costly")
-    return it
+    return opened
 
 
 def _opened(body: bytes) -> Opened:
     name = format_of(body)
     if name is None:
         raise ImageError("not_an_image")
-    found = parts_of(name, body)
-    if found is None:
+    parts = parts_of(name, body)
+    if parts is None:
         raise ImageError("too_costly")
     try:
         image = PLUGINS[name](BytesIO(body))
         area = max(image.width * image.height, _tile_area(image))
     except Exception as error:  # on hostile bytes decoders raise anything, KeyError to OSError
         raise ImageError(_failure(name, body)) from error
-    return Opened(format=name, image=image, parts=found, area=area)
+    return Opened(format=name, image=image, parts=parts, area=area)
 
 
 def _failure(name: str, body: bytes) -> str:
@@ -199,7 +199,7 @@ def _failure(name: str, body: bytes) -> str:
 
 
 def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
-    """Pixels by OpenCV, the same as Pillow's, in three quarters of the time; None where bad."""
+    """Returns OpenCV's pixels, the same as Pillow's, in 3/4 of the time; None for a bad file."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | REDUCED[shrink]
     try:
         rgb = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
@@ -207,20 +207,20 @@ def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
         return None
     if rgb is None or shrink == 1:
         return rgb  # type: ignore[return-value]  # 8 bits
-    # Sides came rounded up: of a last row or column less than half may be picture.
+    # Sides came rounded up: less than half of a last row or column may be picture.
     whole = rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]
     return whole  # type: ignore[return-value]  # 8 bits
 
 
 def _tile_area(image: ImageFile.ImageFile) -> int:
-    """Pixels of a TIFF's tile, which may be larger than the picture."""
+    """Returns the pixels of a TIFF's tile, which may be larger than the picture."""
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag, 0) for tag in TILE_SIDES]
     return math.prod(side for side in sides if isinstance(side, int))
 
 
 def _orientation(name: str, image: ImageFile.ImageFile) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
+    """Returns the EXIF orientation, 1 to 8; 1 if there is none or it can't be read."""
     if name == "tiff" or (name == "png" and "exif" not in image.info):
         return 1  # TIFF is turned as it loads; a PNG would be decoded in search of a late chunk
     try:
@@ -251,7 +251,7 @@ def _rgb(image: Image.Image) -> RGB:
 
 
 def _upright(rgb: RGB, turn: int) -> RGB:
-    """The picture as EXIF wants it shown: transposed from 5 on, then mirrored."""
+    """Returns the picture as EXIF wants it shown: transposed from 5 on, then mirrored."""
     if turn >= 5:
         rgb = rgb.transpose(1, 0, 2)
     if turn in (2, 3, 6, 7):
@@ -285,11 +285,11 @@ def _point() -> None:
 
 
 LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
-DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # where the file's size stands, and what it leaves out
+DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # offset of the file's size, and bytes not counted in it
 
 
 def format_of(body: bytes) -> str | None:
-    """jpeg, png, gif, webp, bmp, tiff or avif; None of anything else: HTML, SVG, ICO, HEIC."""
+    """Returns jpeg, png, gif, webp, bmp, tiff or avif; None for others: HTML, SVG, ICO, HEIC."""
     head = body[:16]
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -309,9 +309,9 @@ def format_of(body: bytes) -> str | None:
 
 
 def is_whole(name: str, body: bytes) -> bool:
-    """Whether the bytes end as a file of that format does."""
+    """Returns whether the bytes end as a file of that format does."""
     if name not in DECLARED:
         return body.rstrip(b"\0\r\n").endswith(LAST_BYTES.get(name, b""))
-    at, beyond = DECLARED[name]
-    size = int.from_bytes(body[at : at + 4], "little")
-    return len(body) >= max(at + 4, size + beyond)
+    offset, beyond = DECLARED[name]
+    size = int.from_bytes(body[offset : offset + 4], "little")
+    return len(body) >= max(offset + 4, size + beyond)

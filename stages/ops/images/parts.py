@@ -1,8 +1,8 @@
-"""The parts of an encoded image, read without a decoder: its frames, and what decoding costs.
+"""Counts the parts of an encoded image without a decoder: its frames, and what decoding costs.
 
-Decoders walk them one by one, some in Python, and a file may be made of little else. A part is
-named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a GIF, the
-runs of a BMP; of a TIFF a directory, and of its first one a strip or tile.
+Decoders walk parts one by one, some in Python, and a hostile file may be made of little else. A
+part is named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a
+GIF, the runs of a BMP; of a TIFF a directory, and a strip or tile of its first one.
 """
 
 import re
@@ -13,14 +13,14 @@ from typing import Literal
 
 import numpy as np
 
-# No byte of a scan: there FF is followed by 00, or it is a restart marker, D0 to D7.
+# Not inside a scan: there FF is followed by 00, or by D0 to D7, a restart marker.
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 SCAN, END, PROGRESSIVE = b"\xda", b"\xd9", b"\xc2"
-TABLES = b"\xc4", b"\xdb", b"\xdd"  # Huffman's, of quanta, restarts
+TABLES = b"\xc4", b"\xdb", b"\xdd"  # Huffman tables, quantization tables, restarts
 GIF_IMAGE, GIF_EXTENSION, GIF_END = b",", b"!", b";"
 DIRECTORY, STRIP = b"directory", b"strip"
 STRIP_OFFSETS, TILE_OFFSETS = 273, 324
-# A JPEG's are put together by copying: a thousand make 20 MB ten gigabytes.
+# Parts of a JPEG are joined by copying: a thousand make ten gigabytes of 20 MB.
 MOST = {"jpeg": 1_000, "png": 100_000, "gif": 100_000, "tiff": 100_000, "bmp": 1}
 RUNS, RUNS_COST = b"runs", 80  # pixels of a BMP packed as runs: read in Python, slow as 80 scans
 
@@ -37,25 +37,25 @@ class Parts:
 
     @property
     def frames(self) -> int:
-        """Number of pictures in the file, 1 up; counted, not read from the header."""
+        """Returns the number of pictures in the file, 1 up; counted, not read from the header."""
         if self.format == "png":
             before = self.kinds[: self.kinds.index(b"IDAT")] if b"IDAT" in self.kinds else []
             if b"acTL" not in before:
                 return 1
-            # Where none stands before IDAT, that is a picture beside the animation.
+            # With none before IDAT, IDAT is a picture beside the animation.
             return self.kinds.count(b"fcTL") + (b"fcTL" not in before)
         return max(1, self.kinds.count({"gif": GIF_IMAGE, "tiff": DIRECTORY}.get(self.format, b"")))
 
     @property
     def scans(self) -> int:
-        """Cost of decoding, in passes over all pixels; 1 up."""
+        """Returns the cost of decoding, in passes over all pixels; 1 up."""
         if self.format == "bmp":
             return RUNS_COST if RUNS in self.kinds else 1
         return max(1, self.kinds.count(SCAN)) if self.format == "jpeg" else 1
 
     @property
     def is_clean_jpeg(self) -> bool:
-        """Whether it has one scan, then its end; if progressive, scans and their tables alone."""
+        """Returns whether it ends after one scan; if progressive, after scans and tables alone."""
         first = self.kinds.index(SCAN) if SCAN in self.kinds else len(self.kinds)
         head, tail = self.kinds[:first], self.kinds[first:]
         if PROGRESSIVE not in head:
@@ -64,7 +64,7 @@ class Parts:
 
 
 def parts_of(name: str, body: bytes) -> Parts | None:
-    """The parts of a file in that format; None where it has more than any picture has."""
+    """Returns the parts of a file in that format; None if it has more than any picture has."""
     walk, most = WALKS.get(name), MOST.get(name, 0)
     kinds = list(islice(walk(body), most + 1)) if walk else []
     return Parts(format=name, kinds=kinds) if len(kinds) <= most else None
@@ -76,52 +76,52 @@ def _jpeg(body: bytes) -> Iterator[bytes]:
         yield marker[1]
         if marker[1] == END:
             return
-        at = marker.end()  # its length follows, and counts itself
-        marker = JPEG_MARKER.search(body, at + int.from_bytes(body[at : at + 2]))
+        offset = marker.end()  # its length follows, and counts itself
+        marker = JPEG_MARKER.search(body, offset + int.from_bytes(body[offset : offset + 2]))
 
 
 def _png(body: bytes) -> Iterator[bytes]:
-    at = 8
-    while at + 8 <= len(body):
-        yield body[at + 4 : at + 8]
-        at += 12 + int.from_bytes(body[at : at + 4])
+    offset = 8
+    while offset + 8 <= len(body):
+        yield body[offset + 4 : offset + 8]
+        offset += 12 + int.from_bytes(body[offset : offset + 4])
 
 
 def _gif(body: bytes) -> Iterator[bytes]:
-    """Images, extensions and each block of an extension. A decoder reads blocks of images in C."""
-    at = 13 + _palette(body[10:11])
-    while (kind := body[at : at + 1]) not in (b"", GIF_END):
+    """Yields images, extensions and each block of an extension; blocks of images are read in C."""
+    offset = 13 + _palette(body[10:11])
+    while (kind := body[offset : offset + 1]) not in (b"", GIF_END):
         yield kind
         if kind == GIF_IMAGE:
-            at += 11 + _palette(body[at + 9 : at + 10])
+            offset += 11 + _palette(body[offset + 9 : offset + 10])
         else:
-            at += 2 if kind == GIF_EXTENSION else 1
+            offset += 2 if kind == GIF_EXTENSION else 1
         if kind in (GIF_IMAGE, GIF_EXTENSION):
-            while at < len(body) and (size := body[at]):
-                at += 1 + size
+            while offset < len(body) and (size := body[offset]):
+                offset += 1 + size
                 if kind == GIF_EXTENSION:
                     yield b""
-            at += 1
+            offset += 1
 
 
 def _palette(flags: bytes) -> int:
-    """Bytes of a GIF's palette."""
+    """Returns the bytes of a GIF's palette."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 128 else 0
 
 
 def _tiff(body: bytes) -> Iterator[bytes]:
     order: Literal["little", "big"] = "little" if body[:1] == b"I" else "big"
     end = "<" if order == "little" else ">"
-    at, seen = int.from_bytes(body[4:8], order), set[int]()
-    while at and at not in seen and at + 2 <= len(body):
+    offset, seen = int.from_bytes(body[4:8], order), set[int]()
+    while offset and offset not in seen and offset + 2 <= len(body):
         yield DIRECTORY
-        after = at + 2 + 12 * int.from_bytes(body[at : at + 2], order)
+        after = offset + 2 + 12 * int.from_bytes(body[offset : offset + 2], order)
         if not seen and after <= len(body):
-            entries = np.frombuffer(body[at + 2 : after], f"{end}u2, {end}u2, {end}u4, {end}u4")
+            entries = np.frombuffer(body[offset + 2 : after], f"{end}u2, {end}u2, {end}u4, {end}u4")
             are_offsets = np.isin(entries["f0"], (STRIP_OFFSETS, TILE_OFFSETS))
             yield from repeat(STRIP, int(entries["f2"][are_offsets].max(initial=0)))
-        seen.add(at)
-        at = int.from_bytes(body[after : after + 4], order)
+        seen.add(offset)
+        offset = int.from_bytes(body[after : after + 4], order)
 
 
 def _bmp(body: bytes) -> Iterator[bytes]:

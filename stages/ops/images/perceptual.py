@@ -1,4 +1,4 @@
-"""Perceptual hashes of decoded pictures: imagehash's, bit for bit, from Pillow's resampling.
+"""Computes perceptual hashes of pictures: imagehash's, bit for bit, by Pillow's resampling.
 
 Pillow's grey and its Lanczos filter are integer arithmetic. They are done here with the same
 integers in compiled loops that a processor runs 16 values at a time (tests/benchmarks/phash.py).
@@ -27,7 +27,7 @@ TIE = 1e-6  # sums of 1024 products, each less than 1021, are off by less than 1
 
 
 def phash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
-    """(N,) the lowest 8 x 8 frequencies of a 32 x 32 thumbnail: 1 where above their median.
+    """Returns (N,) the lowest 8 x 8 frequencies of a 32 x 32 thumbnail: 1 if above their median.
 
     Source: imagehash.phash of each picture (version 4.3), highest bit first.
     Error: none against imagehash. Its rule leaves bits to rounding where frequencies tie with the
@@ -35,7 +35,7 @@ def phash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
     """
     thumbnail_NRC = thumbnails(pictures, SIDE, SIDE).astype(np.float64)
     above_NB = _above_median(WAVE_LR @ thumbnail_NRC @ WAVE_LR.T)
-    # Ties are for scipy's own sums, in its order, to decide: it takes 5 times as long.
+    # Ties are decided by scipy's own sums, in its order: it takes 5 times as long.
     tied = np.flatnonzero((np.abs(above_NB) < TIE).any(axis=1))
     if len(tied):
         down_NLC = dct(thumbnail_NRC[tied], axis=1)[:, :LOW]
@@ -44,7 +44,7 @@ def phash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
 
 
 def dhash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
-    """(N,) whether each pixel of an 8 x 8 thumbnail is darker than the one to its right.
+    """Returns (N,) whether each pixel of an 8 x 8 thumbnail is darker than its right neighbour.
 
     Source: imagehash.dhash of each picture, highest bit first.
     """
@@ -54,13 +54,13 @@ def dhash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
 
 
 def thumbnails(pictures: Sequence[RGB], rows: int, columns: int) -> NDArray[np.uint8]:
-    """(N, R, C) each picture in grey, resized: Pillow's convert("L") and resize(LANCZOS).
+    """Returns (N, R, C) the pictures in grey, resized: Pillow's convert("L"), resize(LANCZOS).
 
     Error: none against Pillow 13, which resizes tall pictures downwards first. Before 13 all were
     resized sideways first; the rounding between the passes then moves some pixels by a few levels.
     """
     made_NRC = np.empty((len(pictures), rows, columns), np.uint8)
-    # Memory that is asked for anew is cleared by the system, which takes as long as the arithmetic.
+    # New memory is cleared by the system, which takes as long as the arithmetic.
     scratch_2P = np.empty((2, max((rgb.size // 3 for rgb in pictures), default=0)), np.uint8)
     for number, rgb in enumerate(pictures):  # pictures differ in size
         height, width = rgb.shape[:2]
@@ -78,7 +78,7 @@ def thumbnails(pictures: Sequence[RGB], rows: int, columns: int) -> NDArray[np.u
 
 @lru_cache(maxsize=4096)
 def taps(before: int, after: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Where each output pixel begins to read, and its (R, T) weights in fixed point."""
+    """Returns where each output pixel begins to read, and its (R, T) weights in fixed point."""
     if before == after:  # Pillow leaves out a pass that changes no size
         return np.arange(after, dtype=np.int32), np.full((after, 1), 1 << FIXED_BITS, np.int32)
     scale = before / after
@@ -103,7 +103,7 @@ def _grey(rgb_H3W, grey_HW):
     plane_3W = np.empty((3, width), np.uint8)
     for y in range(height):
         line, red, green, blue = rgb_H3W[y], plane_3W[0], plane_3W[1], plane_3W[2]
-        for x in range(width):  # apart first: the sum then runs on neighbours
+        for x in range(width):  # planes first: the sum then runs on neighbours
             red[x], green[x], blue[x] = line[3 * x], line[3 * x + 1], line[3 * x + 2]
         grey = grey_HW[y]
         for x in range(width):
@@ -113,7 +113,7 @@ def _grey(rgb_H3W, grey_HW):
 
 @compiled()
 def _shrink_both(picture_LS, start_R, weight_RT, start_C, weight_CT):
-    """(C, R) both axes shrunk, the first one first."""
+    """Returns (C, R): both axes shrunk, the first one first."""
     low_RS = _shrink(picture_LS, start_R, weight_RT)
     low_SR = np.empty(low_RS.shape[::-1], np.uint8)
     for s in range(low_SR.shape[0]):
@@ -124,7 +124,7 @@ def _shrink_both(picture_LS, start_R, weight_RT, start_C, weight_CT):
 
 @compiled()
 def _shrink(picture_LS, start_R, weight_RT):
-    """(R, S) weighted sums over the first axis, rounded and cut to 8 bits, each pass as Pillow."""
+    """Returns (R, S) weighted sums over the first axis, rounded and cut to 8 bits, as Pillow."""
     length, side = picture_LS.shape
     made_RS = np.empty((len(start_R), side), np.uint8)
     sum_S = np.empty(side, np.int32)
@@ -134,7 +134,7 @@ def _shrink(picture_LS, start_R, weight_RT):
         if count % 2:
             for s in range(side):
                 sum_S[s] += np.int32(picture_LS[begin, s]) * weight_RT[row, 0]
-        for tap in range(count % 2, count, 2):  # by twos: half as often are sums read and written
+        for tap in range(count % 2, count, 2):  # by twos: sums are read and written half as often
             a_S, b_S = picture_LS[begin + tap], picture_LS[begin + tap + 1]
             a, b = weight_RT[row, tap], weight_RT[row, tap + 1]
             for s in range(side):
@@ -146,7 +146,7 @@ def _shrink(picture_LS, start_R, weight_RT):
 
 
 def _above_median(low_NLL):
-    """(N, B) by how much each value exceeds its picture's median: np.median's, in half its time."""
+    """Returns (N, B) each value less its picture's median: np.median's, in half its time."""
     low_NB = low_NLL.reshape(len(low_NLL), LOW * LOW)
     middle_N2 = np.sort(low_NB, axis=1)[:, LOW * LOW // 2 - 1 : LOW * LOW // 2 + 1]
     return low_NB - middle_N2.sum(axis=1, keepdims=True) / 2

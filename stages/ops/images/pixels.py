@@ -11,16 +11,16 @@ from clipmill.pipeline.errors import ShardError
 
 # Shapes: N rows of a batch, H height, W width.
 
-UNDECODABLE = MappingProxyType(  # what to do where most rows are
+UNDECODABLE = MappingProxyType(  # advice if most rows are
     {"undecodable": "open some of these pictures: is the column that is read one of images?"}
 )
 RGB = NDArray[np.uint8]  # (H, W, 3)
-# A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
+# A batch of decoded images must fit in memory for any pool: 64 of these are 200 MB.
 MAX_COLUMN_PIXELS = 1024 * 1024
 
 
 def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """PIXELS of a column of encoded images; null where there is none or it can't be decoded.
+    """Returns PIXELS of a column of encoded images; null if there is none or it can't be decoded.
 
     Images past MAX_COLUMN_PIXELS are shrunk to it, so that memory is bounded by the batch.
     """
@@ -64,7 +64,7 @@ def _decoded(body: bytes | None) -> RGB | None:
 
 
 def shrunk(rgb: RGB) -> RGB:
-    """The picture as PIXELS has it: no larger than MAX_COLUMN_PIXELS."""
+    """Returns the picture as PIXELS has it: no larger than MAX_COLUMN_PIXELS."""
     height, width = rgb.shape[:2]
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
@@ -73,12 +73,12 @@ def shrunk(rgb: RGB) -> RGB:
         shrink,  # numba: 60 MB, which most workers do without
     )
 
-    width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
+    width, height = (min(max(1, int(side * scale)), MAX_COLUMN_PIXELS) for side in (width, height))
     return shrink(rgb, width, height)
 
 
 def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:
-    """(H, W, 3) of each row of a PIXELS column, read-only and without a copy; None where null."""
+    """Returns (H, W, 3) of each row of a PIXELS column, read-only, not copied; None if null."""
     rows: list[RGB | None] = []
     for chunk in pixels.chunks if isinstance(pixels, pa.ChunkedArray) else [pixels]:
         height, width, rgb = chunk.flatten()  # nulls and offset of the struct reach its fields

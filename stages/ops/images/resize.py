@@ -1,4 +1,4 @@
-"""Pictures resized and encoded: img2dataset's modes, sizes and pixels."""
+"""Resizes and encodes pictures: img2dataset's modes, sizes and pixels."""
 
 from typing import Literal
 
@@ -17,8 +17,8 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
     "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
     "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
 }
-# A picture that is decoded smaller has left, at least: times the size asked for; and pixels a side,
-# for sides are rounded.
+# A picture that is decoded smaller keeps at least: this multiple of the requested size, and these
+# pixels per side, because sides are rounded.
 SPARE, LEAST = 1.5, 16
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
@@ -39,7 +39,7 @@ def resize(
     downscale: Interpolation = "area",
     full: tuple[int, int] | None = None,
 ) -> RGB:
-    """The picture in img2dataset's resize modes; the same object where nothing is to be done.
+    """Returns the picture in an img2dataset resize mode; the same object if nothing is to be done.
 
     Sides: keep_ratio and center_crop take the shorter to `size`, the others the longer; border
     pads to a square with white, center_crop cuts one out. `full` is the height and width of a
@@ -54,7 +54,7 @@ def resize(
         return rgb
     scale = size / side
     shape = max(1, round(height * scale)), max(1, round(width * scale))
-    if shape[0] * shape[1] > MAX_PIXELS:  # one pixel high and very long, asked to be `size` high
+    if shape[0] * shape[1] > MAX_PIXELS:  # one pixel high and very long, to be `size` high
         raise ImageError("too_many_pixels")
     if shape != rgb.shape[:2]:
         method = INTERPOLATION[downscale if side > size else upscale]
@@ -71,7 +71,7 @@ def resize(
 
 
 def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
-    """The factor, 1, 2, 4 or 8, by which a JPEG that will be resized may be decoded smaller.
+    """Returns the factor, 1, 2, 4 or 8, by which a JPEG to be resized may be decoded smaller.
 
     Error: against a full decode and INTER_AREA, 47 dB up of 2 and 12 megapixels; of a 640 x 427
     photo that is sharp to the pixel 33 dB.
@@ -83,7 +83,7 @@ def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
 
 
 def _side(mode: ResizeMode, height: int, width: int) -> int:
-    """The side that is brought to the size."""
+    """Returns the side that is brought to the size."""
     return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
 
 
@@ -96,12 +96,12 @@ def _in_white_square(rgb: RGB, size: int) -> RGB:
 
 
 def square(rgb: RGB, size: int) -> RGB:
-    """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
+    """Returns (size, size, 3) the whole picture, its longer side at `size`, centred on white."""
     return resize(rgb, "border", size, upscale="cubic")
 
 
 def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
-    """The picture in that format; quality 0 to 100, for PNG the compression, 0 to 9."""
+    """Returns the picture in that format; quality 0 to 100, for PNG the compression, 0 to 9."""
     _, option = ENCODED[encode_format]
     bgr = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR)
     try:

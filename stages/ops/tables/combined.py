@@ -1,4 +1,4 @@
-"""Several sets of shards read as one, which can be shuffled, reduced and restored as others."""
+"""Combines several sets of shards into one that can be shuffled, reduced and restored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from clipmill.pipeline.dataset import Shards
 
 
 class Combined(ABC):
-    """`Shards` by their length and `table`, which makes one shard whenever it is read."""
+    """`Shards` by their length and `table`, which computes a shard each time it is read."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,7 +52,7 @@ class Concatenated(Combined):
 
 @dataclass(frozen=True)
 class Zipped(Combined):
-    """Shard i is a function of shard i of every member: of shuffles by the same keys.
+    """Shards computed from shard i of every member; members are shuffles by the same keys.
 
     Members may have different numbers of shards, each a multiple of the smaller ones: shard i goes
     with shard i modulo the smaller number, which has the same keys.
@@ -70,7 +70,7 @@ class Zipped(Combined):
 
 @dataclass(frozen=True)
 class ZippedWithFiner(Combined):
-    """Shard i is a function of shard i of `whole`, and one by one of the finer shards of its keys.
+    """Shards computed from shard i of `whole` and, one by one, the finer shards of its keys.
 
     `finer` is a shuffle by the same keys into a multiple of the number of `whole`.
     """

@@ -1,4 +1,4 @@
-"""What an export that is trained on says of itself."""
+"""Reads the summary of an export that is trained on."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from clipmill.pipeline.errors import StageError
 def summary_of(
     data: str, stage: str, key: str = "data", formats: Sequence[str] = ("parquet",)
 ) -> dict[str, Any]:
-    """dataset.json of the export in a folder; StageError of one in another format.
+    """Returns dataset.json of the export in a folder; StageError for another format.
 
     `key` is the setting that names the export.
     """
@@ -40,6 +40,6 @@ def summary_of(
 
 
 def numbered(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The files of an export, each with `first`: how many rows stand before it."""
+    """Returns the files of an export, each with `first`: the number of rows before it."""
     firsts = accumulate((file["rows"] for file in files), initial=0)
     return [{**file, "first": first} for file, first in zip(files, firsts, strict=False)]

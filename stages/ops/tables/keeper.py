@@ -1,4 +1,4 @@
-"""Which of several equal or similar rows stays: the order that all dedup stages share."""
+"""Ranks equal or similar rows by which one stays: the order that all dedup stages share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -43,12 +43,12 @@ class Rankable(Column):
         return any(is_kind(dtype) for is_kind in kinds)
 
 
-# Several in turn: where one leaves rows equal, the next decides. At last the least uid.
+# Several in turn: if one leaves rows equal, the next decides; in the end the least uid.
 Order = Keep | tuple[Keep, ...] | None
 
 
 def in_turn(order: Order) -> tuple[Keep, ...]:
-    """The columns that decide, in turn; none where the uid decides."""
+    """Returns the columns that decide, in turn; none if only the uid decides."""
     if order is None:
         return ()
     return order if isinstance(order, tuple) else (order,)
@@ -70,12 +70,12 @@ class KeepsBest(DatasetStage):
 
     @property
     def deciding(self) -> tuple[Column, ...]:
-        """The columns that decide."""
+        """Returns the columns that decide."""
         return tuple(keep.reads for keep in in_turn(self.keep))
 
 
 def preference(order: Order, rows: pa.Table) -> pa.ListArray:
-    """A list of integers for each row, lowest first to stay. Exact: no value is rounded."""
+    """Returns a list of integers for each row; the lowest stays. Exact: no value is rounded."""
     keeps = in_turn(order)
     rank_NK = np.empty((len(rows), len(keeps)), np.uint64)
     for k, keep in enumerate(keeps):
@@ -88,7 +88,7 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
     if pa.types.is_floating(value.type):
         value_N = value.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # no -0.0
         bits_N = value_N.view(np.uint64)
-        # Bits of IEEE numbers sort as integers, once those of negative ones are turned round.
+        # Bits of IEEE numbers sort as integers, once those of negative ones are inverted.
         rank_N = np.where(value_N < 0, ~bits_N, bits_N | SIGN)
         missing_N = np.isnan(value_N)
     elif value.type == pa.uint64():
@@ -100,7 +100,7 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:
-    """(N,) row numbers, the row that stays first: by preference, uid, then place in the pool."""
+    """Returns (N,) row indices, the row that stays first: by preference, uid, place in the pool."""
     rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
     rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
     return in_order(rows, *rank_NK.T)

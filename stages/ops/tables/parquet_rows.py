@@ -1,4 +1,4 @@
-"""Rows of Parquet files that others wrote: cut into shards, and each row group read once."""
+"""Reads rows of Parquet files that others wrote: cut into shards, each row group read once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -16,8 +16,8 @@ from clipmill.stages.ops.tables.pools import BATCH_ROWS, list_files
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 TOGETHER = 8  # shards of small row groups that are read as one
-FEW_ROWS = 16  # at once, of columns whose values may be as large as their chunk
-LEAST = 64  # units of work, so that many workers have some: no more is read as one for less
+FEW_ROWS = 16  # read at once of columns whose values may be as large as their chunk
+LEAST = 64  # units of work to leave, for many workers, when groups are joined
 
 Source = dict[str, Any]
 
@@ -25,10 +25,10 @@ Source = dict[str, Any]
 def scan_parquet(
     storage: Storage, file: Mapping[str, Any], shard_rows: int
 ) -> tuple[list[list[Source]], pa.Schema | None]:
-    """Sources of `shard_rows` rows each, by the row group in which they start; the file's schema.
+    """Returns sources of `shard_rows` rows by the row group in which they start, and the schema.
 
-    Where the file cannot be opened, one source without an end, and no schema. A file without rows
-    is a shard without rows, so that it keeps its place in the pool.
+    If the file cannot be opened: one source without an end, and no schema. A file without rows is a
+    shard without rows, so that it keeps its place in the pool.
     """
     source = {"path": file["path"], "digest": file["digest"]}
     try:
@@ -41,7 +41,7 @@ def scan_parquet(
     stop_S = np.minimum(start_S + shard_rows, rows)
     group_S = np.searchsorted(np.cumsum(sizes, dtype=np.int64), start_S, "right")
     groups: dict[int, list[Source]] = {}
-    for group, start, stop in zip(*(it.tolist() for it in (group_S, start_S, stop_S)), strict=True):
+    for group, start, stop in zip(*(a.tolist() for a in (group_S, start_S, stop_S)), strict=True):
         bounds = {"start": start, "stop": stop, "rows": rows}
         groups.setdefault(group, []).append(source | bounds)
     return list(groups.values()), schema
@@ -50,22 +50,22 @@ def scan_parquet(
 def parquet_counts(
     path: str, suffixes: Sequence[str], shard_rows: int
 ) -> Iterator[tuple[int, int]]:
-    """Rows and shards of each Parquet file, from its footer; an unreadable file has a shard."""
+    """Yields rows and shards of each Parquet file, from its footer; one shard if unreadable."""
     storage, _ = open_pool(path)
     for file in list_files(path, suffixes, "pool"):
         yield counted(storage, file, shard_rows)
 
 
 def counted(storage: Storage, file: Mapping[str, Any], shard_rows: int) -> tuple[int, int]:
-    """Rows and shards of a Parquet file."""
+    """Returns rows and shards of a Parquet file."""
     groups, _ = scan_parquet(storage, file, shard_rows)
     return groups[0][0].get("rows", 0), sum(map(len, groups))
 
 
 def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
-    """The groups of sources in the answers of scans.
+    """Returns the groups of sources in the results of scans.
 
-    A run folder may keep answers from before there were groups: each source is alone there.
+    A run folder may keep results from before there were groups: each source is alone there.
     """
     return [
         group
@@ -75,7 +75,7 @@ def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
 
 
 def joined(groups: Sequence[list[Source]]) -> list[list[Source]]:
-    """Small groups that follow one another in a file as one: what a unit costs is shared."""
+    """Returns the groups, small neighbours in a file joined: they share the cost of a unit."""
     most = min(TOGETHER, len(groups) // LEAST)
     units: list[list[Source]] = []
     for group in groups:
@@ -88,7 +88,7 @@ def joined(groups: Sequence[list[Source]]) -> list[list[Source]]:
 
 
 def whole(rows: pa.Table) -> pa.Table:
-    """The rows as the file has them."""
+    """Returns the rows as the file has them."""
     return rows
 
 
@@ -98,15 +98,15 @@ def parquet_rows(
     columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
     at_once: int = 1,
-    made: Callable[[pa.Table], pa.Table] = whole,
+    convert: Callable[[pa.Table], pa.Table] = whole,
 ) -> Iterator[Iterator[pa.Table]]:
-    """The rows of each source in turn, of those columns that the file has, streamed.
+    """Yields the rows of each source in turn, of the columns that the file has, streamed.
 
     The sources are of one file, in its order. Those that start in one row group read it once, from
-    its first row, for Parquet has no other way in. Of the next group, which the last of them may
-    reach into, so many rows are read as it has. Batches are cut from the group's start, so that a
-    source has the same ones whether it is read alone or with others. `at_once` of them are read
-    and `made` into what is given before they are cut: what that costs a call is shared.
+    its first row, because Parquet has no other way in. The last of them may reach into the next
+    group, of which only its rows are read. Batches are cut from the group's start, so that a source
+    has the same ones whether it is read alone or with others. `at_once` of them are read and
+    converted by `convert` before they are cut, so that these share the cost of a call.
     """
     path = sources[0]["path"]
     with (
@@ -115,20 +115,18 @@ def parquet_rows(
     ):
         sizes = sizes_of_groups(parquet)
         end_G = np.cumsum(sizes, dtype=np.int64)
-        there = [name for name in columns if name in parquet.schema_arrow.names]
+        present = [name for name in columns if name in parquet.schema_arrow.names]
 
         def begins_in(source: Mapping[str, Any]) -> int:
             return int(np.searchsorted(end_G, source["start"], "right"))
 
         for first, beginning in groupby(sources, begins_in):
-            own = [
-                (it["start"], sum(sizes) if it["stop"] is None else it["stop"]) for it in beginning
-            ]
+            own = [(s["start"], sum(sizes) if s["stop"] is None else s["stop"]) for s in beginning]
             (start, _), (_, stop) = own[0], own[-1]
             groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
-            read = bounded(parquet, groups, there, batch_rows * at_once, opened.size())
+            read = bounded(parquet, groups, present, batch_rows * at_once, opened.size())
             batches = Positioned(
-                map(made, read),
+                map(convert, read),
                 sum(sizes[:first]),
                 batch_rows,
             )
@@ -139,73 +137,74 @@ def parquet_rows(
 def bounded(
     parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, size: int
 ) -> Iterator[pa.Table]:
-    """Tables of so many rows, of fewer where they would take more than MAX_BATCH_BYTES.
+    """Yields tables of `rows` rows, of fewer if they would take more than MAX_BATCH_BYTES.
 
-    pa.ArrowInvalid where they are a bomb: all together MAX_PARQUET_RATIO times the `size` of the
-    file. Small files of a few words a column may be so: MAX_BATCH_BYTES are always allowed.
+    pa.ArrowInvalid for a bomb: all together take MAX_PARQUET_RATIO times the `size` of the file.
+    Small files of a few words per column may do so: MAX_BATCH_BYTES are always allowed.
     """
     most = limit("MAX_BATCH_BYTES")
     ratio = limit("MAX_PARQUET_RATIO")
-    at_once, seen = rows_at_once(parquet, groups, columns, rows, most), 0
-    held: list[pa.Table] = []
-    held_rows = held_bytes = 0
+    at_once, total = rows_at_once(parquet, groups, columns, rows, most), 0
+    tables: list[pa.Table] = []
+    table_rows = table_bytes = 0
     for batch in parquet.iter_batches(
         at_once, row_groups=groups, columns=columns, use_threads=False
     ):
         batch_bytes = sum(map(bytes_of, batch.columns))
-        seen += batch_bytes
-        if seen > max(most, ratio * size):
+        total += batch_bytes
+        if total > max(most, ratio * size):
             found = f"its rows take {ratio:,} times its {size:,} bytes, and {most:,} bytes"
             raise pa.ArrowInvalid(f"{found}: a bomb, or raise CLIPMILL_MAX_PARQUET_RATIO")
-        held.append(pa.Table.from_batches([batch]))
-        held_rows, held_bytes = held_rows + len(batch), held_bytes + batch_bytes
-        if held_rows == rows or held_bytes >= most:
-            yield _as_one(held)
-            held, held_rows, held_bytes = [], 0, 0
-    if held:
-        yield _as_one(held)
+        tables.append(pa.Table.from_batches([batch]))
+        table_rows, table_bytes = table_rows + len(batch), table_bytes + batch_bytes
+        if table_rows == rows or table_bytes >= most:
+            yield _as_one(tables)
+            tables, table_rows, table_bytes = [], 0, 0
+    if tables:
+        yield _as_one(tables)
 
 
 def rows_at_once(
     parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, most: int
 ) -> int:
-    """So many rows, a part of them where they may take more than `most` bytes.
+    """Returns `rows`, or a part of that if these may take more than `most` bytes.
 
     Values of one width take what they take. No other value is larger than its column's chunk, and
     one in a dictionary may stand in every row.
     """
-    width_of = {it.name: width(it.type) for it in parquet.schema_arrow if it.name in columns}
+    width_of = {f.name: width(f.type) for f in parquet.schema_arrow if f.name in columns}
     chunks = (
         parquet.metadata.row_group(group).column(column)
         for group in groups
         for column in range(parquet.metadata.num_columns)
     )
-    unbounded = {name for name, its in width_of.items() if its is None}
-    each = [it.total_uncompressed_size for it in chunks if _top(it) in unbounded]
-    worst = max([*each, sum(its for its in width_of.values() if its is not None)], default=0)
+    unbounded = {name for name, bytes_ in width_of.items() if bytes_ is None}
+    each = [chunk.total_uncompressed_size for chunk in chunks if _top(chunk) in unbounded]
+    fixed = sum(bytes_ for bytes_ in width_of.values() if bytes_ is not None)
+    worst = max([*each, fixed], default=0)
     if worst * rows <= most:
         return rows
     fewest = min(rows, max(FEW_ROWS, most // worst))
-    return next(few for few in range(fewest, 0, -1) if rows % few == 0)  # cut as they would be
+    return next(part for part in range(fewest, 0, -1) if rows % part == 0)  # cuts stay the same
 
 
 def width(dtype: pa.DataType) -> int | None:
     """Returns the bytes of a value; None of a type whose values differ."""
     if pa.types.is_fixed_size_list(dtype):
-        its = width(dtype.value_type)
-        return None if its is None else its * dtype.list_size
+        item = width(dtype.value_type)
+        return None if item is None else item * dtype.list_size
     if pa.types.is_primitive(dtype) or pa.types.is_fixed_size_binary(dtype):
         return -(-dtype.bit_width // 8)
     return None
 
 
 def _top(chunk: pq.ColumnChunkMetaData) -> str:
-    """The column that a chunk is part of."""
+    """Returns the column that a chunk is part of."""
     return str(chunk.path_in_schema.partition(".")[0])
 
 
 def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:
-    """Bytes of a column's values; of a dictionary's as many times as they stand in rows."""
+    """Returns the bytes of a column's values; a dictionary's values count in each row."""
     if isinstance(column, pa.ChunkedArray):
         return sum(map(bytes_of, column.chunks))
     if not pa.types.is_dictionary(column.type) or not _has_length(column.type.value_type):
@@ -224,9 +223,9 @@ def _as_one(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 class Positioned:
-    """Batches that follow one another from a row of a file on, given out by rising ranges.
+    """Consecutive batches of a file, given out by rising ranges of rows.
 
-    They are cut where so many rows of one end.
+    They are cut after every `rows` rows.
     """
 
     def __init__(self, batches: Iterator[pa.Table], row: int, rows: int) -> None:
@@ -235,7 +234,7 @@ class Positioned:
         self.batch: pa.Table | None = None
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
-        """The rows start to stop; those before are passed over."""
+        """Yields the rows start to stop; those before are skipped."""
         while self.row < stop:
             if self.batch is None and (batch := next(self.batches, None)) is not None:
                 self.batch = batch
@@ -253,5 +252,5 @@ class Positioned:
 
 
 def sizes_of_groups(parquet: pq.ParquetFile) -> list[int]:
-    """Rows of each row group."""
+    """Returns the rows of each row group."""
     return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]

@@ -1,4 +1,4 @@
-"""A pool's files: listed, and their values fitted to declared columns."""
+"""Lists a pool's files, and fits their values to declared columns."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,15 +26,15 @@ BATCH_BYTES = 32 << 20
 
 
 def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
-    """The pool's files with these suffixes, by name: path, digest and size of each.
+    """Returns the pool's files with these suffixes, by name: path, digest and size of each.
 
     The digest is name, size and time of change: reading all bytes would cost as much as the work.
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are skipped.
     """
     files = [
-        {"path": it.name, "digest": f"{it.name} {it.size} {it.mtime_ns}", "size": it.size}
-        for it in files_of(path)
-        if it.name.lower().endswith(tuple(suffixes))
+        {"path": file.name, "digest": f"{file.name} {file.size} {file.mtime_ns}", "size": file.size}
+        for file in files_of(path)
+        if file.name.lower().endswith(tuple(suffixes))
     ]
     if not files:
         storage, _ = open_pool(path)
@@ -49,7 +49,7 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
 
 
 def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
-    """Bytes of each file by name, out of a listing."""
+    """Returns the bytes of each file by name, from a listing."""
     return {file["path"]: file["size"] for file in files}
 
 
@@ -62,8 +62,8 @@ def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, KeyError, EOFError, RecursionError, MemoryError, *also) as error:
-        said = str(error) or repr(error)  # a MemoryError has no words
-        raise ShardError(f"a file that cannot be read: {said}", where, _MEND) from error
+        message = str(error) or repr(error)  # a MemoryError has no words
+        raise ShardError(f"a file that cannot be read: {message}", where, _MEND) from error
     except OSError as error:
         raise RetryableError(f"a file that cannot be read: {error}", where, _MEND) from error
 
@@ -72,7 +72,7 @@ _MEND = "put the whole file in its place and run again: only its shards are redo
 
 
 def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """The items in lists of at most 1,024 items, cut after 32 MB."""
+    """Yields the items in lists of at most 1,024 items, cut after 32 MB."""
     batch: list[T] = []
     size = 0
     for item in items:
@@ -86,36 +86,36 @@ def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[l
 
 
 def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
-    """The values as this type, and which of them are unfit and null.
+    """Returns the values as this type, and which of them are unfit and null.
 
-    NaN in an integer column, which is how pandas writes a missing integer, is null and fits.
-    A vector fits that has the width of a fixed-size list of floats, and finite numbers only.
+    NaN in an integer column, which is how pandas writes a missing integer, is null and fits. A
+    vector fits if it has the width of a fixed-size list of floats, and finite numbers only.
     """
     if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
         return _fit_vectors(values, dtype)
     if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
-        values = values.cast(pa.large_binary())  # nobody has looked whether it is UTF-8: _cast does
+        values = values.cast(pa.large_binary())  # not checked to be UTF-8 yet: _cast does
     try:
         array = _whole(pa.array(values) if isinstance(values, list) else values)
         return _cast(array, dtype), pa.array(np.zeros(len(array), bool))
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        pass  # one value is bad, or all are: only a look at each can tell
+        pass  # one value is bad, or all are: each is tried
     python = values if isinstance(values, list) else values.to_pylist()
     fitted = pa.array([_one(value, dtype) for value in python], dtype)
-    missing = [it is None or (isinstance(it, float) and isnan(it)) for it in python]
-    there = pc.invert(pa.array(missing, pa.bool_()))
-    return fitted, pc.and_(there, fitted.is_null())
+    missing = [item is None or (isinstance(item, float) and isnan(item)) for item in python]
+    present = pc.invert(pa.array(missing, pa.bool_()))
+    return fitted, pc.and_(present, fitted.is_null())
 
 
 def uid_values(values: Values) -> pa.Array:
-    """Uids from 16 bytes or 32 hex digits; null where a value is neither."""
+    """Returns uids from 16 bytes or 32 hex digits; null if a value is neither."""
     if not isinstance(values, list) and values.type == pa.binary(16):
         return _whole(values)
     return from_hex(fit(values, pa.string())[0])
 
 
 def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
-    """The given uids; the hash of url and text where one is null."""
+    """Returns the given uids; the hash of url and text if one is null."""
     if uid is not None and not uid.null_count:
         return uid
     pairs = zip(url.to_pylist(), text.to_pylist(), strict=True)
@@ -124,7 +124,7 @@ def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
 
 
 def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
-    """So many rows of the tables, which are read no further; at least one table is given."""
+    """Returns the first `rows` rows, reading no further table; at least one table is given."""
     head: list[pa.Table] = []
     for table in tables:
         head.append(table)
@@ -134,15 +134,15 @@ def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
 
 
 def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
-    """A reason column: the first code whose mask is true."""
-    if not any(mask.true_count for mask in masks.values()):  # most batches, and sooner found
+    """Returns a reason column: the first code whose mask is true."""
+    if not any(mask.true_count for mask in masks.values()):  # most batches: a fast path
         none = pa.nulls(len(next(iter(masks.values()))), pa.int32())
         return pa.DictionaryArray.from_arrays(none, pa.array([], pa.string()))
     return pc.case_when(pc.make_struct(*masks.values()), *masks).dictionary_encode()
 
 
 def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
-    """Whether at least one of the masks is true."""
+    """Returns whether at least one of the masks is true."""
     some = [np.asarray(mask) for mask in masks if mask.true_count]
     return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *some]))
 
@@ -150,7 +150,7 @@ def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(column, pa.ChunkedArray):
         return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies
 
 
 def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
@@ -163,7 +163,7 @@ def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
 
 def _fit_vectors(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     array = _lists(values)
-    there_N = np.asarray(array.is_valid())
+    present_N = np.asarray(array.is_valid())
     length_N = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
     fits_N = length_N == dtype.list_size
     flat = pc.list_flatten(array.filter(pa.array(fits_N))).cast(dtype.value_type, safe=False)
@@ -175,11 +175,11 @@ def _fit_vectors(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array
     fitted = pa.FixedSizeListArray.from_arrays(
         pa.array(row_ND.reshape(-1), dtype.value_type), type=dtype, mask=pa.array(~fits_N)
     )
-    return fitted, pa.array(there_N & ~fits_N)
+    return fitted, pa.array(present_N & ~fits_N)
 
 
 def _lists(values: Values) -> pa.Array:
-    """The values as lists of numbers; any other value as a list without one."""
+    """Returns the values as lists of numbers; any other value as an empty list."""
     if not isinstance(values, list):
         array = _whole(values)
         kind = array.type
@@ -192,14 +192,14 @@ def _lists(values: Values) -> pa.Array:
     numbers = (int, float)
     every = [value if value is None or isinstance(value, list) else [] for value in values]
     every = [
-        value if value is None or all(isinstance(it, numbers) for it in value) else []
+        value if value is None or all(isinstance(item, numbers) for item in value) else []
         for value in every
     ]
     return pa.array(every, pa.list_(pa.float64()))
 
 
 def _one(value: Any, dtype: pa.DataType) -> Any:
-    """The value as this type, also from a number written as text; None where it is unfit."""
+    """Returns the value as this type, also from a number written as text; None if it is unfit."""
     errors = (pa.ArrowException, ValueError, TypeError, OverflowError)
     with suppress(*errors):
         if isinstance(value, bytes) and not pa.types.is_binary(dtype):
@@ -211,9 +211,9 @@ def _one(value: Any, dtype: pa.DataType) -> Any:
 
 
 def json_object(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in these bytes; None where there is none."""
+    """Returns the JSON object in these bytes; None if there is none."""
     try:
-        it = json.loads(line)
+        value = json.loads(line)
     except UNPARSED:
         return None
-    return it if isinstance(it, dict) else None
+    return value if isinstance(value, dict) else None

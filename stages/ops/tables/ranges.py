@@ -1,4 +1,4 @@
-"""Rows in rising order of their uids, a range in memory at a time."""
+"""Reads rows in rising order of their uids, one range in memory at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,19 +29,19 @@ class Ranges:
 
 
 def bits_for(rows: int, rows_per_range: int) -> int:
-    """Bits of a range's number, so that a range has at most `rows_per_range` rows on average."""
+    """Returns the bits of a range's number, for `rows_per_range` rows at most on average."""
     return max(0, (rows - 1) // rows_per_range).bit_length()
 
 
 def range_of(uid: pa.ChunkedArray, bits: int) -> pa.Array:
-    """(N,) number of the range of each uid."""
+    """Returns (N,) the number of the range of each uid."""
     first_N = halves(uid)[:, 0]
     range_N = first_N >> np.uint64(64 - bits) if bits else np.zeros_like(first_N)
     return pa.array(range_N.astype(np.int32))
 
 
 def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
-    """The rows by range; they have the column RANGE."""
+    """Returns the rows by range; they have the column RANGE."""
     shuffled = ctx.shuffle(rows, RANGE, 2**bits)
     partitions = list(range(len(shuffled) if len(rows) else 0))
     by_partition = ctx.map(partial(ranges_in, shuffled), partitions)
@@ -51,5 +51,5 @@ def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
 
 
 def ranges_in(shuffled: Shards, partition: int, task: Task) -> dict[str, Any]:
-    """The ranges whose rows are in one partition."""
+    """Returns the ranges whose rows are in one partition."""
     return {"ranges": pc.unique(shuffled.table(partition)[RANGE]).to_pylist()}

@@ -1,4 +1,4 @@
-"""What dataset stages do with rows: who was dropped, their order, sums of shards, files in out/."""
+"""Helpers of dataset stages: dropped rows, order of rows, sums of shards, files in out/."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,31 +12,31 @@ from clipmill.pipeline.dataset import State, Task
 
 # Shapes: N rows.
 
-DROPPED = "dropped_before"  # the reason of a row that an earlier select dropped: nobody's copy
+DROPPED = "dropped_before"  # reason of a row that an earlier select dropped: no row's copy
 
 
 def dropped_before(rows: pa.Table) -> pa.Array:
-    """(N,) whether an earlier select dropped the row; false where there is no select."""
+    """Returns (N,) whether an earlier select dropped the row; false if there is no select."""
     if KEEP.name not in rows.column_names:
         return pa.array(np.zeros(len(rows), bool))
     return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
 
 
 def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
-    """(N,) row numbers by the keys, the first of them first; then by uid, and place in the pool."""
+    """Returns (N,) row indices by the keys, the first of them first; then by uid, and place."""
     high_N, low_N = halves(rows[UID.name]).T
     place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
     return np.lexsort((*place, low_N, high_N, *keys_N[::-1]))
 
 
-def added(one: State, other: State) -> State:
-    """The sum, array by array."""
-    return {name: np.add(one[name], other[name]) for name in one}
+def added(left: State, right: State) -> State:
+    """Returns the sum, array by array."""
+    return {name: np.add(left[name], right[name]) for name in left}
 
 
-def joined(one: State, other: State) -> State:
-    """The rows of both, array by array, in the order in which they came."""
-    return {name: np.concatenate([one[name], other[name]]) for name in one}
+def joined(left: State, right: State) -> State:
+    """Returns the rows of both, array by array, in the order in which they came."""
+    return {name: np.concatenate([left[name], right[name]]) for name in left}
 
 
 def put_table(name: str, table: pa.Table, task: Task) -> None:

@@ -1,7 +1,7 @@
-"""Members of tars that others made: no header takes all memory, and none is read for ever.
+"""Reads members of tars that others made: no header takes all memory, and none loops for ever.
 
-tarfile reads long names and PAX records whole, whatever size they state, and follows a negative
-size back to where it was.
+tarfile reads long names and PAX records whole, at any size they state, and follows a negative size
+back to where it was.
 """
 
 import tarfile
@@ -21,7 +21,7 @@ IN_MEMORY = (
 
 
 class Bounded(tarfile.TarInfo):
-    """A header; ReadError where what follows it is held in memory, and is too large."""
+    """A header; ReadError if what follows it is held in memory and too large."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Bounded":
@@ -33,13 +33,13 @@ class Bounded(tarfile.TarInfo):
 
 
 def opened(source: Any, mode: Any, size_bytes: int = tarfile.RECORDSIZE) -> tarfile.TarFile:
-    """The tar; TarError where its first header cannot be read."""
+    """Opens the tar; TarError if its first header cannot be read."""
     with _as_tar_error():
         return tarfile.open(fileobj=source, mode=mode, bufsize=size_bytes, tarinfo=Bounded)
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Each member, which the tar forgets as the next is asked for; TarError at a broken header."""
+    """Yields each member, which the tar then forgets; TarError at a broken header."""
     end = -1
     while True:
         with _as_tar_error():
@@ -55,7 +55,7 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 @contextmanager
 def _as_tar_error() -> Iterator[None]:
-    """Turns what a hostile header raises, a thousand headers in a row among it, into ReadError."""
+    """Turns errors of a hostile header, also of a thousand headers in a row, into ReadError."""
     try:
         yield
     except (OverflowError, *UNPARSED) as error:

@@ -1,4 +1,4 @@
-"""A list of uids as shards of rows: DataComp's subset file, or text of one uid a line.
+"""Reads a list of uids as shards of rows: DataComp's subset file, or text of one uid a line.
 
 A piece of the file is read at a time, so that a list may be as long as its pool.
 """
@@ -21,12 +21,12 @@ from clipmill.stages.ops.tables.combined import Combined
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # whole uids
-LINE_BYTES = 64  # of the longest line that may be one of 32 digits
+LINE_BYTES = 64  # of the longest line that may hold a uid
 
 
 @dataclass(frozen=True)
 class UidList(Combined):
-    """The uids of each piece. Implements `Shards`."""
+    """The uids of each piece of a file. Implements `Shards`."""
 
     path: str
     bounds: tuple[int, ...]  # bytes between which a piece lies
@@ -37,7 +37,7 @@ class UidList(Combined):
 
     @property
     def uids(self) -> int:
-        """The number of uids; of a text file, the most that its bytes can hold."""
+        """Returns the number of uids; for a text file, the most that its bytes can hold."""
         return (self.bounds[-1] - self.bounds[0]) // (33 if self.is_text else 16)
 
     def table(self, index: int) -> pa.Table:
@@ -52,7 +52,7 @@ class UidList(Combined):
 
 
 def opened(path: str, where: str) -> UidList:
-    """The list in a file; StageError where there is none, or the file holds something else."""
+    """Returns the list in a file; StageError if there is none, or the file is something else."""
     where = f"{where}: {redacted(path)}"
     storage, name = open_pool(path)
     try:
@@ -61,17 +61,17 @@ def opened(path: str, where: str) -> UidList:
                 return UidList(path, _bounds(0, file.size()), is_text=True)
             file.seek(0)
             begin, uids = _header(file)
-            there = (file.size() - begin) // DTYPE.itemsize
+            stored = (file.size() - begin) // DTYPE.itemsize
     except (OSError, *UNPARSED) as error:
         do = "give a .npy of dtype u8,u8, as export.uid_list writes it, or text of one uid a line"
         raise StageError(f"no list of uids: {error}", where, do) from None
-    if there < uids:
-        raise StageError(f"{there:,} uids, and its head says {uids:,}", where, "copy it again")
+    if stored < uids:
+        raise StageError(f"{stored:,} uids, and its head says {uids:,}", where, "copy it again")
     return UidList(path, _bounds(begin, begin + uids * DTYPE.itemsize), is_text=False)
 
 
 def _header(file: pa.NativeFile) -> tuple[int, int]:
-    """Offset of the first uid, and the number of uids. Unpickles nothing."""
+    """Returns the offset of the first uid, and the number of uids. Unpickles nothing."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -85,7 +85,7 @@ def _bounds(start: int, stop: int) -> tuple[int, ...]:
 
 
 def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Array:
-    """The uids of the lines that begin between two offsets, blank lines left out."""
+    """Returns the uids of the lines that begin between two offsets, blank lines left out."""
     begin = max(0, start - 1)  # a line begins behind the end of another
     file.seek(begin)
     data = file.read(stop - begin + LINE_BYTES)
@@ -106,7 +106,7 @@ def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Arra
 
 
 def _newlines(file: pa.NativeFile, stop: int) -> int:
-    """Number of lines that end before an offset."""
+    """Returns the number of lines that end before an offset."""
     file.seek(0)
     ends = [*range(0, stop, PIECE_BYTES), stop]
     return sum(file.read(b - a).count(b"\n") for a, b in pairwise(ends))

@@ -1,4 +1,4 @@
-"""The samples of an evaluation task, read from its tars or its Parquet files.
+"""Reads the samples of an evaluation task from its tars or its Parquet files.
 
 A tar of the webdataset layout: KEY.png beside KEY.cls, KEY.txt, KEY.npy. A Parquet file as the
 `datasets` library writes one: pictures are encoded bytes, alone or as {bytes, path}.
@@ -28,7 +28,7 @@ OF_CUES = (CUE, "candidates", "candidate_images", "associations")
 OF_CAPTIONS = ("image", "caption")
 ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
 BROKEN = (OSError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
-# What a KEY.npy can raise that is none.
+# Errors of a KEY.npy that is none.
 NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
 # The file of a tar's sample that says what is right, by the kind of task.
 TRUTHS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """What a task's text files say."""
+    """A task as its text files describe it."""
 
     name: str
     kind: Kind
@@ -65,7 +65,7 @@ class TaskFolder:
 class Sample:
     """One picture, and its class or captions.
 
-    Of a task of associations: a candidate, its cue as the caption, label 1 where the two belong
+    Of a task of associations: a candidate, its cue as the caption, label 1 if the two belong
     together, and the instance's number as the group.
     """
 
@@ -78,7 +78,7 @@ class Sample:
 
 
 def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
-    """Every sample of a task's shards in order; a Finding in the place of a bad sample."""
+    """Yields every sample of a task's shards in order; a Finding in the place of a bad sample."""
     instances = 0  # so far, of a task of associations
     for shard in task.shards:
         where = f"{task.name}/test/{shard}"
@@ -99,7 +99,7 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
 
 
 def columns(folder: Storage, file: str) -> list[str]:
-    """Names of a Parquet file's columns; ArrowException where it is none."""
+    """Returns names of a Parquet file's columns; ArrowException if it is none."""
     with folder.open(file) as source:
         return list(pq.read_schema(source).names)
 
@@ -107,7 +107,7 @@ def columns(folder: Storage, file: str) -> list[str]:
 def _of_members(
     key: str, members: dict[str, bytes] | None, task: TaskFolder, place: str
 ) -> Sample | Finding:
-    """A sample of a tar."""
+    """Returns a sample of a tar, or what is wrong with it."""
     if members is None:
         most = limit("MAX_TASK_SAMPLE_BYTES")
         return Finding(f"a sample of more than {most:,} bytes", place, "replace it")
@@ -167,7 +167,7 @@ def _labels(data: bytes, classes: int, place: str) -> tuple[int, ...] | Finding:
 
 
 def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | None:
-    """The group that KEY.npy names: in the listed task's column, else the first."""
+    """Returns the group that KEY.npy names: in the listed task's column, else the first."""
     by = task.listed.by if task.listed else None
     if task.listed and not by:
         return None  # its numbers are no part of its rule
@@ -186,7 +186,7 @@ def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | 
 
 
 def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
-    """A sample of a Parquet file of pictures and their captions."""
+    """Returns a sample of a Parquet file of pictures and their captions."""
     texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
     captions = tuple(text.strip() for text in texts if text and text.strip())
     rgb = _decoded(row["image"], place)
@@ -194,7 +194,7 @@ def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
 
 
 def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Sample | Finding]:
-    """The candidates of one instance; its cue is asked for as DataComp asks, `A cue`, `An isle`."""
+    """Yields one instance's candidates; its cue becomes DataComp's prompt, `A cue` or `An isle`."""
     candidates, right = row["candidates"] or [], set(row["associations"] or [])
     cue = (row[CUE] or "").lower()
     pictures = row["candidate_images"] or []
@@ -211,12 +211,12 @@ def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Samp
 
 
 def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes] | None]]:
-    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample.
+    """Yields the samples of a tar: neighbours of one key; a repeated suffix begins a new sample.
 
-    None in the place of the members where they are too large together.
+    None in the place of the members if they are too large together.
     """
     key, members = "", {}  # type: str, dict[str, bytes]
-    left = most = limit("MAX_TASK_SAMPLE_BYTES")
+    remaining = most = limit("MAX_TASK_SAMPLE_BYTES")
     with folder.open(shard) as source, tars.opened(source, "r:") as tar:
         for member in tars.members(tar):
             stem, _, suffix = member.name.rpartition("/")[2].partition(".")
@@ -224,17 +224,17 @@ def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]
                 continue
             suffix = suffix.lower()
             if members and (stem != key or suffix in members):
-                yield key, members if left >= 0 else None
-                members, left = {}, most
-            key, left = stem, left - member.size
-            file = tar.extractfile(member) if left >= 0 else None
+                yield key, members if remaining >= 0 else None
+                members, remaining = {}, most
+            key, remaining = stem, remaining - member.size
+            file = tar.extractfile(member) if remaining >= 0 else None
             members[suffix] = file.read() if file else b""
     if members:
-        yield key, members if left >= 0 else None
+        yield key, members if remaining >= 0 else None
 
 
 def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, with these columns; pictures as bytes."""
+    """Yields the rows of a Parquet file, with these columns; pictures as bytes."""
     with folder.open(file) as source:
         for batch in pq.ParquetFile(source).iter_batches(ROWS, columns=list(names)):
             for row in batch.to_pylist():
@@ -242,9 +242,9 @@ def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[
 
 
 def _plain(value: Any) -> Any:
-    """A picture's bytes of {bytes, path}; lists likewise."""
+    """Returns a picture's bytes of {bytes, path}; lists likewise."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value["bytes"] if isinstance(value, dict) and "bytes" in value else value
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of evaluation tasks, every picture decoded; which tasks it lacks."""
+"""Checks a folder of evaluation tasks, every picture decoded, and tells which tasks it lacks."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from clipmill.stages.ops.tasks.listed import missing
 
 
 def check(uri: str) -> list[Finding]:
-    """All that is wrong with a folder of tasks; every picture is decoded."""
+    """Returns all that is wrong with a folder of tasks; every picture is decoded."""
     folder = Storage(uri)
     findings = []
     if not names(folder):
@@ -50,7 +50,7 @@ def check(uri: str) -> list[Finding]:
 def proof(
     folder: str, worker: Worker, lacking: Callable[[Sequence[Environment]], list[str]]
 ) -> list[Proved]:
-    """Everything wrong with a folder of tasks, and which of DataComp's it lacks."""
+    """Returns everything wrong with a folder of tasks, and which of DataComp's it lacks."""
     findings = [
         Proved(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
         for wrong in check(folder)
@@ -58,13 +58,13 @@ def proof(
     if not findings:
         found = f"every task in {folder} can be scored"
         findings = [Proved("tasks", "good", found)]
-    at = Storage(folder)
-    known = [describe(at, name)[0].listed for name in names(at)]
-    missed = missing(one.name for one in known if one)
+    storage = Storage(folder)
+    known = [describe(storage, name)[0].listed for name in names(storage)]
+    missed = missing(task.name for task in known if task)
     if not missed:
         found = "all 38 tasks of its average are here"
         return [*findings, Proved("datacomp", "good", found)]
     found = f"{len(missed)} of the 38 tasks of its average are not here"
     do = "an average of all 38 needs each; without them averages are named partial"
     findings.append(Proved("datacomp", "note", found, do))
-    return findings + [Proved(one.name, "note", "not here", one.bring) for one in missed]
+    return findings + [Proved(task.name, "note", "not here", task.bring) for task in missed]

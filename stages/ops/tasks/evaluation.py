@@ -1,4 +1,4 @@
-"""The samples of evaluation tasks, and a value of each: a hash, an embedding, a caption.
+"""Reads the samples of evaluation tasks, and a value of each: a hash, an embedding, a caption.
 
 Tasks are folders in CLIP_benchmark's layout, Parquet files, or both. A file has the values in a
 column, or encoded pictures in `image`; a row is named by `key`, else by its number.
@@ -31,10 +31,10 @@ Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The values of a task's samples: a column of that type, or what `measure` makes of pictures.
+class Request:
+    """Requested values of a task's samples: a column of that type, or `measure` of pictures.
 
-    Without a `measure` they are captions. `fits` says of many values which of them are stored.
+    Without a `measure` they are captions. `fits` tells which of many values are stored.
     """
 
     column: pa.Field
@@ -44,46 +44,46 @@ class Wanted:
 
 
 def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
-    """The tasks at a URI by name, each with a digest of its bytes; `key` is what names the URI."""
+    """Returns the tasks at a URI by name, each with a digest of its bytes; `key` names the URI."""
     folder = Storage(uri)
     where = f"stage '{stage}', key `{key}`: {folder}"
     files = [entry.name for entry in _parquet(folder)]
-    every = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
-    every += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
-    if not every:
+    digests = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
+    digests += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
+    if not digests:
         raise StageError(
             found=tasks.none_at(folder),
             where=where,
             do="give a folder of tasks in CLIP_benchmark's layout, or of Parquet files",
         )
-    every.sort()
-    for (name, _), (following, _) in pairwise(every):
+    digests.sort()
+    for (name, _), (following, _) in pairwise(digests):
         if name == following:
             raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
-    return [{"task": name, "sha256": sha256} for name, sha256 in every]
+    return [{"task": name, "sha256": sha256} for name, sha256 in digests]
 
 
 def file_digest(folder: Storage, file: str) -> str:
-    """SHA-256 of a file's bytes."""
+    """Returns SHA-256 of a file's bytes."""
     with folder.open(file) as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def listing_digest(uri: str) -> str:
-    """A digest that changes with the name, size or time of a file."""
+    """Returns a digest that changes with the name, size or time of a file."""
     folder = Storage(uri)
     return digest([*map(astuple, _parquet(folder)), tasks.listing_digest(folder)])
 
 
-def put_samples(uri: str, name: str, wanted: Wanted, task: Task) -> dict[str, int]:
-    """Stores out/NAME.parquet, key and value of each sample. How many are `read` and `stored`."""
+def put_samples(uri: str, name: str, request: Request, task: Task) -> dict[str, int]:
+    """Stores out/NAME.parquet, key and value of each sample; returns counts `read` and `stored`."""
     path, read_rows, stored = task.worker.scratch / f"{name}{PARQUET}", 0, 0
-    schema = pa.schema([("key", pa.string()), ("value", wanted.column.type)])
+    schema = pa.schema([("key", pa.string()), ("value", request.column.type)])
     with pq.ParquetWriter(path, schema) as writer:
-        for table in read(uri, name, wanted, task.worker.stage):
+        for table in read(uri, name, request, task.worker.stage):
             read_rows += len(table)
-            if wanted.fits is not None:
-                table = table.filter(wanted.fits(table["value"]))
+            if request.fits is not None:
+                table = table.filter(request.fits(table["value"]))
             writer.write_table(table)
             stored += len(table)
     task.put_file(path.name, path)
@@ -91,23 +91,23 @@ def put_samples(uri: str, name: str, wanted: Wanted, task: Task) -> dict[str, in
 
 
 def samples_in(folder: str, name: str) -> pa.Table:
-    """Key and value of each sample that `put_samples` stored in a stage's folder."""
+    """Returns key and value of each sample that `put_samples` stored in a stage's folder."""
     with Storage(folder).open(f"out/{name}{PARQUET}") as source:
         return pq.read_table(source)
 
 
-def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
-    """Key and value of every sample of a task. StageError at the first sample that is unfit."""
+def read(uri: str, name: str, request: Request, stage: str) -> Iterator[pa.Table]:
+    """Yields key and value of every sample of a task; StageError at the first unfit sample."""
     folder, file = Storage(uri), f"{name}{PARQUET}"
-    schema = pa.schema([("key", pa.string()), ("value", wanted.column.type)])
+    schema = pa.schema([("key", pa.string()), ("value", request.column.type)])
     if any(entry.name == file for entry in _parquet(folder)):
-        batches = _of_parquet(folder, file, wanted, stage)
+        batches = _of_parquet(folder, file, request, stage)
     else:
-        batches = _of_folder(folder, name, wanted, stage)
+        batches = _of_folder(folder, name, request, stage)
     width = None
     for where, keys, read_values in batches:
         values = (
-            read_values if isinstance(read_values, pa.Array) else _measured(wanted, read_values)
+            read_values if isinstance(read_values, pa.Array) else _measured(request, read_values)
         )
         if isinstance(schema.field("value").type, pa.ListType):
             width = checked_width(values, width, where, keys)
@@ -115,7 +115,7 @@ def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
 
 
 def checked_width(values: pa.Array, width: int | None, where: str, keys: list[str]) -> int | None:
-    """Width of all vectors so far. StageError at a vector of another width, zero or not finite."""
+    """Returns the vectors' common width; StageError for another width, zero or not finite."""
     wide_N = pc.list_value_length(values).to_numpy()
     width = int(wide_N[0]) if width is None and len(wide_N) else width
     for row in np.flatnonzero(wide_N != width)[:1]:
@@ -127,12 +127,12 @@ def checked_width(values: pa.Array, width: int | None, where: str, keys: list[st
     return width
 
 
-def column_of(schema: pa.Schema, wanted: Wanted, where: str) -> str:
-    """Name of the column to read; StageError where there is none, or its type is another."""
-    name = wanted.column.name
-    takes_pictures = wanted.measure is not None
+def column_of(schema: pa.Schema, request: Request, where: str) -> str:
+    """Returns the name of the column to read; StageError if it is missing or of another type."""
+    name = request.column.name
+    takes_pictures = request.measure is not None
     if name in schema.names:
-        fits, what = _kinds(wanted.column.type)
+        fits, what = _kinds(request.column.type)
     elif "image" in schema.names and takes_pictures:
         name, fits, what = "image", (pa.types.is_binary, pa.types.is_large_binary), PICTURES
     else:
@@ -144,46 +144,46 @@ def column_of(schema: pa.Schema, wanted: Wanted, where: str) -> str:
     return name
 
 
-def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
-    """Batches of (where in the task, keys, pictures or captions)."""
+def _of_folder(folder: Storage, name: str, request: Request, stage: str):
+    """Yields batches of (where in the task, keys, pictures or captions)."""
     task, findings = tasks.describe(folder, name)
-    key = wanted.key
+    key = request.key
     tasks.refuse([finding for finding in findings if finding.is_fatal], stage, folder, key)
-    if wanted.measure is None and not task.is_retrieval:
+    if request.measure is None and not task.is_retrieval:
         return  # class names are no captions
     where = f"stage '{stage}', key `{key}`: {folder}/{name}, key"
-    every = tasks.samples(folder, task)
-    while batch := list(islice(every, BATCH)):
-        bad = [found for found in batch if isinstance(found, tasks.Finding)]
+    stream = tasks.samples(folder, task)
+    while batch := list(islice(stream, BATCH)):
+        bad = [item for item in batch if isinstance(item, tasks.Finding)]
         tasks.refuse(bad, stage, folder, key)
         samples = [sample for sample in batch if isinstance(sample, tasks.Sample)]
-        if wanted.measure is None:
+        if request.measure is None:
             texts = [(sample.key, text) for sample in samples for text in sample.captions]
             yield where, [key for key, _ in texts], pa.array([text for _, text in texts])
         else:
             yield where, [sample.key for sample in samples], [shrunk(s.rgb) for s in samples]
 
 
-def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
-    """Batches of (where in the file, keys, pictures or values of the column)."""
-    where = f"stage '{stage}', key `{wanted.key}`: {folder}/{file}"
+def _of_parquet(folder: Storage, file: str, request: Request, stage: str):
+    """Yields batches of (where in the file, keys, pictures or values of the column)."""
+    where = f"stage '{stage}', key `{request.key}`: {folder}/{file}"
     try:
         with folder.open(file) as source:
             parquet = pq.ParquetFile(source)
-            column = column_of(parquet.schema_arrow, wanted, where)
-            there = [name for name in ("key", column) if name in parquet.schema_arrow.names]
-            named, row = f"{where}, {'key' if 'key' in there else 'row'}", 0
-            for batch in parquet.iter_batches(BATCH, columns=there):
-                keys = batch["key"] if "key" in there else range(row, row + len(batch))
+            column = column_of(parquet.schema_arrow, request, where)
+            present = [name for name in ("key", column) if name in parquet.schema_arrow.names]
+            place, row = f"{where}, {'key' if 'key' in present else 'row'}", 0
+            for batch in parquet.iter_batches(BATCH, columns=present):
+                keys = batch["key"] if "key" in present else range(row, row + len(batch))
                 keys = [str(key) for key in keys]
-                yield named, keys, _values(batch[column], column, named, keys)
+                yield place, keys, _values(batch[column], column, place, keys)
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise StageError(f"no Parquet that can be read: {error}", where, "write it again") from None
 
 
 def _kinds(dtype: pa.DataType):
-    """Tests of the types that a column may have, and their names for an error."""
+    """Returns tests of the types that a column may have, and their names for an error."""
     if pa.types.is_uint64(dtype):
         return (pa.types.is_uint64, pa.types.is_int64), "64-bit integers, uint64 or int64"
     if pa.types.is_list(dtype):
@@ -217,9 +217,9 @@ def _decoded(body: pa.Scalar, where: str) -> RGB:
         raise StageError(f"a picture that is {error.code}", where, "replace it") from None
 
 
-def _measured(wanted: Wanted, pictures: list[RGB]) -> pa.Array:
-    assert wanted.measure is not None  # else nothing asks for pictures
-    value = wanted.measure(pictures)
+def _measured(request: Request, pictures: list[RGB]) -> pa.Array:
+    assert request.measure is not None  # else nothing asks for pictures
+    value = request.measure(pictures)
     if value.ndim == 1:
         return pa.array(value)
     flat = pa.array(np.ascontiguousarray(value, np.float32).reshape(-1))
@@ -227,6 +227,6 @@ def _measured(wanted: Wanted, pictures: list[RGB]) -> pa.Array:
 
 
 def _parquet(folder: Storage) -> list[Entry]:
-    """The folder's Parquet files by name; hidden ones are passed over, as hidden tasks are."""
+    """Returns the folder's Parquet files by name; hidden ones are skipped, as hidden tasks are."""
     files = [e for e in folder.entries() if e.name.endswith(PARQUET) and e.name[0] != "."]
     return sorted(files, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Evaluation tasks on storage, in CLIP_benchmark's webdataset layout, and what is wrong with them.
+"""Reads evaluation tasks in CLIP_benchmark's webdataset layout, and finds what is wrong with them.
 
 NAME/classnames.txt, NAME/zeroshot_classification_templates.txt (`{c}` is the class),
 NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY.cls, a class number,
@@ -41,36 +41,36 @@ from clipmill.stages.ops.tasks._samples import (
 )
 from clipmill.stages.ops.tasks.listed import listed
 
-__all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
+__all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # re-exported
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 NSHARDS, TYPE = "test/nshards.txt", "dataset_type.txt"
 TEXTS = (CLASSNAMES, TEMPLATES, NSHARDS, TYPE)
 MOST_DIGITS = 9  # of a number of shards
-CACHE = "hf_cache"  # where DataComp's own download keeps three tasks, in no layout to read
+CACHE = "hf_cache"  # DataComp's own download keeps three tasks there, in another layout
 
 
 def names(folder: Storage) -> list[str]:
-    """The tasks of a folder: its subfolders, by name; hidden ones are passed over."""
+    """Returns the tasks of a folder: its subfolders, by name; hidden ones are skipped."""
     return [name for name in folder.folders() if not name.startswith(".") and name != CACHE]
 
 
 def none_at(folder: Storage) -> str:
-    """Why a folder without a task has none."""
-    there = folder.fs.get_file_info(folder.path).type != fs.FileType.NotFound
-    return "no task" if there else "no such folder"
+    """Returns why a folder without a task has none."""
+    exists = folder.fs.get_file_info(folder.path).type != fs.FileType.NotFound
+    return "no task" if exists else "no such folder"
 
 
-def need_some(found: list[str], folder: Storage, where: str) -> list[str]:
-    """The tasks that were found; StageError where there is none."""
-    if not found:
+def need_some(tasks: list[str], folder: Storage, where: str) -> list[str]:
+    """Returns the tasks; StageError if there is none."""
+    if not tasks:
         do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
         raise StageError(none_at(folder), f"{where}: {folder}", do)
-    return found
+    return tasks
 
 
 def content_digest(folder: Storage, name: str) -> str:
-    """SHA-256 over name and bytes of every file of a task that is read."""
+    """Returns SHA-256 over name and bytes of every file of a task that is read."""
     total = hashlib.sha256()
     for below in ("", "test"):
         for entry in sorted(folder.entries(f"{name}/{below}".rstrip("/")), key=lambda e: e.name):
@@ -83,13 +83,13 @@ def content_digest(folder: Storage, name: str) -> str:
 
 
 def listing_digest(folder: Storage) -> str:
-    """A digest that changes with the name, size or time of any file of a task."""
+    """Returns a digest that changes with the name, size or time of any file of a task."""
     places = [f"{name}{below}" for name in names(folder) for below in ("", "/test")]
-    return digest([[at, sorted(map(astuple, folder.entries(at)))] for at in places])
+    return digest([[place, sorted(map(astuple, folder.entries(place)))] for place in places])
 
 
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
-    """A task from its text files and the names of its shards, and findings; reads no picture."""
+    """Returns a task from its text files and shard names, and findings; reads no picture."""
     if large := _too_large(folder, name):
         return TaskFolder(name, "classification", (), (), ()), large
     classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
@@ -128,10 +128,10 @@ def refuse(findings: list[Finding], stage: str | None, folder: Storage, key: str
     """
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        first, at = findings[0], f"stage '{stage}', key" if stage else "key"
+        first, prefix = findings[0], f"stage '{stage}', key" if stage else "key"
         raise StageError(
             found=first.found + more,
-            where=f"{at} `{key}`: {folder}/{first.where}",
+            where=f"{prefix} `{key}`: {folder}/{first.where}",
             do=f"{first.do}; `clipmill doctor tasks {shlex.quote(str(folder))}`"
             " lists all that is wrong",
         )
@@ -140,7 +140,7 @@ def refuse(findings: list[Finding], stage: str | None, folder: Storage, key: str
 def _kind(
     folder: Storage, name: str, shards: tuple[str, ...], is_bare: bool
 ) -> tuple[Kind, list[Finding]]:
-    """What kind of task it is; `is_bare`: without class names and templates."""
+    """Returns the kind of a task; `is_bare`: without class names and templates."""
     known = listed(name)
     if known and known.metric is None:
         return "unscored", []
@@ -151,12 +151,12 @@ def _kind(
     if shards and shards[0].endswith(PARQUET):
         where = f"{name}/test/{shards[0]}"
         try:
-            there = set(columns(folder, where))
+            present = set(columns(folder, where))
         except BROKEN as error:
             text = f"a shard that cannot be read: {error}"
             return "retrieval", [Finding(text, where, "copy it again")]
-        lacks = set(OF_CUES if CUE in there else OF_CAPTIONS) - there
-        kind: Kind = "association" if CUE in there else "retrieval"
+        lacks = set(OF_CUES if CUE in present else OF_CAPTIONS) - present
+        kind: Kind = "association" if CUE in present else "retrieval"
         text = f"no column {sorted(lacks)[0]!r}" if lacks else ""
         return kind, [Finding(text, where, "write it into the file")] if lacks else []
     if lines:
@@ -167,8 +167,8 @@ def _kind(
 def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:
     lines = _lines(folder, name, NSHARDS)
     where = f"{name}/{NSHARDS}"
-    there = {e.name for e in folder.entries(f"{name}/test")}
-    tables = tuple(sorted(file for file in there if file.endswith(PARQUET)))
+    present = {e.name for e in folder.entries(f"{name}/test")}
+    tables = tuple(sorted(file for file in present if file.endswith(PARQUET)))
     if tables and lines is None:
         return tables, []
     if lines is None and folder.read_if_there(NSHARDS) is not None:
@@ -178,17 +178,17 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
     if not lines or len(lines[0]) > MOST_DIGITS or not lines[0].isdecimal() or not int(lines[0]):
         found = f"holds {' '.join(lines)[:100]!r}"
         return (), [Finding(found, where, "write the number of shards")]
-    there = {file for file in there if file.endswith(".tar")}
-    # A file can say any number: names are made of what is there, and of the first gap.
-    numbers = {int(it) for it in (f[:-4] for f in there) if it.isdecimal() and len(it) < 10}
-    said = range(int(lines[0]))
-    shards = tuple(f"{it}.tar" for it in sorted(numbers) if it in said and f"{it}.tar" in there)
+    present = {file for file in present if file.endswith(".tar")}
+    # A file can state any number: names are made of existing shards, and of the first gap.
+    numbers = {int(n) for n in (f[:-4] for f in present) if n.isdecimal() and len(n) < 10}
+    stated = range(int(lines[0]))
+    shards = tuple(f"{n}.tar" for n in sorted(numbers) if n in stated and f"{n}.tar" in present)
     findings = []
-    if gap := next((shard for it in said if (shard := f"{it}.tar") not in there), None):
+    if gap := next((shard for n in stated if (shard := f"{n}.tar") not in present), None):
         findings.append(
             Finding(f"says {lines[0]}, and {gap} is missing", where, "mend it or add shards")
         )
-    if unread := sorted(there - set(shards)):
+    if unread := sorted(present - set(shards)):
         text = f"says {lines[0]}, so {unread[0]} is never read"
         findings.append(Finding(text, where, "mend the number, or remove the shard"))
     return shards, findings
@@ -227,9 +227,9 @@ def _name_findings(
 
 
 def _unfit(template: str, longest: int) -> str | None:
-    """What is wrong with a template, which is filled in by names of up to `longest` letters.
+    """Returns what is wrong with a template, to be filled in by names of up to `longest` letters.
 
-    It is looked at before it is filled in: `{c:>2000000000}` is a text of 2 GB.
+    It is checked before it is filled in: `{c:>2000000000}` is a text of 2 GB.
     """
     try:
         fields = [(field, spec) for _, field, spec, _ in Formatter().parse(template) if field]
@@ -249,7 +249,7 @@ def _unfit(template: str, longest: int) -> str | None:
 
 
 def _too_large(folder: Storage, name: str) -> list[Finding]:
-    """A finding for each text file of a task that has more bytes than are read."""
+    """Returns a finding for each text file of a task that has more bytes than are read."""
     infos = folder.fs.get_file_info([folder.locate(f"{name}/{file}") for file in TEXTS])
     most, do = limit("MAX_TASK_TEXT_BYTES"), "take out what is no name, template or number"
     return [

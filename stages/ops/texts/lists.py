@@ -1,4 +1,4 @@
-"""Lists of texts: those of all rows one after the other, and lists a row again."""
+"""Flattens the lists of texts of all rows, and groups values by row again."""
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ from clipmill.metadata.schema import ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST
 
 
 def flat_texts(batch: pa.Table, lists: tuple[str, ...], has_own: bool) -> pl.DataFrame:
-    """Every text with its `row`, in order: the pool's own with `has_own`, then these lists' texts.
+    """Returns every text with its `row`, in order: the pool's own with `has_own`, then the lists'.
 
     No nulls.
     """
@@ -33,13 +33,13 @@ def flat_texts(batch: pa.Table, lists: tuple[str, ...], has_own: bool) -> pl.Dat
 
 
 def text_list(texts: pl.DataFrame, count_N: NDArray[np.integer]) -> pa.Array:
-    """The texts as a column, so many of each row; null where a row has none."""
+    """Returns the texts as a column, `count_N` of each row; null if a row has none."""
     fields = list(TEXT_LIST.value_type)
     parts = [texts[field.name].to_arrow().cast(field.type) for field in fields]
     return listed(pa.StructArray.from_arrays(parts, fields=fields), count_N)
 
 
 def listed(values: pa.Array, count_N: NDArray[np.integer]) -> pa.Array:
-    """So many of the values a row; null where a row has none."""
+    """Returns lists of `count_N` values a row; null if a row has none."""
     ends = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
     return pa.ListArray.from_arrays(ends, values, mask=pa.array(count_N == 0))

@@ -1,9 +1,9 @@
-"""Scores of centres for rows, quick and a little off, and a bound on how much.
+"""Approximate scores of centres for rows, and a bound on their error.
 
 <x - m, c - m> / (|x - m| * longest) - weight * ratio orders the centres c of a row x as <x, c>
-does, or as -|x - c|^2: m is their mean, `longest` their greatest distance to it, and `weight`, 0 to
-1, what does not depend on the row. Without their mean, near-equal vectors differ in the first of
-the digits that are kept.
+does, or as -|x - c|^2: m is the mean of the centres, `longest` their greatest distance to it, and
+`weight`, 0 to 1, the part that does not depend on the row. Without their mean, near-equal vectors
+differ in the first of the digits that are kept.
 """
 
 import sys
@@ -24,58 +24,58 @@ Bits = NDArray[np.uint16] | NDArray[np.uint32]
 STRIP = 1024  # centres: with a block of 256 rows their scores stay in a core's second cache
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
-# Products of N * K * D values that NumPy has done before torch has begun, or is imported.
+# N * K * D products, below which NumPy is done before torch has begun, or is imported.
 LITTLE, LITTLE_WITHOUT_TORCH = 2**24, 2**31
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
 TINY = 2.0**-200  # less than any distance of float32 vectors but 0
 
 
 def is_little(work: int) -> bool:
-    """Whether so many products are NumPy's: the importing of torch takes a second."""
+    """Returns whether NumPy computes so many products sooner; importing torch takes a second."""
     return work <= (LITTLE if "torch" in sys.modules else LITTLE_WITHOUT_TORCH)
 
 
 @cache
 def processor() -> frozenset[str]:
-    """What this machine's processor can do, as LLVM names it."""
+    """Returns what this machine's processor can do, as LLVM names it."""
     from llvmlite.binding import get_host_cpu_features
 
     return frozenset(name for name, has in get_host_cpu_features().items() if has)
 
 
 def best_precision(work: int) -> Precision:
-    """bfloat16 where the processor multiplies it itself and there is work for it, else float32."""
-    has_it = processor() & {"avx512bf16", "amx-bf16"}
-    return "bfloat16" if has_it and not is_little(work) else "float32"
+    """Returns bfloat16 if the processor multiplies it and there is work for it, else float32."""
+    has_bfloat16 = processor() & {"avx512bf16", "amx-bf16"}
+    return "bfloat16" if has_bfloat16 and not is_little(work) else "float32"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What scores of rows by these centres are measured in."""
+    """The scales of scores of rows by these centres."""
 
     middle_D: NDArray[np.float64]  # m
     longest: float
     weight_K: NDArray[np.float32]
     heaviest: float  # what a weight of 1 takes from a dot product
-    beyond: float  # |m| where dot products are asked for, whose float64 rounds by its share
+    beyond: float  # |m| for dot products, whose float64 rounds in proportion to it
 
     @property
     def least(self) -> float:
-        """A row nearer to m counts as so far away."""
+        """Returns the distance to m that a nearer row counts as."""
         return max(self.heaviest / self.longest * LIGHT, TINY)
 
     def ratio(self, length: Any) -> Any:
-        """What a weight of 1 takes from the scores of rows so far from m: arrays, or tensors."""
+        """Returns what a weight of 1 takes from scores of rows that far from m: array or tensor."""
         return self.heaviest / (length * self.longest)
 
     def gaps(self, length: Any, lost: Any, lost_most: float, precision: Precision) -> Any:
-        """Scores further apart are in order; so are float64's own, summed in any order.
+        """Returns gaps above which scores are in order: coarse ones, and float64's in any order.
 
         The first is twice the error of a score: sums of D products in any order, roundings of both
-        vectors and of the score; and float64's own, which is what the answer is defined by. Of the
-        weights those matter that take at most 2 from a score: with more, the centre that has the
-        least weight is nearer. `lost` is what rounding to bfloat16 takes from the rows, and
-        `lost_most` at most from a centre.
+        vectors and of the score, and float64's own, which defines the answer. Only weights that
+        take at most 2 from a score matter: with more, the centre that has the least weight is
+        nearer. `lost` is what rounding to bfloat16 takes from the rows, and `lost_most` at most
+        from a centre.
         """
         D = len(self.middle_D)
         sure = D * 2.0**-50 * (length + self.longest + self.beyond) ** 2
@@ -88,7 +88,7 @@ class Frame:
 
 
 def need_finite(length: Any) -> None:
-    """Lengths of float32 vectors, in an array or a tensor, are finite in float64 if these are."""
+    """Raises ValueError for a length that is not finite, as of a vector with NaN or infinity."""
     if not (length < np.inf).all():
         raise ValueError("a vector that is NaN or infinite is near to nothing")
 
@@ -112,7 +112,7 @@ def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
 
 
 class Scores:
-    """Centres made ready to be multiplied with rows on this processor."""
+    """Centres prepared to be multiplied with rows on this processor."""
 
     def __init__(
         self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision, work: int
@@ -120,7 +120,7 @@ class Scores:
         from clipmill.stages.ops.vectors._sift import halve_rows, shift_rows
 
         self.frame, self.precision, self.lost = frame, precision, 0.0
-        self.strips: list[tuple[int, Callable[[NDArray], Bits]]] = []  # from which centre on
+        self.strips: list[tuple[int, Callable[[NDArray], Bits]]] = []  # first centre and products
         for part in _parts(len(centre_KD)):
             unit_CD = np.empty((part.stop - part.start, centre_KD.shape[1]), np.float32)
             longest_C = np.full(len(unit_CD), frame.longest)
@@ -134,7 +134,7 @@ class Scores:
                 self.strips.append((part.start, _float_products(unit_CD, work)))
 
     def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """The rows made ready, their (B,) ratio, and their two (B,) gaps."""
+        """Returns the rows prepared, their (B,) ratio, and their two (B,) gaps."""
         from clipmill.stages.ops.vectors._sift import halve_rows, lengths, shift_rows
 
         B, D = row_BD.shape
@@ -157,7 +157,7 @@ def _parts(rows: int) -> Iterator[slice]:
 
 
 def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
-    import torch  # what multiplies bfloat16
+    import torch  # multiplies bfloat16
 
     def tensor(half: NDArray) -> "torch.Tensor":
         return torch.from_numpy(half.view(np.int16)).view(torch.bfloat16)
@@ -169,7 +169,7 @@ def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
 def _float_products(unit_CD: NDArray[np.float32], work: int) -> Callable[[NDArray], Bits]:
     if is_little(work) or "avx512f" not in processor():
         return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
-    import torch  # whose oneDNN uses all of the processor, where NumPy's OpenBLAS uses half of some
+    import torch  # its oneDNN uses all of the processor, NumPy's OpenBLAS half of some
 
     if torch.get_float32_matmul_precision() != "highest":  # oneDNN may then round to bfloat16
         return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)

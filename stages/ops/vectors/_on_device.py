@@ -1,4 +1,4 @@
-"""`nearest` by torch on a device, as a GPU is: bit for bit what the processor gives.
+"""Computes `nearest` by torch on a device such as a GPU: bit for bit what the processor gives.
 
 Tested on torch's "cpu" alone: no GPU was at hand.
 """
@@ -29,7 +29,7 @@ def nearest_on(
     m: int,
     is_distance: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(N, m) places of the nearest centres, and (N, m) dot products, or minus squared distances."""
+    """Returns (N, m) nearest centres, and (N, m) dot products, or minus squared distances."""
     centres = torch.tensor(centre_UD, device=device)
     place_Nm, sure_Nm = np.empty((len(row_ND), m), np.int64), np.empty((len(row_ND), m))
     step = max(1, SCORES // len(centres))
@@ -48,7 +48,7 @@ def nearest_on(
 
 
 class _Near:
-    """Which centres coarse scores cannot rule out, as `Scores` and `sift` find them."""
+    """Centres that coarse scores cannot rule out, as `Scores` and `sift` find them."""
 
     def __init__(self, centres: torch.Tensor, frame: Frame, precision: Precision) -> None:
         self.frame, self.precision = frame, precision
@@ -62,7 +62,7 @@ class _Near:
         self.lost = max(float(lost.max()) for _, lost in parts)
 
     def pairs(self, row_BD: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P,) rows, ascending, and (P,) centres near to them, ascending in each row."""
+        """Returns (P,) rows, ascending, and (P,) centres near to them, ascending in each row."""
         rest_BD = row_BD.double() - self.middle_D
         length_B = rest_BD.norm(dim=1).clamp(min=self.frame.least)
         need_finite(length_B)
@@ -85,7 +85,7 @@ class _Near:
 
 
 def _wide(a_PD: torch.Tensor, b_PD: torch.Tensor, is_distance: bool) -> torch.Tensor:
-    """(P,) dot products, or minus squared distances, summed in the order of `_sift`'s."""
+    """Returns (P,) dot products, or minus squared distances, summed in the order of `_sift`'s."""
     lane_PS = torch.zeros(len(a_PD), LANES, dtype=torch.float64, device=a_PD.device)
     for a, b in zip(a_PD.split(LANES, dim=1), b_PD.split(LANES, dim=1), strict=True):
         part = -(a.double() - b.double()).square() if is_distance else a.double() * b.double()
@@ -97,7 +97,7 @@ def _wide(a_PD: torch.Tensor, b_PD: torch.Tensor, is_distance: bool) -> torch.Te
 
 
 def _best(row_P: torch.Tensor, sure_P: torch.Tensor, m: int) -> torch.Tensor:
-    """(rows * m,) the pairs of each row's m greatest, of equal ones the first."""
+    """Returns (rows * m,) the pairs of each row's m greatest, of equal ones the first."""
     order_P = sure_P.argsort(descending=True, stable=True)
     order_P = order_P[row_P[order_P].argsort(stable=True)]
     count_B = row_P.bincount()
@@ -107,7 +107,7 @@ def _best(row_P: torch.Tensor, sure_P: torch.Tensor, m: int) -> torch.Tensor:
 
 @contextmanager
 def _whole_products() -> Iterator[None]:
-    """Products of all bits of float32, and sums of products in it: the bounds are for those."""
+    """Keeps all bits of float32 in products and in their sums, which the error bounds assume."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = False, False

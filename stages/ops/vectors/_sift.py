@@ -1,4 +1,4 @@
-"""Loops of `nearest`: the centres so near to a row that only float64 can tell which is nearest.
+"""Loops of `nearest`: keep each row's centres between which only float64 can decide.
 
 Every sum in float64 has one order (`LANES`), so it has the same bits on every machine.
 """
@@ -19,7 +19,7 @@ NEAR = 64  # centres near to a row that are kept before float64 decides among th
 
 
 class Pairs(NamedTuple):
-    """What float64 compares."""
+    """Rows and centres that float64 compares."""
 
     row_BD: NDArray[np.float32]
     centre_KD: NDArray[np.float32]
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 
 
 class Near(NamedTuple):
-    """What was found near to the rows of a block so far."""
+    """Centres near to the rows of a block, found so far."""
 
     gap_B: NDArray[np.float32]  # scores further apart are in the right order
     sure_gap_B: NDArray[np.float64]  # and float64's own, summed in any order
@@ -51,7 +51,7 @@ def nothing_near(gap_B: NDArray[np.float32], sure_gap_B: NDArray[np.float64], m:
 
 @compiled(fastmath={"reassoc", "contract"})  # a length only bounds errors: its last bits are free
 def lengths(row_ND, middle_D, length_N):
-    """Distance of each row to the middle."""
+    """Fills in the distance of each row to the middle."""
     for n in range(len(row_ND)):
         square = 0.0
         for d in range(len(middle_D)):
@@ -62,7 +62,7 @@ def lengths(row_ND, middle_D, length_N):
 
 @compiled()
 def shift_rows(row_ND, middle_D, length_N, out_ND):
-    """(row - middle) / length."""
+    """Fills in (row - middle) / length."""
     for n in range(len(row_ND)):
         scale = 1 / length_N[n]
         for d in range(len(middle_D)):
@@ -71,7 +71,7 @@ def shift_rows(row_ND, middle_D, length_N, out_ND):
 
 @compiled(fastmath={"reassoc", "contract"})
 def halve_rows(row_ND, bits_ND, half_ND, lost_N):
-    """Rows, and their bits, as bits of bfloat16, ties to even; and the length of what is lost."""
+    """Fills in bits of bfloat16 from rows and their bits, ties to even; and the loss's length."""
     for n in range(len(bits_ND)):
         lost = np.float32(0)
         for d in range(bits_ND.shape[1]):
@@ -88,7 +88,7 @@ def halve_rows(row_ND, bits_ND, half_ND, lost_N):
 def sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs):
     """Adds to `near` a strip's centres whose score comes within the gap of the M best so far.
 
-    `bits_CB` is float32's bits of the scores, or bfloat16's where `is_half`.
+    `bits_CB` is float32's bits of the scores, or bfloat16's if `is_half`.
     """
     C, B = bits_CB.shape
     M = near.top_BM.shape[1]
@@ -122,7 +122,7 @@ def sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs):
 def settle(near, pairs, valued):
     """Leaves the M nearest in `place_BM`, best first, and their float64 in `sure_BM`.
 
-    Without `valued` the only near centre of a row is not computed.
+    Without `valued`, a row's only near centre gets no float64 value.
     """
     M = near.top_BM.shape[1]
     for b in range(len(near.count_B)):
@@ -137,15 +137,15 @@ def settle(near, pairs, valued):
 
 @compiled()
 def add_rows(row_ND, order_N, begin_K, scale, sum_KD):
-    """Rows in fixed point, added up by group: those of group k lie from `begin_K[k]` in the order.
+    """Adds up rows in fixed point by group: those of group k lie from `begin_K[k]` in the order.
 
     A number below 2^51 becomes whole, half to even, in the low bits of its sum with 1.5 * 2^52.
     """
     high = 6755399441055744.0
     zero = np.float64(high).view(np.int64)
     for k in range(len(begin_K) - 1):
-        for at in range(begin_K[k], begin_K[k + 1]):
-            n = order_N[at]
+        for index in range(begin_K[k], begin_K[k + 1]):
+            n = order_N[index]
             for d in range(row_ND.shape[1]):
                 number = np.float64(np.float64(row_ND[n, d]) * scale + high).view(np.int64)
                 sum_KD[k, d] += number - zero
@@ -180,22 +180,22 @@ def _score(bits, is_half, weight, ratio):
 
 @compiled()
 def _raise_top(top_M, score):
-    at = len(top_M) - 1
-    while at > 0 and top_M[at - 1] < score:
-        top_M[at] = top_M[at - 1]
-        at -= 1
-    top_M[at] = score
+    place = len(top_M) - 1
+    while place > 0 and top_M[place - 1] < score:
+        top_M[place] = top_M[place - 1]
+        place -= 1
+    top_M[place] = score
 
 
 @compiled()
 def _keep(near, pairs, b, which, score):
     if near.count_B[b] == near.which_BL.shape[1]:
         _drop_far(near, b)
-        if near.count_B[b] > near.which_BL.shape[1] // 2:  # many are as near: memory has an end
+        if near.count_B[b] > near.which_BL.shape[1] // 2:  # many are as near: bounds memory
             _decide(near, pairs, b)
-    at = near.count_B[b]
-    near.which_BL[b, at], near.score_BL[b, at] = which, score
-    near.count_B[b] = at + 1
+    place = near.count_B[b]
+    near.which_BL[b, place], near.score_BL[b, place] = which, score
+    near.count_B[b] = place + 1
 
 
 @compiled()
@@ -206,41 +206,41 @@ def _drop_far(near, b):
 @compiled()
 def _drop_below(near, b, least):
     kept = 0
-    for at in range(near.count_B[b]):
-        if near.score_BL[b, at] >= least:
-            near.which_BL[b, kept] = near.which_BL[b, at]
-            near.score_BL[b, kept] = near.score_BL[b, at]
+    for place in range(near.count_B[b]):
+        if near.score_BL[b, place] >= least:
+            near.which_BL[b, kept] = near.which_BL[b, place]
+            near.score_BL[b, kept] = near.score_BL[b, place]
             kept += 1
     near.count_B[b] = kept
 
 
 @compiled()
 def _rule_out(near, pairs, b):
-    """Drops what float64 in any order of summing, several times as fast, leaves no doubt about."""
+    """Drops centres that float64, summed in any order and so several times as fast, rules out."""
     best = -np.inf
-    for at in range(near.count_B[b]):
-        which = near.which_BL[b, at]
+    for place in range(near.count_B[b]):
+        which = near.which_BL[b, place]
         score = _rough(pairs.row_BD[b], pairs.centre_KD[which], pairs.is_distance)
-        near.score_BL[b, at] = score
+        near.score_BL[b, place] = score
         best = max(best, score)
     _drop_below(near, b, best - near.sure_gap_B[b])
 
 
 @compiled()
 def _decide(near, pairs, b):
-    """Ranks what is near to a row in float64; of equally near ones the smaller index is first."""
+    """Ranks near centres of a row in float64; of equally near ones the smaller index is first."""
     M = near.sure_BM.shape[1]
     for number in range(near.count_B[b]):  # by ascending index: a later one must be nearer
         which = near.which_BL[b, number]
         sure = _wide(pairs.row_BD[b], pairs.centre_KD[which], pairs.is_distance, pairs.lane_S)
-        at = M
-        while at > 0 and (near.place_BM[b, at - 1] < 0 or near.sure_BM[b, at - 1] < sure):
-            at -= 1
-            if at + 1 < M:
-                near.sure_BM[b, at + 1] = near.sure_BM[b, at]
-                near.place_BM[b, at + 1] = near.place_BM[b, at]
-        if at < M:
-            near.sure_BM[b, at], near.place_BM[b, at] = sure, which
+        place = M
+        while place > 0 and (near.place_BM[b, place - 1] < 0 or near.sure_BM[b, place - 1] < sure):
+            place -= 1
+            if place + 1 < M:
+                near.sure_BM[b, place + 1] = near.sure_BM[b, place]
+                near.place_BM[b, place + 1] = near.place_BM[b, place]
+        if place < M:
+            near.sure_BM[b, place], near.place_BM[b, place] = sure, which
     near.count_B[b] = 0
 
 
@@ -259,7 +259,7 @@ def _rough(a_D, b_D, is_distance):
 
 @compiled()
 def _wide(a_D, b_D, is_distance, lane_S):
-    """Dot product, or minus the squared distance: the sums alone round, in this order."""
+    """Returns the dot product, or minus the squared distance; only the sums are rounded."""
     lane_S[:] = 0.0
     whole = len(a_D) - len(a_D) % LANES
     for begin in range(0, whole, LANES):

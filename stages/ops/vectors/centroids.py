@@ -1,8 +1,8 @@
-"""Centroids of clusters as a file: what cluster.kmeans leaves, and what others take as an edge.
+"""Stores and reads centroids of clusters: what cluster.kmeans leaves for other stages.
 
-A Parquet of a row a cluster, by its number: `cluster_id`, `centroid`, `rows`, `inertia`. Its schema
-says `clipmill.metric`, `clipmill.column` and `clipmill.model`: how the clusters were found, the
-column of their embeddings, and the model that made it.
+A Parquet of a row per cluster, by its number: `cluster_id`, `centroid`, `rows`, `inertia`. Its
+schema has `clipmill.metric`, `clipmill.column` and `clipmill.model`: how the clusters were found,
+the column of their embeddings, and the model that made it.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ Metric = Literal["cosine", "euclidean"]
 
 @dataclass(frozen=True, kw_only=True)
 class Centroids:
-    """Clusters by number; rows and inertia are zero where the file does not say them.
+    """Clusters by number; rows and inertia are zero if the file does not have them.
 
     With the metric `cosine` a centroid is a direction at length 1, else the mean of its rows.
-    `model` is None where nothing says which one made the embeddings.
+    `model` is None if nothing says which one made the embeddings.
     """
 
     vector: NDArray[np.float32]  # (K, D)
@@ -48,7 +48,7 @@ class Centroids:
 
 
 def to_table(centroids: Centroids) -> pa.Table:
-    """What out/centroids.parquet holds."""
+    """Returns the table of out/centroids.parquet."""
     table = pa.table(
         {
             CLUSTER_ID.name: pa.array(range(len(centroids)), CLUSTER_ID.dtype),
@@ -62,19 +62,18 @@ def to_table(centroids: Centroids) -> pa.Table:
 
 
 def look_for(setting: str | None) -> None:
-    """StageError where a setting `centroids` names a file that is not there."""
+    """Raises StageError if a setting `centroids` names a file that does not exist."""
     if uri := named(setting):
         do = "name a Parquet of centroids, or a stage of this recipe as stage:NAME"
         need_file(uri, "centroids", do)
 
 
 def read(folder: str | None, setting: str, where: str) -> Centroids:
-    """Those of the stage whose folder it is, else those of the file that the setting names.
+    """Returns the centroids in a stage's folder, else those of the file that the setting names.
 
-    StageError where they cannot be read, or a centroid is null or not finite; `where` names the
-    stage.
+    StageError if they cannot be read, or a centroid is null or not finite; `where` names the stage.
     """
-    at = f"{where}, key `centroids`: {redacted(folder or setting)}"
+    place = f"{where}, key `centroids`: {redacted(folder or setting)}"
     try:
         if folder is not None:
             source = pa.BufferReader(Outputs(Storage(folder)).read(FILE))
@@ -82,25 +81,27 @@ def read(folder: str | None, setting: str, where: str) -> Centroids:
             store, path = open_uri(setting)
             source = store.open_input_file(path)
         with source:
-            return _centroids(pq.read_table(source), at)
+            return _centroids(pq.read_table(source), place)
     except FileNotFoundError:
         do = "name a stage that gives centroids as stage:NAME, or a Parquet of them"
-        raise StageError("no such file", at, do) from None
+        raise StageError("no such file", place, do) from None
     except (pa.ArrowException, OSError) as error:
         do = "name a Parquet of centroids, or write it again"
-        raise StageError(f"no Parquet that can be read: {error}", at, do) from None
+        raise StageError(f"no Parquet that can be read: {error}", place, do) from None
 
 
-def _centroids(table: pa.Table, at: str) -> Centroids:
+def _centroids(table: pa.Table, place: str) -> Centroids:
     if "centroid" not in table.column_names or not len(table):
         found = "no column `centroid`" if len(table) else "no row"
         has = ", ".join(table.column_names)
         do = "give a column `centroid` of vectors, a row a cluster"
-        raise StageError(found, at, f"{do}; it has {has}" if len(table) else do)
+        raise StageError(found, place, f"{do}; it has {has}" if len(table) else do)
     if CLUSTER_ID.name in table.column_names:
         table = table.sort_by(CLUSTER_ID.name)
         if table[CLUSTER_ID.name].to_pylist() != list(range(len(table))):
-            raise StageError("numbers that are not 0, 1, 2 …", at, f"number `{CLUSTER_ID.name}` so")
+            raise StageError(
+                "numbers that are not 0, 1, 2 …", place, f"number `{CLUSTER_ID.name}` so"
+            )
     dtype = table.schema.field("centroid").type
     lists = (
         pa.types.is_list(dtype),
@@ -108,24 +109,24 @@ def _centroids(table: pa.Table, at: str) -> Centroids:
         pa.types.is_fixed_size_list(dtype),
     )
     if not any(lists) or not pa.types.is_floating(dtype.value_type):
-        raise StageError(f"a column `centroid` of {dtype}", at, "write it as lists of floats")
+        raise StageError(f"a column `centroid` of {dtype}", place, "write it as lists of floats")
     try:
         vector_KD = as_matrix(table["centroid"])
     except ValueError as error:
-        raise StageError(str(error), at, "write vectors of one width") from None
+        raise StageError(str(error), place, "write vectors of one width") from None
     bad_K = ~np.isfinite(vector_KD).all(axis=1)
     if bad_K.any():
         found = f"centroid {int(bad_K.argmax())} is null, or not finite"
-        raise StageError(found, at, "leave such rows out, and number the others anew")
-    said = {
+        raise StageError(found, place, "leave such rows out, and number the others anew")
+    marks = {
         key.decode().removeprefix(MARK): value.decode()
         for key, value in (table.schema.metadata or {}).items()
         if key.decode().startswith(MARK)
     }
-    metric = said.get("metric", "cosine")
+    metric = marks.get("metric", "cosine")
     if metric not in get_args(Metric):
         do = f"say one of: {', '.join(get_args(Metric))}"
-        raise StageError(f"{MARK}metric is {metric!r}", at, do)
+        raise StageError(f"{MARK}metric is {metric!r}", place, do)
     none_K = pa.nulls(len(table), pa.int64())
     rows, inertia = (
         table[name] if name in table.column_names else none_K for name in ("rows", "inertia")
@@ -134,7 +135,7 @@ def _centroids(table: pa.Table, at: str) -> Centroids:
         vector=vector_KD,
         rows=rows.fill_null(0).cast(pa.int64()).to_numpy(),
         inertia=inertia.fill_null(0).cast(pa.float64()).to_numpy(),
-        metric=metric,  # one of the two, as was just asked
-        column=said.get("column", ""),
-        model=said.get("model"),
+        metric=metric,  # one of the two, as just checked
+        column=marks.get("column", ""),
+        model=marks.get("model"),
     )

@@ -1,10 +1,10 @@
-"""The arithmetic that stands for bfloat16 on a device."""
+"""Chooses the arithmetic that stands for bfloat16 on a device."""
 
 import torch
 
 
 def half(device: str) -> torch.dtype:
-    """What stands for bfloat16 on a device: float32 on a processor that has none.
+    """Returns the type that stands for bfloat16: float32 on a processor that has none.
 
     There bfloat16 takes 10 to 20 times as long.
 
@@ -12,5 +12,5 @@ def half(device: str) -> torch.dtype:
     """
     if torch.device(device).type != "cpu":
         return torch.bfloat16
-    has_it = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_it else torch.float32
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32

@@ -1,4 +1,4 @@
-"""Vectors in Arrow columns and NumPy matrices."""
+"""Converts vectors between Arrow columns and NumPy matrices."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from clipmill.pipeline.errors import StageError
 
 CACHED = 64  # rows in float64 at a time
 MOST_UNUSABLE = 0.1  # share of vectors: with more, what made them is to blame, and not the rows
-FEW = 64  # vectors, of which no share is told
+FEW = 64  # vectors, too few to judge a share
 
 
 def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
-    """(N, D) the vectors of a list column, NaN where null; a view where Arrow's layout allows."""
+    """Returns (N, D) the vectors of a list column, NaN if null; a view if Arrow's layout allows."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
@@ -36,7 +36,7 @@ def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
 def from_matrix(
     row_ND: NDArray[np.floating], null_N: NDArray[np.bool_] | None = None
 ) -> pa.FixedSizeListArray:
-    """Vectors as a column of fixed width; null where `null_N` says, else where a value is NaN."""
+    """Returns vectors as a column of fixed width; null by `null_N`, else where a value is NaN."""
     if null_N is None:
         null_N = np.isnan(row_ND).any(axis=1)
     values = pa.array(np.ascontiguousarray(row_ND, np.float32).reshape(-1))
@@ -45,12 +45,12 @@ def from_matrix(
 
 
 def unusable(row_ND: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(N,) which vectors have no direction: those that are zero or not finite, or have no width."""
+    """Returns (N,) which vectors have no direction: zero or not finite ones, or without a width."""
     return ~(np.isfinite(row_ND).all(axis=1) & row_ND.any(axis=1))
 
 
 def refuse_unusable(bad: int, rows: int, where: str, do: str) -> None:
-    """StageError where more than a tenth of so many vectors are zero or not finite."""
+    """Raises StageError if more than a tenth of the vectors are zero or not finite."""
     if rows >= FEW and bad > MOST_UNUSABLE * rows:
         found = f"{bad:,} of {rows:,} vectors are zero or not finite: NaN or infinite"
         raise StageError(found, where, do)
@@ -59,7 +59,7 @@ def refuse_unusable(bad: int, rows: int, where: str, do: str) -> None:
 def refuse_column(
     missing_N: NDArray[np.bool_], bad_N: NDArray[np.bool_], column: str, model: str | None
 ) -> None:
-    """`refuse_unusable` of a shard's column that a model made; rows that are missing are none."""
+    """Applies `refuse_unusable` to a shard's column that a model made, without missing rows."""
     where = f"column '{column}'" + (f", of the model {model}" if model else "")
     do = "embed with a model that is whole; where rows have no vector, write null"
     known_N = ~missing_N
@@ -67,7 +67,7 @@ def refuse_column(
 
 
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(N, D) each row at length 1; NaN where it is zero or not finite."""
+    """Returns (N, D) each row at length 1; NaN if it is zero or not finite."""
     unit_ND = np.empty(row_ND.shape, np.float32)
     for part in blocks(len(row_ND)):
         wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow in their type
@@ -80,12 +80,12 @@ def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Slices of few rows, whose float64 copies fit the processor's cache."""
+    """Returns slices of few rows, whose float64 copies fit the processor's cache."""
     return (slice(start, start + CACHED) for start in range(0, rows, CACHED))
 
 
 def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N,) dot product of each row of a with the same row of b, summed in float64."""
+    """Returns (N,) the dot product of each row of a with that of b, summed in float64."""
     return _wide_dot(a_ND, b_ND).astype(np.float32)
 
 

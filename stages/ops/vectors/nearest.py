@@ -1,4 +1,4 @@
-"""Which of K centres each row is nearest to, as float64 decides; and sums of rows by centre."""
+"""Finds the nearest of K centres for each row, as float64 decides; and sums rows by centre."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from clipmill.stages.ops.vectors._coarse import (
     frame,
 )
 
-# Shapes: N rows, D width of a vector, K centres, m nearest (fewer where K is), U centres that no m
+# Shapes: N rows, D width of a vector, K centres, m nearest (fewer if K is), U centres that no m
 # before them equal; B rows of a block.
 
 BLOCK = 256  # rows compared at a time
@@ -27,14 +27,14 @@ def nearest(
     precision: Precision | None = None,
     device: str = "cpu",
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(N, m) the nearest centres, best first, and (N, m) how near: dot products, or distances.
+    """Returns (N, m) the nearest centres, best first, and (N, m) dot products, or distances.
 
-    The greatest dot product for "cosine" and "dot" (for "cosine" both are at length 1), the least
-    distance, squared, for "euclidean", whose squares are what is given. As float64 decides, which
-    sums in one order on every machine; of equal ones the smaller index, however rows are batched:
-    float32 or bfloat16 only rules out what their rounding cannot make nearest. `precision` changes
-    the time, not the result; None is the processor's best. The same on another `device` of torch,
-    as "cuda" is; a GPU has not been tried. ValueError where a value is NaN or infinite.
+    Nearest is the greatest dot product for "cosine" and "dot" (for "cosine" both are at length 1),
+    and for "euclidean" the least squared distance, which is then returned. Float64 decides, summing
+    in one order on every machine; of equal ones the smaller index is first, for any batching of
+    rows: float32 or bfloat16 only rules out what their rounding cannot make nearest. `precision`
+    changes the time, not the result; None is the processor's best. The same on another `device` of
+    torch, such as "cuda"; a GPU has not been tried. ValueError if a value is NaN or infinite.
     """
     index_Nm, sure_Nm = _nearest(row_ND, centre_KD, metric, m, precision, device, valued=True)
     value_Nm = -sure_Nm if metric == "euclidean" else sure_Nm
@@ -45,9 +45,9 @@ def nearest(
 def nearest_sure(
     row_ND: NDArray[np.float32], centre_KD: NDArray[np.float32], m: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """(N, m) the nearest centres by "cosine", as `nearest` has them, and their products in float64.
+    """Returns (N, m) the nearest centres by "cosine", as `nearest`, and products in float64.
 
-    What is nearest among several sets of centres can then be told, too.
+    With these the nearest among several sets of centres can be told, too.
     """
     return _nearest(row_ND, centre_KD, "cosine", m, None, "cpu", valued=True)
 
@@ -59,12 +59,12 @@ def nearest_centre(
     precision: Precision | None = None,
     device: str = "cpu",
 ) -> NDArray[np.int32]:
-    """(N,) index of the nearest centre, as `nearest` has it."""
+    """Returns (N,) the index of the nearest centre, as `nearest` has it."""
     return _nearest(row_ND, centre_KD, metric, 1, precision, device, False)[0][:, 0]
 
 
 def fixed_scale(largest: float, rows: int) -> float:
-    """The power of two that makes whole numbers of values, so that any sum of rows is exact.
+    """Returns the power of two that makes whole numbers of values, so that any sum is exact.
 
     `largest` is the greatest absolute value in all rows, `rows` their number: 2^33 of them leave
     the largest 29 bits, and 2^13 or fewer 49. Both hold for the pool, so that its shards add up.
@@ -76,7 +76,7 @@ def fixed_scale(largest: float, rows: int) -> float:
 def sums_by_group(
     row_ND: NDArray[np.float32], index_N: NDArray[np.int32], groups: int, scale: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(groups, D) sums of each group's rows times `scale`, rounded to whole, and (groups,) rows.
+    """Returns (groups, D) sums of rows times `scale`, rounded to whole, and (groups,) row counts.
 
     No order of rows or shards changes a bit. `scale` is `fixed_scale`'s.
     """
@@ -91,7 +91,7 @@ def sums_by_group(
 
 
 def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
-    """(N, m) indices, and (N, m) float64 dot products or minus squared distances."""
+    """Returns (N, m) indices, and (N, m) float64 dot products or minus squared distances."""
     N, m = len(row_ND), max(1, min(m, len(centre_KD)))
     if not N:
         return np.empty((0, m), np.int32), np.empty((0, m))
@@ -113,7 +113,7 @@ def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
 
 
 def _lent(vector_ND) -> NDArray[np.float32]:
-    """The vectors, read-only as Arrow lends them: one type, for which loops are compiled once."""
+    """Returns the vectors read-only, as Arrow lends them: one type, so that loops compile once."""
     lent_ND = np.ascontiguousarray(vector_ND, np.float32).view()
     lent_ND.flags.writeable = False
     return lent_ND
@@ -142,8 +142,8 @@ def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance,
 
 
 def _few_copies(centre_KD: NDArray[np.float32], m: int) -> NDArray[np.int32]:
-    """(U,) the centres, ascending, without those that m before them equal: copies of one vector
-    are as near as it to every row, and would all be compared in float64."""
+    """Returns (U,) the centres, ascending, without those equal to m earlier ones: copies are as
+    near to every row, and would all be compared in float64."""
     from clipmill.stages.ops.vectors._sift import lengths
 
     K, D = centre_KD.shape

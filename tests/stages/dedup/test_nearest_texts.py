@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill.stages.dedup import _minhash as nearest_texts
-from clipmill.stages.dedup._minhash import Few
+from clipmill.stages.dedup._minhash import TextIndex
 
 
 def cut(text: str, size: int) -> set[str]:
@@ -29,12 +29,12 @@ def test_the_nearest_is_that_of_all_pairs_of_sets_but_the_text_itself(block, mon
             for s in few
         ]
         text = pa.array(texts, pa.large_string())
-        found = Few(text.take(pa.array(few)), name_N[few], "character", size)
+        found = TextIndex(text.take(pa.array(few)), name_N[few], "character", size)
         assert found.nearest(text, name_N).tolist() == expected
 
 
 def test_none_of_none_is_near():
     nothing, name = pa.array([], pa.large_string()), np.empty(0, np.uint64)
     one = pa.array(["one"], pa.large_string())
-    assert Few(nothing, name, "word", 1).nearest(one, np.ones(1, np.uint64)).tolist() == []
-    assert Few(one, np.ones(1, np.uint64), "word", 1).nearest(nothing, name).tolist() == [0]
+    assert TextIndex(nothing, name, "word", 1).nearest(one, np.ones(1, np.uint64)).tolist() == []
+    assert TextIndex(one, np.ones(1, np.uint64), "word", 1).nearest(nothing, name).tolist() == [0]

@@ -11,7 +11,7 @@ import pytest
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.tasks.evaluation import (
-    Wanted,
+    Request,
     listing_digest,
     put_samples,
     read,
@@ -21,8 +21,8 @@ from clipmill.stages.ops.tasks.evaluation import (
 from tests.stages.task_folders import picture, write_tar
 
 HASHES = pa.field("phash", pa.uint64())
-CAPTIONS = Wanted(column=pa.field("text", pa.string()), measure=None)
-VECTORS = Wanted(column=pa.field("isc", pa.list_(pa.float32())), measure=None)
+CAPTIONS = Request(column=pa.field("text", pa.string()), measure=None)
+VECTORS = Request(column=pa.field("isc", pa.list_(pa.float32())), measure=None)
 
 
 def red(pictures) -> np.ndarray:
@@ -30,10 +30,10 @@ def red(pictures) -> np.ndarray:
     return np.array([int(rgb[5, 5, 0]) for rgb in pictures], np.uint64)
 
 
-BY_RED = Wanted(column=HASHES, measure=red)
+BY_RED = Request(column=HASHES, measure=red)
 
 
-def everything(uri, name: str, wanted: Wanted) -> list[tuple]:
+def everything(uri, name: str, wanted: Request) -> list[tuple]:
     tables = list(read(str(uri), name, wanted, "it"))
     assert all(table.schema.types == [pa.string(), wanted.column.type] for table in tables)
     return [tuple(row.values()) for table in tables for row in table.to_pylist()]
@@ -192,7 +192,7 @@ def test_samples_that_fit_are_stored_by_task_and_read_again(parquet, memory_cont
     folder = str(parquet("a", key=["one", "two"], text=["a cat", "cat"]))
     ctx = memory_context()
     task = SimpleNamespace(worker=ctx.worker, put_file=ctx.put_file)
-    wanted = Wanted(
+    wanted = Request(
         column=pa.field("text", pa.string()),
         measure=None,
         fits=lambda captions: pc.match_substring(captions, " "),
