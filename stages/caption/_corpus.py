@@ -82,7 +82,7 @@ class ParquetTexts(Combined):
         models: set[str] = set()
         for name, parquet in opened(path, place):
             schema = parquet.schema_arrow
-            missing = [it for it in (TEXT.name, column) if it not in schema.names]
+            missing = [needed for needed in (TEXT.name, column) if needed not in schema.names]
             if missing:
                 found = f"no column '{missing[0]}' in {name}"
                 has = ", ".join(schema.names)
@@ -170,8 +170,9 @@ def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
         CELL: nearest_centre(vector_KD, centres_of(cells)),
         VECTOR: texts[VECTOR].cast(MET.field(VECTOR).type),
     }
-    others = {it.name: pa.nulls(len(texts), it.type) for it in MET if it.name not in known}
-    return pa.table({**known, **others}).select(MET.names).cast(MET)
+    others = [field for field in MET if field.name not in known]
+    nulls = {field.name: pa.nulls(len(texts), field.type) for field in others}
+    return pa.table({**known, **nulls}).select(MET.names).cast(MET)
 
 
 def once_in_order(texts: pa.Table) -> pa.Array:

@@ -124,7 +124,7 @@ class Retrieve(DatasetStage):
     def reads(self) -> tuple[Column, ...]:
         query = replace(IMAGE_EMBEDDING, name=self.query)
         own = () if self.corpus else (replace(TEXT_EMBEDDING, name=self.column),)
-        return (TEXT, query, *(it for it in own if it.name != query.name))
+        return (TEXT, query, *(column for column in own if column.name != query.name))
 
     @property
     def resources(self) -> Resources:
@@ -136,11 +136,10 @@ class Retrieve(DatasetStage):
             need_either(self.corpus, "corpus", "name a Parquet of texts, or a folder of them")
 
     def outside(self) -> str:
-        """Digest of names, sizes and times of the corpus' files and of the centroids'."""
+        """Returns a digest of names, sizes and times of the corpus' files and of the centroids'."""
         files = files_of(self.corpus) if self.corpus else ()
-        return digest(
-            [listing_digest(self.centroids), *([it.name, it.size, it.mtime_ns] for it in files)]
-        )
+        listed = ([file.name, file.size, file.mtime_ns] for file in files)
+        return digest([listing_digest(self.centroids), *listed])
 
     @property
     def wanted(self) -> Wanted:

@@ -94,7 +94,8 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
         bits_N = coin_hash(batch[UID.name], seed=seed, stage=name, purpose="most")
         texts = drawn(texts, bits_N, stage.most)
     captions_N, missing_N, texts_N = (
-        np.bincount(it["row"].to_numpy(), minlength=len(batch)) for it in (captions, missing, texts)
+        np.bincount(frame["row"].to_numpy(), minlength=len(batch))
+        for frame in (captions, missing, texts)
     )
     none_N = texts_N == 0
     reason = pc.case_when(

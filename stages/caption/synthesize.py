@@ -105,7 +105,7 @@ class Synthesize(AskingStage):
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return {"prompts": digest([asdict(it) for it in self.templates])}
+        return {"prompts": digest([asdict(template) for template in self.templates])}
 
     @property
     def reads(self) -> tuple[Column, ...]:
@@ -262,7 +262,7 @@ def best(
     text_MD = judge.embed_texts(list(place)) if place else np.empty((0, judge.width), np.float32)
 
     def chosen(group: list[Outcome], image_D: NDArray[np.float32]) -> Outcome:
-        score_C = [-np.inf if it.reason else text_MD[place[it.text]] @ image_D for it in group]
+        score_C = [-np.inf if c.reason else text_MD[place[c.text]] @ image_D for c in group]
         # NaN counts as less than any cosine.
         return group[int(np.argmax(np.nan_to_num(score_C, nan=-2, neginf=-np.inf)))]
 

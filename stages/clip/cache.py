@@ -34,7 +34,7 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 
-BATCH_ROWS = 256  # encoded images held at a time
+BATCH_ROWS = 256  # encoded images in memory
 ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
 NO_TEACHER = "no_teacher"

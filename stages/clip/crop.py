@@ -39,7 +39,7 @@ def crop(body: bytes, size: int, coin: int) -> RGB:
 
 
 def box_of(height: int, width: int, coin: int) -> Box:
-    """Returns the crop's box: the first of ten draws of area and aspect that fits, or central."""
+    """Returns the crop's box: the first of ten random draws that fits, else a central one."""
     draw_A4 = uniform(mixed(np.uint64(coin) ^ mixed(np.arange(4 * ATTEMPTS, dtype=np.uint64) + 1)))
     area_A, aspect_A, down_A, right_A = draw_A4.reshape(ATTEMPTS, 4).T
     area_A = height * width * (CROP_AREA[0] + area_A * (CROP_AREA[1] - CROP_AREA[0]))

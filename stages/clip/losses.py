@@ -25,7 +25,7 @@ CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asks:
+class Declared:
     """Inputs and start values that a loss declares."""
 
     texts: str = "one"  # of a row: one (by the training's `texts`), the first, or all
@@ -35,7 +35,7 @@ class Asks:
     settings: Mapping[str, Value]  # of the loss, defaults included
 
 
-def asks(name: str, settings: Mapping[str, Value]) -> Asks:
+def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
     """Returns what a loss declares; raises RecipeError if it or one of its settings is unknown."""
     function, constants = _read(name)
     arguments = function.args
@@ -60,7 +60,7 @@ def asks(name: str, settings: Mapping[str, Value]) -> Asks:
     settings = defaults | dict(settings)
     named = [settings.get(word, word) for word in declared.pop("teacher", ())]
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
-    return Asks(**declared, teacher=tuple(columns), settings=settings)
+    return Declared(**declared, teacher=tuple(columns), settings=settings)
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -63,7 +63,8 @@ def index_shard(
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
         check_columns(parquet.schema_arrow, teacher, where)
-        names = [it for it in columns_of(parquet.schema_arrow, teacher) if it != IMAGE.name]
+        columns = columns_of(parquet.schema_arrow, teacher)
+        names = [column for column in columns if column != IMAGE.name]
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, names, use_threads=False)
             left = usable(prepared(table, chosen, file["first"], start), teacher, counts)

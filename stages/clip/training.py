@@ -163,8 +163,8 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     from clipmill.stages.clip.named import reads
     from clipmill.stages.clip.stream import Streamed, View
 
-    settings, fixed, asked = work.settings, work.settings.fixed, work.settings.asked
-    texts: Any = settings.texts if asked.texts == "one" else asked.texts
+    settings, fixed, declared = work.settings, work.settings.fixed, work.settings.declared
+    texts: Any = settings.texts if declared.texts == "one" else declared.texts
     if "groups" not in work.cached[0]:
         shards = list(read_cached(work.folder, work.cached, work.data))
         return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
@@ -174,7 +174,7 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
         augment=fixed.augment,
         tokenize=model.tokenize,
         texts=texts,
-        teacher=asked.teacher,
+        teacher=declared.teacher,
     )
     return Streamed(
         work.data,
@@ -194,7 +194,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
     from clipmill.stages.clip.losses import find_loss
     from clipmill.stages.clip.named import new_model
 
-    fixed, asked = settings.fixed, settings.asked
+    fixed, declared = settings.fixed, settings.declared
     schedule = Schedule(
         steps=fixed.steps,
         learning_rate=fixed.learning_rate,
@@ -214,7 +214,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
         tile=settings.tile,
         checkpoint_activations=settings.checkpoint_activations,
     )
-    model = new_model(fixed.model, seed, scale=asked.scale, bias=asked.bias).to(device)
+    model = new_model(fixed.model, seed, scale=declared.scale, bias=declared.bias).to(device)
     return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), means)
 
 

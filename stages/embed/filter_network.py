@@ -75,7 +75,7 @@ class FilterNetworkEmbedding(RowStage):
 
 def embeddings(batch: pa.Table, images: Watched, texts: Watched) -> pa.Table:
     """Returns both vectors of every row; null, with a reason, if features have no direction."""
-    image_NI, text_NT = (as_matrix(batch[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
+    image_NI, text_NT = (as_matrix(batch[c.name]) for c in (IMAGE_FEATURES, TEXT_FEATURES))
     missing = [unusable(image_NI), unusable(text_NT)]
     no_image_N, no_text_N = missing
     captions = batch[TEXT.name].filter(pa.array(~no_text_N))

@@ -179,7 +179,7 @@ def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floatin
 
 
 def embedded(texts: list[str], model: ImageTextModel) -> NDArray[np.float32]:
-    """Returns (N, D) unit rows of texts, NaN if a text has none; with little padding if it can."""
+    """Embeds texts to (N, D) unit rows, NaN for bad ones; with little padding if the model can."""
     of_prompts = getattr(model, "embed_prompts", model.embed_texts)
     vectors: NDArray[np.float32] = of_prompts(texts)
     return vectors

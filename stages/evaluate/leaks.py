@@ -72,7 +72,7 @@ class EvaluationLeaks(DatasetStage):
         look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
-        """Digest of names, sizes and times of the tasks' files."""
+        """Returns a digest of names, sizes and times of the tasks' files."""
         return listing_digest(Storage(self.tasks))
 
     def names(self, where: str) -> list[str]:

@@ -74,7 +74,7 @@ class ZeroShot(DatasetStage):
         look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
-        """Digest of names, sizes and times of the tasks' files, and of a stored model's."""
+        """Returns a digest of the tasks' files, by name, size and time, and of a stored model's."""
         listed = listing_digest(Storage(self.tasks))
         if not self.model.startswith(STORED):
             return listed

@@ -51,7 +51,7 @@ def lists_in(schema: pa.Schema, captions: Captions) -> tuple[str, ...]:
     A pool may have another column that is called `captions`.
     """
     if captions is True:
-        present = (it.name for it in (TEXTS, CAPTIONS) if it.name in schema.names)
+        present = (name for name in (TEXTS.name, CAPTIONS.name) if name in schema.names)
         return next(((name,) for name in present if _has_texts(schema.field(name).type)), ())
     return captions or ()
 
@@ -101,7 +101,7 @@ def as_texts(text: pa.ChunkedArray) -> pa.Array:
 
 
 def as_text_list(lists: pa.ChunkedArray) -> pa.Array:
-    """Converts lists of structs with a `text` to TEXT_LIST; other fields may differ or miss."""
+    """Converts lists of structs with a `text` to TEXT_LIST; other fields are optional."""
     lists = lists.combine_chunks()
     if lists.type == TEXT_LIST:
         return lists

@@ -66,8 +66,8 @@ class FilterNetwork(nn.Module):
         if self.words is not None:
             bags = word_bags(captions, self.words.num_embeddings)
             index_W, start_N, weight_N = (
-                torch.from_numpy(it).to(text_ND.device)
-                for it in (bags.bucket_W, bags.starts(), _weights(bags))
+                torch.from_numpy(array).to(text_ND.device)
+                for array in (bags.bucket_W, bags.starts(), _weights(bags))
             )
             text_ND = text_ND + self.words(index_W, start_N) * weight_N.float()[:, None]
         return functional.normalize(text_ND, dim=1)
@@ -125,11 +125,11 @@ def fitted(
         if mean_F is not None and not mean > ROUNDING * mean_F.square().mean():
             raise ValueError("the features of all rows are alike")
         variance_F += ridge * more * mean.clamp(min=ROUNDING)
-    image_II, text_SS = (torch.linalg.cholesky(it) for it in (image_II, text_SS))
+    image_II, text_SS = (torch.linalg.cholesky(matrix) for matrix in (image_II, text_SS))
     both_IS = torch.linalg.solve_triangular(image_II, both_IS, upper=False)
     both_IS = torch.linalg.solve_triangular(text_SS, both_IS.T, upper=False).T
     # The singular values of both_IS are the correlations. I is mostly less than S.
-    square_R, image_IR = (it.flip(-1) for it in torch.linalg.eigh(both_IS @ both_IS.T))
+    square_R, image_IR = (part.flip(-1) for part in torch.linalg.eigh(both_IS @ both_IS.T))
     correlation_R = square_R.clamp(min=0).sqrt()
     directions = min(width, int((correlation_R > LEAST * correlation_R[0]).sum()))
     correlation_R, image_IR = correlation_R[:directions], image_IR[:, :directions]
@@ -139,7 +139,7 @@ def fitted(
         for root, way in ((image_II, image_IR), (text_SS, text_SR))
     )
     image_DI, text_DS = (
-        functional.pad(it, (0, 0, 0, width - directions)) for it in (image_RI, text_RS)
+        functional.pad(head, (0, 0, 0, width - directions)) for head in (image_RI, text_RS)
     )
     words_VD = torch.zeros(WORDS, width, dtype=text_DS.dtype)
     words_VD[met_V] = text_DS[:, texts:].T
@@ -172,7 +172,7 @@ def _covariances(
     for start in range(0, rows, SUMMED):
         part = slice(start, start + SUMMED)
         image_BI, text_BT = (
-            torch.from_numpy(it[part].astype(np.float64)) for it in (image_NI, text_NT)
+            torch.from_numpy(rows_N[part].astype(np.float64)) for rows_N in (image_NI, text_NT)
         )
         image_BI, word_BV = rooted(image_BI), word_NV[part]
         word_VB = word_BV.T
@@ -208,7 +208,7 @@ class Embedder:
         self.device = device
         if "log_scale" in weights:  # of version 1, trained by gradient steps
             del weights["log_scale"]
-            weights = {name.replace(".1.", "."): it for name, it in weights.items()}
+            weights = {name.replace(".1.", "."): weight for name, weight in weights.items()}
         self.network = built(
             partial(FilterNetwork, **sizes), weights, f"{redacted(uri)}, model.json"
         ).to(device)

@@ -110,7 +110,7 @@ def refuse_blind(model: str) -> None:
 def proof(
     model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
 ) -> list[Finding] | None:
-    """Tries a model with a short question; the finding shows the begin of its answer.
+    """Tries a model with a short question; the finding shows the beginning of its answer.
 
     Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
     server of our own; does not build a missing Python.

@@ -1,4 +1,4 @@
-"""A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
+"""Trains a CLIP model on an export, at a fixed scale, so that trainings differ by their subsets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from clipmill.pipeline.stage import (
     later,
     location,
 )
-from clipmill.stages.clip.losses import Asks, asks, digest_of
+from clipmill.stages.clip.losses import Declared, declared_by, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
 from clipmill.stages.ops.tables.exports import numbered, summary_of
@@ -62,7 +62,7 @@ class ClipTraining(DatasetStage):
     learning_rate: Rate | None = None  # the peak, after the warm-up
     warmup_steps: ZeroUp | None = None  # steps in which the learning rate rises
     weight_decay: Decay | None = None  # of AdamW
-    # of the towers' arithmetic; weights stay float32, as does a processor without bf16
+    # of the towers' arithmetic; weights are float32; a processor without bf16 computes in float32
     precision: Literal["bf16", "float32"] = "bf16"
     # text of a step, if an image has several: one by hash, equally likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
@@ -83,7 +83,7 @@ class ClipTraining(DatasetStage):
     accumulate: OneUp = later(1)
     compile: bool = later(False)  # torch.compile the towers: minutes at first, then faster
     checkpoint_activations: bool = location(False)  # less memory, a third more arithmetic
-    tile: OneUp | None = location(None)  # columns of logits that a loss computes at a time
+    tile: OneUp | None = location(None)  # columns of logits in a tile of the loss; null: all
     gpus: Gpus = location(0)  # of each process
     readers: OneUp = location(1)  # threads of each process that decode pictures, a core each
     memory_gb: Gigabytes = location(2.0)  # of each process
@@ -102,7 +102,7 @@ class ClipTraining(DatasetStage):
         for name in OF_SCALE:  # filled in, so that the fingerprint has the numbers
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
-        _ = self.asked  # refuses an unknown loss or setting
+        _ = self.declared  # refuses an unknown loss or setting
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
@@ -140,10 +140,10 @@ class ClipTraining(DatasetStage):
         return replace(scale, model=model, sampling=sampling, **own)
 
     @property
-    def asked(self) -> Asks:
+    def declared(self) -> Declared:
         """Declarations of the loss; raises RecipeError if it or one of its settings is unknown."""
-        settings: Any = self.loss_settings or {}  # `asks` checks the types in lists
-        return asks(self.loss, settings)
+        settings: Any = self.loss_settings or {}  # `declared_by` checks the types in lists
+        return declared_by(self.loss, settings)
 
     @property
     def resources(self) -> Resources:
@@ -159,7 +159,7 @@ class ClipTraining(DatasetStage):
         return digests
 
     def outside(self) -> str:
-        """Digest of the subset's bytes; empty without one."""
+        """Returns a digest of the subset's bytes; empty without one."""
         from clipmill.stages.clip.subset import subset_digest
 
         return subset_digest(self.subset) if self.subset is not None else ""
@@ -202,10 +202,11 @@ class ClipTraining(DatasetStage):
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
         if self.streams(dataset["format"], stage):
             ctx.say("counting rows")
-            cached = ctx.map(partial(index_shard, inputs.data, choose, self.asked.teacher), files)
+            index = partial(index_shard, inputs.data, choose, self.declared.teacher)
+            cached = ctx.map(index, files)
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-            wanted = (model.image_size, model.tokenize, choose, self.asked.teacher)
+            wanted = (model.image_size, model.tokenize, choose, self.declared.teacher)
             cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *wanted), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)

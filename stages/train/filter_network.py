@@ -38,7 +38,7 @@ class TrainedFilterNetwork(DatasetStage):
     Example: {after: [ingest.image_folder, embed.features]}
     """
 
-    width: OneUp = 256  # numbers of an embedding
+    width: OneUp = 256  # width of an embedding
     most_rows: OneUp = 100_000  # cap on training rows, chosen by hash
 
     version = 5
@@ -74,7 +74,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
         )
     torch.set_num_threads(1)  # one order of every sum
     torch.use_deterministic_algorithms(True)
-    image_NI, text_NT = (as_matrix(table[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
+    image_NI, text_NT = (as_matrix(table[c.name]) for c in (IMAGE_FEATURES, TEXT_FEATURES))
     try:
         network = fn.fitted(image_NI, text_NT, table[TEXT.name], settings.width)
     except ValueError as error:
@@ -130,13 +130,13 @@ def _drawn(table: pa.Table, most: int, seed: int, stage: str) -> pa.Table:
     return table.take(pa.array(np.argsort(hash_N, kind="stable")[:most]))
 
 
-FEW = 200  # pairs
+FEW = 200  # pairs; fewer give a note
 ASKED = 2_000  # captions, evenly spaced, whose language and similarity are checked
 CERTAIN = 0.5  # least probability of a language; short captions are guesses
 FEW_CERTAIN = 20  # least captions of certain language for a note
-OTHERS = 0.2  # share not English: detected in English captions .01 to .10, with a fifth others .32
+OTHERS = 0.2  # share not English: .01 to .10 is detected in English captions, .32 with a fifth
 ALIKE = 0.28  # mean cosine of two captions: in mixed pairs .15 to .24, in one group .30 to .58
-DISTINCT = 0.2  # least share of distinct captions
+DISTINCT = 0.2  # share of distinct captions; less gives a note
 NARROW = (
     "expect scores about as good as a coin toss on what else there is"
     " (AUC .52 to .56, on such pairs .66 to .80)"
