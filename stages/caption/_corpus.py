@@ -33,7 +33,7 @@ EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class TextFilter:
     """The filter of texts to retrieve."""
 
     column: str  # of the vectors
@@ -42,17 +42,17 @@ class Wanted:
     plain: bool
 
 
-def texts_of(wanted: Wanted, shard: pa.Table) -> pa.Table:
+def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
     """Returns the texts of a shard that pass the filter, distinct, sorted by bytes."""
     import polars as pl
 
-    vector_ND = unit_rows(as_matrix(shard[wanted.column]))
+    vector_ND = unit_rows(as_matrix(shard[allowed.column]))
     has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
     usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
     text = pl.col("text")
     words = text.str.count_matches(WORD)
-    rule = text.is_not_null() & words.is_between(wanted.min_words, wanted.max_words)
-    if wanted.plain:
+    rule = text.is_not_null() & words.is_between(allowed.min_words, allowed.max_words)
+    if allowed.plain:
         rule &= ~text.str.contains(LINK) & ~text.str.contains(EMOJI)
     frame = pl.DataFrame({"text": shard[TEXT.name], "usable": usable}).with_row_index("row")
     frame = frame.filter(rule & pl.col("usable")).unique("text", keep="first", maintain_order=True)
@@ -126,13 +126,15 @@ def opened(path: str, place: str) -> Iterator[tuple[str, pq.ParquetFile]]:
 
 
 CELL = "cell"
-MET = pa.schema(  # a row and a cell that it searches; or, with null shard, a text and its cell
-    [
-        *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
-        (CELL, pa.int32()),
-        (VECTOR, pa.list_(pa.float32())),
-        (REASON.name, pa.string()),
-    ]
+CELL_SCHEMA = (
+    pa.schema(  # a row and a cell that it searches; or, with null shard, a text and its cell
+        [
+            *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
+            (CELL, pa.int32()),
+            (VECTOR, pa.list_(pa.float32())),
+            (REASON.name, pa.string()),
+        ]
+    )
 )
 
 
@@ -162,17 +164,17 @@ def need_one_width(row_ND: NDArray, centre_KD: NDArray, where: str) -> None:
 
 
 def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
-    """Assigns each text to its nearest cell; returns rows of MET, with null places."""
+    """Assigns each text to its nearest cell; returns rows of CELL_SCHEMA, with null places."""
     vector_KD = as_matrix(texts[VECTOR])
     need_one_width(vector_KD, centres_of(cells), cells.where)
     known = {
         TEXT.name: texts["text"],
         CELL: nearest_centre(vector_KD, centres_of(cells)),
-        VECTOR: texts[VECTOR].cast(MET.field(VECTOR).type),
+        VECTOR: texts[VECTOR].cast(CELL_SCHEMA.field(VECTOR).type),
     }
-    others = [field for field in MET if field.name not in known]
+    others = [field for field in CELL_SCHEMA if field.name not in known]
     nulls = {field.name: pa.nulls(len(texts), field.type) for field in others}
-    return pa.table({**known, **nulls}).select(MET.names).cast(MET)
+    return pa.table({**known, **nulls}).select(CELL_SCHEMA.names).cast(CELL_SCHEMA)
 
 
 def once_in_order(texts: pa.Table) -> pa.Array:

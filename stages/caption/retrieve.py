@@ -39,11 +39,11 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.caption._corpus import (
     CELL,
-    MET,
+    CELL_SCHEMA,
     VECTOR,
     Cells,
     ParquetTexts,
-    Wanted,
+    TextFilter,
     best,
     centres_of,
     in_cells,
@@ -142,8 +142,8 @@ class Retrieve(DatasetStage):
         return digest([listing_digest(self.centroids), *listed])
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(
+    def text_filter(self) -> TextFilter:
+        return TextFilter(
             column=self.column,
             min_words=self.min_words,
             max_words=self.max_words,
@@ -154,10 +154,10 @@ class Retrieve(DatasetStage):
         where = f"stage '{ctx.worker.stage}'"
         if self.corpus:
             files, model = ParquetTexts.of(self.corpus, self.column, where)
-            texts: Shards = Zipped(partial(texts_of, self.wanted), (files,))
+            texts: Shards = Zipped(partial(texts_of, self.text_filter), (files,))
         else:
             model = inputs.model_of.get(self.column, "")
-            texts = ctx.map_shards(partial(texts_of, self.wanted), inputs.rows)
+            texts = ctx.map_shards(partial(texts_of, self.text_filter), inputs.rows)
         asks = inputs.model_of.get(self.query, "")
         if asks and model and asks != model:
             found = f"'{self.query}' is of model '{asks}', and '{self.column}' of '{model}'"
@@ -173,8 +173,8 @@ class Retrieve(DatasetStage):
             )
             queries = ctx.map_shards(partial(queries_of, self, cells), inputs.rows)
             in_cell = Zipped(partial(in_cells, cells), (texts,))
-            met = ctx.shuffle(Concatenated((queries, in_cell)), CELL)
-            parts = ctx.map_shards(partial(within_cells, self.most), met)
+            by_cell = ctx.shuffle(Concatenated((queries, in_cell)), CELL)
+            parts = ctx.map_shards(partial(within_cells, self.most), by_cell)
             near = ctx.map_shards(partial(merged, self.most), ctx.shuffle(parts, UID.name))
         ctx.restore(ctx.map_shards(answer, near))
 
@@ -215,16 +215,16 @@ def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
     queries = {
         **{name: shard[name].take(row_Q) for name in (*IDENTITY, TEXT.name)},
         CELL: pa.array(cell_Q, pa.int32(), mask=cell_Q < 0),
-        VECTOR: from_matrix(row_ND[row_Q]).cast(MET.field(VECTOR).type),
+        VECTOR: from_matrix(row_ND[row_Q]).cast(CELL_SCHEMA.field(VECTOR).type),
         REASON.name: reason.take(row_Q),
     }
-    return pa.table(queries).select(MET.names).cast(MET)
+    return pa.table(queries).select(CELL_SCHEMA.names).cast(CELL_SCHEMA)
 
 
-def within_cells(most: int, met: pa.Table) -> pa.Table:
+def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
     """Returns the texts of its cell nearest to each query; a partition has whole cells."""
-    is_text = met[SHARD.name].is_null()
-    queries, texts = met.filter(pc.invert(is_text)), met.filter(is_text)
+    is_text = by_cell[SHARD.name].is_null()
+    queries, texts = by_cell.filter(pc.invert(is_text)), by_cell.filter(is_text)
     texts = texts.take(once_in_order(texts))
     cell_Q = queries[CELL].fill_null(-1).to_numpy()
     order = np.argsort(cell_Q, kind="stable")
@@ -243,10 +243,10 @@ def merged(most: int, rows: pa.Table) -> pa.Table:
     """Merges the texts from a row's cells; returns each row once, with its nearest."""
     row = pl.DataFrame(rows.select([SHARD.name, POSITION.name]))
     number = row.select(pl.struct(pl.all()).rank("dense").cast(pl.Int64) - 1).to_series()
-    found = pl.DataFrame(rows.select([FOUND, COSINES])).with_columns(row=number)
-    found = found.explode(FOUND, COSINES).filter(pl.col(FOUND).is_not_null())
+    texts = pl.DataFrame(rows.select([FOUND, COSINES])).with_columns(row=number)
+    texts = texts.explode(FOUND, COSINES).filter(pl.col(FOUND).is_not_null())
     first = np.unique(number.to_numpy(), return_index=True)[1]
-    near = found.select("row", text=FOUND, cosine=COSINES)
+    near = texts.select("row", text=FOUND, cosine=COSINES)
     return with_found(rows.take(first), rows[REASON.name].take(first), near, most)
 
 

@@ -31,14 +31,14 @@ LABELS = {
 def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
     """Stores a model: its weights, then the card that rebuilds it."""
     card = {**model.facts, **facts}
-    for name, text in beside(card).items():
+    for name, text in card_files(card).items():
         path = scratch / name
         path.write_text(text, encoding="utf-8")
         put(name, path)
     put_model(put, scratch, KIND, card, model.network.state_dict())
 
 
-def beside(card: Mapping[str, Any]) -> dict[str, str]:
+def card_files(card: Mapping[str, Any]) -> dict[str, str]:
     """Returns texts by file name; open_clip's networks get a configuration for its loader."""
     files = {"README.md": _readme(card)}
     if "open_clip" in card:

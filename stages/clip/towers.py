@@ -77,6 +77,6 @@ def matrices_first(model: nn.Module) -> tuple[Sequence[nn.Parameter], Sequence[n
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
-        kept = weight.ndim < 2 or any(part in name for part in NO_DECAY)
-        (rest if kept else decay).append(weight)
+        stays = weight.ndim < 2 or any(part in name for part in NO_DECAY)
+        (rest if stays else decay).append(weight)
     return decay, rest

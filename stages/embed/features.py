@@ -54,9 +54,9 @@ class Features(RowStage):
         texts = TextFeatures(self.precision, worker.device, worker.threads)
         worker.pin("EfficientNet-Lite0", images.sha256)
         worker.pin("all-MiniLM-L6-v2", texts.sha256)
-        seen = Watched(images, watched.pictures, "EfficientNet-Lite0")
-        read = Watched(texts, watched.texts, "all-MiniLM-L6-v2")
-        return lambda batch: features(batch, seen, read)
+        watched_images = Watched(images, watched.pictures, "EfficientNet-Lite0")
+        watched_texts = Watched(texts, watched.texts, "all-MiniLM-L6-v2")
+        return lambda batch: features(batch, watched_images, watched_texts)
 
 
 def features(batch: pa.Table, images: Embed, texts: Embed) -> pa.Table:

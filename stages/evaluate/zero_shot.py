@@ -188,12 +188,12 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     means = {}
     scored = [task for task in listed_tasks() if task.metric]
     for name in (ALL, *dict.fromkeys(task.group for task in scored if task.group)):
-        wanted = [task for task in scored if name in (ALL, task.group)]
-        values = [counted[task.name] for task in wanted if task.name in counted]
+        expected = [task for task in scored if name in (ALL, task.group)]
+        values = [counted[task.name] for task in expected if task.name in counted]
         if values:
-            complete = len(values) == len(wanted)
+            complete = len(values) == len(expected)
             title = name if complete else f"partial_{name}_of_{len(values)}"
-            means[title] = _mean(values, wanted, counted)
+            means[title] = _mean(values, expected, counted)
     return means
 
 
@@ -205,14 +205,14 @@ def is_whole(result: Mapping[str, Any]) -> bool:
 
 def _mean(
     values: Sequence[Mapping[str, float]],
-    wanted: Sequence[Listed],
+    expected: Sequence[Listed],
     counted: Mapping[str, Any],
 ) -> dict[str, Any]:
     n = len(values)
     mean = sum(metric["value"] for metric in values) / n
     below = hypot(*(metric["value"] - metric["low"] for metric in values)) / n
     above = hypot(*(metric["high"] - metric["value"] for metric in values)) / n
-    missing = [task.name for task in wanted if task.name not in counted]
+    missing = [task.name for task in expected if task.name not in counted]
     return {
         "value": mean,
         "low": mean - below,

@@ -86,17 +86,17 @@ def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> l
     order_S = np.argsort(
         coin_hash(numbers, seed=worker.seed, stage=worker.stage, purpose="group"), kind="stable"
     )
-    together: list[list[int]] = []
+    grouped: list[list[int]] = []
     room = 0
     for shard in (int(s) for s in order_S if samples_S[s]):
         if samples_S[shard] > room:
-            together.append([])
+            grouped.append([])
             room = rows_per_file
-        together[-1].append(shard)
+        grouped[-1].append(shard)
         room -= samples_S[shard]
     groups: list[Group] = []
     first = start = 0
-    for shards in together:
+    for shards in grouped:
         rows = sum(samples_S[shard] for shard in shards)
         files = -(-rows // rows_per_file)
         sizes = [rows // files + (number < rows % files) for number in range(files)]
@@ -313,7 +313,7 @@ def on_scratch(tables: Iterator[pa.Table], path: Path) -> Iterator[Stored]:
 
     Images are stored in a file of their own.
     """
-    beside, images = (path.with_suffix(suffix) for suffix in (".arrow", ".images"))
+    table_path, images = (path.with_suffix(suffix) for suffix in (".arrow", ".images"))
     pictures, schema = Pictures(), pa.schema([])
 
     def without_images(file: BinaryIO) -> Iterator[pa.Table]:
@@ -327,12 +327,12 @@ def on_scratch(tables: Iterator[pa.Table], path: Path) -> Iterator[Stored]:
 
     try:
         with images.open("wb") as file:
-            put(without_images(file), beside)
+            put(without_images(file), table_path)
         with ExitStack() as stack:
-            source = stack.enter_context(pa.memory_map(str(beside)))
+            source = stack.enter_context(pa.memory_map(str(table_path)))
             reader = stack.enter_context(pa.ipc.open_file(source))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             yield Stored(batches, pictures.array(images, stack) if pictures.sizes else None, schema)
     finally:
-        for path in (beside, images):
+        for path in (table_path, images):
             path.unlink(missing_ok=True)

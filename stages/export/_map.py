@@ -164,16 +164,16 @@ def moments(unit_ND: NDArray[np.float32]) -> State:
     return {"count": np.array(len(unit_ND)), "sum_D": sum_D, "product_DD": product_DD}
 
 
-def plane_of(seen: State) -> NDArray[np.float64]:
+def plane_of(sums: State) -> NDArray[np.float64]:
     """Returns (D + 1, 2): the two directions of greatest variance, then the rows' mean on each.
 
     A direction has length 1, and its largest entry is positive; without a second one it is 0.
     Source: principal components (Hotelling 1933).
     Error: entries are rounded to 2^-26; the moments are of vectors in steps of 2^-15.
     """
-    count = max(1, int(seen["count"]))
-    mean_D = seen["sum_D"].astype(np.float64) / (count * COARSE)
-    spread_DD = seen["product_DD"].astype(np.float64) / (count * COARSE**2)
+    count = max(1, int(sums["count"]))
+    mean_D = sums["sum_D"].astype(np.float64) / (count * COARSE)
+    spread_DD = sums["product_DD"].astype(np.float64) / (count * COARSE**2)
     spread_DD -= np.outer(mean_D, mean_D)
     axis_D2 = np.zeros((len(mean_D), 2))
     if len(mean_D):

@@ -199,7 +199,7 @@ class Exported:
                     texts = as_text_list(table[TEXTS.name])
                     table = table.set_column(columns.index(TEXTS.name), TEXTS.name, texts)
                     table = table.append_column(TEXT.name, first_texts(texts))
-                yield table if times_N is None else taken(table, times_N[here])
+                yield table if times_N is None else masked(table, times_N[here])
 
     def table(self, index: int) -> pa.Table:
         return pa.concat_tables(self.batches(index))
@@ -208,7 +208,7 @@ class Exported:
         return replace(self, columns=tuple(names))
 
 
-def taken(table: pa.Table, times_N: np.ndarray) -> pa.Table:
+def masked(table: pa.Table, times_N: np.ndarray) -> pa.Table:
     """Returns the rows with the mask's `keep` and `repeats`."""
     if REPEATS.name in table.column_names:
         table = table.drop_columns([REPEATS.name])

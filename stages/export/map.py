@@ -113,8 +113,8 @@ class Map(DatasetStage):
         rows = ctx.keep_local(inputs.rows.select(named))  # read four times, without pictures
         pick = Pick(self.column, self.only_kept, coins)
         ctx.say("laying out the map")
-        seen = ctx.reduce(partial(surveyed, pick), rows, merged)
-        pick, plane = replace(pick, below=cut(seen["coins_C"], self.rows)), plane_of(seen)
+        sums = ctx.reduce(partial(surveyed, pick), rows, merged)
+        pick, plane = replace(pick, below=cut(sums["coins_C"], self.rows)), plane_of(sums)
         counts = ctx.map(partial(counted, pick, rows), list(range(len(rows))))
         total = {name: sum(count[name] for count in counts) for name in counts[0]}
         bits = bits_for(total["exported"], RANGE_ROWS)

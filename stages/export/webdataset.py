@@ -102,8 +102,8 @@ def meta(
     texts = texts_of(table, captions)
     several = {}
     if lists_in(table.schema, captions):
-        several = {CAPTIONS.name: every(texts, "text")}
-        several |= {name: every(texts, field) for field, name in PARALLEL.items()}
+        several = {CAPTIONS.name: fields_of(texts, "text")}
+        several |= {name: fields_of(texts, field) for field, name in PARALLEL.items()}
     known = [c.name for c in IF_PRESENT if c.name in table.column_names]
     out = dropped.columns_of(table) if dropped else {}
     out |= {name: table[name] for name in (*known, *columns)}
@@ -124,7 +124,7 @@ def meta(
     )
 
 
-def every(texts: pa.Array, field: str) -> pa.Array:
+def fields_of(texts: pa.Array, field: str) -> pa.Array:
     """Returns a field of each text, as a list a row."""
     return pa.ListArray.from_arrays(texts.offsets, pc.struct_field(texts.values, field))
 

@@ -160,7 +160,7 @@ def reply(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     prompt, image = _parts(question) if is_chat else (question, None)
     key = json.dumps([question, body.get("seed")])
     bits = int.from_bytes(hashlib.sha256(key.encode()).digest())
-    words = (seen(image, bits) if image is not None else turned(prompt, bits)).split()
+    words = (caption_of(image, bits) if image is not None else rotated(prompt, bits)).split()
     most = int(body.get("max_tokens") or len(words))
     text = " ".join(words[:most])
     answer = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
@@ -174,7 +174,7 @@ def reply(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def turned(prompt: str, bits: int) -> str:
+def rotated(prompt: str, bits: int) -> str:
     """Returns the words of the last line that has any, rotated; a single word stays.
 
     A `=>` at the line's end, where a completion begins, is no word.
@@ -184,11 +184,11 @@ def turned(prompt: str, bits: int) -> str:
     if len(words) == 1:
         return words[0]
     start = 1 + bits % (len(words) - 1)
-    rotated = [*words[start:], *words[:start]]
-    return " ".join(rotated if rotated != words else [*words, "again"])
+    other = [*words[start:], *words[:start]]
+    return " ".join(other if other != words else [*words, "again"])
 
 
-def seen(image: bytes, bits: int) -> str:
+def caption_of(image: bytes, bits: int) -> str:
     """Returns a caption of an encoded image: its size and nearest plain colour."""
     from clipmill.stages.ops.images.decode import decode
 

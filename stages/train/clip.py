@@ -206,8 +206,8 @@ class ClipTraining(DatasetStage):
             cached = ctx.map(index, files)
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-            wanted = (model.image_size, model.tokenize, choose, self.declared.teacher)
-            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *wanted), files)
+            arguments = (model.image_size, model.tokenize, choose, self.declared.teacher)
+            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *arguments), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
