@@ -22,8 +22,8 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: F shards, R row groups of one, D draws; N samples of a row group.
 
-ROWS_A_STREAM = 128  # least rows of a batch: each stream holds a row group in memory
-STREAMS = 64  # cap
+ROWS_A_STREAM = 128  # least rows of a batch in a stream, which holds a row group in memory
+STREAMS = 64  # cap on streams
 DRAWS = 1024  # shards drawn at first; doubled as needed
 
 

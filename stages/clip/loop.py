@@ -44,7 +44,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class Execution:
     """Execution options of a step: the mathematics stays, at most the rounding differs."""
 
     ranks: Ranks = ALONE
@@ -55,7 +55,7 @@ class Means:
     checkpoint_activations: bool = False  # recompute a layer's activations in its backward
 
 
-PLAIN = Means()
+PLAIN = Execution()
 
 
 class Pieces:
@@ -87,18 +87,18 @@ class Trainer:
         model: Towers,
         schedule: Schedule,
         loss: Callable[[Embedded], Tensor] | None = None,
-        means: Means = PLAIN,
+        execution: Execution = PLAIN,
     ) -> None:
-        self.model, self.schedule, self.means = model, schedule, means
+        self.model, self.schedule, self.execution = model, schedule, execution
         self.loss_of = loss or find_loss("clip")
-        means.ranks.one_batch_norm(model)
-        if means.accumulate > 1:
+        execution.ranks.one_batch_norm(model)
+        if execution.accumulate > 1:
             refuse_batch_norm(model)
-        if means.checkpoint_activations:
+        if execution.checkpoint_activations:
             _checkpointed(model)
         self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
-        if means.compile:
-            _check_compiler(means.device)
+        if execution.compile:
+            _check_compiler(execution.device)
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
             self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
         matrices, others = matrices_first(model)
@@ -113,15 +113,14 @@ class Trainer:
         )
         self.losses: list[float] = []
         self.scales: list[float] = []
-        # Samples so far that another picture replaced, by reason; None if pictures are never
-        # replaced.
+        # Samples whose picture was replaced so far, by reason; None without replacement.
         self.replaced: dict[str, int] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The type in which the towers compute."""
         precision = self.schedule.precision
-        return half(self.means.device) if precision == "bf16" else getattr(torch, precision)
+        return half(self.execution.device) if precision == "bf16" else getattr(torch, precision)
 
     @property
     def step(self) -> int:
@@ -135,11 +134,11 @@ class Trainer:
         """
         self.model.train()
         self.optimiser.zero_grad()
-        towers = self.pieces(batch) if self.means.accumulate > 1 else ()
+        towers = self.pieces(batch) if self.execution.accumulate > 1 else ()
         image_ND, text_MD = (tower.all_ND for tower in towers) if towers else self.embed(batch)
         loss_N = self.loss_of(self.embedded(image_ND, text_MD, batch))
         weight_N = self._put(batch.weights)
-        ranks = self.means.ranks
+        ranks = self.execution.ranks
         loss = (loss_N * weight_N).sum() / ranks.sum(weight_N.sum())
         loss.backward()
         of_batch = ranks.sum(loss).item()
@@ -161,9 +160,9 @@ class Trainer:
 
     def note(self, replaced: Mapping[str, int]) -> None:
         """Adds all ranks' counts of pictures that do not decode, by reason."""
-        here = torch.tensor(list(replaced.values()), device=self.means.device)
+        here = torch.tensor(list(replaced.values()), device=self.execution.device)
         before = self.replaced or dict.fromkeys(replaced, 0)
-        counts = self.means.ranks.sum(here).tolist()
+        counts = self.execution.ranks.sum(here).tolist()
         pairs = zip(replaced, counts, strict=True)
         self.replaced = {reason: before[reason] + count for reason, count in pairs}
 
@@ -175,7 +174,7 @@ class Trainer:
 
     def pieces(self, batch: Batch) -> tuple[Pieces, Pieces]:
         """Returns the embeddings of this rank's images and texts, computed in pieces."""
-        dtype, count = self.dtype, self.means.accumulate
+        dtype, count = self.dtype, self.execution.accumulate
         images = self._put(batch.pixels).chunk(count)
         texts = text_pieces(self._put(batch.tokens), self._put(batch.starts), count)
         return (
@@ -185,7 +184,7 @@ class Trainer:
 
     def embedded(self, image_ND: Tensor, text_MD: Tensor, batch: Batch) -> Embedded:
         """Returns the input of the loss: these rows against those of all ranks."""
-        ranks = self.means.ranks
+        ranks = self.execution.ranks
         image_GD, first = ranks.gathered(image_ND)
         row_N = torch.arange(first, first + len(image_ND), device=image_ND.device)
         image_of_M = self._put(batch.image_of) + first
@@ -203,7 +202,7 @@ class Trainer:
             index_N=self._put(batch.index),
             teacher=teacher,
             teacher_all={name: ranks.gathered(values)[0] for name, values in teacher.items()},
-            tile=self.means.tile,
+            tile=self.execution.tile,
         )
 
     def rate(self, step: int) -> float:
@@ -242,7 +241,7 @@ class Trainer:
 
     def _put(self, values: np.ndarray) -> Tensor:
         """Moves an array to the model's device."""
-        return torch.from_numpy(values).to(self.means.device, non_blocking=True)
+        return torch.from_numpy(values).to(self.execution.device, non_blocking=True)
 
 
 def train(
@@ -254,7 +253,7 @@ def train(
     log: Log | None = None,
 ) -> None:
     """Takes the remaining steps of the schedule; calls `store` after every `every` of them."""
-    ranks, steps = trainer.means.ranks, trainer.schedule.steps
+    ranks, steps = trainer.execution.ranks, trainer.schedule.steps
     log = log or Log(steps=steps, batch_size=batches.size)
     while trainer.step < steps:
         before = trainer.step

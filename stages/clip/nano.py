@@ -37,7 +37,7 @@ class Architecture:
     channels: tuple[Size, ...]
     strides: tuple[Size, ...]
     buckets: Size  # of the token hash
-    tokens: Size  # cap of a text
+    tokens: Size  # cap on tokens of a text
     bag_width: Size  # of a token's vector
     hidden: Size  # of the text tower's middle layer
     width: Size  # of the embedding

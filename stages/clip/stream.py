@@ -137,7 +137,7 @@ class Streamed:
         self.spent: Counter[str] = Counter()
         self._rows = sum(shard["rows"] for shard in self.shards)
         self._bad = [np.zeros(len(shard["groups"]), int) for shard in self.shards]
-        self._bad_rows = 0  # their sum
+        self._bad_rows = 0  # sum of _bad
         self._cache: list[OrderedDict[tuple[int, int, str], Group]] = [
             OrderedDict() for _ in range(self.draws.streams)
         ]

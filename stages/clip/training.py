@@ -190,7 +190,7 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
 
 def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
     """Builds the trainer of a stage's settings, before its first step."""
-    from clipmill.stages.clip.loop import Means, Schedule, Trainer
+    from clipmill.stages.clip.loop import Execution, Schedule, Trainer
     from clipmill.stages.clip.losses import find_loss
     from clipmill.stages.clip.named import new_model
 
@@ -206,7 +206,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
         eps=fixed.eps,
         max_norm=fixed.max_norm,
     )
-    means = Means(
+    execution = Execution(
         ranks=ranks,
         device=device,
         accumulate=settings.accumulate,
@@ -215,7 +215,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
         checkpoint_activations=settings.checkpoint_activations,
     )
     model = new_model(fixed.model, seed, scale=declared.scale, bias=declared.bias).to(device)
-    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), means)
+    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), execution)
 
 
 def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:
@@ -267,7 +267,7 @@ def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
     """
     import torch
 
-    device = torch.device(trainer.means.device)
+    device = torch.device(trainer.execution.device)
     if device.type != "cuda" or trainer.schedule.precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
