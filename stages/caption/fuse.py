@@ -43,8 +43,7 @@ class Fused(Decoding):
 class Fuse(AskingStage):
     """The pool's caption joined with each generated one, a text for each; null without any.
 
-    If an answer refuses, or begins with a courtesy, the model is asked again, up to `attempts`
-    times in all.
+    A model that refuses, or begins with a courtesy, is asked again, up to `attempts` times in all.
 
     Source: VeCLIP (Lai et al. 2023) for `veclip`, one short sentence; VeCap-v2 (2024) for `afc`,
         the web caption in a long description. Departs: prompts and decoding of our own, as theirs

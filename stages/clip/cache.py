@@ -76,8 +76,7 @@ def decoded(
 ) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
     """Decodes pictures into the array; yields the rows that decode, and (N,) a flag for each row.
 
-    Yielded rows have no image column. Pictures fill the array without gaps; other rows are counted
-    by reason.
+    Yielded rows have no image column. Pictures leave no gaps; other rows are counted by reason.
     """
     done = 0
     for batch in batches:
@@ -291,10 +290,7 @@ def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> Cached
 
 
 def mapped(storage: Storage, name: str) -> NDArray[Any]:
-    """Returns the array of a .npy file, memory-mapped.
-
-    A remote file is copied first, to a folder that the processes of this machine share.
-    """
+    """Memory-maps the array of a .npy file; a remote one as a copy that processes here share."""
     if storage.is_local:
         array: NDArray[Any] = np.load(Path(storage.locate(name)), mmap_mode="r", allow_pickle=False)
         return array

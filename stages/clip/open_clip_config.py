@@ -56,11 +56,8 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
 
 
 def check_trainable(model: str, config: dict[str, Any]) -> None:
-    """Checks that a network can be trained here; raises RecipeError.
-
-    Refused are decoders, parts from a hub, and random dropout, which a resumed training could not
-    repeat.
-    """
+    """Refuses a network that cannot be trained here, by RecipeError: with a decoder, parts from a
+    hub, or random dropout, which a resumed training could not repeat."""
     text, vision = config["text_cfg"], config["vision_cfg"]
     size = vision.get("image_size", 224)
     found = None
@@ -85,10 +82,8 @@ def check_trainable(model: str, config: dict[str, Any]) -> None:
 
 
 def is_causal(model: Any) -> bool:
-    """Returns whether padding after a text cannot change its embedding.
-
-    True for open_clip's own text tower with a causal mask, pooled at the end-of-text token.
-    """
+    """Returns whether padding after a text cannot change its embedding: the tower is open_clip's
+    own, has a causal mask, and pools at the end-of-text token."""
     text = getattr(model, "text", model)
     own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
     own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token

@@ -55,10 +55,7 @@ class Chosen:
         return total.hexdigest()
 
     def of(self, rows: pa.Table, start: int) -> pa.Table:
-        """Applies the choice to rows from `start` on; drops those left out.
-
-        Texts are lists of strings.
-        """
+        """Applies the choice to rows from `start` on, and drops others; texts are string lists."""
         here = slice(start, start + len(rows))
         columns: dict[str, Any] = {REPEATS.name: pa.array(self.times[here])}
         if self.weights is not None:

@@ -261,10 +261,8 @@ PEAKS = {
 
 
 def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
-    """Returns steps a second at the device's peak; None on CPUs, unknown devices and in float32.
-
-    PEAKS has bf16 figures only.
-    """
+    """Returns steps a second at the device's peak; None on CPUs, on devices not in PEAKS, and in
+    float32, as PEAKS is for bf16."""
     import torch
 
     device = torch.device(trainer.execution.device)

@@ -235,7 +235,7 @@ def _blocks(queries: int, answers: int) -> Iterator[slice]:
 
 
 def least_share(guess: float, count_G: NDArray[np.integer]) -> float:
-    """Returns the expected least share of hits over G groups, if each trial hits by chance.
+    """Returns the expected least share of hits over G groups, if trials hit at probability `guess`.
 
     It is below `guess`, as small groups vary more.
 
@@ -261,7 +261,7 @@ def f1_of_guesses(count_C: NDArray[np.integer]) -> float:
 
 
 def any_of(own_N: NDArray[np.integer], texts: int, k: int) -> NDArray[np.float64]:
-    """Returns (N,) the chance that a picture's own text is among k random ones of all texts."""
+    """Returns (N,) the chance that any of a picture's own texts is among k random texts."""
     taken = min(k, texts)
     own_U, index_N = np.unique(own_N, return_inverse=True)
     none_U = [comb(texts - int(own), taken) / comb(texts, taken) for own in own_U]

@@ -82,10 +82,7 @@ class Pictures:
 def embed_pictures(
     folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
 ) -> Pictures:
-    """Embeds all pictures of a task; raises StageError at the first unfit one.
-
-    Two batches are in memory: one is decoded while the model embeds the other.
-    """
+    """Embeds a task's pictures, decoding a batch ahead; raises StageError at an unfit picture."""
     known: list[Sample] = []
     embedded = [np.empty((0, model.width), np.float32)]
     every = samples(folder, task)

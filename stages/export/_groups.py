@@ -309,10 +309,7 @@ def put(tables: Iterator[pa.Table], path: Path) -> None:
 
 @contextmanager
 def on_scratch(tables: Iterator[pa.Table], path: Path) -> Iterator[Stored]:
-    """Writes one or more tables to scratch disk; yields their rows, and deletes the files at exit.
-
-    Images are stored in a file of their own.
-    """
+    """Writes one or more tables to scratch disk, images apart; yields the rows, deletes at exit."""
     table_path, images = (path.with_suffix(suffix) for suffix in (".arrow", ".images"))
     pictures, schema = Pictures(), pa.schema([])
 

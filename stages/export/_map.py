@@ -42,10 +42,7 @@ class Pick:
     def __call__(
         self, batch: pa.Table
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, int]]:
-        """Returns (N, D) unit vectors, (N,) whether a row is on the map, and counts of the others.
-
-        Counts are by first reason.
-        """
+        """Returns (N, D) unit vectors, (N,) whether a row is taken, others counted by reason."""
         unit_ND = unit_rows(as_matrix(batch[self.column]))
         fine = {
             "not_kept": kept(batch) | (not self.only_kept),

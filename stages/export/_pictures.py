@@ -147,10 +147,7 @@ def write_parquet(
     task: Task,
     marked: Callable[[pa.Schema], pa.Schema] | None = None,
 ) -> tuple[dict[str, Any], pa.Schema]:
-    """Writes the rows, converted by `leave`, to one file; returns the file and its schema.
-
-    `marked` adds metadata to the schema.
-    """
+    """Writes rows, converted by `leave`, with a schema `marked`; returns file and schema."""
     schema = leave(empty).schema
     schema = marked(schema) if marked else schema
     path = task.worker.scratch / "rows.parquet"
@@ -217,10 +214,7 @@ def masked(table: pa.Table, times_N: np.ndarray) -> pa.Table:
 
 
 def rows_of(inputs: Inputs, columns: Iterable[str], ctx: Context) -> Shards:
-    """Returns the rows to export: of the pool, or of another export.
-
-    Raises StageError if that export lacks a column.
-    """
+    """Returns the rows to export, of the pool or of another export that must have the columns."""
     if not inputs.data:
         return inputs.rows
     dataset = summary_of(inputs.data, ctx.worker.stage)

@@ -89,10 +89,7 @@ class Reference:
 
 
 def image_features(image_HW3: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Returns (F,) luma layout, colour layout and colour histogram, equally weighted, as integers.
-
-    Integer sums are exact.
-    """
+    """Returns (F,) luma layout, colour layout and colour histogram, equally weighted; integers."""
     cell_GG3 = area_means(image_HW3, GRID)
     luma_GG = cell_GG3 @ np.array([2, 5, 1])
     quarter = GRID // COLOURS

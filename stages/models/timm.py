@@ -69,10 +69,8 @@ def load(name: str, device: str, threads: int) -> "Timm":
 
 
 class Timm:
-    """A network whose pooled float32 features, at length 1, are the embedding.
-
-    Preprocessing is the network's own: resize the shorter side, crop the centre.
-    """
+    """A network whose pooled float32 features, at length 1, are the embedding; its own
+    preprocessing resizes the shorter side and crops the centre."""
 
     def __init__(self, model: Any, device: str) -> None:
         from timm.data.config import resolve_model_data_config
