@@ -262,7 +262,7 @@ def train(
         log.waited(log.clock() - began, partial(batches.files, batch.rows))
         loss_N = trainer.learn(batch)
         if trainer.step == before:
-            raise no_number(ranks, loss_N, batch, batches, stage, before)
+            raise nonfinite_error(ranks, loss_N, batch, batches, stage, before)
         if batch.replaced is not None:
             trainer.note(batch.replaced)
             log.replaced = sum((trainer.replaced or {}).values())
@@ -271,7 +271,7 @@ def train(
             store(trainer)
 
 
-def no_number(
+def nonfinite_error(
     ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches | Streamed, stage: str, step: int
 ) -> StageError:
     """Returns the error for a NaN or infinite loss; it names the step and all ranks' shards."""

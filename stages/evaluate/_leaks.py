@@ -55,7 +55,7 @@ def plain_text(text: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(spaced)
 
 
-def shown(batch: pa.Table, pictures: pl.DataFrame, max_distance: int) -> pl.DataFrame:
+def matching_pictures(batch: pa.Table, pictures: pl.DataFrame, max_distance: int) -> pl.DataFrame:
     """Returns near pairs of a row and a task's picture: `row`, task, kind, sample, distance."""
     row_K, code_K = _codes(batch[IMAGE.name].to_pylist())
     code_S = pictures["code"].to_numpy()
@@ -85,7 +85,7 @@ def _codes(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], NDArray[np.ui
     return np.array(rows, np.int64), phash(pictures) if rows else np.empty(0, np.uint64)
 
 
-def borne(batch: pa.Table, texts: pl.DataFrame) -> pl.DataFrame:
+def matching_texts(batch: pa.Table, texts: pl.DataFrame) -> pl.DataFrame:
     """Returns pairs of a row and a task's text in it: `row`, task, kind, sample, distance."""
     lists = batch[TEXTS.name].combine_chunks()
     text = plain_text(pc.struct_field(pc.list_flatten(lists), "text"))

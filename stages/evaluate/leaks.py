@@ -120,7 +120,7 @@ def put_found(
     mask: Mask | None = None,
 ) -> dict[str, int]:
     """Stores found/FILE, the matches of one exported file's rows; returns the number of rows."""
-    from clipmill.stages.evaluate._leaks import BATCH_ROWS, borne, shown
+    from clipmill.stages.evaluate._leaks import BATCH_ROWS, matching_pictures, matching_texts
 
     every, exported = samples_in(folder, tasks), Outputs(Storage(data))
     pictures = every.filter(pl.col("kind") == "picture")
@@ -134,7 +134,8 @@ def put_found(
             first = number * BATCH_ROWS
             a, b = np.searchsorted(kept_N, (first, first + len(batch)))
             table = pa.Table.from_batches([batch]).take(kept_N[a:b] - first)
-            for pairs in (shown(table, pictures, max_distance), borne(table, texts)):
+            near = matching_pictures(table, pictures, max_distance)
+            for pairs in (near, matching_texts(table, texts)):
                 row = pairs["row"].to_numpy()
                 where = {"uid": table[UID.name].take(row), "position": kept_N[a:b][row]}
                 named = {name: pairs[name].to_arrow() for name in (*SAMPLE, "distance")}
