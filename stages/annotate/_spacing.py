@@ -1,15 +1,15 @@
-"""Captions and concepts with spaces set by a rule, as bytes in one flat array.
+"""Inserts spaces into captions and concepts by a rule; gives bytes in one flat array.
 
-A concept matches where it stands between two spaces. The rules:
+A concept matches between two spaces. The rules:
 
 - `metaclip`: the published one. A space goes before and after a caption, and around each of
   , . ; : ? ! and the back-tick; tab, line feed and carriage return become spaces. Concepts stay as
   they are: one with a full stop never matches, and neither does `dog` in `dog-friendly`.
 - `metaclip2`: as `metaclip`, but a concept needs no space on a side where it begins or ends with
   punctuation, or with a character of a script that has no spaces.
-- `words`: ours. Captions and concepts alike are folded (NFKC and case), white space counts as one
-  space and each punctuation mark as one more, a symbol is a word, and what has no width is left
-  out. A concept needs no space on a side of a script without spaces, kana among them.
+- `words`: ours. Captions and concepts are both folded (NFKC and case). White space counts as one
+  space and each punctuation mark as one more, a symbol is a word, and zero-width characters are
+  removed. A concept needs no space on a side of a script without spaces, kana included.
 """
 
 import string
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clipmill.stages.ops.compiled import compiled
 
-# Shapes: N texts, B bytes and C characters of them all, E patterns.
+# Shapes: N texts, B bytes and C characters of all texts, E patterns.
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.uint32]  # code points
@@ -44,14 +44,14 @@ WORD, BLANK, MARK, SYMBOL, NO_WIDTH = range(5)
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts one after the other, each between two spaces and closed by END."""
+    """Concatenated texts, each between two spaces and closed by END."""
 
     utf8: Bytes  # (B,)
-    ends: NDArray[np.int64]  # (N,) place of each text's END
+    ends: NDArray[np.int64]  # (N,) index of each text's END
 
 
 def spaced(texts: pa.Array, rule: str) -> Texts:
-    """The texts with spaces set by a rule; a null is an empty text."""
+    """Inserts spaces into texts by a rule; a null becomes an empty text."""
     if rule == "words":
         utf8 = _folded(texts)
         return Texts(utf8, np.flatnonzero(utf8 == END))
@@ -59,7 +59,7 @@ def spaced(texts: pa.Array, rule: str) -> Texts:
 
 
 def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
-    """The pattern of each concept in spaced texts; empty where nothing of it is left."""
+    """Returns each concept's pattern in spaced texts; empty if no character is left."""
     is_open = np.zeros(0x110000, bool)
     if rule == "words":
         folded = _folded(concepts).tobytes().split(bytes([END]))[:-1]
@@ -76,7 +76,7 @@ def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
 
 
 def utf8_of(texts: pa.StringArray) -> tuple[Bytes, NDArray[np.int32]]:
-    """The bytes of all texts, none of which is null, and the offsets into them."""
+    """Returns the bytes of all texts, and each text's offset; there must be no null."""
     _, offsets, data = texts.buffers()
     if not len(texts):
         return np.empty(0, np.uint8), np.zeros(1, np.int32)
@@ -86,37 +86,37 @@ def utf8_of(texts: pa.StringArray) -> tuple[Bytes, NDArray[np.int32]]:
 
 @compiled()
 def _wrapped(utf8, offset, kind):
-    """(B,) bytes of every text with its spaces and END, and (N,) the place of each END."""
+    """Returns (B,) bytes of all texts with their spaces and END, and (N,) the index of each END."""
     texts = len(offset) - 1
     size = 3 * texts
     for place in range(offset[0], offset[-1]):
         size += 3 if kind[utf8[place]] == 1 else 1
     out = np.empty(size, np.uint8)
     ends = np.empty(texts, np.int64)
-    at = 0
+    end = 0
     for text in range(texts):
-        out[at] = SPACE
-        at += 1
+        out[end] = SPACE
+        end += 1
         for place in range(offset[text], offset[text + 1]):
             byte = utf8[place]
             if kind[byte] == 0:
-                out[at] = byte
-                at += 1
+                out[end] = byte
+                end += 1
             elif kind[byte] == 1:
-                out[at], out[at + 1], out[at + 2] = SPACE, byte, SPACE
-                at += 3
+                out[end], out[end + 1], out[end + 2] = SPACE, byte, SPACE
+                end += 3
             else:
-                out[at] = SPACE
-                at += 1
-        out[at], out[at + 1] = SPACE, END
-        ends[text] = at + 1
-        at += 2
+                out[end] = SPACE
+                end += 1
+        out[end], out[end + 1] = SPACE, END
+        ends[text] = end + 1
+        end += 2
     return out, ends
 
 
 @cache
 def _kinds() -> Bytes:
-    """(256,) for every byte: 1 where a space goes before and after, 2 where it becomes a space."""
+    """Returns (256,) the kind of each byte: 1 gets spaces around it, 2 becomes a space, else 0."""
     kind = np.zeros(256, np.uint8)
     kind[list(WRAPPED)] = 1
     kind[list(BLANKS)] = 2
@@ -124,8 +124,8 @@ def _kinds() -> Bytes:
 
 
 def _folded(texts: pa.Array) -> Bytes:
-    """The texts by the rule `words`, each between two spaces and closed by END."""
-    # A NUL before each text: nothing composes with it, so one call folds them all.
+    """Folds texts by the rule `words`, each between two spaces and closed by END."""
+    # A NUL before each text: no character composes with it, so one call folds all texts.
     plain = pc.replace_substring(pc.fill_null(texts, ""), "\0", " ").to_pylist()
     whole = unicodedata.normalize("NFKC", "\0".join(["", *plain]))
     codes_C = _codes(unicodedata.normalize("NFKC", whole.casefold()))
@@ -154,22 +154,22 @@ def _codes(text: str) -> Codes:
 
 
 def _before(is_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`is_C` of the character before each."""
+    """Returns `is_C` of each character's predecessor."""
     return np.append(False, is_C)[: len(is_C)]
 
 
-def _mark(is_such: NDArray[np.bool_], ranges: tuple[tuple[int, int], ...]) -> None:
+def _mark(is_marked: NDArray[np.bool_], ranges: tuple[tuple[int, int], ...]) -> None:
     for low, high in ranges:
-        is_such[low : high + 1] = True
+        is_marked[low : high + 1] = True
 
 
 @cache
 def _classes() -> NDArray[np.uint8]:
-    """The class of every character by the rule `words`."""
+    """Returns the class of every character by the rule `words`."""
     by_category = {**dict.fromkeys("LMN", WORD), **dict.fromkeys("ZC", BLANK), "P": MARK}
     class_C = np.full(0x110000, SYMBOL, np.uint8)
     for code in range(len(class_C)):
         category = unicodedata.category(chr(code))
         class_C[code] = NO_WIDTH if category == "Cf" else by_category.get(category[0], SYMBOL)
-    class_C[0xFE00:0xFE10] = NO_WIDTH  # variation selectors: the same, as text or as picture
+    class_C[0xFE00:0xFE10] = NO_WIDTH  # variation selectors: text or picture of one character
     return class_C

@@ -1,9 +1,9 @@
-"""Which of many patterns each of many texts contains: exact, word by word, in compiled code.
+"""Finds which of many patterns each of many texts contains: exactly, in compiled code.
 
-From every place where a pattern may begin, a hash runs along the text. At the end of each word (or
-of each character, for a pattern that needs no space around it) it is looked up among the beginnings
-of patterns; where it is none, no pattern goes on from there. A whole pattern is then compared byte
-by byte, so no hash decides.
+From every possible start of a pattern, a hash runs along the text. At the end of each word (or of
+each character, for a pattern that needs no space around it) it is looked up among the prefixes of
+patterns; the search ends if it is not there. A whole pattern is compared byte by byte, so the
+result does not depend on hashes.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts, E patterns, S slots of a table, M matches.
 
-BASIS, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # FNV-1a's
+BASIS, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # of FNV-1a
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 NONE = -1
-FEW = 32  # matches that are sorted by insertion
+FEW = 32  # up to this many matches are sorted by insertion
 Table = tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.bool_]]
 
 
 class Finder:
-    """Patterns to look for. An empty pattern is never found; of equal ones the first is."""
+    """A set of patterns to find; empty ones never match, and of equal ones the first does."""
 
     def __init__(self, patterns: pa.StringArray) -> None:
         self.utf8, offset = utf8_of(patterns)
@@ -32,7 +32,7 @@ class Finder:
         closed_E = length_E > 2
         closed_E[closed_E] &= self.utf8[self.start_E[closed_E]] == SPACE
         closed_E[closed_E] &= self.utf8[self.stop_E[closed_E] - 1] == SPACE
-        self.start_E += closed_E  # without its spaces a closed pattern is whole words
+        self.start_E += closed_E  # a closed pattern is whole words; its spaces are removed
         self.stop_E -= closed_E
         open_E = ~closed_E & (length_E > 0)
         self.words = self._table(np.flatnonzero(closed_E), by_word=True)
@@ -40,8 +40,10 @@ class Finder:
         self.has_open = bool(open_E.any())
 
     def _table(self, pattern: NDArray[np.int64], by_word: bool) -> Table:
-        """(S,) hashes of beginnings, 0 in a free slot; the pattern that one is, or NONE; whether it
-        goes on to a longer one. ValueError where two patterns have one hash: odds 10^-8."""
+        """Builds a hash table of prefixes, by slot: hash (0 if free), pattern or NONE, has_longer.
+
+        has_longer: a longer pattern begins so. Raises ValueError at a collision: odds 10^-8.
+        """
         where = (self.utf8, self.start_E, self.stop_E, pattern, by_word)
         slots = 1 << max(4, (2 * int(_beginnings(*where))).bit_length())
         table = (
@@ -55,12 +57,12 @@ class Finder:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the tables."""
+        """Size of the tables in bytes."""
         arrays = (self.utf8, self.start_E, self.stop_E, *self.words, *self.characters)
         return sum(array.nbytes for array in arrays)
 
     def find(self, texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """(N,) number of patterns in each text, and (M,) these patterns, ascending, each once."""
+        """Returns (N,) the number of patterns in each text, and (M,) these, ascending, distinct."""
         room = 16 * len(texts.ends)
         while True:
             count_N, pattern_M = _found(
@@ -74,11 +76,11 @@ class Finder:
 
 
 @compiled()
-def _slot(key_S, wanted):
-    """Where a hash is in the table, or the free slot where it would be."""
+def _slot(key_S, key):
+    """Returns a hash's slot in the table, or the free slot for it."""
     mask = np.uint64(len(key_S) - 1)
-    slot = ((wanted * SPREAD) >> np.uint64(32)) & mask
-    while key_S[slot] != 0 and key_S[slot] != wanted:
+    slot = ((key * SPREAD) >> np.uint64(32)) & mask
+    while key_S[slot] != 0 and key_S[slot] != key:
         slot = (slot + np.uint64(1)) & mask
     return slot
 
@@ -91,7 +93,7 @@ def _hashed(value, byte):
 
 @compiled()
 def _ends(utf8, place, by_word):
-    """Whether a pattern's beginning may end before this byte."""
+    """Returns whether a prefix may end before this byte."""
     return utf8[place] == SPACE if by_word else (utf8[place] & 0xC0) != 0x80
 
 
@@ -107,7 +109,7 @@ def _equal(text, start, stop, utf8, begin, end):
 
 @compiled()
 def _beginnings(utf8, start_E, stop_E, pattern, by_word):
-    """Number of beginnings; one that several patterns share counts for each."""
+    """Counts the prefixes of all patterns, shared ones repeatedly."""
     count = len(pattern)
     for e in pattern:
         for place in range(start_E[e], stop_E[e]):
@@ -117,7 +119,7 @@ def _beginnings(utf8, start_E, stop_E, pattern, by_word):
 
 @compiled()
 def _fill(utf8, start_E, stop_E, pattern, by_word, key_S, pattern_S, more_S):
-    """Puts the patterns into their table; False where two different ones have one hash."""
+    """Fills the table with patterns; returns False if two different ones have one hash."""
     for e in pattern:
         value = BASIS
         for place in range(start_E[e], stop_E[e]):
@@ -140,15 +142,15 @@ def _found(
     text, end_N, utf8, start_E, stop_E, word_S, word_pattern_S, word_more_S,
     character_S, character_pattern_S, character_more_S, has_open, room,
 ):  # fmt: skip
-    """Counts and patterns of `Finder.find`. Patterns past the room given are counted only."""
+    """Returns counts and patterns for `Finder.find`; patterns past `room` are counted only."""
     count_N = np.zeros(len(end_N), np.int64)
     pattern_M = np.empty(room, np.int32)
-    seen_E = np.full(len(start_E), NONE, np.int64)  # the last text that had it
+    seen_E = np.full(len(start_E), NONE, np.int64)  # the last text that had the pattern
     total, start = 0, 0
     for n in range(len(end_N)):
         end, first = end_N[n], total
         for begin in range(start, end):
-            if text[begin] == SPACE:  # whole words that begin after it
+            if text[begin] == SPACE:  # whole words begin after it
                 value, place = BASIS, begin + 1
                 while place < end:
                     if text[place] == SPACE:
@@ -166,10 +168,10 @@ def _found(
                             break
                     value = _hashed(value, text[place])
                     place += 1
-            if has_open and (text[begin] & 0xC0) != 0x80:  # characters that begin here
+            if has_open and (text[begin] & 0xC0) != 0x80:  # a character begins here
                 value, place = _hashed(BASIS, text[begin]), begin + 1
                 while place <= end:
-                    if (text[place] & 0xC0) != 0x80:  # END too is none of UTF-8's later bytes
+                    if (text[place] & 0xC0) != 0x80:  # at END, too
                         slot = _slot(character_S, value)
                         if character_S[slot] == 0:
                             break
@@ -191,14 +193,14 @@ def _found(
 
 
 @compiled()
-def _sort(some):
-    """Sorts in place, for few items."""
-    if len(some) > FEW:
-        some.sort()
+def _sort(values):
+    """Sorts in place; fast for few items."""
+    if len(values) > FEW:
+        values.sort()
         return
-    for place in range(1, len(some)):
-        value, before = some[place], place - 1
-        while before >= 0 and some[before] > value:
-            some[before + 1] = some[before]
+    for place in range(1, len(values)):
+        value, before = values[place], place - 1
+        while before >= 0 and values[before] > value:
+            values[before + 1] = values[before]
             before -= 1
-        some[before + 1] = value
+        values[before + 1] = value

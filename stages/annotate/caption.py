@@ -1,4 +1,4 @@
-"""Counts of a caption: words, tokens, characters, letters, tags, garbling."""
+"""Counts a caption's words, tokens, characters, letters, tags and garbled characters."""
 
 from dataclasses import dataclass
 
@@ -33,16 +33,16 @@ CAPTION_IS_FILENAME = Column(
     "caption_is_filename", pa.bool_(), "verdict", "Whether it ends as an image file's name does."
 )
 
-# Exactly what Python's str.split() splits at; a regular expression's \s has four fewer.
+# Exactly the whitespace of Python's str.split(); a regular expression's \s has four fewer.
 SPACE = (
     r"\t-\r\x1C-\x20\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}"
 )
 WORD = f"[^{SPACE}]+"
-TOKEN = r"[^ \t-\r\x00]+|\n"  # fastText reads a newline as the end of a sentence, itself a token
+TOKEN = r"[^ \t-\r\x00]+|\n"  # for fastText a newline ends a sentence, and is a token
 LETTER = r"[\p{L}\p{M}]"
 TAG = r"<(?:!--|[/!]?[A-Za-z])[^<>]*>|&(?:[A-Za-z][A-Za-z0-9]*|#[0-9]+|#[xX][0-9A-Fa-f]+);"
-# A UTF-8 character: a first byte says how many of 80 to BF follow. Windows-1252 shows some of
-# those as punctuation: U+2019 comes out as "â€™".
+# A UTF-8 character: the first byte tells how many bytes 80 to BF follow. Windows-1252 shows some of
+# these as punctuation: U+2019 becomes "â€™".
 LATER = r"[\x{80}-\x{BF}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"  # noqa: RUF001
 MOJIBAKE = rf"[Â-ß]{LATER}|[à-ï]{LATER}{{2}}|[ð-ô]{LATER}{{3}}"
 FILENAME = r"(?i)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|ico|heic|avif)\s*$"
@@ -50,13 +50,13 @@ FILENAME = r"(?i)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|ico|heic|avif)\s*$"
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(RowStage):
-    """Words, tokens, characters, letters, tags, garbling: counts from 0; null without text.
+    """Counts of words, tokens, characters, letters, tags and garbled characters; null without text.
 
-    Source: words and characters as DataComp's basic filter counts them, in Python; tokens as its
-    caption filter does, by fastText (Dictionary::readWord).
+    Source: words and characters as in DataComp's basic filter, in Python; tokens as in its caption
+    filter, by fastText (Dictionary::readWord).
     Error: words and characters equal Python's on every code point. Letters follow the Unicode
-    version of polars. Two characters can stand together by chance as garbled ones do („Spaß“
-    counts 1): ask for two, or for a share of caption_chars.
+    version of polars. Two characters may look garbled by chance („Spaß“ counts 1): filter by two or
+    more, or by a share of caption_chars.
     Example: {after: [ingest.datacomp]}
     """
 
@@ -74,8 +74,8 @@ class Caption(RowStage):
 
 
 def caption(batch: pa.Table) -> pa.Table:
-    """The counts of every caption, and a reason where there is none."""
-    import polars as pl  # its regular expressions outrun Arrow's and are as exact
+    """Returns the counts of every caption, or a reason."""
+    import polars as pl  # its regular expressions are faster than Arrow's, and as exact
 
     text = pl.col(TEXT.name).str
     counted = pl.DataFrame(batch.select([TEXT.name])).select(

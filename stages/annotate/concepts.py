@@ -1,4 +1,4 @@
-"""The concepts of a list that a caption contains."""
+"""Matches captions with a list of concepts."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,24 +25,24 @@ from clipmill.stages.ops.outside import concept_list, need_file
 
 @dataclass(frozen=True, kw_only=True)
 class Concepts(RowStage):
-    """Positions in the list of every concept in the caption, ascending; null without a caption.
+    """List positions of every concept in the caption, ascending, distinct; null without a caption.
 
-    `concept_list` is the digest of the list, by which select.balance knows the list.
-    The rules of spacing are in stages/annotate/_spacing.py; each concept counts once a caption.
+    `concept_list` is the digest of the list, which identifies it to select.balance.
+    The rules of spacing are in stages/annotate/_spacing.py.
 
     Source: MetaCLIP (Xu et al. 2024), section 3.2; `metaclip2` is the rule of MetaCLIP 2 (Chuang et
     al. 2025), with `by_language` for its lists, one a language.
-    Error: none; hashes find and characters decide. Of concepts that a rule makes equal (`The` and
-    `the` under `words`), the first in the list stands for all.
+    Error: none: matches by hash are compared by characters. If a rule makes concepts equal (`The`
+    and `the` under `words`), the first in the list represents all.
     Example: {after: [ingest.datacomp], concepts: concepts.parquet}
     """
 
-    # the list: Parquet of `clipmill concepts build`, or the JSON that MetaCLIP publishes
+    # the list: Parquet of `clipmill concepts build`, or MetaCLIP's published JSON
     concepts: NonEmpty
-    digest: NonEmpty | None = None  # of the list, to hold it to; a new one matches anew
-    # how a concept is found in a caption: as MetaCLIP, as MetaCLIP 2, or at borders of words
+    digest: NonEmpty | None = None  # expected digest of the list; a new one matches anew
+    # matching rule: as MetaCLIP, as MetaCLIP 2, or at borders of words
     rule: Literal["metaclip", "metaclip2", "words"] = "metaclip"
-    by_language: bool = False  # a caption meets the concepts of its own language only
+    by_language: bool = False  # match a caption with the concepts of its own language only
 
     version = 1
     determinism = "exact"
@@ -75,7 +75,7 @@ class Concepts(RowStage):
 
 
 class Lists:
-    """The concepts to match with, by language or for all; a finder is built when first used."""
+    """The concepts to match, by language or for all; a finder is built when first used."""
 
     def __init__(self, concepts: ConceptList, rule: str, by_language: bool) -> None:
         self.digest, self.rule, self.entries = concepts.digest, rule, concepts.entries
@@ -85,7 +85,7 @@ class Lists:
         self.finder = cache(self._built)
 
     def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
-        """Positions in the list of each text's concepts, ascending; an empty list without any."""
+        """Returns list positions of each text's concepts, ascending; empty without any."""
         from clipmill.stages.annotate._spacing import spaced
 
         count_N, place_M = self.finder(language).find(spaced(texts, self.rule))
@@ -102,7 +102,7 @@ class Lists:
 
 
 def matched(batch: pa.Table, *, by_language: bool, lists: Lists) -> pa.Table:
-    """Concepts of every caption, and a reason wherever there is none."""
+    """Returns the concepts of every caption, or a reason."""
     text = batch[TEXT.name].combine_chunks()
     undefined = {
         "no_text": text.is_null(),
@@ -129,7 +129,7 @@ def matched(batch: pa.Table, *, by_language: bool, lists: Lists) -> pa.Table:
 def matched_by_language(
     text: pa.StringArray, language: pa.StringArray, lists: Lists
 ) -> pa.ListArray:
-    """Concepts of each caption in the list of its language; null without such a list."""
+    """Returns each caption's concepts by its language's list; null without that list."""
     row_N, parts = np.empty(0, np.int64), [pa.nulls(0, CONCEPT_IDS.dtype)]
     for name in pc.unique(language).to_pylist():
         here = language.is_null() if name is None else pc.equal(language, name).fill_null(False)

@@ -1,4 +1,4 @@
-"""What an image looks like, cheaply: its size and shape, light, colour and sharpness."""
+"""Measures an image cheaply: size and shape, light, colour and sharpness."""
 
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ SHARPNESS = Column("sharpness", pa.float32(), "0 up", "Variance of the grey imag
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateImage(RowStage):
-    """Format, frames, size, light, colour and sharpness; null where nothing can be decoded.
+    """Format, frames, size, light, colour and sharpness; null if the image does not decode.
 
-    Source: min_side and aspect_ratio as DataComp's basic filter takes them; grey is Rec. 601;
+    Source: min_side and aspect_ratio as in DataComp's basic filter; grey is Rec. 601;
     colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000.
-    Error: light, colour and sharpness see the decoded image, which is at most a megapixel; grey is
+    Error: light, colour and sharpness are of the decoded image, at most a megapixel; grey is
     rounded to 8 bits, up to 0.5 off. Sharpness grows with noise and with JPEG blocks.
     Example: {after: [ingest.image_folder]}
     """
@@ -50,9 +50,9 @@ class AnnotateImage(RowStage):
 
 
 def annotate(batch: pa.Table) -> pa.Table:
-    """The measures of every row, and a reason wherever there are none."""
+    """Returns the measures of every row, or a reason."""
     image, pixels = batch[IMAGE.name], batch[PIXELS.name]
-    rows = [  # images differ in size: one at a time
+    rows = [  # one at a time, as images differ in size
         {} if rgb is None else {**shape(body), **look(rgb)}
         for body, rgb in zip(image.to_pylist(), rows_of(pixels), strict=True)
     ]
@@ -65,7 +65,7 @@ def annotate(batch: pa.Table) -> pa.Table:
 
 
 def shape(body: bytes) -> dict[str, str | int | float]:
-    """What the header tells, of an image that was decoded."""
+    """Returns the measures of the header of a decodable image."""
     from clipmill.stages.ops.images.decode import probe
 
     header = probe(body)
@@ -79,7 +79,7 @@ def shape(body: bytes) -> dict[str, str | int | float]:
 
 
 def look(rgb_HW3: NDArray[np.uint8]) -> dict[str, float]:
-    """What the pixels tell."""
+    """Returns the measures of the pixels."""
     import cv2
 
     grey_HW = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2GRAY)
@@ -92,7 +92,7 @@ def look(rgb_HW3: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def colorfulness(rgb_HW3: NDArray[np.uint8]) -> float:
-    """Spread and distance from grey of the opponent colours red-green and yellow-blue."""
+    """Returns spread plus 0.3 times distance from grey, in red-green and yellow-blue axes."""
     red_HW, green_HW, blue_HW = np.moveaxis(rgb_HW3.astype(np.int16), 2, 0)
     red_green_HW, yellow_blue_HW = red_HW - green_HW, (red_HW + green_HW) / 2 - blue_HW
     spread = np.hypot(red_green_HW.std(), yellow_blue_HW.std())

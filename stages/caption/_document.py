@@ -1,4 +1,4 @@
-"""A YAML file whose values know their lines, so that an error can name one."""
+"""Reads YAML files with line numbers, for errors that name a line."""
 
 import yaml
 
@@ -10,7 +10,7 @@ MOST_BYTES = 250_000
 
 
 class Document:
-    """A YAML mapping whose values know their lines; RecipeError where there is none."""
+    """A YAML mapping with line numbers; raises RecipeError if it cannot be read."""
 
     def __init__(self, uri: str) -> None:
         self.name = redacted(uri)
@@ -27,36 +27,36 @@ class Document:
             root = yaml.compose(body.decode(), yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
-            said = getattr(error, "problem", None) or str(error)
-            raise self.wrong(said, mark.line + 1 if mark else 1, "mend the YAML") from None
+            problem = getattr(error, "problem", None) or str(error)
+            raise self.wrong(problem, mark.line + 1 if mark else 1, "mend the YAML") from None
         self.fields = self.mapping(root, "fields")
 
-    def wrong(self, found: str, at: yaml.Node | int | None, do: str) -> RecipeError:
-        """The error that names the line of a value, or a line."""
-        line = at if isinstance(at, int) else line_of(at)
+    def wrong(self, found: str, place: yaml.Node | int | None, do: str) -> RecipeError:
+        """Returns an error that names a line; `place` is a value or a line."""
+        line = place if isinstance(place, int) else line_of(place)
         return RecipeError(found, f"{self.name}:{line}", do)
 
     def mapping(self, node: yaml.Node | None, what: str) -> dict[str, yaml.Node]:
-        """The values of a mapping by their keys."""
+        """Returns the values of a mapping by their keys; refuses repeated keys."""
         if not isinstance(node, yaml.MappingNode):
             raise self.wrong(f"no {what}", node, f"write {what} as `name: value`")
-        found: dict[str, yaml.Node] = {}
+        values: dict[str, yaml.Node] = {}
         for key, value in node.value:
             name = str(key.value)
-            if name in found:
+            if name in values:
                 raise self.wrong(f"'{name}' stands twice", key, "keep one of the two")
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     def items(self, name: str) -> list[yaml.Node]:
-        """The values of a field that is a list."""
+        """Returns the values of a field that is a list."""
         node = self.fields[name]
         if not isinstance(node, yaml.SequenceNode):
             raise self.wrong(f"`{name}` is no list", node, "write a `- ` before each")
         return list(node.value)
 
     def only(self, fields: dict[str, yaml.Node], needed: tuple[str, ...], *others: str) -> None:
-        """RecipeError where a field is missing or is none of these."""
+        """Checks that no field is missing or unknown; raises RecipeError."""
         for name, value in fields.items():
             if name not in (*needed, *others):
                 known = did_you_mean(name, (*needed, *others), "its fields are")
@@ -67,7 +67,7 @@ class Document:
                 raise self.wrong(f"no field '{name}'", first, f"write `{name}:`")
 
     def text(self, node: yaml.Node, name: str) -> str:
-        """A text that is not empty, without space around it."""
+        """Returns a text, stripped; refuses an empty one."""
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
             raise self.wrong(f"the field '{name}' is empty", node, "write a text there")
         return str(node.value).strip()

@@ -1,4 +1,4 @@
-"""Prompts of caption stages: a text with places for captions, a label, and a length."""
+"""Reads prompts of caption stages: a text with places for captions, a label, and a length."""
 
 import hashlib
 import re
@@ -15,9 +15,9 @@ WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 @dataclass(frozen=True)
 class Template:
-    """What is asked, with `{text}` where the pool's caption goes and `{caption}` for a made one."""
+    """A prompt, with places `{text}` for the pool's caption and `{caption}` for a generated one."""
 
-    name: str  # its `id`
+    name: str  # `id` in the file
     label: str
     max_tokens: int
     text: str
@@ -36,26 +36,26 @@ class Template:
 
 
 def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] = ()) -> Template:
-    """The prompt of a name, ours or a user's file; RecipeError, with the line, for a bad one.
+    """Reads a prompt, ours or a user's file; raises RecipeError, with the line, for a bad one.
 
-    `needs` are the places that its text must have, `may` those that it may have too.
+    `needs` are places that its text must have, `may` others that it may have.
     """
     from clipmill.stages.caption._document import Document  # YAML: not in a worker
 
     document = Document(path_of(name, "prompts", key))
     document.only(document.fields, ("id", "label", "max_tokens", "text"), "system")
-    said = {field: document.text(node, field) for field, node in document.fields.items()}
+    values = {field: document.text(node, field) for field, node in document.fields.items()}
     for field in ("id", "label"):
-        if not WORD.fullmatch(said[field]):
+        if not WORD.fullmatch(values[field]):
             do = "write small letters, digits and _"
-            raise document.wrong(f"{field} is {said[field]!r}", document.fields[field], do)
-    if not NUMBER.fullmatch(said["max_tokens"]):
-        found = f"max_tokens is {said['max_tokens']!r}"
+            raise document.wrong(f"{field} is {values[field]!r}", document.fields[field], do)
+    if not NUMBER.fullmatch(values["max_tokens"]):
+        found = f"max_tokens is {values['max_tokens']!r}"
         do = "write a whole number from 1"
         raise document.wrong(found, document.fields["max_tokens"], do)
-    places = set(PLACE.findall(said["text"]))
+    places = set(PLACE.findall(values["text"]))
     for place in sorted(places - {*needs, *may}):
-        known = ", ".join(f"{{{one}}}" for one in (*needs, *may)) or "none"
+        known = ", ".join(f"{{{name}}}" for name in (*needs, *may)) or "none"
         do = f"places that this stage fills are: {known}"
         raise document.wrong(f"unknown place {{{place}}}", document.fields["text"], do)
     for place in needs:
@@ -63,11 +63,11 @@ def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] 
             do = f"write {{{place}}} where that caption goes"
             raise document.wrong(f"no place {{{place}}}", document.fields["text"], do)
     return Template(
-        name=said["id"],
-        label=said["label"],
-        max_tokens=int(said["max_tokens"]),
-        text=said["text"],
-        system=said.get("system", ""),
+        name=values["id"],
+        label=values["label"],
+        max_tokens=int(values["max_tokens"]),
+        text=values["text"],
+        system=values.get("system", ""),
     )
 
 
@@ -76,22 +76,22 @@ ENDINGS = (".yaml", ".yml")
 
 
 def is_path(name: str) -> bool:
-    """Whether a setting names a user's file, and not one of ours."""
+    """Returns whether a setting names a user's file, not one of ours."""
     return name.endswith(ENDINGS)
 
 
 def stem(name: str) -> str:
-    """The name of a file without its folder and ending: what a `prompt_id` begins with."""
+    """Returns a file's name without folder and ending, for a `prompt_id`."""
     return Path(name).stem if is_path(name) else name
 
 
 def prompt_id(name: str, template: str) -> str:
-    """`NAME@8 hex digits`: other words of a prompt give another id."""
+    """Returns `NAME@8 hex digits`; the digits are a hash of the prompt's text."""
     return f"{stem(name)}@{hashlib.sha256(template.encode()).hexdigest()[:8]}"
 
 
 def path_of(name: str, folder: str, key: str) -> str:
-    """Where the file of a name lies; RecipeError where it is neither ours nor a path."""
+    """Returns the path of a named file; raises RecipeError if it is neither ours nor a path."""
     if is_path(name):
         return name
     ours = sorted(file.stem for file in (HERE / folder).glob("*.yaml"))

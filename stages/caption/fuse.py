@@ -1,4 +1,4 @@
-"""A caption found and a caption made, joined into one sentence by a language model."""
+"""Joins the pool's caption and a generated one by a language model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
     AskingStage,
-    Said,
+    Outcome,
     all_of,
     cleaned,
     columns_of,
@@ -27,35 +27,35 @@ from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
 
 PLACES = ("caption", "text")
-MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a made one
+MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a generated one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fused(Decoding):
-    """How a fused sentence is drawn; its length is the prompt's."""
+    """Decoding of a fused sentence; the prompt sets its length."""
 
-    max_tokens: OneUp = 1024  # of an answer at most, whatever the prompt's file says
+    max_tokens: OneUp = 1024  # cap of an answer, besides that of the prompt's file
     temperature: Annotated[float, Meta(ge=0, le=10)] = 0.7
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fuse(AskingStage):
-    """The pool's caption joined with each made one, a text of each; null where there is none.
+    """The pool's caption joined with each generated one, a text for each; null without any.
 
-    An answer that refuses, or begins with a courtesy, is asked for again, `attempts` times in all.
+    A model that refuses, or begins with a courtesy, is asked again, up to `attempts` times in all.
 
     Source: VeCLIP (Lai et al. 2023) for `veclip`, one short sentence; VeCap-v2 (2024) for `afc`,
-        the web caption in a long description. Departs: prompts and decoding of our own; they name
-        none that could be read.
-    Error: what the model makes up or loses: judge texts with score.caption.
+        the web caption in a long description. Departs: prompts and decoding of our own, as theirs
+        are not published.
+    Error: the model may invent or omit facts: judge texts with score.caption.
     Example: {after: [ingest.datacomp, caption.rewrite], model: reference}
     """
 
-    # lists of made captions, as `captions` or `stage.captions`: each text of them is joined
+    # lists of generated captions, as `captions` or `stage.captions`; each text is joined
     captions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("captions",)
-    prompt: NonEmpty = "veclip"  # what is asked: veclip, afc, or a YAML file of your own
-    attempts: OneUp = 3  # answers asked for, until one is a caption
+    prompt: NonEmpty = "veclip"  # veclip, afc, or a YAML file of your own
+    attempts: OneUp = 3  # cap on answers, until one is a caption
     form: Form = "chat"  # completion for models that are not tuned to chat
     decoding: Fused = Fused()
 
@@ -64,7 +64,7 @@ class Fuse(AskingStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        len(self.template.text)  # a prompt that is not as it should be stops the plan
+        len(self.template.text)  # reads the prompt, so that a bad one stops the plan
 
     @cached_property
     def template(self) -> Template:
@@ -84,13 +84,16 @@ class Fuse(AskingStage):
 
 
 async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker) -> pa.Table:
-    """The joined captions of every row, and a reason wherever there is none."""
+    """Returns the joined captions of every row, or a reason."""
     template = settings.template
     seeds = seeds_of(batch, worker, template.prompt_id)
-    lists = zip(*(batch[name].to_pylist() for name in settings.captions), strict=True)
-    made = [[it["text"] for one in of_row for it in one or () if it["text"]] for of_row in lists]
+    rows_of_lists = zip(*(batch[name].to_pylist() for name in settings.captions), strict=True)
+    generated = [
+        [entry["text"] for entries in lists for entry in entries or () if entry["text"]]
+        for lists in rows_of_lists
+    ]
 
-    async def said(seed: int, text: str, caption: str) -> Said:
+    async def ask(seed: int, text: str, caption: str) -> Outcome:
         filled = template.filled(text=text, caption=cleaned(caption, MOST_WORDS["caption"]))
         prompt = Prompt(text=filled, system=template.system, max_tokens=template.max_tokens)
         reason = None
@@ -101,20 +104,20 @@ async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker
                 reason = answer.reason
                 break
             if joined and not is_reply(joined):
-                return Said(text=joined, prompt_id=template.prompt_id, label=template.label)
+                return Outcome(text=joined, prompt_id=template.prompt_id, label=template.label)
             reason = "no_caption_in_answer" if joined else "empty_answer"
-        return Said(reason=reason, prompt_id=template.prompt_id, label=template.label)
+        return Outcome(reason=reason, prompt_id=template.prompt_id, label=template.label)
 
-    async def row(number: int, text: str | None) -> list[Said] | str:
+    async def ask_row(number: int, text: str | None) -> list[Outcome] | str:
         if text is None:
             return "no_text"
         text = cleaned(text, MOST_WORDS["text"])
         if not text:
             return "empty_text"
-        if not made[number]:
+        if not generated[number]:
             return "no_captions"
-        return await all_of(said(seeds[number], text, caption) for caption in made[number])
+        return await all_of(ask(seeds[number], text, caption) for caption in generated[number])
 
     texts = batch[TEXT.name].to_pylist()
-    rows = await all_of(row(number, text) for number, text in enumerate(texts))
+    rows = await all_of(ask_row(number, text) for number, text in enumerate(texts))
     return columns_of(rows, worker, settings.model)

@@ -1,4 +1,4 @@
-"""Captions of other images, or texts of a corpus, that are near an image."""
+"""Retrieves captions of other images, or texts of a corpus, that are near an image."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,17 +39,17 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.caption._corpus import (
     CELL,
-    MET,
+    CELL_SCHEMA,
     VECTOR,
     Cells,
     ParquetTexts,
-    Wanted,
+    TextFilter,
     best,
     centres_of,
     in_cells,
     nearest_texts,
     need_one_width,
-    nobody,
+    none_near,
     once_in_order,
     texts_of,
 )
@@ -67,42 +67,42 @@ CAPTION_COSINES = Column(
     "caption_cosines", pa.list_(pa.float32()), "cosine", "How near each text of `captions` is."
 )
 RETRIEVED = "retrieved"  # the label of a text
-BLOCK = 16_384  # texts that a shard is compared with at a time
+BLOCK = 16_384  # texts compared with a shard at a time
 FOUND, COSINES = "found", "cosines"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve(DatasetStage):
-    """The `most` texts nearest to a row's image, nearest first; null where there is none.
+    """The `most` distinct texts nearest to a row's image, nearest first; null if there is none.
 
-    Texts are the captions of the pool's other rows, or those of `corpus`; the row's own caption,
-    and one equal to it, is never among them, and no text is twice. caption_cosines says how near
-    each is. Of equal cosines the text that sorts first is taken. captions_missing says how many of
-    `most` were not found. Rows that an earlier select dropped get none and give none.
+    Texts are the captions of the pool's other rows, or those of `corpus`, without texts equal to
+    the row's own caption. caption_cosines has the cosine of each; ties go to the text that sorts
+    first. captions_missing is `most` minus the number found. Rows that an earlier select dropped
+    neither get texts nor give any.
 
-    Without `centroids` every row is compared with every text. With them, as of cluster.kmeans over
-    the texts' embeddings, a row is compared with the texts of the `cells` centroids nearest to it,
-    which costs `cells` of so many parts. It finds all of the same where `cells` are all; on the
-    demo pool 53 % in one of 90 cells, 81 % in 4, 94 % in 12.
+    Without `centroids` every row is compared with every text. With centroids (cluster.kmeans over
+    the texts' embeddings) a row is compared with the texts of its `cells` nearest centroids only,
+    at a cost in proportion. With all cells it finds the same texts; on the demo pool 53 % in one of
+    90 cells, 81 % in 4, 94 % in 12.
 
     Source: RealSyn (Gu et al. 2025): 3 texts of the nearest of 2 M cells, of 3 to 81 words, without
     link and emoji. Departs: none of its rules on grammar, entropy and perplexity.
-    Error: cosines of unit vectors in float64, whatever the blocks and shards; stored as float32. Of
-    a text with several vectors the first of each shard counts, and of those the nearest.
+    Error: cosines of unit vectors in float64, independent of blocks and shards; stored as float32.
+    If a text has several vectors, the first of each shard counts, and the nearest of these.
     Example: {after: [ingest.image_folder, embed.clip]}
     """
 
-    most: OneUp = 3  # texts of a row
-    query: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that texts are to be near to
-    column: NonEmpty = TEXT_EMBEDDING.name  # the embeddings of the texts, by the same model
-    # Parquet files of `text` and of `column`, whose schema names its model as clipmill.model;
-    # without, the pool's captions
+    most: OneUp = 3  # cap on texts of a row
+    query: NonEmpty = IMAGE_EMBEDDING.name  # the rows' embeddings, to which texts are near
+    column: NonEmpty = TEXT_EMBEDDING.name  # the texts' embeddings, by the same model
+    # Parquet files with `text` and `column`, whose schema has the model as clipmill.model; null:
+    # the pool's captions
     corpus: NonEmpty | None = None
-    centroids: NonEmpty | None = None  # of cells of texts: stage:NAME, or a Parquet of them
-    cells: OneUp = 1  # nearest centroids of a row whose texts it is compared with
-    min_words: ZeroUp = 3  # a text with fewer is not taken
-    max_words: OneUp = 81  # nor one with more
-    plain: bool = True  # nor one with a link or an emoji
+    centroids: NonEmpty | None = None  # of cells of texts: stage:NAME, or a Parquet file
+    cells: OneUp = 1  # number of nearest centroids whose texts a row is compared with
+    min_words: ZeroUp = 3  # least words of a text
+    max_words: OneUp = 81  # cap on words of a text
+    plain: bool = True  # leave out texts with a link or an emoji
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
@@ -124,7 +124,7 @@ class Retrieve(DatasetStage):
     def reads(self) -> tuple[Column, ...]:
         query = replace(IMAGE_EMBEDDING, name=self.query)
         own = () if self.corpus else (replace(TEXT_EMBEDDING, name=self.column),)
-        return (TEXT, query, *(it for it in own if it.name != query.name))
+        return (TEXT, query, *(column for column in own if column.name != query.name))
 
     @property
     def resources(self) -> Resources:
@@ -136,15 +136,14 @@ class Retrieve(DatasetStage):
             need_either(self.corpus, "corpus", "name a Parquet of texts, or a folder of them")
 
     def outside(self) -> str:
-        """Names, sizes and times of the corpus' files and of the centroids'."""
+        """Returns a digest of names, sizes and times of the corpus' files and of the centroids'."""
         files = files_of(self.corpus) if self.corpus else ()
-        return digest(
-            [listing_digest(self.centroids), *([it.name, it.size, it.mtime_ns] for it in files)]
-        )
+        listed = ([file.name, file.size, file.mtime_ns] for file in files)
+        return digest([listing_digest(self.centroids), *listed])
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(
+    def text_filter(self) -> TextFilter:
+        return TextFilter(
             column=self.column,
             min_words=self.min_words,
             max_words=self.max_words,
@@ -155,10 +154,10 @@ class Retrieve(DatasetStage):
         where = f"stage '{ctx.worker.stage}'"
         if self.corpus:
             files, model = ParquetTexts.of(self.corpus, self.column, where)
-            texts: Shards = Zipped(partial(texts_of, self.wanted), (files,))
+            texts: Shards = Zipped(partial(texts_of, self.text_filter), (files,))
         else:
             model = inputs.model_of.get(self.column, "")
-            texts = ctx.map_shards(partial(texts_of, self.wanted), inputs.rows)
+            texts = ctx.map_shards(partial(texts_of, self.text_filter), inputs.rows)
         asks = inputs.model_of.get(self.query, "")
         if asks and model and asks != model:
             found = f"'{self.query}' is of model '{asks}', and '{self.column}' of '{model}'"
@@ -166,22 +165,22 @@ class Retrieve(DatasetStage):
         answer = partial(answered, self.most, ctx.worker.stage, model or None)
         ctx.say("comparing rows with texts")
         if self.centroids is None:
-            held = texts if self.corpus else ctx.keep_local(texts)
-            near = ctx.map_shards(partial(beside, self, held), inputs.rows)
+            local = texts if self.corpus else ctx.keep_local(texts)
+            near = ctx.map_shards(partial(among_all, self, local), inputs.rows)
         else:
             cells = Cells(
                 inputs.centroids, self.centroids, listing_digest(self.centroids), where, self.cells
             )
-            asked = ctx.map_shards(partial(questions, self, cells), inputs.rows)
-            told = Zipped(partial(in_cells, cells), (texts,))
-            met = ctx.shuffle(Concatenated((asked, told)), CELL)
-            parts = ctx.map_shards(partial(beside_in_cells, self.most), met)
-            near = ctx.map_shards(partial(together, self.most), ctx.shuffle(parts, UID.name))
+            queries = ctx.map_shards(partial(queries_of, self, cells), inputs.rows)
+            in_cell = Zipped(partial(in_cells, cells), (texts,))
+            by_cell = ctx.shuffle(Concatenated((queries, in_cell)), CELL)
+            parts = ctx.map_shards(partial(within_cells, self.most), by_cell)
+            near = ctx.map_shards(partial(merged, self.most), ctx.shuffle(parts, UID.name))
         ctx.restore(ctx.map_shards(answer, near))
 
 
-def query_of(stage: Retrieve, shard: pa.Table) -> tuple[NDArray[np.float32], pa.Array]:
-    """(N, D) the vectors of the rows at length 1, and why some have none."""
+def vectors_of(stage: Retrieve, shard: pa.Table) -> tuple[NDArray[np.float32], pa.Array]:
+    """Returns (N, D) the rows' vectors at length 1, and reasons of rows without one."""
     row_ND = unit_rows(as_matrix(shard[stage.query]))
     bad_N = ~np.isfinite(row_ND).all(axis=1) | (row_ND.shape[1] == 0)
     undefined = pc.make_struct(
@@ -190,11 +189,11 @@ def query_of(stage: Retrieve, shard: pa.Table) -> tuple[NDArray[np.float32], pa.
     return row_ND, pc.case_when(undefined, *Retrieve.reasons[:3])
 
 
-def beside(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
-    """The texts nearest to each row of a shard, out of all."""
-    row_ND, reason = query_of(stage, shard)
+def among_all(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
+    """Returns the nearest of all texts for each row of a shard."""
+    row_ND, reason = vectors_of(stage, shard)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
-    near = nobody()
+    near = none_near()
     for index in range(len(texts) if len(some) else 0):
         for block in texts.batches(index, BLOCK):
             more = nearest_texts(row_ND[some], block, stage.most + 1)
@@ -203,9 +202,9 @@ def beside(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
     return with_found(shard, reason, near, stage.most)
 
 
-def questions(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
-    """A row for each cell that a row looks into; one without a cell where it has no vector."""
-    row_ND, reason = query_of(stage, shard)
+def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
+    """Returns a query for each row and cell to search; its cell is null if it has no vector."""
+    row_ND, reason = vectors_of(stage, shard)
     centre_KD = centres_of(cells)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
     need_one_width(row_ND[some], centre_KD, cells.where)
@@ -213,46 +212,46 @@ def questions(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
     none = np.flatnonzero(reason.is_valid().to_numpy(zero_copy_only=False))
     row_Q = np.append(np.repeat(some, cell_Nc.shape[1]), none)
     cell_Q = np.append(cell_Nc.reshape(-1), np.full(len(none), -1, np.int32))
-    asked = {
+    queries = {
         **{name: shard[name].take(row_Q) for name in (*IDENTITY, TEXT.name)},
         CELL: pa.array(cell_Q, pa.int32(), mask=cell_Q < 0),
-        VECTOR: from_matrix(row_ND[row_Q]).cast(MET.field(VECTOR).type),
+        VECTOR: from_matrix(row_ND[row_Q]).cast(CELL_SCHEMA.field(VECTOR).type),
         REASON.name: reason.take(row_Q),
     }
-    return pa.table(asked).select(MET.names).cast(MET)
+    return pa.table(queries).select(CELL_SCHEMA.names).cast(CELL_SCHEMA)
 
 
-def beside_in_cells(most: int, met: pa.Table) -> pa.Table:
-    """The texts nearest to each row out of one cell; every cell is whole in its partition."""
-    is_text = met[SHARD.name].is_null()
-    asked, texts = met.filter(pc.invert(is_text)), met.filter(is_text)
+def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
+    """Returns the texts of its cell nearest to each query; a partition has whole cells."""
+    is_text = by_cell[SHARD.name].is_null()
+    queries, texts = by_cell.filter(pc.invert(is_text)), by_cell.filter(is_text)
     texts = texts.take(once_in_order(texts))
-    asked_N = asked[CELL].fill_null(-1).to_numpy()
-    order = np.argsort(asked_N, kind="stable")
-    row_ND, near = as_matrix(asked[VECTOR]), []
+    cell_Q = queries[CELL].fill_null(-1).to_numpy()
+    order = np.argsort(cell_Q, kind="stable")
+    row_ND, near = as_matrix(queries[VECTOR]), []
     cell_K = texts[CELL].to_numpy()
-    for rows in np.split(order, np.flatnonzero(np.diff(asked_N[order])) + 1):
-        cell = asked_N[rows[0]] if len(rows) else -1
+    for rows in np.split(order, np.flatnonzero(np.diff(cell_Q[order])) + 1):
+        cell = cell_Q[rows[0]] if len(rows) else -1
         start, stop = np.searchsorted(cell_K, [cell, cell + 1])
         if cell >= 0 and start < stop:
-            found = nearest_texts(row_ND[rows], texts.slice(start, stop - start), most + 1)
-            near.append(found.with_columns(row=pl.Series(rows).gather(found["row"])))
-    return with_found(asked, asked[REASON.name], pl.concat([nobody(), *near]), most)
+            some = nearest_texts(row_ND[rows], texts.slice(start, stop - start), most + 1)
+            near.append(some.with_columns(row=pl.Series(rows).gather(some["row"])))
+    return with_found(queries, queries[REASON.name], pl.concat([none_near(), *near]), most)
 
 
-def together(most: int, rows: pa.Table) -> pa.Table:
-    """Each row once, with the nearest of what its cells gave."""
+def merged(most: int, rows: pa.Table) -> pa.Table:
+    """Merges the texts from a row's cells; returns each row once, with its nearest."""
     row = pl.DataFrame(rows.select([SHARD.name, POSITION.name]))
     number = row.select(pl.struct(pl.all()).rank("dense").cast(pl.Int64) - 1).to_series()
-    found = pl.DataFrame(rows.select([FOUND, COSINES])).with_columns(row=number)
-    found = found.explode(FOUND, COSINES).filter(pl.col(FOUND).is_not_null())
+    texts = pl.DataFrame(rows.select([FOUND, COSINES])).with_columns(row=number)
+    texts = texts.explode(FOUND, COSINES).filter(pl.col(FOUND).is_not_null())
     first = np.unique(number.to_numpy(), return_index=True)[1]
-    near = found.select("row", text=FOUND, cosine=COSINES)
+    near = texts.select("row", text=FOUND, cosine=COSINES)
     return with_found(rows.take(first), rows[REASON.name].take(first), near, most)
 
 
 def with_found(rows: pa.Table, reason: pa.Array, near: pl.DataFrame, most: int) -> pa.Table:
-    """Who the rows are, their own caption, and the `most` nearest texts that it is not."""
+    """Returns the rows with the `most` nearest texts that differ from their own caption."""
     own = pl.Series("own", rows[TEXT.name]).gather(near["row"])
     near = best(near.filter(own.is_null() | (near["text"] != own)), most)
     ends_N = np.append(0, np.cumsum(np.bincount(near["row"].to_numpy(), minlength=len(rows))))
@@ -262,12 +261,12 @@ def with_found(rows: pa.Table, reason: pa.Array, near: pl.DataFrame, most: int) 
         FOUND: pa.ListArray.from_arrays(ends, texts),
         COSINES: pa.ListArray.from_arrays(ends, near["cosine"].to_arrow()),
     }
-    kept = {name: rows[name] for name in (*IDENTITY, TEXT.name)}
-    return pa.table({**kept, **lists, REASON.name: reason})
+    columns = {name: rows[name] for name in (*IDENTITY, TEXT.name)}
+    return pa.table({**columns, **lists, REASON.name: reason})
 
 
 def answered(most: int, stage: str, model: str | None, rows: pa.Table) -> pa.Table:
-    """What is stored of every row."""
+    """Converts the rows to the stage's columns."""
     number_N = pc.list_value_length(rows[FOUND]).to_numpy()
     none = pa.array(number_N == 0)
     texts = pl.DataFrame(

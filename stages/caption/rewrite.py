@@ -1,4 +1,4 @@
-"""Other wordings of a caption, by a language model that never sees the image."""
+"""Rewrites captions by a language model that does not see the image."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +13,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
 from clipmill.stages.caption._asking import (
     AskingStage,
-    Said,
+    Outcome,
     all_of,
     bits_of,
     cleaned,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Shapes: N rows of the batch.
 
 LABEL = "rewrite"
-ALONE = "Answer with the new caption alone, on one line."  # which chat models need to be told
+ALONE = "Answer with the new caption alone, on one line."  # an instruction for chat models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class OneLine(Decoding):
 
 @dataclass(frozen=True)
 class Bank:
-    """An instruction, and pairs of a caption and its rewrite."""
+    """An instruction, and example pairs of a caption and its rewrite."""
 
     name: str
     instruction: str
@@ -64,43 +64,40 @@ class Bank:
         return "\n".join(lines)
 
     def examples(self, bits: int, count: int) -> list[tuple[str, str]]:
-        """So many different pairs, in an order: each choice as likely as any other.
-
-        `bits` is a number of 64 uniform bits, whose remainders say which.
-        """
+        """Draws `count` distinct pairs, uniformly, in random order; `bits` are 64 random bits."""
         left = list(self.pairs)
         drawn = []
         for _ in range(count):
-            bits, at = divmod(bits, len(left))
-            drawn.append(left.pop(at))
+            bits, place = divmod(bits, len(left))
+            drawn.append(left.pop(place))
         return drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite(AskingStage):
-    """Rewrites of the caption, `per_style` of each style; null where no answer has a text.
+    """Rewrites of the caption, `per_style` of each style; null if no answer has a text.
 
-    The model sees an instruction, some pairs of a caption and its rewrite, and the caption; which
-    pairs, a hash of the row decides. A bank of pairs is a file in stages/caption/banks.
+    The model sees an instruction, example pairs of a caption and its rewrite, chosen by a hash of
+    the row, and the caption. A bank of pairs is a file in stages/caption/banks.
 
     Source: LaCLIP (Fan et al. 2023), section 3 and its rewrite/ code: prompt, 3 pairs, temperature
-        0.9, top-p 0.95, 77 new tokens, one line. Departs: pairs of our own; a caption that is too
-        long is cut by words, as no tokenizer is at hand; one stage asks for all styles.
-    Error: what the model makes up: judge rewrites with score.caption.
+        0.9, top-p 0.95, 77 new tokens, one line. Departs: pairs of our own; long captions are cut
+        by words, as no tokenizer is at hand; one stage asks for all styles.
+    Error: the model may invent facts: judge rewrites with score.caption.
     Example: {after: [ingest.datacomp], model: reference}
     """
 
-    # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, whose weights are in
-    # a package, or reference, which needs none and is for trials
+    # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2 (its weights come in a
+    # package), or reference, which needs no weights and is for trials
     model: NonEmpty = "smollm2"
     # banks of pairs: chatgpt, bard, mscoco, human, or a YAML file of your own
     styles: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = (
         *("chatgpt", "bard", "mscoco", "human"),
     )
     per_style: OneUp = 1  # rewrites of each style
-    pairs: Annotated[int, Meta(ge=1, le=8)] = 3  # shown before the caption
-    max_caption_words: OneUp = 64  # a longer caption is cut
-    form: Form = "completion"  # as published; chat for servers that know nothing else
+    pairs: Annotated[int, Meta(ge=1, le=8)] = 3  # example pairs before the caption
+    max_caption_words: OneUp = 64  # cap; a longer caption is cut
+    form: Form = "completion"  # as published; chat for servers without completions
     decoding: OneLine = OneLine()
 
     version = 1
@@ -114,7 +111,7 @@ class Rewrite(AskingStage):
         if twice := [name for name in names if names.count(name) > 1]:
             found = f"the style '{twice[0]}' stands twice"
             raise RecipeError(found, "key `styles`", "name each once; `per_style` asks for more")
-        len(self.banks)  # a bank that is not as it should be stops the plan
+        len(self.banks)  # reads the banks, so that a bad one stops the plan
 
     @cached_property
     def banks(self) -> tuple[Bank, ...]:
@@ -135,35 +132,37 @@ class Rewrite(AskingStage):
 async def rewritten(
     batch: pa.Table, *, settings: Rewrite, asker: Asker, worker: Worker
 ) -> pa.Table:
-    """The rewrites of every caption, and a reason wherever there is none."""
+    """Returns the rewrites of every caption, or a reason."""
     captions = [
         None if text is None else cleaned(text, settings.max_caption_words)
         for text in batch[TEXT.name].to_pylist()
     ]
     asks = [(bank, number) for bank in settings.banks for number in range(settings.per_style)]
-    drawn = [bits_of(batch, worker, f"pairs {stem(it.name)} {n}").tolist() for it, n in asks]
-    seeds = [seeds_of(batch, worker, f"{it.prompt_id} {n}") for it, n in asks]
+    drawn = [bits_of(batch, worker, f"pairs {stem(bank.name)} {n}").tolist() for bank, n in asks]
+    seeds = [seeds_of(batch, worker, f"{bank.prompt_id} {n}") for bank, n in asks]
 
-    async def said(row: int, caption: str, at: int) -> Said:
-        bank, number = asks[at]
-        examples = bank.examples(drawn[at][row], settings.pairs)
-        prompt = asked(bank.instruction, examples, caption, settings.form)
-        answer = await asker.ask(prompt, seed=seeds[at][row], candidate=number)
+    async def ask(row: int, caption: str, index: int) -> Outcome:
+        bank, number = asks[index]
+        examples = bank.examples(drawn[index][row], settings.pairs)
+        prompt = prompt_for(bank.instruction, examples, caption, settings.form)
+        answer = await asker.ask(prompt, seed=seeds[index][row], candidate=number)
         text = sentence_of(answer.text or "", caption)
         reason = answer.reason or (None if text else "empty_answer")
-        return Said(text=text, reason=reason, prompt_id=bank.prompt_id, label=LABEL)
+        return Outcome(text=text, reason=reason, prompt_id=bank.prompt_id, label=LABEL)
 
-    async def all_said(row: int, caption: str | None) -> list[Said] | str:
+    async def ask_row(row: int, caption: str | None) -> list[Outcome] | str:
         if not caption:
             return "no_text" if caption is None else "empty_text"
-        return await all_of(said(row, caption, at) for at in range(len(asks)))
+        return await all_of(ask(row, caption, index) for index in range(len(asks)))
 
-    rows = await all_of(all_said(row, caption) for row, caption in enumerate(captions))
+    rows = await all_of(ask_row(row, caption) for row, caption in enumerate(captions))
     return columns_of(rows, worker, settings.model)
 
 
-def asked(instruction: str, examples: list[tuple[str, str]], caption: str, form: Form) -> Prompt:
-    """The prompt of one caption: the instruction apart for a model that chats."""
+def prompt_for(
+    instruction: str, examples: list[tuple[str, str]], caption: str, form: Form
+) -> Prompt:
+    """Returns the prompt of one caption; a chat model gets the instruction as system message."""
     text = prompt_of(examples, caption)
     if form == "chat":
         return Prompt(system=f"{instruction} {ALONE}", text=text)
@@ -174,13 +173,13 @@ ARROW = "=>"
 
 
 def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
-    """Each example, and the caption with its arrow, an empty line between."""
+    """Returns the examples, and the caption with an arrow, separated by empty lines."""
     shown = (f"{source} {ARROW} {target}" for source, target in examples)
     return "\n\n".join([*shown, f"{caption} {ARROW}"])
 
 
 def bank_of(style: str, examples: int) -> Bank:
-    """The bank of a style, ours or a user's file; RecipeError, with the line, for a bad one."""
+    """Reads the bank of a style, ours or a user's file; raises RecipeError, with the line."""
     from clipmill.stages.caption._document import Document  # YAML: not in a worker
 
     document = Document(path_of(style, "banks", "styles"))
@@ -190,7 +189,7 @@ def bank_of(style: str, examples: int) -> Bank:
     for node in document.items("pairs"):
         fields = document.mapping(node, "pair")
         document.only(fields, ("source", "target"))
-        source, target = (_side(document, fields[name], name) for name in ("source", "target"))
+        source, target = (_line(document, fields[name], name) for name in ("source", "target"))
         if source.casefold() in pairs:
             raise document.wrong(f"'{source}' stands twice", node, "keep one of the two")
         pairs[source.casefold()] = source, target
@@ -203,7 +202,7 @@ def bank_of(style: str, examples: int) -> Bank:
     return Bank(style, instruction, tuple(pairs.values()))
 
 
-def _side(document: "Document", node: "yaml.Node", name: str) -> str:
+def _line(document: "Document", node: "yaml.Node", name: str) -> str:
     text = document.text(node, name)
     if "\n" in text or ARROW in text:
         raise document.wrong(

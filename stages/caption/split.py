@@ -1,4 +1,4 @@
-"""Captions cut into their sentences, each a text of its own."""
+"""Splits captions into sentences, each a text of its own."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,11 +23,11 @@ from clipmill.metadata.uid import coin_hash, mixed
 from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
 from clipmill.stages.ops.texts.lists import flat_texts, text_list
 
-# Shapes: N rows of the batch, T texts of all of them.
+# Shapes: N rows of the batch, T texts of all rows.
 
 SENTENCE = "sentence"  # the label of a text
 
-# What str.strip() takes away: all of Unicode's white space, and four separators of ASCII.
+# The characters that str.strip() removes: Unicode's white space, and four separators of ASCII.
 SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     chr(point) for point in range(0x2000, 0x200B)
 )
@@ -36,38 +36,38 @@ WORD = rf"[^{SPACE}]+"
 
 @dataclass(frozen=True, kw_only=True)
 class Split(RowStage):
-    """The sentences of a caption, in order; null where there is none.
+    """The sentences of a caption, in order; null if there is none.
 
     A sentence has the model and the prompt of its caption, and the label `sentence`.
-    captions_missing counts captions that have none. Sentences of several lists come in the order of
-    the lists.
+    captions_missing counts captions without a sentence. Sentences of several lists are in the order
+    of the lists.
 
-    `rule: sentences` ends one at a line break, at `</s>`, at a full stop of a script that has its
-    own, and at `. ! ? …` before white space; not inside 3.5, Dr. Smith, U.S. Army, No. 5, nor at a
-    trail of points before a small letter. Ends stay. What has no letter and no digit is no
-    sentence. `rule: dreamlip` cuts at every line break, `</s>` and point, and keeps all but empty
-    pieces: `3.5` is two sentences, a point is never part of one, `!` and `?` end none.
+    `rule: sentences` splits at a line break, at `</s>`, at the full stop of another script, and at
+    `. ! ? …` before white space; not inside 3.5, Dr. Smith, U.S. Army, No. 5, nor at `...` before a
+    lower-case letter. Punctuation stays. A piece without a letter or digit is no sentence. `rule:
+    dreamlip` splits at every line break, `</s>` and full stop, and keeps all pieces but empty ones:
+    `3.5` is two sentences, full stops are removed, and `!` and `?` do not split.
 
     Source: DreamLIP (Zheng et al. 2024), training/data.py; `over_words` is GBC's rule (Hsieh et al.
-    2024), where a caption over the limit of its text tower is cut by sentences, not left out.
-    Departs: they draw again at every step, and with replacement where there are fewer than asked:
-    that is the trainer's to do, and here `most` is drawn once, without; their windows of `merge`
-    never reach the last sentence, these do; GBC's limit is 77 tokens, about 55 English words.
-    Error: a known short form is not told from the end of a sentence (`He works at Smith & Co. He`
-    is cut, `It was Dr. He` is not); one that the rule does not know ends a sentence. A script
-    without spaces is one word to `over_words`.
+    2024), by which a caption over the limit of the text tower is split, not left out. Departs: they
+    draw at every step, with replacement if there are too few; here `most` is drawn once, without
+    replacement, and draws at every step are left to the trainer. Their windows of `merge` never
+    reach the last sentence, ours do. GBC's limit is 77 tokens, about 55 English words.
+    Error: a known abbreviation may be taken for the end of a sentence, or hide one (`He works at
+    Smith & Co. He` is split, `It was Dr. He` is not); an unknown abbreviation ends a sentence. A
+    script without spaces is one word to `over_words`.
     Example: {after: [ingest.datacomp]}
     """
 
-    # lists to split, as `captions` or `stage.captions`; without, the pool's own caption
+    # lists to split, as `captions` or `stage.captions`; empty: the pool's own caption
     captions: tuple[NonEmpty, ...] = ()
-    # where sentences end; dreamlip is the paper's, at every point
+    # where sentences end; dreamlip is the paper's rule, at every full stop
     rule: Literal["sentences", "dreamlip"] = "sentences"
-    # a text is so many neighbouring sentences of a caption, joined by `. ` where no point is; every
-    # window of them is one, of a shorter caption all of it
+    # join this many consecutive sentences into one text (sliding window), by `. ` if no full stop
+    # is there; a caption with fewer sentences gives one text
     merge: OneUp = 1
-    most: OneUp | None = None  # of a row's texts so many at most, drawn by hash
-    # leave captions of at most so many words whole; one of a list then keeps its label
+    most: OneUp | None = None  # cap on texts of a row, drawn by hash
+    # split only captions of more words than this; whole captions of a list keep their label
     over_words: OneUp | None = None
 
     version = 1
@@ -86,7 +86,7 @@ class Split(RowStage):
 
 
 def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
-    """The texts of every row, how many captions gave none, and a reason where there is no text."""
+    """Returns the texts of every row, the number of captions without any, and reasons."""
     captions = captions_of(batch, stage.captions)
     texts = cut(captions, stage)
     missing = captions.join(texts, on="caption", how="anti")
@@ -94,7 +94,8 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
         bits_N = coin_hash(batch[UID.name], seed=seed, stage=name, purpose="most")
         texts = drawn(texts, bits_N, stage.most)
     captions_N, missing_N, texts_N = (
-        np.bincount(it["row"].to_numpy(), minlength=len(batch)) for it in (captions, missing, texts)
+        np.bincount(frame["row"].to_numpy(), minlength=len(batch))
+        for frame in (captions, missing, texts)
     )
     none_N = texts_N == 0
     reason = pc.case_when(
@@ -110,7 +111,7 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
 
 
 def captions_of(batch: pa.Table, lists: tuple[str, ...]) -> pl.DataFrame:
-    """Every caption, by row and in order, numbered as `caption`; the pool's own has no label."""
+    """Returns every caption, in order, numbered as `caption`; the pool's own has no label."""
     captions = flat_texts(batch, lists, has_own=not lists)
     if not lists:
         captions = captions.with_columns(label=pl.lit(None, pl.String))
@@ -118,16 +119,15 @@ def captions_of(batch: pa.Table, lists: tuple[str, ...]) -> pl.DataFrame:
 
 
 def cut(captions: pl.DataFrame, stage: Split) -> pl.DataFrame:
-    """Every text of the captions, in order."""
-    text, found = pl.col("text"), sentences(pl.col("text"), stage.rule)
+    """Splits captions into texts, in order."""
+    text, pieces = pl.col("text"), sentences(pl.col("text"), stage.rule)
     stays_whole = pl.lit(False)
     if stage.over_words is not None:
         stays_whole = text.str.count_matches(WORD) <= stage.over_words
-        found = (
-            pl.when(stays_whole).then(pl.concat_list(text.str.strip_chars(SPACE))).otherwise(found)
-        )
+        whole = pl.concat_list(text.str.strip_chars(SPACE))
+        pieces = pl.when(stays_whole).then(whole).otherwise(pieces)
     label = pl.coalesce(pl.when(stays_whole).then(pl.col("label")), pl.lit(SENTENCE))
-    texts = captions.with_columns(text=found, label=label).explode("text")
+    texts = captions.with_columns(text=pieces, label=label).explode("text")
     texts = texts.filter(text.is_not_null(), text != "")
     if stage.merge > 1:
         place, of_caption = pl.int_range(pl.len()).over("caption"), pl.len().over("caption")
@@ -138,7 +138,7 @@ def cut(captions: pl.DataFrame, stage: Split) -> pl.DataFrame:
 
 
 def drawn(texts: pl.DataFrame, bits_N: NDArray[np.uint64], most: int) -> pl.DataFrame:
-    """So many texts of each row at most, by a coin of its own for each, in their order."""
+    """Returns up to `most` texts of each row, with the least hashes, in their order."""
     place_T = texts.select(pl.int_range(pl.len()).over("row")).to_series().to_numpy()
     coin_T = mixed(bits_N[texts["row"].to_numpy()] + place_T.astype(np.uint64))
     rank = pl.col("coin").rank("ordinal").over("row")
@@ -148,32 +148,31 @@ def drawn(texts: pl.DataFrame, bits_N: NDArray[np.uint64], most: int) -> pl.Data
 Rule = Literal["sentences", "dreamlip"]
 DREAMLIP = r"\n|</s>|\."
 
-END = "\x1e"  # between sentences: ASCII's record separator, at which str.splitlines() breaks too
-JOIN = "\x1f"  # after a point that ends none
+END = "\x1e"  # marks the end of a sentence: a record separator, a line break to str.splitlines()
+JOIN = "\x1f"  # marks a full stop that ends no sentence
 BREAKS = r"[\n\v\f\r\x1c-\x1e\x{85}\x{2028}\x{2029}]|</s>"
-# Quotes and brackets that close belong to the sentence before them.
+# Closing quotes and brackets belong to the sentence before them.
 CLOSERS = "[\"'\u2019\u201d\u00bb)\\]]*"
 STOPS = rf"((?:[.!?\x{{2026}}]+){CLOSERS})\s+"
-# Full stops of scripts that put no space after them, or that stand for nothing else: CJK's, the
-# danda, Arabic's.
+# Full stops that end a sentence without a space after them: CJK's, the danda, Arabic's.
 FULL_STOPS = (
     "([\u3002\uff61\uff01\uff1f\u0964\u0965\u061f\u06d4]+[\u300d\u300f\u201d\u2019\uff09]*)"
 )
-# A point after these ends no sentence. Some do where a capital follows (`etc. The`), some only
-# stand before a number (`No. 5`).
+# Abbreviations whose full stop ends no sentence: always (WITHIN), unless a capital follows (MAYBE,
+# `etc. The`), or before a number (NUMBERED, `No. 5`).
 TITLES = "Mr|Mrs|Ms|Dr|Prof|St|Mt|Ft|Jr|Sr|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Gov|Sen|Rep|Messrs|Mme|Mlle"
 WITHIN = rf"(?i)\b({TITLES}|vs|cf|viz|ca|approx|e\.g|i\.e|a\.k\.a|feat|dept|est|incl)\."
 MAYBE = r"\b(etc|al|Inc|Ltd|Co|Corp|Bros|Ave|Blvd|a\.m|p\.m|oz|lb|lbs)\.(\s+[\p{Ll}\d])"
 NUMBERED = r"(?i)\b(no|nos|nr|vol|fig|figs|p|pp)\.(\s*\d)"
 INITIAL = r"\b\p{Lu}\."  # J. K. Rowling, U.S. Army
-LISTED = rf"(^|{END})(\s*\d{{1,3}}\.)"  # 1. at the begin of a line
+LISTED = rf"(^|{END})(\s*\d{{1,3}}\.)"  # 1. at the beginning of a line
 TRAILS = r"(\.{2,}|\x{2026})(\s+\p{Ll})"  # wait... what
 
-MEANING = r"[\p{L}\p{N}]"  # a sentence has a letter or a digit: `...` is none
+MEANING = r"[\p{L}\p{N}]"  # a sentence has a letter or a digit, unlike `...`
 
 
 def sentences(text: pl.Expr, rule: Rule) -> pl.Expr:
-    """Lists of the sentences of each text, in order, stripped; empty where there is none."""
+    """Splits each text into a list of sentences, in order, stripped; may be empty."""
     pieces = _split_at_all(text) if rule == "dreamlip" else _split_at_ends(text)
     has_any = (pl.element() != "") if rule == "dreamlip" else pl.element().str.contains(MEANING)
     stripped = pieces.list.eval(pl.element().str.strip_chars(SPACE))
@@ -181,10 +180,7 @@ def sentences(text: pl.Expr, rule: Rule) -> pl.Expr:
 
 
 def joined(pieces: list[pl.Expr], rule: Rule) -> pl.Expr:
-    """Neighbours as one text, `. ` between them; a point or its like that is there is not doubled.
-
-    Null pieces are passed over.
-    """
+    """Joins pieces by `. `, or by a space if there is a full stop already; skips null pieces."""
     if rule == "dreamlip":
         return pl.concat_str(pieces, separator=". ", ignore_nulls=True)
     whole = pl.concat_str(pieces, separator=END, ignore_nulls=True)

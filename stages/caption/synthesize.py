@@ -1,4 +1,4 @@
-"""Captions made from the image, by a vision-language model."""
+"""Captions images by a vision-language model."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,7 +18,7 @@ from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker, loc
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
     AskingStage,
-    Said,
+    Outcome,
     all_of,
     cleaned,
     columns_of,
@@ -32,19 +32,18 @@ from clipmill.stages.models.image_text import ImageTextModel, checked_width, loa
 from clipmill.stages.ops.images.pixels import UNDECODABLE
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
-# Shapes: N rows of the batch, D width of the embedding; C candidates of a prompt, M different
-# texts, D width.
+# Shapes: N rows of the batch, D width of the embedding, C candidates of a prompt, M distinct texts.
 
-MOST_WORDS = 64  # of the pool's caption, where a prompt has a place for it
+MOST_WORDS = 64  # cap of the pool's caption, if a prompt has a place for it
 PLACES = ("text",)
-QUALITY = 90  # of JPEG: what most data sets are stored with
+QUALITY = 90  # of JPEG, as in most data sets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Decoding):
-    """Nguyen et al.'s decoding, but for the length, which a prompt says."""
+    """Nguyen et al.'s decoding, except the length, which the prompt sets."""
 
-    max_tokens: OneUp = 1024  # of an answer at most, whatever the prompt's file says
+    max_tokens: OneUp = 1024  # cap of an answer, besides that of the prompt's file
     temperature: Annotated[float, Meta(ge=0, le=10)] = 0.75
     top_k: OneUp | None = 50
     min_tokens: OneUp | None = 5
@@ -52,31 +51,31 @@ class Sampled(Decoding):
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesize(AskingStage):
-    """Captions of the image, of each prompt one or several; null where no answer has a text.
+    """Captions of the image, one or several for each prompt; null if no answer has a text.
 
     A prompt is a file in stages/caption/prompts; `short`, `long` and `detailed` are the three
-    lengths of VeCap-v2. The image is sent as JPEG, no larger than the model looks at it.
+    lengths of VeCap-v2. The image is sent as JPEG, reduced to `image_size`.
 
     Source: Nguyen et al. 2023 for decoding: temperature 0.75, top-k 50, from 5 tokens; VeCap-v2
         (Lai et al. 2024) for lengths: 10 to 15 tokens, 40 to 60, over 100; LAION-COCO for the best
         of several by CLIP score. Departs: prompts of our own.
-    Error: what the model makes up: judge captions with score.caption.
+    Error: the model may invent facts: judge captions with score.caption.
     Example: {after: [ingest.image_folder], model: reference}
     """
 
     # a model that sees images: openai:URL#MODEL, vllm:MODEL, gguf:FILE#PROJECTOR, or reference,
     # which needs no weights and is for trials
     model: NonEmpty
-    # what is asked: short, long, detailed, short_with_text, a YAML file of your own; or several
+    # one or several of short, long, detailed, short_with_text, or YAML files of your own
     prompts: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("short",)
-    image_size: OneUp = 448  # pixels of the longer side at most: the model's own side
+    image_size: OneUp = 448  # cap on pixels of the longer side, as the model sees it
     candidates: OneUp = 1  # answers to each prompt
-    keep: Literal["best", "all"] = "all"  # of the candidates: that which fits the image best
-    # the model whose image_embedding is read, as open_clip:NAME/TAG; it scores the candidates
+    keep: Literal["best", "all"] = "all"  # candidates to keep: the best for the image, or all
+    # model that scores the candidates, as open_clip:NAME/TAG; it must be that of image_embedding
     best_by: NonEmpty | None = None
-    # how answers are drawn; null leaves it to the server: OpenAI's own know no top_k, min_tokens
+    # how answers are drawn; null leaves it to the server: OpenAI's have no top_k, min_tokens
     decoding: Sampled = Sampled()
-    # cores of one worker: for a server that it starts, and for images, some 450 small ones a second
+    # cores of one worker, for a server that it starts and for images (some 450 small ones a second)
     cpus: OneUp = location(1)
 
     version = 1
@@ -106,7 +105,7 @@ class Synthesize(AskingStage):
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return {"prompts": digest([asdict(it) for it in self.templates])}
+        return {"prompts": digest([asdict(template) for template in self.templates])}
 
     @property
     def reads(self) -> tuple[Column, ...]:
@@ -150,7 +149,7 @@ class Synthesize(AskingStage):
             worker=worker,
         )
         asks = len(self.prompts) * self.candidates
-        # Rows hold images: half as many as of texts are read ahead.
+        # Rows have images, so half as many as of texts are read ahead.
         return self.streamed(start, asks, a_slot=8)
 
 
@@ -163,8 +162,8 @@ async def synthesized(
     threads: Executor,
     worker: Worker,
 ) -> pa.Table:
-    """The captions of every image, and a reason wherever there is none."""
-    import asyncio  # which a plan does without
+    """Returns the captions of every image, or a reason."""
+    import asyncio  # late: a plan does not need it
 
     loop = asyncio.get_running_loop()
     images = batch[IMAGE.name].to_pylist()
@@ -177,11 +176,11 @@ async def synthesized(
         for template in settings.templates
     }
 
-    async def said(row: int, template: Template, jpeg: bytes, number: int) -> Said:
+    async def ask(row: int, template: Template, jpeg: bytes, number: int) -> Outcome:
         known = {"prompt_id": template.prompt_id, "label": template.label}
         text = cleaned(texts[row] or "", MOST_WORDS) if template.places else ""
         if template.places and not text:
-            return Said(reason="no_text", **known)
+            return Outcome(reason="no_text", **known)
         prompt = Prompt(
             text=template.filled(text=text),
             system=template.system,
@@ -189,10 +188,11 @@ async def synthesized(
             max_tokens=template.max_tokens,
         )
         answer = await asker.ask(prompt, seed=seeds[template.prompt_id][row], candidate=number)
-        made = paragraph_of(answer.text or "", answer.cut)
-        return Said(text=made, reason=answer.reason or (None if made else "empty_answer"), **known)
+        caption = paragraph_of(answer.text or "", answer.cut)
+        reason = answer.reason or (None if caption else "empty_answer")
+        return Outcome(text=caption, reason=reason, **known)
 
-    async def row(number: int, image: bytes | None) -> list[Said] | str:
+    async def ask_row(number: int, image: bytes | None) -> list[Outcome] | str:
         if image is None:
             return "no_image"
         if not embedded[number]:
@@ -201,12 +201,12 @@ async def synthesized(
         if jpeg is None:
             return "undecodable"
         return await all_of(
-            said(number, template, jpeg, candidate)
+            ask(number, template, jpeg, candidate)
             for template in settings.templates
             for candidate in range(settings.candidates)
         )
 
-    rows = await all_of(row(number, image) for number, image in enumerate(images))
+    rows = await all_of(ask_row(number, image) for number, image in enumerate(images))
     if judge is not None:
         image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
         rows = await loop.run_in_executor(threads, best, rows, image_ND, settings.candidates, judge)
@@ -223,11 +223,11 @@ def jpeg_or_none(image: bytes, side: int) -> bytes | None:
 
 
 def jpeg_of(body: bytes, side: int) -> bytes:
-    """The image as JPEG, its longer side at most `side`, its aspect kept; ImageError for no image.
+    """Encodes an image as JPEG, its longer side at most `side`; raises ImageError for no image.
 
-    A plain JPEG that fits keeps its bytes.
+    The aspect ratio stays. A plain JPEG that fits keeps its bytes.
     """
-    from clipmill.stages.ops.images.decode import decode, probe  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images.decode import decode, probe  # late: a plan needs no OpenCV
     from clipmill.stages.ops.images.resize import encode, reduction, resize
 
     header = probe(body)
@@ -247,22 +247,24 @@ def jpeg_of(body: bytes, side: int) -> bytes:
 
 
 def best(
-    rows: list[list[Said] | str],
+    rows: list[list[Outcome] | str],
     image_ND: NDArray[np.float32],
     candidates: int,
     judge: ImageTextModel,
-) -> list[list[Said] | str]:
-    """Of each prompt's candidates the one whose embedding is nearest to the image's.
+) -> list[list[Outcome] | str]:
+    """Returns each prompt's candidate whose embedding is nearest to the image's.
 
-    Of equal ones the first; one without a text only where all are.
+    Ties go to the first. A candidate without a text is taken only if all are.
     """
-    texts = {one.text for row in rows if not isinstance(row, str) for one in row if not one.reason}
-    place = {text: at for at, text in enumerate(sorted(texts))}
+    asked_rows = [row for row in rows if not isinstance(row, str)]
+    texts = {candidate.text for row in asked_rows for candidate in row if not candidate.reason}
+    place = {text: number for number, text in enumerate(sorted(texts))}
     text_MD = judge.embed_texts(list(place)) if place else np.empty((0, judge.width), np.float32)
 
-    def chosen(group: list[Said], image_D: NDArray[np.float32]) -> Said:
-        score_C = [-np.inf if one.reason else text_MD[place[one.text]] @ image_D for one in group]
-        return group[int(np.argmax(np.nan_to_num(score_C, nan=-2, neginf=-np.inf)))]  # below all
+    def chosen(group: list[Outcome], image_D: NDArray[np.float32]) -> Outcome:
+        score_C = [-np.inf if c.reason else text_MD[place[c.text]] @ image_D for c in group]
+        # NaN counts as less than any cosine.
+        return group[int(np.argmax(np.nan_to_num(score_C, nan=-2, neginf=-np.inf)))]
 
     return [
         row

@@ -1,7 +1,7 @@
-"""An exported shard as the trainer reads it: images at one size in one array, captions as tokens.
+"""Caches an exported shard for the trainer: images at one size in one array, captions as tokens.
 
 Decoding costs more than a small training step, so it is done once: into a stage's own cache, or by
-export.pixels for all that train on it; see tests/benchmarks/loader.py.
+export.pixels for every stage that trains on the export; see tests/benchmarks/loader.py.
 """
 
 import os
@@ -34,22 +34,22 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 
-BATCH_ROWS = 256  # encoded images held at a time
+BATCH_ROWS = 256  # encoded images in memory
 ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
 NO_TEACHER = "no_teacher"
-ROW = "row"  # its number in the exported file
-# (T,) tokens of some texts one after the other, and (K + 1,) where each text begins
+ROW = "row"  # a row's number in the exported file
+# (T,) concatenated tokens of the texts, and (K + 1,) the start of each text
 Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedShard:
-    """One exported shard: its usable rows in their order."""
+    """The usable rows of one exported shard, in order."""
 
     file: str
     images: NDArray[np.uint8]  # (at least N, S, S, 3)
-    at: NDArray[np.int64]  # (N,) which of the images is a row's
+    at: NDArray[np.int64]  # (N,) index of each row's image
     uids: NDArray[np.uint8]  # (N, 16)
     index: NDArray[np.int64]  # (N,) sample_index
     repeats: NDArray[np.int32]  # (N,)
@@ -61,10 +61,10 @@ class CachedShard:
 
 
 def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:
-    """Decodes a picture into its place, at the place's size; the reason where it cannot be."""
+    """Decodes a picture into `image_SS3`, at its size; returns the reason if that fails."""
     if body is None:
         return "no_image"
-    try:  # a decoder takes one at a time
+    try:
         image_SS3[:] = square(decode(body), len(image_SS3))
     except ImageError:
         return "undecodable"
@@ -74,17 +74,17 @@ def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:
 def decoded(
     batches: Iterable[pa.Table], image_NSS3: NDArray[np.uint8], counts: Counter[str]
 ) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
-    """Rows whose picture is in the array now, without it; and which of the batch's those are.
+    """Decodes pictures into the array; yields the rows that decode, and (N,) a flag for each row.
 
-    Pictures follow each other; the others are counted by reason.
+    Yielded rows have no image column. Pictures leave no gaps; other rows are counted by reason.
     """
     done = 0
     for batch in batches:
         fine_N = np.zeros(len(batch), bool)
-        for at, body in enumerate(batch[IMAGE.name].to_pylist()):
+        for row, body in enumerate(batch[IMAGE.name].to_pylist()):
             fault = fault_of(body, image_NSS3[done])
             if fault is None:
-                fine_N[at] = True
+                fine_N[row] = True
                 done += 1
             else:
                 counts[fault] += 1
@@ -101,11 +101,11 @@ def cache_shard(
     file: dict[str, Any],
     task: Task,
 ) -> dict[str, Any]:
-    """Stores one shard of an export below `cache/`; its rows, and those left out by reason.
+    """Stores one shard of an export below `cache/`; returns its row count and left-out counts.
 
-    With a chooser only the rows that it takes, as it says; `chosen` is a digest of that. Pictures
-    that export.pixels has decoded stay where they are. `teacher` names columns of stored vectors;
-    a row without one of them is left out.
+    A chooser selects rows and may replace their repeats, weights and texts; `chosen` is the digest
+    of its choice. Pictures that export.pixels has decoded stay where they are. `teacher` names
+    columns of stored vectors; a row without one of them is left out.
     """
     exported, target, name = Outputs(Storage(data)), Storage(folder), file["file"]
     chosen = choose(name) if choose else None
@@ -135,17 +135,17 @@ def cache_shard(
             target.commit(path, f"cache/{name}.{column}.npy")
     left_out = {reason: counts[reason] for reason in LEFT_OUT}
     left_out |= {NO_TEACHER: counts[NO_TEACHER]} if teacher else {}
-    made: dict[str, Any] = {"file": name, "rows": len(table), "left_out": left_out}
-    made |= {"teacher": list(teacher)} if teacher else {}
-    made |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
+    entry: dict[str, Any] = {"file": name, "rows": len(table), "left_out": left_out}
+    entry |= {"teacher": list(teacher)} if teacher else {}
+    entry |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
     if chosen is not None:
         left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
-        made["chosen"] = chosen.digest
-    return made
+        entry["chosen"] = chosen.digest
+    return entry
 
 
 def check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None:
-    """StageError where a file lacks a column of stored vectors."""
+    """Checks that a file has every column of stored vectors; raises StageError."""
     for column in teacher:
         if column not in schema.names:
             raise StageError(
@@ -158,7 +158,7 @@ def check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None
 def _batches(
     parquet: pq.ParquetFile, chosen: Chosen | None, first: int, teacher: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The rows of a file, prepared; one without rows comes last, so that there is one."""
+    """Yields the prepared batches of a file, then an empty one, so that there is at least one."""
     names = columns_of(parquet.schema_arrow, teacher)
     start = 0
     for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
@@ -168,32 +168,32 @@ def _batches(
 
 
 def columns_of(schema: pa.Schema, teacher: Sequence[str]) -> list[str]:
-    """What a training reads of a file."""
-    there = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in schema.names]
-    return [*ALWAYS, *there, *teacher]
+    """Returns the columns that a training reads from a file."""
+    optional = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in schema.names]
+    return [*ALWAYS, *optional, *teacher]
 
 
 def prepared(rows: pa.Table, chosen: Chosen | None, first: int, start: int) -> pa.Table:
-    """Rows of a file from `start` on, texts as lists of strings, each with its numbers.
+    """Returns rows with texts as lists of strings, and with their row number and sample_index.
 
-    Of a choice the rows that it takes. `first` rows of the export stand before the file.
+    `start` rows of the file and `first` rows of the export come before. A choice is applied.
     """
-    at = rows.column_names.index(TEXTS.name)
-    rows = rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
+    place = rows.column_names.index(TEXTS.name)
+    rows = rows.set_column(place, TEXTS.name, text_lists(rows[TEXTS.name]))
     row_N = np.arange(start, start + len(rows))
     rows = rows.append_column(ROW, pa.array(row_N))
-    if SAMPLE_INDEX.name not in rows.column_names:  # an export of before there was one
+    if SAMPLE_INDEX.name not in rows.column_names:  # an export by an older version
         rows = rows.append_column(SAMPLE_INDEX.name, pa.array(first + row_N))
     return rows if chosen is None else chosen.of(rows, start)
 
 
 def usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.Table:
-    """The rows with an image, a text, and every stored vector."""
+    """Returns the rows that have an image, a text and every stored vector; counts the others."""
     left_N = np.zeros(len(batch), bool)
 
-    def leave(reason: str, lacks_N: NDArray[np.bool_]) -> None:
-        counts[reason] += int(np.count_nonzero(lacks_N & ~left_N))
-        left_N[lacks_N] = True
+    def leave(reason: str, missing_N: NDArray[np.bool_]) -> None:
+        counts[reason] += int(np.count_nonzero(missing_N & ~left_N))
+        left_N[missing_N] = True
 
     if IMAGE.name in batch.column_names:
         leave("no_image", batch[IMAGE.name].is_null().to_numpy())
@@ -205,7 +205,7 @@ def usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.
 
 
 def texts_there(texts: list[str | None] | None) -> list[str]:
-    """The texts of a row that are there."""
+    """Returns the texts of a row that are not null."""
     return [text for text in texts or () if text is not None]
 
 
@@ -216,10 +216,10 @@ def _stored(
     batches: Iterator[pa.Table],
     counts: Counter[str],
 ) -> pa.Table:
-    """Stores the pictures of the rows; the rows whose pictures decode, without these."""
+    """Stores the rows' decoded pictures; returns the rows that decode, without the image column."""
     rows, size = shape
     with target.scratch(f"cache/{name}.npy") as path:
-        # No file can map no byte.
+        # An empty file cannot be memory-mapped.
         image_NSS3 = open_memmap(path, "w+", np.uint8, (max(1, rows), size, size, 3))
         kept = [fine for fine, _ in decoded(batches, image_NSS3, counts)]
         image_NSS3.flush()
@@ -249,7 +249,7 @@ def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
 
 
 def instead_of_single_words(texts: list[str]) -> list[str]:
-    """The first text, which is the original, in the place of each of fewer than two words.
+    """Returns the texts; the first one, the original, replaces each of fewer than two words.
 
     Source: LaCLIP (Fan et al. 2023), its loader.
     """
@@ -259,9 +259,9 @@ def instead_of_single_words(texts: list[str]) -> list[str]:
 def read_cached(
     folder: str, cached: Sequence[Mapping[str, Any]], data: str = ""
 ) -> Iterator[CachedShard]:
-    """The shards that `cache_shard` stored; images are mapped, not read.
+    """Yields the shards that `cache_shard` stored; images are memory-mapped.
 
-    `data` is the export's folder, where the pictures of export.pixels lie.
+    `data` is the export's folder, which holds the pictures of export.pixels.
     """
     storage = Storage(folder)
     for shard in cached:
@@ -290,7 +290,7 @@ def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> Cached
 
 
 def mapped(storage: Storage, name: str) -> NDArray[Any]:
-    """The array in a .npy file, mapped: of another machine's, a copy that processes here share."""
+    """Memory-maps the array of a .npy file; a remote one as a copy that processes here share."""
     if storage.is_local:
         array: NDArray[Any] = np.load(Path(storage.locate(name)), mmap_mode="r", allow_pickle=False)
         return array

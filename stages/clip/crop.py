@@ -1,4 +1,4 @@
-"""A random crop of an encoded picture, at the size that a model reads, as open_clip trains."""
+"""Crops an encoded picture at random, to the size that a model reads, as open_clip trains."""
 
 import math
 
@@ -17,14 +17,14 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def crop(body: bytes, size: int, coin: int) -> RGB:
-    """(S, S, 3) a crop of 0.9 to 1.0 of the picture's area, chosen by the coin; ImageError.
+    """Returns (S, S, 3), a crop of 0.9 to 1.0 of the picture's area; raises ImageError.
 
-    A JPEG of which the crop is much larger than asked for is decoded at a half, a quarter or an
-    eighth of its sides.
+    `coin` is the random hash that chooses it. A JPEG whose crop is much larger than `size` is
+    decoded at a half, a quarter or an eighth of its sides.
 
     Source: torchvision's RandomResizedCrop with bicubic interpolation, as open_clip trains.
-    Error: none against it on a picture decoded in full (a test compares); of one decoded smaller,
-    mean difference below 1.5 of 255 on photographs.
+    Error: none against it on a picture decoded in full (a test compares); decoded smaller, the mean
+    difference is below 1.5 of 255 on photographs.
     """
     header = probe(body)
     box = box_of(header.height, header.width, coin)
@@ -39,7 +39,7 @@ def crop(body: bytes, size: int, coin: int) -> RGB:
 
 
 def box_of(height: int, width: int, coin: int) -> Box:
-    """Where the crop lies: of ten draws of area and aspect the first that fits, else the middle."""
+    """Returns the crop's box: the first of ten random draws that fits, else a central one."""
     draw_A4 = uniform(mixed(np.uint64(coin) ^ mixed(np.arange(4 * ATTEMPTS, dtype=np.uint64) + 1)))
     area_A, aspect_A, down_A, right_A = draw_A4.reshape(ATTEMPTS, 4).T
     area_A = height * width * (CROP_AREA[0] + area_A * (CROP_AREA[1] - CROP_AREA[0]))
@@ -49,10 +49,10 @@ def box_of(height: int, width: int, coin: int) -> Box:
     tall_A = np.rint(np.sqrt(area_A / ratio_A)).astype(int)
     fits = np.flatnonzero((wide_A > 0) & (wide_A <= width) & (tall_A > 0) & (tall_A <= height))
     if len(fits):
-        at = fits[0]
-        tall, wide = int(tall_A[at]), int(wide_A[at])
-        top = int(down_A[at] * (height - tall + 1))
-        return top, int(right_A[at] * (width - wide + 1)), tall, wide
+        first = fits[0]
+        tall, wide = int(tall_A[first]), int(wide_A[first])
+        top = int(down_A[first] * (height - tall + 1))
+        return top, int(right_A[first] * (width - wide + 1)), tall, wide
     ratio = width / height
     if ratio < CROP_ASPECT[0]:
         tall, wide = round(width / CROP_ASPECT[0]), width
@@ -64,7 +64,7 @@ def box_of(height: int, width: int, coin: int) -> Box:
 
 
 def _scaled(box: Box, down: float, right: float) -> Box:
-    """The same box in a picture that was decoded smaller."""
+    """Scales a box to a picture that was decoded smaller."""
     top, left = round(box[0] * down), round(box[1] * right)
     bottom, end = round((box[0] + box[2]) * down), round((box[1] + box[3]) * right)
     return top, left, bottom - top, end - left

@@ -1,8 +1,8 @@
-"""Several processes that train one model: vectors of all rows, sums over ranks, one batch norm.
+"""Trains one model in several processes: gathers vectors, sums over ranks, joins batch norms.
 
-The whole batch is the ranks' rows, rank after rank. Each rank computes the loss of its own rows
-against all, and what it finds that other ranks' vectors should change goes back to them: the
-gradients' sum over ranks is that of one process with the whole batch.
+The whole batch is the concatenation of the ranks' rows. Each rank computes the loss of its own rows
+against all rows and sends gradients of other ranks' vectors back to them, so the sum of gradients
+over ranks equals that of one process with the whole batch.
 """
 
 import contextlib
@@ -20,21 +20,20 @@ from clipmill.pipeline.errors import StageError
 
 # Shapes: N rows of this rank, G rows of all ranks, C channels, R ranks.
 
-# A rank waits so long for the others, who may be storing, or compiling.
-WAIT = timedelta(minutes=30)
+WAIT = timedelta(minutes=30)  # for other ranks, which may be storing or compiling
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together: rank 0 of 1 where it is alone."""
+    """The rank of this process and the number of ranks; 0 of 1 if it trains alone."""
 
     rank: int = 0
     of: int = 1
 
     def gathered(self, local_N: Tensor) -> tuple[Tensor, int]:
-        """(G, …) the tensors of all ranks, which may differ in length, and where ours begins.
+        """Returns (G, …), the concatenated tensors of all ranks, and the offset of our rows.
 
-        Gradients of the whole go back to the rank whose rows they are of.
+        Ranks may differ in length. Gradients go back to the rank that has the row.
         """
         if self.of == 1:
             return local_N, 0
@@ -43,21 +42,21 @@ class Ranks:
         return _Gathered.apply(local_N, sizes, self.rank), starts[self.rank]
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, the same bits on each; no gradient."""
+        """Returns the sum over all ranks, bit-identical on each; no gradient."""
         if self.of > 1:
             value = value.detach().clone()
             distributed.all_reduce(value)
         return value
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any rank; all ranks ask at once."""
+        """Returns whether `here` is true on any rank; a collective call of all ranks."""
         return here if self.of == 1 else bool(self.sum(torch.tensor(float(here), device=_device())))
 
     def sum_gradients(self, weights: Sequence[nn.Parameter]) -> None:
-        """Puts the ranks' sum in the place of each gradient.
+        """Replaces each gradient by its sum over the ranks.
 
-        One all-reduce of one flat tensor, and nothing beside it: its order of sums does not change
-        from one step, or one run, to the next.
+        One all-reduce of one flat tensor, with nothing in parallel: the order of its sums is the
+        same in every step and every run.
         """
         if self.of == 1:
             return
@@ -69,7 +68,7 @@ class Ranks:
             gradient.copy_(part.view(gradient.shape))
 
     def one_batch_norm(self, model: nn.Module) -> None:
-        """Has every batch norm of a model take its mean and variance over the rows of all ranks."""
+        """Makes every batch norm of a model use mean and variance over the rows of all ranks."""
         if self.of == 1:
             return
         for module in list(model.modules()):
@@ -95,7 +94,7 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def together(rank: Rank, device: str) -> Iterator[Ranks]:
-    """The ranks of a launch, which have met: gloo between processors, NCCL between GPUs."""
+    """Yields the ranks of a launch, connected: gloo between CPUs, NCCL between GPUs."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.set_device(device)
@@ -113,18 +112,18 @@ def together(rank: Rank, device: str) -> Iterator[Ranks]:
 
 
 def _device() -> torch.device:
-    """Where this group's tensors lie."""
+    """Returns the device of this group's tensors."""
     is_gpu = distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
 
 
 class _Gathered(torch.autograd.Function):
-    """Tensors of all ranks, rank after rank; its gradient is the sum of what all ranks ask for."""
+    """An all-gather along the first axis; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, local_N: Tensor, sizes: list[int], rank: int) -> Tensor:
         ctx.sizes, ctx.rank = sizes, rank
-        padded = local_N.new_zeros(max(sizes), *local_N.shape[1:])  # equal lengths: NCCL asks it
+        padded = local_N.new_zeros(max(sizes), *local_N.shape[1:])  # NCCL needs equal lengths
         padded[: len(local_N)] = local_N
         parts = [torch.empty_like(padded) for _ in sizes]
         distributed.all_gather(parts, padded)
@@ -139,7 +138,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _GlobalBatchNorm(nn.BatchNorm2d):
-    """A batch norm over the rows of all ranks; weights and statistics are those it was made of.
+    """A batch norm over the rows of all ranks; shares weights and statistics with `norm`.
 
     Source: Chan, Golub and LeVeque 1979, (2.1): means and squared deviations of parts joined.
     """
@@ -163,7 +162,7 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
         all_C = count_RC.sum(0)
         mean_C = (count_RC * mean_RC).sum(0) / all_C
         squares_C = (squares_RC + count_RC * (mean_RC - mean_C).square()).sum(0)
-        if self.track_running_stats:  # as torch has it: the variance of a sample
+        if self.track_running_stats:  # as in torch: the unbiased variance
             self._note(mean_C.detach(), (squares_C / (all_C - 1)).detach())
         factor_C = self.weight * (squares_C / all_C + self.eps).rsqrt()
         shift_C = self.bias - mean_C * factor_C
@@ -171,8 +170,8 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
 
     def _note(self, mean_C: Tensor, variance_C: Tensor) -> None:
         share = self.momentum or 0.0
-        for held, value_C in ((self.running_mean, mean_C), (self.running_var, variance_C)):
-            if held is not None:
-                held.lerp_(value_C.to(held.dtype), share)
+        for running, value_C in ((self.running_mean, mean_C), (self.running_var, variance_C)):
+            if running is not None:
+                running.lerp_(value_C.to(running.dtype), share)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

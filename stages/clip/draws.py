@@ -1,8 +1,8 @@
-"""Which samples of an export each of a batch's streams gives, from any sample on.
+"""Draws the samples of an export for each stream of a batch, from any sample on.
 
-A batch is cut among a fixed number of streams, whatever the ranks. A stream is an endless row of
-row groups: those of shards drawn with replacement, or of its share of each epoch. Where it stands
-at batch n follows from counts alone, so that a training goes on anywhere without reading.
+A batch is split among a fixed number of streams, independent of the ranks. A stream is an endless
+sequence of row groups: of shards drawn with replacement, or of its share of each epoch. Its
+position at batch n follows from counts alone, so a training resumes anywhere without reading.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: F shards, R row groups of one, D draws; N samples of a row group.
 
-ROWS_A_STREAM = 128  # of a batch, at least: each stream holds a row group in memory
-STREAMS = 64  # at most
-DRAWS = 1024  # shards that are drawn at a time
+ROWS_A_STREAM = 128  # least rows of a batch in a stream, which holds a row group in memory
+STREAMS = 64  # cap on streams
+DRAWS = 1024  # shards drawn at first; doubled as needed
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples `start` to `stop` of a row group, in the order that `purpose` hashes them to."""
+    """Samples `start` to `stop` of a row group, ordered by a hash with `purpose`."""
 
     shard: int  # among those that have samples
     group: int
@@ -39,7 +39,7 @@ class Piece:
 
 
 class Draws:
-    """The streams of an export: `groups` are the samples of each row group, by shard."""
+    """The streams of an export; `groups` has the sample count of each row group, by shard."""
 
     def __init__(
         self, groups: Sequence[Sequence[int]], batch_size: int, seed: int, sampling: Sampling
@@ -55,28 +55,29 @@ class Draws:
         return min(STREAMS, max(1, self.batch_size // ROWS_A_STREAM))
 
     def rows(self, stream: int) -> slice:
-        """The rows of each batch that a stream gives."""
+        """Returns the rows of each batch that come from a stream."""
         size, streams = self.batch_size, self.streams
         return slice(size * stream // streams, size * (stream + 1) // streams)
 
     def pieces(self, stream: int, first: int, count: int) -> Iterator[Piece]:
-        """The stream's samples from `first` on."""
+        """Yields `count` samples of the stream from `first` on."""
         while count > 0:
-            shard, purpose, at, left = self._at(stream, first)
+            shard, purpose, begin, left = self._locate(stream, first)
             taken = 0
-            for group, start, stop in self._groups(shard, purpose, at, min(at + left, at + count)):
+            end = begin + min(left, count)
+            for group, start, stop in self._groups(shard, purpose, begin, end):
                 yield Piece(shard, group, start, stop, f"{purpose} group {group}")
                 taken += stop - start
             first, count = first + taken, count - taken
 
-    def _at(self, stream: int, sample: int) -> tuple[int, str, int, int]:
-        """Of a stream's sample: shard, purpose of its draw, number in it, and how many follow."""
+    def _locate(self, stream: int, sample: int) -> tuple[int, str, int, int]:
+        """Returns a sample's shard, its draw's purpose, its number there, and how many are left."""
         if self.sampling == "shards":
             shard_D, end_D = self._drawn(stream, sample)
             draw = int(np.searchsorted(end_D, sample, side="right"))
             shard, end = int(shard_D[draw]), int(end_D[draw])
-            at = int(self._samples_F[shard]) - (end - sample)
-            return shard, f"stream {stream} draw {draw}", at, end - sample
+            number = int(self._samples_F[shard]) - (end - sample)
+            return shard, f"stream {stream} draw {draw}", number, end - sample
         total = int(self._samples_F.sum())
         share = slice(total * stream // self.streams, total * (stream + 1) // self.streams)
         epoch, place = divmod(sample, share.stop - share.start)
@@ -84,11 +85,11 @@ class Draws:
         shard_F, end_F = self._epoch(epoch)
         turn = int(np.searchsorted(end_F, place, side="right"))
         shard, end = int(shard_F[turn]), int(end_F[turn])
-        at = int(self._samples_F[shard]) - (end - place)
-        return shard, f"epoch {epoch}", at, min(end, share.stop) - place
+        number = int(self._samples_F[shard]) - (end - place)
+        return shard, f"epoch {epoch}", number, min(end, share.stop) - place
 
     def _drawn(self, stream: int, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(D,) the shards that a stream draws, past a sample, and (D,) where each draw ends."""
+        """Returns (D,) shards that a stream draws, past a sample, and (D,) the end of each draw."""
         draws = DRAWS
         while True:
             shard_D, end_D = self._first(stream, draws)
@@ -102,14 +103,14 @@ class Draws:
         return shard_D, np.cumsum(self._samples_F[shard_D])
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(F,) the shards in the order of an epoch, and (F,) where the samples of each end."""
+        """Returns (F,) the shards in an epoch's order, and (F,) the end of each one's samples."""
         shard_F = np.argsort(self._coins(len(self.groups), f"epoch {epoch}"), kind="stable")
         return shard_F, np.cumsum(self._samples_F[shard_F])
 
     def _groups(
         self, shard: int, purpose: str, start: int, stop: int
     ) -> Iterator[tuple[int, int, int]]:
-        """Row groups, and samples within each, of samples `start` to `stop` of a drawn shard."""
+        """Yields row groups and the range of each, for samples `start` to `stop` of a shard."""
         size_R = np.array(self.groups[shard], np.int64)
         order_R = np.argsort(self._coins(len(size_R), f"{purpose} shard {shard}"), kind="stable")
         end_R = np.cumsum(size_R[order_R])
@@ -120,13 +121,13 @@ class Draws:
                 yield int(group), low - begin, high - begin
 
     def _coins(self, count: int, purpose: str) -> NDArray[np.uint64]:
-        """(count,) a coin for each number from 0."""
+        """Returns (count,) a random hash for each number from 0."""
         number_N2 = np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1)
         return coin_hash(from_halves(number_N2), seed=self.seed, stage=STAGE, purpose=purpose)
 
 
 class Group:
-    """The usable rows, and their samples in the order that a draw hashes them to."""
+    """The usable rows of a row group, and their samples in the hash order of a draw."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class Group:
         self._coins: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
 
     def sort(self, seed: int, purpose: str) -> None:
-        """Brings the samples into the order of their hashes; copies of a row are apart."""
+        """Sorts the samples by their hashes; copies of a row have hashes of their own."""
         coin_N = coin_hash(self.uid, seed=seed, stage=STAGE, purpose=purpose)[self.order]
         is_first_N = np.diff(self.order, prepend=-1) != 0
         place_N = np.arange(len(self.order))
@@ -159,10 +160,10 @@ class Group:
         self.order = self.order[np.lexsort((copy_N, self.order, coin_N))]
 
     def coins(self, seed: int, n: int) -> NDArray[np.uint64]:
-        """A coin of each row for a batch."""
-        held = self._coins
-        if held[0] != n:
+        """Returns a random hash of each row for batch n; the last batch's are cached."""
+        cached = self._coins
+        if cached[0] != n:
             purpose = f"batch {n}"
-            held = n, coin_hash(self.uid, seed=seed, stage=STAGE, purpose=purpose)
-            self._coins = held
-        return held[1]
+            cached = n, coin_hash(self.uid, seed=seed, stage=STAGE, purpose=purpose)
+            self._coins = cached
+        return cached[1]

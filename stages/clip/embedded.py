@@ -1,4 +1,4 @@
-"""What a loss sees of a batch: the vectors of this process's rows, and those of all processes."""
+"""The input of a loss: vectors of this process's rows, and those of all processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,43 +7,43 @@ import torch
 from torch import Tensor
 
 # Shapes: N rows and M texts of this process, G rows and H texts of the whole batch, D width of the
-# embedding. One process has N = G and M = H; where each row has one text, N = M and G = H.
+# embedding. One process has N = G and M = H; if each row has one text, N = M and G = H.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
     """The local rows against the global batch; vectors are unit, float32 or float64.
 
-    A loss gives each local row its share of what one process would have got with the whole batch,
-    so that the losses of all processes add up to that. Gradients flow into the global tensors too:
-    who gathers them sends each row's back to its process.
+    A loss returns each local row's share of the loss over the whole batch, so that the losses of
+    all processes add up to it. Gradients flow into the global tensors too; the gather sends them
+    back to the row's process.
     """
 
     image_ND: Tensor
     text_MD: Tensor
     image_GD: Tensor  # the same tensors as the local ones, in one process
     text_HD: Tensor
-    row_N: Tensor  # int64, ascending: where each local row stands in the whole batch
-    image_of_M: Tensor  # int64, the row of the whole batch that each local text belongs to
+    row_N: Tensor  # int64, ascending: index of each local row in the whole batch
+    image_of_M: Tensor  # int64, index in the whole batch of each local text's row
     image_of_H: Tensor  # ascending
     scale: Tensor  # the factor of all cosines
-    bias: Tensor | None = None  # added to all logits; None where the loss asks for none
+    bias: Tensor | None = None  # added to all logits; None if the loss has no bias
     index_N: Tensor | None = None  # int64, sample_index: dense and stable over runs
-    # stored vectors that the loss asks for, by name: of the local rows, and of the whole batch
+    # stored vectors that the loss reads, by column: of the local rows, and of the whole batch
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_all: Mapping[str, Tensor] = field(default_factory=dict)
-    tile: int | None = None  # texts or images of the other side at a time; None: all at once
+    tile: int | None = None  # columns of the logits computed at a time; None: all at once
 
     @property
     def is_whole(self) -> bool:
-        """Whether this process has the whole batch."""
+        """Returns whether this process has the whole batch."""
         return self.image_GD is self.image_ND and self.text_HD is self.text_MD
 
 
 def whole(
     image_ND: Tensor, text_MD: Tensor, scale: Tensor, image_of_M: Tensor | None = None, **more
 ) -> Embedded:
-    """The batch of one process; without `image_of_M` each row has one text, in the rows' order."""
+    """Returns the batch of one process; without `image_of_M`, text n is of row n."""
     row_N = torch.arange(len(image_ND), device=image_ND.device)
     image_of_M = row_N if image_of_M is None else image_of_M
     more |= {"teacher_all": more["teacher"]} if "teacher" in more else {}
@@ -61,10 +61,10 @@ def whole(
 
 
 def texts_of_row(batch: Embedded) -> Tensor:
-    """(G,) how many texts each row has."""
+    """Returns (G,) the number of texts of each row."""
     return torch.bincount(batch.image_of_H, minlength=len(batch.image_GD))
 
 
 def share_of_text(batch: Embedded) -> Tensor:
-    """(H,) one over the number of texts of the text's row."""
+    """Returns (H,) each text's weight: one over the number of texts of its row."""
     return (1 / texts_of_row(batch).to(batch.text_HD.dtype))[batch.image_of_H]

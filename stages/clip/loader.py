@@ -1,8 +1,8 @@
-"""Batch number n, as a pure function of the seed, n and the exported shards.
+"""Computes batch n as a pure function of the seed, n and the exported shards.
 
 An epoch has each row `repeats` times, ordered by hash. Epochs follow each other without a gap, so
-every subset gives the same number of samples, whatever its size. Hashes depend on the seed and not
-on the stage's name: two subsets trained under one seed differ by their rows alone.
+subsets of any size give the same number of samples. Hashes depend on the seed and not on the
+stage's name: two subsets trained under one seed differ by their rows alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,45 +23,45 @@ from clipmill.stages.clip.cache import CachedShard
 # side, T tokens, D width of a stored vector.
 
 Texts = Literal["uniform", "first", "all"]  # which texts of a row a step takes
-SHIFT = 4  # pixels, either way
+SHIFT = 4  # pixels in each direction
 STAGE = "train.clip"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The images and captions of one step, or a rank's part of them."""
+    """The images and captions of one step, or one rank's part of them."""
 
     pixels: NDArray[np.uint8]  # (B, 3, S, S)
     tokens: NDArray[np.int32]  # (T,)
     starts: NDArray[np.int64]  # (M,) first token of each caption
-    image_of: NDArray[np.int64]  # (M,) the row of the part that a caption is of, ascending
+    image_of: NDArray[np.int64]  # (M,) each caption's row in this part, ascending
     weights: NDArray[np.float32]  # (B,)
-    rows: NDArray[np.int64]  # (B,) among all rows
+    rows: NDArray[np.int64]  # (B,) index among all rows
     index: NDArray[np.int64]  # (B,) sample_index
     teacher: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, D) by column
-    # By reason, the rows that have the place of one whose picture does not decode; None where such
-    # rows were left out beforehand.
+    # Rows that replace one whose picture does not decode, counted by reason; None if those rows
+    # were left out beforehand.
     replaced: Mapping[str, int] | None = None
 
 
-def part_of(rows: int, rank: int, of: int) -> slice:
-    """The rows of a batch that are a rank's: the ranks' parts follow each other."""
-    return slice(rows * rank // of, rows * (rank + 1) // of)
+def part_of(rows: int, rank: int, ranks: int) -> slice:
+    """Returns a rank's rows of a batch: contiguous, in the order of the ranks."""
+    return slice(rows * rank // ranks, rows * (rank + 1) // ranks)
 
 
 def shift_by(coin: Any) -> tuple[Any, Any]:
-    """How far down and right in its margin a picture moves: of a coin, or of an array of them."""
+    """Returns a picture's shift down and right within its margin; takes a hash or an array."""
     places = 2 * SHIFT + 1
     return coin % places, coin // places % places
 
 
 def text_by(coin: Any, texts: Any) -> Any:
-    """Which of so many texts is taken; by other bits of the coin than the shift."""
+    """Returns the index of the text to take; uses other bits of the hash than the shift."""
     return (coin >> 32) % texts
 
 
 class Batches:
-    """Batches of `size` rows: `batches[n]`, for any n from 0 up."""
+    """Batches of `size` rows, as `batches[n]` for any n >= 0."""
 
     def __init__(
         self, shards: Sequence[CachedShard], *, size: int, seed: int, texts: Texts = "uniform"
@@ -77,7 +77,7 @@ class Batches:
         self.row_E = np.repeat(np.arange(len(repeats_N)), repeats_N)
         ends_N = np.cumsum(repeats_N)
         self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
-        self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, but tiny epochs
+        self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, unless epochs are tiny
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
         self.index_N = np.concatenate([shard.index for shard in self.shards])
         self.texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
@@ -85,9 +85,9 @@ class Batches:
     def __getitem__(self, n: int) -> Batch:
         return self.of_rank(n, 0, 1)
 
-    def of_rank(self, n: int, rank: int, of: int) -> Batch:
-        """A rank's rows of batch n; no other row is read."""
-        row_B = self._rows(n)[part_of(self.size, rank, of)]
+    def of_rank(self, n: int, rank: int, ranks: int) -> Batch:
+        """Returns a rank's rows of batch n; reads no other row."""
+        row_B = self._rows(n)[part_of(self.size, rank, ranks)]
         coin_B = self._coins(row_B, f"batch {n}")
         down_B, right_B = shift_by(coin_B)
         first_B, taken_B = self._texts(row_B, coin_B)
@@ -126,17 +126,17 @@ class Batches:
         )
 
     def close(self) -> None:
-        """Nothing is open that does not close by itself."""
+        """Does nothing: no resource needs closing."""
 
     def files(self, row_B: NDArray[np.int64]) -> list[str]:
-        """The exported shards that rows are from, in order."""
+        """Returns the exported shards that hold the rows, in order."""
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
         return [self.shards[number].file for number in numbers]
 
     def _texts(
         self, row_B: NDArray[np.int64], coin_B: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(B,) the first of each row's texts that the step takes, and (B,) how many."""
+        """Returns (B,) the first text of each row that the step takes, and (B,) how many."""
         texts_B = self.texts_N[row_B]
         if self.texts == "all":
             return np.zeros_like(texts_B), texts_B
@@ -154,7 +154,7 @@ class Batches:
         return row_B
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        """(E,) rows in the order of one epoch."""
+        """Returns (E,) the rows in the order of one epoch."""
         purposes = [f"epoch {epoch} copy {copy}" for copy in range(int(self.copy_E.max()) + 1)]
         uid_E = self.uid.take(pa.array(self.row_E))
         coin_E = coin_hash_by(uid_E, self.copy_E, seed=self.seed, stage=STAGE, purposes=purposes)

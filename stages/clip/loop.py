@@ -1,4 +1,4 @@
-"""The training loop: one step, its state, and the run from wherever it was stopped."""
+"""The training loop: one step, its state, and the run from the last checkpoint on."""
 
 import math
 import os
@@ -25,12 +25,12 @@ from clipmill.stages.ops.vectors.half import half
 # Shapes: N rows and M texts of this process, B rows of the batch; N images or texts, T tokens of
 # all texts, D width of the embedding.
 
-Precision = Literal["bf16", "float32", "float64"]  # the last of a model in it: the reference
+Precision = Literal["bf16", "float32", "float64"]  # float64: the reference, of a model in it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Steps, optimiser and precision of a training; all of it decides the weights."""
+    """Steps, optimiser and precision of a training; all of them change the weights."""
 
     steps: int
     learning_rate: float
@@ -44,22 +44,22 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
-    """How a step is computed: other bits at most, never another sum."""
+class Execution:
+    """Execution options of a step: the mathematics stays, at most the rounding differs."""
 
     ranks: Ranks = ALONE
     device: str = "cpu"
-    accumulate: int = 1  # pieces that the rows of a rank are embedded in
+    accumulate: int = 1  # pieces in which a rank's rows are embedded
     compile: bool = False  # the towers, by torch.compile
     tile: int | None = None  # of the loss: see Embedded
-    checkpoint_activations: bool = False  # those of a layer are computed again in its backward
+    checkpoint_activations: bool = False  # recompute a layer's activations in its backward
 
 
-PLAIN = Means()
+PLAIN = Execution()
 
 
 class Pieces:
-    """Embeddings of one tower: `all_ND` to compute a loss from; then `backward`, to the weights."""
+    """Embeddings of one tower, computed in pieces: `all_ND` for the loss, then `backward`."""
 
     def __init__(self, embeds: Sequence[Callable[[], Tensor]]) -> None:
         self.embeds = embeds
@@ -69,7 +69,7 @@ class Pieces:
         self.all_ND = torch.cat(parts).requires_grad_()
 
     def backward(self) -> None:
-        """Adds to the weights' gradients what the loss's backward left at the embeddings."""
+        """Propagates the loss's gradient of the embeddings to the weights, piece by piece."""
         if self.all_ND.grad is None:
             return
         for embed, gradient_ND in zip(self.embeds, self.all_ND.grad.split(self.sizes), strict=True):
@@ -87,18 +87,18 @@ class Trainer:
         model: Towers,
         schedule: Schedule,
         loss: Callable[[Embedded], Tensor] | None = None,
-        means: Means = PLAIN,
+        execution: Execution = PLAIN,
     ) -> None:
-        self.model, self.schedule, self.means = model, schedule, means
+        self.model, self.schedule, self.execution = model, schedule, execution
         self.loss_of = loss or find_loss("clip")
-        means.ranks.one_batch_norm(model)
-        if means.accumulate > 1:
+        execution.ranks.one_batch_norm(model)
+        if execution.accumulate > 1:
             refuse_batch_norm(model)
-        if means.checkpoint_activations:
+        if execution.checkpoint_activations:
             _checkpointed(model)
         self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
-        if means.compile:
-            _check_compiler(means.device)
+        if execution.compile:
+            _check_compiler(execution.device)
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
             self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
         matrices, others = matrices_first(model)
@@ -113,32 +113,32 @@ class Trainer:
         )
         self.losses: list[float] = []
         self.scales: list[float] = []
-        # By reason, samples so far that another picture stood in for; None where none ever does.
+        # Samples whose picture was replaced so far, by reason; None without replacement.
         self.replaced: dict[str, int] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the towers compute in."""
+        """The type in which the towers compute."""
         precision = self.schedule.precision
-        return half(self.means.device) if precision == "bf16" else getattr(torch, precision)
+        return half(self.execution.device) if precision == "bf16" else getattr(torch, precision)
 
     @property
     def step(self) -> int:
-        """Number of steps taken."""
+        """The number of steps taken."""
         return len(self.losses)
 
     def learn(self, batch: Batch) -> Tensor:
-        """One step; (N,) the loss of every row before it. Nothing is learnt where one is NaN.
+        """Takes one step; returns (N,) the loss of every row before it. A NaN loss changes nothing.
 
-        The rows are this rank's; what is learnt, and the loss that is noted, are the whole batch's.
+        The rows are this rank's; the update and the stored loss are the whole batch's.
         """
         self.model.train()
         self.optimiser.zero_grad()
-        towers = self.pieces(batch) if self.means.accumulate > 1 else ()
+        towers = self.pieces(batch) if self.execution.accumulate > 1 else ()
         image_ND, text_MD = (tower.all_ND for tower in towers) if towers else self.embed(batch)
         loss_N = self.loss_of(self.embedded(image_ND, text_MD, batch))
         weight_N = self._put(batch.weights)
-        ranks = self.means.ranks
+        ranks = self.execution.ranks
         loss = (loss_N * weight_N).sum() / ranks.sum(weight_N.sum())
         loss.backward()
         of_batch = ranks.sum(loss).item()
@@ -159,21 +159,22 @@ class Trainer:
         return loss_N.detach()
 
     def note(self, replaced: Mapping[str, int]) -> None:
-        """Adds what the batches of all ranks say of pictures that do not decode."""
-        here = torch.tensor(list(replaced.values()), device=self.means.device)
+        """Adds all ranks' counts of pictures that do not decode, by reason."""
+        here = torch.tensor(list(replaced.values()), device=self.execution.device)
         before = self.replaced or dict.fromkeys(replaced, 0)
-        counts = self.means.ranks.sum(here).tolist()
-        self.replaced = {it: before[it] + n for it, n in zip(replaced, counts, strict=True)}
+        counts = self.execution.ranks.sum(here).tolist()
+        pairs = zip(replaced, counts, strict=True)
+        self.replaced = {reason: before[reason] + count for reason, count in pairs}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(N, D) and (M, D) of this rank's images and texts, with the graph of all of them."""
+        """Returns (N, D) and (M, D), vectors of this rank's images and texts, with their graph."""
         image_ND = self.embed_images(self._put(batch.pixels), self.dtype)
         tokens, starts = self._put(batch.tokens), self._put(batch.starts)
         return image_ND, self.embed_texts(tokens, starts, self.dtype)
 
     def pieces(self, batch: Batch) -> tuple[Pieces, Pieces]:
-        """The same, in pieces."""
-        dtype, count = self.dtype, self.means.accumulate
+        """Returns the embeddings of this rank's images and texts, computed in pieces."""
+        dtype, count = self.dtype, self.execution.accumulate
         images = self._put(batch.pixels).chunk(count)
         texts = text_pieces(self._put(batch.tokens), self._put(batch.starts), count)
         return (
@@ -182,8 +183,8 @@ class Trainer:
         )
 
     def embedded(self, image_ND: Tensor, text_MD: Tensor, batch: Batch) -> Embedded:
-        """These rows against those of all ranks."""
-        ranks = self.means.ranks
+        """Returns the input of the loss: these rows against those of all ranks."""
+        ranks = self.execution.ranks
         image_GD, first = ranks.gathered(image_ND)
         row_N = torch.arange(first, first + len(image_ND), device=image_ND.device)
         image_of_M = self._put(batch.image_of) + first
@@ -201,7 +202,7 @@ class Trainer:
             index_N=self._put(batch.index),
             teacher=teacher,
             teacher_all={name: ranks.gathered(values)[0] for name, values in teacher.items()},
-            tile=self.means.tile,
+            tile=self.execution.tile,
         )
 
     def rate(self, step: int) -> float:
@@ -214,7 +215,7 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Returns everything that the next step depends on, by name."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, weight in self.model.named_parameters():
             for key, value in self.optimiser.state[weight].items():
@@ -228,19 +229,19 @@ class Trainer:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Sets the trainer to a state, bit for bit."""
         self.losses, self.scales = state["losses"].tolist(), state["scales"].tolist()
-        replaced = {it: int(count) for it, count in _below("replaced.", state).items()}
-        self.replaced = replaced or None
+        counts = _below("replaced.", state).items()
+        self.replaced = {reason: int(count) for reason, count in counts} or None
         self.model.load_state_dict(_below("model.", state))
         for name, weight in self.model.named_parameters():
             for key, value in _below(f"optimiser.{name}.", state).items():
-                # In the weight's own memory order: another one sums in another order.
+                # In the weight's memory layout: another layout sums in another order.
                 like = weight if value.ndim else value
                 moment = torch.empty_like(like, device=weight.device).detach()
                 self.optimiser.state[weight][key] = moment.copy_(value)
 
     def _put(self, values: np.ndarray) -> Tensor:
-        """On the model's device."""
-        return torch.from_numpy(values).to(self.means.device, non_blocking=True)
+        """Moves an array to the model's device."""
+        return torch.from_numpy(values).to(self.execution.device, non_blocking=True)
 
 
 def train(
@@ -251,17 +252,17 @@ def train(
     store: Callable[[Trainer], None],
     log: Log | None = None,
 ) -> None:
-    """Steps up to the last of the schedule; `store` is called after every `every` of them."""
-    ranks, steps = trainer.means.ranks, trainer.schedule.steps
+    """Takes the remaining steps of the schedule; calls `store` after every `every` of them."""
+    ranks, steps = trainer.execution.ranks, trainer.schedule.steps
     log = log or Log(steps=steps, batch_size=batches.size)
     while trainer.step < steps:
         before = trainer.step
-        asked = log.clock()
+        began = log.clock()
         batch = batches[before] if ranks.of == 1 else batches.of_rank(before, ranks.rank, ranks.of)
-        log.waited(log.clock() - asked, partial(batches.files, batch.rows))
+        log.waited(log.clock() - began, partial(batches.files, batch.rows))
         loss_N = trainer.learn(batch)
         if trainer.step == before:
-            raise no_number(ranks, loss_N, batch, batches, stage, before)
+            raise nonfinite_error(ranks, loss_N, batch, batches, stage, before)
         if batch.replaced is not None:
             trainer.note(batch.replaced)
             log.replaced = sum((trainer.replaced or {}).values())
@@ -270,13 +271,13 @@ def train(
             store(trainer)
 
 
-def no_number(
+def nonfinite_error(
     ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches | Streamed, stage: str, step: int
 ) -> StageError:
-    """The error for a loss that is NaN or infinite: names the step and the shards, on each rank."""
+    """Returns the error for a NaN or infinite loss; it names the step and all ranks' shards."""
     row_B = ranks.gathered(torch.from_numpy(batch.rows).to(loss_N.device))[0].cpu().numpy()
     bad_B = ~torch.isfinite(ranks.gathered(loss_N)[0]).cpu().numpy()
-    if bad_B.all() or not bad_B.any():  # a model that has diverged blames no row
+    if bad_B.all() or not bad_B.any():  # the model has diverged: no row is to blame
         rows, do = row_B, "lower `learning_rate`, or raise `warmup_steps`"
         if not ranks.sum(torch.from_numpy(batch.weights).sum().to(loss_N.device)):
             do = "give some rows of each batch a `loss_weight` above 0"
@@ -318,7 +319,7 @@ def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
-    """Straight up to the peak, then half a cosine down; steps count from 0.
+    """Returns the rate of a step (from 0): linear to the peak, then half a cosine down.
 
     Source: open_clip's `cosine_lr`: the first step has peak / warmup_steps, and no step has 0.
     """
@@ -329,7 +330,7 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> f
 
 
 def text_pieces(token_T: Tensor, starts_N: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
-    """Tokens and starts of as many runs of texts, as equal in number as can be."""
+    """Splits texts into `pieces` runs of nearly equal size; returns tokens and starts of each."""
     ends = [int(starts[0]) for starts in starts_N.chunk(pieces)[1:]] + [len(token_T)]
     return [
         (token_T[int(starts[0]) : end], starts - starts[0])
@@ -338,7 +339,7 @@ def text_pieces(token_T: Tensor, starts_N: Tensor, pieces: int) -> list[tuple[Te
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """A batch norm would see the rows of a piece, and not the batch: another model."""
+    """Refuses batch norms: they would see a piece instead of the batch, which is another model."""
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             raise StageError(

@@ -1,8 +1,8 @@
-"""Losses by name: `loss: NAME` is stages/losses/NAME.py, in this package or a user's own folder.
+"""Finds losses by name: `loss: NAME` is stages/losses/NAME.py, in this package or a user's folder.
 
-Such a file has a function `loss`, of an Embedded, which gives the nats of each local row. Its
-keyword arguments are the loss's settings. Constants beside it say what it asks for. All of this is
-read without running the file, so that a plan without torch can say what is wrong.
+The file has a function `loss`, which takes an Embedded and returns the nats of each local row. Its
+keyword arguments are the loss's settings; constants beside it declare its inputs. All of this is
+read without running the file, so that a plan without torch can check it.
 """
 
 import ast
@@ -25,18 +25,18 @@ CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asks:
-    """What a loss asks for."""
+class Declared:
+    """Inputs and start values that a loss declares."""
 
-    texts: str = "one"  # of a row: one, as the training's `texts` says; its first; or all of them
-    teacher: tuple[str, ...] = ()  # columns of the export; in the file, or settings that name some
-    bias: float | None = None  # of all logits, at the start; None: the loss has no bias
-    scale: float | None = None  # of all cosines, at the start; None: the model's
-    settings: Mapping[str, Value]  # of the loss, with its defaults
+    texts: str = "one"  # of a row: one (by the training's `texts`), the first, or all
+    teacher: tuple[str, ...] = ()  # columns of the export; TEACHER may name settings that hold them
+    bias: float | None = None  # initial bias of all logits; None: the loss has no bias
+    scale: float | None = None  # initial scale of all cosines; None: the model's
+    settings: Mapping[str, Value]  # of the loss, defaults included
 
 
-def asks(name: str, settings: Mapping[str, Value]) -> Asks:
-    """What a loss asks for; RecipeError where it or one of its settings is unknown."""
+def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
+    """Returns what a loss declares; raises RecipeError if it or one of its settings is unknown."""
     function, constants = _read(name)
     arguments = function.args
     defaults = {
@@ -53,45 +53,45 @@ def asks(name: str, settings: Mapping[str, Value]) -> Asks:
         if not _fits(value, defaults[key]):
             do = f"write a value like {defaults[key]!r}"
             raise RecipeError(f"{key} is {value!r}", "key `loss_settings`", do)
-    told = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
-    if told.get("texts", "one") not in TEXTS:
+    declared = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
+    if declared.get("texts", "one") not in TEXTS:
         do = f"write one of: {', '.join(TEXTS)}"
-        raise RecipeError(f"TEXTS is {told['texts']!r}", f"stages/losses/{name}.py", do)
+        raise RecipeError(f"TEXTS is {declared['texts']!r}", f"stages/losses/{name}.py", do)
     settings = defaults | dict(settings)
-    named = [settings.get(word, word) for word in told.pop("teacher", ())]
+    named = [settings.get(word, word) for word in declared.pop("teacher", ())]
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
-    return Asks(**told, teacher=tuple(columns), settings=settings)
+    return Declared(**declared, teacher=tuple(columns), settings=settings)
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a setting may have this value: its default's type; a whole number is a float too."""
+    """Returns whether a value has the type of the setting's default; an int is a float too."""
     if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(_fits(one, default[0]) for one in value)
+        return isinstance(value, list | tuple) and all(_fits(item, default[0]) for item in value)
     return type(value) is type(default) or (type(default), type(value)) == (float, int)
 
 
 def find_loss(
     name: str, settings: Mapping[str, Value] | None = None
 ) -> "Callable[[Embedded], Tensor]":
-    """The loss with its settings."""
+    """Imports a loss and binds its settings."""
     _read(name)
-    found = own_code.load(f"losses.{name}", "key `loss`").loss
-    return partial(found, **settings) if settings else found
+    loss = own_code.load(f"losses.{name}", "key `loss`").loss
+    return partial(loss, **settings) if settings else loss
 
 
 def known() -> list[str]:
-    """Every loss on the path, those of a user's own folders included; imports none of them."""
+    """Returns the names of all losses, those of a user's own folders included; imports none."""
     return sorted(name.partition(".")[2] for name in own_code.files("losses"))
 
 
 def digest_of(name: str) -> str | None:
-    """The SHA-256 of a user's own file; None of a loss of ours: the stage's version covers it."""
+    """Returns the SHA-256 of a user's own file; None for ours, which the stage's version covers."""
     file = own_code.files("losses")[f"losses.{name}"]
     return file.digest if file.is_own else None
 
 
 def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
-    """The function of a loss and its constants, as they stand in its file."""
+    """Parses the function of a loss and its constants from its file."""
     if name not in known():
         raise RecipeError(
             f"no loss '{name}'",
@@ -120,7 +120,7 @@ def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
 
 
 def _plain(node: ast.expr | None, what: str, name: str) -> Any:
-    """The value that stands there; RecipeError where it would have to be computed."""
+    """Returns the value of a literal; raises RecipeError for any other expression."""
     try:
         return ast.literal_eval(node)  # type: ignore[arg-type]  # of None it raises
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""A model of images and texts, built by its name or from its card.
+"""Builds a model of images and texts by its name, or from its card.
 
 `nano` is our own (nano.py); any other name, or a .json file, is a network of open_clip's.
 """
@@ -18,7 +18,7 @@ from clipmill.stages.clip.towers import Reads, Towers
 
 
 def reads(name: str) -> Reads:
-    """What the model of a name takes."""
+    """Returns the input that the named model takes."""
     from clipmill.stages.clip import nano
 
     if name in nano.ARCHITECTURES:
@@ -33,7 +33,7 @@ def reads(name: str) -> Reads:
 
 
 def versions_of(name: str) -> list[str]:
-    """Of the packages beside torch that the weights of a model's towers come from."""
+    """Returns name and version of the packages beside torch that define a model's weights."""
     from clipmill.stages.clip import nano
 
     if name in nano.ARCHITECTURES:
@@ -48,9 +48,9 @@ def versions_of(name: str) -> list[str]:
 def new_model(
     name: str, seed: int, *, scale: float | None = None, bias: float | None = None
 ) -> Towers:
-    """An untrained model: its towers depend on its name, the seed and torch alone.
+    """Returns an untrained model; its towers depend on its name, the seed and torch alone.
 
-    `scale` and `bias` are what a loss asks of the logits at the start; the scale is else CLIP's.
+    `scale` and `bias` are a loss's initial values for the logits; the default scale is CLIP's.
     """
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
@@ -75,9 +75,9 @@ def _built(name: str, scale: float | None, bias: float | None) -> Towers:
 
 
 def rebuilt(facts: Mapping[str, Any]) -> Towers:
-    """The towers that a card describes, with weights of no meaning.
+    """Builds the towers that a card describes; their weights are still to be loaded.
 
-    An error of Python's own, or torch's, where it describes none that this version knows.
+    Raises an error of Python or torch if this version cannot build them.
     """
     if "open_clip" in facts:
         from clipmill.stages.clip import open_clip_config

@@ -22,23 +22,22 @@ from torch import Tensor, nn
 from clipmill.stages.clip.towers import FIRST_SCALE, Reads, Towers
 from clipmill.stages.ops.images.resize import square
 
-# Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width; N texts, T
-# tokens of all of them.
+# Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
 
-Size = Annotated[int, Meta(ge=1, le=1 << 24)]  # a card may be a stranger's
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]  # bounded: a card may be untrusted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The settings that a model of this family is built from."""
+    """The settings of a model of this family."""
 
     image_size: Annotated[int, Meta(ge=1, le=4096)]  # pixels a side
     # of each residual block; multiples of 8, as oneDNN 3.12 on AVX2 writes past the gradient of a
     # 1 x 1 convolution with stride 2 and other widths
     channels: tuple[Size, ...]
     strides: tuple[Size, ...]
-    buckets: Size  # of the hash that a token goes through
-    tokens: Size  # at most, of a text
+    buckets: Size  # of the token hash
+    tokens: Size  # cap on tokens of a text
     bag_width: Size  # of a token's vector
     hidden: Size  # of the text tower's middle layer
     width: Size  # of the embedding
@@ -58,7 +57,7 @@ ARCHITECTURES = {"nano": NANO}
 
 
 def reads(a: Architecture) -> Reads:
-    """Whole pictures on white, and bags of hashed words."""
+    """Returns the input of a model: whole pictures on white, and bags of hashed words."""
     return Reads(
         image_size=a.image_size,
         tokenize=partial(token_bags, buckets=a.buckets, most=a.tokens),
@@ -67,7 +66,7 @@ def reads(a: Architecture) -> Reads:
 
 
 class Nano(Towers):
-    """Both towers, and the scale of their cosines."""
+    """An image tower and a text tower, and the scale of their cosines."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -84,7 +83,7 @@ class Nano(Towers):
         return {"architecture": asdict(self.architecture), **bias}
 
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, D) unit vectors, of 8-bit RGB."""
+        """Returns (N, D) unit vectors of 8-bit RGB."""
         image_N3HW = pixels_N3HW.to(memory_format=torch.channels_last).to(dtype)
         return nn.functional.normalize(
             self.image(image_N3HW / 127.5 - 1).to(torch.promote_types(dtype, torch.float32)), dim=1
@@ -93,7 +92,7 @@ class Nano(Towers):
     def embed_texts(
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(N, D) unit vectors, of bags that begin at `starts_N`."""
+        """Returns (N, D) unit vectors of the bags that begin at `starts_N`."""
         return nn.functional.normalize(
             self.text(token_T, starts_N, dtype).to(torch.promote_types(dtype, torch.float32)), dim=1
         )
@@ -116,7 +115,7 @@ class ImageTower(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; begins as the shortcut alone.
+    """Two 3 x 3 convolutions beside a shortcut; untrained, it is the shortcut alone.
 
     Source: the basic block of ResNet (He et al. 2016), last norm at zero (Goyal et al. 2017).
     """
@@ -139,7 +138,7 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """The sum of a bag's token vectors over the root of their number, and two layers on it."""
+    """Two layers over the sum of a bag's token vectors, divided by the root of their number."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
@@ -178,10 +177,10 @@ WORD = re.compile(r"\w+")
 def token_bags(
     texts: Sequence[str], buckets: int, most: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(T,) bucket of every token, and (N + 1,) the first token of each text; at most `most` a text.
+    """Returns (T,) the bucket of every token, and (N + 1,) the first token of each text.
 
-    Words come before pieces, so that a long caption loses its pieces first. A text without a
-    word has an empty bag.
+    A text has at most `most` tokens. Words come before their 4-grams, so that a long caption loses
+    4-grams first. A text without a word has an empty bag.
     """
     bags = [_tokens(text)[:most] for text in texts]  # lengths differ
     ends_N = np.cumsum([0, *map(len, bags)], dtype=np.int64)
@@ -197,7 +196,7 @@ def _tokens(text: str) -> list[int]:
 
 @lru_cache(1 << 16)  # captions share most of their words
 def _hashes(word: str) -> tuple[int, ...]:
-    """The word's hash, then those of its 4-grams, ends marked: `<star>` has <sta, star, tar>."""
+    """Returns hashes of the word and its 4-grams, ends marked: `<star>` has <sta, star, tar>."""
     marked = f"<{word}>"
     grams = (marked[i : i + GRAM] for i in range(len(marked) - GRAM + 1))
     return tuple(zlib.crc32(token.encode("utf-8", "replace")) for token in (f" {word}", *grams))

@@ -1,4 +1,4 @@
-"""open_clip's networks by name, or by a JSON file like its own: what they are and take."""
+"""Reads the configuration of open_clip's networks, by name or from a JSON file like its own."""
 
 import json
 from importlib.util import find_spec
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 # Shapes: N texts, L tokens of one, W width of a layer, D of the embedding, H x W pixels.
 
 MAX_ASPECT = 1000  # longer side to shorter; at a network's 224 pixels 200 MB
-DROPS = ("timm_drop", "timm_drop_path", "patch_dropout")  # shares of an image tower left to chance
+DROPS = ("timm_drop", "timm_drop_path", "patch_dropout")  # random dropout of an image tower
 
 
 def installed(where: str = "key `model`") -> Path:
-    """The folder of open_clip's own configurations; RecipeError where it is not installed."""
+    """Returns the folder of open_clip's configurations; raises RecipeError if not installed."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         raise missing("open_clip", where)
@@ -30,9 +30,9 @@ def installed(where: str = "key `model`") -> Path:
 
 
 def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
-    """The sections `embed_dim`, `vision_cfg`, `text_cfg` and more that a network is built from.
+    """Returns a network's configuration: `embed_dim`, `vision_cfg`, `text_cfg` and more.
 
-    RecipeError where open_clip is not installed, knows no such network, or the file is none.
+    Raises RecipeError if open_clip is not installed, has no such network, or the file has none.
     """
     folder = installed(where)
     file = Path(model).expanduser() if model.endswith(".json") else folder / f"{model}.json"
@@ -56,8 +56,8 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
 
 
 def check_trainable(model: str, config: dict[str, Any]) -> None:
-    """RecipeError where a network cannot be trained here: it has a decoder, comes from a hub, or
-    drops parts of itself by chance, which no killed training could do again."""
+    """Refuses a network that cannot be trained here, by RecipeError: with a decoder, parts from a
+    hub, or random dropout, which a resumed training could not repeat."""
     text, vision = config["text_cfg"], config["vision_cfg"]
     size = vision.get("image_size", 224)
     found = None
@@ -82,8 +82,8 @@ def check_trainable(model: str, config: dict[str, Any]) -> None:
 
 
 def is_causal(model: Any) -> bool:
-    """Whether what follows a text changes none of its values: its tower is open_clip's own, reads
-    from left to right, and gives what stands at the mark of the end."""
+    """Returns whether padding after a text cannot change its embedding: the tower is open_clip's
+    own, has a causal mask, and pools at the end-of-text token."""
     text = getattr(model, "text", model)
     own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
     own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token
@@ -92,7 +92,7 @@ def is_causal(model: Any) -> bool:
 
 
 def encode_short(model: Any, token_NL: "Tensor") -> "Tensor":
-    """(N, D) of texts in fewer tokens than the context, by a network that is_causal."""
+    """Returns (N, D), embeddings of texts shorter than the context, of a network that is_causal."""
     import torch
 
     if hasattr(model, "text"):  # this class takes any length
@@ -107,10 +107,10 @@ def encode_short(model: Any, token_NL: "Tensor") -> "Tensor":
 
 
 def middle(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image, cut to its middle where it is longer than MAX_ASPECT times its width.
+    """Crops an image to its centre if one side is longer than MAX_ASPECT times the other.
 
-    A network's preprocessing brings the shorter side to its own, then cuts out a square: a line of
-    one pixel by a million would fill 200 GB on the way.
+    A network's preprocessing scales the shorter side to its own size, then crops a square: an image
+    of one pixel by a million would take 200 GB on the way.
     """
     most = MAX_ASPECT * min(image_HW3.shape[:2])
     top, left = (max(0, side - most) // 2 for side in image_HW3.shape[:2])

@@ -1,6 +1,6 @@
-"""Towers of open_clip's networks, with its tokens, its pictures and its initial weights.
+"""Builds the towers of open_clip's networks, with its tokenizer, preprocessing and initial weights.
 
-The state dict of `network` is open_clip's own, so that its loader takes what is stored.
+The state dict of `network` is open_clip's own, so that its loader reads the stored weights.
 """
 
 import copy
@@ -32,7 +32,7 @@ PAD = 0
 
 
 def reads(config: Mapping[str, Any]) -> Reads:
-    """The middle of each picture, and byte pairs of each text between its two marks."""
+    """Returns a network's input: the centre of each picture, and byte pairs between two marks."""
     text, size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
     keywords = json.dumps(text.get("tokenizer_kwargs") or {}, sort_keys=True)
     return Reads(
@@ -51,7 +51,7 @@ class BytePairs:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         token_NL = _tokenizer(self.context, self.keywords)(list(texts)).numpy()
-        # The end's mark is the last that is no pad; inside a text the pad's number is a `!`.
+        # The end mark is the last token that is no pad; inside a text the pad's number is a `!`.
         length_N = token_NL.shape[1] - (token_NL[:, ::-1] != PAD).argmax(axis=1)
         is_text_NL = np.arange(token_NL.shape[1]) < length_N[:, None]
         return token_NL[is_text_NL].astype(np.int32), np.cumsum([0, *length_N], dtype=np.int64)
@@ -64,7 +64,7 @@ def _tokenizer(context: int, keywords: str) -> Any:
 
 @dataclass(frozen=True)
 class Middle:
-    """open_clip's preprocessing up to 8-bit pixels: shorter side to the size; the middle."""
+    """open_clip's preprocessing up to 8-bit pixels: shorter side to the size, centre crop."""
 
     size: int
 
@@ -85,7 +85,7 @@ NOT_PIXELS = ("ToTensor", "MaybeToTensor", "Normalize")
 
 
 class OpenClipTowers(Towers):
-    """A network of open_clip's; arithmetic below float32 is autocast's, as in its own trainer."""
+    """A network of open_clip's; below float32 it computes by autocast, as its own trainer."""
 
     mean: Tensor
     std: Tensor
@@ -142,9 +142,9 @@ class OpenClipTowers(Towers):
         return nn.functional.normalize(text_ND.float(), dim=-1)
 
     def padded(self, token_T: Tensor, starts_N: Tensor) -> Tensor:
-        """(N, L) tokens; L is that of the longest where what follows a text changes nothing.
+        """Returns (N, L) padded tokens.
 
-        It does in towers without a causal mask: there L is the whole context.
+        L is the longest text's length if padding cannot change an embedding, else the context.
         """
         length_N = torch.diff(starts_N, append=starts_N.new_tensor([len(token_T)]))
         context = self.config["text_cfg"].get("context_length", CONTEXT)
@@ -164,14 +164,14 @@ def _cast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
 
 
 def built(name: str, scale: float | None, bias: float | None) -> OpenClipTowers:
-    """The network of a name or a JSON file, with open_clip's initial weights."""
+    """Builds the network of a name or a JSON file, with open_clip's initial weights."""
     return OpenClipTowers(name, config_of(name), scale, bias)
 
 
 def rebuilt(facts: Mapping[str, Any]) -> OpenClipTowers:
-    """The network that a card describes."""
+    """Builds the network that a card describes; raises ValueError if it is too large."""
     config = dict(facts["open_clip"])
-    for part in (config.get("vision_cfg", {}), config.get("text_cfg", {})):  # a stranger's, maybe
+    for part in (config.get("vision_cfg", {}), config.get("text_cfg", {})):  # may be untrusted
         for name, most in MOST.items():
             if any(number > most for number in np.ravel(part.get(name, 0))):
                 raise ValueError(f"more than {most:,} {name}")

@@ -1,4 +1,4 @@
-"""What a step costs on this machine, by a few steps on noise: for an estimate, and no more."""
+"""Measures a step's cost on this machine by a few steps on noise; for estimates only."""
 
 import time
 from dataclasses import replace
@@ -16,14 +16,14 @@ from clipmill.stages.clip.training import trainer_of
 
 TEXT = "a drawing of a small red house beside a tree"
 MOST_PIXELS = 400_000  # of a probe's batch: 64 rows of nano's, 7 of 224 pixels a side
-STEPS = 5  # of which the first, in which memory is taken, does not count
+STEPS = 5  # the first one, which allocates memory, does not count
 
 
 def probed(settings: Any) -> tuple[float, float]:
-    """Seconds that a training's step takes for each of its rows, and of embedding one picture.
+    """Returns seconds per row of a training step, and seconds of embedding one picture.
 
-    Error: on one core, no decoding, no loader, no other process; a step's cost is taken to be even,
-    and the loss to be CLIP's.
+    Error: on one core, no decoding, no loader, no other process; assumes that all steps cost the
+    same, and CLIP's loss.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a training stores: its state, and its model with README.md and open_clip_config.json."""
+"""Stores a training's state, and its model with README.md and open_clip_config.json."""
 
 import json
 from collections.abc import Mapping
@@ -31,15 +31,15 @@ LABELS = {
 def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
     """Stores a model: its weights, then the card that rebuilds it."""
     card = {**model.facts, **facts}
-    for name, text in beside(card).items():
+    for name, text in card_files(card).items():
         path = scratch / name
         path.write_text(text, encoding="utf-8")
         put(name, path)
     put_model(put, scratch, KIND, card, model.network.state_dict())
 
 
-def beside(card: Mapping[str, Any]) -> dict[str, str]:
-    """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
+def card_files(card: Mapping[str, Any]) -> dict[str, str]:
+    """Returns texts by file name; open_clip's networks get a configuration for its loader."""
     files = {"README.md": _readme(card)}
     if "open_clip" in card:
         from clipmill.stages.clip.open_clip_towers import PIXELS
@@ -61,7 +61,7 @@ def _readme(card: Mapping[str, Any]) -> str:
     way = "open_clip has no such network; clipmill has."
     if "open_clip" in card:
         lines = ["import open_clip", "", f"# {FOLDER}", f'{LOADED}("local-dir:FOLDER")']
-        if not name.endswith(".json"):  # which open_clip knows by no name
+        if not name.endswith(".json"):  # open_clip has no name for a JSON file's network
             lines.append(f'{LOADED}("{name}", pretrained="FOLDER/{WEIGHTS}")')
         way = "\n".join(["```python", *lines, "```"])
     return f"""# A CLIP model trained by clipmill: {name}
@@ -77,7 +77,7 @@ In a recipe of clipmill: `model: "checkpoint:FOLDER"`.
 
 
 def store(trainer: "Trainer", checkpoints: Checkpoints, scratch: Path) -> None:
-    """Stores all that the next step depends on."""
+    """Stores a checkpoint: all that the next step depends on."""
     path = scratch / "state.safetensors"
     state = {name: value.detach().contiguous() for name, value in trainer.state().items()}
     safetensors.torch.save_file(state, path)
@@ -85,7 +85,7 @@ def store(trainer: "Trainer", checkpoints: Checkpoints, scratch: Path) -> None:
 
 
 def restore(trainer: "Trainer", checkpoints: Checkpoints) -> None:
-    """Moves the trainer to the newest whole state; leaves it alone where there is none."""
+    """Sets the trainer to its newest whole checkpoint, if there is one."""
     if (newest := checkpoints.newest()) is not None:
         _, path = newest
         trainer.restore(safetensors.torch.load_file(path))

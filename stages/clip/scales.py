@@ -1,4 +1,4 @@
-"""What a scale fixes, so that two trainings at one scale differ by their data alone.
+"""Training scales: constants that are fixed so that two trainings differ by their data alone.
 
 `debug` to `xlarge` are DataComp's, `nano` is our own: minutes on one processor core.
 """
@@ -6,9 +6,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Sampling = Literal["epochs", "shards"]  # each row as often as `repeats`; or shards with replacement
-Augment = Literal["shift", "crop"]  # the whole picture moved by some pixels; or a random crop of it
-# Of a random crop: least and greatest share of the picture's area, then width to height; bicubic.
+Sampling = Literal["epochs", "shards"]  # each row `repeats` times; or shards with replacement
+Augment = Literal["shift", "crop"]  # shift the whole picture by some pixels; or crop at random
+# Bounds of a random crop: share of the picture's area, then width to height; bicubic.
 # Source: open_clip's training transform, which DataComp uses unchanged.
 CROP_AREA = (0.9, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -20,9 +20,9 @@ class Scale:
 
     model: str
     image_size: int  # pixels a side
-    samples_seen: int  # in all: so many whatever the rows
+    samples_seen: int  # in all, independent of the number of rows
     batch_size: int  # pairs of a step, over all processes
-    learning_rate: float  # its greatest, after the warm-up
+    learning_rate: float  # the peak, after the warm-up
     warmup_steps: int
     beta1: float
     beta2: float
@@ -40,8 +40,10 @@ class Scale:
 def _datacomp(
     model: str, samples: int, batch: int, rate: float, warmup: int = 500, beta2: float = 0.98
 ) -> Scale:
-    """Source: DataComp (Gadre et al. 2023), appendix on training, and its released scale_configs;
-    betas, eps and decay are open_clip's defaults. bf16 stands for its fp16 amp.
+    """Returns a scale of DataComp's.
+
+    Source: DataComp (Gadre et al. 2023), appendix on training, and its released scale_configs;
+    betas, eps and decay are open_clip's defaults. Departs: bf16 for its fp16 amp.
     """
     return Scale(
         model=model,
@@ -76,7 +78,7 @@ SCALES = {
         sampling="epochs",
         augment="shift",
     ),
-    # 125 steps under a warm-up of 500: as released, it ends at a quarter of its peak rate.
+    # As released: 125 steps, all within a warm-up of 500, so it ends at a quarter of its peak rate.
     "debug": _datacomp("ViT-B-32", 128_000, 1024, 1e-4),
     "small": _datacomp("ViT-B-32", 12_800_000, 4096, 5e-4),
     "medium": _datacomp("ViT-B-32", 128_000_000, 4096, 5e-4),

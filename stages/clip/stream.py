@@ -1,7 +1,7 @@
-"""Batch number n over more pictures than are decoded beforehand: read, decoded and cropped ahead.
+"""Streams batch n of an export too large to decode beforehand: reads, decodes and crops ahead.
 
 A batch is a pure function of the seed, n and the export, as in loader.py: not of ranks, threads or
-what was read before. Memory is bounded by a row group or two a stream and the batches ahead.
+earlier reads. Memory is bounded by two row groups a stream and the batches ahead.
 """
 
 import threading
@@ -45,16 +45,16 @@ from clipmill.stages.ops.images.resize import square
 # groups of a shard.
 
 FAULTS = NO_IMAGE, UNDECODABLE = ("no_image", "undecodable")
-AHEAD = 2  # batches that are made while one is learnt from
-GROUPS = 2  # row groups that a stream holds
+AHEAD = 2  # batches prepared while one is trained on
+GROUPS = 2  # row groups that a stream caches
 
 
 def index_shard(
     data: str, choose: Chooser | None, teacher: Sequence[str], file: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """Samples of each row group of an exported file; its rows, and those left out by reason.
+    """Counts a file's samples by row group, its usable rows, and left-out rows by reason.
 
-    No picture is read: one that does not decode is known when its batch is made.
+    Reads no picture: one that does not decode is found when its batch is made.
     """
     exported, name = Outputs(Storage(data)), file["file"]
     chosen = choose(name) if choose else None
@@ -63,24 +63,25 @@ def index_shard(
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
         check_columns(parquet.schema_arrow, teacher, where)
-        wanted = [it for it in columns_of(parquet.schema_arrow, teacher) if it != IMAGE.name]
+        columns = columns_of(parquet.schema_arrow, teacher)
+        names = [column for column in columns if column != IMAGE.name]
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, wanted, use_threads=False)
+            table = parquet.read_row_group(group, names, use_threads=False)
             left = usable(prepared(table, chosen, file["first"], start), teacher, counts)
             start, rows = start + len(table), rows + len(left)
             groups.append(int(left[REPEATS.name].fill_null(1).to_numpy().sum()))
     left_out = {reason: counts[reason] for reason in LEFT_OUT}
     left_out |= {NO_TEACHER: counts[NO_TEACHER]} if teacher else {}
-    made = {"file": name, "first": file["first"], "rows": rows, "groups": groups}
+    entry = {"file": name, "first": file["first"], "rows": rows, "groups": groups}
     if chosen is not None:
         left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
-        made["chosen"] = chosen.digest
-    return made | {"left_out": left_out}
+        entry["chosen"] = chosen.digest
+    return entry | {"left_out": left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a step sees of a row: a picture of this size, changed by chance, and its texts."""
+    """The transforms of a row for a step: augmentation to a size, and the choice of texts."""
 
     size: int
     augment: Augment
@@ -89,7 +90,7 @@ class View:
     teacher: Sequence[str] = ()
 
     def picture(self, body: bytes, coin: int) -> RGB:
-        """(S, S, 3) the picture, moved or cropped as the coin says; ImageError."""
+        """Returns (S, S, 3), the picture shifted or cropped by the hash; raises ImageError."""
         if self.augment == "crop":
             return crop(body, self.size, coin)
         whole = np.pad(square(decode(body), self.size), PAD, constant_values=255)
@@ -97,7 +98,7 @@ class View:
         return whole[down : down + self.size, right : right + self.size]
 
     def taken(self, texts: list[str], coin: int) -> list[str]:
-        """The texts of a row that the step takes."""
+        """Returns the texts of a row that the step takes."""
         fit = instead_of_single_words(texts)
         if self.texts == "uniform":
             return [fit[text_by(coin, len(fit))]]
@@ -108,11 +109,11 @@ PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
 
 
 class Streamed:
-    """Batches of `size` rows of an indexed Parquet export: `batches[n]`, for any n from 0 up.
+    """Batches of `size` rows of an indexed Parquet export, as `batches[n]` for any n >= 0.
 
-    `spent` has the seconds that reading took, by exported file. In the place of a picture that does
-    not decode stands the next of its row group that does; `replaced` of a batch counts them.
-    StageError once so many do not that a batch has more rows than are left.
+    `spent` has the seconds of reading, by exported file. A picture that does not decode is replaced
+    by the next one of its row group that does; a batch's `replaced` counts these. Raises StageError
+    once fewer rows than a batch are left with a picture.
     """
 
     def __init__(
@@ -136,11 +137,11 @@ class Streamed:
         self.spent: Counter[str] = Counter()
         self._rows = sum(shard["rows"] for shard in self.shards)
         self._bad = [np.zeros(len(shard["groups"]), int) for shard in self.shards]
-        self._bad_rows = 0  # their sum
-        self._held: list[OrderedDict[tuple[int, int, str], Group]] = [
+        self._bad_rows = 0  # sum of _bad
+        self._cache: list[OrderedDict[tuple[int, int, str], Group]] = [
             OrderedDict() for _ in range(self.draws.streams)
         ]
-        self._locks = [threading.Lock() for _ in self._held]
+        self._locks = [threading.Lock() for _ in self._cache]
         self._counting = threading.Lock()
         self._threads = ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures")
         self._begun: OrderedDict[tuple[int, int, int], list[Future[Part]]] = OrderedDict()
@@ -148,19 +149,19 @@ class Streamed:
     def __getitem__(self, n: int) -> Batch:
         return self.of_rank(n, 0, 1)
 
-    def of_rank(self, n: int, rank: int, of: int) -> Batch:
-        """A rank's rows of batch n, while those after it are made; no other row is decoded."""
-        wanted = [(n + more, rank, of) for more in range(AHEAD + 1)]
-        for key in [key for key in self._begun if key not in wanted]:
+    def of_rank(self, n: int, rank: int, ranks: int) -> Batch:
+        """Returns a rank's rows of batch n, and begins the next batches; decodes no other row."""
+        keys = [(n + ahead, rank, ranks) for ahead in range(AHEAD + 1)]
+        for key in [key for key in self._begun if key not in keys]:
             for part in self._begun.pop(key):
                 part.cancel()
-        for key in wanted:
+        for key in keys:
             if key not in self._begun:
                 self._begun[key] = self._begin(*key)
-        return self._joined([part.result() for part in self._begun.pop(wanted[0])])
+        return self._joined([part.result() for part in self._begun.pop(keys[0])])
 
     def files(self, row_B: NDArray[np.int64]) -> list[str]:
-        """The exported files that rows are from, that which took longest to read first."""
+        """Returns the exported files that hold the rows, the slowest to read first."""
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
         names = [str(self.shards[number]["file"]) for number in numbers]
         return sorted(names, key=lambda name: -self.spent[name])
@@ -169,9 +170,9 @@ class Streamed:
         """Ends the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, n: int, rank: int, of: int) -> "list[Future[Part]]":
-        """The parts of a batch, one a stream, each in a thread as soon as one is free."""
-        here = part_of(self.size, rank, of)
+    def _begin(self, n: int, rank: int, ranks: int) -> "list[Future[Part]]":
+        """Submits the parts of a batch, one a stream, to the threads."""
+        here = part_of(self.size, rank, ranks)
         parts = []
         for stream in range(self.draws.streams):
             rows = self.draws.rows(stream)
@@ -182,21 +183,21 @@ class Streamed:
         return parts
 
     def _part(self, n: int, stream: int, first: int, count: int) -> "Part":
-        """So many samples of a stream, from `first` on."""
+        """Returns `count` samples of a stream, from `first` on."""
         samples: list[Sample] = []
         for piece in self.draws.pieces(stream, first, count):
             group = self._group(stream, piece)
-            samples += [self._sample(group, at, n, piece) for at in range(piece.start, piece.stop)]
+            numbers = range(piece.start, piece.stop)
+            samples += [self._sample(group, number, n, piece) for number in numbers]
         texts = [text for sample in samples for text in sample.texts]
         token_T, start_M = self.view.tokenize(texts)
         return Part(samples, token_T, start_M[:-1])
 
-    def _sample(self, group: Group, at: int, n: int, piece: Piece) -> "Sample":
-        """Sample number `at` of a row group; where its picture does not decode, the next that
-        does."""
+    def _sample(self, group: Group, number: int, n: int, piece: Piece) -> "Sample":
+        """Returns a sample of a row group, or the next one if its picture does not decode."""
         fault = ""
         for turn in range(len(group.order)):
-            row = int(group.order[(at + turn) % len(group.order)])
+            row = int(group.order[(number + turn) % len(group.order)])
             coin = int(group.coins(self.seed, n)[row])
             body = group.images[row]
             try:
@@ -206,17 +207,17 @@ class Streamed:
             if pixels is not None:
                 return Sample(group, row, pixels, self.view.taken(group.texts[row], coin), fault)
             fault = fault or (UNDECODABLE if body is not None else NO_IMAGE)
-            self._lacks(group, row, piece)
+            self._note_bad(group, row, piece)
         raise StageError(
             "no picture of a row group decodes",
             group.where,
             "look at the export: export.pixels counts its bad pictures",
         )
 
-    def _lacks(self, group: Group, row: int, piece: Piece) -> None:
-        """Notes a row without a picture; StageError where fewer than a batch are left with one.
+    def _note_bad(self, group: Group, row: int, piece: Piece) -> None:
+        """Counts a row without a picture; raises StageError if fewer than a batch have one.
 
-        What is kept is a number a row group: the most of its rows that one reading found so.
+        Stores one count a row group: the most bad rows that any one reading of it has found.
         """
         bad_R = self._bad[piece.shard]
         with self._counting:
@@ -232,16 +233,16 @@ class Streamed:
             )
 
     def _group(self, stream: int, piece: Piece) -> Group:
-        """A row group in memory, its samples in the order of the piece."""
+        """Returns a row group from the stream's cache, its samples in the order of the piece."""
         key = (piece.shard, piece.group, piece.purpose)
         with self._locks[stream]:
-            held = self._held[stream]
-            if key not in held:
-                held[key] = self._read(piece)
-                while len(held) > GROUPS:
-                    held.popitem(last=False)
-            held.move_to_end(key)
-            return held[key]
+            cache = self._cache[stream]
+            if key not in cache:
+                cache[key] = self._read(piece)
+                while len(cache) > GROUPS:
+                    cache.popitem(last=False)
+            cache.move_to_end(key)
+            return cache[key]
 
     def _read(self, piece: Piece) -> Group:
         shard, began = self.shards[piece.shard], time.perf_counter()
@@ -302,13 +303,13 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a batch."""
+    """A decoded sample of a batch."""
 
     group: Group
     row: int  # of the group
     pixels: RGB
     texts: list[str]
-    fault: str  # of the row that should have stood here; empty where it does
+    fault: str  # reason that the drawn row was replaced; empty if it was not
 
 
 @dataclass(frozen=True)

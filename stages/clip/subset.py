@@ -1,8 +1,8 @@
-"""Which rows of an export a list of uids or a subset file names, and what it says of each.
+"""Finds the rows of an export that a list of uids or a subset file names.
 
-A list is DataComp's .npy or a text of one uid a line, and a multiset: a uid that stands k times
-counts k times, in every row that has it. A subset file (metadata/subset_file.py) is joined by place
-where it has shard and position, else by uid.
+A list is DataComp's .npy or a text of one uid a line, and a multiset: a uid listed k times counts
+k times, in every row that has it. A subset file (metadata/subset_file.py) is joined by place if it
+has shard and position, else by uid.
 """
 
 import hashlib
@@ -32,21 +32,21 @@ from clipmill.stages.ops.tables.uid_lists import opened
 
 # Shapes: N rows of an exported file, K entries of a subset.
 
-READERS = 8  # files whose uids are read at a time: it waits on a disk or a network
+READERS = 8  # files whose uids are read at a time: the time goes into disk or network
 KEY = "key `subset`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """How often each row of a file counts, and what stands in the place of the export's word."""
+    """A subset's choice of a file's rows: repeats, and weights and texts that replace its own."""
 
-    times: NDArray[np.int32]  # (N,)
-    weights: NDArray[np.float32] | None = None  # (N,) NaN where the export's counts
-    texts: pa.Array | None = None  # (N,) lists of text; null where the export's count
+    times: NDArray[np.int32]  # (N,) repeats; 0 is left out
+    weights: NDArray[np.float32] | None = None  # (N,) NaN: the export's weight
+    texts: pa.Array | None = None  # (N,) lists of text; null: the export's texts
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of repeats, weights and texts."""
         total = hashlib.sha256(self.times.tobytes())
         if self.weights is not None:
             total.update(self.weights.tobytes())
@@ -55,29 +55,29 @@ class Chosen:
         return total.hexdigest()
 
     def of(self, rows: pa.Table, start: int) -> pa.Table:
-        """Those of the rows from `start` on that count, as it says; texts are lists of strings."""
+        """Applies the choice to rows from `start` on, and drops others; texts are string lists."""
         here = slice(start, start + len(rows))
-        said: dict[str, Any] = {REPEATS.name: pa.array(self.times[here])}
+        columns: dict[str, Any] = {REPEATS.name: pa.array(self.times[here])}
         if self.weights is not None:
             weight = pa.array(self.weights[here], from_pandas=True)  # NaN is null
-            said[LOSS_WEIGHT.name] = pc.coalesce(weight, rows[LOSS_WEIGHT.name])
+            columns[LOSS_WEIGHT.name] = pc.coalesce(weight, rows[LOSS_WEIGHT.name])
         if self.texts is not None:
             own = pa.concat_arrays(rows[TEXTS.name].chunks)
             both = pa.concat_arrays([own, self.texts[here]])
             row_N = np.arange(len(rows))
             is_own_N = self.texts[here].is_null().to_numpy(zero_copy_only=False)
-            said[TEXTS.name] = both.take(pa.array(np.where(is_own_N, row_N, row_N + len(rows))))
-        for name, values in said.items():
+            columns[TEXTS.name] = both.take(pa.array(np.where(is_own_N, row_N, row_N + len(rows))))
+        for name, values in columns.items():
             rows = rows.set_column(rows.column_names.index(name), name, values)
-        return rows.filter(pc.greater(said[REPEATS.name], 0))
+        return rows.filter(pc.greater(columns[REPEATS.name], 0))
 
 
-Chooser = Callable[[str], Chosen]  # of an exported file, by its name
+Chooser = Callable[[str], Chosen]  # takes the name of an exported file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """The entries of a list or a subset file, in the order of their keys."""
+    """The entries of a list or a subset file, sorted by key."""
 
     keys: NDArray[Any]  # (K,) uids as S16; or places, shard << 32 | position
     uids: NDArray[np.bytes_]  # (K,)
@@ -90,7 +90,7 @@ class Subset:
         return self.keys.dtype == np.int64
 
     def find(self, data: str, file: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(N,) the entry of each row of a file, and whether it has one."""
+        """Returns (N,) the entry of each row of a file, and (N,) whether it has one."""
         outputs = Outputs(Storage(data))
         uid_N = uids_of(outputs, file)
         key_N: NDArray[Any] = uid_N
@@ -105,17 +105,17 @@ class Subset:
         is_there_N = self.keys[entry_N] == key_N
         other_N = is_there_N & (self.uids[entry_N] != uid_N)
         if other_N.any():
-            at = int(np.flatnonzero(other_N)[0])
+            row = int(np.flatnonzero(other_N)[0])
             raise StageError(
-                f"at a place that the subset names stands another uid, {uid_N[at].hex():0<32};"
-                f" the subset says {self.uids[entry_N[at]].hex():0<32}",
-                f"{KEY}: row {at} of {file}",
+                f"at a place that the subset names stands another uid, {uid_N[row].hex():0<32};"
+                f" the subset says {self.uids[entry_N[row]].hex():0<32}",
+                f"{KEY}: row {row} of {file}",
                 "make the subset anew from the pool that this export is of",
             )
         return entry_N, is_there_N
 
     def chosen(self, data: str, file: str) -> Chosen:
-        """What it says of the rows of a file."""
+        """Returns the choice of a file's rows."""
         entry_N, is_there_N = self.find(data, file)
         times_N = np.zeros(len(entry_N), np.int32)
         times_N[is_there_N] = self.times[entry_N[is_there_N]]
@@ -129,7 +129,7 @@ class Subset:
 
 
 def chooser_of(data: str, mask: Mask | None, subset: str | None) -> Chooser | None:
-    """What says which rows of an export count: a select stage, a file, or nothing. Picklable."""
+    """Returns the chooser of a select stage or a subset file; None for all rows. Picklable."""
     if mask is not None:
         return partial(_kept, mask)
     return partial(_listed, subset, subset_digest(subset), data) if subset is not None else None
@@ -144,17 +144,16 @@ def _listed(path: str, digest: str, data: str, file: str) -> Chosen:
 
 
 def subset_digest(path: str) -> str:
-    """The SHA-256 of the file."""
+    """Returns the SHA-256 of a subset's file."""
     storage, name = open_pool(path)
     return storage.sha256(name)
 
 
 @lru_cache(1)  # a worker reads it for many files
 def read(path: str, digest: str) -> Subset:
-    """The subset in a file; StageError where there is none. Memory: 36 bytes an entry, and its
-    texts.
+    """Reads a subset; raises StageError if the file is none. Memory: 36 bytes an entry, and texts.
 
-    `digest` tells a file from what was there before.
+    `digest` is the cache's key: a changed file is read again.
     """
     storage, name = open_pool(path)
     if not _is_parquet(storage, name):
@@ -173,7 +172,7 @@ _NO_UID = np.empty(0, "S16")
 
 
 def _sorted(rows: pa.Table) -> Subset:
-    """The rows of a subset file by key; ValueError where a key stands twice."""
+    """Sorts the rows of a subset file by key; raises ValueError if a key repeats."""
     uid_K = _as_bytes(rows[UID.name])
     key_K: NDArray[Any] = uid_K
     if SHARD.name in rows.column_names:
@@ -200,7 +199,7 @@ def _sorted(rows: pa.Table) -> Subset:
 
 
 def look_at(path: str) -> None:
-    """StageError where the path names no list and no subset file."""
+    """Checks that a path names a list or a subset file; raises StageError."""
     storage, name = open_pool(path)
     try:
         if _is_parquet(storage, name):
@@ -227,7 +226,7 @@ def _unfit(path: str, error: Exception) -> StageError:
 def counted(
     path: str, digest: str, data: str, files: Sequence[str], item: int, task: Task
 ) -> dict[str, int]:
-    """Entries of the subset, those that no row of the export has, and the rows that count."""
+    """Counts a subset's entries, those that the export has no row for, and the rows chosen."""
     subset = read(path, digest)
     is_met_K = np.zeros(len(subset.keys), bool)
     rows = 0
@@ -238,32 +237,32 @@ def counted(
 
 
 def _entries(subset: Subset, data: str, files: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-    """Of each file the entries that its rows have."""
+    """Yields the entries of each file's rows."""
     with ThreadPoolExecutor(READERS) as readers:
         for entry_N, is_there_N in readers.map(partial(subset.find, data), files):
             yield entry_N[is_there_N]
 
 
 def uids_of(outputs: Outputs, file: str) -> NDArray[np.bytes_]:
-    """(N,) the uid of each row of an exported file, as S16."""
+    """Returns (N,) the uid of each row of an exported file, as S16."""
     with outputs.parquet(file) as parquet:
         return _as_bytes(parquet.read([UID.name])[UID.name])
 
 
 def _as_bytes(uid: pa.ChunkedArray) -> NDArray[np.bytes_]:
-    """(N,) uids as S16: ordered as bytes are."""
+    """Converts uids to (N,) S16, which sorts by bytes."""
     array = pa.concat_arrays(uid.chunks) if uid.num_chunks else pa.array([], UID.dtype)
     data = np.frombuffer(array.buffers()[1] or b"", np.uint8)[16 * array.offset :]
     return data[: 16 * len(array)].view("S16")
 
 
 def place_keys(shard_N: NDArray[np.int32], position_N: NDArray[np.int32]) -> NDArray[np.int64]:
-    """(N,) one number for each place in the pool."""
+    """Returns (N,) one number for each place (shard and position) in the pool."""
     return shard_N.astype(np.int64) << 32 | position_N.astype(np.int64)
 
 
 def text_lists(texts: pa.ChunkedArray) -> pa.Array:
-    """(N,) the texts alone of TEXT_LIST, as lists of strings; null lists stay null."""
+    """Converts a TEXT_LIST to (N,) lists of strings; null lists stay null."""
     lists = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], texts.type)
     count_N = pc.list_value_length(lists)
     end_N = np.cumsum(count_N.fill_null(0).to_numpy(zero_copy_only=False))

@@ -1,6 +1,6 @@
-"""What a training says of itself while it goes: rates, waits and the loss; news, and no result.
+"""Logs a training while it runs: rates, waits and the loss.
 
-It lies in `<stage>/log/`, outside of out/: two equal trainings differ in it.
+The log is stored in `<stage>/log/`, outside of out/, as it differs between two equal trainings.
 """
 
 import json
@@ -16,17 +16,17 @@ from clipmill.pipeline.stage import untold
 
 FOLDER = "log"
 NAME = "log.jsonl"
-LINES = 1000  # of one training, about
+LINES = 1000  # of one training, approximately
 Line = dict[str, Any]
 
 
 class Log:
-    """Lines of `log.jsonl`, and the word that the terminal shows.
+    """Lines of `log.jsonl`, and the progress that the terminal shows.
 
     A line has step, samples_seen, loss, learning_rate, scale, samples_per_s, data_wait_s, and
-    slowest_shard, that of the batch which was waited for longest since the line before; replaced,
-    the samples so far whose picture did not decode, where such are found in training; mfu, the
-    share of the GPUs' arithmetic that is used, where it is known.
+    slowest_shard, of the batch with the longest wait since the last line. A streamed training adds
+    replaced, the samples so far whose picture did not decode. If the GPU's peak is known, mfu is
+    the used share of its arithmetic.
     """
 
     def __init__(
@@ -36,26 +36,26 @@ class Log:
         batch_size: int,  # rows of a step, over all ranks
         tell: Callable[..., None] = untold,
         clock: Callable[[], float] = time.perf_counter,
-        at_most_per_s: float | None = None,  # steps, were all arithmetic of the GPUs used
+        at_most_per_s: float | None = None,  # steps at the GPUs' peak arithmetic
         lines: Sequence[Line] = (),  # of a training that was stopped
-        step: int = 0,  # from which it goes on: later lines are taken back
+        step: int = 0,  # where it resumes: later lines are dropped
     ) -> None:
         self.steps, self.batch_size = steps, batch_size
         self.tell, self.clock, self.at_most_per_s = tell, clock, at_most_per_s
         self.lines = [line for line in lines if line["step"] <= step]
-        self.replaced: int | None = None  # samples so far that another picture stood in for
+        self.replaced: int | None = None  # samples so far that another picture replaced
         self._since, self._began = step, clock()
         self._waited = self._longest = 0.0
         self._slowest: Callable[[], Sequence[str]] = list
 
     def waited(self, seconds: float, files: Callable[[], Sequence[str]]) -> None:
-        """Data of these shards came after so long."""
+        """Records a wait for a batch; `files` returns the shards that it read."""
         self._waited += seconds
         if seconds > self._longest:
             self._longest, self._slowest = seconds, files
 
     def step(self, step: int, loss: float, learning_rate: float, scale: float) -> None:
-        """After a step, the first being 1."""
+        """Reports a step (counted from 1), and appends a line if one is due."""
         spent = max(self.clock() - self._began, 1e-9)
         rate = (step - self._since) * self.batch_size / spent
         self.tell(step, self.steps, "steps", loss=loss, **{"samples/s": rate})
@@ -82,19 +82,19 @@ class Log:
 
 
 def read_lines(folder: str, prefix: str) -> list[Line]:
-    """The lines that a killed training left."""
+    """Reads the lines that a stopped training left."""
     stored = Storage(folder).read_if_there(f"{FOLDER}/{prefix}{NAME}") or b""
     return [json.loads(line) for line in stored.splitlines()]
 
 
 def store_lines(lines: Sequence[Line], folder: str, prefix: str) -> None:
-    """`log/[seed-3.]log.jsonl` of the stage's folder."""
+    """Writes `log/[seed-3.]log.jsonl` in the stage's folder."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     Storage(folder).put(f"{FOLDER}/{prefix}{NAME}", text.encode(), "log")
 
 
 def store_events(lines: Sequence[Line], folder: str, prefix: str, scratch: Path) -> None:
-    """The same lines as TensorBoard reads them: `tensorboard --logdir <stage>/log`."""
+    """Writes the lines as events for TensorBoard: `tensorboard --logdir <stage>/log`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the trainer asks of a model of images and texts."""
+"""The interface between the trainer and a model of images and texts."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,22 +22,22 @@ NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 @dataclass(frozen=True)
 class Reads:
-    """What a model takes, known without its weights; pickles, for workers that prepare it."""
+    """The input that a model takes, known without its weights; pickles, for workers."""
 
     image_size: int  # pixels a side
-    # (T,) and (N + 1,): text n is token_T[starts[n]:starts[n + 1]], and nothing is padded
+    # (T,) and (N + 1,): text n is token_T[starts[n]:starts[n + 1]], without padding
     tokenize: Callable[[Sequence[str]], Tokens]
-    prepare: Callable[[Pixels], Pixels]  # (H, W, 3) to (S, S, 3), as evaluation sees a picture
+    prepare: Callable[[Pixels], Pixels]  # (H, W, 3) to (S, S, 3), as in evaluation
 
 
 class Towers(nn.Module, ABC):
-    """A model of images and texts in one space: what each family of towers has."""
+    """A model of images and texts in one space; the base of every family of towers."""
 
     reads: Reads
     width: int  # D
     log_scale: nn.Parameter  # of the factor of all cosines
-    bias: nn.Parameter | None  # added to all logits, where the loss wants one
-    facts: Mapping[str, Any]  # from which `rebuilt` makes these towers again
+    bias: nn.Parameter | None  # added to all logits; None if the loss has no bias
+    facts: Mapping[str, Any]  # of the card, from which `rebuilt` builds these towers again
 
     @property
     def image_size(self) -> int:
@@ -54,29 +54,29 @@ class Towers(nn.Module, ABC):
         return self.log_scale.exp().clamp(1, MAX_SCALE)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """(T,) tokens of all texts, and (N + 1,) the first token of each."""
+        """Returns (T,) tokens of all texts, and (N + 1,) the first token of each."""
         return self.reads.tokenize(texts)
 
     @abstractmethod
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, D) unit float32 vectors, of 8-bit RGB; the towers compute in a type."""
+        """Returns (N, D) unit float32 vectors of 8-bit RGB; the towers compute in `dtype`."""
 
     @abstractmethod
     def embed_texts(
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(N, D) unit float32 vectors, of texts that begin at `starts_N`."""
+        """Returns (N, D) unit float32 vectors of the texts that begin at `starts_N`."""
 
 
 def matrices_first(model: nn.Module) -> tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]]:
-    """The weights that decay, and the norms, biases and scale, which do not.
+    """Returns the weights that decay, and those that do not: norms, biases and the scale.
 
-    Source: open_clip's trainer when DataComp used it, and in 3.3: what has two axes or more and no
-    bn, ln, bias or logit_scale in its name. Of nano these are all matrices.
+    Source: open_clip's trainer when DataComp used it, and in 3.3: weights of two axes or more decay
+    unless bn, ln, bias or logit_scale is in their name. In nano these are all matrices.
     """
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
-        kept = weight.ndim < 2 or any(part in name for part in NO_DECAY)
-        (rest if kept else decay).append(weight)
+        stays = weight.ndim < 2 or any(part in name for part in NO_DECAY)
+        (rest if stays else decay).append(weight)
     return decay, rest

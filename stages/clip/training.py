@@ -1,4 +1,4 @@
-"""One seed's training from data to files, on one process or as a rank of several."""
+"""Trains one seed from data to files, in one process or as a rank of several."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -25,29 +25,29 @@ CURVE = "loss.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all trainings of a stage share; workers get it."""
+    """The input that all trainings of a stage share; sent to the workers."""
 
-    settings: Any  # ClipTraining: no kind is imported here
+    settings: Any  # ClipTraining: no stage is imported here
     data: str  # URI of the export's folder
-    folder: str  # and of the stage's
-    cached: list[dict[str, Any]]  # shards, as `cache_shard` tells of them
+    folder: str  # URI of the stage's folder
+    cached: list[dict[str, Any]]  # shards, as `cache_shard` or `index_shard` returns them
     facts: dict[str, Any]  # of the rows, for the card
-    choose: Any = None  # says which rows of a file count: a Chooser, where pictures are streamed
+    choose: Any = None  # a Chooser of rows of a file; used if pictures are streamed
 
     def prefix(self, seed: int) -> str:
-        """Of the names of a seed's files, where there are several seeds."""
+        """Returns the prefix of a seed's file names; empty if there is one seed."""
         return f"seed-{seed}." if len(self.settings.seeds) > 1 else ""
 
     def key(self, seed: int, device: str) -> str:
-        """A digest of all that decides the weights: rows, settings, seed, versions, kind of device.
+        """Returns a digest of all that decides the weights: rows, settings, seed, versions, device.
 
-        Processors go unnamed, and nano has no versions: so the first stored trainings were keyed.
+        CPUs are left out, and nano has no versions: it keeps the keys of the first stored runs.
         """
         import torch
 
         from clipmill.stages.clip.named import versions_of
 
-        # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
+        # Other seeds change nothing, and a subset's rows are in the facts.
         alone = replace(self.settings, seeds=(seed,), subset=None)
         kind = torch.device(device).type
         versions = [self.settings.version, torch.__version__, *versions_of(alone.fixed.model)]
@@ -56,7 +56,7 @@ class Work:
 
 
 def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
-    """Steps and last loss of a seed's training, which is done unless the run has it already."""
+    """Trains a seed unless the run has it already; returns its steps and last loss."""
     from clipmill.stages.clip.distributed import ALONE
 
     own = task.worker.seed + seed
@@ -66,7 +66,7 @@ def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
 
 
 def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
-    """The same as a rank of several: rank 0 stores, and tells the others whether there is work."""
+    """Trains a seed as one of several ranks; rank 0 decides if the others train, and stores."""
     from clipmill.stages.clip.distributed import together
 
     own = task.worker.seed + seed
@@ -74,17 +74,17 @@ def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
     with together(rank, task.worker.device) as ranks:
         if rank.rank:
             return dict(_train(work, own, key, name, task, ranks)) if ranks.any(False) else {}
-        asked = False
+        has_begun = False
 
         def make(put: Put) -> Mapping[str, Any]:
-            nonlocal asked
-            asked = ranks.any(True)
+            nonlocal has_begun
+            has_begun = ranks.any(True)
             return _train(work, own, key, name, task, ranks, put)
 
-        made = task.once(key, make, name)
-        if not asked:
+        result = task.once(key, make, name)
+        if not has_begun:
             ranks.any(False)
-        return made
+        return result
 
 
 def _train(
@@ -104,7 +104,7 @@ def _train(
     from clipmill.stages.clip.telemetry import Log, read_lines
 
     settings, worker = work.settings, task.worker
-    torch.set_num_threads(1)  # readers decode on the other cores, and change no bit
+    torch.set_num_threads(1)  # for equal bits; readers decode on the other cores
     trainer = trainer_of(settings, seed, worker.device, ranks)
     checkpoints = task.checkpoints(key[:16])
     restore(trainer, checkpoints)
@@ -144,7 +144,7 @@ def _train(
 
 
 def refuse_broken(trainer: "Trainer", stage: str) -> None:
-    """StageError where a weight is NaN or infinite: after the last step no loss tells it."""
+    """Checks that all weights are finite, as no loss follows the last step; raises StageError."""
     import torch
 
     for name, tensor in trainer.model.network.state_dict().items():
@@ -157,14 +157,14 @@ def refuse_broken(trainer: "Trainer", stage: str) -> None:
 
 
 def _batches(work: Work, seed: int) -> "Batches | Streamed":
-    """The batches of a seed: of pictures decoded beforehand, or as they are learnt from."""
+    """Returns the batches of a seed, from pictures decoded beforehand or during the training."""
     from clipmill.stages.clip.cache import read_cached
     from clipmill.stages.clip.loader import Batches
     from clipmill.stages.clip.named import reads
     from clipmill.stages.clip.stream import Streamed, View
 
-    settings, fixed, asked = work.settings, work.settings.fixed, work.settings.asked
-    texts: Any = settings.texts if asked.texts == "one" else asked.texts
+    settings, fixed, declared = work.settings, work.settings.fixed, work.settings.declared
+    texts: Any = settings.texts if declared.texts == "one" else declared.texts
     if "groups" not in work.cached[0]:
         shards = list(read_cached(work.folder, work.cached, work.data))
         return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
@@ -174,7 +174,7 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
         augment=fixed.augment,
         tokenize=model.tokenize,
         texts=texts,
-        teacher=asked.teacher,
+        teacher=declared.teacher,
     )
     return Streamed(
         work.data,
@@ -189,12 +189,12 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
 
 
 def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
-    """The trainer of a stage's settings, before its first step."""
-    from clipmill.stages.clip.loop import Means, Schedule, Trainer
+    """Builds the trainer of a stage's settings, before its first step."""
+    from clipmill.stages.clip.loop import Execution, Schedule, Trainer
     from clipmill.stages.clip.losses import find_loss
     from clipmill.stages.clip.named import new_model
 
-    fixed, asked = settings.fixed, settings.asked
+    fixed, declared = settings.fixed, settings.declared
     schedule = Schedule(
         steps=fixed.steps,
         learning_rate=fixed.learning_rate,
@@ -206,7 +206,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
         eps=fixed.eps,
         max_norm=fixed.max_norm,
     )
-    means = Means(
+    execution = Execution(
         ranks=ranks,
         device=device,
         accumulate=settings.accumulate,
@@ -214,12 +214,12 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
         tile=settings.tile,
         checkpoint_activations=settings.checkpoint_activations,
     )
-    model = new_model(fixed.model, seed, scale=asked.scale, bias=asked.bias).to(device)
-    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), means)
+    model = new_model(fixed.model, seed, scale=declared.scale, bias=declared.bias).to(device)
+    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), execution)
 
 
 def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:
-    """Stores the log as it stands; TensorBoard's file beside it, where that is asked for."""
+    """Returns a function that stores the log so far, and TensorBoard's file if `tensorboard`."""
     from clipmill.stages.clip.telemetry import store_events, store_lines
 
     def keep() -> None:
@@ -231,7 +231,7 @@ def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], 
 
 
 def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
-    """One row a step: samples seen before it, its loss, learning rate, and the scale after it."""
+    """Returns a row a step: samples seen before it, its loss, learning rate, and scale after it."""
     steps = range(trainer.step)
     return pa.table(
         {
@@ -261,11 +261,11 @@ PEAKS = {
 
 
 def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
-    """Steps a second of this rank's device; None of a processor, of a device that is not in the
-    table, and in float32, for which it holds no figures."""
+    """Returns steps a second at the device's peak; None on CPUs, on devices not in PEAKS, and in
+    float32, as PEAKS is for bf16."""
     import torch
 
-    device = torch.device(trainer.means.device)
+    device = torch.device(trainer.execution.device)
     if device.type != "cuda" or trainer.schedule.precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
@@ -274,14 +274,14 @@ def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
 
 
 def flops_of_step(trainer: "Trainer", batch: "Batch") -> int:
-    """Operations of both towers, forward and backward, a multiplication and its sum being two.
+    """Counts the operations of both towers, forward and backward; a multiply-add counts two.
 
-    Nothing is learnt. What pieces and checkpoints compute a second time does not count, nor does
-    the loss, whose share is small.
+    Changes no weight. Recomputation by pieces and checkpoints does not count, nor does the loss,
+    whose share is small.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    trainer.model.eval()  # a batch norm then notes nothing, and waits for no other rank
+    trainer.model.eval()  # batch norms then update no statistics and wait for no other rank
     with FlopCounterMode(display=False) as counted:
         image_ND, text_MD = trainer.embed(batch)
         (image_ND.sum() + text_MD.sum()).backward()

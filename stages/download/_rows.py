@@ -1,4 +1,4 @@
-"""What both downloaders share: settings, addresses that may be asked, and rows from answers."""
+"""The base of both downloaders: settings, permitted addresses, and rows of answers."""
 
 import re
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ NETWORK = "check that this machine is online and looks names up; proxies are not
 SLOWER = "give the hosts time: lower `max_per_host` and `concurrency`, then --retry it"
 COLUMN = "check that the ingest stage takes the links from the right column: its `url_col`"
 THEIRS = "the hosts do not serve these files any more: take another list, or newer links"
-ADVICE = {  # for a reason that most rows have; the others are verdicts on a body
+ADVICE = {  # shown if most rows have the reason; other reasons are verdicts on a body
     "no_url": COLUMN,
     "bad_url": f"{COLUMN}; a link begins with http:// or https://",
     "no_sha256": "the pool has no digests: set `verify_sha256: false`",
@@ -56,23 +56,23 @@ ADVICE = {  # for a reason that most rows have; the others are verdicts on a bod
     "undecodable": f"look at one in a browser; and {COLUMN}",
     "truncated": "what answers there cuts files short: check host, port and what stands between",
 }
-OWN_CODE = (403, 404, 410, 429, 500)  # the others share http_3xx, http_4xx, http_5xx
+OWN_CODE = (403, 404, 410, 429, 500)  # other statuses share http_3xx, http_4xx, http_5xx
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How a URL ended: the last HTTP status; a reason, or what was made of the body."""
+    """The outcome of a URL: the last HTTP status; a reason, or the result of the body."""
 
     status: int | None = None
     reason: str | None = None
-    kept: Any = None
+    kept: Any = None  # what the client's `keep` returned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The image to store of one body, its size and digest; or the reason that there is none."""
+    """The image to store, its size and its body's digest; or the reason that there is none."""
 
     sha256: str
     image: bytes | None = None
@@ -83,35 +83,35 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Download(RowStage):
-    """What both downloaders are told of images, of bodies and of hosts."""
+    """The settings of both downloaders, for images, bodies and hosts."""
 
-    # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,
-    # keep_ratio_largest the longer one, center_crop cuts a square; no leaves it as it is
+    # how to resize to `image_size`: border pads to a square, keep_ratio fits the shorter side,
+    # keep_ratio_largest the longer one, center_crop cuts a square; no keeps the image
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio_largest"
     )
     image_size: OneUp = 512  # pixels of the side that `resize` fits
-    resize_only_if_bigger: bool = True  # smaller images stay as they are
-    upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
-    # how pixels are put together where an image shrinks
+    resize_only_if_bigger: bool = True  # do not enlarge images
+    upscale_interpolation: Interpolation = "lanczos"  # interpolation of enlarged images
+    # interpolation of reduced images
     downscale_interpolation: Interpolation = "area"
     encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
-    # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    # quality of JPEG and WebP, 1 to 100; for PNG the compression, 0 to 9
     encode_quality: Annotated[int, Meta(ge=0, le=100)] = 95
-    skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
-    min_image_size: ZeroUp = 0  # pixels of the shorter side: a smaller image is `too_small`
-    # longer side to shorter: a longer image is `extreme_aspect`
+    skip_reencode: bool = True  # keep the bytes of an image that fits and has encode_format
+    min_image_size: ZeroUp = 0  # least pixels of the shorter side; smaller is `too_small`
+    # cap on the longer side to the shorter; above it is `extreme_aspect`
     max_aspect_ratio: Annotated[float, Meta(ge=1)] | None = None
-    # of an image before it is decoded; the default is LAION's, against decompression bombs
+    # cap on an image's pixels before decoding; LAION's default, against decompression bombs
     max_pixels: OneUp = 89_478_484
-    max_body_bytes: OneUp = 20_000_000  # of an answer: a longer one is `too_large`
-    # an image that is not the one of the pool's `sha256` is `hash_mismatch`
+    max_body_bytes: OneUp = 20_000_000  # cap on an answer's body; above it is `too_large`
+    # compare with the pool's `sha256`; another image is `hash_mismatch`
     verify_sha256: bool = False
-    # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
+    # your name in the User-Agent, which X-Robots-Tag may address
     user_agent_token: str | None = None
-    # words of X-Robots-Tag that make a row `opt_out`; [] heeds none
+    # directives of X-Robots-Tag that make a row `opt_out`; [] ignores all
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
+    # true allows loopback; else networks and host names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
 
     determinism = "recorded"
@@ -147,28 +147,27 @@ class Download(RowStage):
 
 
 def reason_of(status: int) -> str:
-    """The reason for a status without a body."""
+    """Returns the reason for a status without a body."""
     family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
     return family if 300 <= status < 600 else "bad_response"
 
 
 def wishes(batch: pa.Table, verify_sha256: bool) -> list[tuple[str | None, str | None]]:
-    """URL and crawled digest of every row; None where it has none, or none is asked for."""
+    """Returns URL and crawled digest of every row; None if missing, or not to be verified."""
     urls = [url if url and url.strip() else None for url in batch[URL.name].to_pylist()]
     crawled = batch[SHA256.name].to_pylist() if verify_sha256 else [None] * len(urls)
     return list(zip(urls, crawled, strict=True))
 
 
 def to_fetch(wished: list[tuple[str | None, str | None]], verify_sha256: bool) -> list[str]:
-    """The URLs to fetch, each once."""
+    """Returns the URLs to fetch, without repeats."""
     return list(dict.fromkeys(url for url, sha in wished if url and (sha or not verify_sha256)))
 
 
 def answered(
     wished: list[tuple[str | None, str | None]], verify_sha256: bool, answers: dict[str, Answer]
 ) -> pa.Table:
-    """Image, size, digest and status of every row; an answer's `kept` is a Kept."""
-    # By rows: they waited for a network, one by one.
+    """Returns image, size, digest and status of every row; an answer's `kept` must be a Kept."""
     rows = [_row(answers.get(url or ""), url, sha, verify_sha256) for url, sha in wished]
     columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in WRITES}
     reason = pa.array([r.get(REASON.name) for r in rows], pa.string())
@@ -176,7 +175,7 @@ def answered(
 
 
 def _row(answer: Answer | None, url: str | None, crawled: str | None, verify: bool) -> dict:
-    """The written columns of one row, by name; a column that is left out is null."""
+    """Returns the columns of one row, by name; a missing column is null."""
     if url is None:
         return {REASON.name: "no_url"}
     if answer is None or (verify and not crawled):
@@ -195,14 +194,14 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-# Link-local, and where clouds tell a machine its secrets: no setting opens these.
+# Link-local addresses and clouds' metadata services, which hold secrets: no setting opens these.
 NEVER = tuple(
     ip_network(text)
     for text in (
-        *("169.254.0.0/16", "fe80::/10"),  # AWS, Azure, Google and most others are in the first
+        *("169.254.0.0/16", "fe80::/10"),  # the first has AWS, Azure, Google and most others
         *("192.0.0.0/24", "168.63.129.16/32", "100.100.100.200/32"),  # Oracle, Azure, Alibaba
         *("fd00:ec2::/32", "fd20:ce::254/128"),  # AWS, Google
-        "64:ff9b:1::/48",  # RFC 8215: holds an IPv4 address, and only its network knows where
+        "64:ff9b:1::/48",  # RFC 8215: embeds an IPv4 address at a place that only its network knows
     )
 )
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
@@ -212,13 +211,13 @@ WRITE = "write networks such as 10.0.0.0/8 and host names such as images.interna
 
 @dataclass(frozen=True)
 class Allowed:
-    """Addresses and hosts that may be connected to beside the public internet."""
+    """Addresses and hosts permitted in addition to the public internet."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
 
     def admits(self, address: str, host: str) -> bool:
-        """Whether a connection to this address may be made in search of this host.
+        """Returns whether a connection for this host may go to this address.
 
         False for anything but the plain form of an address.
         """
@@ -234,9 +233,9 @@ class Allowed:
 
 
 def allowed(setting: bool | Iterable[str]) -> Allowed:
-    """What `allow_private_addresses` opens: true is loopback.
+    """Parses `allow_private_addresses`; true permits loopback.
 
-    ValueError, with what was found and what to write, for an entry that can open nothing.
+    Raises ValueError, with the fault and what to write, for an entry that cannot take effect.
     """
     if isinstance(setting, bool):
         setting = LOOPBACK if setting else ()
@@ -265,7 +264,7 @@ def _network(entry: str) -> Network:
 
 
 def _target(address: Address) -> Address:
-    """The address that packets reach: the IPv4 address inside an IPv6 one."""
+    """Returns the address that packets reach: the IPv4 address inside an IPv6 one, if any."""
     if not isinstance(address, IPv6Address):
         return address
     if address in NAT64:
@@ -274,6 +273,6 @@ def _target(address: Address) -> Address:
 
 
 def _is_public(address: Address) -> bool:
-    """Whether an address is on the public internet."""
+    """Returns whether an address is on the public internet."""
     inner = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
     return address.is_global and not inner

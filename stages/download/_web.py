@@ -1,7 +1,7 @@
-"""Many URLs at once: politely, within limits, and never inside the network of whoever asks.
+"""Fetches many URLs concurrently: politely, within limits, and not from private networks.
 
-Every URL ends with one status and, unless there is a body, one reason. Whatever a server does, a
-URL waits for it `deadline_s` seconds at most, and fills `max_body_bytes` of memory at most.
+Every URL ends with one status and, unless there is a body, one reason. No server can hold a URL for
+more than `deadline_s` seconds, or fill more than `max_body_bytes` of memory.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from yarl import URL
 from clipmill.stages.download._rows import Answer, allowed, reason_of
 
 AGENT = "clipmill"
-HOST_TIME_OUTS = 8  # in a row: after so many a host is down for those that wait for it
-DNS_S = 300  # how long an address is good, of the last thousand names
+HOST_TIME_OUTS = 8  # in a row, after which a host is down for the URLs that wait for it
+DNS_S = 300  # lifetime of an address in the cache, of the last thousand names
 LAST = {"Connection": "close"}
-IDLE_S = 0.5  # how long a connection is kept for its host's next URL: each is an open file
+IDLE_S = 0.5  # a connection waits for its host's next URL: short, as each is an open file
 FIRST_PAUSE_S = 0.5  # doubled with every try
 RETRIED = ("timeout", "connection_lost", "http_429", "http_500", "http_5xx")
 REDIRECTS = (301, 302, 303, 307, 308)
 
-asked_host: ContextVar[str] = ContextVar("asked_host")  # of a task's request; sockets know none
+asked_host: ContextVar[str] = ContextVar("asked_host")  # of a task's request, for its socket
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Limits and manners of a client, named as the settings of `download.images`."""
+    """Limits of a client, named as the settings of `download.images`."""
 
     timeout_s: float
     deadline_s: float
@@ -62,23 +62,23 @@ class Reply:
 
 
 class PrivateAddressError(OSError):
-    """Raised in place of a connection to an address that the rules do not allow."""
+    """Raised instead of a connection to an address that the rules do not permit."""
 
 
 @dataclass(kw_only=True)
 class Host:
-    """State that the requests to one host and port share."""
+    """State shared by all requests to one host and port."""
 
     turns: asyncio.Semaphore
-    users: int = 0  # URLs that wait for it, or are being asked for
-    due: int = 0  # those of them that begin with it
+    users: int = 0  # URLs waiting for the host or in a request to it
+    due: int = 0  # users that begin with this host: no redirects
     time_outs: int = 0  # in a row
 
 
 class Client:
-    """Fetches under one set of rules, in the event loop that first asks it, with threads it keeps.
+    """A client under one set of rules, bound to the first event loop that uses it.
 
-    Its session, addresses of names and what it knows of hosts last as long as it does.
+    Its threads, session, DNS cache and state of hosts last as long as it does.
     """
 
     def __init__(self, rules: Rules, threads: int, keep: Callable[[bytes], Any]) -> None:
@@ -97,13 +97,13 @@ class Client:
         )
 
     async def fetch_all(self, urls: list[str]) -> list[Answer]:
-        """The answer of every URL, in order; `keep` runs in a thread and gives `kept` of a body.
+        """Returns the answer of every URL, in order; `keep` turns a body into `kept`, in a thread.
 
         A URL that another call waits for is fetched once for both. At most `concurrency` bodies
         are in memory.
         """
         if self.session is None:
-            # Look-ups run in these: a dead name server must hold up neither other names nor us.
+            # Threads for DNS look-ups: a dead name server must not block other names, or the loop.
             executor = ThreadPoolExecutor(self.rules.concurrency)
             asyncio.get_running_loop().set_default_executor(executor)
             self.session = await anext(self._open)
@@ -112,7 +112,7 @@ class Client:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()  # those that are left where one failed
+                task.cancel()  # the others, if one failed
 
     def _task(self, url: str) -> asyncio.Task[Answer]:
         if url not in self.under_way:
@@ -123,7 +123,7 @@ class Client:
 
     @contextlib.contextmanager
     def _host(self, url: URL, is_first: bool) -> Iterator[Host]:
-        """What is known of the host of a URL, which is due there meanwhile."""
+        """Yields the state of a URL's host, and counts the URL as its user meanwhile."""
         key = url.raw_host, url.port
         if key not in self.hosts:
             self.hosts[key] = Host(turns=asyncio.Semaphore(self.rules.max_per_host))
@@ -135,7 +135,7 @@ class Client:
         finally:
             host.users -= 1
             host.due -= is_first
-            # The last URLs of a shard are those that hang: they say nothing of the next one's.
+            # Time-outs of a shard's last, slowest URLs must not count for the next shard.
             if not host.users:
                 del self.hosts[key]
 
@@ -145,12 +145,12 @@ class Client:
         while url is not None:
             with self._host(url, is_first=hops == 0) as host:
                 while True:
-                    # The host first: who queues for a busy one must not hold the others' slots.
+                    # The host first, so that a URL waiting for a busy host holds no slot.
                     async with host.turns, self.slots:
                         if host.time_outs >= HOST_TIME_OUTS:
                             return Answer(status=status, reason=reason)
                         start = now()
-                        # As many requests at once as URLs: no connection would serve another one.
+                        # With no URL left to queue, no connection would be used again.
                         headers = LAST if 0 < host.due <= rules.max_per_host else None
                         reply = await self._request(url, min(rules.timeout_s, left_s), headers)
                         left_s -= now() - start
@@ -192,7 +192,7 @@ class Client:
             ):
                 status = response.status
                 return await self._read(response)
-        except Exception as error:  # one hostile server must not fail the batch
+        except Exception as error:  # a hostile server must not fail the batch
             return Reply(status=status, reason=_reason(error))
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply:
@@ -216,13 +216,13 @@ class Client:
 
 
 def _joined(base: URL | None, text: str) -> URL | None:
-    """An absolute http or https URL whose host can be asked for; None where it is anything else."""
+    """Returns an absolute http or https URL with a usable host; None for anything else."""
     try:
-        text.encode()  # a lone surrogate would be left out, and another page asked for
+        text.encode()  # refuses a lone surrogate, without which the URL would be another page's
         url = URL(text.strip()) if base is None else base.join(URL(text.strip()))
         host = url.raw_host or ""
         if "xn--" in host:
-            url.host  # noqa: B018  # raises where no name follows
+            url.host  # noqa: B018  # raises if the name does not decode
     except Exception:  # on hostile text the library raises ValueError to IndexError
         return None
     is_name = host.isprintable() and " " not in host
@@ -230,18 +230,18 @@ def _joined(base: URL | None, text: str) -> URL | None:
 
 
 async def _sessions(rules: Rules) -> AsyncIterator[aiohttp.ClientSession]:
-    """One session, which closes with this generator: at the latest when its loop ends."""
+    """Yields one session, closed with this generator: at the latest when the loop ends."""
     agent = "; ".join(["compatible", AGENT, *filter(None, [rules.user_agent_token])])
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=0,  # our own slots are taken before the clock starts, the connector's after
+            limit=0,  # our slots instead, which are taken before the time-out starts
             keepalive_timeout=IDLE_S,
             ttl_dns_cache=DNS_S,
             socket_factory=_sockets(rules),
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
-        # The body as sent: its SHA-256 is the crawl's, and no small body unpacks to a large one.
+        # The body as sent: its SHA-256 is comparable, and no small body unpacks to a large one.
         headers={"User-Agent": f"Mozilla/5.0 ({agent})", "Accept-Encoding": "identity"},
         auto_decompress=False,
     ) as session:
@@ -249,31 +249,33 @@ async def _sessions(rules: Rules) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def _sockets(rules: Rules) -> Callable[..., socket.socket]:
-    """A maker of sockets that refuses forbidden addresses: no redirect, no second answer of a name
-    server and no odd spelling of an address gets around it."""
+    """Returns a socket factory that refuses forbidden addresses.
+
+    Redirects, changed DNS answers and odd spellings of an address cannot bypass it.
+    """
     may = allowed(rules.allow_private_addresses)
 
-    def made(address_info) -> socket.socket:
+    def socket_of(address_info) -> socket.socket:
         family, kind, protocol, _, (address, *_) = address_info
         if not may.admits(address, asked_host.get()):
             raise PrivateAddressError("not an address that may be asked")
         return socket.socket(family, kind, protocol)
 
-    return made
+    return socket_of
 
 
-def _retry_after_s(wish: str) -> float:
-    """Seconds that the server asks to wait; 0 without such a header, or one that cannot be read."""
-    if wish.isdecimal():
-        return float(wish)
+def _retry_after_s(header: str) -> float:
+    """Parses Retry-After, seconds or a date; 0 if it is missing or cannot be read."""
+    if header.isdecimal():
+        return float(header)
     try:
-        return (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
+        return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
         return 0
 
 
 def _reason(error: Exception) -> str:
-    """The reason for an error of a request."""
+    """Returns the reason for an error of a request."""
     match error:  # subclasses first
         case TimeoutError():
             return "timeout"
@@ -287,33 +289,33 @@ def _reason(error: Exception) -> str:
             return "refused"
         case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | OSError():
             return "connection_lost"
-        case ValueError():  # what the client library finds wrong before it asks: a label too long
+        case ValueError():  # found by the client library before it connects: a label too long
             return "bad_url"
         case _:
             return "bad_response"
 
 
-AGENT_NAME = re.compile(r"\*|[a-z][^\s]*")  # a date's "06 Nov 1994 08" before its colon is none
-WITH_VALUE = ("max-", "unavailable_after")  # their colon ends no agent's name
+AGENT_NAME = re.compile(r"\*|[a-z][^\s]*")  # not a date's "06 Nov 1994 08" before a colon
+WITH_VALUE = ("max-", "unavailable_after")  # rules with a colon, which are no agents' names
 
 
 def opts_out(values: Iterable[str], agents: Collection[str], rules: Collection[str]) -> bool:
-    """Whether one of the headers gives one of the rules to all, or to one of the agents.
+    """Returns whether a header gives one of the rules to all agents, or to one of ours.
 
-    `none` stands for noindex and nofollow. Agents and rules are given in lower case.
+    `none` means noindex and nofollow. Agents and rules are in lower case.
 
-    Source: Google's specification of the header: rules between commas, in any case; a name before
-    a colon says for whom they are, up to the next name; every header begins with those for all.
-    Error: two headers that a proxy joined with a comma are read as one, so that what was for all
-    may be taken to be for the agent named before it.
+    Source: Google's specification of the header: rules between commas, in any case; an agent's name
+    and a colon address the rules up to the next name; rules before any name are for all.
+    Error: two headers that a proxy joined with a comma are read as one, so rules for all may be
+    taken as those of the agent named before them.
     """
     none = {"none"} if {"noindex", "nofollow"} & set(rules) else set()
-    wanted = none.union(rules)
-    return any(rule in wanted for value in values for rule in _rules(value, agents))
+    heeded = none.union(rules)
+    return any(rule in heeded for value in values for rule in _rules(value, agents))
 
 
 def _rules(value: str, agents: Collection[str]) -> Iterator[str]:
-    """The names of the rules that are for all or for one of the agents."""
+    """Yields the names of the rules for all, or for one of the agents."""
     is_for_us = True
     for part in value.lower().split(","):
         name, colon, rest = (piece.strip() for piece in part.partition(":"))

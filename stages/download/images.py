@@ -1,4 +1,4 @@
-"""Images from the web, resized as img2dataset does, with one status and one reason a URL."""
+"""Downloads images and resizes them as img2dataset does; one status and reason a URL."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,39 +10,39 @@ import pyarrow as pa
 from clipmill.pipeline.stage import OneUp, Seconds, StreamFunction, Worker, ZeroUp, later, location
 from clipmill.stages.download._rows import Download, Kept, answered, to_fetch, wishes
 
-# Rows that are read for each request that may be under way: a URL that takes its whole deadline
-# holds nobody up while the others take a third of a second. Their pictures are in memory: 4,096 of
-# 512 pixels are about 200 MB, and 64 bodies.
+# Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
+# other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
+# 200 MB, and 64 bodies.
 ROWS_A_SLOT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadImages(Download):
-    """The image at each URL, its size and its SHA-256; null where there is none to be had.
+    """The image at each URL, its size and its SHA-256; null if it could not be fetched.
 
     Source: img2dataset 1.47 for resize modes and option names; DataComp's download script for the
     defaults. Departs: only http and https, no private addresses; bodies, pixels and seconds are
-    capped; a host that only times out is set aside; `resize: no` stores the body as it came (their
-    disable_all_reencoding), and so does skip_reencode, on by default here, for an image that fits;
+    capped; a host that only times out is given up; `resize: no` stores the body unchanged (their
+    disable_all_reencoding), as does skip_reencode, on by default here, for an image that fits;
     EXIF orientation is applied.
-    Error: what the web answered on that day; a corrupt image may still decode. Which rows of a
-        host that hangs are host_down depends on what was asked with them. `decode: reduced` against
-        `full`, as stored: 40 dB up from 2 and 12 megapixels, 32 dB from small, sharp ones.
+    Error: results depend on the day; a corrupt image may still decode. Which rows of a hanging host
+        are host_down depends on the requests beside them. `decode: reduced` against `full`, as
+        stored: 40 dB up from 2 and 12 megapixels, 32 dB from small, sharp ones.
     Example: {after: [ingest.datacomp]}
     """
 
-    # reduced: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where 1.5 times the final is left
+    # reduced decodes a JPEG at 1/2, 1/4 or 1/8, if at least 1.5 times the final size is left
     decode: Literal["full", "reduced"] = later("full")
-    max_redirects: ZeroUp = 10  # followed from one link
+    max_redirects: ZeroUp = 10  # cap on redirects of one URL
     timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
-    # seconds of a URL: its requests, redirects, pauses and retries
+    # seconds of one URL, all requests, redirects, pauses and retries included
     deadline_s: Seconds = location(20.0)
     retries: ZeroUp = location(2)  # after time-outs, lost connections, 429 and 5xx
-    concurrency: OneUp = location(64)  # requests at once, per worker
-    max_per_host: OneUp = location(8)  # of these, to one host and port
+    concurrency: OneUp = location(64)  # concurrent requests, per worker
+    max_per_host: OneUp = location(8)  # concurrent requests to one host and port
 
     version = 1
-    batch_rows = 256  # of which many are under way at once: ROWS_A_SLOT
+    batch_rows = 256  # many batches run at once: ROWS_A_SLOT
     streams = True
     journals = True
     reasons = (
@@ -74,7 +74,7 @@ class DownloadImages(Download):
 
 
 def kept(body: bytes, settings: DownloadImages) -> Kept:
-    """The image to store of a body, with its size and digest, or a reason."""
+    """Decodes and resizes a body; returns the image to store, its size and digest, or a reason."""
     from clipmill.stages.ops.images.decode import ImageError, decode, probe
     from clipmill.stages.ops.images.resize import ENCODED, encode, reduction, resize
 

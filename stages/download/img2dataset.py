@@ -1,4 +1,4 @@
-"""Images from the web by img2dataset's own code, for those who stay with it or compare."""
+"""Downloads images by img2dataset's own code, for its users and for comparison."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
 
 STATUS = re.compile(r"HTTP Error ([345]\d\d): ")
-# Its messages are those of urllib; the first pattern that is found counts.
+# Patterns of urllib's messages; the first match counts.
 REDIRECTING = (("infinite loop", "redirect_loop"), ("is not allowed", "bad_url"), ("", "http_3xx"))
 
 PRIVATE = "not an address that may be asked"
@@ -69,7 +69,7 @@ RESIZING = (
     ("aspect ratio too large", "extreme_aspect"),
     ("", "undecodable"),
 )
-COSTLY = ("too_many_pixels", "too_costly")  # the rest of what is wrong is its to say
+COSTLY = ("too_many_pixels", "too_costly")  # other faults are left to img2dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +80,19 @@ class Img2dataset(Download):
 
     Source: img2dataset 1.47, download_image_with_retry and Resizer. Departs: only http and https,
     no proxy, no private addresses, and bodies are capped.
-    Error: seconds are not: a server that drips holds a thread as long as it likes, and so its
-        shard. There is no limit for a host, no pause before a retry, and any failure is retried,
-        404 too. X-Robots-Tag is read as it reads it: `*: noindex`, `none` and a value with
-        another colon are missed. Reasons are read from its messages; HTML, a truncated file and a
-        broken one are all undecodable or, decoded halfway, images; http_status is 200 for any
-        answer with a body. EXIF orientation is ignored, grey stays grey, and `resize: no` encodes
-        again what skip_reencode does not keep.
+    Error: no cap on seconds: a slow server may hold a thread, and so its shard, indefinitely.
+        There is no limit for a host, no pause before a retry, and any failure is retried, 404 too.
+        X-Robots-Tag is read as in img2dataset: `*: noindex`, `none` and a value with another colon
+        are missed. Reasons are parsed from messages; HTML, truncated and broken files are all
+        undecodable or, decoded halfway, images; http_status is 200 for any answer with a body. EXIF
+        orientation is ignored, grey stays grey, and `resize: no` re-encodes what skip_reencode does
+        not keep.
     Example: {after: [ingest.datacomp]}
     """
 
     timeout_s: Seconds = location(10.0)  # seconds of one wait for the network
     retries: ZeroUp = location(2)  # after any failure
-    concurrency: OneUp = location(64)  # threads, per worker
+    concurrency: OneUp = location(64)  # threads per worker
 
     version = 1
     batch_rows = 2048
@@ -114,7 +114,7 @@ class Img2dataset(Download):
             raise StageError("the package 'img2dataset' is not installed", "key `uses`", do)
 
     def open(self, worker: Worker) -> RowFunction:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask for a newer one
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions
         from multiprocessing.pool import ThreadPool
 
         from img2dataset.resizer import Resizer
@@ -148,10 +148,10 @@ class Img2dataset(Download):
 def fetched(
     urls: list[str], web: OpenerDirector, pool: "ThreadPool", resizer: Any, settings: Img2dataset
 ) -> list[Answer]:
-    """The answer of every URL, in order: fetched in threads, resized here, as img2dataset does."""
+    """Fetches every URL in threads and resizes images here, as img2dataset; answers in order."""
     from img2dataset import downloader
 
-    # Its own urlopen alone: install_opener would hold all else in this process to our rules.
+    # Replaces img2dataset's urlopen alone: install_opener would change the whole process.
     request = SimpleNamespace(Request=Request, urlopen=web.open)
     downloader.urllib = SimpleNamespace(request=request)
     room = Semaphore(2 * settings.concurrency)  # bodies in memory
@@ -178,7 +178,7 @@ def fetched(
 
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
-    """The answer of one URL, from the results of img2dataset's two functions."""
+    """Converts the results of img2dataset's two functions to the answer of one URL."""
     from clipmill.stages.ops.images.decode import ImageError, weighed
 
     if body is None:
@@ -191,7 +191,7 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
         return Answer(status=200 if reason == "opt_out" else None, reason=reason)
     digest = hashlib.sha256(body.getbuffer()).hexdigest()
     try:
-        weighed(body.getvalue(), resizer.max_image_area)  # it counts pixels when all are decoded
+        weighed(body.getvalue(), resizer.max_image_area)  # img2dataset checks after decoding only
     except ImageError as bad:
         if bad.code in COSTLY:
             return Answer(status=200, kept=Kept(sha256=digest, reason=bad.code))
@@ -202,15 +202,15 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
 
 
 def first(known: tuple[tuple[str, str], ...], message: str) -> str:
-    """The reason of the first pattern that matches the message."""
+    """Returns the reason of the first pattern that matches the message."""
     return next(reason for pattern, reason in known if re.search(pattern, message, re.DOTALL))
 
 
 def opener(may: Allowed, max_body_bytes: int) -> OpenerDirector:
-    """An opener of http and https URLs: no files, no ftp, no proxy from the environment.
+    """Returns an opener of http and https URLs: no files, no ftp, no proxy from the environment.
 
-    It raises OSError with PRIVATE where a connection is not allowed, at any redirect, and with
-    TOO_LARGE where a body is larger.
+    It raises OSError with PRIVATE for a connection that is not permitted, after redirects too, and
+    with TOO_LARGE for a body that is too large.
     """
 
     class Body(HTTPResponse):
@@ -218,15 +218,15 @@ def opener(may: Allowed, max_body_bytes: int) -> OpenerDirector:
             body = super().read(max_body_bytes + 1)
             if len(body) > max_body_bytes:
                 raise OSError(TOO_LARGE)
-            if self.length:  # of a read with a limit it does not tell that the body was cut short
+            if self.length:  # a read with a limit does not report a body that was cut short
                 raise IncompleteRead(body, self.length)
             return body
 
-    def connection(made: type[HTTPConnection], host: str, **options) -> HTTPConnection:
-        it = made(host, **options)
-        it.response_class = Body
-        it._create_connection = partial(_connected, may)  # type: ignore[attr-defined]  # its seam
-        return it
+    def connection(kind: type[HTTPConnection], host: str, **options) -> HTTPConnection:
+        new = kind(host, **options)
+        new.response_class = Body
+        new._create_connection = partial(_connected, may)  # type: ignore[attr-defined]  # its seam
+        return new
 
     class Http(HTTPHandler):
         def http_open(self, request: Request) -> HTTPResponse:
@@ -244,7 +244,7 @@ def opener(may: Allowed, max_body_bytes: int) -> OpenerDirector:
 
 
 def _connected(may: Allowed, address: tuple[str, int], *options) -> socket.socket:
-    """socket.create_connection, to the first allowed address of the host that takes it."""
+    """Connects as socket.create_connection, to permitted addresses of the host alone."""
     host, port = address
     error = OSError(PRIVATE)
     for *_, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):

@@ -1,4 +1,4 @@
-"""Vectors of a row's image and caption, each null where its input is, or has no direction."""
+"""The base of stages that embed images and captions; turns model outputs into columns."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ ADVICE = MappingProxyType({NO_VECTOR: "the model gives no vectors: try `clipmill
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(RowStage):
-    """A stage whose vectors are as wide as the model that makes them."""
+    """A stage that embeds by a model; the model decides the width of the vectors."""
 
     model: NonEmpty
     width: OneUp | None = None
-    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     determinism = "exact"
@@ -40,24 +40,24 @@ class Embedding(RowStage):
 
     @abstractmethod
     def known_width(self) -> int | None:
-        """That of the model's vectors, where its name says it; RecipeError for no such model."""
+        """Returns the width by the model's name, or None; raises RecipeError for no such model."""
 
     def __post_init__(self) -> None:
         self.planned_width()  # an unknown scheme stops the plan, not the run
 
     def planned_width(self) -> int:
-        """That which a plan goes by; RecipeError where nothing says it, or two say different."""
-        model, known, given = self.model, self.known_width(), self.width
-        if known is None and given is None:
+        """Returns the width for the plan; raises RecipeError if model and setting do not agree."""
+        model, known, setting = self.model, self.known_width(), self.width
+        if known is None and setting is None:
             do = "write width: <how many numbers its embeddings have>"
             raise RecipeError(f"only its weights say how wide {model!r} is", "key `model`", do)
-        if None not in (known, given) and known != given:
+        if None not in (known, setting) and known != setting:
             do = f"write width: {known}, or leave it out"
-            raise RecipeError(f"{model!r} is {known} wide, not {given}", "key `width`", do)
-        return known or given or 0
+            raise RecipeError(f"{model!r} is {known} wide, not {setting}", "key `width`", do)
+        return known or setting or 0
 
     def check_width(self, found: int, stage: str) -> None:
-        """StageError where the weights are of another width."""
+        """Checks that the weights have the planned width; raises StageError."""
         if found != (planned := self.planned_width()):
             raise StageError(
                 found=f"a model that is {found} wide, where {planned} was planned",
@@ -66,7 +66,7 @@ class Embedding(RowStage):
             )
 
     @property
-    def resources(self) -> Resources:  # `reference` needs little
+    def resources(self) -> Resources:
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
@@ -76,7 +76,7 @@ class Embedding(RowStage):
 def vectors(
     inputs: Sequence[T | None], embed: Callable[[list[T]], NDArray[np.float32]], width: int
 ) -> pa.FixedSizeListArray:
-    """(N, D) what `embed` makes of the inputs that are there; null where it has no direction."""
+    """Embeds the inputs that are not None; (N, D), null if a vector is zero or not finite."""
     missing_N = np.array([it is None for it in inputs], bool)
     row_ND = np.full((len(inputs), width), np.nan, np.float32)
     if not missing_N.all():
@@ -89,9 +89,9 @@ def pair(
     missing: Sequence[NDArray[np.bool_] | pa.ChunkedArray | pa.Array],
     reasons: tuple[str, ...],
 ) -> pa.Table:
-    """The columns, and a reason where one is null: its input is `missing`, or its model has none.
+    """Returns the columns with a reason if any is null: its input is missing, or its vector bad.
 
-    `reasons` are of each input, in their order, and of what a model does not embed.
+    `reasons` are one for each missing input, in order, then one for a bad vector.
     """
     nulls = [pa.array(np.asarray(missing_N)) for missing_N in missing]
     *of_inputs, of_models = reasons

@@ -1,4 +1,4 @@
-"""Embeddings of images and captions by one model, in one space."""
+"""Embeds images and captions by one model, in one space."""
 
 from dataclasses import dataclass, replace
 
@@ -13,20 +13,20 @@ from clipmill.stages.ops.images.pixels import PIXELS, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEmbedding(Embedding):
-    """Unit vectors of image and caption, of the model's width; each null where its input is.
+    """Unit vectors of image and caption, of the model's width; each null if its input is.
 
-    A vector that is zero or not finite is null, too; a model of which more than a tenth are so is
-    refused.
+    A vector that is zero or not finite becomes null, too; a model is refused if more than a tenth
+    of its vectors are.
 
     Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
-    Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
+    Error: none for `reference`, which sums integers; else float32's on one processor.
     Example: {after: [ingest.image_folder], model: reference}
     """
 
     # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, or reference, which needs
     # no weights and is for trials
     model: NonEmpty
-    # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
+    # width of an embedding; required for stage: and checkpoint:, as a plan reads no weights
     width: OneUp | None = None
 
     version = 2
@@ -46,13 +46,13 @@ class ClipEmbedding(Embedding):
         name = f"checkpoint:{worker.model}" if worker.model else self.model
         model = load(name, worker.device, worker.threads)
         self.check_width(model.width, worker.stage)
-        if worker.model is None and model.sha256:  # a stage's model is the engine's to watch
+        if worker.model is None and model.sha256:  # the engine checks models of stages
             worker.pin(self.model, model.sha256)
         return lambda batch: embeddings(batch, model)
 
 
 def embeddings(batch: pa.Table, model: ImageTextModel) -> pa.Table:
-    """Both vectors of every row, and a reason where one is null."""
+    """Returns both vectors of every row, and a reason if one is null."""
     images, texts = rows_of(batch[PIXELS.name]), batch[TEXT.name].to_pylist()
     columns = {
         IMAGE_EMBEDDING.name: vectors(images, model.embed_images, model.width),

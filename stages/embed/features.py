@@ -1,4 +1,4 @@
-"""What two frozen networks see in an image and read in its caption, to learn from and to embed."""
+"""Computes features of images and captions by two frozen networks, as input of filter networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,16 +23,15 @@ IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 class Features(RowStage):
     """EfficientNet-Lite0's 1280 image features and MiniLM's unit vector of the caption, 384 wide.
 
-    Each is null where its input is. Images are seen at 128 pixels, in a white square; captions are
-    read up to 128 tokens, and English ones best.
+    Each is null if its input is. Images are scaled to 128 pixels and padded to a white square;
+    captions are cut at 128 tokens, and English works best.
     Source: EfficientNet-Lite (Tan et al. 2020), all-MiniLM-L6-v2 (Reimers and Gurevych 2019).
     Error: bfloat16 against float32, 300 rows of the demo pool: cosine of image features 0.9886 at
     least, 0.9989 in the middle; of captions 0.9998 at least.
     Example: {after: [ingest.image_folder]}
     """
 
-    # of the networks: bfloat16 is faster, float32 exact; a processor without bfloat16 computes the
-    # latter
+    # of the networks: bfloat16 is faster, float32 exact; a processor without bfloat16 uses float32
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     version = 1
@@ -55,13 +54,13 @@ class Features(RowStage):
         texts = TextFeatures(self.precision, worker.device, worker.threads)
         worker.pin("EfficientNet-Lite0", images.sha256)
         worker.pin("all-MiniLM-L6-v2", texts.sha256)
-        seen = Watched(images, watched.pictures, "EfficientNet-Lite0")
-        read = Watched(texts, watched.texts, "all-MiniLM-L6-v2")
-        return lambda batch: features(batch, seen, read)
+        watched_images = Watched(images, watched.pictures, "EfficientNet-Lite0")
+        watched_texts = Watched(texts, watched.texts, "all-MiniLM-L6-v2")
+        return lambda batch: features(batch, watched_images, watched_texts)
 
 
 def features(batch: pa.Table, images: Embed, texts: Embed) -> pa.Table:
-    """Both vectors of every row, and a reason where one is null."""
+    """Returns both vectors of every row, and a reason if one is null."""
     columns = {
         IMAGE_FEATURES.name: vectors(rows_of(batch[PIXELS.name]), images, IMAGE_WIDTH),
         TEXT_FEATURES.name: vectors(batch[TEXT.name].to_pylist(), texts, TEXT_WIDTH),

@@ -1,4 +1,4 @@
-"""Embeddings of images and captions by a trained filter network, from features already on disk."""
+"""Embeds images and captions by a trained filter network, from stored features."""
 
 from dataclasses import dataclass, replace
 
@@ -23,9 +23,9 @@ from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unusabl
 
 @dataclass(frozen=True, kw_only=True)
 class FilterNetworkEmbedding(RowStage):
-    """Unit vectors of image and caption in the network's space; each null where its features are.
+    """Unit vectors of image and caption in the network's space; each null if its features are.
 
-    Of the caption the network reads its features and its words.
+    The network reads a caption's features and its words.
 
     Source: Data Filtering Networks (Fang et al. 2023); train.filter_network says where it departs.
     Error: none beyond float32's; features of another model than in training give noise.
@@ -33,7 +33,7 @@ class FilterNetworkEmbedding(RowStage):
     """
 
     model: NonEmpty  # stage:NAME or checkpoint:URI, of train.filter_network
-    width: OneUp = 256  # numbers of an embedding, as it was trained
+    width: OneUp = 256  # width of an embedding, as in training
 
     version = 3
     determinism = "exact"
@@ -66,7 +66,7 @@ class FilterNetworkEmbedding(RowStage):
                 where=f"stage '{worker.stage}', key `width`",
                 do=f"write width: {network.width}",
             )
-        if worker.model is None:  # a stage's model is the engine's to watch
+        if worker.model is None:  # a stage's model is checked by the engine
             worker.pin(self.model, network.sha256)
         images = Watched(network.embed_images, network.probes, self.model)
         texts = Watched(network.embed_texts, network.probed_texts, self.model)
@@ -74,17 +74,17 @@ class FilterNetworkEmbedding(RowStage):
 
 
 def embeddings(batch: pa.Table, images: Watched, texts: Watched) -> pa.Table:
-    """Both vectors of every row; null, with a reason, where features have no direction."""
-    image_NI, text_NT = (as_matrix(batch[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
+    """Returns both vectors of every row; null, with a reason, if features have no direction."""
+    image_NI, text_NT = (as_matrix(batch[c.name]) for c in (IMAGE_FEATURES, TEXT_FEATURES))
     missing = [unusable(image_NI), unusable(text_NT)]
     no_image_N, no_text_N = missing
     captions = batch[TEXT.name].filter(pa.array(~no_text_N))
-    made = {
+    vectors = {
         IMAGE_EMBEDDING.name: (no_image_N, images(image_NI[~no_image_N])),
         TEXT_EMBEDDING.name: (no_text_N, texts(text_NT[~no_text_N], captions)),
     }
     columns = {}
-    for name, (missing_N, some_ND) in made.items():
+    for name, (missing_N, some_ND) in vectors.items():
         row_ND = np.full((len(batch), some_ND.shape[1]), np.nan, np.float32)
         row_ND[~missing_N] = some_ND
         columns[name] = from_matrix(row_ND)

@@ -1,4 +1,4 @@
-"""Embeddings of images alone, by a network that need not read captions."""
+"""Embeds images alone, by a network that need not read captions."""
 
 from dataclasses import dataclass, replace
 
@@ -17,22 +17,22 @@ from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbedding(Embedding):
-    """Vector of the image, of the model's width; null without an image, or where it is zero or NaN.
+    """Vector of the image, of the model's width; null without an image, or if it is zero or NaN.
 
-    For a network of images alone (DINO, a classifier) beside one of images and captions: clusters
-    then go by looks and scores by captions. Of a model of both, the vectors are those of
-    `embed.clip`. A stage after both reads one by `read: {image_embedding: NAME.image_embedding}`.
+    Use it for a network of images alone (DINO, a classifier), to cluster by looks while scores use
+    captions. A model of both gives the vectors of `embed.clip`. A stage after both reads one by
+    `read: {image_embedding: NAME.image_embedding}`.
 
     Source: DBP clusters by DINOv2's vectors (Abbas et al. 2024), SSP by those of a self-supervised
     network (Sorscher et al. 2022).
-    Error: as the model's: none for `reference`; `features` are not of length 1.
+    Error: the model's; none for `reference`. Vectors of `features` do not have length 1.
     Example: {after: [ingest.image_folder], model: features}
     """
 
     # features or features:float32 (EfficientNet-Lite0), timm:NAME@FILE (DINO among them), or any
     # that embed.clip takes
     model: NonEmpty
-    # numbers of an embedding; needed where only the weights say it: timm:, stage:, checkpoint:
+    # width of an embedding; required if only the weights tell it: timm:, stage:, checkpoint:
     width: OneUp | None = None
 
     version = 2
@@ -48,7 +48,7 @@ class ImageEmbedding(Embedding):
 
     def open(self, worker: Worker) -> RowFunction:
         embed = images.embedder_of(self.model, worker.model, worker)
-        assert embed is not None  # it has a model
+        assert embed is not None  # `model` is set
         width = self.planned_width()
 
         def checked(image_HW3: list[RGB]) -> NDArray[np.float32]:
@@ -60,6 +60,6 @@ class ImageEmbedding(Embedding):
 
 
 def embeddings(batch: pa.Table, embed: images.Embed, width: int) -> pa.Table:
-    """The vector of every row, and a reason where there is none."""
+    """Returns the vector of every row, or a reason."""
     columns = {IMAGE_EMBEDDING.name: vectors(rows_of(batch[PIXELS.name]), embed, width)}
     return pair(columns, [batch[PIXELS.name].is_null()], ImageEmbedding.reasons)

@@ -1,7 +1,7 @@
-"""Zero-shot metrics, all of them read off ranks, with 95 % intervals and their value by guessing.
+"""Computes zero-shot metrics from ranks, with 95 % intervals and the value of guessing.
 
-A rank is 0 where the right answer scores best; a hit at k is a rank below k. Where answers tie, a
-hit is the chance of one, each order of theirs as likely: who says the same of all is guessing.
+A rank is 0 if the right answer scores best; a hit at k is a rank below k. With ties, a hit is its
+probability over all orders of the tied answers: a model that scores all alike is guessing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from clipmill.metadata.evaluated import NEVER, Ranks
 from clipmill.metadata.stats import wilson
 
-# Shapes: N queries, M answers, C classes, G groups, I instances, D width of the embedding; N
-# pictures.
+# Shapes: N queries or pictures, M answers, C classes, G groups, I instances, D width of the
+# embedding, P pairs of a picture and a prediction.
 
-SCORES = 2**22  # (queries, answers) scores held at a time: 32 MB
+SCORES = 2**22  # (queries, answers) scores in memory: 32 MB
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
-HARD = 10  # candidates of a WinoGAViL instance that counts
-DRAWS = 200  # bootstrapped samples of the pictures, for the metric that is no mean over them
+HARD = 10  # least candidates of a WinoGAViL instance in the main metric
+DRAWS = 200  # bootstrap samples of the pictures, for F1, which is no mean over them
 Metrics = dict[str, dict[str, Any] | None]
 
 
@@ -32,23 +32,23 @@ def best_ranks(
     query_group_N: NDArray[np.integer],
     answer_group_M: NDArray[np.integer],
 ) -> Ranks:
-    """(N,) ranks of the best answer of each query's group, by cosines in float64."""
+    """Returns (N,) ranks of the best answer of each query's group, by cosines in float64."""
     better_N, right_N, wrong_N = np.empty((3, len(query_ND)), np.int64)
     for block, score_BM in _scores(query_ND, answer_MD):
         is_right_BM = query_group_N[block, None] == answer_group_M
         best_B1 = np.where(is_right_BM, score_BM, -np.inf).max(axis=1, keepdims=True)
         ties_BM = score_BM == best_B1
-        has_one_B = best_B1[:, 0] > -np.inf
-        better_N[block] = np.where(has_one_B, (score_BM > best_B1).sum(axis=1), NEVER)
-        right_N[block] = np.where(has_one_B, (ties_BM & is_right_BM).sum(axis=1), 1)
-        wrong_N[block] = np.where(has_one_B, (ties_BM & ~is_right_BM).sum(axis=1), 0)
+        has_any_B = best_B1[:, 0] > -np.inf
+        better_N[block] = np.where(has_any_B, (score_BM > best_B1).sum(axis=1), NEVER)
+        right_N[block] = np.where(has_any_B, (ties_BM & is_right_BM).sum(axis=1), 1)
+        wrong_N[block] = np.where(has_any_B, (ties_BM & ~is_right_BM).sum(axis=1), 0)
     return Ranks(better_N, wrong_N, right_N)
 
 
 def best_answers(
     query_ND: NDArray[np.floating], answer_MD: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(P,) queries, ascending, and (P,) an answer that scores best: several of a query that tie.
+    """Returns (P,) queries, ascending, and (P,) their best answers: several if they tie.
 
     A query whose vector is NaN has none.
     """
@@ -64,9 +64,9 @@ def best_answers(
 def _scores(
     query_ND: NDArray[np.floating], answer_MD: NDArray[np.floating]
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Blocks of queries, and (B, M) their scores: -inf in the place of NaN, so never the best.
+    """Yields blocks of queries, and (B, M) their scores; NaN becomes -inf, which is never best.
 
-    Equal answers are multiplied once: else the place in a matrix might decide their last bit.
+    Equal answers are multiplied once, as their position in a matrix might change the last bit.
     """
     wide_MD = np.ascontiguousarray(answer_MD, np.float64)
     whole_M = wide_MD.view(np.dtype((np.void, wide_MD.shape[1] * wide_MD.itemsize)))[:, 0]
@@ -81,20 +81,20 @@ def _scores(
 
 
 def classification(ranks: Ranks, label_N: NDArray[np.integer], classes: int) -> Metrics:
-    """acc1, acc5 (null below 5 classes) and the mean of the recalls of the classes that occur.
+    """Computes acc1, acc5 (null below 5 classes) and the mean recall of the classes that occur.
 
     Source: CLIP_benchmark's zeroshot_classification; the last is sklearn's balanced accuracy.
     """
     known, index_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
     recall_C = np.bincount(index_N, ranks.hits(1), minlength=len(known)) / count_C
-    # A class of few images moves the mean as much as one of many: fewer images' worth of proof.
+    # A class of few images weighs as much as one of many, so the mean has fewer effective trials.
     trials = len(known) ** 2 / (1 / count_C).sum()
-    found: Metrics = {
+    metrics: Metrics = {
         f"acc{k}": proportion(ranks.hits(k), k / classes) if classes >= k else None
         for k in CLASSIFICATION_KS
     }
     mean = interval(float(recall_C.mean()), trials)
-    return {**found, "mean_per_class_recall": mean | {"chance": 1 / classes}}
+    return {**metrics, "mean_per_class_recall": mean | {"chance": 1 / classes}}
 
 
 def worst_group(
@@ -103,12 +103,12 @@ def worst_group(
     guess: float,
     ignored: Sequence[int] = (),
 ) -> dict[str, Any] | None:
-    """The least share of hits of a group, and the group's number; null without a group that counts.
+    """Computes the least share of hits over groups, and its group; null if all are ignored.
 
     `guess` is the chance of a hit.
 
-    Source: WILDS' worst-group accuracy (Koh et al. 2021). Of equal groups the first is named.
-    Error: the interval is that group's alone; which group is worst is taken as known.
+    Source: WILDS' worst-group accuracy (Koh et al. 2021). Ties go to the first group.
+    Error: the interval is of that group alone; which group is worst is taken as known.
     """
     some_G = np.setdiff1d(group_N, ignored)
     if not len(some_G):
@@ -116,8 +116,8 @@ def worst_group(
     count_G = np.array([(group_N == group).sum() for group in some_G])
     share_G = np.array([hit_N[group_N == group].mean() for group in some_G])
     worst = int(share_G.argmin())
-    found = interval(float(share_G[worst]), int(count_G[worst]))
-    return found | {"chance": least_share(guess, count_G), "group": int(some_G[worst])}
+    share = interval(float(share_G[worst]), int(count_G[worst]))
+    return share | {"chance": least_share(guess, count_G), "group": int(some_G[worst])}
 
 
 def macro_f1(
@@ -126,9 +126,9 @@ def macro_f1(
     classes: int,
     row_P: NDArray[np.integer] | None = None,
 ) -> dict[str, Any]:
-    """Mean F1 of the classes that occur; pictures drawn again and again give the interval.
+    """Computes the mean F1 of the classes that occur; a bootstrap over pictures gives the interval.
 
-    row_P: whose prediction each is, by default one a picture; several of one share its guess.
+    row_P is the picture of each prediction, by default one each; several share a picture's weight.
 
     Source: WILDS' F1-macro_all, which is sklearn's f1_score over the labels that occur.
     """
@@ -146,7 +146,7 @@ def macro_f1(
         occurs_C = true_C > 0
         return float((2 * hit_C[occurs_C] / (true_C + guessed_C)[occurs_C]).mean())
 
-    draw = np.random.default_rng(0)  # the same draws whenever it is computed
+    draw = np.random.default_rng(0)  # a fixed seed, for equal results
     drawn = [mean_f1(draw.integers(0, len(every_N), len(every_N))) for _ in range(DRAWS)]
     value = mean_f1(every_N)
     low, high = (float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
@@ -155,55 +155,54 @@ def macro_f1(
 
 
 def retrieval(text_ranks: Ranks, image_ranks: Ranks, count_N: NDArray[np.integer]) -> Metrics:
-    """R@k of the texts found for each image (one of its own is enough), and of each text's image.
+    """Computes R@k of texts for each image (any of its own is a hit), and of images for each text.
 
-    count_N: how many of the K texts are each image's. One without a text has found none: a miss.
-    mean_recall@1 is the mean of the two.
+    count_N is the number of texts of each image; an image without a text is a miss. mean_recall@1
+    is the mean of both directions.
 
     Source: CLIP_benchmark's zeroshot_retrieval; the mean is DataComp's.
     """
     images, texts = len(text_ranks.better_N), len(image_ranks.better_N)
-    trials = int((count_N > 0).sum())  # captions of one are no independent trials
-    found: dict[str, dict[str, Any]] = {}
+    trials = int((count_N > 0).sum())  # captions of one image are not independent
+    metrics: dict[str, dict[str, Any]] = {}
     for k in RETRIEVAL_KS:
         by_text = interval(float(image_ranks.hits(k).mean()), trials)
-        found[f"image_retrieval_recall@{k}"] = by_text | {"chance": min(1.0, k / images)}
+        metrics[f"image_retrieval_recall@{k}"] = by_text | {"chance": min(1.0, k / images)}
         guess = float(any_of(count_N, texts, k).mean())
-        found[f"text_retrieval_recall@{k}"] = proportion(text_ranks.hits(k), guess)
-    both = [found[f"{side}_retrieval_recall@1"] for side in ("image", "text")]
-    mean = interval(sum(one["value"] for one in both) / 2, trials)
-    found["mean_recall@1"] = mean | {"chance": sum(one["chance"] for one in both) / 2}
-    return {**found}
+        metrics[f"text_retrieval_recall@{k}"] = proportion(text_ranks.hits(k), guess)
+    both = [metrics[f"{kind}_retrieval_recall@1"] for kind in ("image", "text")]
+    mean = interval(sum(recall["value"] for recall in both) / 2, trials)
+    metrics["mean_recall@1"] = mean | {"chance": sum(recall["chance"] for recall in both) / 2}
+    return {**metrics}
 
 
 def association(
     rank_N: NDArray[np.int64], right_N: NDArray[np.bool_], instance_N: NDArray[np.integer]
 ) -> Metrics:
-    """Mean Jaccard index of the right pictures and as many that score best, by instance.
+    """Computes the mean Jaccard index, over instances, of the right pictures and as many top ones.
 
-    rank_N is how many of its instance score better than a picture, NEVER where it has no score. Of
-    several that tie each is taken as likely: the index is the expected one. Of all instances; of
-    those with 5 or 6 candidates; of those with 10 to 12, the metric that counts. Null where there
-    is none.
+    rank_N is the number of pictures of the instance that score better, NEVER without a score. With
+    ties the index is its expectation over all orders. The means are over all instances; those with
+    5 or 6 candidates; and those with 10 to 12, which is the main metric. Null without instances.
 
     Source: WinoGAViL (Bitton et al. 2022) as DataComp scores it.
     Error: the interval takes each instance as one trial; an index varies less than a hit does.
     """
     _, index_N, count_I = np.unique(instance_N, return_inverse=True, return_counts=True)
-    wanted_I = np.bincount(index_N, right_N, minlength=len(count_I)).astype(np.int64)
+    answers_I = np.bincount(index_N, right_N, minlength=len(count_I)).astype(np.int64)
     _, tie_N, size_T = np.unique(
         np.stack([index_N, rank_N]), axis=1, return_inverse=True, return_counts=True
     )
-    slot_N = wanted_I[index_N] - np.minimum(rank_N, len(rank_N))  # left for those that tie
+    slot_N = answers_I[index_N] - np.minimum(rank_N, len(rank_N))  # places left for tied pictures
     tied_N = size_T[tie_N]
     both_I = np.bincount(index_N, right_N & (tied_N <= slot_N), minlength=len(count_I))
-    index_I = both_I / (2 * wanted_I - both_I)
+    index_I = both_I / (2 * answers_I - both_I)
     cut_N = (slot_N > 0) & (tied_N > slot_N)
     for instance in np.unique(index_N[cut_N]):
-        of_N = cut_N & (index_N == instance)
-        ties = int(tied_N[of_N][0]), int(right_N[of_N].sum()), int(slot_N[of_N][0])
-        index_I[instance] = jaccard_of_ties(int(wanted_I[instance]), int(both_I[instance]), *ties)
-    guess_I = np.array([jaccard_of_guesses(n, a) for n, a in zip(count_I, wanted_I, strict=True)])
+        in_N = cut_N & (index_N == instance)
+        ties = int(tied_N[in_N][0]), int(right_N[in_N].sum()), int(slot_N[in_N][0])
+        index_I[instance] = jaccard_of_ties(int(answers_I[instance]), int(both_I[instance]), *ties)
+    guess_I = np.array([jaccard_of_guesses(n, a) for n, a in zip(count_I, answers_I, strict=True)])
     parts = {
         "avg_jaccard_score": count_I > 0,
         "jaccard_score_5-6": count_I <= 6,
@@ -219,12 +218,12 @@ def association(
 
 
 def proportion(hit_N: NDArray[np.floating], guess: float) -> dict[str, Any]:
-    """Share of hits, its interval, and what guessing gives."""
+    """Returns the share of hits, its interval, and the value of guessing."""
     return interval(float(hit_N.mean()), len(hit_N)) | {"chance": guess}
 
 
 def interval(share: float, trials: float) -> dict[str, float]:
-    """A share of independent trials, and the 95 % interval around it: value, low, high."""
+    """Returns a share of independent trials and its 95 % interval: value, low, high."""
     low, high = wilson(share, trials)
     return {"value": share, "low": low, "high": high}
 
@@ -236,9 +235,9 @@ def _blocks(queries: int, answers: int) -> Iterator[slice]:
 
 
 def least_share(guess: float, count_G: NDArray[np.integer]) -> float:
-    """Expected least share of hits of G groups whose trials hit with one probability.
+    """Returns the expected least share of hits over G groups, if trials hit at probability `guess`.
 
-    It is below `guess`: small groups are now and then much worse.
+    It is below `guess`, as small groups vary more.
 
     Source: the sum over shares s of P(every group's share > s), each group binomial.
     """
@@ -252,7 +251,7 @@ def least_share(guess: float, count_G: NDArray[np.integer]) -> float:
 
 
 def f1_of_guesses(count_C: NDArray[np.integer]) -> float:
-    """Mean F1 of the classes that occur, each picture given any of C classes.
+    """Returns the mean F1 of the classes that occur, if each picture is given a random class.
 
     Error: the ratio of expected counts, not the expected ratio; within 2 % from 100 pictures on.
     """
@@ -262,7 +261,7 @@ def f1_of_guesses(count_C: NDArray[np.integer]) -> float:
 
 
 def any_of(own_N: NDArray[np.integer], texts: int, k: int) -> NDArray[np.float64]:
-    """(N,) chance that one of a picture's own texts is among k of all texts."""
+    """Returns (N,) the chance that any of a picture's own texts is among k random texts."""
     taken = min(k, texts)
     own_U, index_N = np.unique(own_N, return_inverse=True)
     none_U = [comb(texts - int(own), taken) / comb(texts, taken) for own in own_U]
@@ -270,16 +269,17 @@ def any_of(own_N: NDArray[np.integer], texts: int, k: int) -> NDArray[np.float64
 
 
 @cache
-def jaccard_of_guesses(candidates: int, wanted: int) -> float:
-    """Expected Jaccard index of two sets of `wanted` among the candidates, one of them any."""
-    return jaccard_of_ties(wanted, 0, candidates, wanted, wanted)
+def jaccard_of_guesses(candidates: int, answers: int) -> float:
+    """Returns the expected Jaccard index of the right answers and as many random candidates."""
+    return jaccard_of_ties(answers, 0, candidates, answers, answers)
 
 
 @cache
-def jaccard_of_ties(wanted: int, sure: int, tied: int, right: int, slots: int) -> float:
-    """Expected Jaccard index of `wanted` right ones and as many taken, of which `sure` are right.
+def jaccard_of_ties(answers: int, sure: int, tied: int, right: int, slots: int) -> float:
+    """Returns the expected Jaccard index of `answers` right candidates and as many taken ones.
 
-    The last `slots` are any of `tied` candidates, `right` of which are right.
+    `sure` right ones are taken without a tie; the last `slots` are random ones of `tied`
+    candidates, `right` of which are right.
     """
     ways = comb(tied, slots)
     return sum(
@@ -287,13 +287,13 @@ def jaccard_of_ties(wanted: int, sure: int, tied: int, right: int, slots: int) -
         * comb(tied - right, slots - more)
         / ways
         * (sure + more)
-        / (2 * wanted - sure - more)
+        / (2 * answers - sure - more)
         for more in range(min(right, slots) + 1)
     )
 
 
 def _at_most(guess: float, count: int) -> NDArray[np.float64]:
-    """P(hits <= h) for h of 0 to `count`."""
+    """Returns P(hits <= h) for h of 0 to `count`."""
     if guess >= 1:
         return np.append(np.zeros(count), 1.0)
     hit = np.arange(count)

@@ -1,4 +1,4 @@
-"""One task and one model: its pictures embedded, and the metrics that its kind has."""
+"""Scores a model on one task: embeds its pictures, and computes the metrics of its kind."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +30,17 @@ from clipmill.stages.ops.vectors.matrices import unit_rows
 
 # Shapes: N pictures, K captions, C classes, I instances, T templates, D width of the embedding.
 
-BATCH = 64  # decoded pictures held at a time
+BATCH = 64  # decoded pictures in a batch
 EMPTY = np.empty((0, 0, 3), np.uint8)
 MEAN_AP = "mean_average_precision"
-KEPT = 8  # sets of class vectors in a worker; ImageNet's by a large model is 4 MB
+KEPT = 8  # sets of class vectors cached in a worker; ImageNet's by a large model is 4 MB
 CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names and templates
 
 
 def scored_task(
     folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
 ) -> tuple[dict[str, Any], pa.Table]:
-    """A task's entry in the results, and the ranks of its samples."""
+    """Returns a task's entry in the results, and the ranks of its samples."""
     pictures = embed_pictures(folder, task, model, stage)
     metrics, ranks = SCORE[task.kind](task, pictures, model)
     metric = main_metric(task, metrics)
@@ -59,7 +59,7 @@ def scored_task(
 
 
 def main_metric(task: TaskFolder, metrics: Metrics) -> str:
-    """The metric that counts: DataComp's of a listed task, else the most telling one."""
+    """Returns the main metric's name: DataComp's of a listed task, else by kind and classes."""
     if task.listed and task.listed.metric:
         return task.listed.metric
     if task.is_retrieval:
@@ -74,7 +74,7 @@ def main_metric(task: TaskFolder, metrics: Metrics) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """A task's pictures, embedded."""
+    """A task's pictures as embeddings, with labels, captions and groups."""
 
     keys: list[str]
     embeddings: NDArray[np.float32]  # (N, D)
@@ -87,19 +87,18 @@ class Pictures:
 def embed_pictures(
     folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
 ) -> Pictures:
-    """All of them; StageError at the first that is not as it should. Two batches are in memory:
-    one is decoded while the model works at the other."""
+    """Embeds a task's pictures, decoding a batch ahead; raises StageError at an unfit picture."""
     known: list[Sample] = []
     embedded = [np.empty((0, model.width), np.float32)]
     every = samples(folder, task)
 
-    def following() -> list[Sample | Finding]:
+    def next_batch() -> list[Sample | Finding]:
         return list(islice(every, BATCH))
 
-    with ThreadPoolExecutor(1) as beside:
-        decoding = beside.submit(following)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(next_batch)
         while batch := decoding.result():
-            decoding = beside.submit(following)
+            decoding = thread.submit(next_batch)
             refuse([found for found in batch if isinstance(found, Finding)], stage, folder)
             decoded = [sample for sample in batch if isinstance(sample, Sample)]
             embedded.append(model.embed_images([sample.rgb for sample in decoded]))
@@ -123,14 +122,14 @@ def embed_pictures(
 def score_classification(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[Metrics, pa.Table]:
-    """The class whose vector is nearest is the answer."""
+    """Classifies pictures by the nearest class vector; returns metrics, and a row a picture."""
     class_CD = class_vectors(task, model)
     label_N, classes = pictures.labels, len(class_CD)
     ranks = best_ranks(pictures.embeddings, class_CD, label_N, np.arange(classes))
     row_P, class_P = best_answers(pictures.embeddings, class_CD)
-    some, at_P = np.unique(row_P, return_index=True)
+    some, first_P = np.unique(row_P, return_index=True)
     first_N = np.full(len(label_N), -1)
-    first_N[some] = class_P[at_P]
+    first_N[some] = class_P[first_P]
     predicted = pa.array(first_N, mask=first_N < 0)
     columns = {"key": pictures.keys, "label": label_N, "predicted": predicted}
     columns |= stored("rank", ranks)
@@ -155,7 +154,7 @@ def score_classification(
 def score_multilabel(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[Metrics, pa.Table]:
-    """In each class, pictures that have it should come before those that don't."""
+    """Returns the mean average precision, and by picture its classes with their ranks."""
     picture_P = np.repeat(np.arange(len(pictures.keys)), list(map(len, pictures.several)))
     class_P = np.array([label for labels in pictures.several for label in labels], np.int64)
     metric, rank_P, tied_P = mean_average_precision(
@@ -170,9 +169,9 @@ def score_multilabel(
 
 
 def stored(name: str, ranks: Ranks) -> dict[str, Any]:
-    """The columns of ranks, null where a right answer comes at no place.
+    """Returns the columns of ranks; null if no right answer has a rank.
 
-    Where some tie, how many wrong ones do so, and how many right ones.
+    If any rank has ties, also the numbers of tied wrong and right answers.
     """
     never_N = ranks.better_N == NEVER
     columns = {name: pa.array(ranks.better_N, mask=never_N)}
@@ -183,11 +182,11 @@ def stored(name: str, ranks: Ranks) -> dict[str, Any]:
 
 
 def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floating]:
-    """(C, D) unit rows: the mean of a class's prompts' unit vectors, at length 1 again.
+    """Returns (C, D) unit rows: the mean of the unit vectors of each class's prompts, normalised.
 
-    Tasks of the same classes and templates share them, as ImageNet and its shifts do.
+    They are cached for tasks of equal classes and templates, such as ImageNet and its shifts.
     """
-    # ViT-B-32 and ViT-B-32-quickgelu have the same weights, and other vectors.
+    # The network's name counts: ViT-B-32 and ViT-B-32-quickgelu differ with the same weights.
     known = [model.sha256, getattr(model, "network", None)]
     key = digest([*known, task.classnames, task.templates]) if model.sha256 else ""
     if key not in CLASSES:
@@ -200,7 +199,7 @@ def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floatin
 
 
 def embedded(texts: list[str], model: ImageTextModel) -> NDArray[np.float32]:
-    """(N, D) unit rows, NaN where there is none; by open_clip's networks with little padding."""
+    """Embeds texts to (N, D) unit rows, NaN for bad ones; with little padding if the model can."""
     of_prompts = getattr(model, "embed_prompts", model.embed_texts)
     vectors: NDArray[np.float32] = of_prompts(texts)
     return vectors
@@ -209,9 +208,9 @@ def embedded(texts: list[str], model: ImageTextModel) -> NDArray[np.float32]:
 def score_retrieval(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[Metrics, pa.Table]:
-    """Both directions; a picture has found its text where any of its captions is found.
+    """Retrieves texts by pictures and pictures by texts; returns metrics, and a row a picture.
 
-    One without captions has a null rank, and counts as a miss.
+    Any caption of a picture is a hit. A picture without captions has a null rank, a miss.
     """
     count_N = np.array([len(captions) for captions in pictures.captions])
     text_KD = embedded([text for captions in pictures.captions for text in captions], model)
@@ -229,9 +228,9 @@ def score_retrieval(
 def score_associations(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[Metrics, pa.Table]:
-    """Each candidate's rank among those of its instance, by how well its cue fits.
+    """Ranks each instance's candidates by cosine with its cue; returns metrics, and a row each.
 
-    How many fit better: those that tie have the same. Null without a score.
+    A rank is the number of better candidates; ties share it. Null without a score.
     """
     instance_N = np.array(pictures.groups)
     _, first_I, index_N = np.unique(instance_N, return_index=True, return_inverse=True)

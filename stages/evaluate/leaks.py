@@ -1,4 +1,4 @@
-"""What an export shows of evaluation tasks before they are evaluated: pictures, and texts."""
+"""Finds pictures and texts of evaluation tasks in an export."""
 
 import json
 from collections.abc import Iterable
@@ -46,37 +46,37 @@ SAMPLE = ("task", "kind", "sample")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationLeaks(DatasetStage):
-    """leaks.parquet: the rows of an export that show a picture of a task, or bear a text of it.
+    """leaks.parquet: the rows of an export with a picture or a text of an evaluation task.
 
-    One row for every row and sample that meet: uid, file of the export, position in that file,
-    task, kind, sample, distance. Of kind `picture`, pHashes are at most `max_distance` bits apart,
-    and sample is the picture's key. A `caption` of a retrieval task or the `prompt` of a class is a
-    text of the row, word for word, capitals and spaces aside: sample is that text, distance 0.
-    leaks.json counts by task and kind the distinct samples, and those of them that were found.
+    One row for every match of a row and a sample: uid, file of the export, position in that file,
+    task, kind, sample, distance. For kind `picture`, pHashes are at most `max_distance` bits apart,
+    and sample is the picture's key. For `caption` (of a retrieval task) and `prompt` (of a class),
+    a text of the row is equal but for case and spaces; sample is that text, and distance 0.
+    leaks.json counts, by task and kind, the distinct samples, and the samples found.
 
-    Source: pHash as imagehash computes it, of tasks and rows alike.
+    Source: pHash as imagehash computes it, for tasks and rows.
     Error: a crop or a mirror image has another pHash; plain pictures are all alike. A text that
-    holds more than the caption is not found: dedup.against compares those.
+    contains a caption and more is not found: use dedup.against for these.
     Example: {after: [ingest.image_folder, export.parquet], tasks: eval}
     """
 
     tasks: NonEmpty  # folder of tasks, each a subfolder
-    max_distance: Annotated[int, Meta(ge=0, le=16)] = 4  # bits of 64 that a near copy differs in
+    max_distance: Annotated[int, Meta(ge=0, le=16)] = 4  # cap on differing bits of 64
 
     version = 1
     determinism = "exact"
     takes = ("data",)
-    gives = ()  # nothing reads it but people and programs
+    gives = ()  # no stage reads it
 
     def look(self) -> None:
         look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
-        """Names, sizes and times of the tasks' files."""
+        """Returns a digest of names, sizes and times of the tasks' files."""
         return listing_digest(Storage(self.tasks))
 
     def names(self, where: str) -> list[str]:
-        """The tasks; StageError where the folder has none."""
+        """Returns the names of the tasks; raises StageError if there is none."""
         folder = Storage(self.tasks)
         return need_some(names(folder), folder, where)
 
@@ -94,18 +94,19 @@ class EvaluationLeaks(DatasetStage):
         rows = sum(counts["rows"] for counts in counted)
         about = {"max_distance": self.max_distance, "rows": rows}
         ctx.map(partial(put_leaks, ctx.folder, tasks, files), [about])
-        for done in ("samples", "found"):
-            Storage(ctx.folder).delete_folder(done)
+        for temporary in ("samples", "found"):
+            Storage(ctx.folder).delete_folder(temporary)
 
 
 def put_samples(tasks: str, folder: str, item: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores samples/TASK.parquet; gives the item."""
+    """Stores samples/TASK.parquet; returns the item."""
     from clipmill.stages.evaluate._leaks import SAMPLES, samples_of
 
-    stage, of = task.worker.stage, Storage(tasks)
-    described, findings = describe(of, item["task"])
-    refuse([finding for finding in findings if finding.is_fatal], stage, of)
-    put_part(folder, f"samples/{item['task']}.parquet", samples_of(of, described, stage), SAMPLES)
+    stage, source = task.worker.stage, Storage(tasks)
+    described, findings = describe(source, item["task"])
+    refuse([finding for finding in findings if finding.is_fatal], stage, source)
+    tables = samples_of(source, described, stage)
+    put_part(folder, f"samples/{item['task']}.parquet", tables, SAMPLES)
     return item
 
 
@@ -118,8 +119,8 @@ def put_found(
     task: Task,
     mask: Mask | None = None,
 ) -> dict[str, int]:
-    """Stores found/FILE, what the rows of one file of the export show and bear; how many rows."""
-    from clipmill.stages.evaluate._leaks import BATCH_ROWS, borne, shown
+    """Stores found/FILE, the matches of one exported file's rows; returns the number of rows."""
+    from clipmill.stages.evaluate._leaks import BATCH_ROWS, matching_pictures, matching_texts
 
     every, exported = samples_in(folder, tasks), Outputs(Storage(data))
     pictures = every.filter(pl.col("kind") == "picture")
@@ -133,10 +134,11 @@ def put_found(
             first = number * BATCH_ROWS
             a, b = np.searchsorted(kept_N, (first, first + len(batch)))
             table = pa.Table.from_batches([batch]).take(kept_N[a:b] - first)
-            for met in (shown(table, pictures, max_distance), borne(table, texts)):
-                row = met["row"].to_numpy()
+            near = matching_pictures(table, pictures, max_distance)
+            for pairs in (near, matching_texts(table, texts)):
+                row = pairs["row"].to_numpy()
                 where = {"uid": table[UID.name].take(row), "position": kept_N[a:b][row]}
-                named = {name: met[name].to_arrow() for name in (*SAMPLE, "distance")}
+                named = {name: pairs[name].to_arrow() for name in (*SAMPLE, "distance")}
                 of_file = {"file": pa.array([file] * len(row), pa.string())}
                 parts.append(pa.table(where | of_file | named).select(FOUND.names).cast(FOUND))
     put_part(folder, f"found/{file}", parts, FOUND)
@@ -160,13 +162,13 @@ def put_leaks(
 
 
 def numbers(samples: pl.DataFrame) -> dict[tuple[str, str], int]:
-    """How many samples there are of every task and kind, by both."""
+    """Counts the distinct samples by task and kind."""
     counted = samples.unique(SAMPLE).group_by("task", "kind").len().sort("task", "kind")
     return {(name, kind): number for name, kind, number in counted.rows()}
 
 
 def samples_in(folder: str, tasks: list[str]) -> pl.DataFrame:
-    """Every sample of the tasks, with its `task`."""
+    """Reads the distinct samples of the tasks, with their `task`."""
     tables = [
         pl.DataFrame(read_part(folder, f"samples/{name}.parquet")).with_columns(task=pl.lit(name))
         for name in tasks
@@ -176,12 +178,12 @@ def samples_in(folder: str, tasks: list[str]) -> pl.DataFrame:
 
 def put_part(folder: str, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Stores a Parquet file for later calls of this stage."""
-    held = Storage(folder)
-    with held.scratch(name) as path:
+    storage = Storage(folder)
+    with storage.scratch(name) as path:
         with pq.ParquetWriter(path, schema) as writer:
             for table in tables:
                 writer.write_table(table)
-        held.commit(path, name)
+        storage.commit(path, name)
 
 
 def read_part(folder: str, name: str) -> pa.Table:

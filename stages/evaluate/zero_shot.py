@@ -1,4 +1,4 @@
-"""What a model can do without having seen a task: classification, retrieval, associations."""
+"""Evaluates a model zero-shot: classification, retrieval, associations."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,22 +38,21 @@ STORED = "checkpoint:"
 class ZeroShot(DatasetStage):
     """results.json: every metric of each task, 0 to 1, and the averages over DataComp's 38.
 
-    Each with a 95 % interval over the task's pictures and its value by guessing, for each model
-    that the stage trained: one a seed. `metric` names the one that counts. Beside it TASK.parquet
-    (seed-3.TASK.parquet), the rank that the right answer had for every picture: what all the
-    metrics are read off.
+    Each metric has a 95 % interval over the task's pictures and the value of guessing, for each
+    model (one a seed). `metric` names the main one. TASK.parquet (seed-3.TASK.parquet) has the rank
+    of the right answer for every picture, from which all metrics are computed.
 
     Source: CLIP_benchmark's metrics, names and folder layout; DataComp's list and WILDS' metrics
-    for its other tasks. Values equal their code but for ties, where a hit is the chance of one, and
-    for FMoW, whose region "Other" of 4 pictures is left out (docs/evaluating.md).
+    for its other tasks. Values equal their code except for ties, where a hit is its probability,
+    and for FMoW, whose region "Other" of 4 pictures is left out (docs/evaluating.md).
     Error: Wilson intervals; those of mean recall and of image retrieval count classes of uneven
-    size, and captions of one picture, as fewer trials. They say nothing about training's noise.
+    size, and captions of one picture, as fewer trials. They do not include noise of the training.
     Example: {model: "checkpoint:model", tasks: eval}
     """
 
-    model: NonEmpty  # as stage:NAME, or any model that embed.clip knows
+    model: NonEmpty  # stage:NAME, or any model of embed.clip
     tasks: NonEmpty  # folder of tasks, each a subfolder
-    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 4
@@ -67,7 +66,7 @@ class ZeroShot(DatasetStage):
         width_of(self.model)  # an unknown scheme stops the plan, not the run
 
     @property
-    def resources(self) -> Resources:  # large models want a GPU
+    def resources(self) -> Resources:
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
@@ -75,41 +74,42 @@ class ZeroShot(DatasetStage):
         look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
-        """Names, sizes and times of the tasks' files, and of a stored model's."""
+        """Returns a digest of the tasks' files, by name, size and time, and of a stored model's."""
         listed = listing_digest(Storage(self.tasks))
         if not self.model.startswith(STORED):
             return listed
         model = Storage(self.model.removeprefix(STORED))
-        return digest([listed, *(sorted(map(astuple, model.entries(at))) for at in ("", "out"))])
+        entries = (sorted(map(astuple, model.entries(folder))) for folder in ("", "out"))
+        return digest([listed, *entries])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder = Storage(self.tasks)
-        found = self.names(f"stage '{ctx.worker.stage}', key `tasks`")
+        tasks = self.names(f"stage '{ctx.worker.stage}', key `tasks`")
         trained = inputs.model
         if trained is None and self.model.startswith(STORED):
             trained = self.model.removeprefix(STORED)
         models = self.models(trained)
-        digests = {name: content_digest(folder, name) for name in found}
+        digests = {name: content_digest(folder, name) for name in tasks}
         # A changed task or model is a new item, and only new items are evaluated again.
         items = [
-            {"task": name, "sha256": digests[name], **model} for model in models for name in found
+            {"task": name, "sha256": digests[name], **model} for model in models for name in tasks
         ]
         ctx.say("evaluating")
         scored = iter(ctx.map(partial(evaluate, self.model, trained, self.tasks), items))
         results = []
         for model in models:
-            of_tasks = {name: next(scored) for name in found}
+            of_tasks = {name: next(scored) for name in tasks}
             of_model = {"rules": rules(), "tasks": of_tasks, "averages": averages(of_tasks)}
             results.append({**model, **of_model})
         ctx.map(put_results, [{"models": results}])
 
     def names(self, where: str) -> list[str]:
-        """The tasks that are scored; StageError where the folder has none."""
+        """Returns the names of the tasks to score; raises StageError if there is none."""
         folder = Storage(self.tasks)
         return need_some([name for name in names(folder) if is_scored(name)], folder, where)
 
     def models(self, folder: str | None) -> list[dict[str, Any]]:
-        """The card, seed and weights' digest of each model; without a stage, what is set."""
+        """Returns card, seed and weights' digest of each model in a folder, or else the setting."""
         if folder is None:
             return [{"model": self.model, "seed": 0}]
         from clipmill.stages.models.saved import (  # torch: not while a recipe is planned
@@ -117,8 +117,8 @@ class ZeroShot(DatasetStage):
             read_card,
         )
 
-        held = Storage(folder)
-        known = [(name, read_card(held, name)) for name in cards(folder)]
+        storage = Storage(folder)
+        known = [(name, read_card(storage, name)) for name in cards(folder)]
         return [
             {"card": name, "model": card.get("sha256"), "seed": card.get("seed", 0)}
             for name, card in known
@@ -128,23 +128,23 @@ class ZeroShot(DatasetStage):
 def evaluate(
     scheme: str, trained: str | None, tasks: str, item: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """The metrics of one task by one model; the ranks they are read off are stored.
+    """Evaluates one model on one task: stores the ranks, and returns the metrics.
 
-    A model that was scored on the same bytes in this run is not again: a trained one is known by
-    its weights, any other by its name too, as the same weights fit several networks.
+    A model that this run has scored on the same bytes is not scored again. A trained one is
+    identified by its weights, others by their name too, as weights may fit several networks.
     """
     folder = Storage(tasks)
     described, findings = describe(folder, item["task"])
     refuse([finding for finding in findings if finding.is_fatal], task.worker.stage, folder)
-    at = task.worker.device, task.worker.threads
-    loaded = load(scheme, *at) if trained is None else None
+    place = task.worker.device, task.worker.threads
+    loaded = load(scheme, *place) if trained is None else None
     weights = loaded.sha256 if loaded else item["model"]
     named = f"{scheme} {item.get('card', '')}".strip()
     if weights and scheme.partition(":")[0] != "stage":
         task.worker.pin(named, weights)
 
-    def made(put: Put) -> dict[str, Any]:
-        model = loaded or WatchedModel(load_trained(trained or "", *at, item["card"]), named)
+    def score(put: Put) -> dict[str, Any]:
+        model = loaded or WatchedModel(load_trained(trained or "", *place, item["card"]), named)
         result, ranks = scored_task(folder, described, model, task.worker.stage)
         path = task.worker.scratch / f"{described.name}.parquet"
         pq.write_table(ranks, path)
@@ -152,12 +152,12 @@ def evaluate(
         return {**result, "sha256": item["sha256"]}
 
     of_seed = prefix_of(item.get("card", ""))
-    if weights is None:  # nothing says that it is the same model: the reference
-        return made(lambda name, path: task.put_file(of_seed + name, path))
+    if weights is None:  # the reference has no digest to identify it
+        return score(lambda name, path: task.put_file(of_seed + name, path))
     device = task.worker.device.partition(":")[0]
     facts = [rules(), ZeroShot.version, device, weights, described.name, item["sha256"]]
     facts += [scheme] if loaded else []
-    return task.once(digest(facts), made, of_seed)
+    return task.once(digest(facts), score, of_seed)
 
 
 def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
@@ -172,52 +172,52 @@ ALL = "average"
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean of the main metrics of the 38, of the shifts, of VTAB and of retrieval, each with its
-    95 % interval, 0 to 1; `partial_average_of_12` where tasks are missing, nothing where all are.
+    """Computes the mean main metric of the 38, of the shifts, VTAB and retrieval: 0 to 1.
 
-    `results` are those of one model by folder. A task counts that has DataComp's classes and
-    number of pictures; of two folders of one task the first counts.
+    Each has a 95 % interval. If tasks are missing, its name is `partial_average_of_12`; if all are,
+    it is left out. `results` are one model's, by folder. A task counts if it has DataComp's classes
+    and number of pictures; of two folders of one task the first counts.
 
     Source: DataComp's aggregate_scores: unweighted means.
-    Error: the intervals take the tasks as independent; pictures that two share make them narrow.
+    Error: the intervals take tasks as independent; they are too narrow if tasks share pictures.
     """
     counted: dict[str, dict[str, float]] = {}
-    for one in results.values():
-        if is_whole(one) and one["metrics"][one["metric"]] is not None:
-            counted.setdefault(one["listed"], one["metrics"][one["metric"]])
-    found = {}
+    for result in results.values():
+        if is_whole(result) and result["metrics"][result["metric"]] is not None:
+            counted.setdefault(result["listed"], result["metrics"][result["metric"]])
+    means = {}
     scored = [task for task in listed_tasks() if task.metric]
     for name in (ALL, *dict.fromkeys(task.group for task in scored if task.group)):
-        wanted = [task for task in scored if name in (ALL, task.group)]
-        values = [counted[task.name] for task in wanted if task.name in counted]
+        expected = [task for task in scored if name in (ALL, task.group)]
+        values = [counted[task.name] for task in expected if task.name in counted]
         if values:
-            complete = len(values) == len(wanted)
+            complete = len(values) == len(expected)
             title = name if complete else f"partial_{name}_of_{len(values)}"
-            found[title] = _mean(values, wanted, counted)
-    return found
+            means[title] = _mean(values, expected, counted)
+    return means
 
 
 def is_whole(result: Mapping[str, Any]) -> bool:
-    """Whether a result is of a listed task with as many pictures as DataComp's has."""
+    """Returns whether a result is of a listed task, with DataComp's number of pictures."""
     size = next((task.size for task in listed_tasks() if task.name == result.get("listed")), None)
     return size is not None and size == (result.get("instances") or result["pictures"])
 
 
 def _mean(
     values: Sequence[Mapping[str, float]],
-    wanted: Sequence[Listed],
+    expected: Sequence[Listed],
     counted: Mapping[str, Any],
 ) -> dict[str, Any]:
     n = len(values)
-    mean = sum(one["value"] for one in values) / n
-    below = hypot(*(one["value"] - one["low"] for one in values)) / n
-    above = hypot(*(one["high"] - one["value"] for one in values)) / n
-    missing = [task.name for task in wanted if task.name not in counted]
+    mean = sum(metric["value"] for metric in values) / n
+    below = hypot(*(metric["value"] - metric["low"] for metric in values)) / n
+    above = hypot(*(metric["high"] - metric["value"] for metric in values)) / n
+    missing = [task.name for task in expected if task.name not in counted]
     return {
         "value": mean,
         "low": mean - below,
         "high": mean + above,
-        "chance": sum(one["chance"] for one in values) / n,
+        "chance": sum(metric["chance"] for metric in values) / n,
         "tasks": n,
         "missing": missing,
         "complete": not missing,

@@ -1,4 +1,4 @@
-"""The columns of an export: their names, and values as text."""
+"""Checks the columns of an export, and converts their values to text."""
 
 import binascii
 import json
@@ -20,7 +20,7 @@ from clipmill.metadata.schema import (
     Column,
 )
 
-WHERE_THERE = (
+IF_PRESENT = (
     URL,
     WIDTH,
     HEIGHT,
@@ -28,14 +28,14 @@ WHERE_THERE = (
     ORIGINAL_HEIGHT,
     SHA256,
     LOSS_WEIGHT,
-)  # img2dataset's fields, and what a loader needs of ours
+)  # img2dataset's fields, and our own that a loader needs
 PICTURE = pa.struct(
     [("bytes", pa.binary()), ("path", pa.string())]
-)  # `Image` of `datasets`, stored
+)  # storage of `Image` of `datasets`
 
 
 def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:
-    """ValueError where a chosen column is named twice, or has the name of one that is there."""
+    """Checks that no chosen column repeats, or has the name of a fixed one; raises ValueError."""
     taken = sorted({column.name for column in always} & set(columns))
     if taken:
         raise ValueError(f"`columns` names '{taken[0]}', which this export has anyway")
@@ -45,24 +45,24 @@ def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:
 
 
 def check_page(url: str | None) -> None:
-    """ValueError where the page of a set is none."""
+    """Checks that the URL of a set's page is HTTP or HTTPS; raises ValueError."""
     if url is not None and not url.startswith(("https://", "http://")):
         raise ValueError(f"url is {url!r}; it begins with https:// or http://")
 
 
 def as_hex(values: pa.ChunkedArray) -> pa.Array:
-    """Two digits a byte, of values of a fixed number of bytes; null where there is none."""
+    """Returns fixed-size binary values as hex digits; null stays null."""
     values = values.combine_chunks()
     width, start, rows = values.type.byte_width, values.offset, len(values)
     digits = binascii.hexlify(values.buffers()[1][start * width : (start + rows) * width])
-    there = values.is_valid().buffers()[1] if values.null_count else None
+    validity = values.is_valid().buffers()[1] if values.null_count else None
     offsets = np.arange(rows + 1, dtype=np.int32) * (2 * width)
-    buffers = [there, pa.py_buffer(offsets), pa.py_buffer(digits)]
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(digits)]
     return pa.Array.from_buffers(pa.string(), rows, buffers)
 
 
 def with_hex_ids(table: pa.Table) -> pa.Table:
-    """The rows with every id as hex digits: uids are bytes of a fixed number."""
+    """Returns the rows with every id (a fixed-size binary column) as hex digits."""
     for i, field in enumerate(table.schema):
         if pa.types.is_fixed_size_binary(field.type):
             table = table.set_column(i, field.name, as_hex(table[i]))
@@ -70,17 +70,17 @@ def with_hex_ids(table: pa.Table) -> pa.Table:
 
 
 def as_json(value: Any) -> str:
-    """What JSON has no type for: bytes as hex digits, times and decimals as text."""
+    """Converts a value that JSON has no type for: bytes to hex digits, others by `str`."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def json_text(value: Any) -> str:
-    """JSON of a value, in one line."""
+    """Returns a value as one line of JSON."""
     return json.dumps(_finite(value), ensure_ascii=False, default=as_json)
 
 
 def as_text(values: pa.ChunkedArray) -> pa.Array:
-    """Bytes as hex digits, lists and structs as JSON, all else as Python prints it."""
+    """Converts values to text: bytes to hex digits, lists and structs to JSON, others by `str`."""
     texts = (
         value
         if value is None
@@ -93,7 +93,7 @@ def as_text(values: pa.ChunkedArray) -> pa.Array:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
+    """Replaces NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

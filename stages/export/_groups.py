@@ -1,7 +1,7 @@
-"""What the exports of images share: into which file a row leaves, and in which order.
+"""Shuffles rows into files, for the exports of images.
 
 A group reads whole source shards, chosen by hash, and orders its rows by hash, so each byte is
-moved once. Its kept rows lie on scratch disk meanwhile: memory is bounded by a batch of images.
+moved once. Its rows wait on scratch disk: memory is bounded by a batch of images.
 """
 
 import json
@@ -25,22 +25,22 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.export._leaving import Takes, Times, once, put_documents, summed, tally
 
-# Shapes: N rows, S source shards or samples; K those that are taken, B batches.
+# Shapes: N rows, S source shards or samples, K rows taken, B batches.
 
-COPY = "copy"  # which of the samples that a row makes
-BATCH_ROWS = 64  # encoded images are held this many at a time
-TALLIED_ROWS = 4096  # at a time, without images
+COPY = "copy"  # number of a sample among those of its row
+BATCH_ROWS = 64  # encoded images in memory
+TALLIED_ROWS = 4096  # rows a batch, without images
 
 # shards: source shards; first, start: numbers of its first file and sample; rows: of each file
 Group = dict[str, Any]
-# Name without suffix, rows in order, an empty table of their schema: writes one file; returns its
-# name, bytes and sha256, and the schema it has.
+# Takes a name without suffix, rows in order and an empty table of their schema; writes one file;
+# returns its name, bytes and sha256, and its schema.
 WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
-Stem = Callable[[int, int], str]  # of so many files the name of one, without suffix, by its number
+Stem = Callable[[int, int], str]  # takes the number of files and a file's number; without suffix
 
 
 def numbered(files: int, number: int) -> str:
-    """img2dataset's five digits, or more."""
+    """Returns img2dataset's name of a file: its number, in five digits or more."""
     return f"{number:0{max(5, len(str(files - 1)))}d}"
 
 
@@ -55,7 +55,7 @@ def export_files(
     about: Mapping[str, Any] = MappingProxyType({}),
     stem: Stem = numbered,
 ) -> None:
-    """The rows that leave, shuffled into files, and beside them what is known, `about` too."""
+    """Writes the exported rows, shuffled, into files; then dataset.json (`about` included)."""
     counting = partial(tally, rows.select(takes.tallied), takes, TALLIED_ROWS, times=times)
     tallies = ctx.map(counting, list(range(len(rows))))
     samples = [counts["samples"] for counts in tallies]
@@ -78,25 +78,25 @@ def export_files(
 
 
 def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
-    """Source shards in the order of their hashes, as many a group as fill one file.
+    """Groups source shards, in the order of their hashes, so that a group fills one file.
 
-    A shard that fills more than one is a group of several files of equal size.
+    A shard that fills more than one file is a group of several files of equal size.
     """
     numbers = pa.array([shard.to_bytes(16, "big") for shard in range(len(samples_S))], UID.dtype)
     order_S = np.argsort(
         coin_hash(numbers, seed=worker.seed, stage=worker.stage, purpose="group"), kind="stable"
     )
-    together: list[list[int]] = []
+    grouped: list[list[int]] = []
     room = 0
     for shard in (int(s) for s in order_S if samples_S[s]):
         if samples_S[shard] > room:
-            together.append([])
+            grouped.append([])
             room = rows_per_file
-        together[-1].append(shard)
+        grouped[-1].append(shard)
         room -= samples_S[shard]
     groups: list[Group] = []
     first = start = 0
-    for shards in together:
+    for shards in grouped:
         rows = sum(samples_S[shard] for shard in shards)
         files = -(-rows // rows_per_file)
         sizes = [rows // files + (number < rows % files) for number in range(files)]
@@ -114,7 +114,7 @@ def write_group(
     group: Group,
     task: Task,
 ) -> dict[str, Any]:
-    """The files of one group, the columns they hold, and what Hugging Face calls these."""
+    """Writes the files of one group; returns them, their columns and Hugging Face's features."""
     files, columns, features = [], [], {}
     with shuffled(rows, takes, group, task.worker, times) as shuffle:
         start = 0
@@ -141,7 +141,7 @@ def put_places(file: str, places_N2: NDArray[np.int32], task: Task) -> None:
 def shuffled(
     rows: Shards, takes: Takes, group: Group, worker: Worker, times: Times = once
 ) -> Iterator["Shuffled"]:
-    """The group's samples in the order of their rows' hashes, to be read file by file."""
+    """Yields the group's samples in the order of their rows' hashes, to be read file by file."""
     uids: list[pa.Array] = []
     places: list[NDArray[np.int32]] = []  # (N, 2) of each batch
     samples: list[NDArray[np.integer]] = []
@@ -172,7 +172,7 @@ def shuffled(
 
 
 class Stored:
-    """Rows on scratch disk."""
+    """Rows on scratch disk, in the order of writing."""
 
     def __init__(
         self, batches: list[pa.RecordBatch], images: pa.LargeBinaryArray | None, schema: pa.Schema
@@ -182,17 +182,17 @@ class Stored:
         self._end_B = np.cumsum([len(batch) for batch in batches])
 
     def take(self, row_K: NDArray[np.int64]) -> pa.Table:
-        """(K,) rows by number, as they were written."""
+        """Returns (K,) rows by number, unchanged."""
         batch_K = np.searchsorted(self._end_B, row_K, side="right")
         parts, place_K = [], np.empty(len(row_K), np.int64)
         taken = 0
         for number in np.unique(batch_K):
-            wanted = np.flatnonzero(batch_K == number)
+            in_batch = np.flatnonzero(batch_K == number)
             batch = self._batches[number]
             start = self._end_B[number] - len(batch)
-            parts.append(batch.take(pa.array(row_K[wanted] - start)))
-            place_K[wanted] = taken + np.arange(len(wanted))
-            taken += len(wanted)
+            parts.append(batch.take(pa.array(row_K[in_batch] - start)))
+            place_K[in_batch] = taken + np.arange(len(in_batch))
+            taken += len(in_batch)
         table = pa.Table.from_batches(parts).take(pa.array(place_K)).combine_chunks()
         if self._images is not None:
             images = pa.chunked_array(self._pictures(self._images, row_K), IMAGE.dtype)
@@ -200,7 +200,7 @@ class Stored:
         return table.select(self.schema.names)
 
     def _pictures(self, images: pa.LargeBinaryArray, row_K: NDArray[np.int64]) -> list[pa.Array]:
-        """Those of these rows, in as many arrays as their bytes need."""
+        """Returns the images of rows, split into arrays that 32-bit offsets can address."""
         taken = images.take(pa.array(row_K))
         if taken.nbytes < MOST_BYTES or len(row_K) < 2:
             return [taken.cast(IMAGE.dtype)]
@@ -209,9 +209,9 @@ class Stored:
 
 
 class Shuffled:
-    """Rows on scratch disk, read in any order; the copies of one follow one another, numbered.
+    """Rows on scratch disk, read in shuffled order; copies of a row are adjacent and numbered.
 
-    `sample_index` counts the samples of all groups, this one's from `start`.
+    `sample_index` counts the samples of all groups; this group's begin at `start`.
     """
 
     def __init__(
@@ -233,15 +233,15 @@ class Shuffled:
         self._copy_S = place_S - np.maximum.accumulate(np.where(is_first_S, place_S, 0))
 
     def places(self, start: int, stop: int) -> NDArray[np.int32]:
-        """(stop - start, 2) shard and position of these samples."""
+        """Returns (stop - start, 2), shard and position of these samples."""
         return self._place_N2[self._order_S[start:stop]]
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
-        """Samples from start to stop of the order, a batch at a time."""
+        """Yields samples `start` to `stop` of the order, in batches."""
         for first in range(start, stop, BATCH_ROWS):
             here = slice(first, min(first + BATCH_ROWS, stop))
             table = self._stored.take(self._order_S[here])
-            if SAMPLE_INDEX.name in table.column_names:  # of the export that is read
+            if SAMPLE_INDEX.name in table.column_names:  # of a source export
                 table = table.drop_columns([SAMPLE_INDEX.name])
             number_N = self._start + np.arange(here.start, here.stop)
             table = table.append_column(SAMPLE_INDEX.name, pa.array(number_N))
@@ -249,20 +249,20 @@ class Shuffled:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries as their values: those of two batches need not agree."""
+    """Decodes dictionary columns, as the dictionaries of two batches may differ."""
     for i, each in enumerate(table.schema):
         if pa.types.is_dictionary(each.type):
             table = table.set_column(i, each.name, table[i].cast(each.type.value_type))
     return table
 
 
-BATCH_BYTES = 4 << 20  # of a batch of other columns, about
+BATCH_BYTES = 4 << 20  # approximate size of a batch, without images
 MOST_BYTES = 2**31 - 1  # of pictures in one array, whose offsets have 32 bits
 
 
 @dataclass
 class Pictures:
-    """What is known of the file of pictures: each row's bytes, and whether it has one."""
+    """The index of a file of pictures: size of each row's picture, and whether it has one."""
 
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
     valid: list[pa.Array] = field(default_factory=list)
@@ -278,11 +278,11 @@ class Pictures:
                 file.write(memoryview(data)[offset_N[0] : offset_N[-1]])
 
     def array(self, path: Path, stack: ExitStack) -> pa.LargeBinaryArray:
-        """All of them, as they lie on disk."""
+        """Returns all pictures as one array, memory-mapped."""
         end_N = np.cumsum(np.concatenate([[0], *self.sizes]), dtype=np.int64)
         valid = pa.concat_arrays(self.valid)
         mask = None if valid.true_count == len(valid) else valid.buffers()[1]
-        data = pa.py_buffer(b"")  # what is empty cannot be mapped
+        data = pa.py_buffer(b"")  # an empty file cannot be mapped
         if end_N[-1]:
             data = stack.enter_context(pa.memory_map(str(path))).read_buffer()
         offsets = pa.py_buffer(end_N)
@@ -290,30 +290,30 @@ class Pictures:
 
 
 def put(tables: Iterator[pa.Table], path: Path) -> None:
-    """Writes the tables as one file of batches."""
-    held: list[pa.Table] = []
+    """Writes the tables to one Arrow IPC file, in batches of about BATCH_BYTES."""
+    waiting: list[pa.Table] = []
     size = 0
     writer: pa.ipc.RecordBatchFileWriter | None = None
     for table in tables:
-        held.append(table)
+        waiting.append(table)
         size += table.nbytes
         writer = writer or pa.ipc.new_file(str(path), table.schema)
         if size >= BATCH_BYTES:
-            writer.write_table(pa.concat_tables(held).combine_chunks())
-            held, size = [], 0
-    assert writer is not None  # of a table at least
-    if held:
-        writer.write_table(pa.concat_tables(held).combine_chunks())
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
+            waiting, size = [], 0
+    assert writer is not None  # there is at least one table
+    if waiting:
+        writer.write_table(pa.concat_tables(waiting).combine_chunks())
     writer.close()
 
 
 @contextmanager
 def on_scratch(tables: Iterator[pa.Table], path: Path) -> Iterator[Stored]:
-    """The rows of the tables, on disk while this is open; there is one table at least."""
-    beside, images = (path.with_suffix(suffix) for suffix in (".arrow", ".images"))
+    """Writes one or more tables to scratch disk, images apart; yields the rows, deletes at exit."""
+    table_path, images = (path.with_suffix(suffix) for suffix in (".arrow", ".images"))
     pictures, schema = Pictures(), pa.schema([])
 
-    def without(file: BinaryIO) -> Iterator[pa.Table]:
+    def without_images(file: BinaryIO) -> Iterator[pa.Table]:
         nonlocal schema
         for table in tables:
             schema = table.schema
@@ -324,12 +324,12 @@ def on_scratch(tables: Iterator[pa.Table], path: Path) -> Iterator[Stored]:
 
     try:
         with images.open("wb") as file:
-            put(without(file), beside)
+            put(without_images(file), table_path)
         with ExitStack() as stack:
-            source = stack.enter_context(pa.memory_map(str(beside)))
+            source = stack.enter_context(pa.memory_map(str(table_path)))
             reader = stack.enter_context(pa.ipc.open_file(source))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             yield Stored(batches, pictures.array(images, stack) if pictures.sizes else None, schema)
     finally:
-        for path in (beside, images):
+        for path in (table_path, images):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which rows an export takes, and how many it leaves for which reason."""
+"""Selects the rows of an export, and counts the others by reason."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ from clipmill.pipeline.stage import NonEmpty
 # Shapes: N rows.
 
 NO_TEXT = "no_text"
-NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), NO_TEXT: (TEXT,)}  # reason to what a row lacks
+NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), NO_TEXT: (TEXT,)}  # reason to the columns required
 REASONS = ("not_kept", *NEEDED, "other_rows")
-Times = Callable[[pa.Table], NDArray[np.integer]]  # (N,) how many samples each row makes
+Times = Callable[[pa.Table], NDArray[np.integer]]  # returns (N,) the number of samples of each row
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """The rows that a stage gives this reason, in the place of those that are kept."""
+    """A choice of the rows that a stage dropped for a reason, instead of the kept ones."""
 
-    stage: NonEmpty  # that gave the reason: the export's `from`, or one before it
-    reason: NonEmpty  # word for word, as `funnel` prints it
-    decided: tuple[NonEmpty, ...] = ()  # columns beside it: the values that decided
+    stage: NonEmpty  # the stage that gave the reason: the export's `from`, or one before it
+    reason: NonEmpty  # exactly as `funnel` prints it
+    decided: tuple[NonEmpty, ...] = ()  # columns to export besides: the values that decided
 
     @property
     def column(self) -> str:
-        """The stage's reasons, as an export reads them."""
+        """The column of the stage's reasons, as an export reads it."""
         return f"{self.stage}.{REASON.name}"
 
-    def told(self, rows: pa.Table) -> dict[str, pa.ChunkedArray]:
-        """The reason of the rows, and what decided."""
+    def columns_of(self, rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+        """Returns the columns that tell why rows were dropped: the reason and what decided."""
         return {REASON.name: rows[self.column]} | {name: rows[name] for name in self.decided}
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Which rows leave: those that `keep` keeps and that lack nothing needed, or dropped ones."""
+    """A choice of rows: those that are kept and have all columns needed, or dropped ones."""
 
     needs: tuple[str, ...] = tuple(NEEDED)
     dropped: Dropped | None = None
@@ -54,23 +54,23 @@ class Takes:
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
-        """None of a row that was dropped: it leaves once, whatever it repeats."""
+        """Columns read if present; none for dropped rows, each of which is exported once."""
         return () if self.dropped else (KEEP, IMAGE_BYTES, REPEATS)
 
     @property
     def tallied(self) -> tuple[str, ...]:
-        """Enough to count: no image is read for it."""
+        """Columns to count by; no image is read."""
         known = (KEEP, TEXT, IMAGE_BYTES, REPEATS)
         return (*(column.name for column in known), *self.reads)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the data card says of rows that a stage lost."""
-        lost = self.dropped
-        return {"dropped": {"stage": lost.stage, "reason": lost.reason}} if lost else {}
+        """Entry of the data card that names the dropped rows."""
+        dropped = self.dropped
+        return {"dropped": {"stage": dropped.stage, "reason": dropped.reason}} if dropped else {}
 
     def __call__(self, batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """(N,) the rows that leave, and how many stay, each by its first reason."""
+        """Returns (N,) whether each row is exported, and the count of others by first reason."""
         left_N = np.zeros(len(batch), bool)
         counts = {}
         for reason, fine in self._fine(batch).items():
@@ -80,7 +80,7 @@ class Takes:
         return ~left_N, counts
 
     def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
-        """By reason, (N,) the rows that do not have it, as each column that is there tells."""
+        """Returns for each reason, by column present, (N,) whether a row is free of it."""
         if self.dropped:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
             return {"other_rows": [_mask(is_so.fill_null(False))]}
@@ -100,12 +100,12 @@ def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def once(batch: pa.Table) -> NDArray[np.integer]:
-    """(N,) ones."""
+    """Returns (N,) ones: a sample a row."""
     return np.ones(len(batch), np.int32)
 
 
 def repeats(batch: pa.Table) -> NDArray[np.integer]:
-    """(N,) `repeats`, 1 where a row has none."""
+    """Returns (N,) `repeats`, 1 if missing."""
     if REPEATS.name not in batch.column_names:
         return once(batch)
     return batch[REPEATS.name].fill_null(1).to_numpy()
@@ -114,7 +114,7 @@ def repeats(batch: pa.Table) -> NDArray[np.integer]:
 def tally(
     rows: Shards, takes: Takes, batch_rows: int, shard: int, task: Task, times: Times = once
 ) -> dict[str, int]:
-    """Rows of a shard, those that leave and the samples they make, and those left by reason."""
+    """Counts the rows of a shard, those exported, their samples, and those left out by reason."""
     total = dict.fromkeys(("rows", "exported", "samples"), 0)
     for batch in rows.batches(shard, batch_rows):
         leaving_N, left = takes(batch)
@@ -125,14 +125,14 @@ def tally(
 
 
 def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
-    """The tallies of all shards as one."""
+    """Sums the tallies of all shards."""
     reasons = ("other_rows",) if takes.dropped else ("not_kept", *takes.needs)
     names = ("rows", "exported", *reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
 
 
 def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
-    """What a person and a program read first; dataset.json last, when all it names is there."""
+    """Stores data card, Croissant metadata, and last, when all its files exist, dataset.json."""
     for name, text in documents(summary).items():
         path = task.worker.scratch / name
         path.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Which rows are on a map, the plane that they are drawn on, their thumbnails and neighbours.
+"""Computes a map's rows, their plane, thumbnails and neighbours.
 
-Unit vectors are taken in whole steps, so a product of two is a whole number that float64 holds:
-neither batches nor threads move a bit."""
+Unit vectors are rounded to fixed-point steps, so that products are integers, exact in float64:
+neither batches nor threads change a bit."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,31 +18,31 @@ from clipmill.stages.export._columns import PICTURE
 from clipmill.stages.ops.tables.ranges import RANGE, range_of
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 
-# Shapes: N rows of a batch, D width of a vector; N rows, B rows of a block, M rows that neighbours
-# are sought among; N rows of a shard or batch, C bins of coins.
+# Shapes: N rows of a shard or batch, D width of a vector, B rows of a block, M rows among which
+# neighbours are searched, C bins of hashes.
 
 X, Y, THUMBNAIL, CLUSTER, KEPT = "x", "y", "thumbnail", "cluster", "kept"
-BATCH_ROWS = 64  # pictures held at a time
+BATCH_ROWS = 64  # pictures in memory
 MODE: Final = "keep_ratio_largest"
 QUALITY = 80  # of a thumbnail
 
-LEAST_EXPONENT = 960 << 10  # below that of 2^-53, the least coin above 0
+LEAST_EXPONENT = 960 << 10  # below that of 2^-53, the least hash above 0, as a float in 0 to 1
 BINS = (1024 << 10) - LEAST_EXPONENT
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Which rows are on the map."""
+    """A choice of the map's rows."""
 
     column: str
     only_kept: bool
-    coins: Callable[[pa.ChunkedArray], NDArray[np.uint64]]
-    below: int = BINS  # the first bin of coins that is not
+    coins: Callable[[pa.ChunkedArray], NDArray[np.uint64]]  # random hashes of uids
+    below: int = BINS  # rows in this bin of hashes, or above, are left out
 
     def __call__(
         self, batch: pa.Table
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, int]]:
-        """(N, D) unit vectors, (N,) whether it is on it, and how many are not, by first reason."""
+        """Returns (N, D) unit vectors, (N,) whether a row is taken, others counted by reason."""
         unit_ND = unit_rows(as_matrix(batch[self.column]))
         fine = {
             "not_kept": kept(batch) | (not self.only_kept),
@@ -60,12 +60,12 @@ class Pick:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows on the map with thumbnails of their pictures. Implements `Shards`."""
+    """The map's rows, with thumbnails of their pictures. Implements `Shards`."""
 
     over: Shards
     pick: Pick
     plane: NDArray[np.float64]
-    bits: int  # of the number of a uid's range
+    bits: int  # of a uid range's number
     side: int
     columns: tuple[str, ...]
 
@@ -73,7 +73,7 @@ class Drawn:
         return len(self.over)
 
     def rows(self, index: int) -> int:
-        return -1  # some of the shard's
+        return -1  # unknown: part of the shard's
 
     def batches(self, index: int, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
         return map(self._drawn, self.over.batches(index, batch_rows))
@@ -85,14 +85,14 @@ class Drawn:
         return replace(self, columns=tuple(name for name in self.columns if name in set(names)))
 
     def empty(self) -> pa.Table:
-        """No row, with the types of all columns."""
+        """Returns an empty table with the types of all columns."""
         return self._drawn(next(self.over.batches(0, 1)).slice(0, 0))
 
     def _drawn(self, batch: pa.Table) -> pa.Table:
         unit_ND, taken_N, _ = self.pick(batch)
         rows = batch.filter(pa.array(taken_N))
         place_N2 = on_plane(unit_ND[taken_N], self.plane)
-        held = {
+        columns = {
             RANGE: range_of(rows[UID.name], self.bits),
             X: place_N2[:, 0],
             Y: place_N2[:, 1],
@@ -107,20 +107,20 @@ class Drawn:
                 name: values.cast(values.type.value_type)
                 if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type)
                 else values
-                for name, values in held.items()
+                for name, values in columns.items()
             }
         )
 
 
 def captions(rows: pa.Table) -> pa.ChunkedArray:
-    """The caption of each row; empty ones where the pool has none at all."""
+    """Returns the caption of each row; empty if the pool has no captions."""
     if TEXT.name in rows.column_names:
         return rows[TEXT.name]
     return pa.chunked_array([np.full(len(rows), "")], TEXT.dtype)
 
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
-    """{bytes, path: null} of each picture, its longer side at most `side`; null without one."""
+    """Returns {bytes, path: null}, each picture with its longer side at most `side`, or null."""
     from clipmill.stages.ops.images.decode import (  # late: a plan needs no OpenCV
         ImageError,
         decode,
@@ -139,20 +139,19 @@ def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
         except ImageError:
             return None
 
-    # Decoders take one at a time.
     body = pa.array([small(image.as_py()) for image in images], pa.binary())
     paths = pa.nulls(len(body), pa.string())
     return pa.StructArray.from_arrays([body, paths], fields=list(PICTURE), mask=body.is_null())
 
 
 FINE = 2.0**26  # steps of 1: a product of two unit vectors is below 2^53
-COARSE = 2.0**15  # steps of 1: the sum over 2^33 rows of such products fits into 64 bits
-BLOCK_ROWS = 8192  # whose products are summed at a time
-SCORES = 2**22  # (B, M) float64 products held at a time: 32 MB
+COARSE = 2.0**15  # steps of 1: products summed over 2^33 rows fit into 64 bits
+BLOCK_ROWS = 8192  # rows whose products are summed at a time
+SCORES = 2**22  # (B, M) float64 products in memory: 32 MB
 
 
 def moments(unit_ND: NDArray[np.float32]) -> State:
-    """How many rows, their sum, and the sum of their products by pairs of columns."""
+    """Returns the number of rows, their sum, and the sums of products of column pairs."""
     D = unit_ND.shape[1]
     sum_D, product_DD = np.zeros(D, np.int64), np.zeros((D, D), np.int64)
     for start in range(0, len(unit_ND), BLOCK_ROWS):
@@ -162,17 +161,16 @@ def moments(unit_ND: NDArray[np.float32]) -> State:
     return {"count": np.array(len(unit_ND)), "sum_D": sum_D, "product_DD": product_DD}
 
 
-def plane_of(seen: State) -> NDArray[np.float64]:
-    """(D + 1, 2) the two directions in which the rows spread most; last the rows' mean on each.
+def plane_of(sums: State) -> NDArray[np.float64]:
+    """Returns (D + 1, 2): the two directions of greatest variance, then the rows' mean on each.
 
-    Its columns have length 1, and their largest entry is positive; a direction that the rows do not
-    have is 0.
+    A direction has length 1, and its largest entry is positive; without a second one it is 0.
     Source: principal components (Hotelling 1933).
     Error: entries are rounded to 2^-26; the moments are of vectors in steps of 2^-15.
     """
-    count = max(1, int(seen["count"]))
-    mean_D = seen["sum_D"].astype(np.float64) / (count * COARSE)
-    spread_DD = seen["product_DD"].astype(np.float64) / (count * COARSE**2)
+    count = max(1, int(sums["count"]))
+    mean_D = sums["sum_D"].astype(np.float64) / (count * COARSE)
+    spread_DD = sums["product_DD"].astype(np.float64) / (count * COARSE**2)
     spread_DD -= np.outer(mean_D, mean_D)
     axis_D2 = np.zeros((len(mean_D), 2))
     if len(mean_D):
@@ -183,23 +181,23 @@ def plane_of(seen: State) -> NDArray[np.float64]:
 
 
 def on_plane(unit_ND: NDArray[np.float32], plane_E2: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(N, 2) where each vector lies, from the mean of all."""
-    if not len(unit_ND):  # perhaps of no width
+    """Returns (N, 2), each vector's projection, relative to the mean of all rows."""
+    if not len(unit_ND):  # the width may be 0
         return np.empty((0, 2), np.float32)
     step_D2 = plane_E2[:-1] * FINE
     return (in_steps(unit_ND) @ step_D2 / FINE**2 - plane_E2[-1]).astype(np.float32)
 
 
 def in_steps(unit_ND: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, D) the vectors in whole steps."""
+    """Returns (N, D), the vectors in integer steps of 1 / FINE."""
     return np.rint(unit_ND.astype(np.float64) * FINE)
 
 
 def nearest_rows(unit_MD: NDArray[np.float32], row_M: NDArray[np.int64], k: int) -> pa.Array:
-    """For each vector itself, then the `k` others with the greatest cosine: {ids, distances}.
+    """Returns {ids, distances} for each vector: itself, then the `k` nearest others.
 
-    ids are rows, distances 1 - cosine, nearest first and of equals the first; rows rise. Where
-    there are fewer, the row itself stands in their place, so that all lists have k + 1.
+    ids are rows, which must ascend; distances are 1 - cosine; ties go to the first row. With fewer
+    others, lists are filled up with the row itself to length k + 1.
     """
     M = len(row_M)
     id_MK, distance_MK = np.repeat(row_M[:, None], k + 1, axis=1), np.zeros((M, k + 1), np.float32)
@@ -226,32 +224,32 @@ def nearest_rows(unit_MD: NDArray[np.float32], row_M: NDArray[np.int64], k: int)
 
 
 def kept(batch: pa.Table) -> NDArray[np.bool_]:
-    """(N,) whether a select stage keeps the row; true where none stands before."""
+    """Returns (N,) whether a select stage keeps the row; true if there is none."""
     if KEEP.name not in batch.column_names:
         return np.ones(len(batch), bool)
     return batch[KEEP.name].fill_null(False).to_numpy()
 
 
 def bins_of(coin_N: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """(N,) a bin for each coin, of a thousandth of it: as fine for few rows as for many."""
+    """Returns (N,) a bin for each hash, as wide as a thousandth of it: a relative resolution."""
     bits_N = uniform(coin_N).view(np.int64) >> 42
     return np.maximum(bits_N - LEAST_EXPONENT, 0)
 
 
 def cut(coins_C: NDArray, rows: int) -> int:
-    """The first bin of which no row is taken, so that at most so many are."""
+    """Returns the first bin to leave out, so that at most `rows` rows are taken."""
     return int(np.searchsorted(coins_C.cumsum(), rows, side="right"))
 
 
 def surveyed(pick: Pick, shard: pa.Table) -> State:
-    """The moments of the rows that may be on the map, and their coins by bin."""
+    """Returns the moments of the rows that may be on the map, and the counts of hash bins."""
     unit_ND, taken_N, _ = pick(shard)
     bins_N = bins_of(pick.coins(shard[UID.name]))[taken_N]
     return moments(unit_ND[taken_N]) | {"coins_C": np.bincount(bins_N, minlength=BINS)}
 
 
 def merged(a: State, b: State) -> State:
-    """Their sum; a shard without a vector knows no width."""
+    """Adds two states; one of a shard without vectors has no width."""
     is_known = {name: (a[name].size == b[name].size) for name in a}
     return {
         name: np.add(a[name], b[name]) if is_known[name] else max(a[name], b[name], key=np.size)
@@ -260,7 +258,7 @@ def merged(a: State, b: State) -> State:
 
 
 def counted(pick: Pick, rows: Shards, shard: int, task: Task) -> dict[str, int]:
-    """Rows of a shard, those on the map, and the others by reason."""
+    """Counts the rows of a shard, those on the map, and the others by reason."""
     table = rows.table(shard)
     _, taken_N, left = pick(table)
     return {"rows": len(table), "exported": int(np.count_nonzero(taken_N)), **left}

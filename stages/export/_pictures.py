@@ -1,4 +1,4 @@
-"""What the three exports of pictures and texts share; and an export, read as a pool is."""
+"""The base of the exports of pictures and texts; reads an export as source rows."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Shards, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from clipmill.stages.export._columns import WHERE_THERE, check_columns
+from clipmill.stages.export._columns import IF_PRESENT, check_columns
 from clipmill.stages.export._groups import export_files
 from clipmill.stages.export._leaving import NEEDED, NO_TEXT, REASONS, Dropped, Takes
 from clipmill.stages.export._texts import (
@@ -49,9 +49,9 @@ from clipmill.stages.ops.tables.exports import summary_of
 
 @dataclass(frozen=True)
 class TakesTexts(Takes):
-    """The same, where a text of a caption stage does for a row without one of the pool."""
+    """A choice of rows for which a caption stage's text replaces a missing one of the pool."""
 
-    captions: Captions = False  # what a row's texts are taken from, beside `text`
+    captions: Captions = False  # the lists of a row's texts, beside `text`
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -78,11 +78,11 @@ class TakesTexts(Takes):
 class PictureExport(DatasetStage):
     """Rows with a picture and a text, shuffled into files."""
 
-    rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it
-    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
-    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    rows_per_shard: OneUp = 10_000  # cap; a group of whole source shards seldom fills it
+    columns: tuple[NonEmpty, ...] = ()  # further columns, as `name` or `stage.name`
+    dropped: Dropped | None = later(None)  # export rows that a stage dropped, not the kept ones
     # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
-    # the caption and these lists; false none, so that pictures leave alone
+    # takes the caption and these lists; false exports pictures without texts
     captions: Captions = later(True)
 
     determinism = "exact"
@@ -90,7 +90,7 @@ class PictureExport(DatasetStage):
     gives = ("data",)
     reasons = REASONS
     always: ClassVar[tuple[Column, ...]]  # columns of every file
-    where_there: ClassVar[tuple[Column, ...]] = WHERE_THERE
+    if_present: ClassVar[tuple[Column, ...]] = IF_PRESENT  # columns that a pool may lack
 
     def __post_init__(self) -> None:
         check_columns(self.columns, self.always)
@@ -98,7 +98,7 @@ class PictureExport(DatasetStage):
 
     @property
     def taking(self) -> Takes:
-        """Which rows leave."""
+        """The choice of rows."""
         needs = tuple(NEEDED) if self.captions else ("no_image",)
         return TakesTexts(needs, self.dropped, self.captions)
 
@@ -109,18 +109,18 @@ class PictureExport(DatasetStage):
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
-        return *self.where_there, *self.taking.optional_reads
+        return *self.if_present, *self.taking.optional_reads
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether each list that `captions` names is one of captions."""
+        """Checks that each list in `captions` holds captions; raises RecipeError."""
         check_types(self.captions, types)
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """Of two caption stages side by side, how to name both."""
+        """Returns how to name two caption stages that both write captions."""
         return which_list(column, writers)
 
     def texts(self, rows: pa.Table) -> pa.Array:
-        """TEXT_LIST: every text of each row, as they leave."""
+        """Returns a TEXT_LIST, the exported texts of each row."""
         return texts_of(rows, self.captions)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -130,13 +130,13 @@ class PictureExport(DatasetStage):
 
     @abstractmethod
     def written(self, inputs: Inputs) -> dict[str, Any]:
-        """How files are written: what `export_files` is told beside the rows."""
+        """Returns the arguments of `export_files` that say how files are written."""
 
 
 def about_set(license: str | None, url: str | None, inputs: Inputs) -> dict[str, Any]:
-    """What is said of the set, as far as it is known."""
-    said = {"license": license, "url": url, "made_by": inputs.told}
-    return {name: value for name, value in said.items() if value}
+    """Returns licence, page and stages of the set, without those that are unknown."""
+    facts = {"license": license, "url": url, "made_by": inputs.told}
+    return {name: value for name, value in facts.items() if value}
 
 
 def write_parquet(
@@ -147,7 +147,7 @@ def write_parquet(
     task: Task,
     marked: Callable[[pa.Schema], pa.Schema] | None = None,
 ) -> tuple[dict[str, Any], pa.Schema]:
-    """One file of the rows as they leave, and its schema, with its marks."""
+    """Writes rows, converted by `leave`, with a schema `marked`; returns file and schema."""
     schema = leave(empty).schema
     schema = marked(schema) if marked else schema
     path = task.worker.scratch / "rows.parquet"
@@ -161,7 +161,7 @@ def write_parquet(
 
 @dataclass(frozen=True)
 class Exported:
-    """Rows of an export, with their places in the pool; `keep` and `repeats` are the mask's.
+    """Rows of an export, with their places in the pool, and `keep` and `repeats` of a mask.
 
     Implements `Shards`. `text` is the first of a row's `texts`.
     """
@@ -190,13 +190,13 @@ class Exported:
                 here = slice(start, start + len(batch))
                 start += len(batch)
                 table = pa.Table.from_batches([batch])
-                for at, column in enumerate((SHARD, POSITION)):
-                    table = table.append_column(column.name, pa.array(place_N2[here, at]))
+                for i, column in enumerate((SHARD, POSITION)):
+                    table = table.append_column(column.name, pa.array(place_N2[here, i]))
                 if TEXTS.name in columns:
                     texts = as_text_list(table[TEXTS.name])
                     table = table.set_column(columns.index(TEXTS.name), TEXTS.name, texts)
                     table = table.append_column(TEXT.name, first_texts(texts))
-                yield table if times_N is None else taken(table, times_N[here])
+                yield table if times_N is None else masked(table, times_N[here])
 
     def table(self, index: int) -> pa.Table:
         return pa.concat_tables(self.batches(index))
@@ -205,8 +205,8 @@ class Exported:
         return replace(self, columns=tuple(names))
 
 
-def taken(table: pa.Table, times_N: np.ndarray) -> pa.Table:
-    """The rows with the mask's `keep` and `repeats`."""
+def masked(table: pa.Table, times_N: np.ndarray) -> pa.Table:
+    """Returns the rows with the mask's `keep` and `repeats`."""
     if REPEATS.name in table.column_names:
         table = table.drop_columns([REPEATS.name])
     table = table.append_column(REPEATS.name, pa.array(times_N, REPEATS.dtype))
@@ -214,21 +214,21 @@ def taken(table: pa.Table, times_N: np.ndarray) -> pa.Table:
 
 
 def rows_of(inputs: Inputs, columns: Iterable[str], ctx: Context) -> Shards:
-    """The rows to export, with these columns: of the pool, or of another export."""
+    """Returns the rows to export, of the pool or of another export that must have the columns."""
     if not inputs.data:
         return inputs.rows
     dataset = summary_of(inputs.data, ctx.worker.stage)
     files = tuple((file["file"], file["rows"]) for file in dataset["files"])
-    held = tuple(name for name, _ in dataset["columns"])
-    missing = sorted(set(columns) - set(held)) if files else []
+    stored = tuple(name for name, _ in dataset["columns"])
+    missing = sorted(set(columns) - set(stored)) if files else []
     if missing:
         raise StageError(
             found=f"no column '{missing[0]}' in the export",
             where=f"stage '{ctx.worker.stage}', key `columns`",
-            do=f"add it to the export's `columns`; it has {', '.join(held)}",
+            do=f"add it to the export's `columns`; it has {', '.join(stored)}",
         )
     outputs = Outputs(Storage(inputs.data))
     for file, _ in files:
         if places_name(file) not in outputs.names:
             raise StageError(*unplaced(outputs, file))
-    return Exported(inputs.data, files, held, inputs.mask)
+    return Exported(inputs.data, files, stored, inputs.mask)

@@ -1,4 +1,4 @@
-"""The texts of a row: the original first, then those of caption stages, each once."""
+"""Collects the texts of a row, without repeats: the original, then those of caption stages."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_FIELDS, TEXT
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty
 
-# Shapes: N rows, V texts of all of them.
+# Shapes: N rows, V texts of all rows.
 
-Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those that are there; or lists by name
+Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those present; or lists by name
 
 
 def check_captions(captions: Captions) -> None:
-    """ValueError where no list is named, or one twice."""
+    """Checks that at least one list is named, and none twice; raises ValueError."""
     if captions == ():
         raise ValueError("`captions` names no list; write names of lists, true or false")
     if isinstance(captions, tuple) and len(set(captions)) < len(captions):
@@ -24,7 +24,7 @@ def check_captions(captions: Captions) -> None:
 
 
 def check_types(captions: Captions, types: Mapping[str, pa.DataType]) -> None:
-    """RecipeError where a named list holds something else."""
+    """Checks that each named list holds captions; raises RecipeError."""
     for name in captions if isinstance(captions, tuple) else ():
         if name in types and types[name] != TEXT_LIST:
             raise RecipeError(
@@ -35,7 +35,7 @@ def check_types(captions: Captions, types: Mapping[str, pa.DataType]) -> None:
 
 
 def which_list(column: str, writers: tuple[str, ...]) -> str:
-    """What to write where two caption stages stand side by side."""
+    """Returns advice for a recipe in which several stages write `captions`; else empty."""
     if column != CAPTIONS.name or not writers:
         return ""
     names = ", ".join(f"{writer}.{column}" for writer in writers)
@@ -46,13 +46,13 @@ def which_list(column: str, writers: tuple[str, ...]) -> str:
 
 
 def lists_in(schema: pa.Schema, captions: Captions) -> tuple[str, ...]:
-    """The lists among a table's columns that its texts are taken from, in their order.
+    """Returns the columns from which a table's texts are taken, in order.
 
-    A pool may have a column of its own that is called `captions`.
+    A pool may have another column that is called `captions`.
     """
     if captions is True:
-        given = (it.name for it in (TEXTS, CAPTIONS) if it.name in schema.names)
-        return next(((name,) for name in given if _has_texts(schema.field(name).type)), ())
+        present = (name for name in (TEXTS.name, CAPTIONS.name) if name in schema.names)
+        return next(((name,) for name in present if _has_texts(schema.field(name).type)), ())
     return captions or ()
 
 
@@ -62,10 +62,10 @@ def _has_texts(dtype: pa.DataType) -> bool:
 
 
 def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
-    """TEXT_LIST, never null: every text of each row once, the first that there is of equal ones.
+    """Returns a TEXT_LIST, never null: each row's texts without repeats, the first of equal ones.
 
-    Without empty ones, but for an original that stands alone: it is the pool's word. Where rows
-    have `texts`, the original is among them, or was chosen away.
+    Empty texts are left out, except an original that is the row's only text. If rows have `texts`,
+    the original is taken from there alone, as it may have been removed.
     """
     if not captions:
         return as_texts(pa.chunked_array([np.full(len(rows), "")], TEXT.dtype))
@@ -77,14 +77,14 @@ def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
 
 
 def first_texts(texts: pa.Array) -> pa.Array:
-    """The first text of each row; null where there is none."""
+    """Returns the first text of each row; null if there is none."""
     count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
-    at = pa.array(np.cumsum(count_N) - count_N, mask=count_N == 0)
-    return pc.struct_field(pc.list_flatten(texts), "text").take(at)
+    start_N = pa.array(np.cumsum(count_N) - count_N, mask=count_N == 0)
+    return pc.struct_field(pc.list_flatten(texts), "text").take(start_N)
 
 
 def captions_of(rows: pa.Table, texts: pa.Array, captions: Captions) -> pa.Array:
-    """The first text of each row; of one that has none, as rows that a stage lost, the pool's."""
+    """Returns the first text of each row; the pool's if a row has none, as dropped rows may."""
     if captions and not lists_in(rows.schema, captions):
         return rows[TEXT.name]
     first = first_texts(texts)
@@ -92,7 +92,7 @@ def captions_of(rows: pa.Table, texts: pa.Array, captions: Captions) -> pa.Array
 
 
 def as_texts(text: pa.ChunkedArray) -> pa.Array:
-    """One text a row, as the pool has it; none where it is null."""
+    """Converts the pool's texts to lists of one; empty for null."""
     text = text.combine_chunks()
     count_N = text.is_valid().to_numpy(zero_copy_only=False)
     text = text.drop_null()
@@ -101,18 +101,18 @@ def as_texts(text: pa.ChunkedArray) -> pa.Array:
 
 
 def as_text_list(lists: pa.ChunkedArray) -> pa.Array:
-    """Lists of structs with a `text`, whatever else they have or lack: old exports had a score."""
+    """Converts lists of structs with a `text` to TEXT_LIST; other fields are optional."""
     lists = lists.combine_chunks()
     if lists.type == TEXT_LIST:
         return lists
     values = pc.list_flatten(lists)
-    held = [name for name in TEXT_FIELDS if values.type.get_field_index(name) >= 0]
-    fields = {name: pc.struct_field(values, name) for name in held}
+    names = [name for name in TEXT_FIELDS if values.type.get_field_index(name) >= 0]
+    fields = {name: pc.struct_field(values, name) for name in names}
     return _listed(pc.list_value_length(lists).fill_null(0).to_numpy(), fields)
 
 
 def _each_once(lists: list[pa.Array]) -> pa.Array:
-    """The texts of several lists a row, those of the first list before those of the second."""
+    """Joins several lists a row, in order, and removes empty and repeated texts."""
     rows = len(lists[0])
     counts = [pc.list_value_length(texts).fill_null(0).to_numpy() for texts in lists]
     row_V = np.concatenate([np.repeat(np.arange(rows), count_N) for count_N in counts])
@@ -134,11 +134,11 @@ def _each_once(lists: list[pa.Array]) -> pa.Array:
     return _listed(count_N, {name: pc.struct_field(values, name) for name in TEXT_FIELDS})
 
 
-def _listed(count_N: np.ndarray, held: Mapping[str, pa.Array]) -> pa.Array:
-    """So many structs a row, of these values and nulls."""
+def _listed(count_N: np.ndarray, columns: Mapping[str, pa.Array]) -> pa.Array:
+    """Builds a TEXT_LIST of `count_N` structs a row; missing columns are null."""
     length = int(count_N.sum())
     fields = list(TEXT_LIST.value_type)
-    values = [held.get(field.name, pa.nulls(length, field.type)) for field in fields]
+    values = [columns.get(field.name, pa.nulls(length, field.type)) for field in fields]
     offsets = pa.array(np.concatenate([[0], np.cumsum(count_N)]).astype(np.int32))
     structs = pa.StructArray.from_arrays(values, fields=fields)
     return pa.ListArray.from_arrays(offsets, structs, type=TEXT_LIST)

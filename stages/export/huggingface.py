@@ -1,4 +1,4 @@
-"""The training set as a Hugging Face dataset: a folder that `load_dataset` opens."""
+"""Exports the training set as a Hugging Face dataset: a folder that `load_dataset` opens."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow as pa
 from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._columns import PICTURE, WHERE_THERE, as_text, check_page, with_hex_ids
+from clipmill.stages.export._columns import IF_PRESENT, PICTURE, as_text, check_page, with_hex_ids
 from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
 from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
@@ -18,24 +18,24 @@ from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace(PictureExport):
-    """Files data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
+    """Files data/train-00000-of-00012.parquet …, with a README.md that declares the features.
 
-    A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
-    hex digits, `sample_index`, what the pool knows of url, sizes, sha256, repeats and loss_weight,
-    and the chosen columns; where caption stages wrote some, `texts`: a list of {text, source,
-    model, prompt_id, label}, of which `caption` is the first. Takes the rows that `export.parquet`
-    takes, in the same order. README.md is a dataset card: features, splits and licence in its head;
-    below, the stages that made the set and counts.
+    A row has `image` (an `Image`: the stored bytes), `caption`, `uid` as 32 hex digits,
+    `sample_index`, the pool's url, sizes, sha256, repeats and loss_weight if present, and the
+    chosen columns; after caption stages also `texts`: a list of {text, source, model, prompt_id,
+    label}, whose first text is `caption`. Takes the rows of `export.parquet`, in the same order.
+    README.md is a dataset card: features, splits and licence in its head; below, the stages that
+    made the set, and counts.
 
-    What `datasets` has no type for (a map, an interval) is JSON as text.
+    Types that `datasets` lacks (a map, an interval) become JSON texts.
 
     Source: the Parquet layout of the Hugging Face Hub, as `datasets` writes it.
     Error: `num_bytes` in the card is the size of the files, not of the decoded table.
     Example: {after: [ingest.webdataset]}
     """
 
-    license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
-    url: NonEmpty | None = None  # of the page that presents the set
+    license: NonEmpty | None = None  # of the set: a URL, or an SPDX identifier
+    url: NonEmpty | None = None  # of the set's web page
 
     version = 3
     formats = ("huggingface",)
@@ -55,15 +55,15 @@ class HuggingFace(PictureExport):
 
 
 def stem(files: int, number: int) -> str:
-    """The Hub's names: the number among how many."""
+    """Returns the Hub's name of a file: its number, and the number of files."""
     return f"data/train-{number:05d}-of-{files:05d}"
 
 
 def exported(
     table: pa.Table, captions: Captions, dropped: Dropped | None, columns: tuple[str, ...]
 ) -> pa.Table:
-    """The rows as they leave: pictures as structs, every id as text."""
-    known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
+    """Converts the rows: pictures to structs, ids to text."""
+    known = [column.name for column in (*IF_PRESENT, REPEATS) if column.name in table.column_names]
     texts = texts_of(table, captions)
     out = {
         IMAGE.name: pictures(table[IMAGE.name]),
@@ -73,7 +73,7 @@ def exported(
         out[TEXTS.name] = texts
     out |= {name: table[name] for name in (UID.name, SAMPLE_INDEX.name)}
     if dropped:
-        out |= dropped.told(table)
+        out |= dropped.columns_of(table)
     rows = with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))
     for i, field in enumerate(rows.schema):
         if not has_feature(field.type):
@@ -82,7 +82,7 @@ def exported(
 
 
 def pictures(image: pa.ChunkedArray) -> pa.Array:
-    """{bytes, path: null} of each picture; null without one."""
+    """Returns {bytes, path: null} of each picture; null without one."""
     encoded = image.combine_chunks().cast(pa.binary())
     paths = pa.nulls(len(encoded), pa.string())
     return pa.StructArray.from_arrays(
@@ -97,7 +97,7 @@ RENAMED = {
     "double": "float64",
     "date32[day]": "date32",
     "date64[ms]": "date64",
-}  # Arrow's words to theirs, where they are others
+}  # Arrow's type names to those of `datasets`, if they differ
 VALUES = (
     *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
@@ -107,13 +107,13 @@ VALUES = (
 
 
 def with_features(schema: pa.Schema) -> pa.Schema:
-    """The schema with its features beside it, under the key `huggingface`."""
-    told = {"info": {"features": features_of(schema)}}
-    return schema.with_metadata({"huggingface": json.dumps(told)})
+    """Adds the features to the schema's metadata, under the key `huggingface`."""
+    info = {"info": {"features": features_of(schema)}}
+    return schema.with_metadata({"huggingface": json.dumps(info)})
 
 
 def features_of(schema: pa.Schema) -> Features:
-    """The feature of every column: an `Image` for the pictures."""
+    """Returns the feature of every column; the pictures' is an `Image`."""
     return {
         field.name: {"_type": "Image"} if field.name == IMAGE.name else _feature(field.type)
         for field in schema
@@ -121,12 +121,12 @@ def features_of(schema: pa.Schema) -> Features:
 
 
 def has_feature(dtype: pa.DataType) -> bool:
-    """Whether `datasets` has a type for these values; a map or an interval has none."""
+    """Returns whether `datasets` has a type for these values; not for a map or an interval."""
     if pa.types.is_struct(dtype):
         return all(has_feature(field.type) for field in dtype)
     if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype):
         return has_feature(dtype.value_type)
-    return any(is_one(dtype) for is_one in VALUES)
+    return any(is_value(dtype) for is_value in VALUES)
 
 
 def _feature(dtype: pa.DataType) -> Any:
@@ -134,7 +134,7 @@ def _feature(dtype: pa.DataType) -> Any:
         return {field.name: _feature(field.type) for field in dtype}
     if pa.types.is_list(dtype):
         inner = _feature(dtype.value_type)
-        # A Sequence of structs is read as a struct of lists; versions before 4 know no List.
+        # A Sequence of structs is read as a struct of lists; versions before 4 have no List.
         return [inner] if pa.types.is_struct(dtype.value_type) else _sequence(inner)
     if pa.types.is_fixed_size_list(dtype):
         return {**_sequence(_feature(dtype.value_type)), "length": dtype.list_size}

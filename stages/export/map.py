@@ -1,4 +1,4 @@
-"""The rows as a map: one Parquet file that the viewer `embedding-atlas` opens."""
+"""Exports the rows as a map: one Parquet file that the viewer `embedding-atlas` opens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -55,39 +55,39 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 
 MAP, NEIGHBORS = "map.parquet", "neighbors"
 ROW = "row"  # of the file, from 0
-RANGE_ROWS = 2**14  # of the file, written at a time
+RANGE_ROWS = 2**14  # rows of a uid range, written at a time
 FIXED = (X, Y, THUMBNAIL, CAPTION.name, CLUSTER, KEPT, UID.name, NEIGHBORS, IMAGE.name)
-SOUGHT = 2**14  # rows that neighbours are sought among, at most
+SOUGHT = 2**14  # cap on the rows among which neighbours are searched
 Pixels = Annotated[int, Meta(ge=16, le=512)]
 Rows = Annotated[int, Meta(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Map(DatasetStage):
-    """map.parquet: a row for each with an embedding and a cluster, in the order of their uids.
+    """map.parquet: the rows that have an embedding and a cluster, ordered by uid.
 
-    `x` and `y` are its place on the plane in which the directions of all such rows of the pool
-    spread most, `thumbnail` its picture ({bytes, path: null}; null without one), then `caption`,
-    `cluster`, `kept` (true where no select stage stands before), `uid` as 32 hex digits, the
-    chosen columns, and `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the
-    row itself and the nearest of its cluster, nearest first; the row again where there are fewer,
-    as the viewer wants lists of one length. Of more rows than `rows` those stay whose uids hash
-    lowest; the plane does not change with it.
+    `x` and `y` are the projection on the plane of the two principal components of all these rows;
+    `thumbnail` is the picture ({bytes, path: null}; null without one); then `caption`, `cluster`,
+    `kept` (true without a select stage before), `uid` as 32 hex digits, the chosen columns, and
+    `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the row itself and the
+    nearest of its cluster, nearest first. If there are fewer, the row fills the list, as the viewer
+    needs lists of one length. If there are more rows than `rows`, those with the lowest uid hashes
+    are exported; the plane does not change.
 
     Source: the columns that embedding-atlas 0.26 takes by `--x --y --text --image --neighbors`.
-    Departs: neighbours of other clusters are not sought; in a cluster of more than 16,384 rows on
-    the map they are sought among as many that are next to it along `x`.
+    Departs: no neighbours in other clusters; a cluster of more than 16,384 rows on the map is split
+    along `x` into runs of up to that many, each searched alone.
     Error: cosines to 2^-26; of `rows` up to a thousandth may be missing.
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans, score.clip_score],
       columns: [clip_score]}
     """
 
-    rows: Rows = 1_000_000  # at most; a viewer takes a few million
-    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
-    only_kept: bool = False  # leaves out what an earlier select drops
-    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are drawn
-    neighbors: OneUp = 10  # of each row, beside itself
-    side: Pixels = 80  # of a thumbnail, the longer one
+    rows: Rows = 1_000_000  # cap; a viewer takes a few million
+    columns: tuple[NonEmpty, ...] = ()  # further columns, as `name` or `stage.name`
+    only_kept: bool = False  # leave out rows that an earlier select drops
+    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings to draw
+    neighbors: OneUp = 10  # of each row, not counting itself
+    side: Pixels = 80  # pixels of a thumbnail's longer side
 
     version = 1
     determinism = "exact"
@@ -110,11 +110,11 @@ class Map(DatasetStage):
         seed, stage = ctx.worker.seed, ctx.worker.stage
         coins = partial(coin_hash, seed=seed, stage=stage, purpose="map")
         named = (self.column, CLUSTER_ID.name, KEEP.name)
-        rows = ctx.keep_local(inputs.rows.select(named))  # without pictures, four times
+        rows = ctx.keep_local(inputs.rows.select(named))  # read four times, without pictures
         pick = Pick(self.column, self.only_kept, coins)
         ctx.say("laying out the map")
-        seen = ctx.reduce(partial(surveyed, pick), rows, merged)
-        pick, plane = replace(pick, below=cut(seen["coins_C"], self.rows)), plane_of(seen)
+        sums = ctx.reduce(partial(surveyed, pick), rows, merged)
+        pick, plane = replace(pick, below=cut(sums["coins_C"], self.rows)), plane_of(sums)
         counts = ctx.map(partial(counted, pick, rows), list(range(len(rows))))
         total = {name: sum(count[name] for count in counts) for name in counts[0]}
         bits = bits_for(total["exported"], RANGE_ROWS)
@@ -129,7 +129,7 @@ class Map(DatasetStage):
         ctx.drop(by_cluster)
         ctx.say("drawing thumbnails")
         drawn = Drawn(inputs.rows, pick, plane, bits, self.side, self.columns)
-        pictures = ctx.shuffle(drawn, RANGE, 2**bits)  # partitions as those of the neighbours
+        pictures = ctx.shuffle(drawn, RANGE, 2**bits)  # partitioned like the neighbours
         ctx.say("")
         (file,) = ctx.map(partial(write_map, drawn, pictures, near), [MAP])
         ctx.drop(near.shuffled)
@@ -148,31 +148,31 @@ class Map(DatasetStage):
 
 
 def placed(pick: Pick, bits: int, shard: pa.Table) -> pa.Table:
-    """The rows on the map: who they are, their cluster and unit vector, and their uid's range."""
+    """Returns the rows on the map: identity, cluster, unit vector, and range of the uid."""
     unit_ND, taken_N, _ = pick(shard)
     rows = shard.select([*IDENTITY, CLUSTER_ID.name]).filter(pa.array(taken_N))
     rows = rows.rename_columns([*IDENTITY, CLUSTER])
     rows = rows.append_column(RANGE, range_of(rows[UID.name], bits))
-    # Without a fixed width: a shard without a vector knows none.
+    # Lists of no fixed width, as a shard without vectors has none.
     ends = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * unit_ND.shape[1], pa.int32())
     return rows.append_column("unit", pa.ListArray.from_arrays(ends, unit_ND[taken_N].ravel()))
 
 
 def sizes_of(by_uid: Shards, partition: int, task: Task) -> dict[str, int]:
-    """How many rows each range has of those in one partition."""
+    """Counts the rows of each range in one partition."""
     counted = pc.value_counts(by_uid.table(partition)[RANGE].combine_chunks()).to_pylist()
     return {str(count["values"]): count["counts"] for count in counted}
 
 
 def firsts(sizes: Sequence[dict[str, int]]) -> dict[int, int]:
-    """The number of the first row of each range."""
+    """Returns the number of the first row of each range."""
     rows = sorted((int(number), count) for part in sizes for number, count in part.items())
     starts = accumulate((count for _, count in rows), initial=0)
     return {number: start for (number, _), start in zip(rows, starts, strict=False)}
 
 
 def numbered(first: dict[int, int], rows: pa.Table) -> pa.Table:
-    """The rows of some whole ranges, each with its number on the map."""
+    """Adds each row's number on the map; `rows` are whole ranges."""
     rows = rows.take(in_order(rows))  # by uid, hence by range
     range_N = rows[RANGE].to_numpy()
     rank_N = np.arange(len(rows)) - np.searchsorted(range_N, range_N)
@@ -182,24 +182,24 @@ def numbered(first: dict[int, int], rows: pa.Table) -> pa.Table:
 
 
 def neighbours(plane: NDArray, k: int, rows: pa.Table) -> pa.Table:
-    """The neighbours of every row of some whole clusters, and the part of the file it is in."""
+    """Returns the neighbours of every row, and its range; `rows` are whole clusters."""
     unit_ND = as_matrix(rows["unit"])
     row_N, cluster_N = rows[ROW].to_numpy(), rows[CLUSTER].to_numpy()
     order_N = np.lexsort((row_N, on_plane(unit_ND, plane)[:, 0], cluster_N))
     starts = np.flatnonzero(np.diff(cluster_N[order_N], prepend=-1))
-    sought = [order_N[:0]]
+    runs = [order_N[:0]]
     for members in np.split(order_N, starts)[1:]:
         for run in np.array_split(members, -(-len(members) // SOUGHT)):
-            sought.append(run[np.argsort(row_N[run])])
-    found = [nearest_rows(unit_ND[run], row_N[run], k) for run in sought]
-    rows = rows.select([*IDENTITY, RANGE, ROW]).take(np.concatenate(sought))
-    return rows.append_column(NEIGHBORS, pa.chunked_array(found))
+            runs.append(run[np.argsort(row_N[run])])
+    near = [nearest_rows(unit_ND[run], row_N[run], k) for run in runs]
+    rows = rows.select([*IDENTITY, RANGE, ROW]).take(np.concatenate(runs))
+    return rows.append_column(NEIGHBORS, pa.chunked_array(near))
 
 
 def write_map(
     drawn: Drawn, pictures: Shards, near: Ranges, name: str, task: Task
 ) -> dict[str, Any]:
-    """All parts of the file in their order; and the columns that it has."""
+    """Writes the ranges of the file in order; returns the file and its columns."""
     path = task.worker.scratch / name
     none = nearest_rows(np.empty((0, 0), np.float32), np.empty(0, np.int64), 0)
     schema = finished(drawn.empty(), none).schema
@@ -215,13 +215,13 @@ def write_map(
 
 
 def part(rows: pa.Table, number: int) -> pa.Table:
-    """The rows of one range, in the file's order."""
+    """Returns the rows of one range, in the file's order."""
     rows = rows.filter(pc.equal(rows[RANGE], number))
     return rows.take(in_order(rows))
 
 
 def finished(rows: pa.Table, near: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows as they leave."""
+    """Converts the rows to the file's columns."""
     return with_hex_ids(
         rows.drop_columns([SHARD.name, POSITION.name, RANGE]).append_column(NEIGHBORS, near)
     )

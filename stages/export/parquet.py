@@ -1,4 +1,4 @@
-"""The training set itself: shuffled, self-contained Parquet shards."""
+"""Exports the training set as shuffled, self-contained Parquet shards."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -27,25 +27,25 @@ from clipmill.stages.export._texts import Captions, captions_of, texts_of
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(PictureExport):
-    """Shards of uid, image bytes, caption, texts, weights and chosen columns, in hashed order.
+    """Shards of uid, image bytes, caption, texts, weights and chosen columns, in hash order.
 
-    Takes the rows that `keep` keeps (all, where no select stage stands before) and that have an
-    image and a caption; or those of another export, under a select where `rows` names one. Beside
-    them: dataset.json (files and counts), a data card, Croissant metadata. Rows and bytes depend on
-    the pool, the seed and the settings, never on the workers.
+    Takes the kept rows (all, without a select stage before) that have an image and a caption; or
+    those of another export, filtered by a select if `rows` names one. Adds dataset.json (files and
+    counts), a data card and Croissant metadata. Rows and bytes depend on the pool, the seed and the
+    settings, never on the workers.
 
-    Error: rows mix within a group of source shards, about one file's worth; a loader mixes groups.
+    Error: rows are shuffled within a group of source shards, about one file; loaders mix groups.
     Example: {after: [ingest.image_folder]}
     """
 
-    license: NonEmpty | None = later(None)  # of the set: a URL, or a name of SPDX's
-    url: NonEmpty | None = later(None)  # of the page that presents the set
-    uid_hex: bool = later(True)  # a column of the uid as text: many readers know no bytes
+    license: NonEmpty | None = later(None)  # of the set: a URL, or an SPDX identifier
+    url: NonEmpty | None = later(None)  # of the set's web page
+    uid_hex: bool = later(True)  # add the uid as text, for readers without fixed-size bytes
 
     version = 4
     formats = ("parquet",)
     always = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, SAMPLE_INDEX, REASON)
-    where_there = (LOSS_WEIGHT,)
+    if_present = (LOSS_WEIGHT,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ def exported(
     dropped: Dropped | None,
     columns: tuple[str, ...],
 ) -> pa.Table:
-    """The rows as they leave."""
+    """Converts the rows to the exported columns."""
     out = {UID.name: table[UID.name]}
     if uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
@@ -84,10 +84,10 @@ def exported(
     out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts, captions)}
     out[TEXTS.name] = texts
     for column in (REPEATS, LOSS_WEIGHT):
-        given = column.name in table.column_names
-        values = table[column.name] if given else pa.nulls(len(table), column.dtype)
+        is_present = column.name in table.column_names
+        values = table[column.name] if is_present else pa.nulls(len(table), column.dtype)
         out[column.name] = values.fill_null(1)
     out[SAMPLE_INDEX.name] = table[SAMPLE_INDEX.name]
     if dropped:
-        out |= dropped.told(table)
+        out |= dropped.columns_of(table)
     return pa.table({**out, **{name: table[name] for name in columns}})

@@ -1,4 +1,4 @@
-"""Pictures decoded once, at one size: what any number of trainings map and none decodes again."""
+"""Decodes an export's pictures once, at one size, for any number of trainings to memory-map."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,23 +23,23 @@ from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 # Shapes: N rows of a file, S pixels a side.
 
-BATCH_ROWS = 64  # encoded images held at a time
+BATCH_ROWS = 64  # encoded images in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels(DatasetStage):
-    """`00000.pixels.npy` (N, S, S, 3), RGB in uint8, and `00000.parquet`, the rows but their image.
+    """`00000.pixels.npy` (N, S, S, 3), RGB in uint8, and `00000.parquet`, the rows without images.
 
-    Takes an export of `export.parquet`, of this run or of another, and leaves out rows without a
-    picture that decodes. A picture stands whole, its longer side at `image_size`, centred on white,
-    as `train.clip` makes it from such an export; files and rows are the export's, in its order,
-    with all of its columns, so that `rows` and `subset` mean what they mean there.
+    Takes an export of `export.parquet`, of this run or another, and leaves out rows whose picture
+    is missing or does not decode. The whole picture is scaled to a longer side of `image_size` and
+    centred on white, as in `train.clip`. Files, rows, order and columns are the export's, so `rows`
+    and `subset` work as with that export.
 
     Error: exact for one version of the decoders; every training has the same pixels.
     Example: {after: [ingest.image_folder, export.parquet], image_size: 48}
     """
 
-    image_size: OneUp = 48  # pixels a side: that of the scale which trains on it
+    image_size: OneUp = 48  # pixels a side, as the training's model needs
 
     version = 1
     determinism = "exact"
@@ -52,8 +52,8 @@ class Pixels(DatasetStage):
         ctx.say("decoding pictures")
         write = partial(write_file, inputs.data, self.image_size)
         written = ctx.map(write, numbered(dataset["files"]))
-        left = {reason: sum(one["left"][reason] for one in written) for reason in self.reasons}
-        files = [one["file"] for one in written]
+        left = {reason: sum(part["left"][reason] for part in written) for reason in self.reasons}
+        files = [part["file"] for part in written]
         exported = sum(file["rows"] for file in files)
         summary = {
             "name": ctx.worker.stage,
@@ -69,7 +69,7 @@ class Pixels(DatasetStage):
 
 
 def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The pictures of one exported file, and its rows without them; those left out by reason."""
+    """Writes one file's pictures, and its rows without images; counts left-out rows by reason."""
     from clipmill.stages.clip.cache import decoded  # late: a plan needs no OpenCV
 
     exported, name = Outputs(Storage(data)), file["file"]
@@ -97,12 +97,12 @@ def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[s
     try:
         place_N2 = read_places(exported, places_name(name))
         put_places(name, place_N2[fine_N], task)
-    except FileNotFoundError:  # an export that has left its run has none
+    except FileNotFoundError:  # an export copied out of its run has no places
         pass
-    said = {"file": name, "rows": int(fine_N.sum()), "bytes": size_bytes, "sha256": sha256}
+    entry = {"file": name, "rows": int(fine_N.sum()), "bytes": size_bytes, "sha256": sha256}
     columns = [[field.name, str(field.type)] for field in schema]
     return {
-        "file": said | {"pixels": array},
+        "file": entry | {"pixels": array},
         "columns": columns,
         "left": {reason: left[reason] for reason in Pixels.reasons},
     }

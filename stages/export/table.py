@@ -1,4 +1,4 @@
-"""The rows as a table without pictures: one CSV or JSON Lines file."""
+"""Exports the rows as a table without pictures: one CSV or JSON Lines file."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID,
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
 from clipmill.stages.export._columns import (
-    WHERE_THERE,
+    IF_PRESENT,
     as_text,
     check_columns,
     json_text,
@@ -25,7 +25,7 @@ from clipmill.stages.export._columns import (
 from clipmill.stages.export._leaving import Dropped, Takes, put_documents, summed, tally
 
 BATCH_ROWS = 4096
-PLAIN = (  # types that CSV has a plain form for
+PLAIN = (  # types that CSV can write as they are
     *(pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null),
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp),
 )
@@ -36,9 +36,10 @@ Write = Callable[[pa.Table], None]
 class Table(DatasetStage):
     """rows.csv or rows.jsonl: the kept rows in the pool's order, uid first, then the columns.
 
-    `columns` says which, in its order; without it the caption and what the pool knows of url,
-    sizes and sha256. A row leaves whatever it lacks: a missing value is empty in CSV, null in JSON.
-    Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null. No image is read.
+    `columns` lists them in order; by default the caption, and url, sizes, sha256, loss_weight and
+    repeats if the pool has them. Incomplete rows are exported, too: a missing value is empty in
+    CSV, null in JSON. Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null.
+    No image is read.
 
     Error: float32 values are written with the fewest digits that give them back.
     Example: {after: [ingest.webdataset]}
@@ -46,7 +47,7 @@ class Table(DatasetStage):
 
     format: Literal["csv", "jsonl"] = "csv"  # of the file: comma-separated, or JSON Lines
     columns: tuple[NonEmpty, ...] = ()  # `name` or `stage.name`; `caption` is the pool's `text`
-    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    dropped: Dropped | None = later(None)  # export rows that a stage dropped, not the kept ones
 
     version = 1
     determinism = "exact"
@@ -70,7 +71,7 @@ class Table(DatasetStage):
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        known = () if self.columns else (TEXT, *WHERE_THERE)
+        known = () if self.columns else (TEXT, *IF_PRESENT)
         return *known, *self.takes_rows.optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -96,30 +97,30 @@ class Table(DatasetStage):
 def write_table(
     rows: Shards, takes: Takes, columns: tuple[str, ...], name: str, task: Task
 ) -> dict[str, Any]:
-    """All shards in their order, a batch at a time; and the columns that the file has."""
+    """Writes all shards in order, a batch at a time; returns the file and its columns."""
     path = task.worker.scratch / name
-    held: list[list[str]] = []
+    stored: list[list[str]] = []
     with (csv if name.endswith(".csv") else jsonl)(path) as write:
         for shard in range(len(rows)):
             for batch in rows.batches(shard, BATCH_ROWS):
                 leaving_N, _ = takes(batch)
                 table = listed(batch.filter(pa.array(leaving_N)), takes.dropped, columns)
-                held = [[field.name, str(field.type)] for field in table.schema]
+                stored = [[field.name, str(field.type)] for field in table.schema]
                 write(table)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size_bytes = path.stat().st_size
     task.put_file(name, path)
-    return {"file": name, "bytes": size_bytes, "sha256": sha256, "columns": held}
+    return {"file": name, "bytes": size_bytes, "sha256": sha256, "columns": stored}
 
 
 def listed(batch: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
-    """The rows as they leave: ids as text, dictionaries as their values."""
-    known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in batch.column_names]
+    """Converts the rows to the table's columns: ids to text, dictionaries to their values."""
+    known = [column.name for column in (*IF_PRESENT, REPEATS) if column.name in batch.column_names]
     first = [CAPTION.name] if TEXT.name in batch.column_names else []
     out = {UID.name: batch[UID.name]}
     if dropped:
-        out |= dropped.told(batch)
+        out |= dropped.columns_of(batch)
     for name in columns or (*first, *known):
         out[name] = batch[TEXT.name if name == CAPTION.name else name]
     for name, values in out.items():
@@ -130,7 +131,7 @@ def listed(batch: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -
 
 @contextmanager
 def csv(path: Path) -> Iterator[Write]:
-    """Writes tables as CSV (RFC 4180, UTF-8), below one line of names."""
+    """Yields a function that writes tables as CSV (RFC 4180, UTF-8), below a line of names."""
     writer: pa_csv.CSVWriter | None = None
 
     def write(table: pa.Table) -> None:
@@ -151,21 +152,21 @@ def csv(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def jsonl(path: Path) -> Iterator[Write]:
-    """Writes tables as a JSON object a line."""
+    """Yields a function that writes tables as a JSON object a line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
 
         def write(table: pa.Table) -> None:
             for i, field in enumerate(table.schema):
                 if pa.types.is_floating(field.type):
                     table = table.set_column(i, field.name, _shortest(table[i]))
-            for row in table.to_pylist():  # JSON is written one by one
+            for row in table.to_pylist():
                 file.write(json_text(row) + "\n")
 
         yield write
 
 
 def _shortest(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """float64 that prints as the value does in its own width; NaN as null."""
+    """Converts floats to float64 that prints as short as the original type; NaN to null."""
     values = pc.if_else(pc.is_finite(values), values, None)
     return (
         values if pa.types.is_float64(values.type) else values.cast(pa.string()).cast(pa.float64())

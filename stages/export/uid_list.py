@@ -1,4 +1,4 @@
-"""The selection alone: DataComp's subset file."""
+"""Exports the uids of a selection, as DataComp's subset file."""
 
 import hashlib
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of,
 
 UIDS = "uids.npy"
 DTYPE = np.dtype("u8,u8")  # as ops.uid_lists reads it
-RANGE_ROWS = 2**21  # about as many uids are sorted at a time
-BATCH_ROWS = 2**16  # no images here
-AT_ONCE = 8  # shards that one unit counts: a file that a unit leaves costs as much as a shard
+RANGE_ROWS = 2**21  # approximate number of uids sorted at a time
+BATCH_ROWS = 2**16  # large, as no images are read
+AT_ONCE = 8  # shards that one unit counts, as a unit's result file costs as much as a shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class UidList(DatasetStage):
-    """uids.npy: the 128-bit ids that leave, sorted, as `u8,u8`; each `repeats` times.
+    """uids.npy: the 128-bit ids of the selection, sorted, as `u8,u8`; each `repeats` times.
 
-    Takes the rows that `keep` keeps (all, where no select stage stands before), without those
-    whose image is missing where images were fetched. No image is read.
+    Takes the kept rows (all, without a select stage before); after a download, without rows whose
+    image is missing. No image is read.
 
-    Source: DataComp's subset file and resharder, for which a list is a multiset.
+    Source: DataComp's subset file and resharder, which take a list as a multiset.
     Example: {after: [ingest.image_folder]}
     """
 
-    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    dropped: Dropped | None = later(None)  # export rows that a stage dropped, not the kept ones
 
     version = 1
     determinism = "exact"
@@ -63,7 +63,8 @@ class UidList(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = Takes(dropped=self.dropped)
         shards = len(inputs.rows)
-        spans = [[at, min(at + AT_ONCE, shards)] for at in range(0, shards, AT_ONCE)]
+        starts = range(0, shards, AT_ONCE)
+        spans = [[start, min(start + AT_ONCE, shards)] for start in starts]
         counts = ctx.map(partial(counted, inputs.rows, takes), spans)
         total = summed(counts, takes)
         bits = bits_for(total["exported"], RANGE_ROWS)
@@ -83,13 +84,13 @@ class UidList(DatasetStage):
 
 
 def counted(rows: Shards, takes: Takes, span: list[int], task: Task) -> dict[str, int]:
-    """`tally` of neighbouring shards, first and last + 1, as one."""
-    each = [tally(rows, takes, BATCH_ROWS, shard, task, times=repeats) for shard in range(*span)]
-    return summed(each, takes) | {"samples": sum(one["samples"] for one in each)}
+    """Sums the tallies of neighbouring shards; `span` is the first and the last + 1."""
+    tallies = [tally(rows, takes, BATCH_ROWS, shard, task, times=repeats) for shard in range(*span)]
+    return summed(tallies, takes) | {"samples": sum(counts["samples"] for counts in tallies)}
 
 
 def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:
-    """The rows that leave, with the range that each uid lies in."""
+    """Returns the exported rows with the range of each uid."""
     leaving_N, _ = takes(shard)
     rows = shard.filter(pa.array(leaving_N))
     return pa.table(
@@ -102,7 +103,7 @@ def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:
 
 
 def write_uids(by_range: Ranges, ids: int, name: str, task: Task) -> dict[str, Any]:
-    """All ranges in their order, each sorted in memory and appended."""
+    """Writes all ranges in order, each sorted in memory."""
     path = task.worker.scratch / name
     with path.open("wb") as file:
         header = {"fortran_order": False, "shape": (ids,)}
@@ -118,7 +119,7 @@ def write_uids(by_range: Ranges, ids: int, name: str, task: Task) -> dict[str, A
 
 
 def sorted_ids(rows: pa.Table) -> NDArray[np.void]:
-    """The ids in rising order, each as often as it repeats."""
+    """Returns the ids in ascending order, each `repeats` times."""
     halves_N2 = halves(rows[UID.name])
     halves_N2 = np.repeat(halves_N2, rows[REPEATS.name].to_numpy(), axis=0)
     order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))

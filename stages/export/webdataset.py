@@ -1,4 +1,4 @@
-"""The training set as tar files, for loaders that read img2dataset's output."""
+"""Exports the training set as tar files, for loaders that read img2dataset's output."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from msgspec import Meta
 from clipmill.metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs, Task
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._columns import WHERE_THERE, as_json
+from clipmill.stages.export._columns import IF_PRESENT, as_json
 from clipmill.stages.export._groups import COPY
 from clipmill.stages.export._leaving import Dropped, repeats
 from clipmill.stages.export._pictures import PictureExport
 from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
 
-PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # of each text, in its order
+PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # lists parallel to the texts
 SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 
@@ -31,23 +31,22 @@ SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 class WebDataset(PictureExport):
     """Tars of KEY.jpg, KEY.txt and KEY.json, each with a Parquet of the JSON and its counts.
 
-    Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
-    format the image really has, `bin` where it has none. The JSON holds uid (32 hex digits), key,
-    caption, sample_index, status and what the pool knows of url, sizes, sha256 and loss_weight, and
-    the chosen columns. Where caption stages wrote some, each further text of a row has a key of its
-    own in the JSON, `caption_1` on; `caption_sources` and `caption_labels` are lists of all. The
-    Parquet has `captions`, a list of all texts, in their place. A row is as many samples as it
-    `repeats`, none for 0; several have the keys UID-0, UID-1 …, and follow one another; a second
-    row of the same uid goes on from there, so that a tar has no key twice.
+    Takes the rows of `export.parquet`, in the same order. The suffix is the image's actual format,
+    `bin` if unknown. The JSON has uid (32 hex digits), key, caption, sample_index, status, the
+    pool's url, sizes, sha256 and loss_weight if present, and the chosen columns. After caption
+    stages, each further text of a row has its own key in the JSON, from `caption_1` on;
+    `caption_sources` and `caption_labels` are lists for all texts. The Parquet has the list
+    `captions` instead. A row gives `repeats` samples, none for 0; copies have the keys UID-0, UID-1
+    … and are adjacent; a second row of the same uid goes on from there, so no tar has a key twice.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
-    Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0). A key a text
-    is what open_clip's `--json-text-key "caption;caption_1"` reads, which skips lists.
+    Copies are named as by DataComp's resharder, which numbers single rows, too (UID-0). A key a
+    text is for open_clip's `--json-text-key "caption;caption_1"`, which skips lists.
     Example: {after: [ingest.webdataset]}
     """
 
-    rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
-    columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
+    rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # cap on samples of a tar
+    columns: tuple[NonEmpty, ...] = ()  # further columns of the JSON, as `name` or `stage.name`
 
     version = 5
     formats = ("webdataset",)
@@ -65,7 +64,7 @@ def write_file(
     empty: pa.Table,
     task: Task,
 ) -> tuple[dict[str, Any], pa.Schema]:
-    """One tar with the two files beside it, and the schema of the Parquet file."""
+    """Writes one tar and the two files beside it; returns the tar and the Parquet's schema."""
     path = task.worker.scratch / f"{stem}.tar"
     keys = Keys(stem)
     metas = [say(empty, keys)]
@@ -80,8 +79,8 @@ def write_file(
     pq.write_table(whole, beside)
     stats = path.with_name(f"{stem}_stats.json")
     stats.write_text(json.dumps(counts(len(whole)), indent=4))
-    for made in (beside, stats):
-        task.put_file(made.name, made)
+    for other in (beside, stats):
+        task.put_file(other.name, other)
     task.put_file(path.name, path, sha256)
     return {"file": path.name, "bytes": size_bytes, "sha256": sha256}, whole.schema
 
@@ -117,15 +116,15 @@ def meta(
     dropped: Dropped | None,
     columns: tuple[str, ...],
 ) -> pa.Table:
-    """What the JSON of each sample says; NaN as null, for JSON has none."""
+    """Returns the columns of the samples' JSON; NaN, which JSON lacks, becomes null."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
     texts = texts_of(table, captions)
     several = {}
     if lists_in(table.schema, captions):
-        several = {CAPTIONS.name: every(texts, "text")}
-        several |= {name: every(texts, field) for field, name in PARALLEL.items()}
-    known = [c.name for c in WHERE_THERE if c.name in table.column_names]
-    out = dropped.told(table) if dropped else {}
+        several = {CAPTIONS.name: fields_of(texts, "text")}
+        several |= {name: fields_of(texts, field) for field, name in PARALLEL.items()}
+    known = [c.name for c in IF_PRESENT if c.name in table.column_names]
+    out = dropped.columns_of(table) if dropped else {}
     out |= {name: table[name] for name in (*known, *columns)}
     for name, values in out.items():
         if pa.types.is_floating(values.type):
@@ -144,45 +143,45 @@ def meta(
     )
 
 
-def every(texts: pa.Array, field: str) -> pa.Array:
-    """A field of each text, as a list a row."""
+def fields_of(texts: pa.Array, field: str) -> pa.Array:
+    """Returns a field of each text, as a list a row."""
     return pa.ListArray.from_arrays(texts.offsets, pc.struct_field(texts.values, field))
 
 
-def told(metas: pa.Table) -> Iterator[bytes]:
-    """The JSON of each sample: each text under its own key, since loaders skip lists."""
+def jsons_of(metas: pa.Table) -> Iterator[bytes]:
+    """Yields the JSON of each sample, each text under its own key, as loaders skip lists."""
     columns = {name: metas[name].to_pylist() for name in metas.column_names}
     texts = {
         name: [indented(value) for value in values]
         for name, values in columns.items()
         if name != CAPTIONS.name
     }
-    for i in range(len(metas)):  # a tar is written one by one
-        said: dict[str, str] = {}
+    for i in range(len(metas)):
+        fields: dict[str, str] = {}
         for name in columns:
             if name in texts:
-                said[name] = texts[name][i]
+                fields[name] = texts[name][i]
                 continue
             for number, text in enumerate(columns[name][i][1:], 1):
-                said[f"{CAPTION.name}_{number}"] = indented(text)
-        yield json_of(said)
+                fields[f"{CAPTION.name}_{number}"] = indented(text)
+        yield json_of(fields)
 
 
 def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each sample's three files, without those that it lacks."""
+    """Yields name and bytes of each sample's files: image and text, if present, and JSON."""
     keys, captions = metas["key"].to_pylist(), metas[CAPTION.name].to_pylist()
-    for body, key, caption, said in zip(
-        images.to_pylist(), keys, captions, told(metas), strict=True
+    for body, key, caption, encoded in zip(
+        images.to_pylist(), keys, captions, jsons_of(metas), strict=True
     ):
         if body is not None:
             yield f"{key}.{suffix_of(body)}", body
-        yield f"{key}.json", said
+        yield f"{key}.json", encoded
         if caption is not None:
             yield f"{key}.txt", caption.encode()
 
 
 def suffix_of(image: bytes) -> str:
-    """The suffix of the image's format; `bin` where no decoder knows it."""
+    """Returns the suffix of the image's format; `bin` if no decoder knows it."""
     from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         probe,
@@ -196,22 +195,22 @@ def suffix_of(image: bytes) -> str:
 
 
 def counts(samples: int) -> dict[str, Any]:
-    """img2dataset's counts; rows that failed stayed behind with their reasons."""
+    """Returns img2dataset's counts; none fail, as failed rows are not exported."""
     failed = {"failed_to_download": 0, "failed_to_resize": 0}
     return {"count": samples, "successes": samples, **failed, "status_dict": {"success": samples}}
 
 
 MODE = 0o644
-NAME_BYTES, SIZE_DIGITS = 100, 11  # what a header has room for
+NAME_BYTES, SIZE_DIGITS = 100, 11  # capacity of a header
 BLANK = tarfile.TarInfo()
 BLANK.mode = MODE
-HEADER = BLANK.tobuf(tarfile.USTAR_FORMAT)  # of no name, and of no bytes
+HEADER = BLANK.tobuf(tarfile.USTAR_FORMAT)  # of an empty file without a name
 CHECKSUM = int(HEADER[148:154], 8)
 text_of = json.JSONEncoder(default=as_json).encode
 
 
 class TarWriter:
-    """Writes members one after another, and hashes what it writes."""
+    """A writer of tar files that hashes its output."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -226,7 +225,7 @@ class TarWriter:
         self._write(b"".join(parts))
 
     def close(self) -> tuple[str, int]:
-        """Ends the tar; the SHA-256 of its bytes, and their number."""
+        """Ends the tar; returns the SHA-256 of its bytes, and their number."""
         end = 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
         return self._sha256.hexdigest(), self._size
@@ -238,7 +237,7 @@ class TarWriter:
 
 
 def header(name: str, size: int) -> bytes:
-    """The block before a member: the one of no name with name, size and checksum put in."""
+    """Returns a member's header: HEADER with name, size and checksum filled in."""
     encoded, digits = name.encode(), b"%011o" % size
     if len(encoded) > NAME_BYTES or len(digits) > SIZE_DIGITS:
         long = tarfile.TarInfo(name)
@@ -250,13 +249,13 @@ def header(name: str, size: int) -> bytes:
 
 
 def indented(value: Any) -> str:
-    """A value of an object that json.dumps indents by four, as it stands there."""
+    """Returns a value's JSON as json.dumps with indent 4 writes it inside an object."""
     if isinstance(value, list | dict):
         return json.dumps(value, indent=4, default=as_json).replace("\n", "\n    ")
     return text_of(value)
 
 
 def json_of(row: dict[str, str]) -> bytes:
-    """The object of these names and texts of values."""
+    """Returns a JSON object; `row` maps names to values in JSON."""
     lines = [f"{text_of(name)}: {text}" for name, text in row.items()]
     return ("{\n    " + ",\n    ".join(lines) + "\n}").encode()

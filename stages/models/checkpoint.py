@@ -1,4 +1,4 @@
-"""`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
+"""Loads `checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
 KIND = "clip"
-ROWS = 64  # a call of a tower always has as many rows, so that neighbours change no bit
+ROWS = 64  # every call of a tower has this many rows, so that neighbours change no bit
 
 
 def width(name: str) -> None:
-    """None: a plan opens no weights, so the recipe says the width."""
+    """Returns None: a plan opens no weights, so the recipe states the width."""
     if not name:
         do = "write checkpoint:<URI> or stage:<name>"
         raise RecipeError("a model without a name", "key `model`", do)
@@ -30,9 +30,9 @@ def width(name: str) -> None:
 def load(
     name: str, device: str = "cpu", threads: int = 1, card: str | None = None
 ) -> "TrainedClip":
-    """The model in a folder or its out/; of several the first, unless a card's name is given.
+    """Loads the model in a folder or its out/: the first one, or that of a named card.
 
-    StageError where there is no such model, or it has changed.
+    Raises StageError if there is no such model, or it has changed.
     """
     import torch
 
@@ -48,7 +48,7 @@ def load(
 
 
 class TrainedClip:
-    """Unit float32 embeddings by a trained model."""
+    """A trained model that gives unit float32 embeddings."""
 
     def __init__(self, model: "Towers", sha256: str, device: str) -> None:
         self.width = model.width
@@ -57,7 +57,7 @@ class TrainedClip:
         self._device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        """Returns (N, D) unit rows of 8-bit RGB images of any size."""
         import torch
 
         size = self.model.image_size
@@ -72,7 +72,7 @@ class TrainedClip:
         return self._array(embedded)
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """(N, D) unit rows."""
+        """Returns (N, D) unit rows."""
         import torch
 
         embedded = []

@@ -1,7 +1,7 @@
-"""Requests to a server of texts: as many at once as it may have, patient, and never for ever.
+"""Sends requests to a text server: concurrently up to a cap, with retries and a deadline.
 
-An answer ends with a text or a reason. What no request can mend ends the stage: no such model, a
-key that is refused, a server that is gone, a budget that is spent.
+An answer is a text or a reason. Errors that no retry can mend end the stage: no such model, a
+refused key, a lost server, a spent budget.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from clipmill.stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limi
 from clipmill.stages.models.spending import Spending
 
 FIRST_PAUSE_S = 0.5  # doubled with every try
-LONGEST_PAUSE_S = 30.0  # where the server asks for none
-LAST_S = 30.0  # of a request that nobody waits for any more: its answer is paid for
+LONGEST_PAUSE_S = 30.0  # cap, unless the server asks for more
+LAST_S = 30.0  # to finish a cancelled request, as its answer is paid for
 IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
-MAX_BODY_BYTES = 1_000_000  # of an answer: a text, and what the server says of it
+MAX_BODY_BYTES = 1_000_000  # of a response: the text and its metadata
 MAX_SAID = 300  # characters of a server's message
-TEMPLATE_TOKENS = 16  # set aside for what a server puts around a prompt, until it counts more
-IMAGE_TOKENS = 1200  # the same with an image: what common models take for a megapixel
-MOST_MORE = 1 << 16  # tokens beside those of a prompt's text: what counts more is no count
-NO_JSON = (ValueError, RecursionError, MemoryError)  # what reading an answer raises
+TEMPLATE_TOKENS = 16  # reserved for the server's chat template, until it counts more
+IMAGE_TOKENS = 1200  # reserved with an image: what common models take for a megapixel
+MOST_MORE = 1 << 16  # tokens beside a prompt's text; a greater count is not believed
+NO_JSON = (ValueError, RecursionError, MemoryError)  # raised by reading an answer
 FAILED_IN_A_ROW = 64  # answers, each after its retries: then the server is at fault, not the rows
 TOO_LONG = re.compile(
     r"context.?(length|size|window)|max(imum)?.model.len|too.long|exceed_context", re.IGNORECASE
@@ -40,15 +40,15 @@ FILTERED = re.compile(r"content.?(filter|policy|management)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Ask:
-    """What an answer is wanted for.
+    """A request for one answer.
 
-    The body is made when it is sent: those that wait hold no images. `keep` is called with an
-    answer before it is paid for.
+    The body is built when it is sent, so that waiting requests hold no images. `keep` is called
+    with an answer before its cost is settled.
     """
 
     path: str
     body: Callable[[], dict[str, Any]]
-    text_bytes: int  # of the prompt: no token of a text has none
+    text_bytes: int  # of the prompt, and so a bound on its tokens: each has a byte or more
     has_image: bool
     max_tokens: int
     keep: Callable[[Generated], None]
@@ -56,30 +56,30 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The outcome of one request: an answer, or a reason with the server's words."""
+    """The outcome of one request: an answer, or a reason with the server's message."""
 
     answer: Generated | None = None
     reason: str | None = None
     retry_after_s: float = 0
-    said: str = ""
-    is_refused: bool = False  # nobody listens there
-    may_cost: bool = False  # the server may count tokens for it
+    message: str = ""
+    is_refused: bool = False  # connection refused: no server listens
+    may_cost: bool = False  # the server may charge tokens for it
 
 
 @dataclass
 class Opened:
-    """What belongs to one event loop."""
+    """A client's session and locks in one event loop."""
 
     loop: asyncio.AbstractEventLoop
     session: aiohttp.ClientSession
     slots: asyncio.Semaphore
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # to reserve what an answer may take
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # to reserve an answer's budget
     reviving: asyncio.Lock = field(default_factory=asyncio.Lock)
     closing: AsyncGenerator[None, None] | None = None
 
 
 class Client:
-    """Asks one endpoint; its session lives as long as the event loop in which it is used."""
+    """A client of one endpoint; its session lives as long as the event loop that uses it."""
 
     def __init__(
         self,
@@ -93,28 +93,28 @@ class Client:
         self.took = took
         self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
-        self.ended: StageError | None = None  # why nothing more is asked
+        self.ended: StageError | None = None  # after which no request is sent
         self.has_answered = False
         self.failed = 0  # answers in a row
-        self.lives = 0  # how often the server was revived
-        # Tokens of a prompt beside one for each byte, without and with an image.
+        self.lives = 0  # revivals of the server
+        # Tokens to reserve beside one for each byte of a prompt, without and with an image.
         self.more_tokens = [TEMPLATE_TOKENS, IMAGE_TOKENS]
 
     async def answer(self, ask: Ask) -> Generated:
-        """The server's answer, or the reason that there is none.
+        """Returns the server's answer, or the reason that there is none.
 
-        The most that each request may take is set aside in the budget until its answer is kept, and
-        says how much it was. Whoever is cancelled waits for an answer that is on its way.
+        Each request reserves the most that it may cost, until its answer is stored and tells the
+        usage. A cancelled caller waits for an answer that is on its way.
         """
         opened = self._open()
         async with opened.turn:
             reserved = await self._slot_and_budget(opened, ask)
         began_s = opened.loop.time()
-        answer = await self._tried(opened, ask, reserved)
-        self._tell(answer, (began_s, opened.loop.time()))
+        answer = await self._with_retries(opened, ask, reserved)
+        self._report_usage(answer, (began_s, opened.loop.time()))
         return answer
 
-    def _tell(self, answer: Generated, slot_s: tuple[float, float]) -> None:
+    def _report_usage(self, answer: Generated, slot_s: tuple[float, float]) -> None:
         into, out = answer.prompt_tokens, answer.completion_tokens
         self.took(
             Usage(
@@ -127,7 +127,7 @@ class Client:
         )
 
     async def _slot_and_budget(self, opened: Opened, ask: Ask) -> Mapping[str, float]:
-        """Takes a slot, and sets the amounts aside; those who wait for budget hold no slot."""
+        """Acquires a slot and reserves the amounts; holds no slot while it waits for budget."""
         while True:
             await opened.slots.acquire()
             prompt_tokens = ask.text_bytes + self.more_tokens[ask.has_image]
@@ -144,8 +144,10 @@ class Client:
             opened.slots.release()
             await wait()
 
-    async def _tried(self, opened: Opened, ask: Ask, reserved: Mapping[str, float]) -> Generated:
-        """Requests until one is answered; begins with a slot and a budget, and pauses without."""
+    async def _with_retries(
+        self, opened: Opened, ask: Ask, reserved: Mapping[str, float]
+    ) -> Generated:
+        """Sends requests until one is answered; starts with slot and budget, pauses without."""
         limits, now = self.limits, opened.loop.time
         left_s, tries, pauses = limits.deadline_s, 0, 0
         while True:
@@ -160,7 +162,7 @@ class Client:
                 return self._failed(reply)
             pause_s = max(min(FIRST_PAUSE_S * 2**pauses, LONGEST_PAUSE_S), reply.retry_after_s)
             can_revive = reply.reason == "server_lost" and self.endpoint.revive is not None
-            # A busy server is no fault, and one that has answered before may come back.
+            # Not counted as tries: a busy server, and one that has answered before and may return.
             may_return = reply.is_refused and self.has_answered and not can_revive
             tries += not (may_return or reply.reason == "server_busy")
             pauses += 1
@@ -176,14 +178,14 @@ class Client:
     async def _to_its_end(
         self, opened: Opened, ask: Ask, reserved: Mapping[str, float], seconds: float
     ) -> Reply:
-        """The outcome of a request, which is seen to its end by whoever is cancelled, too."""
+        """Returns the outcome of a request; a cancelled caller waits for its end, too."""
         limit = asyncio.timeout(seconds)
         paid = asyncio.ensure_future(self._paid(opened, ask, reserved, limit))
         try:
             return await asyncio.shield(paid)
         except asyncio.CancelledError:
             last_s = opened.loop.time() + min(seconds, LAST_S)
-            with contextlib.suppress(RuntimeError):  # it has not begun, or is over
+            with contextlib.suppress(RuntimeError):  # the request has not begun, or is over
                 limit.reschedule(min(last_s, limit.when() or last_s))
             while not paid.done():  # a row is cancelled by its batch, and again by the batch's end
                 with contextlib.suppress(asyncio.CancelledError):
@@ -193,12 +195,12 @@ class Client:
     async def _paid(
         self, opened: Opened, ask: Ask, reserved: Mapping[str, float], limit: asyncio.Timeout
     ) -> Reply:
-        """The outcome of a request that has a slot and a budget: it leaves both."""
+        """Sends a request that has a slot and a reserved budget; releases both."""
         spent: Mapping[str, float] = {}
         try:
             self._still_on()
             body = ask.body()
-            spent = reserved  # until somebody says less
+            spent = reserved  # unless the outcome costs less
             reply = await self._request(opened, ask.path, body, limit)
             if reply.answer is not None:
                 ask.keep(reply.answer)
@@ -219,13 +221,13 @@ class Client:
         return reply
 
     def _failed(self, reply: Reply) -> Generated:
-        """The reason; StageError where it is not the row's fault."""
+        """Returns the reason as an answer; raises StageError if the server is to blame."""
         self.failed += reply.reason in (*TRANSIENT, "bad_request")
         if not reply.is_refused and self.failed < FAILED_IN_A_ROW:
             return Generated(reason=reply.reason)
-        found = f"the server at {self.endpoint.url} is gone: {reply.said}"
+        found = f"the server at {self.endpoint.url} is gone: {reply.message}"
         if not reply.is_refused:
-            found = f"{self.failed} requests in a row had no answer; the last: {reply.said}"
+            found = f"{self.failed} requests in a row had no answer; the last: {reply.message}"
         do = "start the server again, or mend it, and run again: what is stored stays"
         error = StageError(found, self.where, do)
         self._end(error)
@@ -234,7 +236,7 @@ class Client:
     def _used(
         self, ask: Ask, answer: Generated, reserved: Mapping[str, float]
     ) -> Mapping[str, float]:
-        """What an answer took by the server's count, where that can be; else all of it."""
+        """Returns an answer's cost by the server's count; all that was reserved without a count."""
         into, out = answer.prompt_tokens, answer.completion_tokens
         if not into or (answer.text and not out):
             return reserved
@@ -246,7 +248,7 @@ class Client:
         return self.spending.amounts(into, min(out, ask.max_tokens))
 
     def _excess(self, ask: Ask, answer: Generated) -> StageError | None:
-        """Why no budget holds with a server that counts like that."""
+        """Returns an error if a server's token counts are too high for any budget to hold."""
         into, out = answer.prompt_tokens, answer.completion_tokens
         if into <= ask.text_bytes + MOST_MORE and out <= ask.max_tokens:
             return None
@@ -268,8 +270,8 @@ class Client:
             self.ended = error
 
     async def _revived(self, opened: Opened, life: int) -> None:
-        """The server is up again: of those who lost it at once one starts it."""
-        assert self.endpoint.revive is not None  # whoever calls has looked
+        """Restarts a lost server, once for all requests that lost it together."""
+        assert self.endpoint.revive is not None  # the caller has checked
         async with opened.reviving:
             self._still_on()
             if self.lives == life:
@@ -286,7 +288,7 @@ class Client:
         start = opened.loop.time()
         try:
             if self.endpoint.inside is not None:
-                await asyncio.sleep(0)  # others have their turn
+                await asyncio.sleep(0)  # let other tasks run
                 return Reply(answer=answer_of(self.endpoint.inside(path, body)), may_cost=True)
             data = msgspec.json.encode(body)
             async with (
@@ -297,60 +299,60 @@ class Client:
                 if response.status == 200:
                     return Reply(answer=answer_of(msgspec.json.decode(raw)), may_cost=True)
                 if response.status == 404:
-                    raise await self._no_model(opened, path, self._said(raw))
+                    raise await self._no_model(opened, path, self._message(raw))
                 wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
-                return self._refusal(response.status, self._said(raw), wait_s)
+                return self._refusal(response.status, self._message(raw), wait_s)
         except TimeoutError:
-            said = f"no answer in {opened.loop.time() - start:.3g} s"
-            return Reply(reason="answer_timeout", said=said, may_cost=True)
+            message = f"no answer in {opened.loop.time() - start:.3g} s"
+            return Reply(reason="answer_timeout", message=message, may_cost=True)
         except aiohttp.ClientConnectorError as error:
-            said = f"{error.os_error.strerror or error.os_error}"
-            return Reply(reason="server_lost", said=said, is_refused=True)
+            message = f"{error.os_error.strerror or error.os_error}"
+            return Reply(reason="server_lost", message=message, is_refused=True)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            said = f"the connection was lost ({type(error).__name__})"
-            return Reply(reason="server_lost", said=said, may_cost=True)
+            message = f"the connection was lost ({type(error).__name__})"
+            return Reply(reason="server_lost", message=message, may_cost=True)
         except (aiohttp.ClientError, *NO_JSON) as error:  # no HTTP; no JSON; no choice in it
-            said = self._without_key(str(error) or type(error).__name__)
-            return Reply(reason="bad_answer", said=said, may_cost=True)
+            message = self._without_key(str(error) or type(error).__name__)
+            return Reply(reason="bad_answer", message=message, may_cost=True)
 
-    def _refusal(self, status: int, said: str, retry_after_s: float) -> Reply:
-        """What a status other than 200 means; StageError where no request can have an answer."""
-        said = f"HTTP {status}: {said}"
+    def _refusal(self, status: int, message: str, retry_after_s: float) -> Reply:
+        """Maps a status other than 200 to a reply; raises StageError if no retry can help."""
+        message = f"HTTP {status}: {message}"
         if status in (401, 403):
             env = self.limits.api_key_env
-            lacks = "" if self.endpoint.key else f"; the environment variable {env} is not set"
+            unset = "" if self.endpoint.key else f"; the environment variable {env} is not set"
             raise StageError(
-                f"the server at {self.endpoint.url} refuses the key: HTTP {status}{lacks}",
+                f"the server at {self.endpoint.url} refuses the key: HTTP {status}{unset}",
                 self.where,
                 f"set {env}, in the environment of every worker, to a key that may use"
                 f" '{self.endpoint.model}'; another variable is named by limits.api_key_env",
             )
-        if status == 402 or "insufficient_quota" in said:
+        if status == 402 or "insufficient_quota" in message:
             do = "pay for more, and run again: what is stored stays"
-            raise StageError(f"the account has no credit left: {said}", self.where, do)
+            raise StageError(f"the account has no credit left: {message}", self.where, do)
         if status == 429:
-            return Reply(reason="server_busy", said=said, retry_after_s=retry_after_s)
-        if status in (504, 524):  # a gateway gave up: what is behind it may go on
+            return Reply(reason="server_busy", message=message, retry_after_s=retry_after_s)
+        if status in (504, 524):  # a gateway timed out: the server behind it may go on
             return Reply(
-                reason="server_error", said=said, retry_after_s=retry_after_s, may_cost=True
+                reason="server_error", message=message, retry_after_s=retry_after_s, may_cost=True
             )
         if status >= 500:
-            return Reply(reason="server_error", said=said, retry_after_s=retry_after_s)
+            return Reply(reason="server_error", message=message, retry_after_s=retry_after_s)
         if status == 408:
-            return Reply(reason="answer_timeout", said=said, may_cost=True)
-        if status == 413 or TOO_LONG.search(said):
+            return Reply(reason="answer_timeout", message=message, may_cost=True)
+        if status == 413 or TOO_LONG.search(message):
             return Reply(answer=Generated(reason="prompt_too_long"))
-        if FILTERED.search(said):
+        if FILTERED.search(message):
             return Reply(answer=Generated(reason="refused_content"))
-        return Reply(reason="bad_request", said=said)
+        return Reply(reason="bad_request", message=message)
 
-    async def _no_model(self, opened: Opened, path: str, said: str) -> StageError:
-        """What a 404 means: another model, or another URL."""
+    async def _no_model(self, opened: Opened, path: str, message: str) -> StageError:
+        """Returns the error for a 404: the URL, the path or the model is wrong."""
         url, model = self.endpoint.url, self.endpoint.model
         try:
             async with opened.session.get(self._url("models"), allow_redirects=False) as response:
                 listed = msgspec.json.decode(await _read(response))["data"]
-            names = [str(one["id"]) for one in listed]
+            names = [str(entry["id"]) for entry in listed]
         except (aiohttp.ClientError, OSError, *NO_JSON, LookupError, TypeError):
             return StageError(
                 f"there is no {url}/{path}: HTTP 404, and no list of models either",
@@ -359,12 +361,12 @@ class Client:
             )
         if model in names:
             do = "take another model, or another `form` where the stage has that setting"
-            return StageError(f"HTTP 404 at {path} for '{model}': {said}", self.where, do)
+            return StageError(f"HTTP 404 at {path} for '{model}': {message}", self.where, do)
         do = f"write one that the server has after the #: {did_you_mean(model, names, 'it has')}"
         return StageError(f"the server at {url} has no model '{model}'", self.where, do)
 
-    def _said(self, raw: bytes) -> str:
-        """The message of an error, as OpenAI's protocol has it, or the body's beginning."""
+    def _message(self, raw: bytes) -> str:
+        """Returns the error message of OpenAI's protocol, or the beginning of the body."""
         try:
             error = msgspec.json.decode(raw)["error"]
             parts = [error.get(part) for part in ("message", "code", "type")]
@@ -382,7 +384,7 @@ class Client:
         return f"{base.rstrip('/')}/{path}"
 
     def _open(self) -> Opened:
-        """What belongs to the running loop; a session is closed when the loop is shut down."""
+        """Returns the running loop's session and locks; the session closes with the loop."""
         loop = asyncio.get_running_loop()
         if self.opened is None or self.opened.loop is not loop:
             headers = {"Content-Type": "application/json", "User-Agent": "clipmill"}
@@ -402,7 +404,7 @@ class Client:
             )
             self.opened = Opened(loop, session, asyncio.Semaphore(self.at_once))
             closing = _closing(session)
-            # Its first step: from now on it is one of the generators that end with the loop.
+            # Started, it is one of the async generators that the loop closes at its end.
             with contextlib.suppress(StopIteration):
                 closing.__anext__().send(None)
             self.opened.closing = closing
@@ -417,7 +419,7 @@ async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body; ValueError for one that is too long for any answer."""
+    """Reads the body; raises ValueError if it is longer than MAX_BODY_BYTES."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -426,13 +428,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _retry_after_s(wish: str) -> float:
-    """Seconds that the server asks to wait; 0 without such a header, or one that cannot be read."""
+def _retry_after_s(header: str) -> float:
+    """Parses Retry-After, seconds or a date; 0 if it is missing or cannot be read."""
     try:
-        return max(float(wish), 0.0)
+        return max(float(header), 0.0)
     except ValueError:
         pass
     try:
-        return (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
+        return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
         return 0

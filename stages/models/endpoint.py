@@ -1,4 +1,4 @@
-"""A server that writes texts, the limits within which it is asked, and how an answer may end."""
+"""Text servers: the endpoint, the limits on requests to it, and the reasons for no answer."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from msgspec import Meta
 from clipmill.pipeline.stage import NonEmpty, OneUp, Seconds, ZeroUp
 
 SERVER = "look at the server's log: it fails at what it is asked"
-ADVICE = {  # for a reason that most rows have
+ADVICE = {  # shown if most rows have the reason
     "prompt_too_long": "the model's context is too short: shorten prompts, or take another model",
     "bad_request": "the server refuses the requests as they are: it may not know a setting of"
     " `decoding`, or images, or the endpoint that the stage asks",
@@ -23,31 +23,31 @@ ADVICE = {  # for a reason that most rows have
     "bad_answer": "what answers there does not speak OpenAI's protocol: check the model's URL",
 }
 TRANSIENT = ("answer_timeout", "server_lost", "server_error", "server_busy", "bad_answer")
-REFUSALS = ("prompt_too_long", "refused_content", "empty_answer")  # for good: they are stored
+REFUSALS = ("prompt_too_long", "refused_content", "empty_answer")  # final: they are stored
 REASONS = (*REFUSALS, "bad_request", *TRANSIENT)
 
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 Price = Annotated[float, Meta(ge=0, le=1e6)]  # dollars a million tokens
-# A server in this process: `chat/completions` or `completions`, and the request, to the reply.
+# A server in this process: takes `chat/completions` or `completions` and the request.
 Inside = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How a server is asked: never what, so that none of it is in a fingerprint."""
+    """Limits on requests: they change no question, so they are in no fingerprint."""
 
-    concurrency: OneUp = 32  # requests at once, a worker
+    concurrency: OneUp = 32  # concurrent requests of one worker
     timeout_s: Seconds = 120.0  # seconds of one request, to the last byte of its answer
-    deadline_s: Seconds = 600.0  # seconds of an answer: its requests, and the pauses between them
-    retries: ZeroUp = 4  # after time-outs, lost connections, 5xx and answers that make no sense
-    max_tokens_total: ZeroUp | None = None  # of prompts and answers, all workers, all runs
-    max_usd: Annotated[float, Meta(ge=0)] | None = None  # the same in dollars, by the prices
+    deadline_s: Seconds = 600.0  # seconds of one answer, all retries and pauses included
+    retries: ZeroUp = 4  # after time-outs, lost connections, 5xx and unreadable answers
+    max_tokens_total: ZeroUp | None = None  # cap on tokens, prompts and answers, over all runs
+    max_usd: Annotated[float, Meta(ge=0)] | None = None  # cap on dollars, over all runs
     usd_per_million_input: Price | None = None  # the price of a million tokens of prompts
     usd_per_million_output: Price | None = None  # the price of a million tokens of answers
     api_key_env: NonEmpty = "OPENAI_API_KEY"  # the environment variable that holds the key
 
     def __post_init__(self) -> None:
-        if not VARIABLE.fullmatch(self.api_key_env):  # which may be the key: it is not shown
+        if not VARIABLE.fullmatch(self.api_key_env):  # not shown: it may be the key itself
             raise ValueError(
                 "api_key_env is no name of an environment variable: write one such as MY_KEY, and"
                 " the key into the environment, never into a recipe"
@@ -59,7 +59,7 @@ class Limits:
             )
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What an answer costs in dollars; None without prices."""
+        """Returns the price of an answer in dollars; None without prices."""
         into, out = self.usd_per_million_input, self.usd_per_million_output
         if into is None or out is None:
             return None
@@ -68,13 +68,12 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A server to ask.
+    """A text server.
 
-    `url` is its base, with /v1 where it has one, or unix:/path/of.sock. `identity` stands for the
-    model in the key of an answer: the digest of its weights, or its name where none is known.
-    `revive` is called in a thread after a connection was lost, and returns when the server is up:
-    a helper that died is started again; StageError where it does not come up. `concurrency` is
-    how many requests the server works on at once, where that is known.
+    `url` is its base, /v1 included, or unix:/path/of.sock. `identity` is the model in an answer's
+    key: the digest of its weights, or its name if that is not known. `revive` is called in a thread
+    after a lost connection; it restarts a dead helper and returns when the server is up, or raises
+    StageError. `concurrency` is the number of requests that the server works on at once, if known.
     """
 
     url: str
@@ -83,7 +82,7 @@ class Endpoint:
     key: str = field(default="", repr=False)
     revive: Callable[[], None] | None = None
     concurrency: int | None = None
-    inside: Inside | None = None  # asked in the place of a URL
+    inside: Inside | None = None  # called instead of the URL
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("an endpoint holds a key: make it where it is used")
@@ -101,9 +100,9 @@ class Generated:
 
 
 def answer_of(reply: Mapping[str, Any]) -> Generated:
-    """What a reply of `chat/completions` or `completions` says; ValueError where it says nothing.
+    """Parses a reply of `chat/completions` or `completions`; raises ValueError if it has no choice.
 
-    Without `usage` no tokens are counted.
+    Without `usage` the token counts are 0.
     """
     try:
         choice = reply["choices"][0]

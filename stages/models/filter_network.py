@@ -1,11 +1,11 @@
-"""A data filtering network: linear heads that bring images and captions into one space.
+"""A data filtering network: linear heads that map images and captions into one space.
 
-The image head reads frozen features, the text head those of the caption and its hashed words.
+The image head reads frozen features; the text head reads frozen features and hashed words.
 
 Source: Data Filtering Networks (Fang et al. 2023). We depart in size and in the fit: heads on
 frozen features instead of CLIP, found in one step by canonical correlation (Hotelling 1936) with a
-ridge (Vinod 1976), so that a CPU learns in seconds from all pairs there are. Roots of image
-features, to unit length, are Perronnin et al.'s (2010).
+ridge (Vinod 1976), so that a CPU learns in seconds from all pairs. Signed square roots of image
+features, at unit length, are Perronnin et al.'s (2010).
 """
 
 import zlib
@@ -24,28 +24,27 @@ from clipmill.metadata.keys import redacted
 from clipmill.stages.models.saved import built, read_model
 from clipmill.stages.models.text_features import in_batches
 
-# Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
-# words that some caption has, S = T + V, B a batch, R directions; N texts, W words of all of them.
+# Shapes: N rows or texts, D width of the embedding, I and T widths of image and text features, V
+# word buckets in use, S = T + V, B a batch, R directions, W words of all texts.
 
 KIND = "filter_network"
-WORDS = 4096  # buckets; of the full pool AUC .713, with half as many .707, with twice .716
-# Times the mean variance of a feature, added to that of each. Where pairs are few it is more, else
-# those that do not fit are learnt by heart. docs/measured/filter-network.md has what others
-# gave.
+WORDS = 4096  # buckets; AUC of the full pool .713, with half as many .707, with twice .716
+# In units of the mean variance, added to each feature's variance. It grows with fewer pairs, which
+# would be overfitted otherwise. docs/measured/filter-network.md compares other values.
 IMAGE_RIDGE, TEXT_RIDGE, WORD_RIDGE = 5.0, 1.0, 3.0
-FEW = 5_000  # pairs with which the ridge is twice that
+FEW = 5_000  # pairs at which the ridge is twice that
 ROUNDING = 1e-12  # of a variance, against the mean's square
-LEAST = 1e-6  # of the greatest correlation: those below are rounding
-ROWS = 64  # a batch when embedding: one shape, so that no value depends on the others
+LEAST = 1e-6  # share of the greatest correlation; smaller ones are rounding
+ROWS = 64  # of a batch when embedding: one shape, so that no value depends on its neighbours
 SUMMED = 4096  # rows in float64 at a time
 
 Texts: TypeAlias = pa.ChunkedArray | list[str]
 
 
 class FilterNetwork(nn.Module):
-    """Unit vectors of images and captions.
+    """A network that gives unit vectors of images and captions.
 
-    Without `words`, as in versions 1 and 2, of both's features as they are.
+    Without `words`, as in versions 1 and 2, both heads read the plain features.
     """
 
     def __init__(self, image_width: int, text_width: int, width: int, words: int = 0) -> None:
@@ -55,65 +54,65 @@ class FilterNetwork(nn.Module):
         self.words = nn.EmbeddingBag(words, width, mode="sum") if words else None
 
     def embed_images(self, image_NI: Tensor) -> Tensor:
-        """(N, D)."""
+        """Returns (N, D) unit vectors of image features."""
         return functional.normalize(self.image(rooted(image_NI) if self.words else image_NI), dim=1)
 
     def embed_texts(self, text_NT: Tensor, captions: Texts) -> Tensor:
-        """(N, D)."""
+        """Returns (N, D) unit vectors of text features and the captions' words."""
         return self.with_words(self.text(text_NT), captions)
 
     def with_words(self, text_ND: Tensor, captions: Texts) -> Tensor:
-        """(N, D) unit vectors of what the text head makes of the features, and the words."""
+        """Adds the words to the text head's (N, D) output; returns unit vectors."""
         if self.words is not None:
             bags = word_bags(captions, self.words.num_embeddings)
             index_W, start_N, weight_N = (
-                torch.from_numpy(it).to(text_ND.device)
-                for it in (bags.bucket_W, bags.starts(), _weights(bags))
+                torch.from_numpy(array).to(text_ND.device)
+                for array in (bags.bucket_W, bags.starts(), _weights(bags))
             )
             text_ND = text_ND + self.words(index_W, start_N) * weight_N.float()[:, None]
         return functional.normalize(text_ND, dim=1)
 
 
 def rooted(x_NI: Tensor) -> Tensor:
-    """Signed square roots, to unit length: no few large features decide."""
+    """Returns signed square roots at unit length, so that no few large features dominate."""
     size_NI = x_NI.abs()
     length_N1 = size_NI.sum(1, keepdim=True).sqrt().clamp(min=ROUNDING)  # of the roots
-    size_NI.clamp_(min=1e-30)  # MKL takes five times as long for the root of 0, which most are
+    size_NI.clamp_(min=1e-30)  # most are 0, whose root takes MKL five times as long
     return size_NI.sqrt_().copysign_(x_NI).div_(length_N1)
 
 
 class WordBags(NamedTuple):
-    """The bucket of every word, text after text."""
+    """The buckets of all texts' words, concatenated."""
 
     bucket_W: NDArray[np.int64]
-    count_N: NDArray[np.int64]  # of each text's words; 0 of a null
+    count_N: NDArray[np.int64]  # words of each text; 0 for null
 
     def starts(self) -> NDArray[np.int64]:
-        """(N,) the place of each text's first word."""
+        """Returns (N,) the index of each text's first word."""
         return np.cumsum(self.count_N) - self.count_N
 
 
 def _weights(bags: WordBags) -> NDArray[np.float64]:
-    """(N,) of each word of a text: long captions say no more than short ones."""
+    """Returns (N,) the weight of each word of a text, so that long captions weigh no more."""
     return 1 / np.sqrt(np.maximum(bags.count_N, 1))
 
 
 def fitted(
     image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], captions: Texts, width: int
 ) -> FilterNetwork:
-    """The network whose directions correlate most over these pairs; ValueError where none vary.
+    """Fits the network whose directions correlate most; raises ValueError if features are constant.
 
-    A pair of directions weighs as its correlation does. Pairs that do not fit cost little: a
-    caption that stands beside pictures of all kinds correlates with none.
+    A direction's weight is its correlation. Mismatched pairs cost little: a caption beside pictures
+    of all kinds correlates with none.
     """
     from scipy.sparse import csr_array
 
     (rows, images), texts = image_NI.shape, text_NT.shape[1]
     bags = word_bags(captions, WORDS)
-    met_V, at_W = np.unique(bags.bucket_W, return_inverse=True)  # the others' weights are 0
-    ends_N = np.append(bags.starts(), len(at_W))
+    met_V, column_W = np.unique(bags.bucket_W, return_inverse=True)  # other buckets' weights are 0
+    ends_N = np.append(bags.starts(), len(column_W))
     weight_W = np.repeat(_weights(bags), bags.count_N)
-    word_NV = csr_array((weight_W, at_W, ends_N), shape=(rows, len(met_V)))
+    word_NV = csr_array((weight_W, column_W, ends_N), shape=(rows, len(met_V)))
     mean_I, mean_S, image_II, text_SS, both_IS = _covariances(image_NI, text_NT, word_NV)
     more = 1 + FEW / rows
     for block_FF, mean_F, size, ridge in (
@@ -126,11 +125,11 @@ def fitted(
         if mean_F is not None and not mean > ROUNDING * mean_F.square().mean():
             raise ValueError("the features of all rows are alike")
         variance_F += ridge * more * mean.clamp(min=ROUNDING)
-    image_II, text_SS = (torch.linalg.cholesky(it) for it in (image_II, text_SS))
+    image_II, text_SS = (torch.linalg.cholesky(matrix) for matrix in (image_II, text_SS))
     both_IS = torch.linalg.solve_triangular(image_II, both_IS, upper=False)
     both_IS = torch.linalg.solve_triangular(text_SS, both_IS.T, upper=False).T
-    # Its singular values are the correlations. Mostly images have fewer features than captions.
-    square_R, image_IR = (it.flip(-1) for it in torch.linalg.eigh(both_IS @ both_IS.T))
+    # The singular values of both_IS are the correlations. I is mostly less than S.
+    square_R, image_IR = (part.flip(-1) for part in torch.linalg.eigh(both_IS @ both_IS.T))
     correlation_R = square_R.clamp(min=0).sqrt()
     directions = min(width, int((correlation_R > LEAST * correlation_R[0]).sum()))
     correlation_R, image_IR = correlation_R[:directions], image_IR[:, :directions]
@@ -140,7 +139,7 @@ def fitted(
         for root, way in ((image_II, image_IR), (text_SS, text_SR))
     )
     image_DI, text_DS = (
-        functional.pad(it, (0, 0, 0, width - directions)) for it in (image_RI, text_RS)
+        functional.pad(head, (0, 0, 0, width - directions)) for head in (image_RI, text_RS)
     )
     words_VD = torch.zeros(WORDS, width, dtype=text_DS.dtype)
     words_VD[met_V] = text_DS[:, texts:].T
@@ -160,9 +159,9 @@ def fitted(
 def _covariances(
     image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], word_NV: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Means (I,) and (S,), and covariances (I, I), (S, S) and (I, S), of roots, features and words.
+    """Returns means (I,) and (S,), and covariances (I, I), (S, S) and (I, S).
 
-    Of (S, S) the lower half.
+    I are roots of image features, S text features and words. (S, S) has its lower half only.
     """
     (rows, images), texts = image_NI.shape, text_NT.shape[1]
     both = texts + word_NV.shape[1]
@@ -173,7 +172,7 @@ def _covariances(
     for start in range(0, rows, SUMMED):
         part = slice(start, start + SUMMED)
         image_BI, text_BT = (
-            torch.from_numpy(it[part].astype(np.float64)) for it in (image_NI, text_NT)
+            torch.from_numpy(rows_N[part].astype(np.float64)) for rows_N in (image_NI, text_NT)
         )
         image_BI, word_BV = rooted(image_BI), word_NV[part]
         word_VB = word_BV.T
@@ -207,30 +206,30 @@ class Embedder:
         self.width: int = sizes["width"]
         self.sha256: str = card["sha256"]
         self.device = device
-        if "log_scale" in weights:  # of version 1, which learnt by steps
+        if "log_scale" in weights:  # of version 1, trained by gradient steps
             del weights["log_scale"]
-            weights = {name.replace(".1.", "."): it for name, it in weights.items()}
+            weights = {name.replace(".1.", "."): weight for name, weight in weights.items()}
         self.network = built(
             partial(FilterNetwork, **sizes), weights, f"{redacted(uri)}, model.json"
         ).to(device)
 
     def embed_images(self, image_NI: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, D) unit vectors."""
+        """Returns (N, D) unit vectors of image features."""
         return self._in_batches(self.network.embed_images, image_NI)
 
     def embed_texts(self, text_NT: NDArray[np.float32], captions: Texts) -> NDArray[np.float32]:
-        """(N, D) unit vectors, of the captions and their features."""
+        """Returns (N, D) unit vectors of the captions and their features."""
         text_ND = torch.from_numpy(self._in_batches(self.network.text, text_NT)).to(self.device)
         with torch.inference_mode():
             return self.network.with_words(text_ND, captions).cpu().numpy()
 
     def probes(self) -> tuple[NDArray[np.float32]]:
-        """Image features as good as any, to see whether there are vectors of them."""
+        """Returns random image features, to test whether the network gives vectors."""
         image_width = self.network.image.in_features
         return (np.random.default_rng(0).random((ROWS, image_width), np.float32),)
 
     def probed_texts(self) -> tuple[NDArray[np.float32], Texts]:
-        """The same of captions, and of their features."""
+        """Returns random text features and captions, to test whether the network gives vectors."""
         text_width = self.network.text.in_features
         text_NT = np.random.default_rng(0).standard_normal((ROWS, text_width), np.float32)
         return text_NT, [f"a photo, number {n}" for n in range(ROWS)]
@@ -247,9 +246,9 @@ WORD = r"\w+"
 
 
 def word_bags(texts: Texts, buckets: int) -> WordBags:
-    """Words in lower case, hashed by CRC-32; a word that a text repeats counts again."""
+    """Hashes lower-case words to buckets by CRC-32; repeated words count again."""
     words = pl.Series(texts, dtype=pl.String).str.to_lowercase().str.extract_all(WORD)
     count_N = words.list.len().fill_null(0).to_numpy().astype(np.int64)
-    spoken = words.explode().drop_nulls().to_arrow().dictionary_encode()  # they repeat
+    spoken = words.explode().drop_nulls().to_arrow().dictionary_encode()  # many words repeat
     hash_U = [zlib.crc32(word.encode()) % buckets for word in spoken.dictionary.to_pylist()]
     return WordBags(np.array(hash_U, np.int64)[spoken.indices.to_numpy()], count_N)

@@ -1,23 +1,23 @@
-"""Models that write texts, named `SCHEME:NAME` in a recipe, and the one way to ask them.
+"""Asks models that write texts, named `SCHEME:NAME` in a recipe.
 
     openai:URL#MODEL   a server that speaks OpenAI's protocol, at http://host:port/v1
     vllm:MODEL         a vLLM server that the worker starts
     gguf:FILE          a llama.cpp server that the worker starts
-    smollm2            the same, with weights that come in a package
+    smollm2            a llama.cpp server, with weights that come in a package
     reference          no weights: for tests and trials
 
-The file of a scheme, stages/models/SCHEME.py, has two functions that get the NAME:
+The file of a scheme, stages/models/SCHEME.py, has two functions that take the NAME:
 
     environments(name)              other Pythons that it needs; RecipeError for no such model
-    endpoint(name, worker, limits)  the Endpoint to ask, once a worker
+    endpoint(name, worker, limits)  the Endpoint, called once a worker
 
-`environments` is asked while a recipe is planned. Two more where a scheme has something to say:
+`environments` is called while a recipe is planned. Two more are optional:
 
-    look(name)                      StageError at plan where files of the model are not there
-    sees(name)                      whether it takes images; without it, each model may
+    look(name)                      raises StageError at plan if the model's files are missing
+    sees(name)                      returns whether it takes images; without it, any model may
 
-A good answer is stored, and no request that has one is sent again: its key is the digest of model,
-prompt, image, decoding, candidate and seed. What may pass (a time-out) is never stored.
+A good answer is stored, and its request is never sent again: the key is the digest of model,
+prompt, image, decoding, candidate and seed. Transient failures (a time-out) are never stored.
 """
 
 import base64
@@ -53,30 +53,32 @@ SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is asked: a text, an encoded image already at its size, and how long an answer."""
+    """A question: a text, an encoded image at its final size, and a cap on the answer."""
 
     text: str
     system: str = ""
     image: bytes | None = None
-    max_tokens: int | None = None  # of the answer, where that is fewer than its decoding's
+    max_tokens: int | None = None  # of the answer, if fewer than the decoding's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How an answer is drawn; what is null is left to the server."""
+    """Decoding of an answer; null leaves a setting to the server."""
 
-    max_tokens: OneUp = 128  # of an answer: a longer one is cut
+    max_tokens: OneUp = 128  # cap of an answer; a longer one is cut
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0  # 0 takes the likeliest token
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None  # drawn from the likeliest, this share
-    top_k: OneUp | None = None  # drawn from so many; vLLM and llama.cpp know it, OpenAI does not
-    min_tokens: OneUp | None = None  # of an answer; vLLM knows it
-    stop: tuple[NonEmpty, ...] = ()  # an answer ends before the first of these
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = (
+        None  # nucleus: probability mass to draw from
+    )
+    top_k: OneUp | None = None  # likeliest tokens to draw from; vLLM and llama.cpp, not OpenAI
+    min_tokens: OneUp | None = None  # of an answer; vLLM only
+    stop: tuple[NonEmpty, ...] = ()  # texts at which an answer ends
 
 
 def open_asker(
     model: str, worker: Worker, *, decoding: Decoding, limits: Limits, form: Form
 ) -> "Asker":
-    """The Asker of a model, once a worker: it starts the server where the scheme has its own."""
+    """Returns the Asker of a model, once a worker; starts the scheme's own server, if any."""
     adapter, name = _adapter(model)
     endpoint = adapter.endpoint(name, worker, limits)
     where = f"stage '{worker.stage}', model '{model}'"
@@ -84,21 +86,21 @@ def open_asker(
 
 
 def environments_of(model: str) -> tuple[Environment, ...]:
-    """Other Pythons that a model's server needs; RecipeError where there is no such model."""
+    """Returns other Pythons that a model's server needs; raises RecipeError for an unknown one."""
     adapter, name = _adapter(model)
     needed: tuple[Environment, ...] = adapter.environments(name)
     return needed
 
 
 def look_for(model: str) -> None:
-    """StageError where files that a model names are not there, before anything runs."""
+    """Checks that a model's files are there, before anything runs; raises StageError."""
     adapter, name = _adapter(model)
     if hasattr(adapter, "look"):
         adapter.look(name)
 
 
 def refuse_blind(model: str) -> None:
-    """RecipeError where a model is known to see no image."""
+    """Checks that a model may see images; raises RecipeError."""
     adapter, name = _adapter(model)
     if hasattr(adapter, "sees") and not adapter.sees(name):
         do = "name one that does: openai:URL#MODEL, vllm:MODEL, or gguf:FILE#PROJECTOR"
@@ -106,12 +108,12 @@ def refuse_blind(model: str) -> None:
 
 
 def proof(
-    model: str, worker: Worker, lacking: Callable[[Sequence[Environment]], list[str]]
+    model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
 ) -> list[Finding] | None:
-    """Whether a model answers a short question, with some tokens of its answer; None for a model
-    that writes nothing, and for `reference`, which embeds too.
+    """Tries a model with a short question; the finding shows the beginning of its answer.
 
-    A server of our own is started for it; a Python that it lacks is not made here.
+    Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
+    server of our own; does not build a missing Python.
     """
     import asyncio
     import time
@@ -119,9 +121,9 @@ def proof(
     if model == "reference" or model.partition(":")[0] not in SCHEMES:
         return None
     look_for(model)
-    if lacks := lacking(environments_of(model)):
+    if packages := missing(environments_of(model)):
         do = "the first run makes it, in some minutes"
-        return [Finding(model, "note", f"no Python with {', '.join(lacks)} is made yet", do)]
+        return [Finding(model, "note", f"no Python with {', '.join(packages)} is made yet", do)]
     asker = open_asker(
         model,
         worker,
@@ -147,7 +149,7 @@ def proof(
 
 
 class Asker:
-    """Asks one endpoint, within limits; answers that are stored cost nothing."""
+    """A cached client of one endpoint, within limits; stored answers cost nothing."""
 
     def __init__(
         self,
@@ -165,18 +167,19 @@ class Asker:
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
         self.limits, self.took = limits, worker.took
         self.client = Client(endpoint, limits, Spending(worker, limits, where), where, worker.took)
-        given = {name: value for name, value in vars(decoding).items() if value not in (None, ())}
-        self.decoding, self.max_tokens = given, decoding.max_tokens
+        settings = vars(decoding).items()
+        self.decoding = {name: value for name, value in settings if value not in (None, ())}
+        self.max_tokens = decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
 
     async def ask(self, prompt: Prompt, *, seed: int, candidate: int = 0) -> Generated:
-        """The answer that is stored, or the server's; equal requests in flight share one.
+        """Returns the stored answer, or the server's; equal requests in flight share one.
 
-        StageError where no request can be answered: no server, no such model, no budget.
+        Raises StageError if no request can be answered: no server, no such model, no budget.
         """
         import asyncio
 
-        # A server may take 31 bits; two candidates of one seed are two questions, to it too.
+        # Servers may take 31 bits only; each candidate gets a seed of its own.
         drawn = (seed ^ (candidate * 0x9E3779B97F4A7C15)) % 2**31
         question = {**self._question(prompt), **self.decoding, "seed": drawn}
         question["max_tokens"] = min(self.max_tokens, prompt.max_tokens or self.max_tokens)
@@ -196,10 +199,10 @@ class Asker:
                 return other.result()
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._asked(prompt, question, key)
+            answer = await self._from_server(prompt, question, key)
         except BaseException as error:
             future.set_exception(error) if isinstance(error, Exception) else future.cancel()
-            future.cancelled() or future.exception()  # read: nobody may be waiting
+            future.cancelled() or future.exception()  # retrieved, as no one may be waiting
             raise
         finally:
             del self._asking[key]
@@ -207,7 +210,7 @@ class Asker:
         return answer
 
     def _question(self, prompt: Prompt) -> dict[str, Any]:
-        """The request's messages or prompt; an image is left out, and put in when it is sent."""
+        """Returns the request's messages or prompt; the image is added when it is sent."""
         if self.form == "completion":
             return {"prompt": "\n\n".join(filter(None, [prompt.system, prompt.text]))}
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
@@ -215,11 +218,13 @@ class Asker:
 
     def _key(self, body: Mapping[str, Any], image: bytes | None, candidate: int) -> bytes:
         digest = hashlib.sha256(image).hexdigest() if image is not None else None
-        asked = [self.endpoint.identity, self.form, body, digest, candidate]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+        parts = [self.endpoint.identity, self.form, body, digest, candidate]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
-    async def _asked(self, prompt: Prompt, question: Mapping[str, Any], key: bytes) -> Generated:
-        """The answer of the server, within limits and budget; a good one is stored."""
+    async def _from_server(
+        self, prompt: Prompt, question: Mapping[str, Any], key: bytes
+    ) -> Generated:
+        """Returns the server's answer, within limits and budget; stores a good one."""
         from clipmill.stages.models.client import Ask
 
         def keep(answer: Generated) -> None:
@@ -237,7 +242,7 @@ class Asker:
         return await self.client.answer(ask)
 
     def _body(self, prompt: Prompt, question: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as it is sent: with model and image."""
+        """Returns the request as it is sent: with model and image."""
         body = {"model": self.endpoint.model, **question}
         if prompt.image is not None:
             image = {"type": "image_url", "image_url": {"url": data_uri(prompt.image)}}
@@ -247,7 +252,7 @@ class Asker:
 
 
 def _stored(answer: Generated) -> bytes:
-    """An answer as JSON, short where nothing went wrong: most texts are no longer than its keys."""
+    """Returns an answer as a JSON list, without keys, which would be as long as most texts."""
     short = [answer.text, answer.prompt_tokens, answer.completion_tokens]
     more = [answer.cut, answer.reason] if answer.cut or answer.reason else []
     return json.dumps([*short, *more], ensure_ascii=False, separators=(",", ":")).encode()
@@ -261,13 +266,13 @@ def _loaded(stored: bytes) -> Generated:
 
 
 def data_uri(image: bytes) -> str:
-    """An encoded image as a URI that holds it."""
+    """Returns an encoded image as a data URI."""
     kinds = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
     return f"data:image/{kinds.get(image[:4], 'jpeg')};base64,{base64.b64encode(image).decode()}"
 
 
 def _adapter(model: str) -> tuple[ModuleType, str]:
-    """The file of a generator's scheme, and the name after the colon."""
+    """Returns the module of a generator's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
     found = own_code.find(f"models.{scheme}")
     adapter = own_code.load(f"models.{scheme}", f"model {model!r}") if found else None

@@ -1,6 +1,6 @@
-"""`gguf:FILE`: weights in llama.cpp's format, served by llama.cpp beside the worker.
+"""Serves `gguf:FILE`, weights in llama.cpp's format, by llama.cpp beside the worker.
 
-`gguf:FILE#PROJECTOR` is a model that sees images, whose second file turns them into tokens.
+`gguf:FILE#PROJECTOR` is a model that sees images; its second file turns them into tokens.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_file
 
-# llama.cpp as a prebuilt wheel, MIT: the one tried, and no other, as it is code of one person's.
+# A prebuilt wheel of llama.cpp (MIT), the only one tested; one person builds it, so it is pinned.
 LLAMA = "xllamacpp==2026.10.11549"
 LLAMA_SHA256 = (
     "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",  # manylinux, x86_64
     "e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",  # aarch64
 )
-# As many answers at once as help: 16 are no faster than 8 on two cores, and a GPU has room for
-# more. A slot keeps 2,048 tokens, in 16-bit keys and values: 23 kB a token for SmolLM2-135M, 131 kB
-# for a 7B with grouped heads, which makes 2 GB of 8 slots.
+# Concurrent answers: 16 are no faster than 8 on two cores; a GPU has room for more. A slot caches
+# 2,048 tokens, in 16-bit keys and values: 23 kB a token for SmolLM2-135M, 131 kB for a 7B with
+# grouped heads, so 8 slots take 2 GB.
 SLOTS, SLOTS_ON_GPU, CONTEXT = 8, 32, 2048
-WAIT_S = 600.0  # to read tens of gigabytes from a slow disk
+WAIT_S = 600.0  # to start: tens of gigabytes from a slow disk
 
 
 def environments(name: str) -> tuple[Environment, ...]:
@@ -38,7 +38,7 @@ def environments(name: str) -> tuple[Environment, ...]:
 
 
 def sees(name: str) -> bool:
-    """Whether a second file turns images into tokens."""
+    """Returns whether the model sees images, by its second file."""
     return bool(_files(name)[1])
 
 
@@ -48,7 +48,7 @@ def look(name: str) -> None:
 
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
-    """Reads the files' digests, which are pinned, and starts the server."""
+    """Pins the digests of the files, and starts the server."""
     [environment] = environments(name)
     look(name)
     model, projector = _files(name)
@@ -58,7 +58,7 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
 def served(
     worker: Worker, limits: Limits, python: Path, model: str, projector: str, name: str
 ) -> Endpoint:
-    """The server of these files, run by a Python that has llama.cpp."""
+    """Starts the server of these files, by a Python that has llama.cpp."""
     files = [model, *filter(None, [projector])]
     identity = "+".join(sha256(Path(file)) for file in files)
     worker.pin(f"model {name}", identity)
@@ -70,7 +70,7 @@ def served(
         worker,
         lambda path: [str(python), "-I", script, str(path), model, projector, *numbers],
         key_env="LLAMA_API_KEY",
-        env={"OMP_WAIT_POLICY": "passive"},  # on busy cores threads that spin are 40 times slower
+        env={"OMP_WAIT_POLICY": "passive"},  # on busy cores spinning threads are 40 times slower
         model="model",
         identity=identity,
         concurrency=slots,
@@ -79,7 +79,7 @@ def served(
 
 
 def _files(name: str) -> tuple[str, str]:
-    """The model, and the projector or nothing."""
+    """Splits a name into the model's file and the projector's, which may be empty."""
     model, _, projector = name.partition("#")
     return _home(model), _home(projector)
 

@@ -1,20 +1,20 @@
-"""Models of images and texts in one space, named `SCHEME:NAME` in a recipe.
+"""Loads models of images and texts in one space, named `SCHEME:NAME` in a recipe.
 
-    open_clip:NAME/TAG    open_clip's network, weights by tag
-    open_clip:NAME@FILE   the same network, weights from a file
+    open_clip:NAME/TAG    a network of open_clip's, weights by tag
+    open_clip:NAME@FILE   a network of open_clip's, weights from a file
     timm:NAME@FILE        a network of timm's for images alone, weights from a file
-    checkpoint:URI        a model that train.clip stored there
+    checkpoint:URI        a model that train.clip stored
     stage:NAME            a model that a stage of the recipe trains
     reference             no weights: for tests
     mine:NAME             a scheme of your own: a file stages/models/mine.py on the Python path
 
-The file of a scheme has two functions; each gets the NAME after the colon:
+The file of a scheme has two functions that take the NAME after the colon:
 
-    width(name)                   width of the embeddings, None where only the weights say it;
-                                  RecipeError where there is no such model
-    load(name, device, threads)   an ImageTextModel; StageError where its weights are not to be had
+    width(name)                   returns the width of the embeddings, None if only the weights
+                                  tell it; raises RecipeError if there is no such model
+    load(name, device, threads)   returns an ImageTextModel; raises StageError without its weights
 
-`width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
+`width` is called while a recipe is planned, so the file imports frameworks inside `load`.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,28 +36,28 @@ INTERFACE = ("width", "load")
 
 
 class ImageTextModel(Protocol):
-    """Embeds images and texts; an embedding does not depend on what else is in the call."""
+    """A model that embeds images and texts, each independently of the rest of the call."""
 
     width: int
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the weights; None where the model has none."""
+        """Digest of the weights; None if the model has none."""
         ...
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        """Returns (N, D) unit rows of 8-bit RGB images of any size."""
         ...
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """(N, D) unit rows."""
+        """Returns (N, D) unit rows."""
         ...
 
 
 def width_of(model: str) -> int | None:
-    """Width of a model's embeddings, None where only its weights say it.
+    """Returns the width of a model's embeddings; None if only its weights tell it.
 
-    RecipeError where there is no such scheme or no such model.
+    Raises RecipeError if there is no such scheme or no such model.
     """
     adapter, name = _adapter(model)
     width: int | None = adapter.width(name)
@@ -65,7 +65,7 @@ def width_of(model: str) -> int | None:
 
 
 def checked_width(model: str) -> int | None:
-    """`width_of`; RecipeError where there is no such model: the plan stops, and not the run."""
+    """Returns `width_of`; turns any ValueError into a RecipeError, which stops the plan."""
     try:
         return width_of(model)
     except ValueError as error:
@@ -74,7 +74,7 @@ def checked_width(model: str) -> int | None:
 
 
 def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
-    """The model that a scheme string names, on a device; a broken one refuses to embed."""
+    """Loads the named model on a device; a broken model refuses to embed."""
     from clipmill.stages.models.watched import WatchedModel
 
     adapter, name = _adapter(model)
@@ -82,18 +82,18 @@ def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
 
 
 def proof(
-    model: str, worker: Worker, lacking: Callable[[Sequence[Environment]], list[str]]
+    model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
 ) -> list[Finding]:
-    """Whether a model loads, and embeds a picture and a text as it should."""
+    """Loads a model and embeds pictures and texts; raises an error if it is broken."""
     loaded: Any = load(model)
     loaded.embed_images.prove()
-    if not model.startswith("timm:"):  # of images alone
+    if not model.startswith("timm:"):  # timm embeds images alone
         loaded.embed_texts.prove()
     return [Finding(model, "good", f"loads; embeddings are {loaded.width} wide")]
 
 
 def look_for(model: str) -> None:
-    """StageError where the file or folder that a model's name holds is not there; reads neither."""
+    """Checks that the file or folder in a model's name exists, unread; raises StageError."""
     scheme, _, name = model.partition(":")
     if scheme in ("open_clip", "timm") and "@" in name:
         file = str(Path(name.partition("@")[2]).expanduser())
@@ -103,7 +103,7 @@ def look_for(model: str) -> None:
 
 
 def schemes() -> list[str]:
-    """Every scheme on the path, those of a user's own folders included; imports none of them."""
+    """Returns the names of all schemes, those of a user's own folders included; imports none."""
     files = own_code.files("models").values()
     return sorted({"stage", *(file.path.stem for file in files if _is_scheme(file.read()))})
 
@@ -113,7 +113,7 @@ def _is_scheme(source: bytes) -> bool:
 
 
 def _adapter(model: str) -> tuple[ModuleType, str]:
-    """The file of a model's scheme, and the name after the colon."""
+    """Returns the module of a model's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
     if scheme not in schemes():
         raise RecipeError(

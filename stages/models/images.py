@@ -1,4 +1,4 @@
-"""Embeddings of pictures: by a model of images and texts, or by the network of `embed.features`."""
+"""Embeds pictures by a model of images and texts, or by the network of `embed.features`."""
 
 from collections.abc import Callable
 from typing import cast
@@ -18,17 +18,17 @@ Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to
 
 
 def check(model: str) -> None:
-    """RecipeError where there is no such model. Imports no framework."""
+    """Checks that a model exists; raises RecipeError. Imports no framework."""
     width(model)
 
 
 def width(model: str) -> int | None:
-    """Width of its vectors, None where only the weights say it; RecipeError as `check` has it."""
+    """Returns the width of a model's vectors, None if only the weights tell it; or RecipeError."""
     return FEATURES_WIDTH if model.partition(":")[0] == FEATURES else width_of(model)
 
 
 def embedder(model: str, worker: Worker) -> Embed:
-    """The function that embeds pictures by a model; pins the digest of its weights."""
+    """Returns a function that embeds pictures; pins the digest of the model's weights."""
     kind, _, precision = model.partition(":")
     if kind != FEATURES:
         network = load(model, worker.device, worker.threads)
@@ -46,7 +46,7 @@ def embedder(model: str, worker: Worker) -> Embed:
 
 
 def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed | None:
-    """The function of a stage's setting `model`, or of the folder of `model: "stage:x"`, if any."""
-    if trained:  # a stage's model is the engine's to watch
+    """Returns `embedder` of the setting `model`, or of a stage's trained model, if one is set."""
+    if trained:  # not pinned: the engine checks models of stages
         return load(f"checkpoint:{trained}", worker.device, worker.threads).embed_images
     return embedder(model, worker) if model else None

@@ -1,7 +1,7 @@
-"""`open_clip:NAME/TAG` and `open_clip:NAME@FILE`: open_clip's networks, by tag or from a file.
+"""Loads open_clip's networks: `open_clip:NAME/TAG` or `open_clip:NAME@FILE`.
 
-A tag is fetched once by open_clip, from the hub that it names. A file (.pt, .bin: read as weights
-only; or .safetensors) needs no hub: the one to use on machines that see no internet.
+open_clip downloads a tag's weights once, from the tag's hub. A file (.safetensors; or .pt and .bin,
+read as weights only) needs no hub, and so works on machines without internet.
 """
 
 import logging
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
-ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
-STEP = 8  # tokens that the length of a prompt is rounded up to
+ROWS = 32  # every call of a tower has this many, so that no value depends on its neighbours
+STEP = 8  # tokens; a prompt's length is rounded up to a multiple
 
 
 def width(name: str) -> int:
-    """Width of the embeddings, from open_clip's configuration files. Imports no framework."""
+    """Returns the embeddings' width, from open_clip's configuration. Imports no framework."""
     network, _, _ = parts(name)
     config = config_of(network, f"model 'open_clip:{name}'")
     return int(config["embed_dim"])
 
 
 def parts(name: str) -> tuple[str, str | None, Path | None]:
-    """Network, and either its tag or its file; RecipeError where the name has neither."""
-    network, at, file = name.partition("@")
-    if at and network and file:
+    """Splits a name into network, and tag or file; raises RecipeError if it has neither."""
+    network, sign, file = name.partition("@")
+    if sign and network and file:
         return network, None, Path(file).expanduser()
     network, _, tag = name.partition("/")
-    if not network or not tag or at:
+    if not network or not tag or sign:
         raise RecipeError(
             "it names no weights",
             f"model 'open_clip:{name}'",
@@ -47,7 +47,7 @@ def parts(name: str) -> tuple[str, str | None, Path | None]:
 
 
 def load(name: str, device: str, threads: int) -> "OpenClip":
-    """The network with its weights; StageError where either cannot be had."""
+    """Loads the network with its weights; raises StageError if either cannot be loaded."""
     network, tag, file = parts(name)
     width(name)
     if file is not None and not file.is_file():
@@ -59,7 +59,7 @@ def load(name: str, device: str, threads: int) -> "OpenClip":
 
 
 class OpenClip:
-    """Both towers in float32, with the network's own preprocessing and tokens."""
+    """Both towers in float32, with the network's own preprocessing and tokenizer."""
 
     def __init__(self, network: str, tag: str | None, file: Path | None, device: str) -> None:
         import open_clip
@@ -74,26 +74,26 @@ class OpenClip:
         self.device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        """Returns (N, D) unit rows of 8-bit RGB images of any size."""
         import torch
         from PIL import Image
 
         def prepared(image: NDArray[np.uint8]) -> "Tensor":
             return self.preprocess(Image.fromarray(middle(image)))
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as side_by_side:
-            pixels = list(side_by_side.map(prepared, image_HW3))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            pixels = list(threads.map(prepared, image_HW3))
         return self._rows(self.model.encode_image, torch.stack(pixels) if pixels else None)
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """(N, D) unit rows; a text past the network's context is cut."""
+        """Returns (N, D) unit rows; a text past the network's context is cut."""
         return self._rows(self.model.encode_text, self.tokenize(texts) if texts else None)
 
     def embed_prompts(self, texts: list[str]) -> NDArray[np.float32]:
-        """`embed_texts` without most of the padding, which costs more than the words.
+        """Returns `embed_texts`, faster: without most of the padding, which costs more than words.
 
-        Where the text tower is causal, what follows a text changes none of its values: each is
-        padded to the next multiple of 8 tokens, by its own length: neighbours change no bit.
+        Padding changes no value of a causal text tower, so each text is padded to the next multiple
+        of 8 tokens. Its shape depends on its own length alone: neighbours change no bit.
         Error: max 5e-7 beside `embed_texts` (tests/stages/models/test_open_clip.py).
         """
         import torch
@@ -101,7 +101,7 @@ class OpenClip:
         if not texts or not is_causal(self.model):
             return self.embed_texts(texts)
         token_NL = self.tokenize(texts)
-        length_N = token_NL.argmax(dim=1) + 1  # the mark of the end is the largest token
+        length_N = token_NL.argmax(dim=1) + 1  # the end mark is the largest token
         padded_N = ((length_N + STEP - 1) // STEP * STEP).clamp(max=token_NL.shape[1])
         out_ND = np.empty((len(texts), self.width), np.float32)
         for length in padded_N.unique().tolist():
@@ -130,17 +130,17 @@ class OpenClip:
 
 
 def _created(open_clip: Any, network: str, tag: str | None, file: Path | None, device: str) -> Any:
-    """Network in evaluation mode, and its preprocessing of an image."""
+    """Creates a network in evaluation mode, and its preprocessing of an image."""
     where = f"open_clip:{network}/{tag}" if tag else f"open_clip:{network}@{file}"
     if tag and not open_clip.pretrained.is_pretrained_cfg(network, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(network)) or "none"
         raise StageError(f"no weights {tag!r} of {network}", where, f"it has: {tags}")
-    logging.disable(logging.ERROR)  # it logs what it raises
+    logging.disable(logging.ERROR)  # open_clip also raises what it logs
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             network, pretrained=tag or str(file), device=device, weights_only=True
         )
-    except Exception as error:  # of the hub, its client, the file's format, the network
+    except Exception as error:  # by the hub, its client, the file's format or the network
         text = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {text[0] if text else ''}"
         if tag:

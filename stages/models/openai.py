@@ -1,4 +1,4 @@
-"""`openai:URL#MODEL`: a server that runs and speaks OpenAI's protocol."""
+"""Asks `openai:URL#MODEL`: a running server that speaks OpenAI's protocol."""
 
 import os
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 
 
 def environments(name: str) -> tuple[Environment, ...]:
-    """None; RecipeError for a URL that cannot be asked, or that holds a key."""
+    """Returns no environment; raises RecipeError for an unusable URL, or one that holds a key."""
     url, _, model = name.partition("#")
     where = f"key `model`, 'openai:{without_keys(name)}'"
     do = "write openai:https://host/v1#MODEL"
@@ -29,7 +29,7 @@ def environments(name: str) -> tuple[Environment, ...]:
 
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
-    """The server; its key is what the environment holds where the worker runs."""
+    """Returns the server; its key comes from the worker's environment."""
     environments(name)
     url, _, model = name.partition("#")
     key = os.environ.get(limits.api_key_env, "")

@@ -1,9 +1,9 @@
-"""`reference`: embeddings without weights, the same on every machine, for tests and first runs.
+"""The `reference` model: embeddings without weights, equal on every machine, for tests and trials.
 
-Equal images are equal, resized or recompressed ones near; so are texts that share words. Image and
-text spaces have nothing to do with each other: a cosine between them says nothing.
+Equal images have equal embeddings, resized or recompressed ones are near; so are texts that share
+words. Image and text spaces are unrelated: a cosine between them means nothing.
 
-As a generator it turns the words of the prompt's last line round, or names size and colour of the
+As a generator it rotates the words of the prompt's last line, or names size and colour of the
 image.
 """
 
@@ -50,31 +50,31 @@ def environments(name: str) -> tuple[Environment, ...]:
 
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
-    """The generator, in this process."""
+    """Returns the generator, which runs in this process."""
     width(name)
     return Endpoint(url="", model="reference", identity="reference", inside=reply)
 
 
 class Reference:
-    """Signed random projections of hand-made features, the signs drawn by hash."""
+    """Random projections of hand-made features, with signs drawn by hash."""
 
     width = WIDTH
     sha256 = None
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) projections of where an image is light and which colours it has."""
+        """Returns (N, D) projections of an image's layout of light and colour."""
         F = GRID**2 + 3 * COLOURS**2 + COLOURS**3
         feature_NF = np.zeros((len(image_HW3), F))
         for i, image in enumerate(image_HW3):  # sizes differ
             feature_NF[i] = image_features(image)
         bits_FD = _spread(np.arange(F * WIDTH)).reshape(F, WIDTH)
         sign_FD = np.where(bits_FD >> np.uint64(63), 1.0, -1.0)
-        return unit_rows(feature_NF @ sign_FD)  # of whole numbers: exact, whatever the batch
+        return unit_rows(feature_NF @ sign_FD)  # of whole numbers: exact for any batch
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """(N, D) signed counts of hashed words and 4-grams of characters, whatever the case."""
+        """Returns (N, D) signed counts of hashed words and character 4-grams; ignores case."""
         embedding_ND = np.zeros((len(texts), WIDTH))
-        embedding_ND[:, 0] = 1  # never zero: every text, empty ones too, has a direction
+        embedding_ND[:, 0] = 1  # so that an empty text has a direction, too
         for i, text in enumerate(texts):  # lengths differ
             words = text.lower().split()
             spaced = f" {' '.join(words)} "
@@ -83,13 +83,13 @@ class Reference:
             bits_T = _spread(hash_T)
             column_T = 1 + (bits_T % np.uint64(WIDTH - 1)).astype(np.int64)
             sign_T = np.where(bits_T >> np.uint64(63), 1, -1)
-            sign_T[: len(words)] *= 2  # a whole word says more than a piece of one
+            sign_T[: len(words)] *= 2  # whole words weigh more than 4-grams
             embedding_ND[i] += np.bincount(column_T, sign_T, WIDTH)
         return unit_rows(embedding_ND)
 
 
 def image_features(image_HW3: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(F,) luma layout, colour layout and colour histogram, each of equal weight; whole numbers."""
+    """Returns (F,) luma layout, colour layout and colour histogram, equally weighted; integers."""
     cell_GG3 = area_means(image_HW3, GRID)
     luma_GG = cell_GG3 @ np.array([2, 5, 1])
     quarter = GRID // COLOURS
@@ -107,7 +107,7 @@ def image_features(image_HW3: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def area_means(image_HW3: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
-    """(grid, grid, 3) mean colour of each cell, in sixteenths of a level."""
+    """Returns (grid, grid, 3) the mean colour of each cell, in sixteenths of a level."""
     for axis in (0, 1):
         size = image_HW3.shape[axis]
         if size < grid:  # fewer pixels than cells: repeat them
@@ -121,13 +121,13 @@ def area_means(image_HW3: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
 
 
 def _centred_unit(block: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(F,) the block minus its mean, at length 4096, in whole numbers, whose sums are exact."""
+    """Returns (F,) the block minus its mean, at length 4096, rounded to integers."""
     centred_F = (block * block.size - block.sum()).reshape(-1)
     return np.rint(centred_F * (4096 / max(np.sqrt(centred_F @ centred_F), 1)))
 
 
 def _spread(number_N: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64 well-spread bits of each small number: splitmix64's, its n-th step."""
+    """Returns 64 random bits of each small number: step n of splitmix64."""
     return mixed((number_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
@@ -148,30 +148,31 @@ VIEWS = ("A picture", "An image", "A photo", "A drawing", "A view", "A small sce
 
 
 def reply(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply of `chat/completions` or `completions` to a request, as OpenAI's API words it.
+    """Answers a request of `chat/completions` or `completions` in the format of OpenAI's API.
 
-    A token is a word. Raises what the decoder raises for an image that is none.
+    A token is a word. Raises the decoder's error for an undecodable image.
     """
     is_chat = path.endswith("chat/completions")
-    asked = body["messages"] if is_chat else body["prompt"]
-    prompt, image = _parts(asked) if is_chat else (asked, None)
-    bits = int.from_bytes(hashlib.sha256(json.dumps([asked, body.get("seed")]).encode()).digest())
-    words = (seen(image, bits) if image is not None else turned(prompt, bits)).split()
+    question = body["messages"] if is_chat else body["prompt"]
+    prompt, image = _parts(question) if is_chat else (question, None)
+    key = json.dumps([question, body.get("seed")])
+    bits = int.from_bytes(hashlib.sha256(key.encode()).digest())
+    words = (caption_of(image, bits) if image is not None else rotated(prompt, bits)).split()
     most = int(body.get("max_tokens") or len(words))
     text = " ".join(words[:most])
-    said = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+    answer = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
     finish = "length" if len(words) > most else "stop"
     used = {"prompt_tokens": len(prompt.split()), "completion_tokens": min(most, len(words))}
     return {
         "object": "chat.completion" if is_chat else "text_completion",
         "model": body.get("model"),
-        "choices": [{"index": 0, **said, "finish_reason": finish}],
+        "choices": [{"index": 0, **answer, "finish_reason": finish}],
         "usage": {**used, "total_tokens": sum(used.values())},
     }
 
 
-def turned(prompt: str, bits: int) -> str:
-    """The words of the last line that has any, turned round; one word stays as it is.
+def rotated(prompt: str, bits: int) -> str:
+    """Returns the words of the last line that has any, rotated; a single word stays.
 
     A `=>` at the line's end, where a completion begins, is no word.
     """
@@ -179,13 +180,13 @@ def turned(prompt: str, bits: int) -> str:
     words = next((line for line in reversed(lines) if line), ["nothing"])
     if len(words) == 1:
         return words[0]
-    at = 1 + bits % (len(words) - 1)
-    other = [*words[at:], *words[:at]]
+    start = 1 + bits % (len(words) - 1)
+    other = [*words[start:], *words[:start]]
     return " ".join(other if other != words else [*words, "again"])
 
 
-def seen(image: bytes, bits: int) -> str:
-    """Size and nearest plain colour of an encoded image."""
+def caption_of(image: bytes, bits: int) -> str:
+    """Returns a caption of an encoded image: its size and nearest plain colour."""
     from clipmill.stages.ops.images.decode import decode
 
     image_HW3 = decode(image)
@@ -199,7 +200,7 @@ def seen(image: bytes, bits: int) -> str:
 
 
 def _parts(messages: list[Mapping[str, Any]]) -> tuple[str, bytes | None]:
-    """Text and image of the last message."""
+    """Returns text and image of the last message."""
     content = messages[-1]["content"]
     if isinstance(content, str):
         return content, None

@@ -1,8 +1,8 @@
-"""A trained model on storage: `model.json` describes it, `model.safetensors` holds its weights.
+"""Stores and reads trained models: `model.json` describes one, `model.safetensors` has its weights.
 
 The card is {"kind", "version", every setting that rebuilds the network, "sha256" of the weights}.
-A stage that trains leaves both below `out/`; a copy of them elsewhere may do without that folder.
-One that trains several seeds leaves a pair for each: `seed-3.model.json`.
+A training stage writes both below `out/`; a copy elsewhere needs no such folder. A stage with
+several seeds writes a pair for each: `seed-3.model.json`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ CARD, WEIGHTS = "model.json", "model.safetensors"
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, whatever file or order they came in."""
+    """Returns the SHA-256 over names and values, independent of file format and order."""
     total = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -56,7 +56,7 @@ def put_model(
 def read_model(
     uri: str, kind: str, name: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A card, by default the first, and its weights; StageError where they are of another kind."""
+    """Reads a card, by default the first, and its weights; raises StageError if they are unfit."""
     folder = Storage(uri)
     name = name or cards(uri)[0]
     card = read_card(folder, name)
@@ -92,7 +92,7 @@ def read_model(
 
 
 def read_card(folder: Storage, name: str) -> dict[str, Any]:
-    """The fields of a card; DamagedError where it or its weights changed since they were stored."""
+    """Reads a card; raises DamagedError if it or its weights changed since they were stored."""
     if name.startswith(f"{OUT}/"):
         outputs = Outputs(folder)
         for file in (name, name.removesuffix(CARD) + WEIGHTS):
@@ -101,7 +101,7 @@ def read_card(folder: Storage, name: str) -> dict[str, Any]:
 
 
 def cards(uri: str) -> list[str]:
-    """Names of the cards in a folder or its out/, by seed; StageError where there is none."""
+    """Returns names of the cards in a folder or its out/, by seed; raises StageError if none."""
     folder = Storage(uri)
     for place in ("", "out/"):
         if names := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
@@ -122,16 +122,16 @@ def built(
     build: Callable[[], T],
     weights: dict[str, Tensor],
     where: str,
-    network: Callable[[T], Any] = lambda made: made,
+    network: Callable[[T], Any] = lambda model: model,
 ) -> T:
-    """What is built by a stranger's card, with these weights; StageError where they do not fit.
+    """Builds a model from an untrusted card, and loads its weights; raises StageError if unfit.
 
-    First without memory: a card may ask for more than there is.
+    Shapes are checked first on the meta device: a card may ask for more memory than there is.
     """
     try:
-        with contextlib.suppress(RuntimeError), torch.device("meta"):  # some read a value there
+        with contextlib.suppress(RuntimeError), torch.device("meta"):  # some networks read values
             _check_shapes(network(build()).state_dict(), weights, where)
-        made = build()
+        model = build()
     except (
         *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
         *(RuntimeError, TypeError, ValueError),
@@ -141,22 +141,22 @@ def built(
             where=where,
             do="use a model that this version stored, or train again",
         ) from error
-    matching(network(made), weights, where)
-    return made
+    matching(network(model), weights, where)
+    return model
 
 
 def _check_shapes(
     of_network: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str
 ) -> None:
-    for name in of_network:
-        its, own = (tuple(it[name].shape) if name in it else None for it in (weights, of_network))
-        if its != own:
+    for name, tensor in of_network.items():
+        shape = tuple(weights[name].shape) if name in weights else None
+        if shape != tuple(tensor.shape):
             missing = f"Missing key {name}"
-            raise _other(missing if its is None else f"size mismatch for {name}: {its}", where)
+            raise _other(missing if shape is None else f"size mismatch for {name}: {shape}", where)
 
 
 def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:
-    """The network with these weights; StageError where they are of another architecture."""
+    """Loads weights into the network; raises StageError if they are of another architecture."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -165,14 +165,14 @@ def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:
     return network.eval()
 
 
-def _other(said: str, where: str) -> StageError:
+def _other(difference: str, where: str) -> StageError:
     return StageError(
-        found=f"weights of another architecture: {said}",
+        found=f"weights of another architecture: {difference}",
         where=where,
         do="name the weights that belong to this network",
     )
 
 
 def _words(error: Exception) -> str:
-    """The first line of what it says, and its kind: MemoryError says nothing."""
+    """Returns an error's type and the first line of its message, which may be empty."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")

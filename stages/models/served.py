@@ -1,4 +1,4 @@
-"""A model server of our own beside the worker: on a Unix socket, with a key drawn for it."""
+"""Starts a model server of our own beside the worker: on a Unix socket, with a random key."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,8 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.endpoint import Endpoint
 
-ANSWER_S = 10.0  # of a server that is asked for its health
-LONGEST_SOCKET = 103  # bytes of its path that every system takes
+ANSWER_S = 10.0  # time-out of a health check
+LONGEST_SOCKET = 103  # bytes of a socket's path that every system takes
 
 
 def serve(
@@ -28,9 +28,10 @@ def serve(
     concurrency: int | None,
     wait_s: float,
 ) -> Endpoint:
-    """The endpoint of a server that `command` starts on a socket: healthy now, ended with us.
+    """Starts a server on a socket by `command`, waits until it is healthy, returns its endpoint.
 
-    The key goes to it by the variable `key_env`. The socket lies where only this user may look.
+    The server ends with the worker. It gets its key by the variable `key_env`. The socket is in a
+    folder that only this user may read.
     """
     key = secrets.token_urlsafe(24)
     path = worker.scratch / f"{secrets.token_hex(4)}.sock"
@@ -47,10 +48,10 @@ def serve(
     helper = worker.start_helper(
         command(path), is_healthy=is_healthy, wait_s=wait_s, env={**env, key_env: key}
     )
-    one_at_a_time = threading.Lock()  # many requests lose a dead server at once
+    reviving = threading.Lock()  # many requests lose a dead server at once
 
     def revive() -> None:
-        with one_at_a_time:
+        with reviving:
             if not (helper.is_alive() and is_healthy()):
                 helper.restart()
 
@@ -65,7 +66,7 @@ def serve(
 
 
 def is_well(path: Path) -> bool:
-    """Whether the server on a Unix socket says that it is."""
+    """Returns whether the server on a Unix socket reports good health."""
     connection = OverSocket(path)
     try:
         connection.request("GET", "/health")
@@ -82,7 +83,7 @@ def sha256(file: Path) -> str:
 
 
 class OverSocket(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """An HTTP connection over a Unix socket."""
 
     def __init__(self, path: Path, timeout_s: float = ANSWER_S) -> None:
         super().__init__("localhost", timeout=timeout_s)

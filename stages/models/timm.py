@@ -1,7 +1,7 @@
-"""`timm:NAME@FILE`: a network of timm's that sees images and reads no captions, DINO among them.
+"""Loads `timm:NAME@FILE`: a network of timm's for images alone, such as DINO.
 
-NAME is timm's: vit_small_patch14_dinov2.lvd142m. FILE holds its weights (.pth, .bin: read as
-weights only; or .safetensors), as timm or its authors publish them; no hub is asked.
+NAME is timm's: vit_small_patch14_dinov2.lvd142m. FILE has its weights as timm or the authors
+publish them (.safetensors; or .pth and .bin, read as weights only); no hub is used.
 """
 
 from importlib.util import find_spec
@@ -17,18 +17,18 @@ from clipmill.stages.clip.open_clip_config import middle
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
-IMAGES = 32  # a call of the network always has as many, so that no vector depends on its neighbours
+IMAGES = 32  # every call of the network has this many, so that no vector depends on its neighbours
 
 
 def width(name: str) -> None:
-    """None: only the network says it. RecipeError where the name is none. Imports no framework."""
+    """Checks the name and returns None: only the network tells its width. Imports no framework."""
     parts(name)
     if find_spec("timm") is None:
         raise missing("timm", f"model 'timm:{name}'")
 
 
 def parts(name: str) -> tuple[str, Path]:
-    """Network and file; RecipeError where the name lacks one."""
+    """Splits a name into network and file; raises RecipeError if either is missing."""
     network, _, file = name.partition("@")
     if not network or not file:
         raise RecipeError(
@@ -40,7 +40,7 @@ def parts(name: str) -> tuple[str, Path]:
 
 
 def load(name: str, device: str, threads: int) -> "Timm":
-    """The network with its weights, without its classifier; StageError where it cannot be had."""
+    """Loads the network without its classifier; raises StageError if that fails."""
     network, file = parts(name)
     width(name)
     where = f"model 'timm:{name}'"
@@ -53,12 +53,12 @@ def load(name: str, device: str, threads: int) -> "Timm":
     if not timm.is_model(network.partition(".")[0]):
         near = ", ".join(timm.list_models(f"*{network.partition('_')[0]}*")[:5])
         raise StageError(f"timm has no network {network!r}", where, f"it has {near or 'others'}")
-    try:  # whole, classifier and all: timm passes over what a file lacks for one without
+    try:  # with its classifier: without one, timm would ignore weights that the file lacks
         model: Any = timm.create_model(
             network, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
         )
         model.reset_classifier(0)
-    except Exception as error:  # of the file's format, of weights of another network
+    except Exception as error:  # the file's format, or weights of another network
         text = str(error).strip().splitlines()
         raise StageError(
             f"weights that are not of {network}: {text[0] if text else type(error).__name__}",
@@ -69,8 +69,8 @@ def load(name: str, device: str, threads: int) -> "Timm":
 
 
 class Timm:
-    """The pooled features of a network in float32, at length 1, by the network's own preprocessing:
-    the shorter side resized, and the middle cut out."""
+    """A network whose pooled float32 features, at length 1, are the embedding; its own
+    preprocessing resizes the shorter side and crops the centre."""
 
     def __init__(self, model: Any, device: str) -> None:
         from timm.data.config import resolve_model_data_config
@@ -85,7 +85,7 @@ class Timm:
         self.preprocess = create_transform(**config, is_training=False)
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        """Returns (N, D) unit rows of 8-bit RGB images of any size."""
         import torch
         from PIL import Image
 

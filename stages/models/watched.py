@@ -1,7 +1,7 @@
-"""Vectors of a model, looked at before anything is done with them: a broken model gets no number.
+"""Checks a model's vectors before they are used, so that a broken model yields no result.
 
-A vector that is zero or not finite has no direction. Where a few inputs have such, they are to
-blame, and come out as NaN; where more than a tenth have, the model is, and is refused.
+A vector that is zero or not finite has no direction. If up to a tenth of the inputs give one, the
+inputs are to blame, and become NaN; if more do, the model is to blame, and is refused.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ Inputs = tuple[Any, ...]
 
 
 class Watched:
-    """A function that embeds, and NaN in the place of a vector that is zero or not finite.
+    """A wrapped embedding function; vectors that are zero or not finite become NaN.
 
-    StageError, which names the model, where more than a tenth of what it has embedded so far are
-    so. The first such vector has it embed 64 `probes` too: so a pool of a few odd rows blames no
-    model, and a broken one is refused at a single row.
+    Raises StageError, with the model's name, once more than a tenth of all vectors so far are bad.
+    After the first bad vector it embeds 64 `probes` too, so that a pool of a few odd rows blames no
+    model, and a broken model is refused at a single row.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Watched:
         self.seen = self.bad = 0
 
     def __call__(self, *inputs: Any) -> NDArray[np.float32]:
-        """(N, D) of the inputs."""
+        """Returns (N, D) vectors of the inputs."""
         row_ND = self.embed(*inputs)
         bad_N = self._counted(row_ND)
         if not self.bad:
@@ -45,7 +45,7 @@ class Watched:
         return np.where(bad_N[:, None], np.float32(np.nan), row_ND)
 
     def prove(self) -> None:
-        """StageError where the model has no vectors of the probes."""
+        """Embeds the probes; raises StageError if too many vectors are bad."""
         self._counted(self.embed(*self.probes()))
         self._refuse()
 
@@ -61,7 +61,7 @@ class Watched:
 
 
 class WatchedModel:
-    """A model of images and texts whose vectors are watched, of each way apart."""
+    """A model of images and texts whose vectors are checked, separately for images and texts."""
 
     def __init__(self, model: Any, name: str) -> None:
         self.inside = model
@@ -74,21 +74,21 @@ class WatchedModel:
 
     @property
     def network(self) -> Any:
-        """The name of open_clip's network, None of others."""
+        """The name of open_clip's network; None for other models."""
         return getattr(self.inside, "network", None)
 
-    def _embed(self, way: str) -> Callable[..., NDArray[np.float32]]:
-        return lambda inputs: getattr(self.inside, way)(inputs)  # some have no way for texts
+    def _embed(self, method: str) -> Callable[..., NDArray[np.float32]]:
+        return lambda inputs: getattr(self.inside, method)(inputs)  # late: some embed no texts
 
 
 def pictures() -> Inputs:
-    """Noise in each its own colour."""
+    """Returns noise images, each in a colour of its own."""
     draw = np.random.default_rng(0)
     high_N3 = draw.integers(32, 256, (PROBES, 3))
     return (list(draw.integers(0, high_N3[:, None, None], (PROBES, 32, 32, 3), np.uint8)),)
 
 
 def texts() -> Inputs:
-    """Plain captions, none twice."""
+    """Returns plain captions, all different."""
     things = ("a dog", "a red car", "two people", "the sea", "a cup of tea", "an old house", "snow")
     return ([f"a photo of {things[n % len(things)]}, number {n}" for n in range(PROBES)],)

@@ -1,4 +1,4 @@
-"""A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
+"""Trains a CLIP model on an export, at a fixed scale, so that trainings differ by their subsets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from clipmill.pipeline.stage import (
     later,
     location,
 )
-from clipmill.stages.clip.losses import Asks, asks, digest_of
+from clipmill.stages.clip.losses import Declared, declared_by, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
 from clipmill.stages.ops.tables.exports import numbered, summary_of
@@ -38,58 +38,58 @@ LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
 class ClipTraining(DatasetStage):
     """model.safetensors, model.json and a README.md of two towers, and the loss of every step.
 
-    Samples seen are fixed whatever the subset's size, as in DataComp, so that subsets can be
-    compared; weights and batches depend on the seed, not on the stage's name. Several seeds are
-    trained side by side, each to files of its own (seed-3.model.json). Killed and run again, it
-    goes on from its last checkpoints and ends at the same weights, bit for bit.
+    The number of samples seen is independent of the subset's size, as in DataComp, so that subsets
+    can be compared; weights and batches depend on the seed, not on the stage's name. Several seeds
+    are trained in parallel, each to files of its own (seed-3.model.json). A killed training resumes
+    from its last checkpoint and ends at the same weights, bit for bit.
 
-    Of an image with several texts a step takes one, by a hash of seed, batch and uid. In the place
-    of a text of fewer than two words it takes the first, as LaCLIP does.
+    If an image has several texts, a step takes one, by a hash of seed, batch and uid. A text of
+    fewer than two words is replaced by the first, as in LaCLIP.
 
-    Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) for the scales but nano:
+    Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) for all scales except nano:
     a 0.7 M-weight residual image tower and a bag of hashed words and 4-grams (docs/training.md).
     Error: exact for one kind of processor and one version of torch; not on a GPU, nor compiled.
     Example: {after: [ingest.image_folder, export.parquet]}
     """
 
-    # which constants: nano for minutes on a processor, the others DataComp's
+    # constants of the training: nano for minutes on a processor, the others DataComp's
     scale: Literal["nano", "debug", "small", "medium", "large", "xlarge"] = "nano"
-    # a network by open_clip's name for it, or a JSON file of its configuration; else the scale's
+    # a network by open_clip's name, or a JSON file of its configuration; null: the scale's
     model: NonEmpty | None = later(None)
-    # in all: so many whatever the rows; null, here and in the next four, is the scale's
+    # in all, independent of the number of rows; null, here and in the next four: the scale's
     samples_seen: OneUp | None = None
     batch_size: OneUp | None = None  # pairs of a step, over all ranks
-    learning_rate: Rate | None = None  # its greatest, after the warm-up
-    warmup_steps: ZeroUp | None = None  # in which the learning rate rises
+    learning_rate: Rate | None = None  # the peak, after the warm-up
+    warmup_steps: ZeroUp | None = None  # steps in which the learning rate rises
     weight_decay: Decay | None = None  # of AdamW
-    # of the towers' arithmetic; weights stay float32, and a processor without bf16 computes in it
+    # of the towers' arithmetic; weights are float32; a processor without bf16 computes in float32
     precision: Literal["bf16", "float32"] = "bf16"
-    # of several texts of an image: at each step one by hash, each as likely; or always the first
+    # text of a step, if an image has several: one by hash, equally likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
-    # each row as often as it repeats, or shards drawn with replacement; null is the scale's
+    # each row `repeats` times an epoch, or shards drawn with replacement; null: the scale's
     sampling: Literal["epochs", "shards"] | None = later(None)
-    # by name: clip, siglip, multi_positive, multi_sigmoid, distill, or a file stages/losses/NAME.py
-    # of yours
+    # clip, siglip, multi_positive, multi_sigmoid, distill, or the name of your own file
+    # stages/losses/NAME.py
     loss: NonEmpty = later("clip")
     loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
-    # which rows of `data`, how often, with which weight and texts: a .npy of DataComp's, a text of
-    # one uid a line, or a subset file (docs/training.md)
+    # rows of `data`, with repeats, weights and texts: DataComp's .npy, a text of one uid a line, or
+    # a subset file (docs/training.md)
     subset: NonEmpty | None = later(None)
-    # a model each, added to the recipe's seed; several tell the noise
+    # each trains a model, and is added to the recipe's seed; several show the noise
     seeds: tuple[int, ...] = (0,)
     # processes that share a training's batches, each with the stage's resources
     ranks: OneUp = later(1)
-    # pieces that a process embeds its rows in: memory of one; the loss is still the whole batch's
+    # pieces in which a process embeds its rows, to save memory; the loss is the whole batch's
     accumulate: OneUp = later(1)
-    compile: bool = later(False)  # the towers, by torch.compile: minutes at first, then faster
+    compile: bool = later(False)  # torch.compile the towers: minutes at first, then faster
     checkpoint_activations: bool = location(False)  # less memory, a third more arithmetic
-    tile: OneUp | None = location(None)  # vectors that a loss takes at a time; null: all
+    tile: OneUp | None = location(None)  # columns of logits in a tile of the loss; null: all
     gpus: Gpus = location(0)  # of each process
-    readers: OneUp = location(1)  # threads of each process that decode pictures ahead, a core each
+    readers: OneUp = location(1)  # threads of each process that decode pictures, a core each
     memory_gb: Gigabytes = location(2.0)  # of each process
-    checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
+    checkpoint_steps: OneUp = location(50)  # steps between two checkpoints
 
-    # a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
+    # write a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
     tensorboard: bool = location(False)
 
     version = 1
@@ -99,10 +99,10 @@ class ClipTraining(DatasetStage):
     artifacts = (("loss", f"*{CURVE}"),)
 
     def __post_init__(self) -> None:
-        for name in OF_SCALE:  # as numbers: a run's fingerprint then says what was trained
+        for name in OF_SCALE:  # filled in, so that the fingerprint has the numbers
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
-        _ = self.asked  # refuses what is unknown
+        _ = self.declared  # refuses an unknown loss or setting
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
@@ -114,7 +114,7 @@ class ClipTraining(DatasetStage):
                 "write more, or a smaller batch_size: there is no step",
             )
         scale = SCALES[self.scale]
-        # DataComp's debug is a trial of the machinery, whose warm-up no training is to reach.
+        # DataComp's debug is a test run: its warm-up is longer than the training.
         is_frozen = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
         if fixed.warmup_steps >= fixed.steps and not is_frozen:
             raise RecipeError(
@@ -133,17 +133,17 @@ class ClipTraining(DatasetStage):
 
     @property
     def fixed(self) -> Scale:
-        """The scale, with what this stage has of its own."""
+        """The scale, with this stage's own settings."""
         own = {name: getattr(self, name) for name in OF_SCALE}
         scale = SCALES[self.scale]
         model, sampling = self.model or scale.model, self.sampling or scale.sampling
         return replace(scale, model=model, sampling=sampling, **own)
 
     @property
-    def asked(self) -> Asks:
-        """What the loss asks for; RecipeError where it is unknown, or one of its settings."""
-        given: Any = self.loss_settings or {}  # one list of numbers or of texts: `asks` looks
-        return asks(self.loss, given)
+    def declared(self) -> Declared:
+        """Declarations of the loss; raises RecipeError if it or one of its settings is unknown."""
+        settings: Any = self.loss_settings or {}  # `declared_by` checks the types in lists
+        return declared_by(self.loss, settings)
 
     @property
     def resources(self) -> Resources:
@@ -151,15 +151,15 @@ class ClipTraining(DatasetStage):
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Of a loss of one's own, and of a network's JSON file where it is there."""
+        """Digests of a user's own loss, and of a network's JSON file, if any."""
         own, file = digest_of(self.loss), Path(self.fixed.model).expanduser()
-        found = {"loss_file": own} if own else {}
+        digests = {"loss_file": own} if own else {}
         if file.suffix == ".json" and file.is_file():
-            found["model_file"] = sha256(file.read_bytes()).hexdigest()
-        return found
+            digests["model_file"] = sha256(file.read_bytes()).hexdigest()
+        return digests
 
     def outside(self) -> str:
-        """The digest of the subset's bytes."""
+        """Returns a digest of the subset's bytes; empty without one."""
         from clipmill.stages.clip.subset import subset_digest
 
         return subset_digest(self.subset) if self.subset is not None else ""
@@ -171,7 +171,7 @@ class ClipTraining(DatasetStage):
             look_at(self.subset)
 
     def probe(self) -> tuple[float, float]:
-        """Seconds of one sample in a step, and of embedding one picture, on this machine."""
+        """Measures seconds per sample of a step, and of embedding one picture, on this machine."""
         from clipmill.stages.clip.probe import probed
 
         return probed(self)
@@ -202,11 +202,12 @@ class ClipTraining(DatasetStage):
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
         if self.streams(dataset["format"], stage):
             ctx.say("counting rows")
-            cached = ctx.map(partial(index_shard, inputs.data, choose, self.asked.teacher), files)
+            index = partial(index_shard, inputs.data, choose, self.declared.teacher)
+            cached = ctx.map(index, files)
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-            wanted = (model.image_size, model.tokenize, choose, self.asked.teacher)
-            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *wanted), files)
+            arguments = (model.image_size, model.tokenize, choose, self.declared.teacher)
+            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *arguments), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -227,7 +228,7 @@ class ClipTraining(DatasetStage):
 
     @property
     def pixels_size(self) -> int | None:
-        """The image_size of an export.pixels that it can read; None where it decodes as it goes."""
+        """The image_size of a usable export.pixels; None if pictures are decoded in training."""
         from clipmill.stages.clip.named import reads
 
         fixed = self.fixed
@@ -236,7 +237,7 @@ class ClipTraining(DatasetStage):
         return reads(fixed.model).image_size
 
     def streams(self, layout: str, stage: str) -> bool:
-        """Whether pictures are decoded as they are learnt from, and not beforehand."""
+        """Returns whether pictures are decoded during the training, not beforehand."""
         if layout == "pixels" and self.sampling == "shards":
             raise StageError(
                 "pictures of export.pixels are seen in epochs, and `sampling` says shards",
@@ -246,7 +247,7 @@ class ClipTraining(DatasetStage):
         return layout == "parquet" and self.pixels_size is None
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
-        """How many entries `subset` has, and how many of them `not_there`; nothing without one."""
+        """Counts the entries of `subset`, and those `not_there`; empty without a subset."""
         if self.subset is None:
             return {}
         from clipmill.stages.clip.subset import counted, subset_digest
@@ -254,19 +255,19 @@ class ClipTraining(DatasetStage):
         stage = ctx.worker.stage
         ctx.say("finding the subset's rows")
         count = partial(counted, self.subset, subset_digest(self.subset), data, files)
-        (found,) = ctx.map(count, [0])
-        rows = found.pop("rows")
-        if found["listed"] == found["not_there"]:
+        (counts,) = ctx.map(count, [0])
+        rows = counts.pop("rows")
+        if counts["listed"] == counts["not_there"]:
             raise StageError(
-                f"no row of the data is in the subset, which names {found['listed']:,}",
+                f"no row of the data is in the subset, which names {counts['listed']:,}",
                 f"stage '{stage}', key `subset`: {redacted(self.subset)}",
                 "name a subset of this data's pool",
             )
-        self.refuse_few(rows, f"of {found['listed']:,} in the subset the data have", stage)
-        return found
+        self.refuse_few(rows, f"of {counts['listed']:,} in the subset the data have", stage)
+        return counts
 
     def after_leaving_out(self, left_out: Mapping[str, int], listed: Mapping[str, int]) -> str:
-        """What the rows are that can be learnt from."""
+        """Returns the beginning of an error that says which rows are left to train on."""
         lost = [f"{n:,} {reason}" for reason, n in left_out.items() if n and reason != "not_kept"]
         after = [f"after leaving out {' and '.join(lost)}"] if lost else []
         if listed:
@@ -274,7 +275,7 @@ class ClipTraining(DatasetStage):
         return " ".join([*after, "there are"])
 
     def refuse_few(self, rows: int, which: str, stage: str) -> None:
-        """Fewer rows than a batch: a row would be its own negative."""
+        """Refuses fewer rows than a batch, in which a row would be its own negative."""
         batch_size = self.fixed.batch_size
         if rows < batch_size:
             raise StageError(

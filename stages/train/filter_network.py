@@ -1,4 +1,4 @@
-"""A network that learns from trusted pairs and a pool's own which captions fit their image."""
+"""Trains a filter network, on trusted pairs and a pool's own, to judge if captions fit images."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,21 +26,20 @@ CARD = "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFilterNetwork(DatasetStage):
-    """Linear heads that bring image features and captions into one space, from the rows kept.
+    """Linear heads that map image features and captions into one space, trained on the kept rows.
 
-    `from` may name stages of several pools, whose rows count alike: trusted pairs, and the pool
-    that is to be scored. Its faults cost less than its styles are worth:
-    docs/measured/filter-network.md has figures. Rows without caption or features, or whose features
-    are zero or not finite, are left out; `notes` of `out/model.json` says what
-    the others will not teach.
+    `from` may name stages of several pools, whose rows are weighted equally: trusted pairs, and the
+    pool to be scored. That pool's styles help more than its wrong pairs harm; figures are in
+    docs/measured/filter-network.md. Rows without caption or features, or whose features are zero or
+    not finite, are left out; `notes` of `out/model.json` warns of unsuitable training pairs.
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed
-    words for its CLIP, by canonical correlation, and from the noisy pool too.
-    Error: other processors round other sums.
+    words instead of CLIP, by canonical correlation, and trained on the noisy pool too.
+    Error: rounding differs between processors.
     Example: {after: [ingest.image_folder, embed.features]}
     """
 
-    width: OneUp = 256  # numbers of an embedding
-    most_rows: OneUp = 100_000  # to learn from; of more, so many by hash
+    width: OneUp = 256  # width of an embedding
+    most_rows: OneUp = 100_000  # cap on training rows, chosen by hash
 
     version = 5
     determinism = "exact"
@@ -57,7 +56,7 @@ class TrainedFilterNetwork(DatasetStage):
 
 
 def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) -> dict[str, Any]:
-    """Stores the model; how many rows it learnt from."""
+    """Trains and stores the model; returns the number of rows."""
     import torch
 
     from clipmill.stages.models import filter_network as fn
@@ -75,7 +74,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
         )
     torch.set_num_threads(1)  # one order of every sum
     torch.use_deterministic_algorithms(True)
-    image_NI, text_NT = (as_matrix(table[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
+    image_NI, text_NT = (as_matrix(table[c.name]) for c in (IMAGE_FEATURES, TEXT_FEATURES))
     try:
         network = fn.fitted(image_NI, text_NT, table[TEXT.name], settings.width)
     except ValueError as error:
@@ -97,7 +96,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
 
 
 def usable(rows: Shards, most: int, *, seed: int, stage: str) -> pa.Table:
-    """The rows to learn from, by uid: whatever shards they lie in."""
+    """Returns the training rows, sorted by uid, independent of their shards."""
     table = None
     for part in _usable_parts(rows):
         table = part if table is None else pa.concat_tables([table, part])
@@ -124,20 +123,20 @@ def _usable_parts(rows: Shards) -> Iterator[pa.Table]:
 
 
 def _drawn(table: pa.Table, most: int, seed: int, stage: str) -> pa.Table:
-    """The rows with the least hashes, if there are more than `most`."""
+    """Returns the `most` rows with the least hashes, or all if there are no more."""
     if len(table) <= most:
         return table
     hash_N = coin_hash(table[UID.name], seed=seed, stage=stage, purpose="rows")
     return table.take(pa.array(np.argsort(hash_N, kind="stable")[:most]))
 
 
-FEW = 200  # pairs
-ASKED = 2_000  # captions, evenly spread, whose language and likeness are looked at
-CERTAIN = 0.5  # probability of a language that counts: shorter captions are guesses
-FEW_CERTAIN = 20  # captions, of which nothing is said
-OTHERS = 0.2  # share: of English captions .01 to .10 are told as others, of a fifth others .32
-ALIKE = 0.28  # mean cosine of two captions: of mixed pairs .15 to .24, of one group .30 to .58
-DISTINCT = 0.2  # share
+FEW = 200  # pairs; fewer give a note
+ASKED = 2_000  # captions, evenly spaced, whose language and similarity are checked
+CERTAIN = 0.5  # least probability of a language; short captions are guesses
+FEW_CERTAIN = 20  # least captions of certain language for a note
+OTHERS = 0.2  # share not English: .01 to .10 is detected in English captions, .32 with a fifth
+ALIKE = 0.28  # mean cosine of two captions: in mixed pairs .15 to .24, in one group .30 to .58
+DISTINCT = 0.2  # share of distinct captions; less gives a note
 NARROW = (
     "expect scores about as good as a coin toss on what else there is"
     " (AUC .52 to .56, on such pairs .66 to .80)"
@@ -145,7 +144,7 @@ NARROW = (
 
 
 def notes(pairs: pa.Table) -> list[str]:
-    """What a user should know of the pairs, if anything."""
+    """Returns warnings about the training pairs, if any."""
     if not len(pairs):
         return []
     every = -(-len(pairs) // ASKED)
@@ -164,9 +163,9 @@ def _few(pairs: pa.Table) -> Iterator[str]:
 def _other_languages(some: pa.Table) -> Iterator[str]:
     lines = pc.replace_substring(some[TEXT.name], "\n", " ").to_pylist()
     names, certain = best_languages(lines, predictor("lid.176.ftz", None, "captions learnt from"))
-    told = Counter(n for n, p in zip(names, certain, strict=True) if p and p >= CERTAIN)
-    if told.total() >= FEW_CERTAIN:
-        share = 1 - told["en"] / told.total()
+    counts = Counter(n for n, p in zip(names, certain, strict=True) if p and p >= CERTAIN)
+    if counts.total() >= FEW_CERTAIN:
+        share = 1 - counts["en"] / counts.total()
         if share >= OTHERS:
             yield (
                 f"{share:.0%} of captions learnt from are in other languages than English, which"

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import torch
 
-from clipmill.stages.clip.loop import Means, Schedule, Trainer
+from clipmill.stages.clip.loop import Execution, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.training import steps_at_most
@@ -39,7 +39,7 @@ def main() -> str:
         precision="bf16",
         max_norm=None,
     )
-    trainer = Trainer(model, schedule, find_loss("clip"), Means(device=device))
+    trainer = Trainer(model, schedule, find_loss("clip"), Execution(device=device))
     theirs = train_step.Theirs(model, "amp_bf16", device)
     most, steps = steps_at_most(trainer, batches[0]), {}
     for name, learn in (("open_clip", theirs.learn), ("ours", lambda some: each(trainer, some))):

@@ -25,7 +25,7 @@ from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 
 from clipmill.stages.clip.loader import Batch
-from clipmill.stages.clip.loop import Means, Precision, Schedule, Trainer
+from clipmill.stages.clip.loop import Execution, Precision, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.towers import Towers, matrices_first
@@ -103,8 +103,8 @@ def ours(
         precision=precision,
         max_norm=None,
     )
-    means = Means(compile=is_compiled)
-    trainer = Trainer(copy.deepcopy(model), schedule, find_loss("clip"), means)
+    execution = Execution(compile=is_compiled)
+    trainer = Trainer(copy.deepcopy(model), schedule, find_loss("clip"), execution)
     for group in trainer.optimiser.param_groups:
         group["fused"] = fused
 

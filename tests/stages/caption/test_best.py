@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipmill.stages.caption._asking import Said
+from clipmill.stages.caption._asking import Outcome
 from clipmill.stages.caption.synthesize import best
 
 
@@ -15,8 +15,8 @@ class Judge:
 
 
 def test_a_text_without_a_vector_is_taken_before_none_and_after_all_others():
-    said = {text: Said(text=text, prompt_id=None, label="") for text in ("good", "poor", "odd")}
-    none = Said(reason="empty_answer", prompt_id=None, label="")
+    said = {text: Outcome(text=text, prompt_id=None, label="") for text in ("good", "poor", "odd")}
+    none = Outcome(reason="empty_answer", prompt_id=None, label="")
     image_ND = np.array([[1, 0]], np.float32)
     for group, expected in (
         (["odd", "poor"], "poor"),

@@ -19,7 +19,7 @@ from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.distributed import ALONE, Ranks, together
 from clipmill.stages.clip.loader import Batch
-from clipmill.stages.clip.loop import Means, Schedule, Trainer, train
+from clipmill.stages.clip.loop import Execution, Schedule, Trainer, train
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.towers import Towers
@@ -38,8 +38,8 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     """What 20 steps leave; the same rows whatever the ranks."""
     torch.manual_seed(0)
     towers: Towers = TinyViT() if model == "vit" else Nano(TINY).double()
-    means = Means(ranks=ranks, accumulate=accumulate)
-    trainer = Trainer(towers, SCHEDULE, find_loss(loss), means)
+    execution = Execution(ranks=ranks, accumulate=accumulate)
+    trainer = Trainer(towers, SCHEDULE, find_loss(loss), execution)
     left: dict[str, Tensor] = {}
     for n in range(STEPS):
         trainer.learn(drawn(n, ranks.rank, ranks.of, most=3 if loss == "multi_positive" else 1))
@@ -71,8 +71,8 @@ class Drawn:
 
 def stopped(ranks: Ranks) -> dict[str, Any]:
     """How a training with a row that is NaN ends on a rank."""
-    means = Means(ranks=ranks)
-    trainer = Trainer(TinyViT(), replace(SCHEDULE, steps=9), find_loss("clip"), means)
+    execution = Execution(ranks=ranks)
+    trainer = Trainer(TinyViT(), replace(SCHEDULE, steps=9), find_loss("clip"), execution)
     batches: Any = Drawn()
     try:
         train(trainer, batches, "it", 1000, lambda _: None)

@@ -5,7 +5,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.loop import Means, Schedule, Trainer, text_pieces
+from clipmill.stages.clip.loop import Execution, Schedule, Trainer, text_pieces
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.nano import Nano
 from tests.stages.clip import rank_of_training
@@ -42,7 +42,7 @@ def held_bytes(accumulate: int) -> int:
             nonlocal held
             held -= self.value.nbytes
 
-    trainer = Trainer(TinyViT(), SCHEDULE, find_loss("clip"), Means(accumulate=accumulate))
+    trainer = Trainer(TinyViT(), SCHEDULE, find_loss("clip"), Execution(accumulate=accumulate))
     with saved_tensors_hooks(Saved, lambda saved: saved.value):
         trainer.learn(drawn(0, rows=64))
     return most
@@ -63,5 +63,5 @@ def test_texts_are_cut_between_texts():
 
 def test_batch_norm_is_refused():
     with pytest.raises(StageError, match="batch norm") as error:
-        Trainer(Nano(TINY), SCHEDULE, means=Means(accumulate=2))
+        Trainer(Nano(TINY), SCHEDULE, execution=Execution(accumulate=2))
     assert "accumulate: 1" in error.value.args[2]

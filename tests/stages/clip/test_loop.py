@@ -15,7 +15,7 @@ from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.embedded import whole
 from clipmill.stages.clip.loader import Batches
-from clipmill.stages.clip.loop import Means, Schedule, Trainer, learning_rate, train
+from clipmill.stages.clip.loop import Execution, Schedule, Trainer, learning_rate, train
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.saving import restore, store
@@ -88,7 +88,7 @@ def test_in_pieces_and_bf16_too_it_ends_at_the_same_bits(open_clip, tmp_path):
 
     def pieces() -> Trainer:
         schedule = trainer(steps=4).schedule
-        return Trainer(new_model(str(file), 0), schedule, means=Means(accumulate=3))
+        return Trainer(new_model(str(file), 0), schedule, execution=Execution(accumulate=3))
 
     def batch(n):
         made = drawn(n)
@@ -189,14 +189,14 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     schedule = trainer().schedule
     with pytest.raises(StageError, match=r"no C\+\+ compiler"):
-        Trainer(Nano(TINY), schedule, means=Means(compile=True))
+        Trainer(Nano(TINY), schedule, execution=Execution(compile=True))
 
 
 @pytest.mark.soak(cpu_s=70)  # compiles C++
 def test_compiled_it_has_the_same_losses(batches):
     made, schedule = batches(), trainer("float32").schedule
     plain = Trainer(Nano(TINY), schedule)
-    compiled = Trainer(copy.deepcopy(plain.model), schedule, means=Means(compile=True))
+    compiled = Trainer(copy.deepcopy(plain.model), schedule, execution=Execution(compile=True))
     for n in range(3):
         for learner in (plain, compiled):
             learner.learn(made[n])

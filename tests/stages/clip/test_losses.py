@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_code import VARIABLE
-from clipmill.stages.clip.losses import Asks, asks, find_loss, known
+from clipmill.stages.clip.losses import Declared, declared_by, find_loss, known
 from tests.stages.losses.batches import of_pairs, random
 
 MINE = """
@@ -47,19 +47,19 @@ def test_a_users_file_is_a_loss_with_settings_of_its_own(mine):
 
 def test_what_a_loss_asks_for_is_read_without_running_it(mine):
     name = mine("raise SystemExit\n" + MINE)
-    assert asks(name, {"margin": 1}) == Asks(
+    assert declared_by(name, {"margin": 1}) == Declared(
         texts="all",
         teacher=("image_embedding",),
         bias=-10.0,
         settings={"margin": 1, "hard": False, "names": ("a",)},
     )
-    assert asks("clip", {}) == Asks(settings={})
+    assert declared_by("clip", {}) == Declared(settings={})
 
 
 @pytest.mark.parametrize("name", ["clap", "clip/../clip", "_tiled", "losses.clip", ""])
 def test_an_unknown_loss_is_refused_with_the_nearest(name):
     with pytest.raises(RecipeError) as error:
-        asks(name, {})
+        declared_by(name, {})
     found, where, do = error.value.args
     assert (found, where) == (f"no loss '{name}'", "key `loss`")
     assert name != "clap" or do.startswith("did you mean 'clip'?")
@@ -78,7 +78,7 @@ def test_an_unknown_loss_is_refused_with_the_nearest(name):
 )
 def test_a_wrong_setting_is_refused(mine, settings, found, do):
     with pytest.raises(RecipeError) as error:
-        asks(mine(), settings)
+        declared_by(mine(), settings)
     assert error.value.args[0].endswith(found)
     assert error.value.args[1:] == ("key `loss_settings`", do)
 
@@ -94,7 +94,7 @@ def test_a_wrong_setting_is_refused(mine, settings, found, do):
 )
 def test_a_users_file_that_is_wrong_is_named(mine, source, found):
     with pytest.raises(RecipeError, match="mine_") as error:
-        asks(mine(source), {})
+        declared_by(mine(source), {})
     assert found in str(error.value)
 
 
@@ -105,6 +105,6 @@ def test_a_users_file_that_fails_at_import_is_named(mine):
 
 
 def test_a_plan_that_asks_of_a_loss_imports_no_torch():
-    code = "import sys\nfrom clipmill.stages.clip.losses import asks\nasks('clip', {})\n"
-    code += "sys.exit('torch' in sys.modules)"
+    code = "import sys\nfrom clipmill.stages.clip.losses import declared_by\n"
+    code += "declared_by('clip', {})\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -247,4 +247,4 @@ def test_no_more_is_held_than_the_batches_ahead_and_two_row_groups_a_stream(stre
     for n in range(9):
         batches[n]
         assert len(batches._begun) <= AHEAD
-    assert all(len(held) <= 2 for held in batches._held)
+    assert all(len(cache) <= 2 for cache in batches._cache)

@@ -48,6 +48,6 @@ def test_rows_that_a_stage_lost_leave_whatever_they_lack_and_say_why(memory_shar
     leaving_N, counts = takes(batch)
     assert leaving_N.tolist() == [True, True, False, False]
     assert counts == {"other_rows": 2}
-    assert takes.dropped.told(batch)["letters"].to_pylist() == [1, 0, None, 9]
+    assert takes.dropped.columns_of(batch)["letters"].to_pylist() == [1, 0, None, 9]
     tallies = [tally(memory_shards(batch), takes, 2, 0, None)]
     assert summed(tallies, takes) == {"rows": 4, "exported": 2, "other_rows": 2}

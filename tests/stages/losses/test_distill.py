@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.clip.losses import asks
+from clipmill.stages.clip.losses import declared_by
 from clipmill.stages.losses import clip, distill
 from tests.stages.losses.batches import drawn, gradients, of_pairs
 
@@ -62,10 +62,10 @@ def test_teachers_need_not_be_unit_nor_of_the_students_type():
 
 
 def test_columns_of_the_export_are_what_its_settings_name():
-    assert asks("distill", {}).teacher == ("image_embedding", "text_embedding")
+    assert declared_by("distill", {}).teacher == ("image_embedding", "text_embedding")
     two = {"images": ["a.image_embedding", "b.image_embedding"], "texts": ["t", "u"]}
-    assert asks("distill", two).teacher == (*two["images"], *two["texts"])
-    assert asks("distill", {}).texts == "first"
+    assert declared_by("distill", two).teacher == (*two["images"], *two["texts"])
+    assert declared_by("distill", {}).texts == "first"
 
 
 def test_teachers_that_lack_a_side_are_refused():

@@ -11,7 +11,7 @@ import torch
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.nano import token_bags
-from clipmill.stages.clip.saving import beside
+from clipmill.stages.clip.saving import card_files
 from clipmill.stages.models.checkpoint import load
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, write_model
 
@@ -172,7 +172,7 @@ def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open
 
 
 def test_the_readme_of_a_network_by_open_clips_name_loads_it_by_that():
-    readme = beside({"model": "ViT-B-32", "open_clip": {}})["README.md"]
+    readme = card_files({"model": "ViT-B-32", "open_clip": {}})["README.md"]
     assert '("ViT-B-32", pretrained="FOLDER/model.safetensors")' in readme
 
 
