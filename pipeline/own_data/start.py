@@ -1,4 +1,4 @@
-"""From a path and a few answers to a recipe that is planned and tried, and not yet written."""
+"""Makes a recipe from a path and a few answers; plans it and reads first rows."""
 
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ SCORES = "--score COLUMN (a column of numbers), --model MODEL, or --trusted DATA
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a user says of data, and wants of them; None and empty where nothing is said."""
+    """A user's request: the data, their columns, how to score, how much to keep."""
 
     path: str
     columns: Mapping[str, str]  # role to column
@@ -40,24 +40,24 @@ class Start:
 
 
 def start(asked: Asked, made_by: str, run_as: str) -> Start:
-    """The recipe, planned and its first rows read; UnsureError where a question is open."""
+    """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
     data = look_at(asked.path, asked.columns)
     text = starter(data, wish_of(asked, data), made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")
         path.write_text(text, encoding="utf-8")
         recipe = load_recipe(str(path))
-    recipe.path = "the recipe for it"  # in the words of an error: the file is gone
+    recipe.path = "the recipe for it"  # shown in errors: the file is gone
     plan = make_plan(recipe)
     try:
         rows = preview(plan, data.has_captions)
-    except ClipmillError as error:  # of a stage, and here the data are an argument
+    except ClipmillError as error:  # of a stage; here the data are an argument
         raise RecipeError(*error.args) from None
     return Start(data=data, preview=rows, recipe=text)
 
 
 def wish_of(asked: Asked, data: Data) -> Wish:
-    """What is wanted of these data; RecipeError where a share is to be kept and nothing ranks."""
+    """Returns the recipe's goals; RecipeError if they conflict or the data do not suffice."""
     if asked.keep is not None and not 0 < asked.keep <= 1:
         do = "write a share above 0 and up to 1: 0.3 keeps the best 30 %"
         raise RecipeError(f"--keep {asked.keep:g}", "the arguments", do)
@@ -90,7 +90,7 @@ def wish_of(asked: Asked, data: Data) -> Wish:
 
 
 def _trusted(path: str) -> Data:
-    """The pairs that a filter network learns from."""
+    """Identifies the trusted pairs that a filter network learns from."""
     try:
         data = look_at(path, {})
     except UnsureError as unsure:

@@ -1,4 +1,4 @@
-"""`clipmill export`: rows of a stage of a run, written to a folder."""
+"""`clipmill export`: writes a stage's rows to a folder."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     parser.add_argument(
@@ -70,12 +70,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(names: str) -> tuple[str, ...]:
-    """Those between commas."""
+    """Splits names at commas."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files, and prints how many rows left and how many stayed."""
+    """Writes the files; prints how many rows were exported and how many left out."""
     from clipmill.pipeline.export import Wanted, export
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.dropped import dropped
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(answer: "Exported") -> str:
-    """How many rows are where; what stayed; whether anything was written."""
+    """Returns the rows exported and their folder, rows left out, and whether files were written."""
     files = f"{len(answer.files)} file{'s' if len(answer.files) > 1 else ''}"
     rows = f"{answer.exported:,} row{'s' if answer.exported > 1 else ''}"
     stage = f"'{one_line(answer.stage)}'"
