@@ -180,7 +180,7 @@ def croissant(summary: dict[str, Any]) -> dict[str, Any]:
                 "@type": "cr:RecordSet",
                 "@id": "rows",
                 "name": "rows",
-                "field": [_field(name, *held) for name, held in columns.items()],
+                "field": [_field(name, *source) for name, source in columns.items()],
             }
         ],
     }

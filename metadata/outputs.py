@@ -58,15 +58,15 @@ class Outputs:
 
     def check(self, name: str) -> None:
         """Checks a listed file's digest, reading it once in blocks; raises DamagedError."""
-        wanted = self._sha256.get(name)
-        if wanted is None:
+        listed = self._sha256.get(name)
+        if listed is None:
             return
         try:
             digest = self.folder.sha256(self.inside + name)
         except FileNotFoundError:
             raise DamagedError(self.folder.uri, self.inside + name, "it is gone") from None
-        if not digest.startswith(wanted):
-            found = f"its digest is {digest[:16]}, and {wanted[:16]} was stored"
+        if not digest.startswith(listed):
+            found = f"its digest is {digest[:16]}, and {listed[:16]} was stored"
             raise DamagedError(self.folder.uri, self.inside + name, found)
 
     @contextmanager
@@ -87,10 +87,10 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def put_output(folder: Storage, name: str, noted: Noted, of: Storage, there: str) -> None:
+def put_output(folder: Storage, name: str, noted: Noted, source: Storage, source_name: str) -> None:
     """Copies a file of another folder to `out/<name>`, and notes its size and digest."""
     _note(folder, name, noted)
-    folder.put_copy(f"{OUT}/{name}", of, there)
+    folder.put_copy(f"{OUT}/{name}", source, source_name)
 
 
 def _note(folder: Storage, name: str, noted: Noted) -> None:

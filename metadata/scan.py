@@ -30,15 +30,15 @@ class Scan:
     attempts: tuple[str, ...] = ()  # objects left by a killed run
     compacted: bool = False  # one whole compaction holds every record
     parts: int = 0  # number of the next part of a compaction
-    lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
+    lost: list[Record] = field(default_factory=list)  # their data is gone or of another size
     torn: tuple[str, ...] = ()  # records, and the manifest, that have changed
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
     @property
     def changed(self) -> int:
         """Returns the number of files that are gone, of another size, or not listed."""
-        held = self.manifest.outputs if self.manifest else ()
-        return len(self.lost) + len({name for name, _ in set(held) ^ set(self.outputs)})
+        listed = self.manifest.outputs if self.manifest else ()
+        return len(self.lost) + len({name for name, _ in set(listed) ^ set(self.outputs)})
 
     @property
     def unchecked(self) -> frozenset[int]:

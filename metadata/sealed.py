@@ -21,7 +21,7 @@ class Sealed:
 
 
 def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str, of: str = "") -> None:
-    """Stores a JSON value; its digest covers `of`, so that it is read for that alone."""
+    """Stores a JSON value with its digest; reading it takes the same `of`."""
     plain = json.loads(json.dumps(value))  # numeric keys become strings, and are sorted as such
     text = json.dumps(vars(Sealed(_digest(plain, of), plain)))
     folder.put(name, text.encode(), point)

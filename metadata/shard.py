@@ -106,7 +106,7 @@ def store(folder: Storage, writer: ShardWriter, scratch: Path, record: dict[str,
     """Closes and stores a shard, data before record; `record` has the record's other fields."""
     sha256, size = writer.close()
     data = data_name(record["shard"], record.get("number", 0), sha256)
-    made = Record(
+    stored = Record(
         data=data,
         size_bytes=size,
         sha256=sha256[:32],
@@ -117,8 +117,8 @@ def store(folder: Storage, writer: ShardWriter, scratch: Path, record: dict[str,
         **record,
     )
     folder.commit(scratch, data)
-    folder.put(made.name, made.to_json().encode(), point="record")
-    return made
+    folder.put(stored.name, stored.to_json().encode(), point="record")
+    return stored
 
 
 def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:

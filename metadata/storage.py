@@ -144,7 +144,7 @@ class Storage:
             shutil.move(path, stored)  # scratch may be another disk
             self.commit(stored, name, point)
 
-    def put_copy(self, name: str, of: "Storage", there: str) -> None:
+    def put_copy(self, name: str, source: "Storage", source_name: str) -> None:
         """Copies an object from a folder of the same file system: whole, or not at all.
 
         Local disks make a hard link where they can. An object store copies objects up to
@@ -153,19 +153,19 @@ class Storage:
         if self.is_local:
             with self.scratch(name) as stored:
                 try:
-                    os.link(of.locate(there), stored)
+                    os.link(source.locate(source_name), stored)
                 except OSError:
-                    shutil.copyfile(of.locate(there), stored)
+                    shutil.copyfile(source.locate(source_name), stored)
                 self.commit(stored, name)
             return
-        source = self.fs.get_file_info(of.locate(there))
-        if source.size is not None and source.size > COPIED_BYTES:
+        info = self.fs.get_file_info(source.locate(source_name))
+        if info.size is not None and info.size > COPIED_BYTES:
             with self.scratch(name) as stored:
-                self._retried(lambda: of.download(there, stored))
+                self._retried(lambda: source.download(source_name, stored))
                 self.commit(stored, name)
             return
         reached("write", name)
-        self._retried(lambda: self.fs.copy_file(of.locate(there), self.locate(name)))
+        self._retried(lambda: self.fs.copy_file(source.locate(source_name), self.locate(name)))
         reached("rename", name)
 
     def read(self, name: str) -> bytes:

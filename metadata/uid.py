@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Shapes: N rows, K of them 32 bytes long; P purposes.
+# Shapes: N rows, K rows of 32 bytes, P purposes.
 
 DIGITS = np.full(256, 255, np.uint8)  # the value of each hex digit; 255 for other bytes
 DIGITS[np.frombuffer(b"0123456789", np.uint8)] = range(10)

@@ -34,7 +34,7 @@ class Rows(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         starts = range(0, pq.read_metadata(self.path).num_rows, self.shard_rows)
-        sources = [{"path": self.path, "at": at, "digest": f"{at}"} for at in starts]
+        sources = [{"path": self.path, "at": start, "digest": f"{start}"} for start in starts]
         ctx.create_shards(read, [source | {"rows": self.shard_rows} for source in sources])
 
 

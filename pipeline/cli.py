@@ -69,7 +69,7 @@ VERBS: tuple[Verb, ...] = (
     *(export, bench),
     *(pool, concepts, doctor),
 )
-TITLES = {  # of groups in the help, by their first verb
+TITLES = {  # headings in the help, by the first verb below
     "init": "start",
     "plan": "run a recipe",
     "funnel": "ask what came out",

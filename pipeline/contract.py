@@ -239,9 +239,9 @@ def slow_to_plan(subject: Declared) -> str | None:
 
 
 def blind_to_selects(subject: Declared) -> str | None:
-    named = [it if isinstance(it, str) else it.name for it in optional_columns(subject.stage)]
-    named += [it if isinstance(it, str) else it.name for it in subject.stage.reads]
-    reads_keep = any(it.rpartition(".")[2] == KEEP.name for it in named)
+    reads = (*optional_columns(subject.stage), *subject.stage.reads)
+    named = [column if isinstance(column, str) else column.name for column in reads]
+    reads_keep = any(column.rpartition(".")[2] == KEEP.name for column in named)
     if not decides(subject.stage) or reads_keep:
         return None
     return "it writes `keep` and reads none: it would keep what an earlier select dropped"
@@ -489,8 +489,8 @@ class Trial:
         own_code.add(scratch / "stages")
         self.reads = [*stage.reads, *optional_columns(stage)]
         pq.write_table(made_up(self.reads), scratch / "rows.parquet")
-        names = [it if isinstance(it, str) else it.name for it in self.reads]
-        bound = {it: f"pool.{it.rpartition('.')[2]}" for it in names if "." in it}
+        names = [column if isinstance(column, str) else column.name for column in self.reads]
+        bound = {column: f"pool.{column.rpartition('.')[2]}" for column in names if "." in column}
         settings = {"from": "pool", **({"read": bound} if bound else {})}
         self.keys = {"uses": uses, **settings, **example_of(type(stage))}
 
@@ -646,7 +646,7 @@ def _value(name: str, dtype: pa.DataType, rng: np.random.Generator, number: int)
 
 def _bitmap(rng: np.random.Generator) -> bytes:
     """Makes a picture of one colour: the bytes of a 24-bit BMP file."""
-    height, width = (int(side) for side in rng.integers(8, 40, 2))
+    height, width = (int(length) for length in rng.integers(8, 40, 2))
     row = (rng.bytes(3) * width).ljust((width * 3 + 3) // 4 * 4, b"\0")
     head = struct.pack("<2sIII", b"BM", 54 + len(row) * height, 0, 54)
     head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)

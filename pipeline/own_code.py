@@ -135,20 +135,19 @@ def imported(names: Iterable[str]) -> Files:
 
 
 @lru_cache(1024)
-def _needs(below: str, held: bytes) -> tuple[str, ...]:
+def _needs(below: str, source: bytes) -> tuple[str, ...]:
     """Returns paths that a Python file may import relatively or declares; they may not exist."""
     parts = below.split("/")
     paths: list[str] = []
     with suppress(SyntaxError, ValueError):  # reported by the import
-        code = ast.parse(held)
+        code = ast.parse(source)
         paths += ["/".join([*parts[:-1], name]) for name in _declared(code)]
         for node in ast.walk(code):
             if isinstance(node, ast.ImportFrom) and node.level:
                 module = [*parts[: -node.level], *(node.module.split(".") if node.module else ())]
-                places = [module, *([*module, it.name] for it in node.names)]
-                paths += [
-                    f"{'/'.join(it)}{end}" for it in places for end in (".py", "/__init__.py")
-                ]
+                modules = [module, *([*module, alias.name] for alias in node.names)]
+                bases = ["/".join(names) for names in modules]
+                paths += [f"{base}{end}" for base in bases for end in (".py", "/__init__.py")]
     return tuple(paths)
 
 
@@ -167,13 +166,15 @@ def load(name: str, where: str) -> ModuleType:
 
 def _broken(name: str, file: File, error: BaseException, where: str) -> RecipeError:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    paths = {str(it.path): it for it in (*own().values(), file)}
+    files_by_path = {str(own_file.path): own_file for own_file in (*own().values(), file)}
     if isinstance(error, SyntaxError):
         frames = [(error.filename or "", error.lineno or 0)]
     else:
-        frames = [(it.filename, it.lineno or 0) for it in traceback.extract_tb(error.__traceback__)]
-    path, number = ([it for it in frames if it[0] in paths] or [(str(file.path), 0)])[-1]
-    lines = paths[path].read().decode("utf-8", "replace").splitlines()
+        frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    path, number = (
+        [frame for frame in frames if frame[0] in files_by_path] or [(str(file.path), 0)]
+    )[-1]
+    lines = files_by_path[path].read().decode("utf-8", "replace").splitlines()
     line = lines[number - 1] if 0 < number <= len(lines) else ""
     place = f"{path}:{number}" if number else path
     old = OLD_NAME.match(line) if isinstance(error, ImportError) else None
@@ -207,7 +208,7 @@ def _named() -> tuple[object, ...]:
 
 def folders() -> list[Path]:
     """Returns the added folders and those of CLIPMILL_STAGES."""
-    named = (Path(it).resolve() for it in os.environ.get(VARIABLE, "").split(os.pathsep) if it)
+    named = (Path(p).resolve() for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
     return list(dict.fromkeys([*_held.added, *named]))
 
 
@@ -235,15 +236,15 @@ def _read(folders: Sequence[Path]) -> Files:
             files_by_path.setdefault(below, file)
             if path.suffix == ".py" and b"FILES" in (file.held or b""):
                 with suppress(SyntaxError, ValueError):  # reported by the import
-                    waiting += [path.parent / it for it in _declared(ast.parse(file.read()))]
+                    waiting += [path.parent / name for name in _declared(ast.parse(file.read()))]
     return files_by_path
 
 
 def _declared(code: ast.Module) -> list[str]:
     """Returns the names in a module's `FILES`, parsed, not executed."""
     for node in code.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(it) for it in node.targets] == ["FILES"]:
-            return [str(it) for it in ast.literal_eval(node.value)]
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["FILES"]:
+            return [str(name) for name in ast.literal_eval(node.value)]
     return []
 
 
@@ -273,8 +274,8 @@ def _installed(path: tuple[str, ...]) -> tuple[Path, ...]:
 def _python_files(folder: Path) -> list[Path]:
     """Returns the folder's Python files; a run folder's `stages/` has none (no identifiers)."""
     paths = []
-    for parent, inside, names in os.walk(folder):
-        inside[:] = sorted(it for it in inside if it.isidentifier() and it != "__pycache__")
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(d for d in folders if d.isidentifier() and d != "__pycache__")
         paths += [Path(parent, name) for name in sorted(names) if name.endswith(".py")]
     return paths
 

@@ -16,7 +16,7 @@ from clipmill.pipeline.errors import StageError
 Wanted = Callable[[str], bool]
 
 
-def npm_files(name: str, version: str, wanted: Wanted) -> dict[str, bytes]:
+def npm_files(name: str, version: str, is_wanted: Wanted) -> dict[str, bytes]:
     """Fetches a package by `npm pack`; returns wanted files by path below its root."""
     file = _cached(
         f"{name.strip('@').replace('/', '-')}-{version}.tgz",
@@ -24,10 +24,10 @@ def npm_files(name: str, version: str, wanted: Wanted) -> dict[str, bytes]:
         if_missing="install Node.js, which brings npm",
     )
     with tarfile.open(file, "r:gz") as tar:
-        return _members(tar, lambda path: path.partition("/")[2], wanted)
+        return _members(tar, lambda path: path.partition("/")[2], is_wanted)
 
 
-def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
+def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
     """Fetches a Debian package by `apt-get download`; returns wanted files by path below the root.
 
     The version is the distribution's; nothing is installed.
@@ -42,7 +42,7 @@ def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
     ) as unpacked:
         assert unpacked.stdout is not None
         with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
-            members = _members(tar, lambda path: path.removeprefix("./"), wanted)
+            members = _members(tar, lambda path: path.removeprefix("./"), is_wanted)
         while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
             pass
     return members
@@ -97,13 +97,13 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
 
 
 def _members(
-    tar: tarfile.TarFile, relative: Callable[[str], str], wanted: Wanted
+    tar: tarfile.TarFile, relative: Callable[[str], str], is_wanted: Wanted
 ) -> dict[str, bytes]:
     """Reads wanted regular files; a link could name a file outside the package."""
     members: dict[str, bytes] = {}
     for entry in tar:
         path = relative(entry.name)
-        if entry.isreg() and wanted(path):
+        if entry.isreg() and is_wanted(path):
             stream = tar.extractfile(entry)
             assert stream is not None
             members[path] = stream.read()

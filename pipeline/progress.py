@@ -235,8 +235,8 @@ def _chosen(stages: list[Live], rows: int) -> list[Live]:
     urgent = [*by_status["running"], *by_status["failed"], *by_status["stopped"]]
     next_ = by_status["waiting"]
     ranked = [*urgent, *ended[:1], *next_[:1], *ended[1:], *next_[1:], *by_status["found"]]
-    kept = {stage.name for stage in ranked[: max(0, rows)]}
-    return [stage for stage in stages if stage.name in kept]
+    names = {stage.name for stage in ranked[: max(0, rows)]}
+    return [stage for stage in stages if stage.name in names]
 
 
 def _how_far(stage: Live) -> list[str]:

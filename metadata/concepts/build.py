@@ -87,8 +87,8 @@ def titles(files: Iterable[str | Path], least: Thresholds, project: str = "en") 
     for file in files:
         views = pl.concat([views, _hour(Path(file), project)])
         views = views.group_by("entry").agg(pl.col("count").sum())
-    kept = views.filter(pl.col("count") >= least.min_views)
-    return _rows(kept.sort(["count", "entry"], descending=[True, False]), "title")
+    viewed = views.filter(pl.col("count") >= least.min_views)
+    return _rows(viewed.sort(["count", "entry"], descending=[True, False]), "title")
 
 
 def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[pl.Series]:

@@ -85,8 +85,8 @@ class Status(live.LiveRun):
 class Images(Mapping[str, StoredImage]):
     """Pictures by uid."""
 
-    def __init__(self, found: Mapping[str, StoredImage]) -> None:
-        self._found = found
+    def __init__(self, images: Mapping[str, StoredImage]) -> None:
+        self._found = images
 
     def __getitem__(self, uid: str) -> StoredImage:
         return self._found[uid]

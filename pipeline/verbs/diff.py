@@ -146,12 +146,12 @@ def _groups(answer: "Diff") -> Iterator[str]:
     for name, groups in answer.groups.items():
         if len(groups) > 1:
             shown = [group for group in groups if group.gained or group.lost][:GROUPS]
-            counts = (
-                (item.name, item.before, item.after, item.gained, item.lost) for item in shown
-            )
+            counts = ((g.name, g.before, g.after, g.gained, g.lost) for g in shown)
             yield from ("", *_table(name, ("A keeps", "B keeps", "gained", "lost"), counts))
     if answer.concepts:
-        concepts = ((item.entry, item.before, item.after) for item in answer.concepts[:GROUPS])
+        concepts = (
+            (concept.entry, concept.before, concept.after) for concept in answer.concepts[:GROUPS]
+        )
         yield from ("", *_table("concept", ("A keeps", "B keeps"), concepts))
 
 
@@ -193,13 +193,13 @@ def _kept(variant: "Tried") -> str:
     """Returns the rows kept at each end, `320 of 600 rows kept by 'unique'`, and stages done."""
     if variant.refused:
         return f"makes no plan today: {one_line(variant.refused)}"
-    kept = "; ".join(
+    ends = "; ".join(
         f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in variant.ends
     )
     if not variant.left:
-        return kept or "all done; no select stage"
+        return ends or "all done; no select stage"
     done = f"{variant.stages - len(variant.left)} of {variant.stages} stages done"
-    return f"{kept}; {done}" if kept else done
+    return f"{ends}; {done}" if ends else done
 
 
 def _below(variant: "Tried") -> Iterator[str]:

@@ -124,11 +124,7 @@ def _extra(extra: str) -> Finding:
     """Checks an extra: bad if a package's version does not fit, a note if packages are missing."""
     name = f"extra {extra}"
     findings = map(_package, _required(extra))
-    if old := [
-        finding
-        for finding in findings
-        if finding.verdict == "bad" and finding.found != "not installed"
-    ]:
+    if old := [f for f in findings if f.verdict == "bad" and f.found != "not installed"]:
         problems = "; ".join(f"{finding.name} {finding.found}" for finding in old)
         return Finding(name, "bad", problems, "; ".join(finding.do for finding in old))
     modules = [module for module, owner in EXTRAS.items() if owner == extra]
@@ -173,10 +169,10 @@ def _gpu() -> Finding:
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = os.cpu_count() or 1
-    found = f"{total:.0f} GiB, {cores} cores"
+    words = f"{total:.0f} GiB, {cores} cores"
     if total / cores >= 2:
-        return Finding("memory", "good", found)
-    return Finding("memory", "note", found, f"run with --workers {max(1, int(total // 2))}")
+        return Finding("memory", "good", words)
+    return Finding("memory", "note", words, f"run with --workers {max(1, int(total // 2))}")
 
 
 def _disk(uri: str) -> Finding:
@@ -257,7 +253,9 @@ def _lacking(environments: Sequence["Environment"]) -> list[str]:
     """Returns packages of environments that are not made; if all are, tries to import each."""
     from clipmill.pipeline.engine.environments import made
 
-    if lacks := [package for one in environments if made(one) is None for package in one.packages]:
+    if lacks := [
+        package for each in environments if made(each) is None for package in each.packages
+    ]:
         return lacks
     for environment in environments:
         if environment.imports:

@@ -92,7 +92,7 @@ def found_model(name: str, run: str | None) -> str:
 
     state, stage = latest(run), name.removeprefix(SCHEME)
     trained = [
-        trainer for trainer, planned in state.plan.stages.items() if "model" in planned.stage.gives
+        other for other, planned in state.plan.stages.items() if "model" in planned.stage.gives
     ]
     if stage not in trained:
         what = "trains no model" if stage in state.plan.stages else "is no stage"

@@ -95,14 +95,14 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         from clipmill.pipeline.report.show_page import show_page
 
-        page, said = show_page(state, answer, what(answer))
+        page, line = show_page(state, answer, what(answer))
         options.html.write_text(page, encoding="utf-8")
     if options.json:
         print(json.dumps(as_json(answer), indent=1))
     else:
         print(text(answer))
         if options.html:
-            print(f"\n{said} in {options.html}")
+            print(f"\n{line} in {options.html}")
     return DONE
 
 

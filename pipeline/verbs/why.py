@@ -72,10 +72,8 @@ def text(why: "Why", has_all: bool = False) -> str:
     last = {(end.cause, end.reason) if end.cause else end.stage: end for end in why.ends}
     shown: set[Deciding] = set()  # a later select repeats earlier thresholds
     for end in last.values():  # of selects with one cause, the last
-        lines += [
-            end.sentence,
-            *(f"    {_beside(deciding)}" for deciding in end.deciding if deciding not in shown),
-        ]
+        rules = (rule for rule in end.deciding if rule not in shown)
+        lines += [end.sentence, *(f"    {_beside(rule)}" for rule in rules)]
         shown |= {*end.deciding}
     captions = [row.values[TEXT.name] for row in why.stages if TEXT.name in row.values]
     lines += [f"caption: {one_line(captions[-1])}"] if captions and captions[-1] else []
@@ -84,18 +82,16 @@ def text(why: "Why", has_all: bool = False) -> str:
     return "\n".join([*lines, *(_stored(why) if has_all else [])])
 
 
-def _beside(deciding: "Deciding") -> str:
+def _beside(rule: "Deciding") -> str:
     """Returns `clip_score 0.241 is 0.039 below 0.28`, and the rank if one decided."""
-    value, limit, apart = (
-        f"{number:.6g}" for number in (deciding.value, deciding.limit, abs(deciding.apart))
-    )
-    side = "above" if deciding.apart > 0 else "below"
-    words = f"{deciding.column} {value} is {f'{apart} {side}' if deciding.apart else 'at'} {limit}"
-    if deciding.rank is None:
-        return f"{words}; '{deciding.stage}' keeps {deciding.sign} {limit}"
+    value, limit, apart = (f"{number:.6g}" for number in (rule.value, rule.limit, abs(rule.apart)))
+    direction = "above" if rule.apart > 0 else "below"
+    words = f"{rule.column} {value} is {f'{apart} {direction}' if rule.apart else 'at'} {limit}"
+    if rule.rank is None:
+        return f"{words}; '{rule.stage}' keeps {rule.sign} {limit}"
     return (
-        f"{words}, the least that '{deciding.stage}' keeps; it ranks {deciding.rank:,} of"
-        f" {deciding.ranked:,}, and {deciding.kept:,} stay"
+        f"{words}, the least that '{rule.stage}' keeps; it ranks {rule.rank:,} of"
+        f" {rule.ranked:,}, and {rule.kept:,} stay"
     )
 
 
@@ -134,7 +130,7 @@ def _shown_below(why: "Why") -> set[str]:
     """Returns the columns that are shown with each caption instead."""
     from clipmill.pipeline.ledger.rows.captions import LISTS
 
-    values = {name for texts in why.captions for text in texts.texts for name in text.values}
+    values = {name for texts in why.captions for item in texts.texts for name in item.values}
     return {*values, *LISTS} if why.captions else set()
 
 
@@ -144,23 +140,18 @@ def _captions(texts: "Texts") -> Iterator[str]:
     yield f"captions of '{texts.stage}'{by}"
     if texts.fell_back:
         yield "none was good enough: back to the original"
-    for number, text in enumerate(texts.texts, 1):
-        origin = [
-            text.source or "of unknown source",
-            *((text.label,) if text.label != text.source else ()),
-        ]
-        origin += [
-            f"{name} {value}"
-            for name, value in (("by", text.model), ("with", text.prompt_id))
-            if value
-        ]
-        verdict = f"left out: {text.reason}" if text.reason else "kept" if texts.chosen_by else ""
+    for number, item in enumerate(texts.texts, 1):
+        origin: list[str | None] = [item.source or "of unknown source"]
+        origin += [item.label] if item.label != item.source else []
+        made = (("by", item.model), ("with", item.prompt_id))
+        origin += [f"{name} {value}" for name, value in made if value]
+        verdict = f"left out: {item.reason}" if item.reason else "kept" if texts.chosen_by else ""
         yield from _lines(
             f"{number:>2}  ", "; ".join(filter(None, [", ".join(filter(None, origin)), verdict]))
         )
-        yield from _lines("      ", cut("none" if text.text is None else text.text, MOST))
+        yield from _lines("      ", cut("none" if item.text is None else item.text, MOST))
         values = [
-            f"{name.removeprefix('text_')} {_short(value)}" for name, value in text.values.items()
+            f"{name.removeprefix('text_')} {_short(value)}" for name, value in item.values.items()
         ]
         yield from _lines("      ", ", ".join(values))
 
