@@ -50,7 +50,7 @@ class Exported:
     """
 
     stage: str
-    dropped: str | None = None  # reason by which the stage lost the exported rows
+    dropped: str | None = None  # reason for which the stage lost the exported rows
     out: str
     rows: int
     exported: int
@@ -62,7 +62,7 @@ class Exported:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ExportRequest:
     """A request for an export: a stage's rows, or those lost for a reason; format and columns.
 
     `captions` are the lists of texts to export beside the original; empty: those the format finds.
@@ -78,15 +78,19 @@ class Wanted:
 
 
 def export(
-    state: RunState, wanted: Wanted, out: str | None, executor: "Executor", watcher: "Watcher"
+    state: RunState,
+    request: ExportRequest,
+    out: str | None,
+    executor: "Executor",
+    watcher: "Watcher",
 ) -> Exported:
     """Writes the rows to a folder; StageError if there are none.
 
     Without `out` they stay in the run folder; an equal export stage of the recipe is used if there
     is one. The result's `out` is the stage's folder then.
     """
-    stage = _stage(state, wanted.stage)
-    plan, name = planned_export(state.plan, stage, wanted)
+    stage = _stage(state, request.stage)
+    plan, name = planned_export(state.plan, stage, request)
     target = Storage(out) if out is not None else None
     if target:
         _refuse_other_files(target, None)
@@ -118,7 +122,7 @@ def export(
         finally:
             owned.sweep()
     return dataclasses.replace(
-        result, dropped=wanted.dropped, out=result.out if out is None else redacted(out)
+        result, dropped=request.dropped, out=result.out if out is None else redacted(out)
     )
 
 
@@ -242,22 +246,22 @@ def _stage(state: RunState, stage: str | None) -> str:
     return stage
 
 
-def planned_export(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
+def planned_export(plan: Plan, stage: str, request: ExportRequest) -> tuple[Plan, str]:
     """Returns the plan with the export added, and the export's name."""
-    _check_columns(plan, stage, wanted)
-    settings: dict[str, Any] = {**_format_keys(wanted.to), "from": stage}
-    if wanted.dropped is not None:
-        lost = {"stage": stage, "reason": wanted.dropped, "decided": list(wanted.decided)}
-        read = {name: ".".join(where) for name, where in wanted.decided.items()}
+    _check_columns(plan, stage, request)
+    settings: dict[str, Any] = {**_format_keys(request.to), "from": stage}
+    if request.dropped is not None:
+        lost = {"stage": stage, "reason": request.dropped, "decided": list(request.decided)}
+        read = {name: ".".join(where) for name, where in request.decided.items()}
         settings |= {"dropped": lost, "read": read}
-    columns = [name for name in wanted.columns if name not in {UID.name, *wanted.decided}]
-    if wanted.to in PICTURES:
+    columns = [name for name in request.columns if name not in {UID.name, *request.decided}]
+    if request.to in PICTURES:
         columns = [name for name in columns if name not in ALWAYS]
     if columns:
         settings["columns"] = list(dict.fromkeys(columns))
-    if wanted.captions:
-        settings["captions"] = list(dict.fromkeys(wanted.captions))
-    name = f"{'export' if wanted.dropped is None else 'dropped'}_{stage}_{wanted.to}"
+    if request.captions:
+        settings["captions"] = list(dict.fromkeys(request.captions))
+    name = f"{'export' if request.dropped is None else 'dropped'}_{stage}_{request.to}"
     recipe = dataclasses.replace(plan.recipe, stages={**plan.recipe.stages, name: settings})
     return make_plan(recipe, until=name), name
 
@@ -270,46 +274,46 @@ def _format_keys(to: str) -> dict[str, Any]:
     raise RecipeError(f"no format '{to}'", "--to", "`clipmill export --help` names all")
 
 
-def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
+def _check_columns(plan: Plan, stage: str, request: ExportRequest) -> None:
     """Raises RecipeError for columns that the format or the stage does not have."""
     visible = list(_visible(plan, stage))
-    if wanted.to in PICTURES and IMAGE.name not in visible:
+    if request.to in PICTURES and IMAGE.name not in visible:
         raise RecipeError(
-            f"--to {wanted.to} needs pictures, and '{stage}' stands before there are any",
+            f"--to {request.to} needs pictures, and '{stage}' stands before there are any",
             "the arguments",
             "--to csv, jsonl and uid_list need none; else name a later stage",
         )
-    if wanted.to == "map":
-        _check_map(stage, visible, wanted)
-    if wanted.columns and wanted.to == "uid_list":
+    if request.to == "map":
+        _check_map(stage, visible, request)
+    if request.columns and request.to == "uid_list":
         raise RecipeError(
             "a list of uids has no columns", "--columns", "--to csv or jsonl writes a table"
         )
-    if wanted.captions and wanted.to not in TEXTS:
+    if request.captions and request.to not in TEXTS:
         table = (
-            f"; in a table, --columns {','.join(wanted.captions)}" if wanted.to in TABLES else ""
+            f"; in a table, --columns {','.join(request.captions)}" if request.to in TABLES else ""
         )
         raise RecipeError(
-            f"an export to {wanted.to} has no texts of a row",
+            f"an export to {request.to} has no texts of a row",
             "--captions",
             f"those to {', '.join(TEXTS)} have{table}",
         )
-    for column in wanted.captions:
+    for column in request.captions:
         if column not in visible:
             lists = [name for name in visible if name.endswith((".captions", ".texts"))]
             do = did_you_mean(column, lists, f"lists of captions before '{stage}'")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--captions", do)
-    for column in wanted.columns:
-        if column == IMAGE.name and wanted.to not in PICTURES:
+    for column in request.columns:
+        if column == IMAGE.name and request.to not in PICTURES:
             do = f"--to {' or '.join(PICTURES)} holds pictures; leave 'image' out for a table"
-            raise RecipeError(f"a table in {wanted.to} holds no pictures", "--columns image", do)
+            raise RecipeError(f"a table in {request.to} holds no pictures", "--columns image", do)
         if column not in (*visible, *ALWAYS):
             known = [name for name in visible if ("." in name) == ("." in column)]
             do = did_you_mean(column, known, f"'{stage}' sees")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--columns", do)
 
 
-def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
+def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
     """Raises RecipeError if the stage has no embedding or cluster, or lost rows are wanted."""
     for column in (IMAGE_EMBEDDING, CLUSTER_ID):
         if column.name not in visible:
@@ -319,7 +323,7 @@ def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
                 "--stage names one after a stage that writes it, as `clipmill stages export.map`"
                 " shows",
             )
-    if wanted.dropped is not None:
+    if request.dropped is not None:
         raise RecipeError(
             "a map holds the rows that are dropped too: its column `kept` is false there",
             "--dropped",
