@@ -70,19 +70,19 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> "Start":
     """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`."""
-    from clipmill.pipeline.own_data.start import Asked, start
+    from clipmill.pipeline.own_data.start import Request, start
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
     while True:
-        request = Asked(
+        request = Request(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
             score=options.score,
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
             keep=options.keep,
-            to=tuple(dict.fromkeys(options.to or Asked.to)),
+            to=tuple(dict.fromkeys(options.to or Request.to)),
         )
         try:
             return start(request, command(options, verb), run_as)
