@@ -79,7 +79,7 @@ class Inputs:
     model_of: Mapping[str, str] = field(default_factory=dict)
     target_model_of: Mapping[str, str] = field(default_factory=dict)  # for those of `targets`
     own_model: str | None = None  # its own `model`, in the same form
-    told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
+    steps: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,7 @@ class PictureExport(DatasetStage):
 
 def about_set(license: str | None, url: str | None, inputs: Inputs) -> dict[str, Any]:
     """What is said of the set, as far as it is known."""
-    said = {"license": license, "url": url, "made_by": inputs.told}
+    said = {"license": license, "url": url, "made_by": inputs.steps}
     return {name: value for name, value in said.items() if value}
 
 
