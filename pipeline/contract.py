@@ -197,7 +197,7 @@ def odd_docstring(subject: Declared) -> str | None:
     return None
 
 
-def silent_settings(subject: Declared) -> str | None:
+def undocumented_settings(subject: Declared) -> str | None:
     page = described(subject.uses)
     silent = [entry.name for entry in page.settings if not entry.meaning]
     silent += [entry["name"] for entry in page.writes if not entry["doc"]]
@@ -256,7 +256,12 @@ DECLARED = (
         "docstring",
         "lead with the result in a line of 100 characters; add a line `Source: …` or `Error: …`",
     ),
-    Law("settings say what they mean", silent_settings, "fields", "write a comment beside each"),
+    Law(
+        "settings say what they mean",
+        undocumented_settings,
+        "fields",
+        "write a comment beside each",
+    ),
     Law("columns", odd_columns, "`reads`, `writes`", "declare each Column once"),
     Law(
         "reasons",
@@ -372,7 +377,7 @@ def other_types(opened: Opened) -> str | None:
     return f"reason {min(strange)!r} is not declared" if strange else None
 
 
-def minds_batches(opened: Opened) -> str | None:
+def batch_matters(opened: Opened) -> str | None:
     start = 20
     for size in (1, 1, 7, 1, 3):
         if wrong := opened.differing(opened.function(opened.rows.slice(start, size)), start):
@@ -381,18 +386,18 @@ def minds_batches(opened: Opened) -> str | None:
     return None
 
 
-def minds_order(opened: Opened) -> str | None:
+def order_matters(opened: Opened) -> str | None:
     answer = opened.function(opened.rows.take(pa.array(range(59, 29, -1))))
     return opened.differing(answer.take(pa.array(range(len(answer) - 1, -1, -1))), 30)
 
 
-def minds_chunks(opened: Opened) -> str | None:
+def chunks_matter(opened: Opened) -> str | None:
     rows = opened.rows.slice(25, 20)
     chunked = pa.concat_tables([rows.slice(0, 3), rows.slice(3, 0), rows.slice(3)])
     return opened.differing(opened.function(chunked), 25)
 
 
-def fails_on_none(opened: Opened) -> str | None:
+def fails_on_empty(opened: Opened) -> str | None:
     empty = opened.function(opened.rows.slice(0, 0))
     if len(opened.function(opened.rows.schema.empty_table())):
         return "rows came back for none"
@@ -402,16 +407,15 @@ def fails_on_none(opened: Opened) -> str | None:
     return None if types == known else f"no rows give {types}"
 
 
-def makes_up_values(opened: Opened) -> str | None:
+def invents_values(opened: Opened) -> str | None:
     rows = opened.rows.slice(0, 4)
     nulls = {name: pa.nulls(len(rows), rows[name].type) for name in rows.column_names}
     out = opened.function(pa.table(nulls | {UID.name: rows[UID.name]}))
     strange = {*out[REASON.name].to_pylist()} - {*opened.stage.reasons}
     if strange:
         return f"a row without any value has the reason {next(iter(strange))!r}"
-    invented = [
-        column.name for column in opened.stage.writes if out[column.name].null_count < len(rows)
-    ]
+    writes = [column.name for column in opened.stage.writes]
+    invented = [name for name in writes if out[name].null_count < len(rows)]
     return f"column '{invented[0]}' has a value for a row without any" if invented else None
 
 
@@ -429,7 +433,7 @@ def changes_inputs(opened: Opened) -> str | None:
     return None if rows.to_pydict() == before else "the rows that it was given have changed"
 
 
-def answers_otherwise(opened: Opened) -> str | None:
+def reopening_matters(opened: Opened) -> str | None:
     return opened.differing(row_function(opened.stage, opened.worker)(opened.rows))
 
 
@@ -437,16 +441,16 @@ FUNCTIONS = (
     Law(
         "rows and types", other_types, "`open`", "give back each row, the columns declared, reason"
     ),
-    Law("no rows", fails_on_none, "`open`", "give the types of `writes` for an empty batch, too"),
-    Law("nulls", makes_up_values, "`open`", "give null and a reason of `reasons` for such a row"),
+    Law("no rows", fails_on_empty, "`open`", "give the types of `writes` for an empty batch, too"),
+    Law("nulls", invents_values, "`open`", "give null and a reason of `reasons` for such a row"),
     Law("a reason for each null", gives_no_reason, "`open`", "name why in `reason`"),
     Law("inputs stay", changes_inputs, "`open`", "copy what you change"),
 )
 ANSWERS = (
-    Law("batches", minds_batches, "`open`", "answer for each row alone, wherever a batch is cut"),
-    Law("order", minds_order, "`open`", "answer for each row alone, whatever stands before it"),
-    Law("chunks", minds_chunks, "`open`", "read a column of several chunks: combine_chunks()"),
-    Law("the same again", answers_otherwise, "`determinism`", "take chance from a hash of uids"),
+    Law("batches", batch_matters, "`open`", "answer for each row alone, wherever a batch is cut"),
+    Law("order", order_matters, "`open`", "answer for each row alone, whatever stands before it"),
+    Law("chunks", chunks_matter, "`open`", "read a column of several chunks: combine_chunks()"),
+    Law("the same again", reopening_matters, "`determinism`", "take chance from a hash of uids"),
 )
 
 
@@ -562,24 +566,24 @@ def _run(plan: Plan, run: Storage, watcher: Watcher) -> Outcome:
         executor.close()
 
 
-def minds_pieces(trial: Trial) -> str | None:
+def sharding_matters(trial: Trial) -> str | None:
     return trial.differing(trial.stored(trial.planned(True, SHARD_ROWS // 2 + 1), "pieces"))
 
 
-def minds_a_kill(trial: Trial) -> str | None:
+def kill_matters(trial: Trial) -> str | None:
     return trial.differing(trial.stored(trial.planned(), "killed", ending=True))
 
 
 RUNS = (
     Law(
         "shards and their order",
-        minds_pieces,
+        sharding_matters,
         "`run`, `open`",
         "break ties by uid; let no value depend on where a row stands",
     ),
     Law(
         "a kill",
-        minds_a_kill,
+        kill_matters,
         "`run`, `open`",
         "work through the calls of ctx alone: what is kept elsewhere is lost with the process",
     ),
