@@ -1,15 +1,15 @@
-"""A file of answers by the digests of their requests: sorted, whole blocks, an index at the end.
+"""A file format for answers keyed by request digest: sorted compressed blocks, then an index.
 
-block    b"CLA1", then n, bytes of its answers, bytes compressed, CRC-32 (u32 each), n keys of 32
-         bytes, zlib of n lengths (u32) and the answers
-index    the first 8 bytes of each block's first key, where each block begins (u64 each)
-end      how many blocks, where the index begins (u64), CRC-32 of the index, b"CLAI"
+block    b"CLA1"; count n, raw bytes, compressed bytes, CRC-32 (u32 each); n keys of 32 bytes;
+         zlib of n lengths (u32) and the answers
+index    first 8 bytes of each block's first key, then each block's offset (u64 each)
+end      number of blocks and offset of the index (u64), CRC-32 of the index (u32), b"CLAI"
 
-Keys are in order, and no two blocks share the first 8 bytes of a key, so an answer is one search
-among 8 bytes a block and one read of a block. A damaged block is left out and the others stay;
-where the index is damaged, the blocks are found by reading them all.
+Keys are sorted, and no two blocks share a key's first 8 bytes. So a look-up is one binary search
+over 8 bytes a block and one block read. Damaged blocks are skipped; if the index is damaged, the
+file is scanned for its blocks.
 
-Of two answers to one request every reader takes the lesser by its bytes.
+If a request has two answers, every reader takes the smaller one, bytewise.
 """
 
 import heapq
@@ -28,11 +28,11 @@ from clipmill.metadata.scratch import scratch_folder
 from clipmill.metadata.storage import Storage
 
 Pair = tuple[bytes, bytes]  # a key and its answer
-ReadAt = Callable[[int, int], bytes]  # so many bytes from an offset; fewer at the end
+ReadAt = Callable[[int, int], bytes]  # (offset, size) to bytes; fewer at the end of the file
 
 KEY_BYTES = 32
-BLOCK_BYTES = 4096  # of answers: one look-up decompresses so much
-PIECE_BYTES = 4 << 20  # of a file elsewhere: what a look-up fetches
+BLOCK_BYTES = 4096  # of answers in a block: a look-up decompresses one block
+PIECE_BYTES = 4 << 20  # fetched at a time from an object store
 MAGIC, END_MAGIC = b"CLA1", b"CLAI"
 HEAD = struct.Struct("<4sIIII")
 END = struct.Struct("<QQI4s")
@@ -40,55 +40,55 @@ END = struct.Struct("<QQI4s")
 
 def write_answers(pairs: Iterable[Pair], file: IO[bytes]) -> None:
     """Writes pairs that are sorted by key, each key once."""
-    firsts, starts, at = array("Q"), array("Q"), file.tell()
+    firsts, starts, offset = array("Q"), array("Q"), file.tell()
     for block in _blocks(pairs):
         firsts.append(_prefix(block[0][0]))
-        starts.append(at)
-        at += file.write(_packed(block))
+        starts.append(offset)
+        offset += file.write(_packed(block))
     index = firsts.tobytes() + starts.tobytes()
-    file.write(index + END.pack(len(firsts), at, zlib.crc32(index), END_MAGIC))
+    file.write(index + END.pack(len(firsts), offset, zlib.crc32(index), END_MAGIC))
 
 
 def merged(sources: Iterable[Iterable[Pair]]) -> Iterator[Pair]:
-    """The pairs of sorted sources, sorted, each key once."""
+    """Merges sorted sources: yields pairs in key order, each key once."""
     last = b""
-    for key, answer in heapq.merge(*sources):  # of two answers the lesser comes first
+    for key, answer in heapq.merge(*sources):  # equal keys: the smaller answer comes first
         if key != last:
             yield key, answer
             last = key
 
 
 class AnswersFile:
-    """Answers of one file, read as they are asked for; iterated, all of them in order of keys.
+    """The answers of one file: looked up by key, or iterated in key order.
 
-    In memory are 16 bytes a block, which is about 1 byte an answer of 200. `on_damage(what)` is
-    told once of each damaged part.
+    Memory is 16 bytes a block, about 1 byte per answer of 200 bytes. `on_damage(what)` is called
+    once for each damaged part.
     """
 
     def __init__(self, read_at: ReadAt, size: int, on_damage: Callable[[str], None]) -> None:
         self.size = size
         self._read_at, self._on_damage = read_at, on_damage
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         index = self._index()
         if index is None:
             on_damage("its index is damaged: its blocks are read one by one")
-            index = self._searched()
+            index = self._rebuilt_index()
         self._firsts, self._starts = index
 
     def find(self, key: bytes) -> bytes | None:
-        """The answer; None where it is not there."""
+        """Returns the answer to a key, or None."""
         number = bisect_right(self._firsts, _prefix(key)) - 1
         block = self._block(number) if number >= 0 else None
         if block is None:
             return None
         count, raw_bytes, keys, packed = block
-        at = keys.find(key)
-        while at % KEY_BYTES and at > 0:  # across two keys
-            at = keys.find(key, at + 1)
-        if at < 0:
+        offset = keys.find(key)
+        while offset % KEY_BYTES and offset > 0:  # a match across two keys
+            offset = keys.find(key, offset + 1)
+        if offset < 0:
             return None
         raw = zlib.decompress(packed, bufsize=raw_bytes)
-        before, (length,) = at // KEY_BYTES, struct.unpack_from("<I", raw, at // 8)
+        before, (length,) = offset // KEY_BYTES, struct.unpack_from("<I", raw, offset // 8)
         start = 4 * count + sum(struct.unpack_from(f"<{before}I", raw))
         return raw[start : start + length]
 
@@ -98,13 +98,13 @@ class AnswersFile:
                 yield from _pairs(*block)
 
     def _block(self, number: int) -> tuple[int, int, bytes, bytes] | None:
-        """Count of answers, their bytes, keys, and the answers compressed; None where damaged."""
+        """Reads a block: answer count, raw size, keys, compressed answers; None if damaged."""
         start, end = self._starts[number], self._starts[number + 1]
-        found = _opened(self._read_at(start, end - start))
-        if found is None and number not in self._told:
-            self._told.add(number)
+        block = _opened(self._read_at(start, end - start))
+        if block is None and number not in self._reported:
+            self._reported.add(number)
             self._on_damage(f"{end - start} bytes at {start} are damaged, and left out")
-        return found
+        return block
 
     def _index(self) -> tuple["array[int]", "array[int]"] | None:
         end = self._read_at(max(0, self.size - END.size), END.size)
@@ -118,85 +118,85 @@ class AnswersFile:
             return None
         return array("Q", index[: 8 * count]), array("Q", [*array("Q", index[8 * count :]), start])
 
-    def _searched(self) -> tuple["array[int]", "array[int]"]:
-        """The index, from reading all blocks that are whole; others are passed over."""
-        firsts, starts, at = array("Q"), array("Q"), 0
-        while at < self.size:
-            head = self._read_at(at, HEAD.size)
+    def _rebuilt_index(self) -> tuple["array[int]", "array[int]"]:
+        """Rebuilds the index by scanning the file; damaged blocks are skipped."""
+        firsts, starts, offset = array("Q"), array("Q"), 0
+        while offset < self.size:
+            head = self._read_at(offset, HEAD.size)
             whole = b""
             if len(head) == HEAD.size and head[:4] == MAGIC:
                 _, count, _, packed_bytes, _ = HEAD.unpack(head)
-                whole = self._read_at(at, HEAD.size + KEY_BYTES * count + packed_bytes)
+                whole = self._read_at(offset, HEAD.size + KEY_BYTES * count + packed_bytes)
             if block := _opened(whole):
                 firsts.append(_prefix(block[2]))
-                starts.append(at)
-                at += len(whole)
+                starts.append(offset)
+                offset += len(whole)
                 continue
-            window = self._read_at(at + 1, PIECE_BYTES)
-            found = window.find(MAGIC)
-            at += 1 + (found if found >= 0 else max(1, len(window) - len(MAGIC) + 1))
+            window = self._read_at(offset + 1, PIECE_BYTES)
+            distance = window.find(MAGIC)
+            offset += 1 + (distance if distance >= 0 else max(1, len(window) - len(MAGIC) + 1))
         return firsts, array("Q", [*starts, self.size])
 
 
 def in_memory(data: bytes, on_damage: Callable[[str], None]) -> AnswersFile:
-    """A small file that was read whole."""
-    return AnswersFile(lambda at, size: data[at : at + size], len(data), on_damage)
+    """Opens a small file that was read whole."""
+    return AnswersFile(lambda offset, size: data[offset : offset + size], len(data), on_damage)
 
 
 def on_disk(path: str, on_damage: Callable[[str], None]) -> AnswersFile:
-    """A file of this machine, open as long as the answers are."""
+    """Opens a local file for as long as the returned object lives."""
     file = os.open(path, os.O_RDONLY)
-    return _reading(file, os.fstat(file).st_size, on_damage)
+    return _over_descriptor(file, os.fstat(file).st_size, on_damage)
 
 
 def in_scratch(pairs: Iterable[Pair]) -> AnswersFile:
-    """A copy of pairs that are sorted, on scratch disk; it goes with what is returned."""
-    file = _nameless()
+    """Copies sorted pairs to scratch disk; the copy is deleted with the returned object."""
+    file = _unlinked_file()
     with open(file, "wb", closefd=False) as writing:
         write_answers(pairs, writing)
 
-    def raise_it(what: str) -> None:
+    def fail(what: str) -> None:
         raise OSError(f"scratch disk: {what}")
 
-    return _reading(file, os.fstat(file).st_size, raise_it)
+    return _over_descriptor(file, os.fstat(file).st_size, fail)
 
 
 def elsewhere(
     folder: Storage, name: str, size: int, on_damage: Callable[[str], None]
 ) -> AnswersFile:
-    """A file of an object store: pieces of it are fetched to scratch disk when first needed."""
-    file = _nameless()
-    there: set[int] = set()
-    one_at_a_time = threading.Lock()
+    """Opens a file of an object store; pieces are fetched to scratch disk on first use."""
+    file = _unlinked_file()
+    fetched: set[int] = set()
+    lock = threading.Lock()
 
     def fetch(first: int, last: int) -> None:
-        with one_at_a_time:
-            for piece in {*range(first, last + 1)} - there:
+        with lock:
+            for piece in {*range(first, last + 1)} - fetched:
                 data = folder.read_at(name, piece * PIECE_BYTES, PIECE_BYTES)
                 os.pwrite(file, data, piece * PIECE_BYTES)
-                there.add(piece)
+                fetched.add(piece)
 
-    return _reading(file, size, on_damage, fetch)
+    return _over_descriptor(file, size, on_damage, fetch)
 
 
-def _nameless() -> int:
-    """The descriptor of an empty file on scratch disk, which ends with it."""
+def _unlinked_file() -> int:
+    """Returns the descriptor of an empty, unlinked file on scratch disk."""
     file, path = tempfile.mkstemp(dir=scratch_folder())
     os.unlink(path)
     return file
 
 
-def _reading(
+def _over_descriptor(
     file: int,
     size: int,
     on_damage: Callable[[str], None],
     fetch: Callable[[int, int], None] = lambda first, last: None,
 ) -> AnswersFile:
-    """The answers behind a descriptor, which is closed with them; `fetch` is told what is read."""
+    """Opens a descriptor, closed with the answers; each read first calls `fetch` on its pieces."""
 
-    def read_at(at: int, size: int) -> bytes:
-        fetch(at // PIECE_BYTES, (at + size - 1) // PIECE_BYTES)
-        return os.pread(file, size, at)
+    def read_at(offset: int, size: int) -> bytes:
+        fetch(offset // PIECE_BYTES, (offset + size - 1) // PIECE_BYTES)
+        return os.pread(file, size, offset)
 
     answers = AnswersFile(read_at, size, on_damage)
     weakref.finalize(answers, os.close, file)
@@ -204,7 +204,7 @@ def _reading(
 
 
 def _blocks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Pairs in blocks that share no first 8 bytes of a key."""
+    """Cuts pairs into blocks; no two blocks share a key's first 8 bytes."""
     block: list[Pair] = []
     size = 0
     for pair in pairs:
@@ -227,7 +227,7 @@ def _packed(block: list[Pair]) -> bytes:
 
 
 def _opened(data: bytes) -> tuple[int, int, bytes, bytes] | None:
-    """Count of answers, their bytes, keys, and the answers compressed; None where damaged."""
+    """Parses a block: answer count, raw size, keys, compressed answers; None if damaged."""
     if len(data) < HEAD.size:
         return None
     magic, count, raw_bytes, packed_bytes, crc = HEAD.unpack_from(data)
@@ -240,10 +240,10 @@ def _opened(data: bytes) -> tuple[int, int, bytes, bytes] | None:
 
 def _pairs(count: int, raw_bytes: int, keys: bytes, packed: bytes) -> Iterator[Pair]:
     raw = zlib.decompress(packed, bufsize=raw_bytes)
-    at = 4 * count
+    offset = 4 * count
     for number, length in enumerate(struct.unpack_from(f"<{count}I", raw)):
-        yield keys[KEY_BYTES * number : KEY_BYTES * (number + 1)], raw[at : at + length]
-        at += length
+        yield keys[KEY_BYTES * number : KEY_BYTES * (number + 1)], raw[offset : offset + length]
+        offset += length
 
 
 def _crc(count: int, raw_bytes: int, keys: bytes, packed: bytes) -> int:

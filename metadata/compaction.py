@@ -1,9 +1,9 @@
-"""Copies a stage's records into few objects, so that a resume need not read each by itself.
+"""Compaction: copies a stage's records into few objects, so that a resume reads few.
 
-While a stage runs, `records-0007.parquet` gets its next records, and is not written again: what
-that costs is linear in shards. When the stage ends, or records of it are to be made again, one
-`records.parquet` takes the place of these parts. Where such a copy is torn or older than a record,
-the record itself is read.
+While a stage runs, new records go into parts, such as `records-0007.parquet`. Each part is written
+once, so the cost is linear in shards. When the stage ends, or some of its records are to be made
+again, one `records.parquet` replaces the parts. If a copy is torn or older than a record, the
+record itself is read.
 """
 
 import io
@@ -32,44 +32,44 @@ OLDER = pa.schema([*LISTED, ("json", pa.string())])  # until November 2026: read
 
 @dataclass
 class Compacted:
-    """What the compactions of a folder hold."""
+    """The records in a folder's compactions, and which of them are still valid."""
 
-    records: pa.Table  # name, and a record's columns: as they lie there now
-    changed: pa.Table  # the same of those that do not
+    records: pa.Table  # listed name, size, time, then a record's columns: still as listed
+    changed: pa.Table  # the same columns, of records whose object has changed since
     parts: int  # number of the next part
-    are_one: bool  # there is a whole compaction, nothing else, and all it holds lies there so
+    are_one: bool  # only `records.parquet` is there, and all it holds is valid
 
 
 def compact(folder: Storage, records: pa.Table) -> None:
-    """Writes `records.parquet`: these records, with the size and time their objects are listed.
+    """Writes `records.parquet`: the records with their objects' listed size and time.
 
-    Then the parts go.
+    Deletes the parts afterwards.
     """
     listing = folder.listing()
     name = _names(records)
-    at = pc.index_in(name, value_set=listing["name"])
-    listed = [name, listing["size"].take(at), listing["mtime_ns"].take(at)]
+    row = pc.index_in(name, value_set=listing["name"])
+    listed = [name, listing["size"].take(row), listing["mtime_ns"].take(row)]
     table = pa.table([*listed, *records.itercolumns()], schema=FOLD)
-    _put(folder, COMPACTED, table.filter(at.is_valid()))
+    _put(folder, COMPACTED, table.filter(row.is_valid()))
     for other in listing["name"].to_pylist():
         if PART.fullmatch(other):
             folder.delete(other)
 
 
 def append(folder: Storage, number: int, records: Iterable[Record]) -> None:
-    """Writes a part: these records, which were just stored. Nothing is listed for it."""
+    """Writes a part of records that were just stored, without listing the folder."""
     sizes = [len(record.to_json().encode()) for record in records]
-    made = table_of(records)
-    listed = [_names(made), pa.array(sizes, pa.int64()), pa.nulls(len(made), pa.int64())]
-    table = pa.table([*listed, *made.itercolumns()], schema=FOLD)
+    columns = table_of(records)
+    listed = [_names(columns), pa.array(sizes, pa.int64()), pa.nulls(len(columns), pa.int64())]
+    table = pa.table([*listed, *columns.itercolumns()], schema=FOLD)
     _put(folder, f"records-{number:04d}.parquet", table)
 
 
 def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
-    """Records that the compactions in a folder's listing hold, and that are still as copied.
+    """Reads the compactions in a folder's listing, and splits their records by validity.
 
-    An object's size and time tell: the time in the compaction; of a part, which holds none, one
-    earlier than the part's own.
+    A record is valid if its object has the copied size and time. Parts hold no times: there, the
+    object must be older than the part.
     """
     parts, has_whole = {}, False
     for name in listing["name"].filter(pc.starts_with(listing["name"], "records")).to_pylist():
@@ -81,46 +81,46 @@ def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
     def read(name: str) -> bytes:
         try:
             return folder.read(name)
-        except OSError:  # as a torn one: it costs time
+        except OSError:  # as if torn: its records are read one by one
             return b""
 
-    are_one, found, others = names == [COMPACTED], [], [FOLD.empty_table()]
+    are_one, valid, changed_parts = names == [COMPACTED], [], [FOLD.empty_table()]
     with ThreadPoolExecutor(8) as pool:
-        # One is read here: a thread for it costs more than the rest of a small scan.
+        # A single one is read here: a thread costs more than the rest of a small scan.
         texts = pool.map(read, names) if len(names) > 1 else map(read, names)
         for name, data in zip(names, texts, strict=True):
-            held, is_whole = _read(data)
-            is_so = _are_as_listed(held, listing, name)
-            if pc.all(is_so, min_count=0).as_py():
-                found.append(held)
+            copied, is_whole = _read(data)
+            is_valid = _are_as_listed(copied, listing, name)
+            if pc.all(is_valid, min_count=0).as_py():
+                valid.append(copied)
             else:
-                found.append(held.filter(is_so))
-                others.append(held.filter(pc.invert(is_so)))
-            are_one = are_one and is_whole and len(found[-1]) == len(held)
-    records = found[0] if len(found) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *found]))
-    changed = _last(pa.concat_tables(others))
+                valid.append(copied.filter(is_valid))
+                changed_parts.append(copied.filter(pc.invert(is_valid)))
+            are_one = are_one and is_whole and len(valid[-1]) == len(copied)
+    records = valid[0] if len(valid) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *valid]))
+    changed = _last(pa.concat_tables(changed_parts))
     return Compacted(records, changed, max(parts, default=-1) + 1, are_one)
 
 
-def _are_as_listed(held: pa.Table, listing: pa.RecordBatch, compaction: str) -> pa.BooleanArray:
-    """Whether the object of each row lies there as it was compacted."""
-    at = pc.index_in(held["name"].combine_chunks(), value_set=listing["name"])
-    at_R = at.fill_null(0).to_numpy()
-    mtime_R, size_R = (listing[name].to_numpy()[at_R] for name in ("mtime_ns", "size"))
+def _are_as_listed(records: pa.Table, listing: pa.RecordBatch, compaction: str) -> pa.BooleanArray:
+    """Returns (R,) whether each row's object still has the size and time it was copied with."""
+    row = pc.index_in(records["name"].combine_chunks(), value_set=listing["name"])
+    row_R = row.fill_null(0).to_numpy()
+    mtime_R, size_R = (listing[name].to_numpy()[row_R] for name in ("mtime_ns", "size"))
     put_ns = listing["mtime_ns"][listing["name"].index(compaction).as_py()].as_py()
-    folded_R = held["mtime_ns"].fill_null(0).to_numpy()
-    is_time_R = np.where(held["mtime_ns"].is_null(), mtime_R < put_ns, mtime_R == folded_R)
-    is_so_R = is_time_R & (size_R == held["size"].to_numpy()) & np.asarray(at.is_valid())
+    folded_R = records["mtime_ns"].fill_null(0).to_numpy()
+    is_time_R = np.where(records["mtime_ns"].is_null(), mtime_R < put_ns, mtime_R == folded_R)
+    is_so_R = is_time_R & (size_R == records["size"].to_numpy()) & np.asarray(row.is_valid())
     return pa.array(is_so_R)
 
 
-def _last(held: pa.Table) -> pa.Table:
-    """Of rows of one name the last."""
-    code_R = held["name"].combine_chunks().dictionary_encode().indices.to_numpy()
+def _last(records: pa.Table) -> pa.Table:
+    """Returns the last row of each name."""
+    code_R = records["name"].combine_chunks().dictionary_encode().indices.to_numpy()
     _, from_end = np.unique(code_R[::-1], return_index=True)
     if len(from_end) == len(code_R):
-        return held
-    return held.take(np.sort(len(code_R) - 1 - from_end))
+        return records
+    return records.take(np.sort(len(code_R) - 1 - from_end))
 
 
 def _names(records: pa.Table) -> pa.Array:
@@ -136,7 +136,7 @@ def _put(folder: Storage, name: str, records: pa.Table) -> None:
 
 
 def _read(data: bytes) -> tuple[pa.Table, bool]:
-    """What a compaction holds, and whether that is all it should, in today's columns."""
+    """Reads a compaction: its records in today's columns, and whether it is whole and current."""
     try:
         # Not read_table: it imports datasets and starts threads, for one small file.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -148,13 +148,15 @@ def _read(data: bytes) -> tuple[pa.Table, bool]:
 
 
 def _older(file: pq.ParquetFile) -> pa.Table:
-    """A compaction that holds the records' texts."""
+    """Reads an older compaction, which holds records as JSON."""
     tables = [FOLD.empty_table()]
     for batch in file.iter_batches(BATCH, columns=OLDER.names, use_threads=False):
-        held = pa.Table.from_batches([batch]).cast(OLDER)
-        texts = zip(held["name"].to_pylist(), held["json"].to_pylist(), strict=True)
+        older = pa.Table.from_batches([batch]).cast(OLDER)
+        texts = zip(older["name"].to_pylist(), older["json"].to_pylist(), strict=True)
         records = [parsed(name, text) for name, text in texts]
-        listed = held.select(LISTED.names).filter(pa.array(it is not None for it in records))
-        made = table_of(it for it in records if it is not None)
-        tables.append(pa.table([*listed.itercolumns(), *made.itercolumns()], schema=FOLD))
+        listed = older.select(LISTED.names).filter(
+            pa.array(record is not None for record in records)
+        )
+        columns = table_of(record for record in records if record is not None)
+        tables.append(pa.table([*listed.itercolumns(), *columns.itercolumns()], schema=FOLD))
     return pa.concat_tables(tables)

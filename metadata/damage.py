@@ -1,10 +1,10 @@
-"""A stored file that is not what was stored: noticed where it is read, made again by a run."""
+"""The error of a damaged stored file: raised by its reader; a run makes the file again."""
 
 from clipmill.metadata.keys import redacted
 
 
 class DamagedError(Exception):
-    """A file of a stage's folder. Three arguments, as it must pickle to leave a worker."""
+    """A damaged file of a stage's folder. Has three arguments: it must pickle to leave a worker."""
 
     def __init__(self, folder: str, name: str, found: str) -> None:
         super().__init__(folder, name, found)
@@ -15,5 +15,5 @@ class DamagedError(Exception):
 
     @property
     def place(self) -> str:
-        """Where it is, without keys."""
+        """Returns the file's URI without keys."""
         return f"{redacted(self.folder)}/{self.name}"

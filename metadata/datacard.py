@@ -1,10 +1,10 @@
-"""What stands beside an export: dataset.json for programs, a data card for people, Croissant.
+"""Writes the documents beside an export: dataset.json for programs, a data card, Croissant.
 
 A summary is {name, format, seed, counts, columns: [[name, type]], files: [{file, rows, bytes,
-sha256}]}, `license` and `url` where the recipe says them, and of rows that a stage lost `dropped`:
-{stage, reason}; `made_by`, the stages before it: {stage, uses, settings}; `features`, as Hugging
-Face names what the columns hold. All of it is known when the last file is written, and none of it
-is a time or a machine.
+sha256}]}. Optional: `license` and `url` from the recipe; `dropped`, {stage, reason}, if the rows
+are those a stage lost; `made_by`, the stages before it: {stage, uses, settings}; `features`, the
+columns' types as Hugging Face names them. It is complete when the last file is written, and holds
+no time and no machine.
 """
 
 import json
@@ -72,8 +72,8 @@ CROISSANT_CONTEXT = {
             *("replace", "samplingRate", "separator", "source", "subField", "transform"),
         )
     },
-}  # whole, as published: readers warn of a context that lacks a term
-CROISSANT_TYPES = {  # by how Arrow's name for a type begins; text where none fits
+}  # whole, as published: readers warn if a term is missing
+CROISSANT_TYPES = {  # by the prefix of Arrow's type name; else text
     "bool": "sc:Boolean",
     "int": "sc:Integer",
     "uint": "sc:Integer",
@@ -83,7 +83,7 @@ CROISSANT_TYPES = {  # by how Arrow's name for a type begins; text where none fi
 
 
 def documents(summary: dict[str, Any]) -> dict[str, str]:
-    """File name to text; dataset.json last, so that its presence says that all is there."""
+    """Returns file name to text; dataset.json last, so that its presence marks a whole export."""
     texts = {"README.md": data_card(summary)}
     if summary["format"] == "parquet":
         texts["croissant.json"] = _json(croissant(summary))
@@ -91,7 +91,7 @@ def documents(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def data_card(summary: dict[str, Any]) -> str:
-    """Markdown: what is in it, how it came to be, how to read it, what to mind."""
+    """Returns the card in Markdown: contents, columns, how it was made, how to read, cautions."""
     counts = dict(summary["counts"])
     seen, exported = counts.pop("rows"), counts.pop("exported")
     size_bytes = sum(
@@ -125,7 +125,7 @@ def data_card(summary: dict[str, Any]) -> str:
 | name | type | |
 |---|---|---|
 {fields}
-{_made(summary.get("made_by", ()))}
+{_stage_table(summary.get("made_by", ()))}
 ## Reading it
 
 {HOW_TO_READ[summary["format"]]} `dataset.json` lists the files with rows, bytes and SHA-256.
@@ -138,27 +138,27 @@ and places more than others: compare the keep rates before a model is trained fo
 """
 
 
-def _made(steps: Sequence[dict[str, Any]]) -> str:
-    """What each stage before it did; nothing where that is not told."""
+def _stage_table(steps: Sequence[dict[str, Any]]) -> str:
+    """Returns the table of the stages before the export; empty if none are listed."""
     if not steps:
         return ""
     lines = ["", "## How it was made", "", "| stage | is | with |", "|---|---|---|"]
     for step in steps:
-        settings = (f"{key}: {_said(value)}" for key, value in step["settings"].items())
+        settings = (f"{key}: {_as_code(value)}" for key, value in step["settings"].items())
         lines.append(f"| `{step['stage']}` | `{step['uses']}` | {', '.join(settings)} |")
     return "\n".join([*lines, ""])
 
 
-def _said(value: Any) -> str:
+def _as_code(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "`" + text.replace("|", "\\|").replace("\n", " ") + "`"
 
 
 def croissant(summary: dict[str, Any]) -> dict[str, Any]:
-    """Croissant 1.0 of an export to Parquet, its files found beside it."""
+    """Returns Croissant 1.0 of an export to Parquet, whose files lie beside it."""
     columns = {name: (name, dtype) for name, dtype in summary["columns"]}
     if as_text := columns.pop(schema.UID_HEX.name, None):
-        columns[schema.UID.name] = as_text  # a reader has no type for bytes that are no file
+        columns[schema.UID.name] = as_text  # Croissant has no type for raw bytes
     return {
         "@context": CROISSANT_CONTEXT,
         "@type": "sc:Dataset",
@@ -180,7 +180,7 @@ def croissant(summary: dict[str, Any]) -> dict[str, Any]:
                 "@type": "cr:RecordSet",
                 "@id": "rows",
                 "name": "rows",
-                "field": [_field(name, *held) for name, held in columns.items()],
+                "field": [_field(name, *source) for name, source in columns.items()],
             }
         ],
     }
@@ -189,7 +189,7 @@ def croissant(summary: dict[str, Any]) -> dict[str, Any]:
 def _field(name: str, column: str, dtype: str) -> dict[str, Any]:
     source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": column}}
     if name == schema.TEXTS.name:
-        source["transform"] = {"jsonPath": "text"}  # of each caption only what it says
+        source["transform"] = {"jsonPath": "text"}  # the text of each caption alone
     item = dtype.partition("list<")[2].partition(": ")[2] or dtype  # list<item: float>: float
     known = (kind for start, kind in CROISSANT_TYPES.items() if item.startswith(start))
     return {
@@ -204,7 +204,7 @@ def _field(name: str, column: str, dtype: str) -> dict[str, Any]:
 
 
 def _doc(name: str) -> str:
-    """What is known of a column, whichever stage it is taken from."""
+    """Returns a column's description, with or without a stage before its name."""
     return DOCS.get(name.rpartition(".")[2], "")
 
 

@@ -1,9 +1,9 @@
-"""Kill points: where a crash would hurt, so that tests can die there and nowhere else.
+"""Kill points: named places at which tests kill a run.
 
-`CLIPMILL_FAULT=record:3` with `CLIPMILL_FAULT_DIR=DIR` kills the process group with SIGKILL the
-third time any process of the run reaches a point named `record`, `write arms/*:1` the first time
-that such a file is written; `any` counts all points, and `any:0` only counts.
-`CLIPMILL_FAULT_SCOPE=process` kills the one process that got there. Each reach leaves a file in
+`CLIPMILL_FAULT=record:3` with `CLIPMILL_FAULT_DIR=DIR` kills the process group with SIGKILL when
+any process of the run reaches a point named `record` for the third time; `write arms/*:1` when a
+file of that pattern is first written. `any` counts all points; `any:0` only counts.
+`CLIPMILL_FAULT_SCOPE=process` kills only the process that got there. Each reach leaves a file in
 DIR, so a test sees which points were reached, and how often.
 """
 
@@ -15,28 +15,28 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-BY_THE_CLOCK = ("live.json",)  # written by the second: it would shift the numbers of all others
+BY_THE_CLOCK = ("live.json",)  # written every second: would shift the counts of all others
 
 
 def reached(point: str, name: str) -> None:
-    """Nothing, unless a test has asked to die here."""
+    """Kills the process or its group if a test has set a fault at this point."""
     fault = os.environ.get("CLIPMILL_FAULT")
     if not fault or name in BY_THE_CLOCK:
         return
-    wanted, _, count = fault.rpartition(":")
+    pattern, _, count = fault.rpartition(":")
     folder, text = Path(os.environ["CLIPMILL_FAULT_DIR"]), f"{point} {name}"
-    number = _next(folder, "any" if wanted == "any" else point, text)
-    is_named = fnmatchcase(text, wanted)
+    number = _next(folder, "any" if pattern == "any" else point, text)
+    is_named = fnmatchcase(text, pattern)
     if is_named:
-        number = sum(fnmatchcase(file.read_text(), wanted) for file in folder.iterdir())
-    if (is_named or wanted in ("any", point)) and number == int(count):
+        number = sum(fnmatchcase(file.read_text(), pattern) for file in folder.iterdir())
+    if (is_named or pattern in ("any", point)) and number == int(count):
         if os.environ.get("CLIPMILL_FAULT_SCOPE") == "process":
             os.kill(os.getpid(), signal.SIGKILL)
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _next(folder: Path, point: str, text: str) -> int:
-    """1, 2, 3 … across all processes: an exclusive create is the counter."""
+    """Returns 1, 2, 3 … across all processes: creates a file exclusively to count."""
     numbers = _numbers(folder, point)
     while True:
         number = next(numbers)
@@ -50,5 +50,5 @@ def _next(folder: Path, point: str, text: str) -> int:
 
 @cache
 def _numbers(folder: Path, point: str) -> Iterator[int]:
-    """Those that this process has not tried yet."""
+    """Returns the numbers that this process has not tried yet."""
     return count(1)

@@ -1,8 +1,8 @@
-"""What a stage's results depend on, as one short digest.
+"""Fingerprints: a short digest of all that a stage's results depend on.
 
-Stage, version, settings and the parents' fingerprints; never masks, the bytes at a path, or how
-many workers there were. A setting declared with `location()` says where or how fast, and stays out;
-one declared with `later()` counts once it is not at its default.
+It covers stage, version, settings and the parents' fingerprints; never masks, the bytes at a path
+or the number of workers. Settings declared with `location()` (where or how fast) stay out; those
+declared with `later()` count only when they are not at their default.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from clipmill.metadata.keys import without_keys
 
 
 def digest(value: Any) -> str:
-    """First 128 bits of the SHA-256 of a JSON value in canonical form, as 32 hex digits."""
+    """Returns 128 bits of the SHA-256 of a JSON value in canonical form, as 32 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def settings_of(stage: Any) -> dict[str, Any]:
-    """The fingerprinted settings of a stage, as JSON."""
+    """Returns the fingerprinted settings of a stage as JSON."""
     return {
         field.name: plain(getattr(stage, field.name))
         for field in dataclasses.fields(stage)
@@ -35,7 +35,7 @@ def _counts(field: Any, value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON: tuples become lists, nested settings objects; URIs lose their keys."""
+    """Returns a setting as JSON: tuples as lists, nested settings as objects, URIs without keys."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return settings_of(value)
     if isinstance(value, Mapping):
@@ -48,6 +48,6 @@ def plain(value: Any) -> Any:
 def fingerprint(
     uses: str, version: int, settings: Mapping[str, Any], parents: Mapping[str, Any]
 ) -> str:
-    """12 hex digits that name a stage's folder. Parents: edge or bound column to fingerprint."""
+    """Returns 12 hex digits that name a stage's folder. Parents: edge or column to fingerprint."""
     whole = {"uses": uses, "version": version, "settings": settings, "parents": parents}
     return digest(whole)[:12]

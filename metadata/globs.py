@@ -1,4 +1,4 @@
-"""The files that a path means: a file, a folder with all below it, or a glob."""
+"""Finds the files of a path: one file, all files below a folder, or those of a glob."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from clipmill.metadata.storage import Storage
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file by its name below the folder that a path opens."""
+    """A file, named relative to the folder that its path opens."""
 
     name: str
     size: int  # bytes
@@ -18,12 +18,12 @@ class FoundFile:
 
 
 def open_pool(path: str) -> tuple[Storage, str]:
-    """The folder that names are relative to, and the glob they match.
+    """Splits a path into a base folder and a glob of names below it.
 
-    `*` stands for any part of a name, `**/` for any folders; without a star, a folder means all
-    that lies below it, and a file means itself.
+    `*` matches any part of a name, `**/` any folders. Without a star, a folder means all files
+    below it, and a file means itself.
     """
-    # Behind a URI's `?` stand options, such as the address of an S3 server.
+    # Options follow a URI's `?`, for example the address of an S3 server.
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     head = head.rstrip("/") or "/"
     if "*" in head:
@@ -37,21 +37,19 @@ def open_pool(path: str) -> tuple[Storage, str]:
 
 
 def files_of(path: str) -> list[FoundFile]:
-    """The files of a path by name; those whose name, or a folder's, begins with a dot left out."""
+    """Returns the files of a path, sorted by name; without hidden files and hidden folders."""
     storage, pattern = open_pool(path)
-    wanted = _glob(pattern)
+    glob = _glob(pattern)
     selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
-    found = (
+    files = (
         FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size, info.mtime_ns)
         for info in storage.fs.get_file_info(selector)
         if info.type == fs.FileType.File
     )
-    named = (
-        file
-        for file in found
-        if wanted.fullmatch(file.name) and not re.search(r"(^|/)\.", file.name)
+    visible = (
+        file for file in files if glob.fullmatch(file.name) and not re.search(r"(^|/)\.", file.name)
     )
-    return sorted(named, key=lambda file: file.name)
+    return sorted(visible, key=lambda file: file.name)
 
 
 def _is_file(storage: Storage) -> bool:
@@ -59,6 +57,6 @@ def _is_file(storage: Storage) -> bool:
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
-    any_of_them = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
+    patterns = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
     parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    return re.compile("".join(any_of_them.get(part) or re.escape(part) for part in parts))
+    return re.compile("".join(patterns.get(part) or re.escape(part) for part in parts))

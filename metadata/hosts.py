@@ -1,4 +1,4 @@
-"""The host that a link names: the domain that rows are grouped by."""
+"""Extracts the host of a URL: the domain that rows are grouped by."""
 
 import pyarrow as pa
 
@@ -6,8 +6,8 @@ HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)"
 
 
 def host_of(url: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The host of each URL as text, in lower case; null of what is no URL."""
-    import polars as pl  # late: `why` answers without it
+    """Returns the host of each URL as text, in lower case; null if it is not a URL."""
+    import polars as pl  # late: `why` does without it
 
     host = pl.Series(values=url).str.extract(HOST, 1).str.to_lowercase()
     return pa.chunked_array([host.to_arrow().cast(pa.string())])

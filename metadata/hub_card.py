@@ -1,10 +1,10 @@
-"""The head of a dataset card: what the Hugging Face Hub and `load_dataset` read of README.md."""
+"""Writes the YAML head of a dataset card, which the Hugging Face Hub and `load_dataset` read."""
 
 from typing import Any
 
 import msgspec
 
-SIZES = (  # the Hub's words, up to so many rows
+SIZES = (  # the Hub's size categories, and the rows each ends below
     ("n<1K", 10**3),
     ("1K<n<10K", 10**4),
     ("10K<n<100K", 10**5),
@@ -16,7 +16,7 @@ SIZES = (  # the Hub's words, up to so many rows
 )
 
 
-DATA_FILES = {  # of each format, what `load_dataset(folder)` is to read, and nothing beside it
+DATA_FILES = {  # format to the only files that `load_dataset(folder)` shall read
     "parquet": "*.parquet",
     "huggingface": "data/train-*.parquet",
     "csv": "rows.csv",
@@ -25,19 +25,19 @@ DATA_FILES = {  # of each format, what `load_dataset(folder)` is to read, and no
 
 
 def head(summary: dict[str, Any]) -> str:
-    """YAML between two lines of dashes; empty for a format that `load_dataset` is not told of."""
+    """Returns YAML between two lines of dashes; empty for formats that are not in DATA_FILES."""
     if summary["format"] not in DATA_FILES:
         return ""
     data_files = [{"split": "train", "path": DATA_FILES[summary["format"]]}]
-    told = {
+    fields = {
         **(_about(summary) if "features" in summary else {}),
         "configs": [{"config_name": "default", "data_files": data_files}],
     }
-    return f"---\n{msgspec.yaml.encode(told).decode()}---\n\n"
+    return f"---\n{msgspec.yaml.encode(fields).decode()}---\n\n"
 
 
 def _about(summary: dict[str, Any]) -> dict[str, Any]:
-    """Licence, size and features of a set that is to be published."""
+    """Returns licence, size and features of a set for the Hub."""
     rows = sum(file["rows"] for file in summary["files"])
     size_bytes = sum(file["bytes"] for file in summary["files"])
     return {
@@ -54,13 +54,13 @@ def _about(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _licence(given: str | None) -> dict[str, str]:
-    """A name of SPDX's in the Hub's letters; of a page, its address."""
-    if given is None:
+def _licence(name: str | None) -> dict[str, str]:
+    """Returns an SPDX name in lower case, as the Hub has it, or a page's address as a link."""
+    if name is None:
         return {}
-    if "://" in given:
-        return {"license": "other", "license_name": "as linked", "license_link": given}
-    return {"license": given.lower()}
+    if "://" in name:
+        return {"license": "other", "license_name": "as linked", "license_link": name}
+    return {"license": name.lower()}
 
 
 def _named(features: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _named(features: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _feature(feature: Any) -> dict[str, Any]:
-    """A feature as a card writes it: `dtype`, `list` or `struct`."""
+    """Returns a feature in the card's form: `dtype`, `list` or `struct`."""
     if isinstance(feature, list):
         return {"list": _named(feature[0])}
     kind = feature.get("_type")

@@ -1,17 +1,17 @@
-"""Texts without the keys that stand in their URIs: what may be stored or shown."""
+"""Removes the keys in URIs from texts that are stored or shown."""
 
 import re
 
 URI = re.compile(
-    r"""\b(?:(s3)://((?:[^/@\s:"'?]*:[^@\n"']*@)?[^\s"'<>`]*)"""  # its key may hold a space
+    r"""\b(?:(s3)://((?:[^/@\s:"'?]*:[^@\n"']*@)?[^\s"'<>`]*)"""  # S3: the key may hold a space
     r"""|([a-z][a-z0-9+.-]*)://([^\s"'<>`]*))""",
     re.IGNORECASE,
 )
-NAMED_USER = r"[^/?#]*:[^/?#]*@"  # one without a password is a place: abfs://container@account
+NAMED_USER = r"[^/?#]*:[^/?#]*@"  # with a password; abfs://container@account is a location
 USER = {
     "http": r"[^/?#]*@",
     "https": r"[^/?#]*@",
-    "s3": rf"{NAMED_USER}|[^/@:?]*:[^@]*@",  # or a key with a slash that nobody encoded
+    "s3": rf"{NAMED_USER}|[^/@:?]*:[^@]*@",  # or a key with an unencoded slash
 }
 SECRET = re.compile(
     r"secret|token|passw|pwd|signature|credential$|(access|account|api)[_-]?key|^(auth|key|sas|sig)$",
@@ -20,12 +20,12 @@ SECRET = re.compile(
 
 
 def without_keys(text: str) -> str:
-    """The text, its URIs without password and without secrets in the query; else as it is."""
+    """Returns a text whose URIs have neither a password nor secrets in their query."""
     return URI.sub(_without, text) if "://" in text else text
 
 
 def redacted(uri: str) -> str:
-    """The URI without keys and query: what a log or an error may show."""
+    """Returns a URI without keys and query, for logs and errors."""
     return without_keys(uri).partition("?")[0] if "://" in uri else uri
 
 

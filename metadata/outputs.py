@@ -1,6 +1,6 @@
-"""The files that a stage left in its `out/`, read only as its manifest says they were stored.
+"""Reads the files in a stage's `out/`, checked against its manifest.
 
-Those of an export that has left its run lie in the folder itself, and its dataset.json says it.
+The files of an export outside its run lie in the folder itself, and its dataset.json lists them.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from clipmill.metadata.sealed import put_sealed, read_sealed_as
 from clipmill.metadata.storage import Storage
 
 OUT = "out"
-NOTES = "out-notes"  # of the files in out/, each in an object, until the manifest holds them
+NOTES = "out-notes"  # an object for each file in out/, until the manifest lists them
 
 
 @dataclass(frozen=True)
 class Noted:
-    """What is known of a stored file."""
+    """Size and digest of a stored file."""
 
     size_bytes: int
     sha256: str
 
 
 class Outputs:
-    """DamagedError of whatever has changed. Older manifests hold no digests: there, sizes count."""
+    """A stage's files; reading a changed one raises DamagedError. Old manifests hold sizes only."""
 
     def __init__(self, folder: Storage) -> None:
         self.folder, self.inside = folder, f"{OUT}/"
@@ -52,45 +52,45 @@ class Outputs:
         return list(self._sha256)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; FileNotFoundError where no stage left one, nor anybody else."""
+        """Returns the bytes of a file; FileNotFoundError if there is none and none is listed."""
         self.check(name)
         return self.folder.read(self.inside + name)
 
     def check(self, name: str) -> None:
-        """Reads a file once, in blocks, where the manifest lists it."""
-        wanted = self._sha256.get(name)
-        if wanted is None:
+        """Checks a listed file's digest, reading it once in blocks; raises DamagedError."""
+        listed = self._sha256.get(name)
+        if listed is None:
             return
         try:
-            held = self.folder.sha256(self.inside + name)
+            digest = self.folder.sha256(self.inside + name)
         except FileNotFoundError:
             raise DamagedError(self.folder.uri, self.inside + name, "it is gone") from None
-        if not held.startswith(wanted):
-            found = f"its digest is {held[:16]}, and {wanted[:16]} was stored"
+        if not digest.startswith(listed):
+            found = f"its digest is {digest[:16]}, and {listed[:16]} was stored"
             raise DamagedError(self.folder.uri, self.inside + name, found)
 
     @contextmanager
     def parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file, of which the pages that are read are checked."""
+        """Opens a Parquet file; the pages that are read are checked."""
         with opened(self.folder, self.inside + name, self._sha256.get(name, "")) as file:
             yield file
 
 
 def note_output(folder: Storage, name: str, path: Path, sha256: str = "") -> None:
-    """Leaves word of a file in out/ until the manifest does: a unit of work has stored it."""
+    """Notes size and digest of a file stored in out/, until the manifest lists it."""
     _note(folder, name, Noted(path.stat().st_size, sha256 or digest_of(path)))
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a local file."""
+    """Returns the SHA-256 of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def put_output(folder: Storage, name: str, noted: Noted, of: Storage, there: str) -> None:
-    """Stores a file of another folder as `out/<name>`, and leaves word of it."""
+def put_output(folder: Storage, name: str, noted: Noted, source: Storage, source_name: str) -> None:
+    """Copies a file of another folder to `out/<name>`, and notes its size and digest."""
     _note(folder, name, noted)
-    folder.put_copy(f"{OUT}/{name}", of, there)
+    folder.put_copy(f"{OUT}/{name}", source, source_name)
 
 
 def _note(folder: Storage, name: str, noted: Noted) -> None:
@@ -98,16 +98,16 @@ def _note(folder: Storage, name: str, noted: Noted) -> None:
 
 
 def noted_outputs(folder: Storage) -> dict[str, Noted]:
-    """The files in out/, as units of work stored them; DamagedError where one is so no more."""
+    """Returns the noted files in out/; DamagedError if one has changed since."""
     noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES, below=True)]
-    there = {entry.name: entry.size for entry in folder.entries(OUT, below=True)}
+    sizes = {entry.name: entry.size for entry in folder.entries(OUT, below=True)}
 
-    def look(name: str) -> Noted:
+    def check(name: str) -> Noted:
         note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)
-        if name not in there or (note and note.size_bytes != there[name]):
+        if name not in sizes or (note and note.size_bytes != sizes[name]):
             raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
-        return note or Noted(there[name], folder.sha256(f"{OUT}/{name}"))
+        return note or Noted(sizes[name], folder.sha256(f"{OUT}/{name}"))
 
-    names = sorted(there.keys() | set(noted))
+    names = sorted(sizes.keys() | set(noted))
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-        return dict(zip(names, pool.map(look, names), strict=True))
+        return dict(zip(names, pool.map(check, names), strict=True))

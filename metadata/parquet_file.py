@@ -1,7 +1,7 @@
-"""A stored Parquet file, read by batches or at positions; one whose bytes have changed is refused.
+"""Reads stored Parquet files by batches or at positions, and refuses changed bytes.
 
-Pages carry checksums, and a file's name its digest: a reader that meets a changed byte says which
-file is damaged, and gives no value.
+Pages carry checksums, and a file's name its digest: a reader that meets a changed byte names the
+damaged file and returns no value.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from clipmill.metadata.record import digest_in
 from clipmill.metadata.storage import Storage
 
 SMALL_BYTES = 256 << 10
-FAR_BYTES = 2 << 20  # of an object store: two requests take as long as these bytes
-UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)  # what a changed file can raise
+FAR_BYTES = 2 << 20  # on an object store, where two requests take as long as reading this
+UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)  # raised by changed files
 
 Types = Mapping[str, pa.DataType]  # of columns, as their stage declares them
 
@@ -33,14 +33,14 @@ def read_file(
     types: Types = MappingProxyType({}),
     rows: int | None = None,
 ) -> Iterator[pa.Table]:
-    """Columns of one Parquet file in batches of exactly `batch_rows`, the last one shorter."""
+    """Yields columns of a Parquet file in batches of exactly `batch_rows`, the last one shorter."""
     with opened(folder, name, digest_in(name), types, rows) as file:
         empty = file.schema_arrow.empty_table().select(list(columns))
         yield from recut(_whole(file, batch_rows, columns), batch_rows, empty)
 
 
 def _whole(file: pq.ParquetFile, batch_rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """All rows of a file; pa.ArrowInvalid at the end where a page was passed over."""
+    """Yields all rows of a file; pa.ArrowInvalid at the end if rows are missing."""
     rows = 0
     for batch in file.iter_batches(batch_rows, columns=list(columns), use_threads=False):
         rows += len(batch)
@@ -52,7 +52,7 @@ def _whole(file: pq.ParquetFile, batch_rows: int, columns: Sequence[str]) -> Ite
 def read_at(
     folder: Storage, name: str, columns: Sequence[str], positions: NDArray[np.int64]
 ) -> pa.Table:
-    """Columns of one Parquet file at rising positions: only their row groups are read."""
+    """Returns columns at rising positions of a Parquet file, reading only their row groups."""
     with opened(folder, name, digest_in(name)) as file:
         tables = [file.schema_arrow.empty_table().select(list(columns))]
         start = 0
@@ -67,7 +67,7 @@ def read_at(
 
 
 def sound_groups(folder: Storage, name: str, schema: pa.Schema) -> list[tuple[int, bool]]:
-    """Rows of each row group, and whether it can be read; nothing of an unreadable file."""
+    """Returns each row group's rows and whether it can be read; empty for an unreadable file."""
     groups: list[tuple[int, bool]] = []
     try:
         with opened(folder, name, "", dict(zip(schema.names, schema.types, strict=True))) as file:
@@ -90,11 +90,11 @@ def opened(
     types: Types = MappingProxyType({}),
     rows: int | None = None,
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, to be read inside; DamagedError where that fails as its bytes have changed.
+    """Opens a Parquet file; raises DamagedError if reading inside fails since its bytes changed.
 
-    `sha256` is what its digest begins with: it tells damage from a disk that fails for a moment.
-    A small file is read as a whole and held to it, as headers, which have no checksum, are much
-    of it: of a million changed bytes in one of 4 kB, 44 were not met without (docs/reliability.md).
+    `sha256`, the start of its digest, tells damage from a disk that fails for a moment. Small files
+    are read whole and checked against it, as their headers have no checksum: without this, 44 of a
+    million changed bytes in a file of 4 kB went unnoticed (docs/reliability.md).
     """
     try:
         with (
@@ -116,7 +116,7 @@ def opened(
 
 
 def _whole_if_small(folder: Storage, name: str, sha256: str) -> pa.NativeFile:
-    """The file, or its bytes; pa.ArrowInvalid where a small one has another digest."""
+    """Opens a file, a small one in memory; pa.ArrowInvalid if the small one's digest differs."""
     source = folder.open(name)
     if source.size() > (SMALL_BYTES if folder.is_local else FAR_BYTES):
         return source
@@ -135,25 +135,25 @@ def _has_digest(folder: Storage, name: str, sha256: str) -> bool:
 
 
 def recut(batches: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:
-    """The rows in tables of exactly `rows`, the last one shorter; no rows are one empty table."""
-    held: list[pa.Table] = []
+    """Recuts batches into tables of `rows` rows, the last one shorter; yields `empty` if none."""
+    pending: list[pa.Table] = []
     count = 0
-    seen = False
+    has_yielded = False
     for batch in batches:
-        if len(batch) == rows and not held:  # how a whole row group is cut: nothing to do
-            seen = True
+        if len(batch) == rows and not pending:  # already of that size, as in a whole row group
+            has_yielded = True
             yield batch
             continue
         while len(batch):
             part = batch.slice(0, rows - count)
             batch = batch.slice(len(part))
-            held.append(part)
+            pending.append(part)
             count += len(part)
             if count == rows:
-                seen = True
-                yield pa.concat_tables(held)
-                held, count = [], 0
-    if held:
-        yield pa.concat_tables(held)
-    elif not seen:
+                has_yielded = True
+                yield pa.concat_tables(pending)
+                pending, count = [], 0
+    if pending:
+        yield pa.concat_tables(pending)
+    elif not has_yielded:
         yield empty

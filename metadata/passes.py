@@ -1,4 +1,4 @@
-"""What readers see of a shard: the rows of all its passes in their places, under today's mask."""
+"""Reads a shard as stages see it: its passes merged by position, under today's mask."""
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -24,9 +24,9 @@ def read_stage(
     mask_folder: Storage | None = None,
     types: Types = MappingProxyType({}),
 ) -> Iterator[pa.Table]:
-    """Columns of one stage's shard, `batch_rows` at a time; passes coalesced, the mask applied.
+    """Yields columns of a stage's shard by `batch_rows`; passes are merged, the mask is applied.
 
-    DamagedError where a file is gone, has changed, or is not of these types and the record's rows.
+    Raises DamagedError if a file is gone, has changed, or has other types or rows than recorded.
     """
     base = read_file(folder, state.files[0], columns, batch_rows, types, state.rows)
     if len(state.files) == 1 and state.mask is None:
@@ -51,23 +51,23 @@ def read_stage(
                 parts.append(rows.drop_columns([POSITION.name]).select(batch.column_names))
                 offset += len(rows)
         whole = pa.concat_tables(parts).unify_dictionaries()
-        outside = None
+        is_outside = None
         if mask is not None:
             keep = pc.fill_null(next(mask)[KEEP.name], False)
-            outside = ~keep.to_numpy(zero_copy_only=False)
-        yield taken(whole, index, outside)
+            is_outside = ~keep.to_numpy(zero_copy_only=False)
+        yield taken(whole, index, is_outside)
         start += len(batch)
 
 
 class _Sparse:
-    """A later pass: rows with their positions, read once from front to back."""
+    """A later pass: rows with their positions, read once, front to back."""
 
     def __init__(self, folder: Storage, name: str, columns: Sequence[str], types: Types) -> None:
         self._batches = read_file(folder, name, [POSITION.name, *columns], 1024, types)
         self._held: pa.Table | None = next(self._batches, None)
 
     def take(self, start: int, stop: int) -> pa.Table:
-        """The rows at positions in [start, stop); positions rise."""
+        """Returns the rows at positions in [start, stop); each call starts after the last."""
         parts = []
         while self._held is not None:
             position = self._held[POSITION.name].to_numpy()
@@ -84,10 +84,10 @@ class _Sparse:
         )
 
 
-def taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
-    """Rows of the table by index; null, and `not_selected`, where outside the mask."""
-    rows = table.take(pa.array(index, mask=outside))
-    if outside is None or not outside.any():
+def taken(table: pa.Table, index: Any, is_outside: Any) -> pa.Table:
+    """Returns rows by index; those outside the mask are null with reason `not_selected`."""
+    rows = table.take(pa.array(index, mask=is_outside))
+    if is_outside is None or not is_outside.any():
         return rows
     columns = {}
     for name in rows.column_names:
@@ -95,13 +95,13 @@ def taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
         if name == UID.name:
             column = table[name].take(pa.array(index))
         elif name == REASON.name:
-            column = reason_where(outside, NOT_SELECTED, column)
+            column = reason_where(is_outside, NOT_SELECTED, column)
         columns[name] = column
     return pa.table(columns)
 
 
 def reason_where(where: Any, code: str, otherwise: pa.ChunkedArray) -> pa.Array:
-    """A reason column: the code where true, else what it was."""
+    """Returns a reason column: the code where true, else the earlier reason."""
     plain = otherwise.cast(pa.string())
     chosen = pc.if_else(pa.array(where), code, plain)
     if isinstance(chosen, pa.ChunkedArray):

@@ -1,7 +1,7 @@
-"""Shard and position of every row of an exported file: `00000.places.npy` beside `00000.parquet`.
+"""Places of an export: shard and position of each row, `00000.places.npy` by `00000.parquet`.
 
-By these an export is joined with the pool's columns, as uids repeat. They follow from the pool, the
-seed and the settings as the file does, so they are no part of the export's digest.
+They join an export to the pool's columns, since uids repeat. They follow from pool, seed and
+settings as the file does, so the export's digest leaves them out.
 """
 
 import io
@@ -15,7 +15,7 @@ SUFFIX = ".places.npy"
 
 
 def places_name(file: str) -> str:
-    """The name of the places of an exported file."""
+    """Returns the name of an exported file's places."""
     return file.rpartition(".")[0] + SUFFIX
 
 
@@ -24,7 +24,7 @@ def is_places(name: str) -> bool:
 
 
 def unplaced(exported: Outputs, file: str) -> tuple[str, str, str]:
-    """What is said of an exported file without places: what was found, where, and what to do."""
+    """Returns the error for an exported file without places: found, where, what to do."""
     return (
         f"no {places_name(file)}, which says where in the pool the rows are from",
         f"{exported.folder}/{exported.inside}{file}",
@@ -35,6 +35,6 @@ def unplaced(exported: Outputs, file: str) -> tuple[str, str, str]:
 
 
 def read_places(exported: Outputs, name: str) -> NDArray[np.int32]:
-    """(N, 2) shard and position of each row; FileNotFoundError where none were stored."""
+    """Reads (N, 2) shard and position of each row; FileNotFoundError if none are stored."""
     place_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(name)), allow_pickle=False)
     return place_N2

@@ -1,9 +1,9 @@
-"""The record of one finished shard, and what else of a stage lies beside it.
+"""The record of a finished shard, and the other objects of a stage's folder.
 
 A stage's folder holds `000123-<digest>.parquet` (data, named by its content) and `000123.json` (its
 record, which names one data file, so that two attempts cannot mix). `000123.p1.json` is a later
-pass over rows that the first left out. Few objects hold all records again, by compaction.py;
-scan.py reads them back.
+pass over rows that the first left out. compaction.py copies all records into few objects; scan.py
+reads them back.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SEAL = '{"digest":'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What one shard of a stage holds, and of what it was made."""
+    """One stored shard of a stage: its file, its counts, and the digests it was made from."""
 
     shard: int
     number: int = 0  # of the pass
@@ -34,7 +34,7 @@ class Record:
     uid_sha256: str
     parents: dict[str, str]  # stage to the digest of its shard
     mask: str | None = None  # digest of the `only:` shard
-    counts: dict[str, int] = field(default_factory=dict)  # reason to rows; "" counts the fine ones
+    counts: dict[str, int] = field(default_factory=dict)  # reason to rows; "" is no reason
     source: dict[str, Any] | None = None  # of a root's shard
     seconds: float = 0.0
     attempts: int = 1
@@ -45,13 +45,13 @@ class Record:
         return record_name(self.shard, self.number)
 
     def to_json(self) -> str:
-        """What its object holds: its fields beside their digest, as metadata/sealed.py has it."""
+        """Returns its fields beside their digest, in the form of metadata/sealed.py."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return _sealed(json.dumps(fields, sort_keys=True, separators=(",", ":")))
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """ValueError where it is not as it was stored; one without a digest is an older one."""
+        """Parses a record; ValueError if it has changed. Older records have no digest."""
         if text.startswith(SEAL):
             fields = text[len(_sealed("")) - 1 : -1]
             if text != _sealed(fields):
@@ -59,7 +59,7 @@ class Record:
             text = fields
         try:
             return _DECODER.decode(text)
-        except msgspec.DecodeError:  # it knows no NaN, nor half of a surrogate: a source may
+        except msgspec.DecodeError:  # on NaN or a lone surrogate: a source may hold them
             return msgspec.convert(json.loads(text), cls)
 
 
@@ -72,7 +72,7 @@ def _sealed(fields: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardState:
-    """A finished shard as its readers see it: its files by pass, and one digest of them all."""
+    """A finished shard as its readers see it: its files by pass, and one digest of all."""
 
     rows: int
     files: tuple[str, ...]
@@ -83,11 +83,11 @@ class ShardState:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a shard was set aside: `<shard>.failed.json`."""
+    """The reason why a shard was set aside: `<shard>.failed.json`."""
 
     shard: int
     parents: dict[str, str]
-    crashed: bool  # ended its worker each time: left alone until asked
+    crashed: bool  # ended its worker each time: left alone until `--retry crashed`
     found: str
     where: str
     do: str
@@ -99,7 +99,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a run goes by in `manifest.json`: the stage is complete, and made of what."""
+    """A complete stage's `manifest.json`: its sizes, and the digests it was made from."""
 
     shards: int
     rows: int
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def made_of(self) -> dict[str, str]:
-        """The parents of its records."""
+        """Returns the `parents` of its records."""
         return {"inputs": self.inputs, **({"outside": self.outside} if self.outside else {})}
 
 
@@ -124,7 +124,7 @@ def record_name(shard: int, number: int = 0) -> str:
 
 
 def parsed(name: str, text: str | bytes) -> Record | None:
-    """The record in an object of that name; None where it is torn."""
+    """Returns the record in an object; None if it is torn or of another name."""
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")
     try:
         record = Record.from_json(text)
@@ -139,12 +139,12 @@ def data_name(shard: int, number: int, sha256: str) -> str:
 
 
 def digest_in(data: str) -> str:
-    """What the SHA-256 of a data file begins with, from its name."""
+    """Returns the start of a data file's SHA-256, from its name."""
     return data.rpartition("-")[2].removesuffix(".parquet")
 
 
 def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
-    """How readers see the passes of one shard under today's mask."""
+    """Returns one shard's state for readers: its passes under today's mask."""
     files = [(record.data, record.sha256) for record in records]
     return state_with(files, records[0].rows, records[0].source, mask)
 
@@ -155,7 +155,7 @@ def state_with(
     source: dict[str, Any] | None,
     mask: ShardState | None,
 ) -> ShardState:
-    """The same of each pass's data and SHA-256, and the rows and source of the first."""
+    """Returns a shard's state from (data, SHA-256) of its passes, rows and source of the first."""
     parts = [sha256 for data, sha256 in files if data]
     if mask is not None:
         parts.append(mask.digest)

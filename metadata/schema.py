@@ -15,13 +15,13 @@ Named = Literal["keeper", "neighbour", "cluster", "task", "sample"]
 
 @dataclass(frozen=True)
 class Column:
-    """A named column: its Arrow type, its unit or range, and what it says.
+    """A named column: its Arrow type, its unit or range, and its meaning.
 
-    `better` says which values speak for a row: of a score the high, of a likeness to another row
-    the low. `alike` is the value from which rows count as copies where no select draws a line.
-    `names` says what the value stands for: the uid of the row that stays (keeper) or of the nearest
-    one (neighbour), a cluster, an evaluation task, a sample of that task. Such a value is explained
-    by the nearness beside it: the first column of the same stage that says which way is better.
+    `better` says which values are good: high ones of a score, low ones of a similarity to another
+    row. `alike` is the value from which rows count as copies if no select has a threshold. `names`
+    says what the value identifies: the uid of the canonical row (keeper) or the nearest row
+    (neighbour), a cluster, an evaluation task, a sample of that task. The first column of the same
+    stage with `better` gives the similarity to it.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Column:
                 raise ValueError(f"column '{self.name}': {word!r} is none of {', '.join(allowed)}")
 
     def accepts(self, dtype: pa.DataType) -> bool:
-        """Whether a stored column of this type can be read as this one.
+        """Returns whether a stored column of a type can be read as this column.
 
-        A list without a width stands for a list of any width: a reader of embeddings does not
-        know which model made them. One of float32 stands for one of float16, too.
+        A list without a width accepts lists of any width, as a reader of embeddings does not know
+        their model. A list of float32 accepts one of float16, too.
         """
         if pa.types.is_list(self.dtype) and not pa.types.is_nested(self.dtype.value_type):
             kinds = {self.dtype.value_type}
@@ -53,7 +53,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Derived(Column):
-    """A column that is computed from another when a row stage reads it, and never stored.
+    """A column computed from another when a row stage reads it, and never stored.
 
     `derive` is a module-level function from the values of `source` to those of this column; it
     imports what it needs when it is called. Stages that run together share one computation.
@@ -69,7 +69,7 @@ UID = Column("uid", pa.binary(16), "128 bits", "The sample's id: the pool's own,
 UID_HEX = Column("uid_hex", pa.string(), "32 hex digits", "The sample's id as text.")
 SHARD = Column("shard", pa.int32(), "0 up", "Number of the shard a row lives in.")
 POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard.")
-IDENTITY = [UID.name, SHARD.name, POSITION.name]  # what rows that leave their shard carry
+IDENTITY = [UID.name, SHARD.name, POSITION.name]  # carried by rows that leave their shard
 REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
 
 SOURCE = Column(
@@ -95,7 +95,7 @@ CLIP_L14_SIMILARITY_SCORE = Column(
     better="high",
 )
 
-# A stage that writes IMAGE writes IMAGE_BYTES too: whether there is one costs no read of it.
+# A stage that writes IMAGE writes IMAGE_BYTES, too, so that a missing image costs no read.
 IMAGE = Column("image", pa.binary(), "encoded bytes", "The image, encoded as stored.")
 IMAGE_BYTES = Column("image_bytes", pa.int64(), "bytes", "Size of `image`; null without one.")
 WIDTH = Column("width", pa.int32(), "pixels", "Width of the stored image.")
@@ -150,10 +150,10 @@ TEXT_LIST = pa.list_(
     pa.struct(
         [
             ("text", pa.string()),
-            ("source", pa.string()),  # `original`, or the recipe's name of the stage that made it
+            ("source", pa.string()),  # `original`, or the recipe's name for the stage that made it
             ("model", pa.string()),
             ("prompt_id", pa.string()),
-            ("label", pa.string()),  # what kind of text it is, as `short`, `long`, `sentence`
+            ("label", pa.string()),  # kind of text: `short`, `long`, `sentence`, …
         ]
     )
 )

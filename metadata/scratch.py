@@ -1,9 +1,8 @@
-"""Folders on this machine's own disk: for what is on its way to storage, and for copies of it.
+"""Scratch folders on this machine's disk: for data on its way to storage, and copies of it.
 
-Each process has one for itself, and it goes with the process. Others are shared by processes that
-work on one thing. A lock, which the kernel frees with its process, says that a folder is held. A
-killed process leaves folders behind: whoever makes one next removes those that nobody holds, and
-never one that a live process does.
+Each process has a folder of its own, removed when it ends. Others are shared by processes that
+work on one thing. A folder in use is locked; the kernel frees the lock with its process. A killed
+process leaves folders behind: the next process to make one removes those that are not locked.
 """
 
 import atexit
@@ -17,59 +16,59 @@ from collections.abc import Collection
 from pathlib import Path
 
 PREFIX = "clipmill-scratch-"
-LOST = (BlockingIOError, FileNotFoundError)  # a sweep was faster
-_shared: dict[str, int] = {}  # descriptors that hold this process's shared folders, by name
+LOST = (BlockingIOError, FileNotFoundError)  # another process removed it first
+_locked: dict[str, int] = {}  # name to the descriptor that locks a shared folder
 
 
 def scratch_folder() -> Path:
-    """This process's own; made again where another has removed it, as cleaners of /tmp do."""
-    path = _made(os.getpid())  # a fork is another process
+    """Returns this process's folder; makes it again if removed, as cleaners of /tmp do."""
+    path = _own_folder(os.getpid())  # a fork is another process
     if not path.is_dir():
-        _made.cache_clear()
-        path = _made(os.getpid())
+        _own_folder.cache_clear()
+        path = _own_folder(os.getpid())
     return path
 
 
 def shared_scratch(name: str) -> Path | None:
-    """One that the processes of this machine share; None where it cannot be had just now."""
+    """Returns a folder that the machine's processes share; None if it cannot be locked now."""
     path = _path(name)
-    if name in _shared and path.is_dir():
+    if name in _locked and path.is_dir():
         return path
-    _leave(name)
+    _unlock(name)
     try:
         path.mkdir(mode=0o700, exist_ok=True)
-        _shared[name] = _hold(path, fcntl.LOCK_SH)
+        _locked[name] = _lock(path, fcntl.LOCK_SH)
     except OSError:
         return None
-    atexit.register(_leave, name)
+    atexit.register(_unlock, name)
     return path
 
 
 def leave_shared(but: Collection[str]) -> None:
-    """Leaves the shared folders but these; the last to leave one removes it."""
-    for name in _shared.keys() - set(but):
-        _leave(name)
+    """Leaves all other shared folders; the last process to leave one removes it."""
+    for name in _locked.keys() - set(but):
+        _unlock(name)
 
 
 def remove_shared(name: str) -> None:
-    """Removes a shared folder, whoever holds it."""
+    """Removes a shared folder, even if other processes use it."""
     shutil.rmtree(_path(name), ignore_errors=True)
-    _leave(name)
+    _unlock(name)
 
 
 def sweep_scratch() -> None:
-    """Removes the folders of processes that are gone."""
+    """Removes the folders of processes that have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         _remove_if_free(path)
 
 
 @functools.cache
-def _made(pid: int) -> Path:
+def _own_folder(pid: int) -> Path:
     sweep_scratch()
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
         with contextlib.suppress(FileNotFoundError):
-            _hold(path, fcntl.LOCK_EX)
+            _lock(path, fcntl.LOCK_EX)
             atexit.register(_remove, path, pid)
             return path
 
@@ -78,31 +77,31 @@ def _path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"{PREFIX}{name}"
 
 
-def _hold(path: Path, how: int) -> int:
-    """A descriptor that holds the folder until it is closed, or the process ends."""
+def _lock(path: Path, lock: int) -> int:
+    """Returns a descriptor that locks the folder until it is closed or the process ends."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(folder, how | fcntl.LOCK_NB)
-        held = os.fstat(folder)
-        if os.path.samestat(held, path.stat()) and held.st_uid == os.geteuid():
-            return folder  # anybody may have made a folder of that name in a shared /tmp
+        fcntl.flock(folder, lock | fcntl.LOCK_NB)
+        opened = os.fstat(folder)
+        if os.path.samestat(opened, path.stat()) and opened.st_uid == os.geteuid():
+            return folder  # in a shared /tmp another user may own a folder of that name
     except LOST:
         pass
     except OSError:
-        return folder  # a disk without locks, where a sweep removes nothing either
+        return folder  # a disk without locks: sweeps remove nothing there either
     os.close(folder)
     raise FileNotFoundError(path)
 
 
-def _leave(name: str) -> None:
-    folder = _shared.pop(name, None)
+def _unlock(name: str) -> None:
+    folder = _locked.pop(name, None)
     if folder is not None:
         os.close(folder)
         _remove_if_free(_path(name))
 
 
 def _remove_if_free(path: Path) -> None:
-    with contextlib.suppress(OSError):  # another's, or held
+    with contextlib.suppress(OSError):  # another user's, or locked
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,5 +111,5 @@ def _remove_if_free(path: Path) -> None:
 
 
 def _remove(path: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a fork has what is to be done at exit from its parent
+    if os.getpid() == pid:  # a fork inherits its parent's exit handlers
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A JSON object beside its own digest: a damaged one is not there."""
+"""Stores JSON objects with their digest; a damaged one reads as missing."""
 
 import json
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sealed:
-    """A value, and the digest it had when it was stored."""
+    """A value and its digest when stored."""
 
     digest: str
     value: dict[str, Any]
 
 
 def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str, of: str = "") -> None:
-    """Stores a value that JSON holds; `of` is in its digest, so that it is read for no other."""
-    plain = json.loads(json.dumps(value))  # a number as a key becomes a string, and is sorted so
+    """Stores a JSON value with its digest; reading it takes the same `of`."""
+    plain = json.loads(json.dumps(value))  # numeric keys become strings, and are sorted as such
     text = json.dumps(vars(Sealed(_digest(plain, of), plain)))
     folder.put(name, text.encode(), point)
 
 
 def read_sealed(folder: Storage, name: str, of: str = "") -> dict[str, Any] | None:
-    """The value as it was stored; None where it is missing or any of it has changed."""
-    held = folder.read_json(name, Sealed)
-    return held.value if held and _digest(held.value, of) == held.digest else None
+    """Returns the value; None if it is missing or has changed."""
+    stored = folder.read_json(name, Sealed)
+    return stored.value if stored and _digest(stored.value, of) == stored.digest else None
 
 
 def _digest(value: dict[str, Any], of: str) -> str:
@@ -38,11 +38,11 @@ def _digest(value: dict[str, Any], of: str) -> str:
 
 
 def read_sealed_as(folder: Storage, name: str, kind: type[T]) -> T | None:
-    """The same as an object of a kind; one that an older version stored without a digest, too."""
-    held = folder.read_json(name, dict[str, Any])
-    if held is not None and held.keys() == {"digest", "value"}:
-        held = held["value"] if digest(held["value"]) == held["digest"] else None
+    """Returns the value as a `kind`, or None; reads older values without a digest, too."""
+    value = folder.read_json(name, dict[str, Any])
+    if value is not None and value.keys() == {"digest", "value"}:
+        value = value["value"] if digest(value["value"]) == value["digest"] else None
     try:
-        return None if held is None else msgspec.convert(held, kind)
+        return None if value is None else msgspec.convert(value, kind)
     except msgspec.ValidationError:
         return None

@@ -1,7 +1,7 @@
-"""One shard's Parquet file, written in a stream to the same bytes every time; then its record.
+"""Writes a shard's Parquet file as a stream, always to the same bytes, then its record.
 
-Row groups are cut at 4,096 rows or 16 MB, whichever comes first at the end of a batch, so that a
-reader of images holds little. Pages carry checksums, and a file's name its digest.
+Row groups end at 4,096 rows or 16 MB, whichever comes first at the end of a batch, so that readers
+of images need little memory. Pages carry checksums, and a file's name its digest.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from clipmill.metadata.record import Record, data_name
 from clipmill.metadata.schema import IMAGE, REASON, UID
 from clipmill.metadata.storage import Storage
 
-IMAGES = (IMAGE.name, f"{IMAGE.name}.bytes")  # leaves that nothing compresses further
+IMAGES = (IMAGE.name, f"{IMAGE.name}.bytes")  # leaves that are compressed already
 GROUP_ROWS = 4096
 GROUP_BYTES = 16 << 20
 LIST_TYPES = (
@@ -33,7 +33,7 @@ LIST_TYPES = (
 class ShardWriter:
     """Writes batches to a scratch file, hashing and counting as they pass.
 
-    Without page checksums it writes the bytes that versions before them wrote.
+    Without page checksums it writes the bytes of versions that had none.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, page_checksums: bool = True) -> None:
@@ -49,23 +49,23 @@ class ShardWriter:
             self._sink.stream,
             schema,
             write_page_checksum=page_checksums,
-            **_how(schema),
+            **_writer_options(schema),
         )
 
     def add(self, batch: pa.Table) -> None:
-        """Adds rows in the writer's schema."""
+        """Adds rows of the writer's schema."""
         self.rows += len(batch)
         self._pending.append(batch)
         self._pending_rows += len(batch)
         is_full = self._pending_rows >= GROUP_ROWS
-        if not is_full:  # bytes are dear to count
+        if not is_full:  # counting bytes is slow
             self._pending_bytes += batch.nbytes
             is_full = self._pending_bytes >= GROUP_BYTES
         if is_full:
             self._flush()
 
     def close(self) -> tuple[str, int]:
-        """Ends the file; returns the SHA-256 of its bytes and their number."""
+        """Ends the file; returns its SHA-256 and size in bytes."""
         if self._pending:
             self._flush()
         self._writer.close()
@@ -77,7 +77,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Lets go of the scratch file where it was not closed."""
+        """Closes the scratch file if `close` did not."""
         with contextlib.suppress(OSError):  # a full disk takes no footer either
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         group = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
-        types = {field.name: field.type for field in group.schema}  # an export's may be plain text
+        types = {field.name: field.type for field in group.schema}  # text in an export
         for chunk in group[UID.name].chunks if types[UID.name] == UID.dtype else ():
             self._uids.update(
                 memoryview(chunk.buffers()[1])[chunk.offset * 16 : (chunk.offset + len(chunk)) * 16]
@@ -103,10 +103,10 @@ class ShardWriter:
 
 
 def store(folder: Storage, writer: ShardWriter, scratch: Path, record: dict[str, Any]) -> Record:
-    """Puts a closed shard: data first, its record last. The rest of the record is given."""
+    """Closes and stores a shard, data before record; `record` has the record's other fields."""
     sha256, size = writer.close()
     data = data_name(record["shard"], record.get("number", 0), sha256)
-    made = Record(
+    stored = Record(
         data=data,
         size_bytes=size,
         sha256=sha256[:32],
@@ -117,8 +117,8 @@ def store(folder: Storage, writer: ShardWriter, scratch: Path, record: dict[str,
         **record,
     )
     folder.commit(scratch, data)
-    folder.put(made.name, made.to_json().encode(), point="record")
-    return made
+    folder.put(stored.name, stored.to_json().encode(), point="record")
+    return stored
 
 
 def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:
@@ -134,8 +134,8 @@ def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:
 
 
 @lru_cache
-def _how(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are written; asked again for every shard of a stage."""
+def _writer_options(schema: pa.Schema) -> dict[str, Any]:
+    """Returns the writer's options; cached, as each shard of a stage asks."""
     leaves = [leaf for field in schema for leaf in _leaf_paths(field.name, field.type)]
     return {
         "compression": {name: "NONE" if name in IMAGES else "ZSTD" for name in leaves},
@@ -149,8 +149,8 @@ def _how(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _leaf_paths(path: str, dtype: pa.DataType) -> list[str]:
-    """Of the Parquet leaf columns: what compression is keyed by."""
-    if any(is_one(dtype) for is_one in LIST_TYPES):
+    """Returns the Parquet leaf columns, which key the compression."""
+    if any(is_list(dtype) for is_list in LIST_TYPES):
         return _leaf_paths(f"{path}.list.element", dtype.value_type)
     if pa.types.is_map(dtype):
         pair = f"{path}.key_value"
@@ -167,13 +167,13 @@ def _leaf_paths(path: str, dtype: pa.DataType) -> list[str]:
 
 
 class _HashedFile:
-    """A file that Arrow writes, and its SHA-256: what is written does not pass through Python.
+    """A file that Arrow writes, and its SHA-256; its bytes do not pass through Python.
 
-    It is read again while the page cache has it, by blocks that fit the processor's.
+    It is read back from the page cache, in blocks that fit the processor's cache.
     """
 
     def __init__(self, path: Path) -> None:
-        # Parquet writes headers of 20 bytes between its pages: joined, fewer calls.
+        # Parquet writes headers of 20 bytes between pages: a buffer makes fewer calls.
         self.stream = pa.BufferedOutputStream(pa.OSFile(str(path), "wb"), 1 << 20)
         self.sha256 = hashlib.sha256()
         self.size = 0
@@ -181,7 +181,7 @@ class _HashedFile:
         self._block = memoryview(bytearray(1 << 18))
 
     def hash(self) -> None:
-        """Takes in what was written since the last time."""
+        """Hashes the bytes written since the last call."""
         self.stream.flush()
         while read := self._stored.readinto(self._block):
             self.sha256.update(self._block[:read])

@@ -1,9 +1,9 @@
-"""A folder anywhere pyarrow.fs can open, where an object is whole or not there.
+"""Storage: folders on any file system of pyarrow.fs; an object is whole or missing.
 
-Local: written beside its place under a hidden name, then renamed. Object storage: written to
-scratch disk, then put; an object store shows an upload when it is complete. Nothing is fsynced:
-a killed process loses nothing, and after a power cut a record disagrees with the size of its data,
-which the scan notices.
+Local objects are written beside their place under a hidden name, then renamed. In an object store
+they are written to scratch disk, then uploaded; an upload shows when it is complete. Nothing is
+fsynced: a killed process loses nothing; after a power cut a record may disagree with its data's
+size, which the scan notices.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ from clipmill.metadata.scratch import scratch_folder
 T = TypeVar("T")
 
 
-HIDDEN = ".tmp-"  # what a local object is written under
+HIDDEN = ".tmp-"  # prefix of local objects that are being written
 BLOCK_BYTES = 8 << 20
-COPIED_BYTES = 5 << 30  # of one object: S3 refuses to copy a larger one by itself
+COPIED_BYTES = 5 << 30  # largest object that S3 copies by itself
 KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: no run stores the keys of its URIs"
-RETRY_S = (0.1, 0.3, 1.0, 3.0)  # a store that answers 503 is asked five times
+RETRY_S = (0.1, 0.3, 1.0, 3.0)  # waits: a store that fails is asked five times
 
 
 class UriError(FileNotFoundError):
-    """A URI that names no place; its words hold no keys."""
+    """A URI that cannot be opened; its message holds no keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +55,25 @@ class Entry:
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system and path of a URI, or of a plain local path.
+    """Returns the file system and path of a URI or a plain local path.
 
     Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     whole = uri
-    if uri.startswith("s3://"):  # one request a small object, not a multipart upload of three
+    if uri.startswith("s3://"):  # one request for a small object, not three of a multipart upload
         whole += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     try:
         filesystem, path = fs.FileSystem.from_uri(whole)
     except (ValueError, NotImplementedError) as error:
-        said = str(error).replace(whole, redacted(uri))
-        raise UriError(f"cannot open {redacted(uri)}: {said}") from None  # whose text has the keys
+        message = str(error).replace(whole, redacted(uri))
+        raise UriError(f"cannot open {redacted(uri)}: {message}") from None  # its text has the keys
     return filesystem, path
 
 
 class Storage:
-    """One folder. Picklable: a worker opens it again from its URI."""
+    """A folder. Picklable: workers open it again from its URI."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
@@ -87,7 +87,7 @@ class Storage:
         return redacted(self.uri)
 
     def child(self, name: str) -> "Storage":
-        """The folder below."""
+        """Returns the folder of this name below."""
         if "://" not in self.uri:
             return Storage(f"{self.uri}/{name}")
         parts = urlsplit(self.uri)
@@ -95,18 +95,18 @@ class Storage:
         return Storage(urlunsplit((parts.scheme, parts.netloc, below, parts.query, "")))
 
     def locate(self, name: str) -> str:
-        """Path of an object, for self.fs."""
+        """Returns an object's path for self.fs."""
         return f"{self.path}/{name}"
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """A local file to write into; stored under a name by `commit`, else removed.
+        """Yields a local file to write; `commit` stores it under a name, else it is removed.
 
-        Local folders get it in place, so that the rename is atomic.
+        In a local folder it lies there, so that the rename is atomic.
         """
         if self.is_local:
             folder = os.path.dirname(self.locate(name))
-            if not os.path.isdir(folder):  # most are there, and this is the sooner answer
+            if not os.path.isdir(folder):  # faster, as most are there
                 os.makedirs(folder, exist_ok=True)
             path = Path(f"{folder}/{HIDDEN}{uuid.uuid4().hex}")
         else:
@@ -125,11 +125,11 @@ class Storage:
             target = self.locate(name)
             try:
                 os.replace(path, target)
-            except FileNotFoundError:  # another has removed the folder
+            except FileNotFoundError:  # another process removed the folder
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.replace(path, target)
         else:
-            self._again(lambda: self._upload(path, name))
+            self._retried(lambda: self._upload(path, name))
         reached(point, name)
 
     def put(self, name: str, data: bytes, point: str) -> None:
@@ -139,37 +139,37 @@ class Storage:
             self.commit(path, name, point)
 
     def put_file(self, name: str, path: Path, point: str) -> None:
-        """Moves a local file there: whole, or not at all."""
+        """Moves a local file to a name: whole, or not at all."""
         with self.scratch(name) as stored:
             shutil.move(path, stored)  # scratch may be another disk
             self.commit(stored, name, point)
 
-    def put_copy(self, name: str, of: "Storage", there: str) -> None:
-        """Stores an object of another folder of the same file system: whole, or not at all.
+    def put_copy(self, name: str, source: "Storage", source_name: str) -> None:
+        """Copies an object from a folder of the same file system: whole, or not at all.
 
-        On a local disk it is the same file under a second name, where the disk can. An object
-        store copies by itself what is not larger than COPIED_BYTES; the rest goes through here.
+        Local disks make a hard link where they can. An object store copies objects up to
+        COPIED_BYTES by itself; larger ones are downloaded and uploaded.
         """
         if self.is_local:
             with self.scratch(name) as stored:
                 try:
-                    os.link(of.locate(there), stored)
+                    os.link(source.locate(source_name), stored)
                 except OSError:
-                    shutil.copyfile(of.locate(there), stored)
+                    shutil.copyfile(source.locate(source_name), stored)
                 self.commit(stored, name)
             return
-        source = self.fs.get_file_info(of.locate(there))
-        if source.size is not None and source.size > COPIED_BYTES:
+        info = self.fs.get_file_info(source.locate(source_name))
+        if info.size is not None and info.size > COPIED_BYTES:
             with self.scratch(name) as stored:
-                self._again(lambda: of.download(there, stored))
+                self._retried(lambda: source.download(source_name, stored))
                 self.commit(stored, name)
             return
         reached("write", name)
-        self._again(lambda: self.fs.copy_file(of.locate(there), self.locate(name)))
+        self._retried(lambda: self.fs.copy_file(source.locate(source_name), self.locate(name)))
         reached("rename", name)
 
     def read(self, name: str) -> bytes:
-        """The bytes of an object."""
+        """Returns the bytes of an object."""
 
         def get() -> bytes:
             with self.fs.open_input_file(self.locate(name)) as file:
@@ -177,25 +177,25 @@ class Storage:
 
         if self.is_local:
             return Path(self.locate(name)).read_bytes()
-        return self._again(get)
+        return self._retried(get)
 
     def read_if_there(self, name: str) -> bytes | None:
-        """The bytes of an object, or None."""
+        """Returns the bytes of an object, or None if it is missing."""
         try:
             return self.read(name)
         except FileNotFoundError:
             return None
 
     def has(self, name: str) -> bool:
-        """Whether anything has that name, a folder too."""
+        """Returns whether an object or folder has that name."""
         path = self.locate(name)
-        return bool(self._again(lambda: self.fs.get_file_info(path)).type != fs.FileType.NotFound)
+        return bool(self._retried(lambda: self.fs.get_file_info(path)).type != fs.FileType.NotFound)
 
     def read_json(self, name: str, kind: type[T]) -> T | None:
-        """What a JSON object holds, of the kind that it should be; None where that is not there.
+        """Reads a JSON object as a `kind`; None if it is missing, torn or something else.
 
-        An object that is torn or holds something else is made again, as one that is missing. So is
-        a folder in its place: what puts the object there says which folder to delete.
+        All of these are made again. For a folder in its place, too, the answer is None: the later
+        write names the folder to delete.
         """
         try:
             return msgspec.convert(json.loads(self.read(name)), kind)
@@ -203,7 +203,7 @@ class Storage:
             return None
 
     def sha256(self, name: str) -> str:
-        """The digest of an object, read in blocks; FileNotFoundError where it is not there."""
+        """Returns the digest of an object, read in blocks; FileNotFoundError if it is missing."""
         total = hashlib.sha256()
         with self.open(name) as source:
             while block := source.read_buffer(BLOCK_BYTES):
@@ -211,32 +211,32 @@ class Storage:
         return total.hexdigest()
 
     def open(self, name: str) -> pa.NativeFile:
-        """The object, for random access."""
-        return self._again(lambda: self.fs.open_input_file(self.locate(name)))
+        """Opens an object for random access."""
+        return self._retried(lambda: self.fs.open_input_file(self.locate(name)))
 
-    def read_at(self, name: str, at: int, size: int) -> bytes:
-        """So many bytes of an object from an offset on; fewer at its end."""
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        """Reads `size` bytes of an object from an offset; fewer at its end."""
 
         def get() -> bytes:
             with self.fs.open_input_file(self.locate(name)) as file:
-                return bytes(file.read_at(min(size, max(0, file.size() - at)), at))
+                return bytes(file.read_at(min(size, max(0, file.size() - offset)), offset))
 
-        return self._again(get)
+        return self._retried(get)
 
-    def read_opened(self, file: pa.NativeFile, at: int, size: int) -> bytes:
-        """So many bytes of an object that `open` gave, by one request; several threads may ask."""
-        return self._again(lambda: bytes(file.read_at(size, at)))
+    def read_opened(self, file: pa.NativeFile, offset: int, size: int) -> bytes:
+        """Reads `size` bytes of an opened object in one request; threads may share the file."""
+        return self._retried(lambda: bytes(file.read_at(size, offset)))
 
     def entries(self, folder: str = "", below: bool = False) -> list[Entry]:
-        """The objects in a folder; with `below` those of folders in it too, as `data/0.parquet`.
+        """Lists a folder's objects; with `below`, those of its folders, too, as `data/0.parquet`.
 
-        Empty where there is no folder.
+        Empty if there is no folder.
         """
         path = f"{self.path}/{folder}" if folder else self.path
         if self.is_local:
             return _list_local(path, below)
         selector = fs.FileSelector(path, allow_not_found=True, recursive=below)
-        infos = self._again(lambda: self.fs.get_file_info(selector))
+        infos = self._retried(lambda: self.fs.get_file_info(selector))
         return [
             Entry(info.path[len(path.rstrip("/")) + 1 :], info.size, info.mtime_ns)
             for info in infos
@@ -244,53 +244,53 @@ class Storage:
         ]
 
     def listing(self) -> pa.RecordBatch:
-        """The objects in this folder as columns: name, size, mtime_ns.
+        """Lists the objects in this folder as columns: name, size, mtime_ns.
 
-        Threads that list other folders go on meanwhile, which scandir would hold up.
+        Unlike scandir, it does not block threads that list other folders.
         """
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        infos = self._again(lambda: self.fs.get_file_info(selector))
+        infos = self._retried(lambda: self.fs.get_file_info(selector))
         files = [info for info in infos if info.is_file]
         columns = [
             pa.array(map(_name_of, files), pa.string()),
             pa.array((info.size for info in files), pa.int64()),
             pa.array((info.mtime_ns for info in files), pa.int64()),
         ]
-        found = pa.record_batch(columns, ["name", "size", "mtime_ns"])
-        return found.filter(pc.invert(pc.starts_with(found["name"], HIDDEN)))
+        listed = pa.record_batch(columns, ["name", "size", "mtime_ns"])
+        return listed.filter(pc.invert(pc.starts_with(listed["name"], HIDDEN)))
 
     def folders(self, folder: str = "") -> list[str]:
-        """The names of the folders in a folder."""
+        """Returns the names of the folders in a folder."""
         path = f"{self.path}/{folder}" if folder else self.path
         selector = fs.FileSelector(path, allow_not_found=True)
-        infos = self._again(lambda: self.fs.get_file_info(selector))
+        infos = self._retried(lambda: self.fs.get_file_info(selector))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def delete(self, name: str) -> None:
-        """Removes an object; nothing where there is none."""
+        """Removes an object, if it is there."""
         if self.is_local:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.locate(name))
             return
         with contextlib.suppress(FileNotFoundError):
-            self._again(lambda: self.fs.delete_file(self.locate(name)))
+            self._retried(lambda: self.fs.delete_file(self.locate(name)))
 
     def delete_folder(self, name: str) -> None:
-        """Removes a folder and all below; nothing where there is none."""
+        """Removes a folder and all below, if it is there."""
         if self.is_local:
             shutil.rmtree(self.locate(name), ignore_errors=True)
             return
         with contextlib.suppress(FileNotFoundError):
-            self._again(lambda: self.fs.delete_dir(self.locate(name)))
+            self._retried(lambda: self.fs.delete_dir(self.locate(name)))
 
     def sweep(self, folder: str = "") -> None:
-        """Removes what writers that died left behind. Only the holder of the run's lock may."""
+        """Removes files that killed writers left. Only the holder of the run's lock may call it."""
         if self.is_local:
             for path in Path(self.path, folder).glob(f"**/{HIDDEN}*"):
                 path.unlink(missing_ok=True)
 
     def download(self, name: str, path: Path) -> None:
-        """Writes an object into a local file."""
+        """Writes an object to a local file."""
         with self.open(name) as source, open(path, "wb") as sink:
             shutil.copyfileobj(source, sink, BLOCK_BYTES)
 
@@ -301,8 +301,8 @@ class Storage:
         ):
             shutil.copyfileobj(source, sink, BLOCK_BYTES)
 
-    def _again(self, call: Callable[[], T]) -> T:
-        """The call's result, asking again where a remote store fails for a moment."""
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Returns the call's result; retries if a remote store fails for a moment."""
         for wait_s in (*RETRY_S, None):
             try:
                 return call()
@@ -321,41 +321,41 @@ class Storage:
 
 
 def _is_final(error: OSError) -> bool:
-    """Whether the store said no, rather than failed to answer."""
+    """Returns whether the store refused, rather than failed to answer."""
     return wants_keys(error) or "NO_SUCH_BUCKET" in str(error)
 
 
 def wants_keys(error: OSError) -> bool:
-    """Whether a store lacks the keys that it would answer to."""
+    """Returns whether the store refused for missing or wrong keys."""
     return bool(re.search("ACCESS_DENIED|ACCESS_KEY|InvalidAccessKey|SIGNATURE", str(error)))
 
 
 def _name_of(info: fs.FileInfo) -> str:
     try:
         return str(info.base_name)
-    except UnicodeDecodeError:  # nobody's: no object of ours has such a name
+    except UnicodeDecodeError:  # not ours: no object of ours is named so
         return ""
 
 
 def _list_local(path: str, below: bool, prefix: str = "") -> list[Entry]:
-    """scandir: six times as fast as pyarrow's selector on a folder of 20,000."""
+    """Lists by scandir: six times as fast as pyarrow's selector for 20,000 files."""
     try:
         with os.scandir(path) as entries:
-            found = []
+            listed = []
             for entry in entries:
                 name = f"{prefix}{entry.name}"
                 if entry.is_file() and not entry.name.startswith(HIDDEN):
                     stat = entry.stat()
-                    found.append(Entry(name, stat.st_size, stat.st_mtime_ns))
+                    listed.append(Entry(name, stat.st_size, stat.st_mtime_ns))
                 elif below and entry.is_dir(follow_symlinks=False):
-                    found += _list_local(entry.path, below, f"{name}/")
-            return found
+                    listed += _list_local(entry.path, below, f"{name}/")
+            return listed
     except FileNotFoundError:
         return []
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a local URI; None where it is not local."""
+    """Returns the path of a local URI; None for others."""
     if "://" not in uri:
         return Path(uri)
     parts = urlsplit(uri)

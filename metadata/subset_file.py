@@ -1,13 +1,13 @@
-"""A subset file: which rows of an export count, how often, with which weight and which texts.
+"""Subset files: the rows of an export that count, how often, with which weight and texts.
 
-Parquet, a row for each row that counts:
+Parquet, with a row for each that counts:
 
     uid          16 bytes
     shard        int32, and
-    position     int32: the row's place in the pool; both or none, for pools whose uids repeat
-    repeats      int32, how often it counts; once where this is left out
-    loss_weight  float32; the export's where this is left out, or null
-    texts        TEXT_LIST; the export's where this is left out, or null
+    position     int32: the row's place in the pool; both or neither, for pools whose uids repeat
+    repeats      int32, how often it counts; once if left out
+    loss_weight  float32; the export's if left out or null
+    texts        TEXT_LIST; the export's if left out or null
 
 No key stands twice: `repeats` says how often a row counts.
 """
@@ -25,9 +25,9 @@ NULLABLE = (LOSS_WEIGHT, TEXTS)
 
 
 def write_subset(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Writes rows with these columns, those that the first table has; how many rows.
+    """Writes tables with the first table's columns; returns their rows.
 
-    ValueError where a column is unknown, of another type, or lacks a value that it must have.
+    Raises ValueError if a column is unknown, of another type, or lacks a required value.
     """
     rows = 0
     writer: pq.ParquetWriter | None = None
@@ -47,7 +47,7 @@ def write_subset(path: Path, tables: Iterable[pa.Table]) -> int:
 
 
 def read_subset(file: pq.ParquetFile) -> pa.Table:
-    """All rows of a subset file; ValueError where it is none."""
+    """Reads all rows of a subset file; ValueError if it is none."""
     check_subset(file.schema_arrow)
     table = file.read()
     check_values(table)
@@ -55,7 +55,7 @@ def read_subset(file: pq.ParquetFile) -> pa.Table:
 
 
 def check_subset(schema: pa.Schema) -> None:
-    """ValueError where a table of this schema is no subset."""
+    """Raises ValueError if a schema is not that of a subset."""
     known = {column.name: column.dtype for column in COLUMNS}
     for field in schema:
         if field.name not in known:
@@ -71,7 +71,7 @@ def check_subset(schema: pa.Schema) -> None:
 
 
 def check_values(table: pa.Table) -> None:
-    """ValueError where a value is missing that must be there, or is none that counts."""
+    """Raises ValueError if a required value is missing, or a weight or count is negative or NaN."""
     for column in COLUMNS:
         if column in NULLABLE or column.name not in table.column_names:
             continue
@@ -79,5 +79,5 @@ def check_values(table: pa.Table) -> None:
             raise ValueError(f"{nulls} rows without `{column.name}`")
     for name in {REPEATS.name, LOSS_WEIGHT.name} & set(table.column_names):
         value_N = table[name].drop_null().to_numpy()
-        if len(value_N) and not value_N.min() >= 0:  # NaN is none that counts either
+        if len(value_N) and not value_N.min() >= 0:  # NaN fails, too
             raise ValueError(f"a `{name}` of {value_N.min()}; 0 is the least")

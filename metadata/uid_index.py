@@ -1,12 +1,12 @@
-"""Where a uid is, of a root's many shards: an index of each run of them, read by ranges.
+"""An index from uid to shard, for roots of many shards: a file for each run of shards.
 
 `uids/000000-<digest>.uids` has eight bytes for each row of up to 1,024 shards: the first 54 bits of
-its uid and the number of its shard in the run, sorted as one integer. Then follow the first integer
-and the CRC-32 of every block of them, and a CRC-32 of those. A reader takes that end, and the
-blocks in which a uid can be.
+its uid and its shard's number in the run, sorted as one integer. The first integer and the CRC-32
+of every block follow, then a CRC-32 of these. A reader reads that end, and the blocks in which a
+uid can be.
 
-The name has a digest of the shards' data files, so what was made of other shards is not found. An
-index is a copy: where it is missing or torn, the shards themselves are read.
+The name holds a digest of the shards' data files, so an index of other shards is not found. An
+index is a copy: if it is missing or torn, the shards themselves are read.
 """
 
 import zlib
@@ -21,25 +21,25 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import halves
 
-# Shapes: N rows of the run, B blocks of them, K ranges that are asked for, R runs of blocks.
+# Shapes: N rows of the run, B blocks of them, K ranges of a query.
 
 FOLDER = "uids"
 SHARD_BITS = 10
 MOST_SHARDS = 1 << SHARD_BITS  # of a run
-MOST_ROWS = 1 << 24  # of a run of several shards: 128 MB are sorted in memory
+MOST_ROWS = 1 << 24  # of a run of several shards: 128 MB, sorted in memory
 BLOCK_ROWS = 8192
-# Below both, the shards are read as soon: their indexes would be more files for nothing.
+# Up to both, reading the shards is as fast, and no index is written.
 LEAST_SHARDS = 64
 LEAST_ROWS = 2_000_000
 
-Range = tuple[bytes, bytes]  # the least uid, and the greatest
+Range = tuple[bytes, bytes]  # least and greatest uid
 _SHARD = np.uint64(MOST_SHARDS - 1)
 _KEY, _CRC = np.dtype("<u8"), np.dtype("<u4")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring shards with one index: their numbers, data files and rows."""
+    """A run of neighbouring shards with one index: their numbers, data files and rows."""
 
     shards: tuple[int, ...]
     files: tuple[str, ...]
@@ -47,17 +47,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """That of its index in the root's folder."""
+        """Returns the name of its index in the root's folder."""
         return f"{FOLDER}/{self.shards[0]:06d}-{digest(self.files)[:16]}.uids"
 
     @property
     def size_bytes(self) -> int:
-        """Of its index."""
+        """Returns the size of its index."""
         return sum(self.rows) * _KEY.itemsize + _end_bytes(sum(self.rows))
 
 
 def runs_of(shards: Iterable[tuple[int, str, int]]) -> list[Run]:
-    """The number, data file and rows of a root's shards, as runs; none where they are few."""
+    """Groups shards (number, data file, rows) into runs; none if the root is small."""
     shards = sorted(shards)
     if len(shards) <= LEAST_SHARDS and sum(rows for _, _, rows in shards) <= LEAST_ROWS:
         return []
@@ -73,10 +73,7 @@ def runs_of(shards: Iterable[tuple[int, str, int]]) -> list[Run]:
 
 
 def put_index(folder: Storage, run: Run, half_N: NDArray[np.uint64]) -> None:
-    """Stores the index of a run, of the first halves of its uids in the order of its rows.
-
-    They are overwritten.
-    """
+    """Stores a run's index from its uids' first halves, in row order; overwrites `half_N`."""
     half_N &= ~_SHARD
     half_N |= np.repeat(np.arange(len(run.rows), dtype=np.uint64), run.rows)
     half_N.sort()
@@ -90,16 +87,16 @@ def put_index(folder: Storage, run: Run, half_N: NDArray[np.uint64]) -> None:
 
 
 def shards_with(folder: Storage, run: Run, ranges: Sequence[Range]) -> list[int]:
-    """The shards of a run in which uids of these ranges may be: all of them without its index.
+    """Returns the shards of a run that may hold uids of the ranges; all, if its index is missing.
 
-    Two uids whose first 54 bits are equal are not told apart.
+    Uids with equal first 54 bits are not told apart.
     """
     if not sum(run.rows):
         return []
     low_K, high_K = (_first_halves([each[end] for each in ranges]) for end in (0, 1))
     order = np.argsort(low_K)
     low_K = low_K[order] & ~_SHARD
-    high_K = np.maximum.accumulate(high_K[order] | _SHARD)  # ranges may lie in one another
+    high_K = np.maximum.accumulate(high_K[order] | _SHARD)  # ranges may be nested
     try:
         key_N = _keys(folder, run, low_K, high_K)
     except OSError:
@@ -114,7 +111,7 @@ def shards_with(folder: Storage, run: Run, ranges: Sequence[Range]) -> list[int]
 def _keys(
     folder: Storage, run: Run, low_K: NDArray[np.uint64], high_K: NDArray[np.uint64]
 ) -> NDArray[np.uint64] | None:
-    """The integers of all blocks in which one between low and high may be; None where torn."""
+    """Reads all blocks that may hold an integer between low and high; None if torn."""
     rows = sum(run.rows)
     with folder.open(run.name) as file:
         end = folder.read_opened(file, rows * _KEY.itemsize, _end_bytes(rows))
@@ -123,20 +120,20 @@ def _keys(
         blocks = _blocks(rows)
         first_B = np.frombuffer(end, _KEY, blocks).astype(np.uint64)
         crc_B = np.frombuffer(end, _CRC, blocks, blocks * _KEY.itemsize)
-        is_asked_B = np.zeros(blocks + 1, np.int64)  # the difference from block to block
-        np.add.at(is_asked_B, np.maximum(np.searchsorted(first_B, low_K) - 1, 0), 1)
-        np.add.at(is_asked_B, np.searchsorted(first_B, high_K, "right"), -1)
-        asked = np.flatnonzero(np.cumsum(is_asked_B[:-1]) > 0)
-        found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
-        for few in np.split(asked, np.flatnonzero(np.diff(asked) > 1) + 1) if len(asked) else ():
-            at = int(few[0]) * BLOCK_ROWS
-            count = min(rows - at, len(few) * BLOCK_ROWS)
-            data = folder.read_opened(file, at * _KEY.itemsize, count * _KEY.itemsize)
+        is_read_B = np.zeros(blocks + 1, np.int64)  # differences from block to block
+        np.add.at(is_read_B, np.maximum(np.searchsorted(first_B, low_K) - 1, 0), 1)
+        np.add.at(is_read_B, np.searchsorted(first_B, high_K, "right"), -1)
+        ids = np.flatnonzero(np.cumsum(is_read_B[:-1]) > 0)
+        keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        for span in np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else ():
+            first_row = int(span[0]) * BLOCK_ROWS
+            count = min(rows - first_row, len(span) * BLOCK_ROWS)
+            data = folder.read_opened(file, first_row * _KEY.itemsize, count * _KEY.itemsize)
             key_N = np.frombuffer(data, _KEY, len(data) // _KEY.itemsize)
-            if not np.array_equal(_crcs(key_N), crc_B[few]):
+            if not np.array_equal(_crcs(key_N), crc_B[span]):
                 return None
-            found.append(key_N.astype(np.uint64))
-    return np.concatenate(found)
+            keys.append(key_N.astype(np.uint64))
+    return np.concatenate(keys)
 
 
 def _blocks(rows: int) -> int:
@@ -148,9 +145,9 @@ def _end_bytes(rows: int) -> int:
 
 
 def _crcs(key_N: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """(B,) of each block."""
+    """Returns (B,) the CRC-32 of each block."""
     starts = range(0, len(key_N), BLOCK_ROWS)
-    return np.array([zlib.crc32(key_N[at : at + BLOCK_ROWS].tobytes()) for at in starts], _CRC)
+    return np.array([zlib.crc32(key_N[row : row + BLOCK_ROWS].tobytes()) for row in starts], _CRC)
 
 
 def _crc(data: bytes) -> bytes:

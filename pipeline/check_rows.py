@@ -1,4 +1,4 @@
-"""The rows of one Parquet file, as they are: the pool on which `stages --check` runs a stage."""
+"""The pool on which `stages --check` runs a stage: the rows of one Parquet file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Rows(DatasetStage):
     Example: {path: rows.parquet, shard_rows: 40}
     """
 
-    path: str  # the file, with a column `uid`
-    shard_rows: int  # of a shard
+    path: str  # a Parquet file with a column `uid`
+    shard_rows: int  # rows of a shard
 
     version = 1
     determinism = "exact"
@@ -34,7 +34,7 @@ class Rows(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         starts = range(0, pq.read_metadata(self.path).num_rows, self.shard_rows)
-        sources = [{"path": self.path, "at": at, "digest": f"{at}"} for at in starts]
+        sources = [{"path": self.path, "at": start, "digest": f"{start}"} for start in starts]
         ctx.create_shards(read, [source | {"rows": self.shard_rows} for source in sources])
 
 

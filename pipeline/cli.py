@@ -1,6 +1,6 @@
 """`clipmill VERB`: parses the arguments, runs the verb, and turns errors into exit codes.
 
-Wrong arguments get the form of all errors: what was found, where, and what to do.
+Errors in arguments have the form of all errors: what was found, where, and what to do.
 
 Exit codes: 0 done, 1 a stage failed or nothing was kept, 2 the recipe or the arguments are wrong,
 130 and 143 stopped by Ctrl-C and by `kill`.
@@ -55,7 +55,7 @@ from clipmill.pipeline.verbs import (
 )
 from clipmill.pipeline.verbs._signals import exit_code
 
-atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
+atexit.register(gc.freeze)  # a last garbage collection over all imports would take a while
 BAD_PATH: dict[type[OSError], tuple[str, str]] = {
     FileNotFoundError: ("no such file or folder", "check the path and the folder that it is in"),
     NotADirectoryError: ("a file, where a folder is meant", "name a folder"),
@@ -69,14 +69,14 @@ VERBS: tuple[Verb, ...] = (
     *(export, bench),
     *(pool, concepts, doctor),
 )
-TITLES = {  # of the help, each above a verb
+TITLES = {  # headings in the help, by the first verb below
     "init": "start",
     "plan": "run a recipe",
     "funnel": "ask what came out",
     "export": "take it out",
     "pool": "a pool to try it on, and tools",
 }
-SAID = (  # what argparse says, and how we say it
+MESSAGES = (  # argparse's message, and ours
     ("the following arguments are required: (.*)", "missing: {}"),
     ("unrecognized arguments: (.*)", "more than it takes: {}"),
     ("argument (.*): expected .*", "{} without a value"),
@@ -88,7 +88,7 @@ CHOICE = r"argument (.+?): invalid choice: '?(.*?)'? \(choose from (.*)\)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command, else the one that this process was started with; returns its exit code."""
+    """Runs a command, by default that of sys.argv; returns its exit code."""
     if arguments is not None:
         return _run(arguments)
     code = _run(sys.argv[1:], is_alone=True)
@@ -96,16 +96,16 @@ def main(arguments: list[str] | None = None) -> int:
     if looks is not None and looks.are_late():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # Arrow would wait, for minutes, until the store that is silent answers
+        os._exit(code)  # Arrow would wait minutes for a silent store
     return code
 
 
-def _run(given: list[str], is_alone: bool = False) -> int:
+def _run(arguments: list[str], is_alone: bool = False) -> int:
     guard()
     try:
-        _check_text(given)
+        _check_text(arguments)
         parser = _parser()
-        options, unknown = parser.parse_known_args(given)
+        options, unknown = parser.parse_known_args(arguments)
         if unknown:
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if options.version:
@@ -121,14 +121,14 @@ def _run(given: list[str], is_alone: bool = False) -> int:
         if is_alone:
             hide_pandas()
         code = int(options.verb.run(options))
-        sys.stdout.flush()  # here, where a pipe that is gone is no error
+        sys.stdout.flush()  # here a closed pipe is no error
         return code
     except RecipeError as error:
         return _say(error, WRONG)
-    except DamagedError as found:
-        run = shlex.quote(redacted(found.folder).rpartition("/stages/")[0] or "RUN")
+    except DamagedError as damage:
+        run = shlex.quote(redacted(damage.folder).rpartition("/stages/")[0] or "RUN")
         do = f"clipmill verify --run {run} --repair makes it again"
-        return _say(f"{found}\n  do:    {do}", FAILED)
+        return _say(f"{damage}\n  do:    {do}", FAILED)
     except ClipmillError as error:
         return _say(error, FAILED)
     except KeyboardInterrupt as stop:
@@ -137,8 +137,8 @@ def _run(given: list[str], is_alone: bool = False) -> int:
     except ModuleNotFoundError as error:
         if not install(error.name or ""):
             raise
-        return _say(missing(error.name, shlex.join(["clipmill", *given[:1]])), WRONG)
-    except OSError as error:  # of the run folder; what a stage meets there is its own error
+        return _say(missing(error.name, shlex.join(["clipmill", *arguments[:1]])), WRONG)
+    except OSError as error:  # of the run folder; stages raise errors of their own
         from clipmill.metadata.storage import KEYS, UriError, wants_keys
 
         if isinstance(error, UriError):
@@ -147,9 +147,9 @@ def _run(given: list[str], is_alone: bool = False) -> int:
         what = error.strerror or f"{type(error).__name__}: {error}"
         what, do = BAD_PATH.get(type(error), (what, "check that it is there and can be written"))
         do = KEYS if wants_keys(error) else f"{do}, and run again"
-        said = ClipmillError(what, str(error.filename2 or error.filename or "the storage"), do)
+        shown = ClipmillError(what, str(error.filename2 or error.filename or "the storage"), do)
         is_wrong = type(error) in BAD_PATH or error.errno == errno.ENAMETOOLONG
-        return _say(said, WRONG if is_wrong else FAILED)
+        return _say(shown, WRONG if is_wrong else FAILED)
 
 
 def _check_text(arguments: list[str]) -> None:
@@ -160,7 +160,7 @@ def _check_text(arguments: list[str]) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of the command and of every verb: its help ends in examples, its errors say what to do."""
+    """The parser of the command and each verb; help ends in examples, errors say what to do."""
 
     def __init__(self, **keys: Any) -> None:
         raw = argparse.RawDescriptionHelpFormatter
@@ -174,13 +174,13 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         every = (line for verb in VERBS for line in verb.EXAMPLES.splitlines())
-        mine = [line for line in every if line.startswith(f"{self.prog} ")]
-        if " " in self.prog and mine:
-            self.epilog = "\n  ".join(["examples:", *mine])
+        examples = [line for line in every if line.startswith(f"{self.prog} ")]
+        if " " in self.prog and examples:
+            self.epilog = "\n  ".join(["examples:", *examples])
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """RecipeError; a mistyped option first, as what is missing may be what it stands for."""
+        """Raises RecipeError; mistyped options first, as they may be what is missing."""
         more = f"{self.prog} --help shows its arguments, and examples"
         if choice := re.fullmatch(CHOICE, message, re.DOTALL):
             name, word, words = choice.groups()
@@ -190,19 +190,19 @@ class _Parser(argparse.ArgumentParser):
                 do = f"for data of your own: clipmill curate {shlex.quote(word)} --out run"
                 do = f"clipmill run {shlex.quote(word)} --out run" if word.endswith(".yaml") else do
             raise RecipeError(what, self.prog, f"{do}  {more}")
-        known = self._option_string_actions  # argparse tells them in no other way
+        known = self._option_string_actions  # argparse has no public list
         for option in (word.partition("=")[0] for word in self.given):
             if OPTION.fullmatch(option) and option not in known:
                 shown = [name for name in known if known[name].help != argparse.SUPPRESS]
                 do = f"{did_you_mean(option, shown, 'its options are')}  {more}"
                 raise RecipeError(f"unknown option '{option}'", self.prog, do)
-        for pattern, words in SAID:
-            if said := re.fullmatch(pattern, message, re.DOTALL):
-                message = words.format(*said.groups())
+        for pattern, words in MESSAGES:
+            if match := re.fullmatch(pattern, message, re.DOTALL):
+                message = words.format(*match.groups())
         raise RecipeError(message, self.prog, more)
 
 
-@functools.cache  # of a process that runs several commands
+@functools.cache  # for a process that runs several commands
 def _parser() -> _Parser:
     lines = ["From a raw pool of image-text pairs to a training set for CLIP."]
     for verb in VERBS:
@@ -215,12 +215,13 @@ def _parser() -> _Parser:
         epilog="clipmill VERB --help shows what a verb takes, and examples",
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
-    added = parser.add_subparsers(metavar="VERB", prog="clipmill", help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(metavar="VERB", prog="clipmill", help=argparse.SUPPRESS)
     parser.set_defaults(verb=None)
     for verb in VERBS:
-        its = added.add_parser(_name(verb), description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")
-        verb.add(its)
-        its.set_defaults(verb=verb)
+        title = f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
+        subparser = verbs.add_parser(_name(verb), description=title)
+        verb.add(subparser)
+        subparser.set_defaults(verb=verb)
     return parser
 
 

@@ -1,9 +1,9 @@
-"""Whether a stage keeps what the engine relies on: `clipmill stages --check kind.name`.
+"""Checks that a stage keeps the engine's contract: `clipmill stages --check kind.name`.
 
-A law is a function that says what is wrong, if anything is. Some ask what the class declares, some
-what a row stage's function answers to made-up rows of the columns that it reads, and the last runs
-the stage in other pieces and kills it. tests/test_contract.py asks the same of all that come with
-clipmill, on rows of real stages.
+A law is a function that returns what is wrong, or None. Some laws check the class's declarations,
+some a row stage's answers to made-up rows of the columns it reads; the last run the stage with
+other shards, and kill it. tests/test_contract.py applies the same laws to all stages of clipmill,
+on rows of real stages.
 """
 
 import dataclasses
@@ -67,16 +67,16 @@ from clipmill.pipeline.stage import (
 
 ROOT = "check.rows"
 HEAVY = ("torch", "faiss", "ray", "cv2", "transformers", "vllm")
-ROWS, SHARD_ROWS = 80, 20  # that are made up; of a shard
+ROWS, SHARD_ROWS = 80, 20  # made-up rows; rows of a shard
 WIDTH = 16  # of a made-up vector
-CLOSE = 1e-3  # of values that are `close`: the least part by which two may differ
+CLOSE = 1e-3  # tolerance for values that are `close`
 EDGES = {"rows", "data", "model", "centroids", "targets"}
 CAPTIONS = ("a red star", "Zwei Kreise in Blau", "FREE 24/7!", "", "星", "one, two. 3", "a" * 300)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What one check found; `note`: what it could not look at."""
+    """The result of one check; a `note` says what was not checked."""
 
     name: str
     verdict: Literal["good", "note", "bad"]
@@ -87,7 +87,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Law:
-    """A check by name: what is wrong, or None; where in the class, and what to do."""
+    """A check: its name, a function that returns what is wrong or None, where, what to do."""
 
     name: str
     wrong: Callable[[Any], str | None]
@@ -96,53 +96,55 @@ class Law:
 
 
 def check(uses: str) -> list[Checked]:
-    """Every check of a stage; RecipeError where its file cannot be read."""
+    """Runs every check of a stage; RecipeError if its file cannot be read."""
     before = set(sys.modules)
     cls = stage_class(uses, "clipmill stages --check")
     stage, file = sample(cls), inspect.getfile(cls)
     heavy = sorted({*HEAVY} & (set(sys.modules) - before))
     subject = Declared(uses, cls, stage, heavy)
-    found = [_asked(law, subject, file) for law in DECLARED]
-    others = [it for it in example_of(cls).values() if str(it).startswith("stage:")]
+    results = [_checked(law, subject, file) for law in DECLARED]
+    others = [value for value in example_of(cls).values() if str(value).startswith("stage:")]
     if "rows" not in cls.takes or others:
         takes = " and ".join(others or edges_taken(stage)) or "nothing"
-        said = f"it takes {takes}, and made-up rows are all there is: its work is not tried"
-        return [*found, Checked(name="work", verdict="note", found=said)]
+        note = f"it takes {takes}, and made-up rows are all there is: its work is not tried"
+        return [*results, Checked(name="work", verdict="note", found=note)]
     try:
         stage.look()
-    except ClipmillError as error:  # what its example names is not here
-        return [*found, Checked(name="work", verdict="note", found=f"not tried: {error.args[0]}")]
+    except ClipmillError as error:  # its example names something that is not here
+        return [*results, Checked(name="work", verdict="note", found=f"not tried: {error.args[0]}")]
     with tempfile.TemporaryDirectory(prefix="check-") as scratch:
-        return [*found, *_worked(subject, file, Path(scratch))]
+        return [*results, *_checks_of_work(subject, file, Path(scratch))]
 
 
-def _worked(subject: "Declared", file: str, scratch: Path) -> Iterator[Checked]:
-    """The laws of its work, on made-up rows."""
+def _checks_of_work(subject: "Declared", file: str, scratch: Path) -> Iterator[Checked]:
+    """Runs the stage on made-up rows, and yields the checks of its answers and runs."""
     try:
         trial = Trial(subject.uses, subject.stage, scratch)
         if isinstance(subject.stage, RowStage):
             opened = trial.opened()
             for law in (*FUNCTIONS, *(ANSWERS if opened.is_repeated else ())):
-                yield _asked(law, opened, file)
+                yield _checked(law, opened, file)
         if subject.cls.determinism == "recorded":
-            said = "it is recorded: answers are compared with none"
-            yield Checked(name="the same again", verdict="note", found=said)
+            note = "it is recorded: answers are compared with none"
+            yield Checked(name="the same again", verdict="note", found=note)
         for law in RUNS:
-            yield _asked(law, trial, file)
+            yield _checked(law, trial, file)
     except ClipmillError as error:
         found, where, do = error.args
         yield Checked(name="plan", verdict="bad", found=found, where=where, do=do)
 
 
-def _asked(law: Law, of: Any, file: str) -> Checked:
+def _checked(law: Law, subject: Any, file: str) -> Checked:
     try:
-        wrong = law.wrong(of)
+        wrong = law.wrong(subject)
     except ClipmillError as error:
         found, where, do = error.args
         return Checked(name=law.name, verdict="bad", found=found, where=where, do=do)
     except Exception as error:
-        at = [it for it in traceback.extract_tb(error.__traceback__) if it.filename == file]
-        where = f"{file}:{at[-1].lineno}" if at else f"{file}, {law.where}"
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        where = f"{file}:{frames[-1].lineno}" if frames else f"{file}, {law.where}"
         found = f"{type(error).__name__}: {error}"
         return Checked(name=law.name, verdict="bad", found=found, where=where, do="mend it there")
     if wrong is None:
@@ -151,7 +153,7 @@ def _asked(law: Law, of: Any, file: str) -> Checked:
     return Checked(name=law.name, verdict="bad", found=wrong, where=where, do=law.do)
 
 
-# What the class declares
+# The class's declarations
 
 
 @dataclass(frozen=True)
@@ -164,83 +166,83 @@ class Declared:
     heavy: list[str] = field(default_factory=list)
 
 
-def not_frozen(of: Declared) -> str | None:
-    fields = dataclasses.fields(of.cls)  # type: ignore[arg-type]  # a dataclass, as the plan asks
-    is_frozen = of.cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+def not_frozen(subject: Declared) -> str | None:
+    fields = dataclasses.fields(subject.cls)  # type: ignore[arg-type]  # checked by the plan
+    is_frozen = subject.cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     if not is_frozen:
         return "it can be changed"
-    return None if all(it.kw_only for it in fields) else "its settings have places, not only names"
+    return None if all(f.kw_only for f in fields) else "its settings have places, not only names"
 
 
-def odd_declarations(of: Declared) -> str | None:
-    if not isinstance(of.cls.version, int) or of.cls.version < 1:
-        return f"version is {of.cls.version!r}"
-    if "version" not in vars(of.cls):
+def odd_declarations(subject: Declared) -> str | None:
+    if not isinstance(subject.cls.version, int) or subject.cls.version < 1:
+        return f"version is {subject.cls.version!r}"
+    if "version" not in vars(subject.cls):
         return "it inherits its version"
-    if wrong := {*edges_taken(of.cls)} - EDGES | {*of.cls.gives} - (EDGES - {"targets"}):
+    if wrong := {*edges_taken(subject.cls)} - EDGES | {*subject.cls.gives} - (EDGES - {"targets"}):
         return f"takes or gives {', '.join(sorted(wrong))}"
     return None
 
 
-def odd_docstring(of: Declared) -> str | None:
-    first, *rest = (of.cls.__doc__ or "").strip().splitlines() or [""]
+def odd_docstring(subject: Declared) -> str | None:
+    first, *rest = (subject.cls.__doc__ or "").strip().splitlines() or [""]
     if not re.match(r"[A-Z`]|[a-z_]+\.[a-z]+\b", first):
         return "it does not begin with a sentence"
     if len(first) > 100:
         return f"its first line has {len(first)} characters"
-    if re.search(r"\b(Args|Returns|This class|A stage that)\b", of.cls.__doc__ or ""):
+    if re.search(r"\b(Args|Returns|This class|A stage that)\b", subject.cls.__doc__ or ""):
         return "it says what the signature says"
     if not any(re.match(r"\s*(Source|Error): \S", line) for line in rest):
         return "it names no source and no error"
     return None
 
 
-def silent_settings(of: Declared) -> str | None:
-    said = described(of.uses)
-    silent = [it.name for it in said.settings if not it.meaning]
-    silent += [it["name"] for it in said.writes if not it["doc"]]
+def undocumented_settings(subject: Declared) -> str | None:
+    page = described(subject.uses)
+    silent = [entry.name for entry in page.settings if not entry.meaning]
+    silent += [entry["name"] for entry in page.writes if not entry["doc"]]
     return f"nothing says what {', '.join(silent)} means" if silent else None
 
 
-def odd_columns(of: Declared) -> str | None:
-    reads = (*of.stage.reads, *optional_columns(of.stage))
-    names = [column.name for column in of.stage.writes if isinstance(column, Column)]
+def odd_columns(subject: Declared) -> str | None:
+    reads = (*subject.stage.reads, *optional_columns(subject.stage))
+    names = [column.name for column in subject.stage.writes if isinstance(column, Column)]
     if not all(isinstance(read, Column | str) for read in reads):
         return "it reads what is neither a Column nor a name"
-    if len(names) != len(of.stage.writes) or len({*names}) != len(names):
+    if len(names) != len(subject.stage.writes) or len({*names}) != len(names):
         return "it writes what is no Column, or a name twice"
     taken = {UID.name, REASON.name} & {*names}
     return f"it writes {', '.join(sorted(taken))}, which the engine adds" if taken else None
 
 
-def odd_reasons(of: Declared) -> str | None:
-    reasons = of.stage.reasons
+def odd_reasons(subject: Declared) -> str | None:
+    reasons = subject.stage.reasons
     if len({*reasons}) != len(reasons):
         return "a reason stands twice"
-    # Of a column without a value, or of a select that another combines.
-    first = "((undefined|dropped_by|kept_by):)?" if decides(of.stage) else ""
-    odd = [it for it in reasons if not re.fullmatch(first + r"[a-z][a-z0-9_]{2,31}", it)]
-    if odd and not isinstance(of.stage, Conditions):  # whose reasons are the recipe's own
+    # Prefixes for a column without a value, or for a select that another combines.
+    first = "((undefined|dropped_by|kept_by):)?" if decides(subject.stage) else ""
+    odd = [code for code in reasons if not re.fullmatch(first + r"[a-z][a-z0-9_]{2,31}", code)]
+    if odd and not isinstance(subject.stage, Conditions):  # its reasons are the recipe's
         return f"{odd[0]!r} is no short word"
-    if not {*of.stage.transient} <= {*of.stage.advice} <= {*reasons}:
+    if not {*subject.stage.transient} <= {*subject.stage.advice} <= {*reasons}:
         return "a transient reason has no advice, or one that is advised on is no reason"
     return None
 
 
-def unpicklable(of: Declared) -> str | None:
-    again = pickle.loads(pickle.dumps(of.stage))
-    return None if again == of.stage else "its settings come back as others"
+def unpicklable(subject: Declared) -> str | None:
+    again = pickle.loads(pickle.dumps(subject.stage))
+    return None if again == subject.stage else "its settings come back as others"
 
 
-def slow_to_plan(of: Declared) -> str | None:
-    return f"its file imports {', '.join(of.heavy)}" if of.heavy else None
+def slow_to_plan(subject: Declared) -> str | None:
+    return f"its file imports {', '.join(subject.heavy)}" if subject.heavy else None
 
 
-def blind_to_selects(of: Declared) -> str | None:
-    named = [it if isinstance(it, str) else it.name for it in optional_columns(of.stage)]
-    named += [it if isinstance(it, str) else it.name for it in of.stage.reads]
-    reads_keep = any(it.rpartition(".")[2] == KEEP.name for it in named)
-    if not decides(of.stage) or reads_keep:
+def blind_to_selects(subject: Declared) -> str | None:
+    reads = (*optional_columns(subject.stage), *subject.stage.reads)
+    named = [column if isinstance(column, str) else column.name for column in reads]
+    reads_keep = any(column.rpartition(".")[2] == KEEP.name for column in named)
+    if not decides(subject.stage) or reads_keep:
         return None
     return "it writes `keep` and reads none: it would keep what an earlier select dropped"
 
@@ -254,7 +256,12 @@ DECLARED = (
         "docstring",
         "lead with the result in a line of 100 characters; add a line `Source: …` or `Error: …`",
     ),
-    Law("settings say what they mean", silent_settings, "fields", "write a comment beside each"),
+    Law(
+        "settings say what they mean",
+        undocumented_settings,
+        "fields",
+        "write a comment beside each",
+    ),
     Law("columns", odd_columns, "`reads`, `writes`", "declare each Column once"),
     Law(
         "reasons",
@@ -273,11 +280,11 @@ DECLARED = (
 )
 
 
-# What a row stage's function answers
+# A row stage's answers
 
 
 class OneByOne:
-    """A stream function as one of a batch, with an event loop of its own."""
+    """A stream function wrapped as a batch function, with an event loop of its own."""
 
     def __init__(self, function: StreamFunction) -> None:
         self.function, self.events = function, EventLoop()
@@ -288,24 +295,24 @@ class OneByOne:
         return answer
 
     def all(self, batches: Iterable[pa.Table]) -> list[pa.Table]:
-        """The answers to batches of one shard."""
+        """Returns the answers to the batches of one shard."""
         return list(streamed(self.function, iter(batches), self.events, "a check"))
 
 
 def row_function(stage: RowStage, worker: Worker) -> RowFunction | OneByOne:
-    """What opening the stage gives, as a function of one batch whether it streams or not."""
+    """Opens a row stage as a function of one batch, whether it streams or not."""
     function: Any = stage.open(worker)
     return OneByOne(function) if stage.streams else function
 
 
 @dataclass(kw_only=True)
 class Opened:
-    """A row stage, and rows of what it reads; opened, and asked for all, by the first law."""
+    """A row stage and rows it can read; opened, and run on all rows, by the first law."""
 
     stage: RowStage
     worker: Worker
     rows: pa.Table  # in one chunk
-    is_close: bool = False  # values may differ by their last bits
+    is_close: bool = False  # values may differ in their last bits
 
     @cached_property
     def function(self) -> Callable[[pa.Table], pa.Table]:
@@ -313,29 +320,30 @@ class Opened:
 
     @cached_property
     def answer(self) -> pa.Table:
-        """To all rows at once."""
+        """Returns the answer to all rows at once."""
         return self.function(self.rows)
 
     @property
     def expected(self) -> pa.Table:
-        """What every answer is compared with."""
+        """Returns the answer that all others are compared with."""
         return self.answer
 
     @property
     def is_repeated(self) -> bool:
-        """Whether the same question gets the same answer."""
+        """Returns whether equal rows get equal answers."""
         return self.stage.determinism != "recorded"
 
     def differing(self, answer: pa.Table, start: int = 0) -> str | None:
-        """Where answers to the rows from here on are others than those to all, NaN too."""
+        """Returns how an answer to rows from `start` differs from `expected`; NaN equals NaN."""
         names = [name for name in self.expected.column_names if name != UID.name]
         if {*answer.column_names} != {*names}:
             return f"columns {', '.join(answer.column_names)} came back"
         expected = self.expected.select(names).slice(start, len(answer))
         if len(answer) != len(expected):
             return f"{len(answer)} rows came back for {len(expected)}"
-        for at, two in enumerate(zip(answer.to_pylist(), expected.to_pylist(), strict=True), start):
-            if wrong := other_value(*two, f"row {at}", self.is_close):
+        pairs = zip(answer.to_pylist(), expected.to_pylist(), strict=True)
+        for number, pair in enumerate(pairs, start):
+            if wrong := other_value(*pair, f"row {number}", self.is_close):
                 return wrong
         return None
 
@@ -343,115 +351,118 @@ class Opened:
 def other_value(
     row: Mapping[str, Any], expected: Mapping[str, Any], which: str, is_close: bool
 ) -> str | None:
-    """The first value of a row that is not as expected; where it is close, by its last bits."""
+    """Returns the first value that is not as expected, or None; `is_close` allows last bits."""
     for name, other in expected.items():
-        one = row[name]
-        if repr(one) == repr(other):
+        value = row[name]
+        if repr(value) == repr(other):
             continue
-        is_number = not {type(one), type(other)} & {type(None), str, bytes, dict}
-        if not (is_close and is_number and np.allclose(one, other, rtol=CLOSE, atol=CLOSE)):
-            return f"{name} of {which} is {one!r}, and was {other!r}"
+        is_number = not {type(value), type(other)} & {type(None), str, bytes, dict}
+        if not (is_close and is_number and np.allclose(value, other, rtol=CLOSE, atol=CLOSE)):
+            return f"{name} of {which} is {value!r}, and was {other!r}"
     return None
 
 
-def other_types(of: Opened) -> str | None:
-    if len(of.answer) != len(of.rows):
-        return f"{len(of.answer)} rows came back for {len(of.rows)}"
-    declared = {column.name: column.dtype for column in of.stage.writes}
+def other_types(opened: Opened) -> str | None:
+    if len(opened.answer) != len(opened.rows):
+        return f"{len(opened.answer)} rows came back for {len(opened.rows)}"
+    declared = {column.name: column.dtype for column in opened.stage.writes}
     declared |= {REASON.name: REASON_TYPE}
-    types = {field.name: field.type for field in of.answer.schema}
+    types = {field.name: field.type for field in opened.answer.schema}
     odd = [name for name in {**declared, **types} if types.get(name) != declared.get(name)]
     if odd:
         name = min(odd)
         had, want = types.get(name, "not there"), declared.get(name, "not declared")
         return f"column '{name}' is {had}, and declared it is {want}"
-    strange = {*of.answer[REASON.name].to_pylist()} - {None, *of.stage.reasons}
+    strange = {*opened.answer[REASON.name].to_pylist()} - {None, *opened.stage.reasons}
     return f"reason {min(strange)!r} is not declared" if strange else None
 
 
-def minds_batches(of: Opened) -> str | None:
+def batch_matters(opened: Opened) -> str | None:
     start = 20
     for size in (1, 1, 7, 1, 3):
-        if wrong := of.differing(of.function(of.rows.slice(start, size)), start):
+        if wrong := opened.differing(opened.function(opened.rows.slice(start, size)), start):
             return wrong
         start += size
     return None
 
 
-def minds_order(of: Opened) -> str | None:
-    answer = of.function(of.rows.take(pa.array(range(59, 29, -1))))
-    return of.differing(answer.take(pa.array(range(len(answer) - 1, -1, -1))), 30)
+def order_matters(opened: Opened) -> str | None:
+    answer = opened.function(opened.rows.take(pa.array(range(59, 29, -1))))
+    return opened.differing(answer.take(pa.array(range(len(answer) - 1, -1, -1))), 30)
 
 
-def minds_chunks(of: Opened) -> str | None:
-    rows = of.rows.slice(25, 20)
+def chunks_matter(opened: Opened) -> str | None:
+    rows = opened.rows.slice(25, 20)
     chunked = pa.concat_tables([rows.slice(0, 3), rows.slice(3, 0), rows.slice(3)])
-    return of.differing(of.function(chunked), 25)
+    return opened.differing(opened.function(chunked), 25)
 
 
-def fails_on_none(of: Opened) -> str | None:
-    empty = of.function(of.rows.slice(0, 0))
-    if len(of.function(of.rows.schema.empty_table())):
+def fails_on_empty(opened: Opened) -> str | None:
+    empty = opened.function(opened.rows.slice(0, 0))
+    if len(opened.function(opened.rows.schema.empty_table())):
         return "rows came back for none"
-    types, known = ({field.name: field.type for field in it.schema} for it in (empty, of.answer))
+    types, known = (
+        {field.name: field.type for field in answer.schema} for answer in (empty, opened.answer)
+    )
     return None if types == known else f"no rows give {types}"
 
 
-def makes_up_values(of: Opened) -> str | None:
-    rows = of.rows.slice(0, 4)
+def invents_values(opened: Opened) -> str | None:
+    rows = opened.rows.slice(0, 4)
     nulls = {name: pa.nulls(len(rows), rows[name].type) for name in rows.column_names}
-    out = of.function(pa.table(nulls | {UID.name: rows[UID.name]}))
-    strange = {*out[REASON.name].to_pylist()} - {*of.stage.reasons}
+    out = opened.function(pa.table(nulls | {UID.name: rows[UID.name]}))
+    strange = {*out[REASON.name].to_pylist()} - {*opened.stage.reasons}
     if strange:
         return f"a row without any value has the reason {next(iter(strange))!r}"
-    made = [it.name for it in of.stage.writes if out[it.name].null_count < len(rows)]
-    return f"column '{made[0]}' has a value for a row without any" if made else None
+    writes = [column.name for column in opened.stage.writes]
+    invented = [name for name in writes if out[name].null_count < len(rows)]
+    return f"column '{invented[0]}' has a value for a row without any" if invented else None
 
 
-def gives_no_reason(of: Opened) -> str | None:
-    for at, row in enumerate(of.expected.to_pylist()):
+def gives_no_reason(opened: Opened) -> str | None:
+    for number, row in enumerate(opened.expected.to_pylist()):
         if row.pop(REASON.name) is None and None in row.values():
-            return f"row {at} has a null, and no reason"
+            return f"row {number} has a null, and no reason"
     return None
 
 
-def changes_inputs(of: Opened) -> str | None:
-    rows = of.rows.slice(40, 20).combine_chunks()
+def changes_inputs(opened: Opened) -> str | None:
+    rows = opened.rows.slice(40, 20).combine_chunks()
     before = rows.to_pydict()
-    of.function(rows)
+    opened.function(rows)
     return None if rows.to_pydict() == before else "the rows that it was given have changed"
 
 
-def answers_otherwise(of: Opened) -> str | None:
-    return of.differing(row_function(of.stage, of.worker)(of.rows))
+def reopening_matters(opened: Opened) -> str | None:
+    return opened.differing(row_function(opened.stage, opened.worker)(opened.rows))
 
 
 FUNCTIONS = (
     Law(
         "rows and types", other_types, "`open`", "give back each row, the columns declared, reason"
     ),
-    Law("no rows", fails_on_none, "`open`", "give the types of `writes` for an empty batch, too"),
-    Law("nulls", makes_up_values, "`open`", "give null and a reason of `reasons` for such a row"),
+    Law("no rows", fails_on_empty, "`open`", "give the types of `writes` for an empty batch, too"),
+    Law("nulls", invents_values, "`open`", "give null and a reason of `reasons` for such a row"),
     Law("a reason for each null", gives_no_reason, "`open`", "name why in `reason`"),
     Law("inputs stay", changes_inputs, "`open`", "copy what you change"),
 )
 ANSWERS = (
-    Law("batches", minds_batches, "`open`", "answer for each row alone, wherever a batch is cut"),
-    Law("order", minds_order, "`open`", "answer for each row alone, whatever stands before it"),
-    Law("chunks", minds_chunks, "`open`", "read a column of several chunks: combine_chunks()"),
-    Law("the same again", answers_otherwise, "`determinism`", "take chance from a hash of uids"),
+    Law("batches", batch_matters, "`open`", "answer for each row alone, wherever a batch is cut"),
+    Law("order", order_matters, "`open`", "answer for each row alone, whatever stands before it"),
+    Law("chunks", chunks_matter, "`open`", "read a column of several chunks: combine_chunks()"),
+    Law("the same again", reopening_matters, "`determinism`", "take chance from a hash of uids"),
 )
 
 
-# What a run of it stores
+# What a run stores
 
 
 class EndedError(BaseException):
-    """The end of a process, as far as one in this process can be."""
+    """Stands for the kill of a process, inside this process."""
 
 
 class Ending(Watcher):
-    """Ends the run after the first shard, or unit of a call, that the stage has stored."""
+    """Ends the run after the stage's first stored shard or unit of a call."""
 
     def __init__(self, name: str) -> None:
         self.name, self.has_ended = name, False
@@ -468,11 +479,11 @@ class Ending(Watcher):
             raise EndedError
 
 
-Stored = dict[bytes, dict[str, Any]]  # by uid: the columns and the reason
+Stored = dict[bytes, dict[str, Any]]  # uid to columns and reason
 
 
 class Trial:
-    """A stage over made-up rows of the columns that it reads."""
+    """A stage in a recipe over made-up rows of the columns it reads."""
 
     def __init__(self, uses: str, stage: Stage, scratch: Path) -> None:
         self.stage, self.scratch = stage, scratch
@@ -482,8 +493,8 @@ class Trial:
         own_code.add(scratch / "stages")
         self.reads = [*stage.reads, *optional_columns(stage)]
         pq.write_table(made_up(self.reads), scratch / "rows.parquet")
-        names = [it if isinstance(it, str) else it.name for it in self.reads]
-        bound = {it: f"pool.{it.rpartition('.')[2]}" for it in names if "." in it}
+        names = [column if isinstance(column, str) else column.name for column in self.reads]
+        bound = {column: f"pool.{column.rpartition('.')[2]}" for column in names if "." in column}
         settings = {"from": "pool", **({"read": bound} if bound else {})}
         self.keys = {"uses": uses, **settings, **example_of(type(stage))}
 
@@ -512,7 +523,7 @@ class Trial:
         )
 
     def stored(self, plan: Plan, name: str, ending: bool = False) -> Stored:
-        """What a run stores of each row by uid; where it is ending, one that goes on after it."""
+        """Returns what a run stores, by uid; with `ending`, a run that was ended and resumed."""
         run = Storage(str(self.scratch / name))
         if ending:
             with suppress(EndedError):
@@ -555,24 +566,24 @@ def _run(plan: Plan, run: Storage, watcher: Watcher) -> Outcome:
         executor.close()
 
 
-def minds_pieces(of: Trial) -> str | None:
-    return of.differing(of.stored(of.planned(True, SHARD_ROWS // 2 + 1), "pieces"))
+def sharding_matters(trial: Trial) -> str | None:
+    return trial.differing(trial.stored(trial.planned(True, SHARD_ROWS // 2 + 1), "pieces"))
 
 
-def minds_a_kill(of: Trial) -> str | None:
-    return of.differing(of.stored(of.planned(), "killed", ending=True))
+def kill_matters(trial: Trial) -> str | None:
+    return trial.differing(trial.stored(trial.planned(), "killed", ending=True))
 
 
 RUNS = (
     Law(
         "shards and their order",
-        minds_pieces,
+        sharding_matters,
         "`run`, `open`",
         "break ties by uid; let no value depend on where a row stands",
     ),
     Law(
         "a kill",
-        minds_a_kill,
+        kill_matters,
         "`run`, `open`",
         "work through the calls of ctx alone: what is kept elsewhere is lost with the process",
     ),
@@ -583,7 +594,7 @@ RUNS = (
 
 
 def made_up(reads: Iterable[Column | str]) -> pa.Table:
-    """Rows with the columns, each by its type, some without a value; the same each time."""
+    """Makes rows by the columns' types, some values null; the same rows each time."""
     rng = np.random.default_rng(0)
     columns = {UID.name: pa.array([rng.bytes(16) for _ in range(ROWS)], UID.dtype)}
     for read in reads:
@@ -591,39 +602,39 @@ def made_up(reads: Iterable[Column | str]) -> pa.Table:
             Column(read.rpartition(".")[2], pa.float32(), "", "") if isinstance(read, str) else read
         )
         column = column.source if isinstance(column, Derived) else column
-        values = [_value(column.name, column.dtype, rng, at) for at in range(ROWS)]
+        values = [_value(column.name, column.dtype, rng, number) for number in range(ROWS)]
         if column.name != KEEP.name:
-            values = [None if at % 9 == 4 else value for at, value in enumerate(values)]
+            values = [None if number % 9 == 4 else value for number, value in enumerate(values)]
         dtype = stored_type(column.dtype)
         try:
             columns[column.name] = pa.array(values, dtype)
-        except (pa.ArrowInvalid, TypeError):  # no values are known of such a type
+        except (pa.ArrowInvalid, TypeError):  # a type without made-up values
             columns[column.name] = pa.nulls(ROWS, dtype)
     return pa.table(columns)
 
 
-def _value(name: str, dtype: pa.DataType, rng: np.random.Generator, at: int) -> Any:
-    """A value of a type, as its name has it where that is known."""
+def _value(name: str, dtype: pa.DataType, rng: np.random.Generator, number: int) -> Any:
+    """Makes a value by a column's name, if known, else by its type."""
     known: dict[str, Callable[[], Any]] = {
-        TEXT.name: lambda: CAPTIONS[at % len(CAPTIONS)],
-        URL.name: lambda: f"http://host{at % 5}.example/{at}.bmp",
+        TEXT.name: lambda: CAPTIONS[number % len(CAPTIONS)],
+        URL.name: lambda: f"http://host{number % 5}.example/{number}.bmp",
         IMAGE.name: lambda: _bitmap(rng),
         SHA256.name: lambda: rng.bytes(32).hex(),
-        KEEP.name: lambda: at % 3 > 0,
+        KEEP.name: lambda: number % 3 > 0,
     }
     if name in known:
         return known[name]()
     if pa.types.is_struct(dtype):
-        return {field.name: _value(field.name, field.type, rng, at) for field in dtype}
+        return {field.name: _value(field.name, field.type, rng, number) for field in dtype}
     if pa.types.is_list(dtype) and pa.types.is_floating(dtype.value_type):
         if name == TEXT_EMBEDDING.name:  # equal captions have equal vectors
-            rng = np.random.default_rng(at % len(CAPTIONS))
+            rng = np.random.default_rng(number % len(CAPTIONS))
         vector = rng.standard_normal(WIDTH)
         return (vector / np.linalg.norm(vector)).tolist()
     if pa.types.is_fixed_size_list(dtype):
-        return [_value("", dtype.value_type, rng, at) for _ in range(dtype.list_size)]
+        return [_value("", dtype.value_type, rng, number) for _ in range(dtype.list_size)]
     if pa.types.is_list(dtype):
-        return [_value("", dtype.value_type, rng, at) for _ in range(at % 4)]
+        return [_value("", dtype.value_type, rng, number) for _ in range(number % 4)]
     if pa.types.is_boolean(dtype):
         return bool(rng.integers(2))
     if pa.types.is_integer(dtype):
@@ -638,8 +649,8 @@ def _value(name: str, dtype: pa.DataType, rng: np.random.Generator, at: int) -> 
 
 
 def _bitmap(rng: np.random.Generator) -> bytes:
-    """A picture of one colour, as a file: 24-bit BMP."""
-    height, width = (int(side) for side in rng.integers(8, 40, 2))
+    """Makes a picture of one colour: the bytes of a 24-bit BMP file."""
+    height, width = (int(length) for length in rng.integers(8, 40, 2))
     row = (rng.bytes(3) * width).ljust((width * 3 + 3) // 4 * 4, b"\0")
     head = struct.pack("<2sIII", b"BM", 54 + len(row) * height, 0, 54)
     head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
@@ -647,6 +658,6 @@ def _bitmap(rng: np.random.Generator) -> bytes:
 
 
 def stored_type(dtype: pa.DataType) -> pa.DataType:
-    """The type that a stage writes for a column: a vector has a width."""
+    """Returns the type that a stage writes for a column: vectors get a width."""
     is_vector = pa.types.is_list(dtype) and pa.types.is_floating(dtype.value_type)
     return pa.list_(dtype.value_type, WIDTH) if is_vector else dtype

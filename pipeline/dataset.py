@@ -1,8 +1,8 @@
-"""What a dataset stage is given, and the calls that it makes; the engine behind them is elsewhere.
+"""The interface of dataset stages: their inputs, and the calls of their context.
 
-Every call that stores is numbered and journalled: run again after a crash, a finished call
-returns its stored result at once, and an unfinished one does only its missing parts. Functions
-handed to a call run in workers: they are module-level, or `functools.partial` of such.
+Every call that stores is numbered and journalled: in a resumed run a finished call returns its
+stored result at once, and an unfinished one does only its missing parts. Functions passed to a
+call run in workers: they are module-level functions, or `functools.partial` of one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,36 +16,36 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.stage import Worker
 
-State = dict[str, NDArray[np.generic]]  # what crosses shards: named arrays, stored as .npz
+State = dict[str, NDArray[np.generic]]  # crosses shards: named arrays, stored as .npz
 TableFunction = Callable[[pa.Table], pa.Table]
 
 
 class Shards(Protocol):
-    """Rows by shard, or by partition after a shuffle; each with uid, shard and position."""
+    """Rows by shard, or by partition after a shuffle; each row has uid, shard and position."""
 
     def __len__(self) -> int: ...
 
     def rows(self, index: int) -> int:
-        """Rows of one shard, without reading it; -1 of a partition, where only reading tells."""
+        """Returns a shard's number of rows without reading it; -1 for a partition."""
         ...
 
     def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
-        """One shard, streamed: memory is bounded by a batch. Picklable: tasks may carry it."""
+        """Streams one shard; memory is bounded by a batch. Picklable: tasks may carry it."""
         ...
 
     def table(self, index: int) -> pa.Table:
-        """One shard, whole."""
+        """Reads one shard whole."""
         ...
 
     def select(self, names: Iterable[str]) -> "Shards":
-        """The rows with these columns only: an image that is not named is not read."""
+        """Returns the rows with these columns only; other columns are not read."""
         ...
 
 
 class Step(TypedDict):
-    """A stage as a data card tells of it: its settings are those the recipe gives, but for places.
+    """A stage in a data card: its settings as in the recipe, without local paths.
 
-    A place is told where it is a URI: the path on one machine means nothing elsewhere.
+    URIs stay; a path on one machine means nothing elsewhere.
     """
 
     stage: str
@@ -54,10 +54,10 @@ class Step(TypedDict):
 
 
 class Mask(Protocol):
-    """Which rows of an export the select stage keeps that `rows` names."""
+    """The rows of an export that the select stage named by `rows` keeps."""
 
     def times(self, file: str) -> NDArray[np.int32]:
-        """(N,) how often each row of an exported file counts; 0 where it is not kept.
+        """Returns (N,) how often each row of an exported file counts; 0 if it is not kept.
 
         Picklable: tasks may carry it. Memory is bounded by one shard of the pool.
         """
@@ -66,20 +66,20 @@ class Mask(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A dataset stage's inputs: what the plan gives it of the edges that it takes."""
+    """A dataset stage's inputs, by the edges that it takes."""
 
-    rows: Shards  # none where it takes no rows
-    data: str = ""  # URI of the export's folder; empty where it takes no data
-    mask: Mask | None = None  # of the export's rows; None where all of them are meant
+    rows: Shards  # empty if it takes no rows
+    data: str = ""  # URI of the export's folder; empty if it takes no data
+    mask: Mask | None = None  # of the export's rows; None for all
     model: str | None = None  # URI of the folder of `model: "stage:x"`
-    centroids: str | None = None  # and of `centroids: "stage:x"`
-    targets: str | None = None  # and of the export that `targets: "stage:x"` names
-    # By column that it reads, which model made it: what the writer's `model` names, or for a stage
-    # USES@FINGERPRINT. Columns of a stage without that setting are not in it.
+    centroids: str | None = None  # URI of the folder of `centroids: "stage:x"`
+    targets: str | None = None  # URI of the export of `targets: "stage:x"`
+    # Column that it reads to the model that made it: the `model` setting of the column's stage, or
+    # USES@FINGERPRINT if that is a stage. Columns of stages without a `model` are left out.
     model_of: Mapping[str, str] = field(default_factory=dict)
-    target_model_of: Mapping[str, str] = field(default_factory=dict)  # the same of `targets`
-    own_model: str | None = None  # what its own `model` names, in the same words
-    told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
+    target_model_of: Mapping[str, str] = field(default_factory=dict)  # for those of `targets`
+    own_model: str | None = None  # its own `model`, in the same form
+    steps: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class Rank:
     """One process of a launch.
 
     `rendezvous` is where the ranks meet: `tcp://HOST:PORT`, on rank 0's machine, as
-    torch.distributed takes it. The port was free a moment ago; where rank 0 finds it taken, all
-    begin again with another.
+    torch.distributed takes it. The port was free a moment ago; if rank 0 finds it taken, all ranks
+    start again with another.
     """
 
     rank: int
@@ -97,57 +97,57 @@ class Rank:
 
 
 class Put(Protocol):
-    """Stores a scratch file under a name: it moves there."""
+    """Moves a scratch file to a name in storage."""
 
     def __call__(self, name: str, path: Path) -> None: ...
 
 
 class Checkpoints(Protocol):
-    """The newest state of a long piece of work; it goes when the stage is complete."""
+    """The newest state of a long piece of work; deleted when the stage is complete."""
 
     def put(self, step: int, path: Path) -> None:
-        """Stores a scratch file, which moves there, whole or not at all; older ones go."""
+        """Moves a scratch file to storage, whole or not at all; deletes older checkpoints."""
         ...
 
     def newest(self) -> tuple[int, Path] | None:
-        """The greatest step of which the file is whole, and a copy of it in scratch."""
+        """Returns the last step with a whole file, and a copy of that file in scratch."""
         ...
 
 
 class Task(Protocol):
-    """Where a function of `map`, `create_shards` or `launch` runs."""
+    """The surroundings of a function of `map`, `create_shards` or `launch` in a worker."""
 
     @property
     def worker(self) -> Worker: ...
 
     @property
     def page_checksums(self) -> bool:
-        """Whether Parquet files in out/ get checksums: not where such a file had none before."""
+        """Returns whether Parquet files in out/ get checksums: not if one there had none."""
         ...
 
     def put_file(self, name: str, path: Path, sha256: str = "") -> None:
         """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all.
 
-        Whoever hashed what it wrote says the file's digest, or it is read again for that.
+        Pass `sha256` if the file was hashed while it was written; else it is read again.
         """
         ...
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Those of one piece of work of this stage, on its inputs as they are now.
+        """Returns the checkpoints of a piece of this stage's work, on its present inputs.
 
-        Of a launch, one rank puts them, and all see the same.
+        In a launch one rank puts them, and all ranks see the same.
         """
         ...
 
     def once(
         self, key: str, make: Callable[[Put], Mapping[str, Any]], prefix: str = ""
     ) -> dict[str, Any]:
-        """What make(put) returns, which JSON can hold; the files that it put, as `<prefix><name>`
-        in `out/`.
+        """Returns the JSON result of make(put); the files that it puts become `<prefix><name>` in
+        `out/`.
 
-        The key is a digest, in hex digits, of all that the result depends on. In one run folder it
-        is made once, by whichever stage asks first: every other stage, or the same one with other
-        settings, gets result and files from there. Two that ask at the same time may both make it.
+        The key is a hex digest of all that the result depends on. A run folder makes each key once:
+        later calls, of any stage, get the stored result and files. Two calls at the same time may
+        both make it.
         """
         ...
 
@@ -157,21 +157,21 @@ class Context(Protocol):
 
     worker: Worker
     folder: str  # URI of the stage's folder
-    wanted: frozenset[str]  # columns of this stage that another stage of the plan reads
+    wanted: frozenset[str]  # columns of this stage that others in the plan read
 
     def say(self, words: str) -> None:
-        """Names what the calls from here on do, for whoever watches: `comparing captions`.
+        """Names the following calls in progress displays, for example `comparing captions`.
 
-        An empty text names them by their kind again. It changes nothing that is stored.
+        An empty text restores the default name. Changes nothing that is stored.
         """
         ...
 
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """fn of every item, in workers, in the order of the items.
+        """Returns fn of every item, computed in workers, in the items' order.
 
-        Items and results are small and JSON; Shards that fn reads are bound by functools.partial.
+        Items and results are small JSON; Shards that fn reads are bound by functools.partial.
         """
         ...
 
@@ -180,10 +180,10 @@ class Context(Protocol):
         fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
         sources: Sequence[dict[str, Any]],
     ) -> None:
-        """The root's shards: number i holds the rows that fn streams from sources[i].
+        """Creates the root's shards: number i holds the rows that fn streams from sources[i].
 
-        A source is JSON and holds `digest`, which changes when its bytes do. A source that fails
-        with ShardError fails that shard alone.
+        A source is JSON with a `digest` that changes when its bytes do. A ShardError fails that
+        shard alone.
         """
         ...
 
@@ -192,44 +192,45 @@ class Context(Protocol):
         fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
         groups: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
-        """As create_shards, where neighbours are read as one: fn of a group streams each's rows.
+        """Creates shards like create_shards, but reads a group of sources in one call of fn.
 
-        The shard stays the unit of resume: fn is given those of a group that are not stored. A
-        group that fails is read again source by source, so that only the bad ones are set aside.
+        fn yields each source's rows as an iterator. The shard stays the unit of resume: fn gets the
+        sources that are not stored yet. A group that fails is read again source by source, so that
+        only the bad ones are set aside.
         """
         ...
 
     def map_shards(self, fn: TableFunction, over: Shards) -> Shards:
-        """fn of every shard, when it is next stored or reduced: lazy, so nothing is written."""
+        """Applies fn to every shard, lazily: when it is next stored or reduced."""
         ...
 
     def keep_local(self, over: Shards) -> Shards:
-        """The same rows, which are read from storage once where the workers' scratch has room.
+        """Caches rows on the workers' scratch disks, as far as these have room.
 
         For rows that several calls read: each machine keeps what its workers read, in the temporary
-        folder, until the stage ends. Give it the rows with the columns that the calls need and no
-        others; before the rounds, not in each.
+        folder, until the stage ends. Select the columns that the calls need first; call it before
+        the rounds, not in each.
         """
         ...
 
     def shuffle(self, over: Shards, key: str, partitions: int | None = None) -> Shards:
-        """The same rows in partitions by the hash of `key`: equal keys meet, and so do nulls.
+        """Partitions rows by the hash of `key`: equal keys meet, and so do nulls.
 
-        Rows keep shard and position; memory is bounded by a partition. A partition's number is the
-        hash modulo their count: so of n * k partitions, i, i + n, i + 2n ... have the keys that
-        partition i has of n.
+        Rows keep shard and position; memory is bounded by a partition. A row's partition is its
+        hash modulo their number: of n * k partitions, i, i + n, i + 2n ... have the keys that
+        partition i of n has.
         """
         ...
 
     def partitions(self, over: Shards, more: int = 0) -> int:
-        """How many partitions hold these rows, and `more` of another source, in memory each."""
+        """Returns how many partitions of these rows and `more` others fit in memory each."""
         ...
 
     def drop(self, shuffled: Shards) -> None:
-        """Frees the storage of a shuffle, whose rows cannot be read after that.
+        """Deletes a shuffle's storage; its rows cannot be read afterwards.
 
-        Call it when the results made of them are stored: a stage that is killed and run again makes
-        the same calls, and gets those results from the journal.
+        Call it when the results made from it are stored: a resumed stage makes the same calls, and
+        gets those results from the journal.
         """
         ...
 
@@ -243,10 +244,9 @@ class Context(Protocol):
         over: Shards,
         merge: Callable[[State, State], State],
     ) -> State:
-        """fn of every shard, merged in the order of the shards; large states by workers, as a tree.
+        """Merges fn of every shard, in shard order; large states as a tree, in workers.
 
-        Sums of integers or of fixed point do not depend on how rows are cut into shards, nor on
-        the tree.
+        Sums of integers or fixed point depend neither on the cut into shards nor on the tree.
         """
         ...
 
@@ -257,13 +257,13 @@ class Context(Protocol):
         rounds: int,
         until: Callable[[State], bool] | None = None,
     ) -> State:
-        """The state after step(state, round), `rounds` times or until `until`; each is stored."""
+        """Returns the state after `rounds` of step(state, round), or when `until`; stores each."""
         ...
 
     def launch(self, fn: Callable[[Rank, Task], Mapping[str, Any]], workers: int) -> dict[str, Any]:
-        """fn of every rank, in so many fresh processes side by side; the result of rank 0.
+        """Runs fn in `workers` fresh processes at once, one a rank; returns rank 0's result.
 
-        Each has the stage's resources, with GPUs of its own. Where one dies, all begin again, three
-        times at most: fn goes on from its checkpoints.
+        Each has the stage's resources, with GPUs of its own. If one dies, all start again, at most
+        three times: fn resumes from its checkpoints.
         """
         ...

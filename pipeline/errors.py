@@ -4,11 +4,11 @@ ClipmillError
   RecipeError        the recipe or the arguments are wrong; exit code 2, nothing has run
   StageError         a stage cannot go on; exit code 1, finished shards stay
   LostLockError      another run has the folder; exit code 1, this one writes no more
-  RankDiedError      a process of a launch has died: all of it begin again
-    RankLostError    the same, with its machine: as often as that takes
+  RankDiedError      a process of a launch has died; the launch starts again
+    RankLostError    its machine is lost; the launch starts again without limit
   ShardError         this shard failed; the others go on
-    RetryableError   the same, and trying again may help
-    CrashedError     the same, as it ended its worker each time
+    RetryableError   this attempt failed; the shard is tried again
+    CrashedError     it ended its worker each time; left alone until asked
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.terminal import cut
 
 LONGEST = 2000  # characters of each part: an error may quote a value
-NEAR = 0.6  # of difflib's ratio: `lnag` is as near to `lang` as 0.75, `nosuch` to `worth` as 0.36
-MOST_NAMED = 30  # of the words that could have been meant, where none is near
+NEAR = 0.6  # difflib's ratio: `lnag` to `lang` has 0.75, `nosuch` to `worth` 0.36
+MOST_NAMED = 30  # known words listed if none is near
 
 
 class ClipmillError(Exception):
-    """What was found, where, and what to do: three arguments, so that none is left out.
+    """An error with three required parts: what was found, where, and what to do.
 
-    They hold no keys and are not long, for they are stored too.
+    They are stored, too: keys are removed and long texts are cut.
     """
 
     def __init__(self, found: str, where: str, do: str) -> None:
@@ -37,9 +37,9 @@ class ClipmillError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str], known_are: str = "there are") -> str:
-    """What to write instead of a word: the one or two known words near to it, else the list.
+    """Returns a hint for an unknown word: one or two near known words, else the list.
 
-    Near is what differs by a slip of the hand, or holds the other whole: `text` is near `text_col`.
+    Near words differ by a typing slip, or one contains the other: `text` is near `text_col`.
     """
     import difflib  # only a mistake needs it
 
@@ -56,36 +56,36 @@ def did_you_mean(word: str, known: Iterable[str], known_are: str = "there are") 
     return f"{known_are}: {', '.join(words[:MOST_NAMED]) or 'none'}{more}"
 
 
-def _is_part(one: str, other: str) -> bool:
-    return min(len(one), len(other)) >= 3 and (one in other or other in one)
+def _is_part(word: str, other: str) -> bool:
+    return min(len(word), len(other)) >= 3 and (word in other or other in word)
 
 
 class RecipeError(ClipmillError):
-    """Stops the plan: nothing has run."""
+    """Stops the plan; nothing has run."""
 
 
 class StageError(ClipmillError):
-    """Stops the stage: what is finished stays."""
+    """Stops the stage; finished shards stay."""
 
 
 class LostLockError(ClipmillError):
-    """Stops the run: another has its folder."""
+    """Stops the run; another has its folder."""
 
 
 class RankDiedError(ClipmillError):
-    """Ends one attempt at a launch: all its processes begin again."""
+    """Ends one attempt at a launch; all its processes start again."""
 
 
 class RankLostError(RankDiedError):
-    """The same, and it says nothing of the work: its machine went away."""
+    """Ends an attempt because a machine is lost; does not count against the work."""
 
 
 class ShardError(ClipmillError):
-    """Fails one shard: the others go on."""
+    """Fails one shard; the others go on."""
 
 
 class RetryableError(ShardError):
-    """Fails one attempt: the shard is tried again, three times in all."""
+    """Fails one attempt; the shard is tried three times in all."""
 
 
 class CrashedError(ShardError):

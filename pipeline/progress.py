@@ -1,4 +1,4 @@
-"""How a run shows itself: bars on a terminal, now and then a few lines elsewhere."""
+"""Shows a run's progress: bars on a terminal, else a few lines from time to time."""
 
 import sys
 import threading
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from clipmill.pipeline.run_folder.state import StageState
 
-LINES_EVERY_S = 10.0  # of a log; a run of hours says less often
+LINES_EVERY_S = 10.0  # in a log; less often in long runs
 DRAWN_EVERY_S = 0.25
-BAR, NAME = 16, 28  # columns; a longer name is cut
-MARKS: dict[Status, tuple[str, str]] = {  # and colours
+BAR, NAME = 16, 28  # width in columns; longer names are cut
+MARKS: dict[Status, tuple[str, str]] = {  # status to mark and colour
     "running": (">", "cyan"),
     "failed": ("!", "red"),
     "stopped": ("!", "yellow"),
@@ -34,7 +34,7 @@ MARKS: dict[Status, tuple[str, str]] = {  # and colours
 
 @contextmanager
 def watcher() -> Iterator[Watcher]:
-    """Bars where standard error is a terminal, else lines."""
+    """Yields a watcher: bars if standard error is a terminal, else lines."""
     if not sys.stderr.isatty():
         lines = Lines()
         try:
@@ -49,7 +49,7 @@ def watcher() -> Iterator[Watcher]:
 
 @contextmanager
 def reading() -> Iterator[Callable[[int, int], None]]:
-    """Told the bytes read, and how many there are: a bar where standard error is a terminal."""
+    """Yields a function of bytes read and total; shows a bar if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -62,8 +62,8 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class _Said(Watcher):
-    """What both say at once, above the bars or between the lines."""
+class _Printing(Watcher):
+    """A watcher that prints failures at once, above the bars or between the lines."""
 
     look: Look | None = None
 
@@ -83,17 +83,17 @@ class _Said(Watcher):
         _print(f"{name}: failed: {one_line(error.args[0])}")
 
 
-class Bars(_Said):
-    """A line a stage, redrawn: what runs, with bar, speed and time left, and what is done."""
+class Bars(_Printing):
+    """A redrawn display with a line a stage: state, bar, speed and time left."""
 
     def draw(self, height: int) -> "Group | str":
-        """The lines now."""
+        """Returns the present display."""
         return board(self.look(), time.time(), height) if self.look else ""
 
 
-class Lines(_Said):
-    """A line when a row stage stores its first shard and when any stage ends; now and then between
-    one on each that runs, and the sum."""
+class Lines(_Printing):
+    """Prints a line when a row stage stores its first shard and when a stage ends; at intervals a
+    line for each running stage, and the total."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Lines(_Said):
 
     def begin(self, look: Look) -> None:
         super().begin(look)
-        threading.Thread(target=self._now_and_then, daemon=True).start()
+        threading.Thread(target=self._report_at_intervals, daemon=True).start()
 
     def shard(self, name: str, record: Record, total: int | None) -> None:
         if self.look and name not in self._begun:
@@ -117,7 +117,7 @@ class Lines(_Said):
             if stage.status in ("done", "found", "stopped"):
                 _print(f"{name}: {stage_line(stage, time.time())}")
 
-    def _now_and_then(self) -> None:
+    def _report_at_intervals(self) -> None:
         began = time.time()
         while not self.over.wait(max(LINES_EVERY_S, min(60.0, (time.time() - began) / 20))):
             assert self.look is not None
@@ -128,13 +128,13 @@ class Lines(_Said):
 
 
 def running_lines(live: LiveRun, now: float) -> list[str]:
-    """A line on each stage that runs."""
+    """Returns a line for each running stage."""
     running = [stage for stage in live.stages.values() if stage.status == "running"]
     return [f"{stage.name}: {stage_line(stage, now)}" for stage in running]
 
 
 def _print(text: str) -> None:
-    """The lines in one piece: stages that run side by side write at the same time."""
+    """Writes the lines in one piece: stages that run at the same time write, too."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -143,13 +143,13 @@ def _print(text: str) -> None:
 
 
 def stage_line(stage: Live, now: float, waits_for: Sequence[str] | None = None) -> str:
-    """What a stage does or has done: shards, rows, time; a rate of a second's work or more."""
+    """Returns a stage's state in words: shards, rows, time, and a rate after a second's work."""
     if stage.status == "waiting":
         if waits_for is None:
             return "not begun"
         return f"waits for {', '.join(waits_for)}" if waits_for else "about to begin"
     if stage.status == "running":
-        parts = [*_how_far(stage), *_speed(stage, now), *_without(stage)]
+        parts = [*_how_far(stage), *_speed(stage, now), *_missing(stage)]
         if (left := stage.left_s(now)) is not None and left >= LEAST_S:
             parts.insert(1, f"{duration(left)} left")
         return ", ".join(parts)
@@ -160,19 +160,19 @@ def stage_line(stage: Live, now: float, waits_for: Sequence[str] | None = None) 
     if stage.status in ("done", "found"):
         elapsed = stage.elapsed(now)
         took = "" if elapsed is None else f" in {duration(elapsed)}"
-        said = "found done" if stage.status == "found" else f"done{took}"
-        return ", ".join([said, *rows, *files, *_speed(stage, now), *_without(stage)])
+        state = "found done" if stage.status == "found" else f"done{took}"
+        return ", ".join([state, *rows, *files, *_speed(stage, now), *_missing(stage)])
     far = [f"stopped at {', '.join(_how_far(stage))}"] if stage.shards or stage.all_units else []
     if stage.status == "failed":
         cause = stage.causes[0] if stage.causes else None
         shard = "" if cause is None or cause.shard is None else f"shard {cause.shard}: "
         found = f"failed: {shard}{' '.join(cause.found.split())}" if cause else "failed"
         return ", ".join([found, *far])
-    return ", ".join([*(far or ["stopped"]), *_without(stage)])
+    return ", ".join([*(far or ["stopped"]), *_missing(stage)])
 
 
 def total_line(live: LiveRun, now: float) -> str:
-    """Stages done of all, time so far, and the time that at least is left."""
+    """Returns the total in words: stages done, time so far, time left at least."""
     stages = live.stages.values()
     done = sum(stage.status in ("done", "found") for stage in stages)
     parts = [f"{done} of {len(live.stages)} stages done"]
@@ -193,38 +193,38 @@ def total_line(live: LiveRun, now: float) -> str:
 
 
 def board(live: LiveRun, now: float, height: int | None = None, bars: bool = True) -> "Group":
-    """Every stage and the sum, each on a line, in so many lines; what does not fit is cut.
+    """Returns a line for each stage and the total, in `height` lines; long lines are cut.
 
-    Where lines lack, the working stages stay, then those that failed, those that just ended, those
-    that are next; the others are counted.
+    If there are more stages, running ones come first, then failed ones, the last ended, the next;
+    the others are counted.
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    def said(text: str, style: str = "") -> Text:
+    def styled(text: str, style: str = "") -> Text:
         return Text(harmless(text), style, no_wrap=True, overflow="ellipsis")
 
     stages = list(live.stages.values())
     shown = _chosen(stages, len(stages) if height is None else height - 1)
     table = Table.grid(padding=(0, 1, 0, 0))
-    for at_most in (1, NAME, *([BAR] if bars else []), None):  # the last gives way
-        table.add_column(no_wrap=at_most is not None, max_width=at_most, overflow="ellipsis")
+    for most in (1, NAME, *([BAR] if bars else []), None):  # the last column shrinks
+        table.add_column(no_wrap=most is not None, max_width=most, overflow="ellipsis")
     for stage in shown:
         mark, colour = MARKS[stage.status]
         share = 1.0 if stage.status in ("done", "found") else stage.share or 0.0
         bar: Any = "" if stage.status == "waiting" else ProgressBar(1.0, share, width=BAR)
         line = stage_line(stage, now, _waits(live, stage) if live.works else None)
-        cells = (said(mark), said(stage.name), *([bar] if bars else []), said(line))
+        cells = (styled(mark), styled(stage.name), *([bar] if bars else []), styled(line))
         table.add_row(*cells, style=colour)
     hidden = len(stages) - len(shown)
     more = f" ({hidden} more {'stage' if hidden == 1 else 'stages'} not shown)" if hidden else ""
-    return Group(table, said(total_line(live, now) + more, "bold"))
+    return Group(table, styled(total_line(live, now) + more, "bold"))
 
 
 def _chosen(stages: list[Live], rows: int) -> list[Live]:
-    """As many stages as fit, the most telling ones, in the recipe's order."""
+    """Returns the most important stages that fit in `rows`, in the recipe's order."""
     if len(stages) <= rows:
         return stages
     ended = sorted((s for s in stages if s.status == "done"), key=lambda s: -(s.ended or 0))
@@ -232,15 +232,15 @@ def _chosen(stages: list[Live], rows: int) -> list[Live]:
         status: [stage for stage in stages if stage.status == status]
         for status in ("running", "failed", "stopped", "waiting", "found")
     }
-    told = [*by_status["running"], *by_status["failed"], *by_status["stopped"]]
+    urgent = [*by_status["running"], *by_status["failed"], *by_status["stopped"]]
     next_ = by_status["waiting"]
-    ranked = [*told, *ended[:1], *next_[:1], *ended[1:], *next_[1:], *by_status["found"]]
-    kept = {stage.name for stage in ranked[: max(0, rows)]}
-    return [stage for stage in stages if stage.name in kept]
+    ranked = [*urgent, *ended[:1], *next_[:1], *ended[1:], *next_[1:], *by_status["found"]]
+    names = {stage.name for stage in ranked[: max(0, rows)]}
+    return [stage for stage in stages if stage.name in names]
 
 
 def _how_far(stage: Live) -> list[str]:
-    """Shards, or the call's words with its units and what a worker told of the one in its hand."""
+    """Returns shards done, or a call's units done and progress inside the foremost unit."""
     if stage.counts_shards:
         total = "?" if stage.total is None else f"{stage.total:,}"
         inside = sum(piece.done for piece in stage.pieces.values() if piece.what == "rows")
@@ -248,14 +248,14 @@ def _how_far(stage: Live) -> list[str]:
         doing = sorted({piece.what for piece in stage.pieces.values()} - {"rows"})
         counted = [f"{rows:,} rows"] if rows else []
         return [f"{stage.shards:,} of {total} shards", *counted, *doing]
-    told = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)
-    if told and stage.all_units == 1:
-        head = f"{stage.call}: {told.done:,.0f} of {told.all:,.0f} {told.what}".rstrip()
+    foremost = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)
+    if foremost and stage.all_units == 1:
+        head = f"{stage.call}: {foremost.done:,.0f} of {foremost.all:,.0f} {foremost.what}".rstrip()
     else:
         head = f"{stage.call}: {stage.units:,} of {stage.all_units:,}"
-        if told:
-            head += f", one at {told.done:,.0f} of {told.all:,.0f} {told.what}".rstrip()
-    values = told.values.items() if told else ()
+        if foremost:
+            head += f", one at {foremost.done:,.0f} of {foremost.all:,.0f} {foremost.what}".rstrip()
+    values = foremost.values.items() if foremost else ()
     return [head, *(f"{name} {value:.4g}" for name, value in values)]
 
 
@@ -264,13 +264,13 @@ def _speed(stage: Live, now: float) -> list[str]:
     return [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"] if rate else []
 
 
-def _without(stage: Live) -> list[str]:
-    """`12 failed, 3 dropped`: rows without a value, each kind by its name."""
+def _missing(stage: Live) -> list[str]:
+    """Returns the rows without a value by kind: `12 failed`, `3 dropped`."""
     return [f"{stage.kinds[kind]:,} {kind}" for kind in KINDS if stage.kinds.get(kind)]
 
 
 def _waits(live: LiveRun, stage: Live) -> list[str]:
-    """What a stage waits for; not what one of those waits for as well."""
+    """Returns the open stages that a stage waits for, without those that these need in turn."""
     needs = [live.stages[need] for need in stage.needs if need in live.stages]
     open_needs = [need for need in needs if need.status not in ("done", "found")]
     before = {name for need in open_needs for name in need.needs}

@@ -1,6 +1,6 @@
-"""What a worker provides beside rows: stored answers, a budget, other Pythons, helper processes.
+"""Services of a worker: stored answers, a budget, other Pythons, helper processes.
 
-`clipmill.pipeline.stage` has these names too, for a stage's file imports all from there.
+`clipmill.pipeline.stage` exports these names, too: stages import all from there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,54 +10,54 @@ from typing import Literal, Protocol
 
 
 class Answers(Protocol):
-    """Answers that a `recorded` stage once got, on the run's storage: none is asked for again."""
+    """Stored answers of a `recorded` stage, in the run folder; none is requested twice."""
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The stored answer to each request, by its 32-byte digest; None where there is none."""
+        """Returns the stored answer to each request, by 32-byte digest, or None."""
         ...
 
     def put(self, key: bytes, answer: bytes) -> None:
-        """Keeps an answer: on storage about a second later, and before the shard's record."""
+        """Keeps an answer; it is in storage about a second later, and before the shard's record."""
         ...
 
 
 class Budget(Protocol):
-    """What the workers of a stage may spend together, over all runs: `{"tokens": 1e6, "usd": 20}`.
+    """The budget of all workers of a stage, over all runs: `{"tokens": 1e6, "usd": 20}`.
 
-    Calls may wait for storage: from an event loop, make them in a thread.
+    Calls may wait for storage: an event loop makes them in a thread.
     """
 
     def reserve(self, amounts: Mapping[str, float]) -> bool:
-        """Whether so much is left of each; it is then set aside until it is settled."""
+        """Reserves amounts until `settle`; returns False, reserving nothing, if one is not left."""
         ...
 
     def settle(self, reserved: Mapping[str, float], spent: Mapping[str, float]) -> None:
-        """Puts what was spent in the place of what was reserved."""
+        """Replaces a reservation by what was spent."""
         ...
 
     def spent(self) -> dict[str, float]:
-        """What all workers and earlier runs have spent, or may have, by unit."""
+        """Returns the spending of all workers and earlier runs, by unit, with reservations."""
         ...
 
     def may_return(self) -> bool:
-        """Whether other workers held something aside, as `reserve` found too little left."""
+        """Returns whether other workers had reservations when `reserve` last failed."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one answer of a model took, as a stage that `asks` tells it."""
+    """The usage of one answer of a model, reported by a stage that `asks`."""
 
     prompt_tokens: int
     completion_tokens: int
-    usd: float | None  # None where no prices are named
-    slot_s: tuple[float, float] | None = None  # from when to when it was asked; None: it was stored
-    at_once: int | None = None  # answers that the worker waits for side by side, at most
+    usd: float | None  # None without prices
+    slot_s: tuple[float, float] | None = None  # start and end; None if the answer was stored
+    at_once: int | None = None  # most requests that the worker has open
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `clipmill doctor` checked; `do` says what to do where it is not good."""
+    """The result of one check of `clipmill doctor`; `do` says what to do if it is not good."""
 
     name: str
     verdict: Literal["good", "note", "bad"]
@@ -66,28 +66,28 @@ class Finding:
 
 
 def ignored(_: object) -> None:
-    """Only a probe asks what answers took."""
+    """Ignores what it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Packages of another Python environment, as pip names them."""
+    """Another Python environment: its packages, as pip names them."""
 
     packages: tuple[str, ...]
     with_dependencies: bool = True  # false: these packages and no others
-    without: tuple[str, ...] = ()  # what they bring and must not: taken out once all is installed
-    hashes: tuple[str, ...] = ()  # SHA-256 of the files that pip may take for them; none: any
-    versions: tuple[str, ...] = ()  # of what they bring: pip's constraints
-    imports: str = ""  # the module that is of use in it: `clipmill doctor --model` tries it
+    without: tuple[str, ...] = ()  # dependencies to uninstall again at the end
+    hashes: tuple[str, ...] = ()  # SHA-256 of the files that pip may install; empty: any
+    versions: tuple[str, ...] = ()  # pip's constraints for their dependencies
+    imports: str = ""  # its main module, which `clipmill doctor --model` imports
 
 
 class Helper(Protocol):
-    """A process that a stage has started beside its worker, and that ends with it."""
+    """A process that a stage started beside its worker; it ends with the worker."""
 
     def is_alive(self) -> bool: ...
 
     def restart(self) -> None:
-        """Ends it where it still runs, starts it again, and waits until it is healthy."""
+        """Ends it if it still runs, starts it again, and waits until it is healthy."""
         ...
 
     def stop(self) -> None:
@@ -95,7 +95,7 @@ class Helper(Protocol):
         ...
 
     def log(self) -> str:
-        """The last lines that it wrote, without keys."""
+        """Returns its last lines of output, without keys."""
         ...
 
 
@@ -108,7 +108,9 @@ class StartHelper(Protocol):
         wait_s: float,
         env: Mapping[str, str] | None = None,
     ) -> Helper:
-        """A process that is healthy; StageError with its last lines where it ends or `wait_s` do.
+        """Starts a process and waits until it is healthy.
+
+        Raises StageError with its last lines if it ends, or is not healthy after `wait_s`.
 
         `env` is added to the environment of the worker; keys belong there, not in `command`.
         """
@@ -116,7 +118,7 @@ class StartHelper(Protocol):
 
 
 class Remembered:
-    """Outside a run answers are kept in memory."""
+    """Answers outside a run, kept in memory."""
 
     def __init__(self) -> None:
         self._answers: dict[bytes, bytes] = {}
@@ -129,7 +131,7 @@ class Remembered:
 
 
 class LocalBudget:
-    """Outside a run one worker spends alone."""
+    """A budget outside a run, for one worker."""
 
     def __init__(self, limits: Mapping[str, float]) -> None:
         self._limits = limits
@@ -158,7 +160,7 @@ class LocalBudget:
 
 
 def no_environment(environment: Environment) -> Path:
-    """Outside a run there is no other Python."""
+    """Raises NotImplementedError: outside a run there are no other Pythons."""
     raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have one")
 
 
@@ -169,5 +171,5 @@ def no_helper(
     wait_s: float,
     env: Mapping[str, str] | None = None,
 ) -> Helper:
-    """Outside a run there are no helper processes."""
+    """Raises NotImplementedError: outside a run there are no helper processes."""
     raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have them")

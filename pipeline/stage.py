@@ -1,8 +1,7 @@
-"""What a stage is: settings and declarations in a frozen dataclass, work in plain functions.
+"""The interface of stages: settings and declarations in a frozen dataclass, plain functions.
 
-`uses: score.clip_score` in a recipe is the file `stages/score/clip_score.py`: the one class in it
-that is a RowStage or a DatasetStage. Its fields are its YAML keys; what each means
-stands beside it, or above it, as a comment.
+`uses: score.clip_score` in a recipe is the file `stages/score/clip_score.py`: the one RowStage or
+DatasetStage in it. Its fields are its YAML keys; a comment beside or above each says what it means.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from clipmill.metadata.schema import Column
-from clipmill.pipeline.provided import Answers as Answers  # a stage's file imports all from here
+from clipmill.pipeline.provided import Answers as Answers  # stages import all from here
 from clipmill.pipeline.provided import Budget as Budget
 from clipmill.pipeline.provided import Environment as Environment
 from clipmill.pipeline.provided import Finding as Finding
@@ -41,46 +40,46 @@ from clipmill.pipeline.verdicts import Verdicts as Verdicts
 if TYPE_CHECKING:
     from clipmill.pipeline.dataset import Context, Inputs
 
-# Files in out/ that the report and the command line read, by what they hold:
+# Files in out/ that the report and the command line read, by content:
 # loss      Parquet of `step` and `loss`, a row a step
-# results   JSON, `models`: of each its `seed` and, by task, its metrics with intervals
+# results   JSON, `models`: each with its `seed` and, by task, metrics with intervals
 # leaks     JSON, `column`, the limits `at`, and by task `samples` and `rows` within each limit
-# recall    JSON, `texts_drawn`: of some texts how many had a near one, and how many were joined
+# recall    JSON, `texts_drawn`: sampled texts with a near one, and how many were joined
 # balance   JSON, `t` and the rows `matched`, `expected` and `kept`
-# concepts  Parquet, a row a concept: its `count` before, its rows `kept`, its `t`
-# listed    JSON, `uids` that a list names, and how many of them are `missing`
-# centroids Parquet, a row a cluster by its number: its `centroid`, its `rows`, their `inertia`
+# concepts  Parquet, a row a concept: `count` before, rows `kept`, its `t`
+# listed    JSON, number of `uids` in a list, and how many of them are `missing`
+# centroids Parquet, a row a cluster by number: its `centroid`, `rows` and `inertia`
 Artifact = Literal[
     "loss", "results", "leaks", "recall", "balance", "concepts", "listed", "centroids", "notes"
 ]
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]
-# Of a stage that `streams`: batches in, as many batches out, in their order. What an async one
-# gives is iterated in an event loop that lives as long as its worker.
+# For a stage that `streams`: batches in, as many batches out, in the same order. An async iterator
+# runs in an event loop that lives as long as its worker.
 StreamFunction = (
     Callable[[Iterator[pa.Table]], Iterator[pa.Table]]
     | Callable[[AsyncIterator[pa.Table]], AsyncIterator[pa.Table]]
 )
 
 
-# Settings with a range: the plan refuses any other value, with its line of the recipe, and
+# Types of settings with a range: the plan refuses other values and names the recipe's line;
 # `clipmill stages NAME` prints the range.
 ZeroUp = Annotated[int, Meta(ge=0)]
 OneUp = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]  # of the rows, of pieces
 Between0And1 = Annotated[float, Meta(gt=0, lt=1)]
-Seconds = Annotated[float, Meta(ge=0.01, le=86_400)]  # of waiting: a day at most
+Seconds = Annotated[float, Meta(ge=0.01, le=86_400)]  # of waiting: at most a day
 Gigabytes = Annotated[float, Meta(gt=0, le=100_000)]  # of memory, a worker
 Gpus = Annotated[float, Meta(ge=0, le=1024)]  # a worker; 0.5 shares one
 Rate = Annotated[float, Meta(gt=0, le=10)]  # of learning
 Decay = Annotated[float, Meta(ge=0, le=10)]  # of weights
-NonEmpty = Annotated[str, Meta(min_length=1)]  # a path, a column: the empty text names none
+NonEmpty = Annotated[str, Meta(min_length=1)]  # a path or a column
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker of a stage needs; declared, never guessed from whoever plans."""
+    """The resources of one worker of a stage; declared, never guessed from the planning machine."""
 
     cpus: int = 1
     gpus: float = 0
@@ -88,26 +87,26 @@ class Resources:
 
 
 def unpinned(what: str, sha256: str) -> None:
-    """Outside a run nothing is held to an earlier digest."""
+    """Does nothing: outside a run there is no earlier digest to compare with."""
 
 
 def untold(done: float, all: float, what: str = "", **values: float) -> None:
-    """Outside a run nobody asks how far it is."""
+    """Does nothing: outside a run no progress is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Where a stage's function runs: seed and recipe name for its coins, threads, scratch disk.
+    """The surroundings of a stage's function: seed and recipe name for its random draws, device,
+    threads, scratch disk, and services.
 
-    `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None;
-    `centroids` that of `centroids: "stage:x"`.
-    `pin(what, sha256)` is for bytes from outside the run, weights above all: StageError where this
-    stage had others before. `tell(done, all, what, loss=…)` says how far a long piece of work is,
-    `tell(120, 235, "steps")`: call it as often as you like, some words a second are passed on.
-    `answers` are those that a `recorded` stage got before; `budget(limits)` is shared by its
-    workers; `took(…)` is told what each answer took. `environment(packages)` is the Python that has
-    them, made once a machine; `start_helper(command, …)` a process that ends with the worker,
-    whatever happens.
+    `model` and `centroids` are the URIs of the stage folders that `model: "stage:x"` and
+    `centroids: "stage:x"` name, else None. `pin(what, sha256)` checks bytes from outside the run,
+    such as weights: StageError if this stage had others before. `tell(120, 235, "steps", loss=…)`
+    reports the progress of a long piece of work; call it often, a few reports a second are shown.
+    `answers` are the stored ones of a `recorded` stage; `budget(limits)` is shared by its workers;
+    `took(…)` records the usage of an answer. `environment(packages)` returns a Python with these
+    packages, made once a machine; `start_helper(command, …)` starts a process that always ends
+    with the worker.
     """
 
     seed: int
@@ -126,54 +125,54 @@ class Worker:
     start_helper: StartHelper = no_helper
 
 
-# Of a value of a setting, a worker, and a function of Pythons that a stage would ask for, which
-# tries those that are made and returns the packages of the others: what `clipmill doctor` says.
+# (setting's value, worker, function that tries the environments that exist and returns the packages
+# of the others) to the findings of `clipmill doctor`.
 Proof = Callable[[str, Worker, Callable[[Sequence[Environment]], list[str]]], list[Finding] | None]
 
 
 def location(default: Any = MISSING) -> Any:
-    """A setting that says where or how fast, never what: it stays out of the fingerprint."""
+    """Declares a setting of where or how fast, never what: it stays out of the fingerprint."""
     return field(default=default, metadata={"fingerprint": False})
 
 
 def later(default: Any) -> Any:
-    """A setting that came after its stage: at its default it stays out of the fingerprint.
+    """Declares a setting added to an existing stage: its default stays out of the fingerprint.
 
-    What was stored before it came stays good. The default must do what the stage did before.
+    Stored results stay valid. The default must do what the stage did before.
     """
     return field(default=default, metadata={"fingerprint": "unless default"})
 
 
 class Stage(ABC):
-    """What both kinds declare.
+    """The declarations of both kinds of stage.
 
-    What is a property here is a class attribute in most stages, as `reads = (TEXT,)`, and a
-    property where the settings decide.
+    Most stages set the properties here as class attributes, `reads = (TEXT,)`; a stage whose
+    settings decide keeps a property.
     """
 
-    version: ClassVar[int]  # raised when a stored value may change, by a last bit even
+    version: ClassVar[int]  # raise it if a stored value may change, even in its last bit
     determinism: ClassVar[Determinism]
     takes: ClassVar[tuple[Edge | tuple[Edge, ...], ...]] = ("rows",)  # a tuple inside: one of them
     gives: ClassVar[tuple[Edge, ...]] = ("rows",)
-    # What a verb finds a stage by; each stands in the class as `name = …`.
-    # The setting that holds a condition in SQL, which `show --where` asks of any rows.
+    # Verbs find stages by the next three, each set in the class as `name = …`.
+    # The setting that holds an SQL condition, which `show --where` applies to any rows.
     asked_in: ClassVar[str]
-    # What `export --to` says for it; where there are several, its setting `format` says which.
+    # Its names in `export --to`; if there are several, its setting `format` chooses.
     formats: ClassVar[tuple[str, ...]]
-    # By what `doctor` is asked about, "model" or "tasks": what is found; None of a value that is
-    # another stage's to tell of.
+    # (option of `doctor`, "model" or "tasks", to a check; the check returns None for values that
+    # another stage checks).
     proofs: ClassVar[tuple[tuple[str, Proof], ...]]
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
-        """Columns that an ancestor must have; a str is `name` or `stage.name`, of any type."""
+        """Returns columns that an ancestor must have; a str is `name` or `stage.name`, any type."""
         return ()
 
     @property
     def optional_reads(self) -> tuple[Column | str | tuple[Column, ...], ...]:
-        """Columns that it gets where an ancestor has them; a tuple inside: the first that is there.
+        """Returns columns that it gets if an ancestor has them; of an inner tuple the first found.
 
-        Of several, one that `read` binds comes first.
+        In a tuple, a column bound by `read` comes first.
         """
         return ()
 
@@ -183,37 +182,37 @@ class Stage(ABC):
 
     @property
     def bounds(self) -> Mapping[str, tuple[float, float]]:
-        """The least and the greatest value that a written column can have.
+        """Returns the least and greatest possible value of written columns.
 
-        The plan refuses a threshold outside of them, since no stored value answers it.
+        The plan refuses thresholds outside, as no stored value can answer them.
         """
         return {}
 
     @property
     def prefers(self) -> tuple[tuple[str, str], ...]:
-        """Column and `asc` or `desc`, in turn: which of two alike rows stays."""
+        """Returns sort keys, column and `asc` or `desc`, that choose which of two copies stays."""
         return ()
 
     @property
     def artifacts(self) -> tuple[tuple[Artifact, str], ...]:
-        """What files in out/ hold, and their names; `*` is the prefix of one of several models."""
+        """Returns kind and name of files in out/; `*` is a model's prefix if there are several."""
         return ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why a row may have no value."""
+        """Returns the codes that say why a row has no value."""
         return ()
 
     @property
     def transient(self) -> tuple[str, ...]:
-        """Reasons that pass: `--retry REASON` tries these rows again."""
+        """Returns reasons that may pass: `--retry REASON` tries these rows again."""
         return ()
 
     @property
     def advice(self) -> Mapping[str, str]:
-        """What to do where most rows have a reason: of those that speak of a fault, not a verdict.
+        """Returns what to do if most rows have a reason; for reasons that are faults, not verdicts.
 
-        A row stage whose first shards fail for one of these, or for one that passes, stops its run.
+        A row stage stops its run if its first shards fail for one of these or a transient reason.
         """
         return {}
 
@@ -228,47 +227,47 @@ class Stage(ABC):
 
     @property
     def environments(self) -> tuple[Environment, ...]:
-        """Other Pythons that its workers ask for: `plan` names them before they are made."""
+        """Returns other Pythons that its workers use: `plan` names them before they are made."""
         return ()
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Of small files that its settings name and that it read when it was made, as prompts.
+        """Returns digests of small files that its settings name and it has read, such as prompts.
 
-        They count as settings do: a stage whose prompt has changed is another stage.
+        They count like settings: a stage with a changed prompt has another fingerprint.
         """
         return {}
 
-    def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few have more
-        """Raises ClipmillError where its settings ask what columns of these types cannot answer.
+    def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few need more
+        """Raises ClipmillError if its settings do not fit the types of the columns it reads.
 
-        Asked at plan, by the names that it reads, uid among them; `reads` says all that most need.
+        Called by the plan, with uid among the names; for most stages `reads` is enough.
         """
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """What to do where no ancestor has a column that it reads, in the place of what is near.
+        """Returns what to do if no ancestor has a column it reads; replaces the usual hint.
 
-        With `writers`: where these ancestors have it, and none follows the other.
+        With `writers`: if these ancestors have it, and none follows the other.
         """
         return ""
 
     def look(self) -> None:  # noqa: B027  # most read nothing from outside
-        """Raises ClipmillError where a file that a setting names is not there, or another kind.
+        """Raises ClipmillError if a file that a setting names is missing or of another kind.
 
-        Asked by `plan`, and by `run` before it starts, for 2 s at most: nothing large is read.
+        Called by `plan`, and by `run` before it starts, for at most 2 s: reads nothing large.
         """
 
 
 class RowStage(Stage):
-    """One shard in, one shard out: same rows, same order, new columns."""
+    """A stage of one shard in, one shard out: same rows, same order, new columns."""
 
     batch_rows: ClassVar[int] = 1024  # rows of a batch, cut by position in the shard
     streams: ClassVar[bool] = False  # whether `open` returns a StreamFunction
-    # Of a stage that streams: whether finished batches are kept until the shard is stored, so that
-    # one killed in mid-shard asks the web only for the others, and for rows whose reason passes.
+    # For a stage that streams: whether finished batches are kept until the shard is stored. After a
+    # kill in mid-shard it then requests only the others, and rows with a transient reason.
     journals: ClassVar[bool] = False
-    # Of an async stage that streams: whether it asks a model, and tells `worker.took` what each
-    # answer took. `plan --probe` calls its function once a row, for many rows side by side.
+    # For an async stage that streams: whether it asks a model, and reports each answer's usage to
+    # `worker.took`. `plan --probe` calls its function once a row, for many rows at once.
     asks: ClassVar[bool] = False
 
     @abstractmethod
@@ -276,54 +275,54 @@ class RowStage(Stage):
         """Loads what the work needs, once per worker; returns the function of one batch.
 
         The batch holds `uid` and the columns read; the result holds the columns written and
-        `reason`, dictionary-encoded, null where the row is fine. The function of a stage that
-        `streams` is called once a shard, with all its batches: it may take some before it gives
-        the first back, as many as its memory holds.
+        `reason`, dictionary-encoded, null if the row has a value. The function of a stage that
+        `streams` is called once a shard with all batches: it may take several before it yields the
+        first, as memory allows.
         """
 
 
 class DatasetStage(Stage):
-    """Sees all shards; works through `ctx`, so that a killed stage resumes at the call it was in.
+    """A stage over all shards; it works by calls of `ctx`, and resumes at the call it was in.
 
-    A root stage (`takes = ()`) may keep columns where its source has them: those named in
-    `virtual` are read by `load_virtual` when a later stage asks, and never copied.
+    A root stage (`takes = ()`) may leave columns in its source: those named in `virtual` are read
+    by `load_virtual` when a later stage needs them, and never copied.
     """
 
-    joins_roots: ClassVar[bool] = False  # its shards are its own: two roots may meet in it
-    # Of a stage that gives no rows: it reads those of several roots one after another.
+    joins_roots: ClassVar[bool] = False  # has shards of its own, and may join several roots
+    # For a stage that gives no rows: it reads several roots one after another.
     reads_roots: ClassVar[bool] = False
-    # Neighbouring shards that a unit of `reduce`, or of `restore` in the pool's own shards, reads:
-    # several where each takes milliseconds, as the files that a unit leaves take one each.
+    # Neighbouring shards that a unit of `reduce`, or of `restore` in the pool's own shards, reads.
+    # Several if a shard takes milliseconds: a unit's files take one each.
     at_once: ClassVar[int] = 1
     virtual: tuple[Column, ...] = ()
 
     @abstractmethod
     def run(self, inputs: "Inputs", ctx: "Context") -> None:
-        """Ends in a call that stores this stage's shards, files or model."""
+        """Does the stage's work; ends in a call that stores its shards, files or model."""
 
     def outside(self) -> str:
-        """A digest of what it reads from outside the run, cheap as a listing: asked at each run.
+        """Returns a digest of what it reads from outside the run; cheap, as each run calls it.
 
-        Where it changes, the stage runs again.
+        If it changes, the stage runs again.
         """
         return ""
 
     def files(self) -> dict[str, int]:
-        """Of a root, the files it reads: name below its path, and bytes; cheap as a listing.
+        """Returns the files that a root reads: name below its path to bytes; cheap as a listing.
 
-        A run folder belongs to the pool that has them; a root without any is of no pool.
+        A run folder belongs to the pool with these files; a root without files has no pool.
         """
         return {}
 
     def head(self, rows: int) -> pa.Table:
-        """Of a root, its first rows as it would store them: uid, its columns and reason.
+        """Returns a root's first rows as it would store them: uid, columns and reason.
 
-        Reads no more than that, in no run; ClipmillError where its settings do not fit the files.
+        Reads no more than needed; ClipmillError if the settings do not fit the files.
         """
-        raise NotImplementedError  # asked only of a stage that reads files
+        raise NotImplementedError  # called only for a stage that reads files
 
     def look(self) -> None:
-        """Of a root, that there are files and that the first rows fit the settings."""
+        """Checks that a root has files, and that its first rows fit the settings."""
         if self.files() and type(self).head is not DatasetStage.head:
             self.head(1)
 
@@ -334,34 +333,34 @@ class DatasetStage(Stage):
         """
 
     def counts(self) -> Iterator[tuple[int, int]]:
-        """Of a root, rows and shards of its files, in turn; none where only reading tells."""
+        """Yields rows and shards of a root's files; nothing if only reading all of them tells."""
         return iter(())
 
     def candidates(self, rows: int) -> float | None:
-        """Pairs that it expects to compare among so many rows; None where they grow as the rows."""
+        """Returns the expected pairs to compare among `rows`; None if they grow linearly."""
         return None
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
-        """The named virtual columns of every row of the shard that was made from `source`."""
-        raise NotImplementedError  # asked only of a stage that names some in `virtual`
+        """Reads virtual columns for every row of the shard made from `source`."""
+        raise NotImplementedError  # called only for a stage with `virtual` columns
 
 
 def edges_taken(stage: Stage | type[Stage]) -> tuple[Edge, ...]:
-    """The kinds of edge that a stage may take."""
+    """Returns the kinds of edge that a stage may take."""
     return tuple(
-        kind for one in stage.takes for kind in (one if isinstance(one, tuple) else (one,))
+        kind for edge in stage.takes for kind in (edge if isinstance(edge, tuple) else (edge,))
     )
 
 
 def settings_fields(stage: Stage | type[Stage]) -> tuple[Field[Any], ...]:
-    """The fields of a stage: its recipe keys."""
-    return fields(stage)  # type: ignore[arg-type]  # a dataclass: checked where its file is read
+    """Returns a stage's fields: its recipe keys."""
+    return fields(stage)  # type: ignore[arg-type]  # a dataclass: checked when its file is read
 
 
 def optional_columns(stage: Stage) -> tuple[Column | str, ...]:
-    """Every column that a stage reads where it is there, those of which it takes one too."""
+    """Returns every optional column of a stage, with all alternatives."""
     return tuple(
         column
-        for one in stage.optional_reads
-        for column in (one if isinstance(one, tuple) else (one,))
+        for choice in stage.optional_reads
+        for column in (choice if isinstance(choice, tuple) else (choice,))
     )

@@ -1,9 +1,9 @@
-"""`clipmill submit`: a run sent to a Ray cluster as a job, and followed from here.
+"""`clipmill submit`: sends a run to a Ray cluster as a job, and follows it.
 
-What travels is one zip: the recipe, your own stages as `own_code` read them, and this clipmill by
-the list in OURS, so that what was planned here is what runs there. Packages and keys are the
-cluster's own. Whoever reaches a dashboard reads every job's command and environment, so a URI with
-keys is refused.
+It sends one zip: the recipe, your own stages as `own_code` read them, and the files of clipmill in
+OURS, so that the cluster runs what was planned here. Packages and keys are the cluster's own.
+Anybody who reaches a dashboard can read every job's command and environment, so URIs with keys are
+refused.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, t
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.stage import settings_fields
 
-LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
+LOST_S = 120.0  # a followed head that is silent this long is given up
 POLL_S = 1.0
-POOLS = "pipeline/pools"  # makes pools to try clipmill on: no run needs it
-OURS = (  # no file of this clipmill travels but these
+POOLS = "pipeline/pools"  # makes test pools: no run needs it
+OURS = (  # the only files of clipmill that are sent
     *("__init__.py", "metadata/**/*.py", "pipeline/**/*.py", "stages/**/*.py"),
     *("pipeline/recipes/*.yaml", "pipeline/own_data/*.j2", "pipeline/report/templates/*.html"),
     *("pipeline/report/templates/*.css", "pipeline/explore/page/*.css"),
@@ -47,7 +47,7 @@ MACHINES = "nodes?view=hostNameList"
 
 @dataclass(frozen=True)
 class Job:
-    """A run on a cluster: the id of its job, and the head that has it."""
+    """A run on a cluster: the job's id and the head's address."""
 
     id: str
     address: str
@@ -57,10 +57,12 @@ class Job:
 
     @property
     def how_to(self) -> str:
-        """How to see it and how to end it, with Ray's own commands."""
+        """Returns Ray's commands to follow and to stop it."""
         ray = "RAY_AUTH_MODE=token ray" if token() else "ray"
-        it = f"{self.id} --address {redacted(self.address)}"
-        return f"  follow it: {ray} job logs --follow {it}\n  stop it:   {ray} job stop {it}"
+        target = f"{self.id} --address {redacted(self.address)}"
+        return (
+            f"  follow it: {ray} job logs --follow {target}\n  stop it:   {ray} job stop {target}"
+        )
 
 
 def send(
@@ -74,7 +76,7 @@ def send(
     keep_going: bool = False,
     workers: int | None = None,
 ) -> Job:
-    """Makes the job of what `contents` gave; RecipeError where that can't be, and there is none."""
+    """Submits the job with the files of `contents`; RecipeError if that fails, without a job."""
     if not address.startswith(("http://", "https://")) or has_keys(address):
         raise RecipeError(
             found=f"'{redacted(address)}' is no address of a dashboard",
@@ -118,7 +120,7 @@ async def _send(plan: Plan, address: str, out: str, more: list[str], package: by
 
 
 def follow(job: Job) -> int:
-    """Prints what the job prints until it ends; the exit code of its run."""
+    """Prints the job's output until it ends; returns the exit code of its run."""
     return asyncio.run(_follow(job))
 
 
@@ -127,7 +129,7 @@ async def _follow(job: Job) -> int:
     async with opened(job.address) as head:
         while True:
             try:
-                passed = 0  # a new connection begins with the log's first word
+                passed = 0  # a new connection sends the log from its start
                 async for text in head.log(job.id):
                     print(text[max(0, printed - passed) :], end="", flush=True)
                     passed += len(text)
@@ -149,7 +151,7 @@ async def _follow(job: Job) -> int:
 
 
 def _exit_code(job: Job, ended: dict[str, Any]) -> int:
-    """The exit code of the job's `clipmill run`; ClipmillError where it has none."""
+    """Returns the exit code of the job's `clipmill run`; ClipmillError if it has none."""
     code = ended.get("driver_exit_code")
     if ended["status"] == "SUCCEEDED":
         return 0
@@ -164,15 +166,16 @@ def _exit_code(job: Job, ended: dict[str, Any]) -> int:
     raise ClipmillError(how, str(job), "submit again to go on; what is finished is kept")
 
 
-# What is not sent
+# What is refused
 
 
 def check_keys(plan: Plan, out: str) -> None:
-    """RecipeError where a URI of the recipe, an override or `out` has keys in it."""
+    """Raises RecipeError if a URI of the recipe, an override or `out` holds keys."""
     texts = [("--out", out)]
     for name, keys in plan.recipe.stages.items():
         texts += [(plan.recipe.where(name), text) for text in _strings(keys)]
-    texts += [("--set", override) for override in plan.recipe.overrides]  # a later one may hide it
+    # Overrides, too: a later one may hide an earlier one in the plan.
+    texts += [("--set", override) for override in plan.recipe.overrides]
     for where, text in texts:
         if has_keys(text):
             raise RecipeError(
@@ -192,22 +195,22 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def has_keys(text: str) -> bool:
-    """Whether a URI in it has a password before its @, or a secret in its query."""
+    """Returns whether a URI in the text has a password, or a secret in its query."""
     return without_keys(text) != text
 
 
 async def _is_all_here(head: Head) -> bool:
-    """Whether every machine of the cluster is this one; loopback may be the end of a tunnel."""
+    """Returns whether the cluster is this machine alone; loopback may be a tunnel's end."""
     async with asyncio.timeout(CONNECT_S):
         while not (names := (await head.fetch(MACHINES))["data"]["hostNameList"]):
-            await asyncio.sleep(POLL_S)  # a head that has just started has not met itself
+            await asyncio.sleep(POLL_S)  # a head that has just started does not list itself yet
     return set(names) == {socket.gethostname()}
 
 
 def _paths(plan: Plan, out: str, is_here: bool) -> tuple[str, list[str]]:
-    """The run folder, and overrides that make paths from this folder whole: a job has its own.
+    """Returns the run folder and overrides with absolute paths: a job has another working folder.
 
-    RecipeError for such a path where the cluster has other machines.
+    Raises RecipeError for a relative path if the cluster has other machines.
     """
     places = [("--out", "", out)]
     for name, planned in plan.stages.items():
@@ -250,20 +253,20 @@ async def _refuse_running(head: Head, out: str) -> None:
 
 
 def contents(recipe: Path) -> dict[str, bytes]:
-    """What is sent, by its name there: the recipe and the code that planned it, and no link."""
+    """Returns the files to send by name: the recipe, own stages and clipmill; no links."""
     here = Path(__file__).parents[1]
     ours = {path for pattern in OURS for path in here.glob(pattern) if not path.is_symlink()}
-    held = {
+    files = {
         f"clipmill/{path.relative_to(here).as_posix()}": path.read_bytes()
         for path in ours
         if not path.is_relative_to(here / POOLS)
     }
-    held |= {f"recipe/stages/{name}": file.read() for name, file in own_code.own().items()}
-    return held | {f"recipe/{recipe.name}": recipe.read_bytes()}
+    files |= {f"recipe/stages/{name}": file.read() for name, file in own_code.own().items()}
+    return files | {f"recipe/{recipe.name}": recipe.read_bytes()}
 
 
 def listed(sent: dict[str, bytes]) -> str:
-    """Lines that name what is sent, with its bytes; clipmill's own files are one line."""
+    """Returns lines that name the sent files with their bytes; clipmill's own are one line."""
     ours = [name for name in sent if name.startswith("clipmill/")]
     sizes = {name: len(sent[name]) for name in sorted(sent.keys() - set(ours))}
     sizes[f"clipmill/ ({len(ours)} files)"] = sum(len(sent[name]) for name in ours)
@@ -272,17 +275,17 @@ def listed(sent: dict[str, bytes]) -> str:
 
 
 def packed(sent: dict[str, bytes]) -> bytes:
-    """A zip of it; equal files give equal bytes."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, held in sorted(sent.items()):
-            member = zipfile.ZipInfo(name)  # dated 1980, whenever the file was touched
-            archive.writestr(member, held, zipfile.ZIP_DEFLATED)
-    return made.getvalue()
+    """Zips the files; equal files give equal bytes."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name, content in sorted(sent.items()):
+            member = zipfile.ZipInfo(name)  # dated 1980, whatever the file's time
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+    return sink.getvalue()
 
 
 async def _upload(head: Head, package: bytes) -> str:
-    """The URI of the package in the cluster, where equal packages lie once."""
+    """Uploads the package, unless an equal one is there; returns its URI in the cluster."""
     name = f"_ray_pkg_{hashlib.sha256(package).hexdigest()[:32]}.zip"
     status, _ = await head.ask(f"api/packages/gcs/{name}")
     if status != 200:

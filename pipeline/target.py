@@ -1,4 +1,4 @@
-"""A folder that is written to: empty, or ours."""
+"""Checks that a target folder is empty or ours."""
 
 from collections.abc import Container
 
@@ -7,9 +7,9 @@ from clipmill.pipeline.errors import RecipeError
 
 
 def refuse_others(folder: Storage, ours: Container[str], do: str) -> None:
-    """RecipeError where the folder holds a file or a folder that has none of these names.
+    """Raises RecipeError if the folder holds a file or folder of another name.
 
-    Hidden ones may be there: an editor's, or what a killed writer left.
+    Hidden ones are allowed: an editor's, or those of a killed writer.
     """
     names = [*(entry.name for entry in folder.entries()), *folder.folders()]
     others = sorted(name for name in names if name not in ours and not name.startswith("."))

@@ -1,7 +1,7 @@
-"""The door to the terminal: all that a verb prints passes here.
+"""Guards the terminal: everything that a verb prints passes here.
 
-Captions, links, keys and file names are a stranger's words. On a terminal a control character in
-them is a command: it recolours, retitles, overwrites what stands above, turns lines about.
+Captions, links, keys and file names are foreign text. On a terminal a control character in them is
+a command: it recolours, retitles, overwrites lines above, reverses text.
 """
 
 import io
@@ -26,12 +26,12 @@ LONGEST = 160  # characters of a condition or a value on a page
 
 
 def harmless(text: str) -> str:
-    """The text without keys, each control character as JSON writes it: so JSON stays JSON."""
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", without_keys(text))
+    """Returns the text without keys; control characters are escaped as in JSON."""
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", without_keys(text))
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """The text, or its begin and its end with the count of all its characters between."""
+    """Returns the text; a long one as its start, its number of characters, its end."""
     if len(text) <= longest:
         return text
     half = longest // 2
@@ -39,12 +39,12 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 
 def one_line(value: object) -> str:
-    """A value, `cut`, its line breaks as spaces: no value looks like a line of ours."""
+    """Returns a value as text, `cut`, in one line: no value can imitate a line of ours."""
     return cut(" ".join(str(value).split()))
 
 
 class Guarded:
-    """A stream that gets what is `harmless`, and codes of characters that it cannot encode."""
+    """A stream that writes `harmless` text, and escapes characters it cannot encode."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -62,7 +62,7 @@ class Guarded:
 
     @contextmanager
     def _read_or_not(self) -> Iterator[None]:
-        """Once a pipe's reader has left (`| head`), what is said goes nowhere; the work goes on."""
+        """Discards output once a pipe's reader has left (`| head`); the work goes on."""
         try:
             yield
         except BrokenPipeError:
@@ -79,7 +79,7 @@ class Guarded:
 
 
 def guard() -> None:
-    """Puts both streams of this process behind the door, for good."""
+    """Replaces stdout and stderr of this process by guarded streams."""
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Guarded):
             setattr(sys, name, Guarded(stream))
@@ -87,22 +87,22 @@ def guard() -> None:
 
 @contextmanager
 def bars(*columns: "ProgressColumn") -> Iterator["Progress"]:
-    """Bars on standard error; what is printed meanwhile stands above them, `harmless` too."""
+    """Shows bars on standard error; text printed meanwhile appears above, `harmless`, too."""
     from rich.console import Console
     from rich.progress import Progress
 
-    stream: Any = sys.stderr  # rich draws with control characters: past the door, our words only
+    stream: Any = sys.stderr  # rich needs control characters: it bypasses the guard
     console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
     with Progress(*columns, console=console) as progress:
-        guard()  # for rich puts streams of its own in the place of ours
+        guard()  # rich replaced our streams
         yield progress
 
 
 @contextmanager
 def drawing(draw: "Callable[[int], RenderableType]", every_s: float, stream: Any) -> Iterator[None]:
-    """What `draw` gives, in so many rows, drawn anew; what is printed stands above it.
+    """Redraws `draw(rows)` every `every_s`; printed text appears above it.
 
-    Its text must be `harmless`.
+    The drawn text must be `harmless`.
     """
     from rich.console import Console
     from rich.live import Live
@@ -110,17 +110,17 @@ def drawing(draw: "Callable[[int], RenderableType]", every_s: float, stream: Any
     console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
 
     def drawn() -> "RenderableType":
-        return draw(console.height - 1)  # the cursor has a row of its own
+        return draw(console.height - 1)  # the cursor takes a row
 
     with Live(get_renderable=drawn, console=console, refresh_per_second=1 / every_s):
-        guard()  # for rich puts streams of its own in the place of ours
+        guard()  # rich replaced our streams
         yield
 
 
 def as_text(drawn: "RenderableType", width: int) -> str:
-    """The lines of what rich draws, in so many columns and no colour, without spaces at their ends.
+    """Renders with rich, `width` columns wide, without colour and trailing spaces.
 
-    The same wherever it is printed: a pipe gets what a terminal does.
+    The result is the same for pipes and terminals.
     """
     from rich.console import Console
 
@@ -136,10 +136,10 @@ def aligned(
     width: int | None = None,
     indent: int = 0,
 ) -> list[str]:
-    """The rows as lines, a column under the other, two spaces apart; numbers stand `right`.
+    """Returns rows as lines of aligned columns, two spaces apart; those in `right` flush right.
 
-    In so many columns of the terminal the widest give way until all fit; without a width each
-    cell is whole, on a terminal as in a pipe.
+    With a `width` in characters, the widest columns shrink until all fit; without one no cell is
+    cut.
     """
     from rich.cells import cell_len
     from rich.padding import Padding
@@ -152,8 +152,8 @@ def aligned(
         widths = _fitting(widths, width - indent - 2 * (len(widths) - 1))
     drawn = Table.grid(padding=(0, 2, 0, 0))
     for place, wide in enumerate(widths):
-        side: Literal["left", "right"] = "right" if place in right else "left"
-        drawn.add_column(justify=side, width=wide, no_wrap=True, overflow="ellipsis")
+        justify: Literal["left", "right"] = "right" if place in right else "left"
+        drawn.add_column(justify=justify, width=wide, no_wrap=True, overflow="ellipsis")
     for row in cells:
         drawn.add_row(*map(Text, row))
     room = indent + sum(widths) + 2 * len(widths)
@@ -161,7 +161,7 @@ def aligned(
 
 
 def _fitting(wide: list[int], room: int) -> list[int]:
-    """Widths of columns that need so many characters: the widest give until all fit."""
+    """Shrinks the widest columns until the widths' sum fits into `room`."""
     widths = list(wide)
     while sum(widths) > room and (most := max(widths)) > LEAST:
         second = max([size for size in widths if size < most], default=LEAST)

@@ -1,4 +1,4 @@
-"""Answers of a select stage about its verdicts; imported from `clipmill.pipeline.stage`."""
+"""Protocols of select stages about their verdicts; import them from `clipmill.pipeline.stage`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 class Threshold:
     """A number that decides which rows a select stage keeps."""
 
-    name: str  # `sweep --vary` asks for it by this name
-    column: str  # whose values it cuts, as the stage reads or writes it
-    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # how a value that stays relates to the number
+    name: str  # its name in `sweep --vary`
+    column: str  # column it cuts, as the stage reads or writes it
+    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # kept values against the number
     value: float
     text: str  # the rule in the stage's words: `clip_score >= 0.3`
-    reads: tuple[str, ...] = ()  # columns that other verdicts are made of, as the stage reads them
-    made: tuple[str, ...] = ()  # and of its own
-    is_size: bool = False  # a number or a share of rows, not a value of the column
-    item: Literal["max", "min"] | None = None  # of a column of lists, the item that decides
-    by_row: bool = False  # a row's verdict hangs on no other row: verdicts are asked by shard
+    reads: tuple[str, ...] = ()  # columns read for counterfactual verdicts
+    made: tuple[str, ...] = ()  # own columns read for them
+    is_size: bool = False  # a number or share of rows, not a value of the column
+    item: Literal["max", "min"] | None = None  # item that decides, in a column of lists
+    by_row: bool = False  # the verdict depends on the row alone: shards are evaluated one by one
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a select stage keeps with another number in the place of a threshold's."""
+    """The rows that a select stage would keep with another threshold."""
 
     value: float
     rule: str
@@ -37,71 +37,70 @@ class Verdicts:
 
 @runtime_checkable
 class Selects(Protocol):
-    """What a stage that writes `keep` answers about its verdicts, so that `plan` can check its
-    thresholds, `sweep` can vary them, and `why` and the report can explain them.
+    """A stage that answers questions about its `keep`, so that `plan` can check its thresholds,
+    `sweep` can vary them, and `why` and the report can explain them.
 
-    A stage that does not answer selects as well; it has no threshold that anybody sees.
+    Optional: without these methods a select stage works, but shows no thresholds.
     """
 
     def thresholds(self) -> Sequence[Threshold]:
-        """Every number that decides, in the order of the settings."""
+        """Returns every threshold, in the order of the settings."""
         ...
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """The verdicts with each of the values in the threshold's place.
+        """Yields the verdicts with each value in the threshold's place.
 
-        `rows` has uid, shard, position and the columns named in `threshold.reads` that it reads;
-        `made` has `keep`, today's verdict, and those in `threshold.made`. They are all rows of the
-        pool; of a threshold `by_row` some of them, and uid may be left out. ValueError where a
-        value cannot be.
+        `rows` has uid, shard, position and the columns of `threshold.reads`; `made` has `keep`,
+        today's verdict, and the columns of `threshold.made`. They hold all rows of the pool; for a
+        threshold `by_row` only some, perhaps without uid. ValueError for an impossible value.
         """
         ...
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """A clause on why the row is dropped, from the stage's own columns at that row; of a row
-        that is kept, where `reason` is empty, on why it stays.
+        """Returns a clause on why a row is dropped, or kept if `reason` is empty, from the stage's
+        own columns at that row.
 
-        Empty where the reason says it all; values of columns that a reason names are shown anyway,
-        and so are the clusters that the stage reads.
+        Empty if the reason is enough. The values of columns that a reason names are shown anyway,
+        as are clusters that the stage reads.
         """
         ...
 
 
 @runtime_checkable
 class Varies(Protocol):
-    """What a stage answers whose `verdicts` begin with work that is the same for all values, so
-    that the explorer, which asks for one value after another, waits for it once."""
+    """A stage whose `verdicts` begin with work that all values share. The explorer, which asks for
+    one value after another, does that work once."""
 
     def varying(
         self, threshold: Threshold, rows: pa.Table, made: pa.Table
     ) -> Callable[[Decimal], Verdicts]:
-        """The verdicts with a value in the threshold's place; else as `verdicts`."""
+        """Does the shared work; returns a function from a value to its verdicts."""
         ...
 
 
-Parts = Callable[[], Iterator[tuple[pa.Table, pa.Table]]]  # `rows` and `made` of every row once
+Parts = Callable[[], Iterator[tuple[pa.Table, pa.Table]]]  # `rows` and `made`, all rows once
 
 
 @runtime_checkable
 class Surveys(Protocol):
-    """What a stage answers whose thresholds that are not `by_row` rank all rows, so that `sweep`
-    holds a few shards of a large pool and not all of it."""
+    """A stage whose thresholds, unless `by_row`, rank all rows. For a large pool `sweep` then holds
+    few shards in memory."""
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The verdicts at each value on some rows, as `verdicts` gives them on all.
+        """Surveys all rows; returns a function that gives `verdicts` on some of them.
 
-        `parts` may be asked several times; each time it reads the pool. ValueError where a value
-        cannot be.
+        `parts` may be called several times, and reads the pool each time. ValueError for an
+        impossible value.
         """
         ...
 
 
 class Condition(Protocol):
-    """A condition on the columns of one row: its text, and its columns as the stage reads them."""
+    """A condition on the columns of a row: its text, and its columns as the stage reads them."""
 
     @property
     def text(self) -> str: ...
@@ -109,14 +108,14 @@ class Condition(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
     def broken(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """(N,) whether each row breaks it; a row that gives no answer breaks none."""
+        """Returns (N,) whether each row breaks it; False if the condition is undefined there."""
         ...
 
 
 @runtime_checkable
 class Conditions(Protocol):
-    """What a stage answers that keeps the rows which meet all of some conditions, so that the
-    report can ask each condition of every row."""
+    """A stage that keeps the rows meeting all of some conditions. The report evaluates each
+    condition on every row."""
 
     @property
     def conjuncts(self) -> Sequence[Condition]: ...
@@ -124,9 +123,9 @@ class Conditions(Protocol):
 
 @runtime_checkable
 class Settles(Protocol):
-    """What a stage answers some of whose thresholds stand inside a longer setting, so that the
-    explorer can write the recipe with another number. Of any other the name is the setting."""
+    """A stage with thresholds inside a longer setting, which the explorer rewrites with another
+    number. Other thresholds are named like their setting."""
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
-        """The setting that holds the number, and its value with another number there."""
+        """Returns the setting that holds the number, and its text with `value` in place of it."""
         ...

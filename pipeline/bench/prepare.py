@@ -17,7 +17,7 @@ from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
-from clipmill.pipeline.export import Exported, Wanted, export
+from clipmill.pipeline.export import Exported, ExportRequest, export
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import claim
@@ -137,7 +137,7 @@ def _batches(bench: Bench, trainings: Mapping[str, Any]) -> dict[str, int]:
 
 def _exported(choice: Choice, stage: str, executor: "Executor", watcher: "Watcher") -> Exported:
     """The rows of a stage with their pictures, in the run's own folder."""
-    wanted = Wanted(to="parquet", stage=stage)
+    wanted = ExportRequest(to="parquet", stage=stage)
     try:
         return export(choice.state, wanted, None, executor, watcher)
     except StageError as error:

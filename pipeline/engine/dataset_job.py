@@ -77,7 +77,7 @@ class DatasetJob:
                 model_of=plan.models_of(planned.name),
                 target_model_of=plan.models_of(planned.targets),
                 own_model=plan.model_named(planned.name),
-                told=plan.steps_to(planned.name),
+                steps=plan.steps_to(planned.name),
             )
             planned.stage.run(inputs, context)
             if planned.is_root and not context.failures:

@@ -1,6 +1,6 @@
-"""The ledger's answers as a notebook shows them: tables and pictures, every text escaped.
+"""Renders the ledger's answers for notebooks: tables and pictures, all text escaped.
 
-Each is the ledger's own dataclass, with its fields; it is drawn when a notebook asks.
+Each class is a dataclass of the ledger with an HTML view.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,42 +18,42 @@ from clipmill.pipeline.run_folder import live
 from clipmill.pipeline.run_folder.state import RunState, summary
 
 TEMPLATE = "notebook.html"
-MOST = 60  # pictures that are shown
+MOST = 60  # pictures shown at most
 T = TypeVar("T")
 
 
 def shown(cls: type[T], answer: Any, state: RunState | None = None) -> T:
-    """The same answer as one that a notebook shows; pictures are taken from the state's run."""
-    made = cls(**{field.name: getattr(answer, field.name) for field in fields(answer)})
-    object.__setattr__(made, "_state", state)  # of a frozen dataclass, and no field of it
-    return made
+    """Converts an answer to its class for notebooks; pictures come from the state's run."""
+    converted = cls(**{field.name: getattr(answer, field.name) for field in fields(answer)})
+    object.__setattr__(converted, "_state", state)  # the dataclass is frozen, and this is no field
+    return converted
 
 
 class Plan(plan.Plan):
-    """The stages of a recipe, in the order in which they run."""
+    """A recipe's stages, in the order in which they run."""
 
     def _repr_html_(self) -> str:
         rows = [
             {
                 "name": name,
-                "uses": one.uses,
-                "from": ", ".join(one.parents or filter(None, (one.data,))),
-                "columns": ", ".join(column.name for column in columns_of(one.stage)),
+                "uses": planned.uses,
+                "from": ", ".join(planned.parents or filter(None, (planned.data,))),
+                "columns": ", ".join(column.name for column in columns_of(planned.stage)),
             }
-            for name, one in self.stages.items()
+            for name, planned in self.stages.items()
         ]
         return render(TEMPLATE, part="plan", name=self.recipe.name, seed=self.seed, rows=rows)
 
 
 class Funnel(funnel.Funnel):
-    """Where the rows went."""
+    """A funnel: rows by stage and reason."""
 
     def _repr_html_(self) -> str:
         return render(TEMPLATE, part="funnel", funnel=self)
 
 
 class Why(why.Why):
-    """One sample."""
+    """One sample: what each stage stored for it."""
 
     _state: RunState
 
@@ -76,7 +76,7 @@ class Sweep(sweep.Sweep):
 
 
 class Status(live.LiveRun):
-    """How far the run is."""
+    """The progress of a run."""
 
     def _repr_html_(self) -> str:
         return render(TEMPLATE, part="status", status=self)
@@ -85,8 +85,8 @@ class Status(live.LiveRun):
 class Images(Mapping[str, StoredImage]):
     """Pictures by uid."""
 
-    def __init__(self, found: Mapping[str, StoredImage]) -> None:
-        self._found = found
+    def __init__(self, images: Mapping[str, StoredImage]) -> None:
+        self._found = images
 
     def __getitem__(self, uid: str) -> StoredImage:
         return self._found[uid]
@@ -98,17 +98,17 @@ class Images(Mapping[str, StoredImage]):
         return len(self._found)
 
     def __repr__(self) -> str:
-        missing = sum(one.missing is not None for one in self.values())
+        missing = sum(image.missing is not None for image in self.values())
         return f"<{len(self)} images, {missing} of them missing>"
 
     def _repr_html_(self) -> str:
-        few = list(self.values())[:MOST]
-        rows = [{"one": one, "picture": picture(one.image)} for one in few]
-        return render(TEMPLATE, part="images", rows=rows, more=len(self) - len(few))
+        images = list(self.values())[:MOST]
+        rows = [{"one": image, "picture": picture(image.image)} for image in images]
+        return render(TEMPLATE, part="images", rows=rows, more=len(self) - len(images))
 
 
 def stages_html(state: RunState) -> str:
-    """The stages of a run: what is done, and the columns that can be asked for."""
+    """Renders the stages of a run: state, rows, and columns that can be read."""
     rows = [
         {
             "name": name,

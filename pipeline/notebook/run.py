@@ -1,4 +1,4 @@
-"""A run folder in Python: its rows, its pictures, and what the ledger answers about it."""
+"""A run folder in Python: its rows, pictures, and the ledger's answers."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run folder as it is when it is opened; `status` and a new `clipmill.open` look again."""
+    """A run folder as it was when opened; only `status` and a new `clipmill.open` read it again."""
 
     def __init__(self, uri: str, variant: int | None = None, state: RunState | None = None) -> None:
         self.uri = uri
@@ -26,7 +26,7 @@ class Run:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the stages, in the recipe's order."""
+        """Returns the stages' names, in the recipe's order."""
         return tuple(self.state.stages)
 
     def table(
@@ -36,33 +36,32 @@ class Run:
         where: str | None = None,
         dropped: str | Sequence[str] | bool | None = None,
     ) -> "pl.LazyFrame":
-        """`uid` and the columns of the rows that a stage has, read as the query of them asks.
+        """Returns `uid` and columns of a stage's rows, read lazily.
 
-        Of a select stage those that it keeps; with `dropped`, those that it lost for a reason, or
-        for any (True). A column is `column`, or `stage.column`, of any stage over these rows;
-        `where` is a condition as `select.where` has it. Of an unfinished run, what is there, with
-        a warning.
+        A select stage has the rows it keeps; `dropped` asks for those it lost for a reason, or for
+        any (True). A column is `column` or `stage.column`, of any stage over these rows; `where` is
+        a condition as in `select.where`. An unfinished run gives the rows it has, with a warning.
         """
         from clipmill.pipeline.ledger.rows.table import table
 
         return table(self.state, stage, columns, where, dropped, stacklevel=3)
 
     def images(self, stage: str, uids: Iterable[str]) -> "answers.Images":
-        """The stored picture of each uid, and why there is none; shown, they are pictures."""
+        """Returns each uid's stored picture, or why there is none; a notebook shows them."""
         from clipmill.pipeline.ledger.rows.pictures import images
 
         return answers.Images(images(self.state, stage, uids))
 
     def funnel(self) -> "answers.Funnel":
-        """Where the rows went, by stage and reason, and each lost row at its first cause."""
+        """Counts rows by stage and reason, and each lost row at its first cause."""
         from clipmill.pipeline.ledger.selection.funnel import funnel
 
         return answers.shown(answers.Funnel, funnel(self.state), self.state)
 
     def why(self, row: str) -> "answers.Why":
-        """What every stage stored for one sample, and why it stays or not.
+        """Returns what every stage stored for one sample, and why it is kept or lost.
 
-        `row` is its uid, of which 8 digits may do, its link, or its caption or a part of it.
+        `row` is a uid (8 digits may suffice), a link, or a caption or part of one.
         """
         from clipmill.pipeline.ledger.selection.why import whys
 
@@ -70,22 +69,21 @@ class Run:
         return answers.shown(answers.Why, answer, self.state)
 
     def sweep(self, stage: str, vary: str) -> "answers.Sweep":
-        """What a select stage would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
+        """Counts what a select would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
         from clipmill.pipeline.ledger.selection.sweep import sweep
 
         return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
 
     def status(self) -> "answers.Status":
-        """How far the run is now, and what failed."""
+        """Reads the run's progress now, and what failed."""
         from clipmill.pipeline.run_folder.live import status
 
         return answers.shown(answers.Status, status(self.uri), self.state)
 
     def glob(self, stage: str) -> str:
-        """The Parquet files of a stage, one a shard, for other readers.
+        """Returns a glob of a stage's Parquet files, one a shard, for other readers.
 
-        RecipeError where they are not its rows as `table` has them: later passes, a mask, shards
-        that are missing.
+        Raises RecipeError if they differ from `table`: later passes, a mask, or missing shards.
         """
         from clipmill.pipeline.ledger.rows.table import glob_of
 

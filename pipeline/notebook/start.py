@@ -1,4 +1,4 @@
-"""Runs a recipe from Python, from where it stopped."""
+"""Runs or resumes a recipe from Python."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from clipmill.pipeline.run_folder.sessions import session
 
 
 def checked(plan: Plan, folder: Storage | None = None) -> Plan:
-    """The plan; RecipeError where what it names is not there, and no run has it."""
+    """Returns the plan; RecipeError if files it names are missing, and no run has them."""
     refuse_missing(plan, look(plan, folder))
     return plan
 
@@ -29,7 +29,7 @@ def started(
     retry: Sequence[str] = (),
     keep_going: bool = False,
 ) -> Run:
-    """The run, when all of it is done; else StageError, caused by the first stage that stopped."""
+    """Runs a plan to its end; StageError, caused by the first stage that stopped, if it cannot."""
     check_retry(plan, retry)
     folder = Storage(out)
     chosen = _executor(executor, workers, address)
@@ -57,7 +57,7 @@ def _executor(name: str, workers: int | None, address: str | None) -> Executor:
         raise RecipeError(found, "the arguments", do)
     from clipmill.pipeline.executors.local import LocalExecutor
 
-    return LocalExecutor(workers, with_main=False)  # a script that runs a recipe would run again
+    return LocalExecutor(workers, with_main=False)  # workers must not run the caller's script
 
 
 def _cause(outcome: Outcome) -> ClipmillError | None:

@@ -1,4 +1,4 @@
-"""Data whose pictures are files: folders of them, and tars."""
+"""Describes data whose pictures are files in folders or tars."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
-    """Pictures in files, and their captions in others."""
+    """Describes a folder of pictures, with captions in other files."""
     tables = [name for name in layout.beside if name.rpartition("/")[2] in METADATA]
     caption = _caption_of(layout, tables[0], answers) if tables else None
     if not tables:
@@ -29,20 +29,20 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
     )
     rows = len(layout.files)
     settings: dict[str, Any] = {"caption_col": caption} if caption not in (None, "text") else {}
-    said = (
+    where_captions = (
         f"captions in {tables[0].rpartition('/')[2]}"
         if caption
         else "captions in a .txt beside each"
     )
     notes: tuple[str, ...] = ()
     if not with_caption:
-        said = "no captions"
+        where_captions = "no captions"
         notes = ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
     elif with_caption < rows:
         notes = (f"pictures without a file for their caption: {rows - with_caption:,}",)
     return Data(
         path=layout.path,
-        what=f"folder of pictures, {said}",
+        what=f"folder of pictures, {where_captions}",
         uses="ingest.image_folder",
         settings={**settings, "shard_rows": shard_rows(rows)},
         rows=rows,
@@ -54,7 +54,7 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
 
 
 def _caption_of(layout: Layout, name: str, answers: Mapping[str, str]) -> str | None:
-    """The column of captions in the metadata beside pictures; None where there is none."""
+    """Returns the caption column of the metadata file beside pictures, or None."""
     (file,) = (file for file in files_of(layout.storage.uri) if file.name == name)
     if name.endswith(".parquet"):
         table = parquet_sample(layout.storage, [file]).table
@@ -72,8 +72,8 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
     if card is not None:
         rows = int(str(card.get("rows", 0)))
     elif len(stats) == len(layout.files):
-        told = [layout.storage.read_json(name, dict[str, Any]) or {} for name in stats]
-        rows = sum(int(one.get("successes", 0)) for one in told)
+        counts = [layout.storage.read_json(name, dict[str, Any]) or {} for name in stats]
+        rows = sum(int(count.get("successes", 0)) for count in counts)
     wrote = "clipmill's export" if card is not None else "img2dataset's output" if stats else ""
     tars = f"{len(layout.files):,} WebDataset tar{'s' if len(layout.files) > 1 else ''}"
     return Data(

@@ -1,4 +1,4 @@
-"""What the files at a path are: pictures, tars, tables, and what lies beside them."""
+"""Finds the layout of files at a path: pictures, tars or tables, and files beside them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES)
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
-OWN = "dataset.json"  # stands in an export of ours, and in a folder of `datasets`' there is another
-INSTEAD = {  # of files that hold data in a form that no stage reads
+OWN = "dataset.json"  # written by clipmill's exports, and by `datasets` with other content
+INSTEAD = {  # what to do with data in forms that no stage reads
     ".xlsx": "save the sheet as CSV UTF-8, and give that file",
     ".xls": "save the sheet as CSV UTF-8, and give that file",
     ".ods": "save the sheet as CSV UTF-8, and give that file",
@@ -37,14 +37,14 @@ KNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Files of one kind, the path that names them, and what else was there."""
+    """Files of one kind, a path that names them, and the other files there."""
 
     kind: str  # a suffix, or `pictures`
     path: str
     storage: Storage
     files: Sequence[FoundFile]
-    beside: Sequence[str] = ()  # files that belong to them
-    aside: Mapping[str, int] = field(default_factory=dict)  # files of no use, by suffix
+    beside: Sequence[str] = ()  # files that belong to these, such as captions
+    aside: Mapping[str, int] = field(default_factory=dict)  # unused files, by suffix
 
 
 CAPTIONS = (
@@ -54,7 +54,7 @@ CAPTIONS = (
 
 
 def layout_of(path: str) -> Layout:
-    """The layout of a path; UnsureError where there are two, RecipeError where there is none."""
+    """Finds a path's layout; UnsureError if there are several, RecipeError if none."""
     shown = redacted(path)
     try:
         storage, pattern = open_pool(path)
@@ -71,15 +71,15 @@ def layout_of(path: str) -> Layout:
     _refuse_saved_to_disk(storage, names, shown)
     _refuse_uid_list(storage, names, shown)
     by_kind = _by_kind(files)
-    # A glob of pictures names no captions: they lie beside, in the same folder.
+    # A glob of pictures does not match the captions beside them: list the folder.
     has_more = "pictures" in by_kind and pattern != "**"
     beside = _beside(_by_kind(files_of(storage.uri)) if has_more else by_kind)
     kinds = {
-        kind: kept
+        kind: data_files
         for kind, every in by_kind.items()
-        if (kept := [file for file in every if file.name not in beside])
+        if (data_files := [file for file in every if file.name not in beside])
     }
-    data = {kind: kept for kind, kept in kinds.items() if _is_data(kind)}
+    data = {kind: data_files for kind, data_files in kinds.items() if _is_data(kind)}
     if not data:
         kind = max(kinds, key=lambda kind: len(kinds[kind])) if kinds else ""
         raise RecipeError(
@@ -99,34 +99,34 @@ def layout_of(path: str) -> Layout:
             do=f"give one of them: {'  or  '.join(paths)}"
             + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
-    ((kind, kept),) = data.items()
-    # A table's stage would read other tables too, and a plain list only where it is named.
+    ((kind, data_files),) = data.items()
+    # A stage for tables reads other tables, too, and plain lists only if named: narrow the path.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
     aside = {other: kinds[other] for other in kinds if other != kind}
     if kind == ".txt" or (has_others and kind in FORMS):
-        path = _path(path, kind, kept)
+        path = _path(path, kind, data_files)
         read = {file.name for file in files_of(path)}
-        for file in kept:  # a glob names one suffix: `.csv`, and no `.CSV` or `.csv.gz`
+        for file in data_files:  # a glob has one suffix: `.csv`, not `.CSV` or `.csv.gz`
             if file.name not in read:
                 aside.setdefault(file.name[len(stem_of(file.name)) :], []).append(file)
-        kept = [file for file in kept if file.name in read]
+        data_files = [file for file in data_files if file.name in read]
     return Layout(
         kind=kind,
         path=path,
         storage=storage,
-        files=kept,
+        files=data_files,
         beside=sorted(beside),
         aside=_counts(aside),
     )
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`300 .jpg, 2 .pdf`."""
+    """Returns counts in words: `300 .jpg, 2 .pdf`."""
     return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "nothing"
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix in lower case, that of a compression left out of a table's."""
+    """Returns a name's last suffix in lower case; for a table, without that of compression."""
     base = name.rpartition("/")[2].lower()
     for pack in PACKED:
         if base.endswith(pack) and base.removesuffix(pack).endswith(TABLES):
@@ -138,7 +138,7 @@ def suffix_of(name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The name without its last suffix."""
+    """Returns the name without its last suffix."""
     return name.rpartition(".")[0]
 
 
@@ -155,9 +155,9 @@ def _is_data(kind: str) -> bool:
 
 
 def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
-    """Files that only say something about others: captions, counts, documents."""
+    """Returns the files that describe others: captions, counts, documents."""
     every = [file.name for files in by_kind.values() for file in files]
-    found = {
+    beside = {
         name
         for name in every
         if name.rpartition("/")[2].lower().startswith(DOCUMENTS)
@@ -166,20 +166,20 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
     }
     stems = {stem_of(file.name) for kind in ("pictures", ".tar") for file in by_kind.get(kind, ())}
     stems |= {name.rpartition("/")[0] for name in every if "/" in name and "pictures" in by_kind}
-    found |= {
+    beside |= {
         name
         for name in every
         if stem_of(name) in stems and suffix_of(name) in (".txt", ".json", ".parquet", ".npz")
     }
     if "pictures" in by_kind:
-        found |= {
+        beside |= {
             name
             for name in every
             if name.rpartition("/")[2] in ("metadata.jsonl", "metadata.csv", "metadata.parquet")
         }
     tables = {stem_of(file.name) for file in by_kind.get(".parquet", ())}
-    found |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
-    return found
+    beside |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
+    return beside
 
 
 def _counts(kinds: Mapping[str, Sequence[FoundFile]]) -> dict[str, int]:
@@ -188,7 +188,7 @@ def _counts(kinds: Mapping[str, Sequence[FoundFile]]) -> dict[str, int]:
 
 
 def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
-    """A glob of the files of one kind below a folder; the path itself where it is none."""
+    """Returns a glob of one kind of files below a folder; the path itself if it is no folder."""
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     if "*" in head or (len(files) == 1 and head.endswith(files[0].name)):
         return path
@@ -199,7 +199,7 @@ def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
 
 
 def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) -> None:
-    """The Arrow files of `save_to_disk` have a form of their own; `datasets` writes them anew."""
+    """Raises RecipeError for the Arrow files of `save_to_disk`, which only `datasets` reads."""
     arrow = [name for name in names if name.endswith(".arrow")]
     if arrow and any(name.rpartition("/")[2] == "state.json" for name in names):
         split = "" if "dataset_dict.json" not in names else "['train']"
@@ -213,8 +213,8 @@ def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) ->
 
 def _refuse_uid_list(storage: Storage, names: Sequence[str], shown: str) -> None:
     if OWN in names and storage.has(OWN):
-        told = storage.read_json(OWN, dict)
-        if told and told.get("format") == "uid_list":
+        card = storage.read_json(OWN, dict)
+        if card and card.get("format") == "uid_list":
             raise RecipeError(
                 found="a list of uids: it says which rows of a pool stay, and has no pictures",
                 where=shown,
@@ -223,6 +223,6 @@ def _refuse_uid_list(storage: Storage, names: Sequence[str], shown: str) -> None
 
 
 def dataset_card(storage: Storage) -> dict[str, object] | None:
-    """What dataset.json says of an export of ours; None where there is none."""
-    told = storage.read_json(OWN, dict)
-    return told if told and "counts" in told else None
+    """Returns the dataset.json of an export of clipmill's, or None."""
+    card = storage.read_json(OWN, dict)
+    return card if card and "counts" in card else None

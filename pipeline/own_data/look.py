@@ -1,4 +1,4 @@
-"""What the data at a path are: their layout, their columns, the ingest stage that reads them."""
+"""Identifies the data at a path: layout, columns, and the ingest stage that reads them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sampl
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # that a stage takes by the file's name
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
 NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text"}
 
 
 def look_at(path: str, answers: Mapping[str, str]) -> Data:
-    """What lies there; RecipeError where no stage reads it, UnsureError for an open question."""
+    """Identifies data; RecipeError if no stage reads them, UnsureError for an open question."""
     layout = layout_of(path)
     if layout.kind == "pictures":
         return pictures(layout, answers)
@@ -41,10 +41,10 @@ def look_at(path: str, answers: Mapping[str, str]) -> Data:
 
 
 def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
-    """Parquet of any columns."""
+    """Describes Parquet with any columns."""
     if not (roles.image or roles.url):
         raise _no_picture(layout, sample)
-    given = {
+    columns_by_key = {
         "image_col": roles.image,
         "url_col": roles.url,
         "caption_col": roles.caption,
@@ -58,8 +58,8 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
     width = None
     for name in (roles.image_embedding, roles.text_embedding):
         if name:
-            width = next((len(it) for it in sample.table[name] if it.is_valid), width)
-    settings: dict[str, Any] = {key: name for key, name in given.items() if name}
+            width = next((len(vector) for vector in sample.table[name] if vector.is_valid), width)
+    settings: dict[str, Any] = {key: name for key, name in columns_by_key.items() if name}
     notes = _splits(layout) + (() if roles.image else private_links(sample.table[roles.url]))
     if roles.image and roles.sha256 and not _agree(sample.table, roles.image, roles.sha256):
         del settings["sha256_col"]
@@ -90,7 +90,7 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
 
 
 def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
-    """CSV, TSV, JSON lines and plain lists."""
+    """Describes CSV, TSV, JSON lines and plain lists."""
     if not roles.url:
         raise _no_picture(layout, sample)
     settings: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     if is_csv and not sample.has_header:
         plain = {roles.url: "url", roles.caption: "text"}
         names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
-        if not is_list:  # a first row that is one link is known for what it is
+        if not is_list:  # a first row of one link is no header
             settings["columns"] = list(names.values())
     if is_csv and sample.delimiter not in ("", DELIMITERS[layout.kind]):
         settings["delimiter"] = sample.delimiter
@@ -144,7 +144,7 @@ def _is_datacomp(layout: Layout, table: pa.Table) -> bool:
 
 
 def _datacomp(layout: Layout, sample: Sample) -> Data:
-    """Metadata as DataComp's downloader leaves them."""
+    """Describes metadata written by DataComp's downloader."""
     scores = tuple(name for name in DATACOMP_SCORES if name in sample.table.column_names)
     settings: dict[str, Any] = {}
     if scores:
@@ -167,7 +167,7 @@ def _datacomp(layout: Layout, sample: Sample) -> Data:
 
 
 def _agree(table: pa.Table, image: str, sha256: str) -> bool:
-    """Whether the first picture has the digest that is stated."""
+    """Returns whether the first picture has the stated digest."""
     for row in table.select([image, sha256]).slice(0, 64).to_pylist():
         body = row[image].get("bytes") if isinstance(row[image], dict) else row[image]
         if body and row[sha256]:
@@ -176,8 +176,8 @@ def _agree(table: pa.Table, image: str, sha256: str) -> bool:
 
 
 def _columns(roles: Roles) -> dict[str, str]:
-    """Role to column, for a reader."""
-    one = {
+    """Returns role to column, as shown to the user."""
+    by_role = {
         "image": roles.image,
         "url": roles.url,
         "caption": roles.caption,
@@ -189,7 +189,7 @@ def _columns(roles: Roles) -> dict[str, str]:
         "text embedding": roles.text_embedding,
         "scores": ", ".join(roles.scores),
     }
-    return {role: name for role, name in one.items() if name}
+    return {role: name for role, name in by_role.items() if name}
 
 
 def _files(layout: Layout) -> str:
@@ -198,7 +198,7 @@ def _files(layout: Layout) -> str:
 
 
 def _splits(layout: Layout) -> tuple[str, ...]:
-    """That several splits of a Hugging Face folder are read as one."""
+    """Returns a note if several splits of a Hugging Face folder are read as one."""
     first = [file.name.rpartition("/")[2].partition("-")[0] for file in layout.files]
     splits = [name for name in dict.fromkeys(first) if name in ("train", "test", "validation")]
     if len(splits) < 2:
@@ -207,7 +207,7 @@ def _splits(layout: Layout) -> tuple[str, ...]:
 
 
 def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
-    """What to do with a table that has neither links nor pictures."""
+    """Returns the error for a table without links and pictures."""
     names = ", ".join(map(repr, sample.table.column_names))
     where = redacted(layout.path)
     if not len(sample.table):

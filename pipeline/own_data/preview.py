@@ -1,4 +1,4 @@
-"""The first rows of data as a recipe reads them, and what is wrong with them."""
+"""Reads the first rows of data as a recipe would, and counts the unusable ones."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.stage import DatasetStage, RowFunction, RowStage, Worker
 
 LOOKED_AT = 1000  # rows without pictures
-PICTURES = 100  # rows with them, which are decoded
+PICTURES = 100  # rows with pictures, which are decoded
 NO_CAPTION = "no caption"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """The first rows, uid and reason among their columns, and why some of them cannot be used."""
+    """The first rows, with uid and reason, and why some cannot be used."""
 
     rows: pa.Table
-    unusable: dict[str, int]  # cause to rows, each at its first
+    unusable: dict[str, int]  # first cause to rows
 
     @property
     def looked_at(self) -> int:
@@ -29,7 +29,7 @@ class Preview:
 
 
 def preview(plan: Plan, has_captions: bool) -> Preview:
-    """Of a starter recipe's pool, read as a run reads it; ClipmillError where it cannot be."""
+    """Reads the first rows of a starter recipe's pool as a run does; ClipmillError if it cannot."""
     pool = plan.stages["pool"].stage
     assert isinstance(pool, DatasetStage)
     has_pictures = any(column.name == IMAGE.name for column in pool.writes)
@@ -43,21 +43,21 @@ def preview(plan: Plan, has_captions: bool) -> Preview:
         ]
     if has_pictures and len(rows):
         broken = _reasons(plan, "look", rows)
-        causes = [cause or found for cause, found in zip(causes, broken, strict=True)]
+        causes = [cause or reason for cause, reason in zip(causes, broken, strict=True)]
     return Preview(rows=rows, unusable=dict(Counter(cause for cause in causes if cause)))
 
 
 def _reasons(plan: Plan, name: str, rows: pa.Table) -> list[str | None]:
-    """The reason that a row stage gives for each row."""
+    """Returns the reason that a row stage gives for each row."""
     stage = plan.stages[name].stage
     assert isinstance(stage, RowStage)
     batch = {UID.name: rows[UID.name]}
     for column in stage.reads:
         assert not isinstance(column, str)
-        given = rows[column.source.name] if isinstance(column, Derived) else rows[column.name]
-        batch[column.name] = column.derive(given) if isinstance(column, Derived) else given
+        values = rows[column.source.name] if isinstance(column, Derived) else rows[column.name]
+        batch[column.name] = column.derive(values) if isinstance(column, Derived) else values
     place = Worker(seed=plan.seed, stage=name, device="cpu", threads=1, scratch=Path())
     function = cast(RowFunction, stage.open(place))  # it does not stream
-    made = function(pa.table(batch))
-    found: list[str | None] = made[REASON.name].cast(pa.string()).to_pylist()
-    return found
+    answer = function(pa.table(batch))
+    reasons: list[str | None] = answer[REASON.name].cast(pa.string()).to_pylist()
+    return reasons

@@ -1,4 +1,4 @@
-"""A starter recipe for data: what each line does, and what to change."""
+"""Writes a starter recipe for a user's data, with a comment on each line."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.own_data.data import Data
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
-WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
+WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other values in YAML 1.1
 SIGNATURE = "# `curate` may write this file anew until you change it: "
-SAID = {  # of each setting of an ingest stage
+COMMENTS = {  # comment on each setting of an ingest stage
     "path": "a file, a folder or a glob",
     "columns": "names for columns that the file does not name",
     "delimiter": "what stands between two columns",
@@ -50,34 +50,34 @@ IMAGE_RULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a recipe is to do beyond rules and duplicates."""
+    """The goals of a recipe beyond rules and duplicates: score, share to keep, exports."""
 
     score: str | None = None  # a column of the data to rank by
-    model: str | None = None  # that scores how well captions fit
+    model: str | None = None  # scores how well captions fit
     trusted: Data | None = None  # pairs that a filter network learns from
     keep: float | None = None  # share of the rows, the best by score
     to: Sequence[str] = ("parquet",)  # forms of the export
 
     @property
     def is_scored(self) -> bool:
-        """Whether the recipe itself makes a score."""
+        """Returns whether the recipe computes a score itself."""
         return self.model is not None or self.trusted is not None
 
     @property
     def column(self) -> str | None:
-        """The score that rows are ranked by, if any."""
+        """Returns the score column that rows are ranked by, or None."""
         return "clip_score" if self.is_scored else self.score
 
 
 def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
-    """The recipe's text; `made_by` is the command that asked, `run_as` the one that runs it."""
+    """Returns the recipe's text; `made_by` is the command that wrote it, `run_as` runs it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("clipmill.pipeline", "own_data"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
-        autoescape=False,  # YAML, and each value of it passes `yaml`
+        autoescape=False,  # YAML: every value passes the filter `yaml`
     )
     environment.filters["yaml"] = in_yaml
     environment.filters["padded"] = lambda text, width=36: text.ljust(width)
@@ -88,7 +88,7 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
         wish=wish,
         made_by=_comment(made_by),
         run_as=_comment(run_as),
-        said=SAID,
+        said=COMMENTS,
         pictures="images" if data.is_linked else "pool",
         rules=rules,
         rule_width=max(len(rule) for rule, _ in rules),
@@ -97,7 +97,7 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
 
 
 def in_yaml(value: Any) -> str:
-    """The value in YAML, on one line."""
+    """Returns a value as YAML on one line."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{in_yaml(key)}: {in_yaml(value[key])}' for key in value)}}}"
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
@@ -108,21 +108,21 @@ def in_yaml(value: Any) -> str:
 
 
 def _comment(text: str) -> str:
-    """One line, without the keys that stand in a run folder's URI."""
+    """Returns a text as one line, without the keys of URIs in it."""
     return without_keys(" ".join(text.split()))
 
 
 def path_in_yaml(data: Data) -> str:
-    """The line of a starter recipe by which it is known whose it is."""
+    """Returns the line that identifies a starter recipe's data."""
     return f"    path: {in_yaml(data.path)} "
 
 
 def signed(text: str) -> str:
-    """The text with a last line by which `is_untouched` knows that nobody changed it."""
+    """Adds a last line with a digest, which `is_untouched` checks."""
     return f"{text}{SIGNATURE}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a recipe is as `curate` wrote it."""
+    """Returns whether a recipe is unchanged since `curate` wrote it."""
     before, mark, _ = text.rpartition(SIGNATURE)
     return bool(mark) and signed(before) == text

@@ -1,4 +1,4 @@
-"""Which column of a table is what, told by its name and by the values of its first rows."""
+"""Guesses the role of each column from its name and its values in the first rows."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.terminal import one_line
 
-NAMES = {  # in lower case, without other signs
+NAMES = {  # in lower case, letters and digits only
     "url": (
         *("url", "urls", "imageurl", "imgurl", "imagelink", "imglink", "link", "links"),
         *("imagesrc", "imgsrc", "src", "href", "pictureurl", "photourl", "photoimageurl"),
@@ -29,7 +29,7 @@ NAMES = {  # in lower case, without other signs
     "height": ("originalheight", "height", "imageheight", "imgheight"),
 }
 SCORE = re.compile(r"score|similarity|aesthetic|cosine|quality|rating|clip", re.IGNORECASE)
-RESERVED = (  # names that a run gives a meaning of its own
+RESERVED = (  # names with a fixed meaning in a run
     *("uid", "reason", "shard", "position", "keep", "image", "url", "text", "sha256"),
     *("repeats", "loss_weight"),
 )
@@ -38,13 +38,13 @@ ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
 )
-EXAMPLE = 32  # characters of a value that is shown
-LEAST_WIDTH = 16  # numbers of a list that is an embedding
+EXAMPLE = 32  # characters of an example value
+LEAST_WIDTH = 16  # shortest list that counts as an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """The column of each role; None where the table has none."""
+    """The column of each role, or None."""
 
     url: str | None
     caption: str | None
@@ -59,7 +59,7 @@ class Roles:
 
 
 def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
-    """The roles of a table's columns; `answers` come first. UnsureError where two fit alike."""
+    """Finds the column of each role; `answers` come first. UnsureError if two fit alike."""
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise RecipeError(f"two columns named '{twice[0]}'", where, "rename one of them")
@@ -70,38 +70,38 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
                 where=f"--{role}, {where}",
                 do=did_you_mean(name, table.column_names, "columns here"),
             )
-    found: dict[str, str | None] = {}
+    by_role: dict[str, str | None] = {}
     for role, fits in FITS.items():
-        taken = {*found.values(), *answers.values()} - {None}
+        taken = {*by_role.values(), *answers.values()} - {None}
         free = [name for name in table.column_names if name not in taken]
-        found[role] = answers.get(role) or _one(role, fits, table.select(free), where)
+        by_role[role] = answers.get(role) or _column_of(role, fits, table.select(free), where)
     numbers = [
         name
         for name in table.column_names
-        if name not in found.values() and name.lower() not in RESERVED and _is_score(table, name)
+        if name not in by_role.values() and name.lower() not in RESERVED and _is_score(table, name)
     ]
     vectors = [name for name in table.column_names if _is_embedding(table[name])]
     of_text = [name for name in vectors if re.search("te?xt|caption", name, re.IGNORECASE)]
     of_image = [name for name in vectors if name not in of_text]
     return Roles(
-        **found,
+        **by_role,
         scores=tuple(numbers),
         image_embedding=next(iter(of_image), None),
         text_embedding=next(iter(of_text), None),
     )
 
 
-def _one(
+def _column_of(
     role: str, fits: Callable[[pa.ChunkedArray], bool], table: pa.Table, where: str
 ) -> str | None:
-    """The column of a role: the one that fits and is named so, else the only one that may be."""
+    """Returns a role's column: one that fits by values and name, else the only candidate."""
     fitting = [name for name in table.column_names if fits(table[name])]
     named = [name for name in fitting if re.sub("[^a-z0-9]", "", name.lower()) in NAMES[role]]
     if not named and role == "caption":
         named = [name for name in fitting if _has_words(table[name])]
     elif not named and role in ("url", "image"):
         named = fitting
-    # Structs of texts, as in an export, say more than is wanted where a plain caption is there too.
+    # Prefer a plain caption to structs of texts, which exports have, too.
     named = [name for name in named if not _is_list_of_structs(table[name].type)] or named
     if len(named) > 1 and role in ("url", "caption", "image"):
         raise UnsureError(
@@ -119,7 +119,7 @@ def _place(role: str, name: str) -> int:
 
 
 def example(values: pa.ChunkedArray) -> str:
-    """The first value that there is, short; empty of pictures and of nothing."""
+    """Returns the first non-null value, cut; empty for pictures and all-null columns."""
     if is_image(values):
         return ""
     first = next((value.as_py() for value in values if value.is_valid), "")
@@ -128,14 +128,14 @@ def example(values: pa.ChunkedArray) -> str:
 
 
 def is_url(values: pa.ChunkedArray) -> bool:
-    """Whether most values are links."""
-    return _most(values, r"^\s*https?://\S")
+    """Returns whether most values are links."""
+    return _most_match(values, r"^\s*https?://\S")
 
 
 def private_links(urls: pa.ChunkedArray) -> tuple[str, ...]:
-    """That links lead into the user's own network, where nothing is asked unless they say so."""
-    found = pc.extract_regex(urls.drop_null(), r"^\s*https?://(?:[^/@]*@)?(?P<host>[^/:?#\[]+)")
-    hosts = pc.struct_field(found, "host").drop_null().to_pylist()
+    """Returns a note if most links lead to the user's network, which needs permission."""
+    matches = pc.extract_regex(urls.drop_null(), r"^\s*https?://(?:[^/@]*@)?(?P<host>[^/:?#\[]+)")
+    hosts = pc.struct_field(matches, "host").drop_null().to_pylist()
     private = [host for host in hosts if host == "localhost" or _is_private(host)]
     if 2 * len(private) <= len(hosts):
         return ()
@@ -150,10 +150,10 @@ def _is_private(host: str) -> bool:
 
 
 def is_image(values: pa.ChunkedArray) -> bool:
-    """Whether the values are encoded images, or structs of `bytes` and `path` around them."""
+    """Returns whether values are encoded images, or structs of `bytes` and `path`."""
     if pa.types.is_struct(values.type):
-        held = values.type.get_field_index("bytes") >= 0 and pc.struct_field(values, "bytes")
-        return bool(held) and held.null_count < len(held)
+        bodies = values.type.get_field_index("bytes") >= 0 and pc.struct_field(values, "bytes")
+        return bool(bodies) and bodies.null_count < len(bodies)
     if not _is_bytes(values.type):
         return False
     first = next((value.as_py() for value in values if value.is_valid), b"")
@@ -161,22 +161,24 @@ def is_image(values: pa.ChunkedArray) -> bool:
 
 
 def is_caption(values: pa.ChunkedArray) -> bool:
-    """Whether the values are texts with letters, and no links, ids or dates."""
+    """Returns whether most values are texts with letters, not links or hexadecimal ids."""
     values = _texts(values)
     return (
-        _most(values, r"\pL") and not is_url(values) and not _most(values, r"^[0-9a-fA-F-]{16,}$")
+        _most_match(values, r"\pL")
+        and not is_url(values)
+        and not _most_match(values, r"^[0-9a-fA-F-]{16,}$")
     )
 
 
 def _is_uid(values: pa.ChunkedArray) -> bool:
-    return bool(values.type == pa.binary(16)) or _most(values, r"^[0-9a-fA-F]{32}$")
+    return bool(values.type == pa.binary(16)) or _most_match(values, r"^[0-9a-fA-F]{32}$")
 
 
 def _is_whole(values: pa.ChunkedArray) -> bool:
-    if pa.types.is_floating(values.type):  # as pandas writes whole numbers among which some lack
-        there = values.drop_null()
-        there = there.cast(pa.float64())
-        return bool(pc.all(pc.equal(pc.floor(there), there)).as_py())
+    if pa.types.is_floating(values.type):  # pandas writes integers with missing values as floats
+        present = values.drop_null()
+        present = present.cast(pa.float64())
+        return bool(pc.all(pc.equal(pc.floor(present), present)).as_py())
     return bool(pa.types.is_integer(values.type))
 
 
@@ -184,7 +186,7 @@ FITS: dict[str, Callable[[pa.ChunkedArray], bool]] = {
     "image": is_image,
     "url": is_url,
     "uid": _is_uid,
-    "sha256": lambda values: _most(values, r"^[0-9a-fA-F]{64}$"),
+    "sha256": lambda values: _most_match(values, r"^[0-9a-fA-F]{64}$"),
     "width": _is_whole,
     "height": _is_whole,
     "caption": is_caption,
@@ -193,11 +195,11 @@ FITS: dict[str, Callable[[pa.ChunkedArray], bool]] = {
 
 def _has_words(values: pa.ChunkedArray) -> bool:
     values = _texts(values)
-    return _most(values, r"\S\s+\S|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}")
+    return _most_match(values, r"\S\s+\S|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}")
 
 
 def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The texts of a column of texts, of lists of them, or of lists of structs with `text`."""
+    """Flattens a column of texts, lists of texts, or lists of structs with `text`, to texts."""
     if _is_list(values.type):
         values = pc.list_flatten(values)
         if pa.types.is_struct(values.type) and values.type.get_field_index("text") >= 0:
@@ -211,7 +213,7 @@ def _is_list_of_structs(dtype: pa.DataType) -> bool:
 
 def _is_score(table: pa.Table, name: str) -> bool:
     dtype = table[name].type
-    if name.startswith(("Unnamed:", "__index")):  # what pandas makes of a row's number
+    if name.startswith(("Unnamed:", "__index")):  # row numbers written by pandas
         return False
     return pa.types.is_floating(dtype) or (pa.types.is_integer(dtype) and bool(SCORE.search(name)))
 
@@ -223,13 +225,13 @@ def _is_embedding(values: pa.ChunkedArray) -> bool:
     return first is not None and len(first) >= LEAST_WIDTH
 
 
-def _most(values: pa.ChunkedArray, pattern: str) -> bool:
-    """Whether the pattern is found in more than half of the values that are texts."""
+def _most_match(values: pa.ChunkedArray, pattern: str) -> bool:
+    """Returns whether more than half of the text values match a pattern."""
     if not _is_text(values.type):
         return False
-    there = values.drop_null()
-    found = pc.sum(pc.match_substring_regex(there, pattern)).as_py() or 0
-    return 2 * int(found) > len(there)
+    present = values.drop_null()
+    hits = pc.sum(pc.match_substring_regex(present, pattern)).as_py() or 0
+    return 2 * int(hits) > len(present)
 
 
 def _is_text(dtype: pa.DataType) -> bool:

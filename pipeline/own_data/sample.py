@@ -1,4 +1,4 @@
-"""The first rows of a table's files, and how many rows there are in all."""
+"""Samples a table's files: the first rows, and the number of all rows."""
 
 import csv
 import io
@@ -17,18 +17,18 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 
 ROWS = 1000
-BLOCK_BYTES = 4 << 20  # of the first file's text
-COUNTED_BYTES = 512 << 20  # text whose lines are counted; of more, the number is an estimate
-MOST_BAD = 20  # one line of so many may hold bytes that are no UTF-8
-COUNTED_FILES = 64  # Parquet files whose rows are added up
+BLOCK_BYTES = 4 << 20  # read of the first file's text
+COUNTED_BYTES = 512 << 20  # lines are counted up to this size, else estimated
+MOST_BAD = 20  # UTF-8 if at most one line in 20 has other bytes
+COUNTED_FILES = 64  # rows are added up over the first Parquet files, else estimated
 PACKED = (".gz", ".bz2", ".zst")
 LINKS = ("http://", "https://")
-WINDOWS = "cp1252"  # what text that is no UTF-8 most likely is
+WINDOWS = "cp1252"  # most likely encoding of text that is not UTF-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """At most 1,000 rows as they were found, and the form of a text file."""
+    """The first rows, at most 1,000, the number of all rows, and a text file's form."""
 
     table: pa.Table
     rows: int  # of all files
@@ -36,37 +36,37 @@ class Sample:
     delimiter: str = ""
     has_header: bool = True
     is_quoted: bool = True
-    encoding: str | None = None  # where it is neither UTF-8 nor UTF-16
+    encoding: str | None = None  # if it is neither UTF-8 nor UTF-16
 
 
 def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
-    """Of Parquet files."""
+    """Samples Parquet files."""
     batches: list[pa.RecordBatch] = []
-    rows = seen = 0
+    rows = taken = 0
     for file in files[:COUNTED_FILES]:
         try:
             with storage.open(file.name) as opened, pq.ParquetFile(opened) as parquet:
                 rows += parquet.metadata.num_rows
                 schema = parquet.schema_arrow
                 batches_of = parquet.iter_batches(64, use_threads=False)
-                while seen < ROWS and sum(b.nbytes for b in batches) < BLOCK_BYTES * 8:
+                while taken < ROWS and sum(b.nbytes for b in batches) < BLOCK_BYTES * 8:
                     if (batch := next(batches_of, None)) is None:
                         break
                     if batches and batch.schema != batches[0].schema:
                         break
                     batches.append(batch)
-                    seen += len(batch)
+                    taken += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(storage, file, error) from None
-    of_all = round(rows * len(files) / len(files[:COUNTED_FILES]))
+    all_rows = round(rows * len(files) / len(files[:COUNTED_FILES]))
     table = pa.Table.from_batches(batches) if batches else pa.Table.from_batches([], schema)
     return Sample(
-        table=_plain(table.slice(0, ROWS)), rows=of_all, is_exact=len(files) <= COUNTED_FILES
+        table=_plain(table.slice(0, ROWS)), rows=all_rows, is_exact=len(files) <= COUNTED_FILES
     )
 
 
 def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sample:
-    """Of CSV, TSV, JSON lines or plain lists."""
+    """Samples CSV, TSV, JSON lines or plain lists."""
     files = [file for file in files if file.size] or files
     block, is_whole, encoding = _first_block(storage, files[0])
     where = f"{storage}/{files[0].name}"
@@ -78,7 +78,8 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
     else:
         lines, is_exact = _count(storage, files, max(1, block.count("\n")) / max(1, len(block)))
         rows = max(0, lines - len(files) * (is_csv and form["has_header"]))
-        is_exact = is_exact and not (form.pop("parsed", 0) and '"' in block)  # they may hold lines
+        # Quoted fields may hold line ends.
+        is_exact = is_exact and not (form.pop("parsed", 0) and '"' in block)
     return Sample(
         table=_plain(table.slice(0, ROWS)),
         rows=rows,
@@ -89,13 +90,13 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
 
 
 def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | None]:
-    """Whole lines from the begin of a file, whether they are all of it, and their encoding.
+    """Reads whole lines from a file's start; also whether that is all, and the encoding.
 
-    None for UTF-8, and for UTF-16, which a file's first bytes say.
+    The encoding is None for UTF-8, and for UTF-16 with a byte order mark.
     """
     where = f"{storage}/{file.name}"
     try:
-        with storage.fs.open_input_stream(storage.locate(file.name)) as stream:  # unpacks by name
+        with storage.fs.open_input_stream(storage.locate(file.name)) as stream:  # decompresses
             block = bytes(stream.read(BLOCK_BYTES))
             is_whole = not stream.read(1)
     except (pa.ArrowException, OSError) as error:
@@ -114,7 +115,7 @@ def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | No
 
 
 def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
-    """The delimiter, whether there is a header and quotes, and the rows they give."""
+    """Guesses delimiter, header and quotes; returns them with the parsed rows."""
     head = text[: 64 << 10]
     delimiter = _delimiter(head, suffix)
     first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter or "\0"), [])
@@ -149,11 +150,11 @@ def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
 
 
 def _delimiter(head: str, suffix: str) -> str:
-    """The sign that cuts most lines into as many fields as the first; empty where none does."""
+    """Returns the sign that cuts most lines into as many fields as the first, or ""."""
     lines = [line for line in head.splitlines()[:20] if line.strip()]
-    signs = ",;|\t" if suffix == ".csv" else "\t;|,"  # of two that fit alike, what the name says
+    signs = ",;|\t" if suffix == ".csv" else "\t;|,"  # ties go to the suffix's delimiter
     if suffix == ".txt" and any(line.lstrip().startswith(LINKS) for line in lines[:1]):
-        signs = "\t"  # a link may hold all the others
+        signs = "\t"  # a link may hold the others
 
     def even(sign: str) -> int:
         counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
@@ -166,7 +167,7 @@ def _delimiter(head: str, suffix: str) -> str:
 def _read_csv(
     text: str, options: pacsv.ParseOptions, names: list[str], has_header: bool, where: str
 ) -> pa.Table:
-    """The rows, each column in the type that its values have."""
+    """Parses rows, inferring each column's type."""
     data = text.encode()
     try:
         return pacsv.read_csv(
@@ -185,7 +186,7 @@ def _read_csv(
 
 
 def _json_table(text: str, where: str) -> pa.Table:
-    """Rows of JSON lines; those that are no object left out."""
+    """Parses JSON lines; skips those that are no object."""
     if text.lstrip().startswith("["):
         raise RecipeError(
             found="a JSON array",
@@ -206,15 +207,15 @@ def _json_table(text: str, where: str) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """The values in their own type; as text where they have several."""
+    """Returns values as an array of their type; as text if the types differ."""
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
-        return pa.array([None if it is None else str(it) for it in values], pa.string())
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) -> tuple[int, bool]:
-    """Lines of all files, and whether they were counted."""
+    """Returns the lines of all files, and whether they were counted."""
     size = sum(file.size for file in files)
     packed = any(file.name.lower().endswith(PACKED) for file in files)
     if size > COUNTED_BYTES:
@@ -231,7 +232,7 @@ def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) ->
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries as their values."""
+    """Returns the table with dictionaries decoded."""
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             table = table.set_column(i, field.name, table[i].cast(field.type.value_type))

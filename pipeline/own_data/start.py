@@ -1,4 +1,4 @@
-"""From a path and a few answers to a recipe that is planned and tried, and not yet written."""
+"""Makes a recipe from a path and a few answers; plans it and reads first rows."""
 
 import tempfile
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ SCORES = "--score COLUMN (a column of numbers), --model MODEL, or --trusted DATA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a user says of data, and wants of them; None and empty where nothing is said."""
+class Request:
+    """A user's request: the data, their columns, how to score, how much to keep."""
 
     path: str
     columns: Mapping[str, str]  # role to column
@@ -39,58 +39,58 @@ class Start:
     recipe: str  # its text
 
 
-def start(asked: Asked, made_by: str, run_as: str) -> Start:
-    """The recipe, planned and its first rows read; UnsureError where a question is open."""
-    data = look_at(asked.path, asked.columns)
-    text = starter(data, wish_of(asked, data), made_by, run_as)
+def start(request: Request, made_by: str, run_as: str) -> Start:
+    """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
+    data = look_at(request.path, request.columns)
+    text = starter(data, wish_of(request, data), made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")
         path.write_text(text, encoding="utf-8")
         recipe = load_recipe(str(path))
-    recipe.path = "the recipe for it"  # in the words of an error: the file is gone
+    recipe.path = "the recipe for it"  # shown in errors: the file is gone
     plan = make_plan(recipe)
     try:
         rows = preview(plan, data.has_captions)
-    except ClipmillError as error:  # of a stage, and here the data are an argument
+    except ClipmillError as error:  # of a stage; here the data are an argument
         raise RecipeError(*error.args) from None
     return Start(data=data, preview=rows, recipe=text)
 
 
-def wish_of(asked: Asked, data: Data) -> Wish:
-    """What is wanted of these data; RecipeError where a share is to be kept and nothing ranks."""
-    if asked.keep is not None and not 0 < asked.keep <= 1:
+def wish_of(request: Request, data: Data) -> Wish:
+    """Returns the recipe's goals; RecipeError if they conflict or the data do not suffice."""
+    if request.keep is not None and not 0 < request.keep <= 1:
         do = "write a share above 0 and up to 1: 0.3 keeps the best 30 %"
-        raise RecipeError(f"--keep {asked.keep:g}", "the arguments", do)
-    ways = [way for way in ("score", "model", "trusted") if getattr(asked, way)]
+        raise RecipeError(f"--keep {request.keep:g}", "the arguments", do)
+    ways = [way for way in ("score", "model", "trusted") if getattr(request, way)]
     if len(ways) > 1:
         do = "give one of them"
         raise RecipeError(f"{' and '.join(f'--{way}' for way in ways)}", "the arguments", do)
-    if not data.has_captions and (asked.model or asked.trusted):
+    if not data.has_captions and (request.model or request.trusted):
         do = f"leave out --{ways[0]}: it scores how well captions fit"
         raise RecipeError("data without captions", data.path, do)
-    score = asked.score
+    score = request.score
     if score and score not in data.scores:
         do = did_you_mean(score, data.scores, "columns of numbers here")
         raise RecipeError(f"no column of numbers '{score}'", "--score", do)
-    if asked.keep is not None and not ways:
+    if request.keep is not None and not ways:
         if not data.scores:
             do = f"give what to rank by: {SCORES}"
-            raise RecipeError(f"--keep {asked.keep:g}, and no score", data.path, do)
+            raise RecipeError(f"--keep {request.keep:g}, and no score", data.path, do)
         if len(data.scores) > 1:
             do = f"say which: --score {data.scores[0]}"
             raise UnsureError("score", dict.fromkeys(data.scores, ""), data.path, do)
         score = data.scores[0]
     return Wish(
         score=score,
-        model=asked.model,
-        trusted=_trusted(asked.trusted) if asked.trusted else None,
-        keep=asked.keep,
-        to=asked.to,
+        model=request.model,
+        trusted=_trusted(request.trusted) if request.trusted else None,
+        keep=request.keep,
+        to=request.to,
     )
 
 
 def _trusted(path: str) -> Data:
-    """The pairs that a filter network learns from."""
+    """Identifies the trusted pairs that a filter network learns from."""
     try:
         data = look_at(path, {})
     except UnsureError as unsure:

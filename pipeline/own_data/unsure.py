@@ -1,4 +1,4 @@
-"""The question that data leave open: which of several columns, or of several layouts, is meant."""
+"""The error for ambiguous data: several columns or layouts fit."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from clipmill.pipeline.errors import RecipeError
 
 
 class UnsureError(RecipeError):
-    """`ask` names what is open (`caption`); `candidates` are its answers, each with an example."""
+    """An open question: `ask` names it (`caption`); `candidates` maps answers to examples."""
 
     def __init__(self, ask: str, candidates: Mapping[str, str], where: str, do: str) -> None:
-        named = ", ".join(f"{name} ({it})" if it else name for name, it in candidates.items())
+        named = ", ".join(f"{name} ({text})" if text else name for name, text in candidates.items())
         super().__init__(f"{len(candidates)} may be the {ask}: {named}", where, do)
         self.ask = ask
         self.candidates = dict(candidates)

@@ -1,8 +1,8 @@
 """Builds a pool: plans its rows, draws them in worker processes, writes metadata and truth.
 
 DIR/metadata  DIR/www  DIR/truth.parquet  DIR/trusted/metadata  DIR/eval, and pool.json last: a
-folder without it is unfinished, and the next build starts over. Bytes depend on kind, seed, port,
-rows and library versions only.
+folder without it is unfinished, and the next build starts over. All bytes depend only on kind,
+seed, port, rows and library versions.
 """
 
 import json
@@ -38,20 +38,20 @@ from clipmill.pipeline.target import refuse_others
 from clipmill.pipeline.terminal import bars
 
 Kind = Literal["demo", "full", "generated"]
-Progress = Callable[[str, int, int], None]  # what is being done, how many of it, of how many
+Progress = Callable[[str, int, int], None]  # (description, done, total)
 T = TypeVar("T")
 R = TypeVar("R")
 
-LAYOUT = 1  # raised when the same kind and seed would give other bytes
-UNFINISHED = "unfinished"  # marks a folder as ours before pool.json does
+LAYOUT = 1  # raise it when a kind and seed would give other bytes
+UNFINISHED = "unfinished"  # marks a folder as ours until pool.json is written
 FOLDERS = ("metadata", "trusted", "eval", "www")
 GENERATED_ROWS = 600
-PARALLEL_FROM = 3_000  # rows; below it, starting workers costs more than it saves
+PARALLEL_FROM = 3_000  # rows; with fewer, starting workers costs more than it saves
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a pool is made of."""
+    """The drawings and counts that a pool is made from."""
 
     drawings: Sequence[Drawing]
     evaluation: Sequence[Drawing]
@@ -72,7 +72,7 @@ def build_pool(
     port: int = 8765,
     rows: int | None = None,
 ) -> dict[str, int]:
-    """Builds the pool into `out`, unless that very pool stands there complete; its counts."""
+    """Builds the pool in `out`, unless it is there complete; returns its counts."""
     facts: dict[str, Any] = {"kind": kind, "seed": seed, "port": port, "layout": LAYOUT}
     if rows is not None and kind != "generated":
         raise RecipeError(
@@ -86,8 +86,8 @@ def build_pool(
         )
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
-    if found := _stored(out, facts):
-        return found
+    if stored := _stored(out, facts):
+        return stored
     _clear(out)
     with _shown_progress() as progress:
         material = _material(kind, seed, facts.get("rows"), progress)
@@ -115,7 +115,7 @@ def _material(kind: Kind, seed: int, rows: int | None, progress: Progress) -> Ma
     from clipmill.pipeline.pools.sources import (
         noto,
         packages,
-    )  # late: a test pool needs no package
+    )  # late: a generated pool needs no package
 
     published = packages.drawings(kind, progress)
     vendor = noto.evaluation()
@@ -139,7 +139,7 @@ def _build(
     port: int,
     progress: Progress,
 ) -> dict[str, int]:
-    """Writes all but pool.json, and returns the counts that go into it."""
+    """Writes all but pool.json; returns the counts for it."""
     www = out / "www"
     forbidden = frozenset(
         caption for drawing in material.evaluation for caption in evaluation_captions(drawing)
@@ -161,8 +161,8 @@ def _build(
     with _mapper(workers) as spread:
         files: dict[str, Made] = {}
         light = [_without_translations(group) for group in groups]
-        for number, made in enumerate(spread(partial(make_files, www=www), light), 1):
-            files |= {file.uid: file for file in made}
+        for number, written in enumerate(spread(partial(make_files, www=www), light), 1):
+            files |= {file.uid: file for file in written}
             progress("drawing pictures", number, len(groups))
         trusted = list(spread(partial(write_trusted, www=www, port=port), pairs))
     rows = [row for group in groups for row in group if row.uid in files]
@@ -181,25 +181,25 @@ def _build(
 
 
 def _without_translations(group: Sequence[Row]) -> list[Row]:
-    """The rows as a worker needs them: 26 languages would be most of what is sent to it."""
+    """Returns a worker's rows in English only: 26 languages would be most of the bytes sent."""
     drawing = group[0].drawing
     english = {lang: words for lang, words in drawing.words.items() if lang == "en"}
     return [replace(row, drawing=replace(drawing, words=english)) for row in group]
 
 
-def _metadata(row: Row, made: Made, port: int) -> dict[str, object]:
+def _metadata(row: Row, file: Made, port: int) -> dict[str, object]:
     host = f"127.0.0.1:{port}"
     if row.link_issue == "unresolvable":
-        host = f"{row.site}.invalid"  # reserved: no resolver may ever know it
+        host = f"{row.site}.invalid"  # a reserved name that never resolves
     elif row.link_issue == "refused":
         host = f"127.0.0.1:{UNLISTENED_PORT}"
     return {
         "uid": row.uid,
-        "url": f"http://{host}/{made.path}",
+        "url": f"http://{host}/{file.path}",
         "text": row.text,
-        "original_width": made.width,
-        "original_height": made.height,
-        "sha256": made.sha256,
+        "original_width": file.width,
+        "original_height": file.height,
+        "sha256": file.sha256,
     }
 
 
@@ -211,15 +211,15 @@ def _write_behaviour(rows: Iterable[Row], files: dict[str, Made], www: Path) -> 
 
 
 def _stored(out: Path, facts: dict[str, Any]) -> dict[str, int] | None:
-    """The counts of the pool that stands there complete; None where there is none."""
+    """Returns the counts of a complete pool in `out`, or None; RecipeError for another pool."""
     try:
-        found = json.loads((out / "pool.json").read_text())
+        stored = json.loads((out / "pool.json").read_text())
     except (OSError, ValueError):
         return None
-    if {key: found.get(key) for key in facts} == facts:
-        counts: dict[str, int] = found["counts"]
+    if {key: stored.get(key) for key in facts} == facts:
+        counts: dict[str, int] = stored["counts"]
         return counts
-    named = ", ".join(f"{key} {found.get(key)}" for key in facts)
+    named = ", ".join(f"{key} {stored.get(key)}" for key in facts)
     raise RecipeError(
         found=f"another pool stands there ({named})",
         where=str(out),
@@ -228,7 +228,7 @@ def _stored(out: Path, facts: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _clear(out: Path) -> None:
-    """Makes `out` an empty folder that is marked as ours; refuses a stranger's."""
+    """Empties `out` and marks it as ours; RecipeError if it holds other files."""
     if not (out / UNFINISHED).exists():
         refuse_others(Storage(str(out)), (), "give --out a new folder, or an empty one")
     out.mkdir(parents=True, exist_ok=True)
@@ -239,14 +239,14 @@ def _clear(out: Path) -> None:
 
 
 def _own_processors() -> int:
-    """How many processors this process may use."""
+    """Returns the number of processors that this process may use."""
     count = getattr(os, "sched_getaffinity", None)
     return len(count(0)) if count else os.cpu_count() or 1
 
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` that keeps the order: over spawned processes, or right here for one."""
+    """Yields an ordered `map`: over spawned processes, or in this one for `workers` = 1."""
     if workers == 1:
         yield map
         return
@@ -256,7 +256,7 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 @contextmanager
 def _shown_progress() -> Iterator[Progress]:
-    """A bar for each kind of work on a terminal; elsewhere a line when it is done."""
+    """Shows a bar for each kind of work on a terminal; else prints a line when it is done."""
     if not sys.stderr.isatty():
 
         def tell(what: str, done: int, total: int) -> None:

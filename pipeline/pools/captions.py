@@ -1,9 +1,9 @@
-"""Texts of a pool: the true captions of a picture, and the ways a caption goes wrong."""
+"""Makes the texts of a pool: true captions of pictures, and faulty ones."""
 
 from clipmill.pipeline.pools.chance import Chance
 from clipmill.pipeline.pools.drawing import Words
 
-MAX_LABEL_FOR_NOUN = 40  # "… icon" behind a whole sentence is no caption a person would write
+MAX_LABEL_FOR_NOUN = 40  # nobody writes "… icon" after a whole sentence
 
 WRAPPINGS = (
     "{} | Free Icons",
@@ -44,7 +44,7 @@ SPAM_WORDS = (
 
 
 def caption_forms(words: Words, language: str) -> list[str]:
-    """The ways to caption a picture in this language, the plain label first; none is empty."""
+    """Returns the ways to caption a picture in a language, the plain label first; none empty."""
     label = words.label
     forms = [label]
     if words.tags:
@@ -61,29 +61,29 @@ def caption_forms(words: Words, language: str) -> list[str]:
 
 
 def with_tags(words: Words) -> str:
-    """Label and tags, comma-separated."""
+    """Returns label and tags, comma-separated."""
     return ", ".join((words.label, *words.tags))
 
 
 def indirect_forms(words: Words) -> list[str]:
-    """Captions without the label as such: tags, keywords, both; empty where there are none."""
+    """Returns captions without the label: tags, keywords, both; empty if there are none."""
     tags, keywords = ", ".join(words.tags), ", ".join(words.keywords)
     forms = (tags, keywords, ", ".join(dict.fromkeys((*words.keywords, *words.tags))))
     return list(dict.fromkeys(form for form in forms if form))
 
 
 def wrapped(text: str, chance: Chance) -> str:
-    """A true caption inside the furniture of a web page."""
+    """Wraps a true caption in the usual words of a web page."""
     return chance.pick("wrapping", WRAPPINGS).format(text)
 
 
 def boilerplate(chance: Chance) -> str:
-    """A text that says nothing about any picture; may be empty."""
+    """Returns a text that describes no picture; may be empty."""
     return chance.pick("boilerplate", BOILERPLATE).format(n=chance.between("number", 1000, 9999))
 
 
 def spam(chance: Chance) -> str:
-    """A text that sells something else."""
+    """Returns an advertisement for something else."""
     return chance.pick("spam", SPAM).format(
         a=chance.pick("spam_a", SPAM_WORDS),
         b=chance.pick("spam_b", SPAM_WORDS),
@@ -93,7 +93,7 @@ def spam(chance: Chance) -> str:
 
 
 def garbled(text: str, chance: Chance) -> str:
-    """The caption as a broken crawler stores it: wrong charset, markup, or cut; never the same."""
+    """Returns a caption as a broken crawler stores it: wrong charset, markup, or cut."""
     how = chance.pick("garbled", ("charset", "markup", "cut"))
     if how == "charset" and not text.isascii():
         return text.encode().decode("latin-1")

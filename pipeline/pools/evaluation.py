@@ -1,4 +1,4 @@
-"""Evaluation sets in CLIP_benchmark's webdataset layout: one tar, one picture and label an item."""
+"""Writes evaluation sets in CLIP_benchmark's webdataset layout: a tar, an item a picture."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ TEMPLATES = ("{c}", "{c} emoji", "a picture of {c}", "a drawing of {c}")
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """PNG pictures by key, and by key a class number, or captions for retrieval."""
+    """PNG pictures by key, with a class number or captions for retrieval by key."""
 
     name: str
     images: Mapping[str, bytes]
@@ -24,7 +24,7 @@ class EvaluationSet:
 
     @classmethod
     def retrieval(cls, name: str, drawings: Sequence[Drawing]) -> "EvaluationSet":
-        """Each picture with its label, and its label and tags."""
+        """Makes a retrieval set: two captions a picture, label, and label with tags."""
         return cls(
             name,
             {drawing.key: drawing.image for drawing in drawings},
@@ -33,7 +33,7 @@ class EvaluationSet:
 
     @classmethod
     def one_each(cls, name: str, drawings: Sequence[Drawing]) -> "EvaluationSet":
-        """Every picture a class of its own, named by its English label."""
+        """Makes a set in which each picture is a class, named by its English label."""
         return cls(
             name,
             {drawing.key: drawing.image for drawing in drawings},
@@ -43,7 +43,7 @@ class EvaluationSet:
 
 
 def evaluation_captions(drawing: Drawing) -> list[str]:
-    """The captions that retrieval asks for; no trusted pair may say one of them."""
+    """Returns a drawing's retrieval captions; no trusted pair may have one of them."""
     english = drawing.words["en"]
     return list(dict.fromkeys((english.label, with_tags(english))))
 
@@ -67,6 +67,6 @@ def write_set(evaluation: EvaluationSet, folder: Path) -> None:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: equal bytes wherever it is built
+    member = tarfile.TarInfo(name)  # no time, no owner: equal bytes everywhere
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""What goes wrong with pictures and links: the shares asked for, and how each fault is made."""
+"""Injects faults into pictures and links: the share of each fault, and how it is made."""
 
 import io
 import zlib
@@ -15,7 +15,7 @@ from clipmill.pipeline.pools.picture import extension, on_background, printed
 
 TEXT_ISSUES = {"swapped": 0.13, "boilerplate": 0.10, "spam": 0.03, "garbled": 0.02}
 IMAGE_ISSUES = {"tiny": 0.02, "placeholder": 0.015, "aspect": 0.015, "text_only": 0.012}
-NO_LONGER_THE_SOURCE = frozenset({"placeholder", "text_only", "bomb"})  # another picture instead
+NO_LONGER_THE_SOURCE = frozenset({"placeholder", "text_only", "bomb"})  # picture replaced
 FATAL_LINKS = {
     "404": 0.035,
     "html": 0.014,
@@ -39,7 +39,7 @@ HARMLESS_LINKS = {
     "503_once": 0.008,
 }
 LINK_ISSUES = FATAL_LINKS | HARMLESS_LINKS
-NO_FILE = frozenset(  # nothing would ever be read
+NO_FILE = frozenset(  # no file is ever read
     ("404", "403", "410", "500", "unresolvable", "refused", "hang", "redirect_loop")
 )
 NEAR_OPS = ("resize", "jpeg", "crop", "mirror", "border", "grey", "bright", "band")
@@ -53,12 +53,12 @@ PLACEHOLDERS = (
 )
 BOMB_SIDE_PX = 30_000
 OVERSIZED_PX = (3_200, 2_720)  # times three bytes: a BMP of 26 MB
-UNLISTENED_PORT = 9  # the discard service, which no machine runs any more
+UNLISTENED_PORT = 9  # the discard service, which no machine runs today
 OPT_OUTS = ("noai", "noai, noimageai", "noindex", "noimageindex")
 
 
 def faulty_file(issue: str, clean: Image.Image, text: str, chance: Chance) -> bytes:
-    """The file of a picture with this image issue."""
+    """Makes the file of a picture with an image issue."""
     if issue == "bomb":
         return bomb()
     if issue == "placeholder":
@@ -74,7 +74,7 @@ def faulty_file(issue: str, clean: Image.Image, text: str, chance: Chance) -> by
 
 
 def near_copy(clean: Image.Image, how: str, text: str, chance: Chance) -> bytes:
-    """A JPEG that a person would call the same picture, changed by one of NEAR_OPS."""
+    """Makes a JPEG near copy of a picture, changed by one of NEAR_OPS."""
     width, height = clean.size
     quality = chance.between("quality", 72, 92)
     picture = clean
@@ -109,7 +109,7 @@ FRAMES = ("#000000", "#444444", "#b08d57", "#ffffff")
 
 @lru_cache(maxsize=len(PLACEHOLDERS))
 def placeholder(index: int) -> bytes:
-    """One of a few cards that sites show for a missing picture: equal bytes on many rows."""
+    """Makes a card that sites show for a missing picture: equal bytes on many rows."""
     text, width, height = PLACEHOLDERS[index]
     card = Image.new("RGB", (width, height), "#e6e6e6")
     card.paste(printed(text, width - 20, font_px=16), (10, height // 3))
@@ -118,8 +118,8 @@ def placeholder(index: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def bomb() -> bytes:
-    """A PNG of about 110 kB that unpacks to 900 million one-bit pixels."""
-    # The same hundred lines 300 times over: after a full flush, deflate blocks can be repeated.
+    """Makes a PNG of about 110 kB that unpacks to 900 million one-bit pixels."""
+    # A hundred lines, 300 times: after a full flush, deflate blocks can be repeated.
     lines = bytes(100 * (1 + BOMB_SIDE_PX // 8))
     squeeze = zlib.compressobj(9, wbits=-15)
     block = squeeze.compress(lines) + squeeze.flush(zlib.Z_FULL_FLUSH)
@@ -136,7 +136,7 @@ def bomb() -> bytes:
 
 
 def served_file(link_issue: str | None, file: bytes, drawing: Drawing, chance: Chance) -> bytes:
-    """The bytes that the link answers today, where the crawl had stored `file`."""
+    """Returns the bytes that a link serves today; the crawl had stored `file`."""
     if link_issue == "html":
         return b"<!doctype html><title>Sign in</title><p>Please sign in to see this picture.</p>"
     if link_issue == "truncated":
@@ -157,7 +157,7 @@ SVG_CARD = (
 
 
 def behaviour(link_issue: str | None, path: str, chance: Chance) -> dict[str, dict[str, Any]]:
-    """What the server must know, by path; empty where the plain file or its absence says it all."""
+    """Returns path to server behaviour; empty if the file, or its absence, is enough."""
     if link_issue in ("403", "410", "500"):
         return {path: {"status": int(link_issue)}}
     if link_issue == "503_once":
@@ -186,13 +186,13 @@ WRONG_TYPES = ("text/plain", "application/octet-stream", "application/json")
 
 
 def moved(path: str) -> str:
-    """Where the file of a redirected path lies."""
+    """Returns where the file of a redirected path lies."""
     site, _, rest = path.partition("/")
     return f"{site}/moved/{rest}"
 
 
 def _strip(clean: Image.Image, chance: Chance) -> Image.Image:
-    """The picture on a banner, 8 to 14 times as long as wide, lying or standing."""
+    """Pastes the picture on a banner, 8 to 14 times as long as wide, lying or standing."""
     thumb = clean.copy()
     thumb.thumbnail((64, 64))
     length_px = chance.between("ratio", 8, 14) * max(thumb.size)
@@ -205,7 +205,7 @@ def _strip(clean: Image.Image, chance: Chance) -> Image.Image:
 
 
 def _mosaic(chance: Chance) -> Image.Image:
-    """Sixteen coloured tiles that show nothing."""
+    """Makes sixteen coloured tiles."""
     digest = blake2b(f"{chance.seed} {chance.key}".encode(), digest_size=48).digest()
     side_px = chance.between("mosaic", 80, 260)
     return Image.frombytes("RGB", (4, 4), digest).resize(
@@ -214,7 +214,7 @@ def _mosaic(chance: Chance) -> Image.Image:
 
 
 def _overwritten(file: bytes, chance: Chance) -> bytes:
-    """The file with four runs of foreign bytes, the first near its head: one in six decodes."""
+    """Overwrites four spans with noise, the first near the head; one file in six still decodes."""
     damaged = bytearray(file)
     run_bytes = max(32, len(file) // 100)
     for run in range(4):

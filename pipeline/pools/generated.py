@@ -1,4 +1,4 @@
-"""Drawings by code: coloured shapes with captions in three languages; no package, no network."""
+"""Generates drawings: coloured shapes with captions in three languages; needs no network."""
 
 from dataclasses import replace
 from math import cos, pi, sin
@@ -17,7 +17,7 @@ SENTENCES = {
     "fr": "{shape} de couleur {color}",
 }
 AND = {"en": "and", "de": "und", "fr": "et"}
-BITMAPS = 0.2  # share of drawings that their "package" ships as PNG
+BITMAPS = 0.2  # share of drawings that are PNG, not SVG
 
 COLORS = {
     "#d62728": ("red", "Rot", "rouge"),
@@ -38,7 +38,7 @@ def _points(corners: list[tuple[float, float]]) -> str:
 
 
 def _regular(corners: int, inner: float = 1.0) -> str:
-    """A regular polygon of radius 40 about the origin; with an inner radius below 1, a star."""
+    """Returns a regular polygon of radius 40 at the origin; for `inner` below 1, a star."""
     spikes = corners if inner == 1 else 2 * corners
     radii = [40.0 if inner == 1 or i % 2 == 0 else 40 * inner for i in range(spikes)]
     angles = [2 * pi * i / spikes - pi / 2 for i in range(spikes)]
@@ -88,12 +88,12 @@ STYLES = {
 
 
 def generated_drawings(count: int, seed: int) -> list[Drawing]:
-    """So many drawings, each of one or two shapes; common shapes are far more common."""
+    """Generates `count` drawings of one or two shapes; the first shapes are far more frequent."""
     return [_drawing(Chance(seed, SOURCE, f"{number:06d}"), SOURCE) for number in range(count)]
 
 
 def generated_evaluation(count: int, seed: int) -> list[Drawing]:
-    """Drawings for the evaluation, in a look that the pool lacks: framed, as PNG."""
+    """Generates evaluation drawings in a look that the pool lacks: framed, as PNG."""
     drawings = []
     for number in range(count):
         chance = Chance(seed, EVALUATION_SOURCE, f"{number:06d}")
@@ -146,7 +146,7 @@ def _drawing(chance: Chance, source: str) -> Drawing:
 
 
 def generated_sets(drawings: list[Drawing]) -> list[EvaluationSet]:
-    """Zero-shot classification by shape, and retrieval with two captions a picture."""
+    """Returns two sets: zero-shot classification by shape, retrieval by two captions each."""
     shapes = sorted({drawing.group for drawing in drawings})
     return [
         EvaluationSet(

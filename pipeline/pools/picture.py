@@ -1,4 +1,4 @@
-"""Pictures in memory: drawing SVG, opening bitmaps, and encoding as the web would."""
+"""Draws SVG, opens bitmaps, and encodes pictures in the formats of the web."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipmill.pipeline.pools.chance import Chance
 from clipmill.pipeline.pools.drawing import Drawing
 
-# What a file is saved as, with its share. The last four are rare but break naive decoders.
+# File format to share. The last four are rare, but break naive decoders.
 FORMATS = {
     "jpeg": 0.50,
     "png": 0.25,
@@ -22,10 +22,10 @@ FORMATS = {
     "progressive": 0.005,
 }
 BACKGROUNDS = ("#ffffff",) * 8 + ("#f3f3f3", "#fdf6e3", "#e8f1fb", "#f9e9ee")
-DPI = 96.0  # without one, resvg makes sizes in inches zero
-UNTOUCHED = 0.6  # of bitmaps
-MAX_SIDE_PX = 512  # of a bitmap that is encoded again
-MAX_PIXELS = 40_000_000  # a published bitmap above it is a decompression bomb: never decoded
+DPI = 96.0  # without it, resvg takes sizes in inches as zero
+UNTOUCHED = 0.6  # share of bitmaps that stay as published
+MAX_SIDE_PX = 512  # of re-encoded bitmaps
+MAX_PIXELS = 40_000_000  # larger bitmaps are decompression bombs: never decoded
 
 EXTENSIONS = {
     b"\x89PNG": "png",
@@ -36,7 +36,7 @@ EXTENSIONS = {
 
 
 def picture_of(drawing: Drawing, width_px: int) -> Image.Image:
-    """The drawing as RGBA: a vector at this width, a bitmap no wider or higher than it."""
+    """Returns the drawing as RGBA: a vector at `width_px`, a bitmap no wider or higher."""
     if drawing.is_svg:
         return draw_svg(drawing.image.decode("utf-8", "replace"), width_px, drawing.color)
     with Image.open(io.BytesIO(drawing.image)) as opened:
@@ -46,9 +46,9 @@ def picture_of(drawing: Drawing, width_px: int) -> Image.Image:
 
 
 def draw_svg(svg: str, width_px: int, color: str = "#222") -> Image.Image:
-    """The vector picture as RGBA, at most three times as high as wide; ValueError if it is broken.
+    """Draws an SVG as RGBA, at most three times as high as wide; ValueError if it is broken.
 
-    System fonts stay out: they would make the bytes depend on the machine.
+    System fonts are not used: the bytes would depend on the machine.
     """
     png = resvg_py.svg_to_bytes(
         svg_string=svg.replace("currentColor", color),
@@ -62,13 +62,13 @@ def draw_svg(svg: str, width_px: int, color: str = "#222") -> Image.Image:
 
 
 def on_background(picture: Image.Image, color: str = "#ffffff") -> Image.Image:
-    """RGB, composed on a colour: dark drawings would vanish on black."""
+    """Composes a picture on a colour, as RGB: dark drawings would vanish on black."""
     ground = Image.new("RGBA", picture.size, color)
     return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
 
 
 def encode(picture: Image.Image, how: str, background: str, quality: int) -> bytes:
-    """The picture as a file of one of FORMATS."""
+    """Encodes a picture in one of FORMATS."""
     out = io.BytesIO()
     if how == "png":
         picture.save(out, "PNG")
@@ -82,7 +82,7 @@ def encode(picture: Image.Image, how: str, background: str, quality: int) -> byt
         on_background(picture, background).convert("CMYK").save(out, "JPEG", quality=quality)
     elif how == "rotated":
         exif = Image.Exif()
-        exif[0x0112] = 6  # "turn me a quarter clockwise": so the pixels lie a quarter back
+        exif[0x0112] = 6  # orientation: turn 90° clockwise; the pixels are turned back
         turned = on_background(picture, background).transpose(Image.Transpose.ROTATE_90)
         turned.save(out, "JPEG", quality=quality, exif=exif)
     else:
@@ -93,9 +93,9 @@ def encode(picture: Image.Image, how: str, background: str, quality: int) -> byt
 
 
 def clean_file(drawing: Drawing, chance: Chance) -> tuple[bytes, Callable[[], Image.Image]]:
-    """A faultless file of the drawing, and what gives the picture in it on its background.
+    """Makes a faultless file of a drawing, and a function that returns its picture in RGB.
 
-    60 % of bitmaps go out as published; the rest are encoded again, at most 512 px.
+    60 % of bitmaps stay as published; the others are encoded again, at most 512 px.
     """
     if drawing.is_svg:
         low_px, high_px = drawing.widths_px
@@ -112,12 +112,12 @@ def clean_file(drawing: Drawing, chance: Chance) -> tuple[bytes, Callable[[], Im
 
 
 def extension(file: bytes) -> str:
-    """The usual suffix of such bytes; bmp for what opens like none of the others."""
+    """Returns the suffix for a file's bytes; bmp if no magic number fits."""
     return next((name for magic, name in EXTENSIONS.items() if file.startswith(magic)), "bmp")
 
 
 def size_px(file: bytes) -> tuple[int, int]:
-    """Width and height as the header tells them; nothing is decoded, so bombs are harmless."""
+    """Returns width and height from the header; decodes nothing, so bombs are harmless."""
     if file.startswith(b"\x89PNG"):
         width, height = struct.unpack(">II", file[16:24])
         return width, height
@@ -126,7 +126,7 @@ def size_px(file: bytes) -> tuple[int, int]:
 
 
 def printed(text: str, width_px: int, font_px: int = 18) -> Image.Image:
-    """Dark text on paper, RGB, wrapped to the width."""
+    """Prints dark text on paper, in RGB, wrapped to the width."""
     font = ImageFont.load_default(font_px)
     lines = _wrap(text.split() or [" "], width_px // max(1, font_px // 2))
     paper = Image.new("RGB", (width_px, (len(lines) + 1) * int(font_px * 1.4)), "#fbfaf5")

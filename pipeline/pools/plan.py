@@ -1,8 +1,7 @@
-"""From clean drawings to the rows of a raw pool: which rows there are and what is wrong with each.
+"""Plans the rows of a raw pool from clean drawings, and the faults of each row.
 
-Nothing is drawn here; `render` makes the files. Every decision is a hash of what it decides about,
-so a drawing more or less leaves all the others' rows as they were (except whom a swap takes its
-caption from).
+Nothing is drawn here; `render` makes the files. Each decision is a hash of its subject, so adding
+or removing a drawing leaves all other rows as they were, except for the source of swapped captions.
 """
 
 from collections import defaultdict
@@ -16,22 +15,22 @@ from clipmill.pipeline.pools.faults import IMAGE_ISSUES, LINK_ISSUES, NEAR_OPS, 
 from clipmill.pipeline.pools.picture import MAX_PIXELS, size_px
 
 SITES = 40
-FULL_CONCEPTS = 0.25  # share of concepts that keep every image; the others keep
+FULL_CONCEPTS = 0.25  # share of concepts that keep every image
 KEPT_IMAGES = 0.85
 REPOSTS = (
     (0.004, 12),
     (0.012, 5),
     (0.050, 2),
-)  # concepts below the share: so many per image
+)  # (cumulative share of concepts, reposts per image)
 EXACT_COPIES, NEAR_COPIES = 0.06, 0.10  # of images
 CONTAMINATION = 0.014  # of all rows
-ENGLISH = 0.62  # where there are translations
+ENGLISH = 0.62  # if there are translations
 WRAPPED = 0.05  # of untouched captions
 
 
 @dataclass
 class Row:
-    """One sample of the pool with the truth about it; null means: nothing wrong."""
+    """A sample of the pool with the truth about it; issues are None if there are none."""
 
     uid: str
     drawing: Drawing
@@ -49,7 +48,7 @@ class Row:
 
     @property
     def site(self) -> str:
-        """The name of the row's site, one of 40; the first have far more rows than the last."""
+        """Returns the row's site, one of 40; the first have far more rows than the last."""
         return f"s{int(SITES * self.chance.u('site') ** 2.2):02d}"
 
 
@@ -61,14 +60,14 @@ def pool_rows(
     bombs: int,
     rows: int | None = None,
 ) -> list[list[Row]]:
-    """All rows, grouped by drawing: a drawing's copies need its picture. `rows` cuts them short."""
-    kept = [drawing for drawing in drawings if in_pool(drawing, seed)]
-    groups = [list(_rows_of(drawing, seed)) for drawing in kept]
+    """Plans all rows, or `rows`, grouped by drawing: copies need its picture."""
+    drawn = [drawing for drawing in drawings if in_pool(drawing, seed)]
+    groups = [list(_rows_of(drawing, seed)) for drawing in drawn]
     if rows is not None:
         groups = _first(groups, rows - round(rows * CONTAMINATION))
     groups += _contamination(evaluation, sum(map(len, groups)), seed)
     every = [row for group in groups for row in group]
-    _draw_texts(every, kept)
+    _draw_texts(every, drawn)
     _draw_image_issues(groups, oversized, bombs)
     for row in every:
         row.link_issue = row.chance.weighted("link", LINK_ISSUES)
@@ -77,14 +76,14 @@ def pool_rows(
 
 
 def in_pool(drawing: Drawing, seed: int) -> bool:
-    """Whether the pool has rows of this drawing."""
+    """Returns whether the pool has rows of a drawing."""
     if fraction(str(seed), "full_concept", drawing.concept) < FULL_CONCEPTS:
         return True
     return Chance(seed, drawing.source, drawing.key).u("kept") < KEPT_IMAGES
 
 
 def _rows_of(drawing: Drawing, seed: int) -> Iterator[Row]:
-    """The base row, then reposts, exact and near copies."""
+    """Yields the base row, then reposts, exact and near copies."""
 
     def row(kind: str | None, number: int = 0) -> Row:
         uid = hex_id(str(seed), drawing.source, drawing.key, kind or "base", str(number))
@@ -112,7 +111,7 @@ def _is_bomb(drawing: Drawing) -> bool:
 
 
 def _first(groups: list[list[Row]], rows: int) -> list[list[Row]]:
-    """Groups from the start that together have exactly so many rows, the last one cut."""
+    """Returns the first groups with exactly `rows` rows; the last group is cut."""
     cut: list[list[Row]] = []
     for group in groups:
         if rows <= 0:
@@ -123,7 +122,7 @@ def _first(groups: list[list[Row]], rows: int) -> list[list[Row]]:
 
 
 def _contamination(evaluation: Sequence[Drawing], others: int, seed: int) -> list[list[Row]]:
-    """Copies of evaluation pictures, half of them to the byte, as a share of all rows."""
+    """Returns copies of evaluation pictures, half of them exact, as a share of all rows."""
     count = round(others * CONTAMINATION / (1 - CONTAMINATION))
     chosen = sorted(evaluation, key=lambda d: Chance(seed, d.source, d.key).u("contamination"))
     groups = []
@@ -137,22 +136,22 @@ def _contamination(evaluation: Sequence[Drawing], others: int, seed: int) -> lis
 
 
 def _draw_texts(rows: Sequence[Row], drawings: Sequence[Drawing]) -> None:
-    """Language, caption and text issue of every row."""
+    """Draws language, caption and text issue of every row."""
     captioned = [drawing for drawing in drawings if drawing.words]
     by_group: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in captioned:
         by_group[drawing.group].append(drawing)
-    first_said: str | None = None
+    first_text: str | None = None
     for row in rows:
         if not row.drawing.words:
             row.text, row.text_issue = row.drawing.junk or "", "boilerplate"
             continue
         row.lang = language(row.drawing, row.chance)
-        # A repost says it in other words than the drawing's first row, where there are any.
-        said = first_said if row.dup_kind == "repost" else None
-        row.text = row.text_true = _caption(row.drawing, row.lang, row.chance, said)
+        # A repost has another caption than the drawing's first row, if there is one.
+        taken = first_text if row.dup_kind == "repost" else None
+        row.text = row.text_true = _caption(row.drawing, row.lang, row.chance, taken)
         if row.dup_kind is None:
-            first_said = row.text_true  # a drawing's first row precedes its copies
+            first_text = row.text_true  # a drawing's first row precedes its copies
         row.text_issue = row.chance.weighted("text_issue", TEXT_ISSUES)
         if row.text_issue == "swapped":
             _swap(row, captioned, by_group)
@@ -167,20 +166,20 @@ def _draw_texts(rows: Sequence[Row], drawings: Sequence[Drawing]) -> None:
 
 
 def language(drawing: Drawing, chance: Chance) -> str:
-    """English with probability 0.62 where there is a choice, else one of the others."""
+    """Draws a language: English with probability 0.62 if there is a choice, else another."""
     others = sorted(set(drawing.words) - {"en"})
     if "en" in drawing.words and (not others or chance.u("english") < ENGLISH):
         return "en"
     return chance.pick("language", others)
 
 
-def _caption(drawing: Drawing, lang: str, chance: Chance, said: str | None = None) -> str:
+def _caption(drawing: Drawing, lang: str, chance: Chance, taken: str | None = None) -> str:
     forms = caption_forms(drawing.words[lang], lang)
-    return chance.pick("caption", [form for form in forms if form != said] or forms)
+    return chance.pick("caption", [form for form in forms if form != taken] or forms)
 
 
 def _swap(row: Row, captioned: Sequence[Drawing], by_group: dict[str, list[Drawing]]) -> None:
-    """Gives the row a true caption of another concept: half the time of the same group (hard)."""
+    """Gives a row the true caption of another concept, half the time of the same group (hard)."""
     own = row.drawing
     hard = by_group[own.group] if row.chance.u("hard") < 0.5 else []
     for candidates in (hard, captioned):
@@ -198,11 +197,11 @@ def _swap(row: Row, captioned: Sequence[Drawing], by_group: dict[str, list[Drawi
                     other.group == own.group,
                 )
                 return
-    row.text_issue = None  # a pool of one concept has nothing to swap
+    row.text_issue = None  # a pool of one concept has no swaps
 
 
 def _draw_image_issues(groups: Sequence[list[Row]], oversized: int, bombs: int) -> None:
-    """Image issues of base rows; exact copies share them, being the same bytes."""
+    """Draws the image issues of base rows; exact copies share them, as they have the same bytes."""
     bases = [group[0] for group in groups if not group[0].is_evaluation]
     for row in bases:
         if not row.drawing.is_svg and _is_bomb(row.drawing):
@@ -220,7 +219,7 @@ def _draw_image_issues(groups: Sequence[list[Row]], oversized: int, bombs: int) 
 
 
 def _complete(rows: Sequence[Row]) -> None:
-    """Gives each link issue that chance left out to one row without: small pools have them all."""
+    """Gives each link issue that was not drawn to a row without one: small pools have all."""
     spare = sorted(
         (row for row in rows if row.link_issue is None),
         key=lambda row: row.chance.u("spare"),

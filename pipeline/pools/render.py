@@ -1,4 +1,4 @@
-"""Makes the files of planned rows; runs in worker processes."""
+"""Writes the files of planned rows; runs in worker processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from clipmill.pipeline.pools.plan import Row
 
 @dataclass(frozen=True)
 class Made:
-    """What the crawl stored of a row, and below which path of `www` it lies today."""
+    """A row's file as the crawl stored it, and its path below `www` today."""
 
     uid: str
     path: str
@@ -31,16 +31,16 @@ class Made:
 
 
 def make_files(group: Sequence[Row], www: Path) -> list[Made]:
-    """Writes what a server must answer for rows of one drawing; empty if it cannot be drawn."""
+    """Writes the files that a server needs for rows of a drawing; empty if it cannot be drawn."""
     try:
         files = crawled_files(group)
-    except (ValueError, OSError):  # resvg's and Pillow's word for a broken source file
+    except (ValueError, OSError):  # raised by resvg and Pillow for a broken source file
         return []
     return [_store(row, file, www) for row, file in zip(group, files, strict=True)]
 
 
 def crawled_files(group: Sequence[Row]) -> list[bytes]:
-    """The bytes of each row when the pool was crawled, before links went bad."""
+    """Returns each row's bytes at the time of the crawl, before links went bad."""
     first = group[0]
     drawing = first.drawing
     clean: Callable[[], Image.Image]
@@ -61,13 +61,13 @@ def _crawled(row: Row, base: bytes, clean: Callable[[], Image.Image]) -> bytes:
         return near_copy(clean(), row.near_op, printable, row.chance)
     if row.image_issue is None:
         return base
-    # An exact copy repeats the draws of its base row: they hang on the drawing, not on the uid.
+    # By drawing, not uid: an exact copy repeats the draws of its base row.
     chance = Chance(row.chance.seed, row.drawing.source, row.drawing.key)
     return faulty_file(row.image_issue, clean(), printable, chance)
 
 
 def _english(row: Row) -> str:
-    """What is printed into a picture: the built-in font has Latin letters only."""
+    """Returns the text to print into a picture: the built-in font has Latin letters only."""
     words = row.drawing.words.get("en")
     return words.label if words else row.drawing.concept
 

@@ -1,10 +1,10 @@
-"""A loopback web server for a pool, with the faults that `www/_behaviour.json` asks for.
+"""A loopback web server for a pool, with the faults of `www/_behaviour.json`.
 
 Behaviour of a path, all keys optional:
   status (int)        answered instead of the file
-  times (int)         only so often; afterwards the file is served
-  redirect (str)      where a 302 points
-  delay, drip (s)     wait before the answer; spread the body over so many seconds
+  times (int)         how often `status` is answered; then the file is served
+  redirect (str)      target of a 302
+  delay, drip (s)     wait before the answer; time over which the body is sent
   hang (bool)         never answer
   content_type (str), headers (object)
 """
@@ -23,12 +23,12 @@ from aiohttp import web
 
 from clipmill.pipeline.errors import RecipeError, StageError
 
-HOST = "127.0.0.1"  # never another: a pool holds hostile files on purpose
+HOST = "127.0.0.1"  # loopback only: a pool holds hostile files on purpose
 BEHAVIOUR = "_behaviour.json"
 MAX_OPEN_FILES = 64
 MAX_HANG_S = 3600.0  # a forgotten client must not hold its socket for ever
 DRIP_PIECES = 8
-CONTENT_TYPES = {  # our own: the system's table differs from machine to machine
+CONTENT_TYPES = {  # our own: the system's table differs by machine
     ".jpg": "image/jpeg",
     ".png": "image/png",
     ".gif": "image/gif",
@@ -38,7 +38,7 @@ CONTENT_TYPES = {  # our own: the system's table differs from machine to machine
 
 
 def serve(directory: Path, port: int | None = None) -> None:
-    """Serves the pool until Ctrl-C, at the port that its URLs name; refuses another."""
+    """Serves a pool until Ctrl-C, at the port of its URLs; refuses any other."""
     built_for = _pool_facts(directory).get("port", port)
     if port is not None and built_for != port:
         raise RecipeError(
@@ -53,10 +53,10 @@ def serve(directory: Path, port: int | None = None) -> None:
 
 @contextlib.contextmanager
 def start_server(directory: Path, port: int = 0) -> Iterator[str]:
-    """The server's URL, while a thread serves; port 0 takes a free one."""
+    """Serves in a thread, and yields the URL; port 0 takes a free one."""
     app = web_app(directory)
     loop = asyncio.new_event_loop()
-    # Hanging requests end when the server does: no grace for them.
+    # Hanging requests end with the server: no grace period.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     try:
         loop.run_until_complete(runner.setup())
@@ -84,7 +84,7 @@ def start_server(directory: Path, port: int = 0) -> Iterator[str]:
 
 
 def web_app(directory: Path) -> web.Application:
-    """The application that answers as `_behaviour.json` says, else with the file or 404."""
+    """Returns the application: it answers by `_behaviour.json`, else with the file or 404."""
     www = (directory / "www").resolve()
     quoted = shlex.quote(str(directory))
     try:
@@ -135,13 +135,13 @@ def web_app(directory: Path) -> web.Application:
 async def _drip(
     request: web.Request, body: bytes, headers: dict[str, str], seconds: float
 ) -> web.StreamResponse:
-    """The body in a few pieces with pauses between them."""
+    """Sends the body in a few pieces with pauses between them."""
     response = web.StreamResponse(headers=headers)
     response.content_length = len(body)
     await response.prepare(request)
     step = max(1, len(body) // DRIP_PIECES)
     starts = range(0, len(body), step)
-    with contextlib.suppress(ConnectionResetError):  # a client that had enough
+    with contextlib.suppress(ConnectionResetError):  # the client closed the connection
         for start in starts:
             await asyncio.sleep(seconds / len(starts))
             await response.write(body[start : start + step])
@@ -153,7 +153,7 @@ def _content_type(path: str) -> str:
 
 
 def _pool_facts(directory: Path) -> dict[str, Any]:
-    """pool.json; empty for a folder that has none."""
+    """Reads pool.json; empty if there is none."""
     try:
         facts: dict[str, Any] = json.loads((directory / "pool.json").read_text())
     except (OSError, ValueError):

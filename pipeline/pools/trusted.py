@@ -1,4 +1,4 @@
-"""Pairs that a careful person would have checked by hand: what a filter network may learn from."""
+"""Trusted pairs, as if checked by hand, from which a filter network learns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ def trusted_pairs(
     evaluation_captions: frozenset[str],
     seed: int,
 ) -> list[TrustedPair]:
-    """About so many pairs, those first that the pool leaves out, then by hash.
+    """Returns at most `count` pairs, first those that the pool leaves out, then by hash.
 
-    Captions are tags and keywords, never an evaluation caption: trained on alone, such a slice
-    would otherwise beat every filter for the wrong reason.
+    Captions are tags and keywords, never an evaluation caption: else training on the trusted pairs
+    alone would beat every filter for the wrong reason.
     """
     order: list[tuple[bool, float, TrustedPair]] = []
     for drawing in drawings:
@@ -51,7 +51,7 @@ def trusted_pairs(
 
 
 def without(drawings: Sequence[Drawing], taken: Sequence[Drawing]) -> list[Drawing]:
-    """The drawings that are no copy of a taken one, be it by art or by bytes."""
+    """Returns the drawings that copy no taken one, by art or by bytes."""
     arts = {drawing.art for drawing in taken} - {""}
     images = {sha256(drawing.image).digest() for drawing in taken}
     return [
@@ -62,7 +62,7 @@ def without(drawings: Sequence[Drawing], taken: Sequence[Drawing]) -> list[Drawi
 
 
 def write_trusted(pair: TrustedPair, www: Path, port: int) -> dict[str, object] | None:
-    """Writes the picture on white and returns its metadata; null if it cannot be drawn."""
+    """Writes the picture on white and returns its metadata; None if it cannot be drawn."""
     try:
         picture = picture_of(pair.drawing, pair.chance.between("trusted_width", 128, 256))
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""The truth about every row: its duplicate cluster, whether it is usable, whether it is good."""
+"""Computes the truth about every row: its duplicate cluster, whether it is usable and good."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,9 +48,9 @@ TRUTH = pa.schema(
 )
 
 
-def truth_table(rows: Sequence[Row], made: Mapping[str, Made]) -> pa.Table:
-    """The truth about rows, in their order."""
-    clusters = duplicate_clusters(rows, made)
+def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
+    """Returns the truth about rows, in their order."""
+    clusters = duplicate_clusters(rows, files)
     sizes = Counter(clusters.values())
     usable = {row.uid for row in rows if is_usable(row)}
     good: dict[str, Row] = {}
@@ -88,7 +88,7 @@ def truth_table(rows: Sequence[Row], made: Mapping[str, Made]) -> pa.Table:
 
 
 def is_usable(row: Row) -> bool:
-    """Whether a person would train on the row, copies aside."""
+    """Returns whether a person would train on the row, apart from copies."""
     link_works = row.link_issue is None or row.link_issue in HARMLESS_LINKS
     return link_works and not (row.text_issue or row.image_issue or row.is_evaluation)
 
@@ -97,12 +97,12 @@ def _preference(row: Row) -> tuple[bool, str]:
     return row.dup_kind is not None, row.uid
 
 
-def duplicate_clusters(rows: Sequence[Row], made: Mapping[str, Made]) -> dict[str, str]:
-    """The least uid among the copies of each row's picture, by uid.
+def duplicate_clusters(rows: Sequence[Row], files: Mapping[str, Made]) -> dict[str, str]:
+    """Returns uid to the least uid among the copies of the row's picture.
 
-    Rows meet by art, by equal source pictures and by equal files. A placeholder or a printed
-    caption is another picture than its row's drawing: it meets others by its bytes alone, else one
-    placeholder would join half the pool.
+    Rows are joined by art, by equal source pictures and by equal files. A placeholder or a printed
+    caption replaces the row's drawing: it is joined by its bytes alone, else one placeholder would
+    join half the pool.
     """
     parent: dict[str, str] = {}
 
@@ -113,7 +113,7 @@ def duplicate_clusters(rows: Sequence[Row], made: Mapping[str, Made]) -> dict[st
         return node
 
     for row in rows:
-        nodes = [f"file {made[row.uid].sha256}"]
+        nodes = [f"file {files[row.uid].sha256}"]
         if row.image_issue not in NO_LONGER_THE_SOURCE:
             nodes.append(f"image {sha256(row.drawing.image).hexdigest()}")
             if row.drawing.art:
@@ -128,7 +128,7 @@ def duplicate_clusters(rows: Sequence[Row], made: Mapping[str, Made]) -> dict[st
 
 
 def write_metadata(records: Sequence[Mapping[str, object]], folder: Path) -> None:
-    """The records as DataComp ships them: by uid, 5,000 a file."""
+    """Writes records in DataComp's form: sorted by uid, 5,000 a file."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda record: str(record["uid"]))
     for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
@@ -136,8 +136,8 @@ def write_metadata(records: Sequence[Mapping[str, object]], folder: Path) -> Non
         pq.write_table(pa.Table.from_pylist(part, METADATA), folder / f"{number:08d}.parquet")
 
 
-def write_truth(rows: Sequence[Row], made: Mapping[str, Made], file: Path) -> pa.Table:
+def write_truth(rows: Sequence[Row], files: Mapping[str, Made], file: Path) -> pa.Table:
     """Writes the truth by uid, and returns it."""
-    table = truth_table(sorted(rows, key=lambda row: row.uid), made)
+    table = truth_table(sorted(rows, key=lambda row: row.uid), files)
     pq.write_table(table, file)
     return table

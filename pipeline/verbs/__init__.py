@@ -1,6 +1,6 @@
-"""The verbs of `clipmill`, one a file: its arguments, its work, and its answer as text.
+"""The verbs of `clipmill`, one a file: arguments, work, and the answer as text.
 
-A verb is imported to print the help, so it imports what its work needs in a function.
+The help imports every verb, so each imports what its work needs inside functions.
 """
 
 import argparse
@@ -10,14 +10,14 @@ DONE, FAILED, WRONG = 0, 1, 2
 
 
 class Verb(Protocol):
-    """What every file here has; its name is the verb."""
+    """The members of each file here; the file's name is the verb."""
 
     __name__: str
     HELP: str
     EXAMPLES: str  # whole commands, one a line
 
     def add(self, parser: argparse.ArgumentParser) -> None:
-        """Adds its arguments."""
+        """Adds the verb's arguments."""
 
     def run(self, options: argparse.Namespace) -> int:
         """Does the work and prints the answer; returns the exit code."""

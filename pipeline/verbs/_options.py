@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and what they stand for: a plan, a run, an executor."""
+"""Arguments that several verbs share, and their meaning: a plan, a run, an executor."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def beside(out: str, suffix: str) -> Path:
-    """The file beside a run folder that has its name; in this folder where the run's is remote."""
+    """Returns a file beside a run folder, of its name and `suffix`; here if the run is remote."""
     if "://" in out:
         return Path(Path(out.partition("?")[0]).name + suffix)
     path = Path(out)
@@ -26,7 +26,7 @@ def beside(out: str, suffix: str) -> Path:
 
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
-    """`--stages DIR`, which the command line gives to `own_code`."""
+    """Adds `--stages DIR`, which the command line passes to `own_code`."""
     parser.add_argument(
         "--stages",
         action="append",
@@ -38,7 +38,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """`RECIPE`, `--set`, `--until`: see `planned`; and `--stages`."""
+    """Adds `RECIPE`, `--set`, `--until`, read by `planned`, and `--stages`."""
     parser.add_argument(
         "recipe", help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`"
     )
@@ -56,8 +56,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def planned(options: argparse.Namespace) -> "Plan":
-    """The recipe's plan."""
-    gc.disable()  # what is imported here is no garbage, and to look for some takes a tenth longer
+    """Returns the plan of the recipe named in the options."""
+    gc.disable()  # collecting garbage during these imports takes a tenth longer
     try:
         from clipmill.pipeline.planning.plan import make_plan
         from clipmill.pipeline.planning.recipe import load_recipe
@@ -68,7 +68,7 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
-    """`--retry REASON`: see `clipmill.pipeline.planning.retries`; and `--keep-going`."""
+    """Adds `--retry REASON`, see `clipmill.pipeline.planning.retries`, and `--keep-going`."""
     parser.add_argument(
         "--retry",
         action="append",
@@ -84,13 +84,13 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """`--run URI`, which `clipmill.pipeline.run_folder.state.latest` reads; and `--stages`."""
+    """Adds `--run URI`, read by `clipmill.pipeline.run_folder.state.latest`, and `--stages`."""
     parser.add_argument("--run", required=True, metavar="URI", help="run folder: a path or s3://…")
     add_stages(parser)
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
-    """`--variant N`: see `opened`."""
+    """Adds `--variant N`, read by `opened`."""
     parser.add_argument(
         "--variant",
         type=int,
@@ -100,19 +100,19 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
 
 
 def opened(options: argparse.Namespace) -> "RunState":
-    """The run folder of `--run`, through the recipe that ran last or `--variant`."""
+    """Opens the run folder of `--run` with its last recipe, or that of `--variant`."""
     from clipmill.pipeline.run_folder.state import latest
 
     return latest(options.run, options.variant)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """`--json`."""
+    """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON, for a program")
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
-    """`--executor`, `--address`, `--workers`: see `executor`."""
+    """Adds `--executor`, `--address`, `--workers`, read by `executor`."""
     parser.add_argument(
         "--executor",
         choices=("local", "ray"),
@@ -132,7 +132,7 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def executor(options: argparse.Namespace) -> Iterator["Executor"]:
-    """The executor asked for; its workers end with the command, also when that is stopped."""
+    """Yields the chosen executor; its workers end with the command, also if it is stopped."""
     chosen = _chosen(options)
     try:
         with stopped_by_signals():
@@ -155,6 +155,6 @@ def _chosen(options: argparse.Namespace) -> "Executor":
 
 
 def check_workers(workers: int | None) -> None:
-    """RecipeError for a count below 0."""
+    """Raises RecipeError for a count below 0."""
     if workers is not None and workers < 0:
         raise RecipeError(f"--workers {workers}", "the arguments", "give 0 or more")

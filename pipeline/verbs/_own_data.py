@@ -1,4 +1,4 @@
-"""What `init` and `curate` share: their arguments, the question asked, the page on the data."""
+"""Shared parts of `init` and `curate`: arguments, questions to the user, the page on the data."""
 
 import argparse
 import os
@@ -30,8 +30,8 @@ ROLES = {
 FORMS = ("parquet", "webdataset", "huggingface")
 WEB = ("hf://datasets/", "hf://", "http://", "https://")
 SHOWN = 5  # rows
-NARROWEST = 12  # columns of a terminal that a text gets
-CAUSES = {  # of the reasons that an ingest stage gives
+NARROWEST = 12  # columns of a terminal that a text gets at least
+CAUSES = {  # an ingest stage's reason, in words
     "no_url": "no link",
     "no_image": "no picture",
     "undecodable": "a broken picture",
@@ -47,45 +47,45 @@ CAUSES = {  # of the reasons that an ingest stage gives
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """`DATA`, its columns by name, and what is to be kept of it."""
+    """Adds `DATA`, options for its columns, and for the rows to keep."""
     parser.add_argument("data", metavar="DATA", help="a file, a folder, a glob or a URI")
-    given = parser.add_argument_group("columns of a table, where their names do not tell")
+    columns = parser.add_argument_group("columns of a table, where their names do not tell")
     for role, words in ROLES.items():
-        given.add_argument(f"--{role}", metavar="COLUMN", help=f"the {words}")
-    kept = parser.add_argument_group("what is kept")
-    kept.add_argument(
+        columns.add_argument(f"--{role}", metavar="COLUMN", help=f"the {words}")
+    selection = parser.add_argument_group("what is kept")
+    selection.add_argument(
         "--keep", type=float, metavar="SHARE", help="the best share by a score: 0.3 is 30 %%"
     )
-    kept.add_argument("--score", metavar="COLUMN", help="the score: a column of the data")
-    kept.add_argument(
+    selection.add_argument("--score", metavar="COLUMN", help="the score: a column of the data")
+    selection.add_argument(
         "--model", metavar="MODEL", help="the score: by a model, open_clip:NAME/TAG or reference"
     )
-    kept.add_argument(
+    selection.add_argument(
         "--trusted", metavar="DATA", help="the score: learned from pairs whose captions fit"
     )
-    kept.add_argument(
+    selection.add_argument(
         "--to", nargs="+", choices=FORMS, help="forms of the export (default: parquet)"
     )
 
 
 def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> "Start":
-    """The data and a recipe for them; where the data leave a question open, a terminal is asked."""
-    from clipmill.pipeline.own_data.start import Asked, start
+    """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`."""
+    from clipmill.pipeline.own_data.start import Request, start
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
     while True:
-        asked = Asked(
+        request = Request(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
             score=options.score,
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
             keep=options.keep,
-            to=tuple(dict.fromkeys(options.to or Asked.to)),
+            to=tuple(dict.fromkeys(options.to or Request.to)),
         )
         try:
-            return start(asked, command(options, verb), run_as)
+            return start(request, command(options, verb), run_as)
         except UnsureError as unsure:
             if not is_asked or (answer := _ask(unsure)) is None:
                 raise
@@ -93,7 +93,7 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
 
 
 def command(options: argparse.Namespace, verb: str) -> str:
-    """The command that says all again, answers given on a terminal among it."""
+    """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
     for name in (*ROLES, "keep", "score", "model", "trusted"):
         value = getattr(options, name)
@@ -102,15 +102,15 @@ def command(options: argparse.Namespace, verb: str) -> str:
     return shlex.join(words)
 
 
-def page(start: "Start", given: str, overrides: Sequence[str] = ()) -> str:
-    """What the data are, five rows of them, and how many of those looked at are of no use.
+def page(start: "Start", path: str, overrides: Sequence[str] = ()) -> str:
+    """Returns the page on the data: what they are, five rows, and how many are unusable.
 
-    A note that asks for a `--set` is left out where that is given.
+    Notes that ask for a `--set` are left out if it is given.
     """
     data = start.data
     about = "" if data.is_exact else "about "
     rows = "rows are counted as they are read" if data.rows is None else _rows(data.rows)
-    lines = [given, f"  {'is':<16} {data.what}, {about}{rows}"]
+    lines = [path, f"  {'is':<16} {data.what}, {about}{rows}"]
     lines += [f"  {role:<16} {name}" for role, name in data.columns.items()]
     if data.aside:
         aside = ", ".join(f"{count:,} {kind}" for kind, count in data.aside.items())
@@ -123,16 +123,16 @@ def page(start: "Start", given: str, overrides: Sequence[str] = ()) -> str:
 
 
 def _usable(preview: "Preview", rows: int | None) -> str:
-    """How many of the rows that were looked at can be used, and why others cannot."""
-    looked = preview.looked_at
-    which = f"{'all' if rows == looked else 'the first'} {_rows(looked)}"
+    """Returns in words how many sampled rows can be used, and why others cannot."""
+    sampled = preview.looked_at
+    which = f"{'all' if rows == sampled else 'the first'} {_rows(sampled)}"
     if not preview.unusable:
-        return f"{which} can be used" if looked else "no rows"
+        return f"{which} can be used" if sampled else "no rows"
     causes = ", ".join(
         f"{count:,} {'has' if count == 1 else 'have'} {CAUSES.get(cause, cause)}"
         for cause, count in preview.unusable.items()
     )
-    fine = looked - sum(preview.unusable.values())
+    fine = sampled - sum(preview.unusable.values())
     return f"of {which}, {fine:,} can be used: {causes}"
 
 
@@ -141,13 +141,13 @@ def _rows(count: int) -> str:
 
 
 def _table(rows: "pa.Table", scores: tuple[str, ...]) -> list[str]:
-    """The rows as lines of the terminal's width: caption, link or file, picture, scores."""
+    """Returns rows as lines of the terminal's width: caption, link or file, picture, scores."""
     names = {"text": "caption", "url": "link or file", "image_bytes": "picture"}
     names |= {name: name for name in scores}
-    there = [
+    present = [
         name for name in names if name in rows.column_names and rows[name].null_count < len(rows)
     ]
-    shown = {names[name]: rows[name].to_pylist() for name in there}
+    shown = {names[name]: rows[name].to_pylist() for name in present}
     cells = {head: [head, *map(_cell, values)] for head, values in shown.items()}
     if "picture" in cells:
         cells["picture"][1:] = [f"{cell} bytes" if cell else "" for cell in cells["picture"][1:]]
@@ -164,7 +164,7 @@ def _cell(value: Any) -> str:
 
 
 def _ask(unsure: "UnsureError") -> str | None:
-    """The answer of a person; None where the terminal says no more."""
+    """Asks the user; returns the answer, or None at the end of input."""
     _, where, _ = unsure.args
     names = list(unsure.candidates)
     print(f"{where}: {len(names)} may be the {unsure.ask}", file=sys.stderr)
@@ -185,7 +185,7 @@ def _ask(unsure: "UnsureError") -> str | None:
 
 
 def _whole_path(path: str) -> str:
-    """The path from the root, so that the recipe runs anywhere; a URI as it is, without keys."""
+    """Returns the absolute path, so that the recipe runs anywhere; refuses URIs with keys."""
     from clipmill.metadata.keys import without_keys
     from clipmill.metadata.storage import KEYS
 

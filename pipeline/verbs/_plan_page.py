@@ -1,4 +1,4 @@
-"""A plan as text and as JSON, and what a user should know before it runs."""
+"""Renders a plan as text and as JSON, with notes for the user."""
 
 import dataclasses
 import shlex
@@ -26,34 +26,34 @@ from clipmill.pipeline.stage import DatasetStage, settings_fields
 from clipmill.pipeline.terminal import one_line
 
 NOTHING = "nothing is there"  # how the error of a root without files ends
-WIDTH = 80  # columns, where the output is no terminal
-SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
+WIDTH = 80  # columns if the output is no terminal
+SIZES = (10**6, 10**8, 10**10)  # pool sizes for which quadratic work is shown
 
 
 def as_json(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> dict[str, Any]:
-    """Every stage: settings, bindings, resources, what its source has, and what of it is done."""
+    """Returns every stage: settings, bindings, resources, source, and what is done."""
     return {
         "recipe": plan.recipe.path,
         "seed": plan.seed,
         "stages": [_stage_json(plan, planned, state, seen) for planned in plan.stages.values()],
         "own_code": _own(plan),
-        "notes": _of_folder(state),
+        "notes": _folder_notes(state),
     }
 
 
 def _own(plan: Plan) -> dict[str, str]:
-    """The SHA-256 of each file of a user's own that the plan needs, by its path."""
+    """Returns path to SHA-256 of each of the user's files that the plan needs."""
     used = {below for files in own_files(plan).values() for below in files}
-    return {str(own_code.own()[it].path): own_code.own()[it].digest for it in sorted(used)}
+    return {str(own_code.own()[file].path): own_code.own()[file].digest for file in sorted(used)}
 
 
-def _of_folder(state: RunState | None) -> list[str]:
-    """What a user should know of what lies in the run folder."""
+def _folder_notes(state: RunState | None) -> list[str]:
+    """Returns notes on the run folder's contents."""
     return other_code(state.plan, state.run) if state else []
 
 
 def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
-    """A line a stage: what it reads, and what of it is done; `text` says all."""
+    """Returns a line a stage: what it reads and what is done; `text` has all details."""
     count = f"{len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}"
     lines = [f"{plan.recipe.name}: {count}, seed {plan.seed}"]
     names = max(map(len, plan.stages))
@@ -61,13 +61,13 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
     for planned in plan.stages.values():
         done = summary(state.stages[planned.name]) if state else ""
         left = f"  {planned.name:<{names}}  {planned.uses:<{uses}}  "
-        said = _source(seen.get(planned.name)) or _reads(planned)
+        shown = _source(seen.get(planned.name)) or _reads(planned)
         room = max(16, get_terminal_size((WIDTH, 24)).columns - len(left) - len(done) - 2)
-        said = said if len(said) <= room else f"{said[: room - 1].rstrip(' ,')}…"
-        lines.append(f"{left}{said:<{room if done else 0}}  {done}".rstrip())
+        shown = shown if len(shown) <= room else f"{shown[: room - 1].rstrip(' ,')}…"
+        lines.append(f"{left}{shown:<{room if done else 0}}  {done}".rstrip())
     lines += [f"  own code: {file} (SHA-256 {digest[:12]})" for file, digest in _own(plan).items()]
-    lines += [f"  note: {note}" for note in [*notes(plan), *_of_folder(state)]]
-    if not any(one.error for one in seen.values()):
+    lines += [f"  note: {note}" for note in [*notes(plan), *_folder_notes(state)]]
+    if not any(source.error for source in seen.values()):
         path = Path(plan.recipe.path)
         recipe = path.stem if path.parent == RECIPES else str(path)
         out = str(state.run) if state else "run"
@@ -77,7 +77,7 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
 
 
 def _source(seen: Seen | None) -> str:
-    """`17,950 rows in 64 shards, 3.4 MB`: what a root reads; empty of other stages."""
+    """Returns what a root reads, `17,950 rows in 64 shards, 3.4 MB`; empty for other stages."""
     if seen is None:
         return ""
     if isinstance(seen.error, StageError) and not str(seen.error.args[0]).endswith(NOTHING):
@@ -94,7 +94,7 @@ def _source(seen: Seen | None) -> str:
 
 
 def _reads(planned: PlannedStage) -> str:
-    """`from a, b`, `model stage:c`, `rows of d`: the stages that it reads."""
+    """Returns the stages that a stage reads: `from a, b`, `model stage:c`, `rows d`."""
     parts = [f"from {', '.join(planned.parents)}"] if planned.parents else []
     parts += [f"data {data}"] if (data := _data_of(planned)) else []
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
@@ -106,44 +106,44 @@ def _reads(planned: PlannedStage) -> str:
 
 
 def _data_of(planned: PlannedStage) -> str | None:
-    """What `data` names, without keys."""
+    """Returns the setting `data` without keys."""
     return planned.data if planned.elsewhere is None else SCHEME + redacted(planned.elsewhere)
 
 
 def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
-    """One paragraph a stage."""
+    """Returns a paragraph a stage."""
     lines = [f"{plan.recipe.path}, seed {plan.seed}: {len(plan.stages)} stages", ""]
     for planned in plan.stages.values():
-        made = _stage_json(plan, planned, state, seen)
-        done = f"  [{made['done']}]" if "done" in made else ""
+        entry = _stage_json(plan, planned, state, seen)
+        done = f"  [{entry['done']}]" if "done" in entry else ""
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
         if source := _source(seen.get(planned.name)):
             lines.append(f"  source    {source}")
         for edge in ("from", "data", "rows", "model", "centroids", "targets", "only"):
-            if made.get(edge):
-                value = made[edge]
+            if entry.get(edge):
+                value = entry[edge]
                 lines.append(
                     f"  {edge:<9} {', '.join(value) if isinstance(value, list) else value}"
                 )
         settings = ", ".join(
             f"{key}: {one_line(as_yaml(value))}"
-            for key, value in made["settings"].items()
+            for key, value in entry["settings"].items()
             if value != _default(planned, key)
         )
         if settings:
             lines.append(f"  settings  {settings}")
-        if made["reads"]:
-            lines.append(f"  reads     {', '.join(made['reads'])}")
-        if made["writes"]:
-            lines.append(f"  writes    {', '.join(made['writes'])}")
-        if "candidates" in made:
-            expected = [f"{n:.1e} of {int(k):,} rows" for k, n in made["candidates"].items()]
+        if entry["reads"]:
+            lines.append(f"  reads     {', '.join(entry['reads'])}")
+        if entry["writes"]:
+            lines.append(f"  writes    {', '.join(entry['writes'])}")
+        if "candidates" in entry:
+            expected = [f"{n:.1e} of {int(k):,} rows" for k, n in entry["candidates"].items()]
             lines.append(f"  compares  pairs: {', '.join(expected)}")
-        if "note" in made:
-            lines.append(f"  note      {made['note']}")
-        needs = made["resources"]
+        if "note" in entry:
+            lines.append(f"  note      {entry['note']}")
+        needs = entry["resources"]
         gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
-        for other in made.get("environments", []):
+        for other in entry.get("environments", []):
             lines.append(f"  python    {_python(other)}")
         lines.append(
             f"  needs     {needs['cpus']} CPU{gpus}, {needs['memory_gb']} GB a worker;"
@@ -151,12 +151,12 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         )
         lines.append("")
     lines += [f"own code: {file} (SHA-256 {digest})" for file, digest in _own(plan).items()]
-    lines += [f"note: {note}" for note in _of_folder(state)]
+    lines += [f"note: {note}" for note in _folder_notes(state)]
     return "\n".join(lines).rstrip()
 
 
 def as_yaml(value: Any) -> str:
-    """A setting as a recipe has it: `{column: score, fraction: 0.3}`, `true`, `[a, b]`."""
+    """Returns a setting in a recipe's form: `{column: score, fraction: 0.3}`, `true`, `[a, b]`."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {as_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
@@ -167,15 +167,15 @@ def as_yaml(value: Any) -> str:
 
 def _default(planned: PlannedStage, key: str) -> Any:
     (field,) = (field for field in settings_fields(planned.stage) if field.name == key)
-    made = field.default_factory
-    return plain(field.default if made is dataclasses.MISSING else made())
+    factory = field.default_factory
+    return plain(field.default if factory is dataclasses.MISSING else factory())
 
 
 def _stage_json(
     plan: Plan, planned: PlannedStage, state: RunState | None, seen: Mapping[str, Seen]
 ) -> dict[str, Any]:
     stage = planned.stage
-    made: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": planned.name,
         "uses": planned.uses,
         "version": stage.version,
@@ -202,35 +202,35 @@ def _stage_json(
     if isinstance(stage, DatasetStage):
         expected = {rows: stage.candidates(rows) for rows in _sizes(planned, state)}
         if None not in expected.values():
-            made["candidates"] = {str(rows): pairs for rows, pairs in expected.items()}
+            entry["candidates"] = {str(rows): pairs for rows, pairs in expected.items()}
     if stage.environments:
-        made["environments"] = [
+        entry["environments"] = [
             {
-                "packages": list(one.packages),
-                "python": str(python) if (python := environments.made(one)) else None,
+                "packages": list(environment.packages),
+                "python": str(python) if (python := environments.made(environment)) else None,
             }
-            for one in stage.environments
+            for environment in stage.environments
         ]
     note = _note(plan, planned)
     if note:
-        made["note"] = note
+        entry["note"] = note
     if (source := seen.get(planned.name)) and source.files is not None:
-        made["source"] = {
+        entry["source"] = {
             name: getattr(source, name) for name in ("files", "bytes", "rows", "shards")
         }
     if state is not None:
-        made["done"] = summary(state.stages[planned.name])
-    return made
+        entry["done"] = summary(state.stages[planned.name])
+    return entry
 
 
 def _python(environment: Mapping[str, Any]) -> str:
-    """`xllamacpp>=2026.10: made at the first run, in /cache`: of one that is not there."""
+    """Returns packages and place: `xllamacpp>=2026.10: made at the first run, in /cache`."""
     place = environment["python"] or f"made at the first run, in {environments.cache_folder()}"
     return f"{', '.join(environment['packages'])}: {place}"
 
 
 def notes(plan: Plan) -> list[str]:
-    """What a user should know of a plan that can be run; stages with the same note are one."""
+    """Returns notes for the user on a plan that can be run; stages with one note share a line."""
     names = defaultdict(list)
     for name, note in _noted(plan):
         names[note].append(f"'{name}'")
@@ -243,14 +243,11 @@ def _noted(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
-    """Returns what a user should know of a stage before it runs; empty for most.
-
-    Packages to fetch, the stage's own `note`, duplicate stages that a select reads and that keep
-    by several orders.
-    """
-    missing = [one for one in planned.stage.environments if environments.made(one) is None]
+    """Returns a note on the stage: packages to fetch first, copies ranked by several orders, or
+    what the stage itself says of its settings."""
+    missing = [each for each in planned.stage.environments if environments.made(each) is None]
     if missing:
-        packages = ", ".join(package for one in missing for package in one.packages)
+        packages = ", ".join(package for each in missing for package in each.packages)
         return f"makes a Python of its own at the first run, with {packages}"
     if not planned.is_select:
         return planned.stage.note
@@ -268,7 +265,7 @@ def _note(plan: Plan, planned: PlannedStage) -> str:
 
 
 def _sizes(planned: PlannedStage, state: RunState | None) -> tuple[int, ...]:
-    """The rows of the stage's pool; sizes to choose by while these are unknown."""
+    """Returns the pool's rows if known, else SIZES."""
     root = state.stages[planned.root] if state and planned.root else None
     if root and root.complete:
         return (root.shards.rows,)

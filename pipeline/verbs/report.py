@@ -1,4 +1,4 @@
-"""`clipmill report`: a run on one HTML page."""
+"""`clipmill report`: writes a run's report, one HTML page."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ clipmill report --run run --baseline raw   # other arms against `raw`
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     parser.add_argument(
@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the page; prints its results in a few lines, and where it is."""
+    """Writes the page; prints its results in a few lines, and its path."""
     from clipmill.pipeline.ledger.proof.results import results
     from clipmill.pipeline.report.build import report
 
@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(results: "Results", each_task: bool = True) -> str:
-    """The arms, the best first: headline, difference to each baseline, verdict, and every task; and
-    what to beware of."""
+    """Returns a table of the arms, best first: headline, difference to each baseline with verdict,
+    and every task; then notes."""
     top = results.shown[0]
     ranked = [cell for cell in top.cells if cell.result]
     ranked.sort(key=lambda cell: -cell.result.value if cell.result else 0)
@@ -71,20 +71,22 @@ def text(results: "Results", each_task: bool = True) -> str:
     lines[0] += [row.task for row in others]
     lines[1] += [row.metric for row in others]
     for cell in ranked:
-        told = [_verdict(found) for found in cell.against] if len(results.arms) > 1 else []
+        verdicts = (
+            [_verdict(comparison) for comparison in cell.against] if len(results.arms) > 1 else []
+        )
         by_task = [{c.arm: c.result for c in row.cells}[cell.arm] for row in others]
-        lines.append([cell.arm, _points(cell.result), *told, *map(_points, by_task)])
-    named = [line for line in lines if any(line)]  # the headline alone has no metric to name
+        lines.append([cell.arm, _points(cell.result), *verdicts, *map(_points, by_task)])
+    named = [line for line in lines if any(line)]  # without a metric the second line is empty
     return "\n".join([*aligned(named), *_notes(results)])
 
 
 def _notes(results: "Results") -> list[str]:
-    """What a reader of the table has to know."""
+    """Returns notes to the table: seeds, noise, visible difference, chance, epochs."""
     top = results.shown[0]
     seeds = sorted({cell.seeds for row in results.shown for cell in row.cells if cell.result})
     counts = " to ".join(map(str, sorted({seeds[0], seeds[-1]})))
-    few = "no interval is claimed" if seeds[-1] < 2 else ""
-    noise = few or "± is half of a 95 % interval, of seeds and items"
+    claim = "no interval is claimed" if seeds[-1] < 2 else ""
+    noise = claim or "± is half of a 95 % interval, of seeds and items"
     notes = [f"seeds an arm: {counts}; {noise}"]
     if top.visible is not None:
         notes.append(f"smallest difference that would have been seen: {100 * top.visible:.1f}")
@@ -95,11 +97,11 @@ def _notes(results: "Results") -> list[str]:
     return notes
 
 
-def _verdict(found: "Comparison | None") -> str:
-    if found is None:
+def _verdict(comparison: "Comparison | None") -> str:
+    if comparison is None:
         return ""
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.apart.value:+.1f}{half}, {found.short}"
+    half = "" if comparison.half is None else f" ± {100 * comparison.half:.1f}"
+    return f"{100 * comparison.apart.value:+.1f}{half}, {comparison.short}"
 
 
 def _points(estimate: "Estimate | None") -> str:

@@ -1,4 +1,4 @@
-"""`clipmill run`: runs a recipe, from where it stopped."""
+"""`clipmill run`: runs or resumes a recipe."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.ledger.summary import Summary
     from clipmill.pipeline.run_folder.state import RunState
 
-MOST_PICTURES = 200_000  # of all evaluations whose intervals are computed: a second or two
+MOST_PICTURES = 200_000  # for which the summary computes intervals: a second or two
 HELP = "run a recipe; run it again to go on where it stopped"
 EXAMPLES = """\
 clipmill run mine.yaml --out run
@@ -37,7 +37,7 @@ clipmill run quickstart --out s3://bucket/run --executor ray --address auto
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_recipe(parser)
     parser.add_argument("--out", metavar="URI", required=True, help="run folder: a path or s3://…")
     add_executor(parser)
@@ -50,7 +50,7 @@ def run(
 ) -> int:
     """Runs the plan, calls `then`, and prints how it ended.
 
-    A damaged file that is met only in telling how it ended is made again, as one that a stage met.
+    A damaged file found only by the summary is made again, too.
     """
     began = time.monotonic()
     plan = planned(options)
@@ -83,26 +83,26 @@ def run(
                 then(outcome)
                 answer = summary(outcome.state, time.monotonic() - began, options.retry)
                 if options.json:
-                    told = {**as_json(outcome), "summary": answer_json(answer)}
-                    said = json.dumps(told, indent=1)
+                    outcome_json = {**as_json(outcome), "summary": answer_json(answer)}
+                    shown = json.dumps(outcome_json, indent=1)
                 else:
-                    said = page(outcome, answer, _command(options))
+                    shown = page(outcome, answer, _command(options))
                 break
-            except DamagedError as found:
-                stage = heal(plan, folder, found, healed)
-                print(f"{stage}: {found.name} is damaged: made again", file=sys.stderr)
-                retry = ()  # those rows were tried again
-    print(said)
+            except DamagedError as damage:
+                stage = heal(plan, folder, damage, healed)
+                print(f"{stage}: {damage.name} is damaged: made again", file=sys.stderr)
+                retry = ()  # these rows were retried already
+    print(shown)
     return code(outcome, answer)
 
 
 def code(outcome: "Outcome", answer: "Summary") -> int:
-    """A run that kept nothing has failed, as one that is not complete."""
+    """Returns the exit code: a run that kept nothing has failed, like one that is not complete."""
     return DONE if outcome.complete and not answer.empty else FAILED
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command that runs the same again, ready to paste."""
+    """Returns the command of this run, ready to paste."""
     words = ["clipmill", "run", options.recipe]
     for override in options.overrides:
         words += ["--set", override]
@@ -117,7 +117,7 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def as_json(outcome: "Outcome") -> dict[str, Any]:
-    """How the run ended: the status, and why what is not complete is not."""
+    """Returns how the run ended: its status, and the errors that stopped stages."""
     from clipmill.pipeline.run_folder import live
 
     return {
@@ -131,20 +131,20 @@ def as_json(outcome: "Outcome") -> dict[str, Any]:
 
 
 def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
-    """How the run ended: its trouble first, then the summary and the next commands."""
+    """Returns how the run ended: errors first, then the summary and the next commands."""
     from clipmill.pipeline.verbs import _summary_page
 
     nothing = _summary_page.nothing(answer) if outcome.complete else ""
     errors = [error.args[2] for error in outcome.stopped.values() if error]
     mended = dict.fromkeys(word for do in errors for word in re.findall(r"--set \S+=\S+\b", do))
-    told = scored(outcome.state) if outcome.complete else ""
-    summed = _summary_page.text(answer, again, outcome.complete, tuple(mended), told)
+    results = scored(outcome.state) if outcome.complete else ""
+    summed = _summary_page.text(answer, again, outcome.complete, tuple(mended), results)
     return f"{nothing or text(outcome)}\n\n{summed}"
 
 
 def scored(state: "RunState") -> str:
-    """The arms by their headline, as `clipmill report` prints it; empty where none was evaluated,
-    or so many pictures that their intervals would keep the run waiting."""
+    """Returns the arms' headline as `clipmill report` prints it; empty if none was evaluated, or if
+    their pictures are so many that intervals would take long."""
     from clipmill.pipeline.ledger.proof.results import compared
     from clipmill.pipeline.ledger.proof.trials import arms
     from clipmill.pipeline.verbs.report import text
@@ -158,7 +158,7 @@ def scored(state: "RunState") -> str:
 
 
 def text(outcome: "Outcome") -> str:
-    """That all is there; else what stopped, and which shards failed."""
+    """Returns that the run is done, or what stopped it and which shards failed."""
     state = outcome.state
     if outcome.complete:
         return f"done: {len(state.stages)} stages in {state.run}"
@@ -178,10 +178,10 @@ def text(outcome: "Outcome") -> str:
 
 
 def _stops(outcome: "Outcome") -> "dict[tuple[str, str], tuple[ClipmillError, list[str]]]":
-    """What stopped stages, and which: a full disk stops all that run, and is told once."""
+    """Groups the stopped stages by error: a full disk stops all that run, and is shown once."""
     stops: dict[tuple[str, str], tuple[ClipmillError, list[str]]] = {}
     for name, error in outcome.stopped.items():
         if error is not None:
-            found, _, do = error.args
-            stops.setdefault((found, do), (error, []))[1].append(name)
+            problem, _, do = error.args
+            stops.setdefault((problem, do), (error, []))[1].append(name)
     return stops

@@ -1,4 +1,4 @@
-"""`clipmill show`: rows of one stage on the screen, or on a page of pictures."""
+"""`clipmill show`: shows rows of a stage on the screen, or on a page with pictures."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ clipmill show best --run run --near-cut --html near.html
 clipmill show best --run run --dropped "clip_score >= 0.3" -n 50
 clipmill show pool --run run --where "text LIKE '%cat%'" --sort sharpness
 """
-WIDTH = 120  # of what is no terminal
+WIDTH = 120  # columns if the output is no terminal
 HEAD = 16  # characters of a column's name
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument(
         "stage",
         metavar="STAGE",
@@ -70,12 +70,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(names: str) -> tuple[str, ...]:
-    """Those between commas."""
+    """Splits names at commas."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the rows; with `--html` writes the page as well."""
+    """Prints the rows; with `--html` writes a page, too."""
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.show import Wanted, show
 
@@ -95,19 +95,19 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         from clipmill.pipeline.report.show_page import show_page
 
-        page, said = show_page(state, answer, what(answer))
+        page, line = show_page(state, answer, what(answer))
         options.html.write_text(page, encoding="utf-8")
     if options.json:
         print(json.dumps(as_json(answer), indent=1))
     else:
         print(text(answer))
         if options.html:
-            print(f"\n{said} in {options.html}")
+            print(f"\n{line} in {options.html}")
     return DONE
 
 
 def text(answer: "Show") -> str:
-    """What the rows are, then a table of them; two a threshold."""
+    """Returns what the rows are, then a table of them, or two for each threshold."""
     from clipmill.pipeline.ledger.rows.table import said
 
     lines = [f"{answer.run}: {what(answer)}"]
@@ -121,7 +121,7 @@ def text(answer: "Show") -> str:
 
 
 def what(answer: "Show") -> str:
-    """`320 rows that 'best' keeps; 20 of them, sampled by a hash of their uids`."""
+    """Describes the rows: `320 rows that 'best' keeps; 20 of them, sampled by a hash …`."""
     from clipmill.pipeline.run_folder.words import in_words
 
     whose = f"that '{answer.stage}' {'keeps' if answer.is_select else 'was given'}"
@@ -132,8 +132,8 @@ def what(answer: "Show") -> str:
     if any(group.cut for group in answer.groups):
         return f"rows of '{answer.stage}'{where} nearest to its thresholds"
     (group,) = answer.groups
-    few, rows = len(group.lines), f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
-    how = [f"{few:,} of them"] if few < group.rows else []
+    shown, rows = len(group.lines), f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    how = [f"{shown:,} of them"] if shown < group.rows else []
     if answer.sort:
         how.append(f"the {'greatest' if answer.is_descending else 'least'} {answer.sort} first")
     elif how:
@@ -142,7 +142,7 @@ def what(answer: "Show") -> str:
 
 
 def which(group: "Lines") -> str:
-    """A threshold, as the stage says it, and whose side this is."""
+    """Returns a threshold in the stage's words, and which side of it the rows are on."""
     assert group.cut
     return f"{'kept' if group.kept else 'dropped'} at {one_line(group.cut.text)}"
 
@@ -156,7 +156,7 @@ def beside(group: "Lines") -> str:
 
 
 def _table(group: "Lines") -> list[str]:
-    """A line a row, as wide as the terminal: what is no number shares what room is left."""
+    """Returns a line a row, as wide as the terminal; texts share the space that numbers leave."""
     rows = [[line.uid[:8], *map(_cell, line.values.values())] for line in group.lines]
     heads = ["uid"]
     for place, name in enumerate(group.columns, 1):
@@ -171,7 +171,7 @@ def _table(group: "Lines") -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    """A value in one line; none as nothing."""
+    """Returns a value in one line; empty for null."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else one_line(value)

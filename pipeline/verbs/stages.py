@@ -1,4 +1,4 @@
-"""`clipmill stages`: what stages there are, and all about one of them."""
+"""`clipmill stages`: lists the stages, or prints all about one."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ clipmill stages --check score.mine   # a stage of your own, in seconds
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="a stage, or a kind of stages")
     parser.add_argument(
         "--check",
@@ -66,18 +66,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(name: str, as_json: bool) -> int:
-    """Prints every check of a stage; FAILED where one is bad."""
+    """Prints every check of a stage; returns FAILED if one is bad."""
     from clipmill.pipeline.contract import check
 
     checks = check(name)
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in checks], indent=1))
+        print(json.dumps([dataclasses.asdict(result) for result in checks], indent=1))
     marks = {"good": "ok", "note": "note", "bad": "BAD"}
-    for one in () if as_json else checks:
-        print(f"{marks[one.verdict]:<6}{one.name}{f': {one.found}' if one.found else ''}")
-        if one.verdict == "bad":
-            print(f"      where: {one.where}\n      do:    {one.do}")
-    return FAILED if any(one.verdict == "bad" for one in checks) else DONE
+    for result in () if as_json else checks:
+        print(
+            f"{marks[result.verdict]:<6}{result.name}{f': {result.found}' if result.found else ''}"
+        )
+        if result.verdict == "bad":
+            print(f"      where: {result.where}\n      do:    {result.do}")
+    return FAILED if any(result.verdict == "bad" for result in checks) else DONE
 
 
 def _list(known: list[str], as_json: bool) -> str:
@@ -108,7 +110,7 @@ def _page(uses: str, as_json: bool) -> str:
     from clipmill.pipeline.planning.described import described, recipe_of
     from clipmill.pipeline.verbs._stage_pages import text
 
-    said, recipe = described(uses), recipe_of(uses)
+    stage, recipe = described(uses), recipe_of(uses)
     if as_json:
-        return json.dumps(dataclasses.asdict(said) | {"recipe": recipe}, indent=1)
-    return text(said, recipe)
+        return json.dumps(dataclasses.asdict(stage) | {"recipe": recipe}, indent=1)
+    return text(stage, recipe)

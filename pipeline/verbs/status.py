@@ -1,4 +1,4 @@
-"""`clipmill status`: how far a run is, whether it works, and what failed."""
+"""`clipmill status`: shows a run's progress, whether it is at work, and what failed."""
 
 import argparse
 import json
@@ -21,11 +21,11 @@ clipmill status --run run --watch
 clipmill status --run s3://bucket/run --json
 """
 WATCH_S = 3.0
-PAGE = 100  # columns where there is no terminal
+PAGE = 100  # columns if there is no terminal
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_json(parser)
     parser.add_argument(
@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a line a stage, and why what failed did."""
+    """Prints a line a stage, and the cause of each failure."""
     from clipmill.pipeline.run_folder.live import status
 
     live = status(options.run)
@@ -57,7 +57,7 @@ def _print(live: "LiveRun", as_json: bool) -> None:
 
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
-    """Draws the run as it goes, in one place of the terminal; as it ended."""
+    """Redraws the run until it ends; returns its last state."""
     from rich.console import Group
     from rich.text import Text
 
@@ -78,7 +78,7 @@ def _drawn(live: "LiveRun", run: str) -> "LiveRun":
 
 
 def text(live: "LiveRun", now: float) -> str:
-    """Who works there, a line a stage, and what failed: what, where, what to do."""
+    """Returns the headline, a line a stage, and the failures: what, where, what to do."""
     from clipmill.pipeline.progress import board
     from clipmill.pipeline.terminal import as_text
 
@@ -89,12 +89,12 @@ def text(live: "LiveRun", now: float) -> str:
 
 
 def headline(live: "LiveRun", now: float) -> str:
-    """Whether anybody works in the run folder, and since when."""
+    """Returns in words whether a process works in the run folder, and since when."""
     from clipmill.pipeline.run_folder.words import duration
 
     who = f"process {live.pid} on {live.host}"
     ago = "" if live.updated is None else f"{duration(now - live.updated)} ago"
-    said = {
+    words = {
         "starting": f"at work: {who}, which begins a run or makes an export",
         "running": f"running: {who}, last sign of life {ago}",
         "complete": "complete",
@@ -103,18 +103,18 @@ def headline(live: "LiveRun", now: float) -> str:
         "stopped": f"not complete: the last run was stopped {ago}".rstrip(),
         "gone": f"not complete: nobody works here; {who} went without a word, last seen {ago}",
     }[live.phase]
-    return f"{live.run}: {live.recipe}, {said}"
+    return f"{live.run}: {live.recipe}, {words}"
 
 
 def failures(state: "RunState") -> list[str]:
-    """Lines on every shard that failed: what, where, and what to do."""
+    """Returns lines on every failed shard: what, where, and what to do."""
     from clipmill.pipeline.run_folder.live import live_run
 
     return _causes(live_run(state, "complete"))
 
 
 def _causes(live: "LiveRun") -> list[str]:
-    """Lines on every failure: what, where, and what to do."""
+    """Returns lines on every failure: what, where, and what to do."""
     lines = []
     for name, stage in live.stages.items():
         for cause in stage.causes:

@@ -1,4 +1,4 @@
-"""`clipmill submit`: a recipe run on a Ray cluster, and followed from here."""
+"""`clipmill submit`: runs a recipe on a Ray cluster, and follows it from here."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ clipmill submit mine.yaml --address http://head:8265 --out s3://a/r --no-wait
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_recipe(parser)
     parser.add_argument(
         "--address", metavar="URL", required=True, help="dashboard of the cluster: http://HOST:8265"
@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what it sends, sends the job, prints its log to its end, and returns its exit code."""
+    """Lists the files, submits the job, prints its log to the end; returns its exit code."""
     plan = planned(options)
     from clipmill.pipeline.planning.retries import check_retry
 

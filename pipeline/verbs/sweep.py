@@ -1,4 +1,4 @@
-"""`clipmill sweep`: what a select stage would keep at other thresholds."""
+"""`clipmill sweep`: counts what a select stage would keep at other thresholds."""
 
 import argparse
 import json
@@ -17,11 +17,11 @@ EXAMPLES = """\
 clipmill sweep --run run --stage subset --vary clip_score=0.10:0.40:0.02
 clipmill sweep --run r --stage subset --vary min_side=50:400:50 --html p.html
 """
-NAMED = 3  # groups whose share stands in the table
+NAMED = 3  # groups with a share in the table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
     add_json(parser)
@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the rows kept at every value; with `--html` writes a page of them."""
+    """Prints the rows kept at every value; with `--html` writes a page."""
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.sweep import sweep
     from clipmill.pipeline.report.sweep_page import sweep_page
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(sweep: "Sweep") -> str:
-    """A line a value, with the shares of the largest groups."""
+    """Returns a line a value, with the shares of the largest groups."""
     share = sweep.kept / sweep.rows if sweep.rows else 0.0
     lines = [
         f"{sweep.run}: '{sweep.stage}' keeps {sweep.kept:,} of {sweep.rows:,} rows"

@@ -1,4 +1,4 @@
-"""`clipmill verify`: every stored file of a run against its record; damaged ones made again."""
+"""`clipmill verify`: checks every stored file of a run; makes damaged ones again."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ clipmill verify --run run --repair
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     add_run(parser)
     add_json(parser)
     parser.add_argument(
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
         def run_until(stage: str) -> None:
             run_plan(make_plan(plan.recipe, stage), folder, workers, watch, keep_going=True)
 
-        asked = repair(plan, folder, stages, run_until)
-        print(f"at most {asked} rows are asked for again", file=sys.stderr)
+        rows = repair(plan, folder, stages, run_until)
+        print(f"at most {rows} rows are asked for again", file=sys.stderr)
         outcome = run_plan(plan, folder, workers, watch, keep_going=True)
     print(run_verb.text(outcome), file=sys.stderr)
     left = others(plan, stages)
@@ -64,26 +64,26 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_json(stages: "list[Checked]") -> list[dict[str, Any]]:
-    """Every folder: its files, their bytes, the damaged ones."""
+    """Returns every folder: its files, their bytes, the damaged ones."""
     return [
         {
             "folder": checked.folder,
             "files": checked.files,
             "bytes": checked.size_bytes,
-            "damaged": [{"file": found.name, "found": found.found} for found in checked.damaged],
+            "damaged": [{"file": damage.name, "found": damage.found} for damage in checked.damaged],
         }
         for checked in stages
     ]
 
 
 def text(stages: "list[Checked]") -> str:
-    """A line a folder and a damaged file; the last line sums up."""
+    """Returns a line for each folder and damaged file, and a total."""
     lines = []
     for checked in stages:
         verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
         files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
         lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
-        lines += [f"  {found.name}: {found.found}" for found in checked.damaged]
+        lines += [f"  {damage.name}: {damage.found}" for damage in checked.damaged]
     count = sum(checked.files for checked in stages)
     damaged = sum(len(checked.damaged) for checked in stages)
     if damaged:

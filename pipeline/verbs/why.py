@@ -1,4 +1,4 @@
-"""`clipmill why`: what became of samples, what decided, and what every stage stored for them."""
+"""`clipmill why`: shows why samples were kept or lost, and what every stage stored for them."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ clipmill why 09cee89f --run run --json
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
+    """Adds the arguments."""
     parser.add_argument(
         "samples",
         nargs="+",
@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what became of each sample; as JSON one object, or a list where several are asked."""
+    """Prints the outcome of each sample; as JSON one object, or a list for several samples."""
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.why import whys
 
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(why: "Why", has_all: bool = False) -> str:
-    """What became of the sample, one sentence a cause, with what decided below it; then where it
-    lies; with `has_all` a paragraph a stage."""
+    """Returns a sentence for each outcome of the sample, with the deciding values below; then its
+    place; with `has_all` a paragraph a stage."""
     from clipmill.metadata.schema import TEXT
     from clipmill.pipeline.ledger.selection.verdict import Deciding, where
 
@@ -70,10 +70,11 @@ def text(why: "Why", has_all: bool = False) -> str:
     if why.copies > 1:
         lines.append(f"this uid stands in {why.copies} rows; the first is shown")
     last = {(end.cause, end.reason) if end.cause else end.stage: end for end in why.ends}
-    told: set[Deciding] = set()  # a later select has the thresholds of those before it, too
-    for end in last.values():  # where one cause is that of several selects, in the last one's words
-        lines += [end.sentence, *(f"    {_beside(it)}" for it in end.deciding if it not in told)]
-        told |= {*end.deciding}
+    shown: set[Deciding] = set()  # a later select repeats earlier thresholds
+    for end in last.values():  # of selects with one cause, the last
+        rules = (rule for rule in end.deciding if rule not in shown)
+        lines += [end.sentence, *(f"    {_beside(rule)}" for rule in rules)]
+        shown |= {*end.deciding}
     captions = [row.values[TEXT.name] for row in why.stages if TEXT.name in row.values]
     lines += [f"caption: {one_line(captions[-1])}"] if captions and captions[-1] else []
     lines += _picture(why.picture)
@@ -81,16 +82,16 @@ def text(why: "Why", has_all: bool = False) -> str:
     return "\n".join([*lines, *(_stored(why) if has_all else [])])
 
 
-def _beside(it: "Deciding") -> str:
-    """`clip_score 0.241 is 0.039 below 0.28`, and the rank where one decided."""
-    value, limit, apart = (f"{number:.6g}" for number in (it.value, it.limit, abs(it.apart)))
-    side = "above" if it.apart > 0 else "below"
-    of = f"{it.column} {value} is {f'{apart} {side}' if it.apart else 'at'} {limit}"
-    if it.rank is None:
-        return f"{of}; '{it.stage}' keeps {it.sign} {limit}"
+def _beside(rule: "Deciding") -> str:
+    """Returns `clip_score 0.241 is 0.039 below 0.28`, and the rank if one decided."""
+    value, limit, apart = (f"{number:.6g}" for number in (rule.value, rule.limit, abs(rule.apart)))
+    direction = "above" if rule.apart > 0 else "below"
+    words = f"{rule.column} {value} is {f'{apart} {direction}' if rule.apart else 'at'} {limit}"
+    if rule.rank is None:
+        return f"{words}; '{rule.stage}' keeps {rule.sign} {limit}"
     return (
-        f"{of}, the least that '{it.stage}' keeps; it ranks {it.rank:,} of {it.ranked:,},"
-        f" and {it.kept:,} stay"
+        f"{words}, the least that '{rule.stage}' keeps; it ranks {rule.rank:,} of"
+        f" {rule.ranked:,}, and {rule.kept:,} stay"
     )
 
 
@@ -104,17 +105,17 @@ def _picture(picture: "PicturePlace") -> Iterator[str]:
 
 
 def _stored(why: "Why") -> Iterator[str]:
-    """A paragraph a stage with its values, then the captions."""
+    """Yields a paragraph a stage with its values, then the captions."""
     from clipmill.pipeline.ledger.selection.verdict import caption, count, where
     from clipmill.pipeline.run_folder.words import in_words
 
-    below = _told_below(why)
+    below = _shown_below(why)
     for row in why.stages:
         verdict = "fine" if row.reason is None else one_line(in_words(row.reason))
         yield from ("", f"{row.stage}  {row.uses}: {verdict}")
-        stored = row.values.items()  # what a stage that failed has left out, its reason tells
-        known = stored if row.reason is None else [it for it in stored if it[1] is not None]
-        for name, value in (it for it in known if it[0] not in below):
+        stored = row.values.items()  # nulls of a failed stage are explained by its reason
+        known = stored if row.reason is None else [pair for pair in stored if pair[1] is not None]
+        for name, value in (pair for pair in known if pair[0] not in below):
             yield f"    {name:<22} {one_line(value)}"
         if keeper := row.keeper:
             place = where(keeper.shard, keeper.position)
@@ -125,32 +126,32 @@ def _stored(why: "Why") -> Iterator[str]:
         yield from ("", *_captions(texts))
 
 
-def _told_below(why: "Why") -> set[str]:
-    """The columns that stand beside each caption, at the end."""
+def _shown_below(why: "Why") -> set[str]:
+    """Returns the columns that are shown with each caption instead."""
     from clipmill.pipeline.ledger.rows.captions import LISTS
 
-    values = {name for texts in why.captions for it in texts.texts for name in it.values}
+    values = {name for texts in why.captions for item in texts.texts for name in item.values}
     return {*values, *LISTS} if why.captions else set()
 
 
 def _captions(texts: "Texts") -> Iterator[str]:
-    """Each text under where it comes from and whether it stays; its values below."""
+    """Yields each text with its source and verdict above, and its values below."""
     by = f", chosen by '{texts.chosen_by}'" if texts.chosen_by else ""
     yield f"captions of '{texts.stage}'{by}"
     if texts.fell_back:
         yield "none was good enough: back to the original"
-    for number, it in enumerate(texts.texts, 1):
-        made = [it.source or "of unknown source", *((it.label,) if it.label != it.source else ())]
-        made += [
-            f"{name} {value}" for name, value in (("by", it.model), ("with", it.prompt_id)) if value
-        ]
-        verdict = f"left out: {it.reason}" if it.reason else "kept" if texts.chosen_by else ""
+    for number, item in enumerate(texts.texts, 1):
+        origin: list[str | None] = [item.source or "of unknown source"]
+        origin += [item.label] if item.label != item.source else []
+        made = (("by", item.model), ("with", item.prompt_id))
+        origin += [f"{name} {value}" for name, value in made if value]
+        verdict = f"left out: {item.reason}" if item.reason else "kept" if texts.chosen_by else ""
         yield from _lines(
-            f"{number:>2}  ", "; ".join(filter(None, [", ".join(filter(None, made)), verdict]))
+            f"{number:>2}  ", "; ".join(filter(None, [", ".join(filter(None, origin)), verdict]))
         )
-        yield from _lines("      ", cut("none" if it.text is None else it.text, MOST))
+        yield from _lines("      ", cut("none" if item.text is None else item.text, MOST))
         values = [
-            f"{name.removeprefix('text_')} {_short(value)}" for name, value in it.values.items()
+            f"{name.removeprefix('text_')} {_short(value)}" for name, value in item.values.items()
         ]
         yield from _lines("      ", ", ".join(values))
 
@@ -160,7 +161,7 @@ def _short(value: object) -> str:
 
 
 def _lines(before: str, text: str) -> list[str]:
-    """The words of a text in lines of a terminal's width, each of them begun alike."""
+    """Wraps a text to the terminal's width, with `before` in front and the other lines indented."""
     rest = " " * len(before)
     return textwrap.wrap(
         " ".join(text.split()), WIDTH, initial_indent=before, subsequent_indent=rest

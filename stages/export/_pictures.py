@@ -135,7 +135,7 @@ class PictureExport(DatasetStage):
 
 def about_set(license: str | None, url: str | None, inputs: Inputs) -> dict[str, Any]:
     """Returns licence, page and stages of the set, without those that are unknown."""
-    facts = {"license": license, "url": url, "made_by": inputs.told}
+    facts = {"license": license, "url": url, "made_by": inputs.steps}
     return {name: value for name, value in facts.items() if value}
 
 

@@ -142,7 +142,7 @@ class Map(DatasetStage):
             "counts": total,
             "columns": columns,
             "files": [{**file, "rows": total["exported"]}],
-            "made_by": inputs.told,
+            "made_by": inputs.steps,
         }
         ctx.map(put_documents, [summary])
 

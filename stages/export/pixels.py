@@ -63,7 +63,7 @@ class Pixels(DatasetStage):
             "counts": {"rows": exported + sum(left.values()), "exported": exported, **left},
             "columns": written[0]["columns"] if written else [],
             "files": files,
-            "made_by": inputs.told,
+            "made_by": inputs.steps,
         }
         ctx.map(put_documents, [summary])
 

@@ -88,7 +88,7 @@ class Table(DatasetStage):
             "counts": total,
             "columns": columns,
             "files": [{**file, "rows": total["exported"]}],
-            "made_by": inputs.told,
+            "made_by": inputs.steps,
             **takes.about,
         }
         ctx.map(put_documents, [summary])

@@ -78,7 +78,7 @@ def test_a_folder_that_a_sweep_took_while_it_was_made_is_made_again(tmp_path, mo
         return path
 
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
-    made = scratch._made.__wrapped__(os.getpid())
+    made = scratch._own_folder.__wrapped__(os.getpid())
     assert len(swept) == 2
     scratch.sweep_scratch()
     assert list(tmp_path.iterdir()) == [made]

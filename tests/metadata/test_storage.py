@@ -146,12 +146,12 @@ def test_a_store_that_fails_for_a_moment_is_asked_again_and_one_that_refuses_is_
         return "there"
 
     busy = OSError("AWS Error SLOW_DOWN during PutObject")
-    assert Storage(SECRET)._again(lambda: answer(busy, busy, None)) == "there"
+    assert Storage(SECRET)._retried(lambda: answer(busy, busy, None)) == "there"
     assert len(asked) == 3
     for error, times in ((busy, 3), (OSError("AWS Error ACCESS_DENIED"), 1), (KeyError(), 1)):
         asked.clear()
         with pytest.raises(type(error)):
-            Storage(SECRET)._again(lambda error=error: answer(error))
+            Storage(SECRET)._retried(lambda error=error: answer(error))
         assert len(asked) == times
 
 

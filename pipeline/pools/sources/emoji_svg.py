@@ -1,4 +1,4 @@
-"""OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0): an SVG for every emoji, named by its code."""
+"""Reads OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0): SVGs named by an emoji's code."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ TWEMOJI = ("@twemoji/svg", "15.0.0")
 
 
 def openmoji() -> Iterator[Drawing]:
-    """Also OpenMoji's own emojis, which Unicode lacks: English, by its own labels and tags."""
+    """Yields OpenMoji, with its own emojis beyond Unicode, in English by its labels and tags."""
     files = npm_files(
         *OPENMOJI,
         lambda path: path.startswith("color/svg/") or path == "data/openmoji.json",
@@ -31,7 +31,7 @@ def openmoji() -> Iterator[Drawing]:
 
 
 def twemoji() -> Iterator[Drawing]:
-    """Twemoji; another package has the same art as bitmaps, so rows of both are copies."""
+    """Yields Twemoji; a package of bitmaps has the same art, so rows of both are copies."""
     files = npm_files(*TWEMOJI, lambda path: path.endswith(".svg"))
     known = emojibase().by_hex
     for path, svg in sorted(files.items()):
@@ -42,7 +42,7 @@ def twemoji() -> Iterator[Drawing]:
 
 
 def emoji_drawing(source: str, key: str, hexcode: str, image: bytes, art: str = "") -> Drawing:
-    """A picture of a known emoji."""
+    """Makes a drawing of a known emoji."""
     emoji = emojibase().by_hex[hexcode]
     return Drawing(source, key, emoji.concept, emoji.subgroup, emoji.words, image, art)
 

@@ -1,4 +1,4 @@
-"""What 26 languages call each emoji: emojibase-data (MIT), English keywords by emojilib (MIT)."""
+"""Reads emoji names in 26 languages, emojibase-data (MIT); English keywords, emojilib (MIT)."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ DIALECTS = frozenset({"en-gb", "es-mx"})  # nearly every label equals the main l
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji or skin-tone variant; concept is the label without a skin tone."""
+    """An emoji or skin-tone variant; its concept is the label without a skin tone."""
 
     hexcode: str
     concept: str
@@ -26,26 +26,26 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Emojibase:
-    """Emoji by `normal_hex`, and hex codes by squashed name."""
+    """All emojis by `normal_hex`, and hex codes by squashed name."""
 
     by_hex: Mapping[str, Emoji]
     hex_by_name: Mapping[str, str]
 
 
 def normal_hex(spelling: str) -> str:
-    """One spelling for a code sequence: packages differ in case, padding, and FE0F."""
+    """Normalises a code sequence: packages differ in case, padding and FE0F."""
     codes = spelling.upper().replace("_", "-").split("-")
     return "-".join(code.lstrip("0") for code in codes if code != "FE0F")
 
 
 def squashed(name: str) -> str:
-    """Letters and digits only: "Waving Hand: light" and waving-hand-light become one."""
+    """Keeps letters and digits only: "Waving Hand: light" equals waving-hand-light."""
     return "".join(char for char in name.lower() if char.isalnum())
 
 
 @lru_cache(maxsize=1)
 def emojibase() -> Emojibase:
-    """All emojis of both packages."""
+    """Reads all emojis of both packages."""
     (data_name, data_version), (lib_name, lib_version) = PACKAGES
     files = npm_files(
         data_name,
@@ -104,7 +104,7 @@ def _emoji(
 
 
 def _names(by_hex: Mapping[str, Emoji], read: dict[str, Any]) -> dict[str, str]:
-    """Hex codes by squashed English label, then Unicode name, then shortcode."""
+    """Returns squashed names to hex codes: English label, then Unicode name, then shortcode."""
     names: dict[str, str] = {}
     for hexcode, emoji in by_hex.items():
         names.setdefault(squashed(emoji.words["en"].label), hexcode)
@@ -118,7 +118,7 @@ def _names(by_hex: Mapping[str, Emoji], read: dict[str, Any]) -> dict[str, str]:
 
 
 def _json(files: dict[str, bytes]) -> dict[str, list[str]]:
-    """The one JSON file among these."""
+    """Parses the only JSON file besides package.json."""
     (data,) = (data for path, data in files.items() if not path.endswith("package.json"))
     loaded: dict[str, list[str]] = json.loads(data)
     return loaded

@@ -1,4 +1,4 @@
-"""Pictures of games: PySol's card sets (mostly GPL-2+) and Crossfire's tiles (GPL)."""
+"""Reads pictures of games: PySol's card sets (mostly GPL-2+), Crossfire's tiles (GPL)."""
 
 import re
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ TILE = re.compile(rb"IMAGE (\d+) (\S+)\n")
 
 
 def pysol() -> Iterator[Drawing]:
-    """French cards by rank and suit; of other decks only the deck's name is known."""
+    """Yields cards: French ones by rank and suit, others by their deck's name alone."""
     files = debian_files(
         PYSOL, lambda path: path.startswith(PYSOL_ROOT) and path.endswith((".gif", "/config.txt"))
     )
@@ -64,7 +64,7 @@ def pysol() -> Iterator[Drawing]:
 
 
 def _deck(config: str) -> tuple[str, str]:
-    """Name and type of a card set."""
+    """Returns name and type of a card set."""
     first, second, *_ = [*config.splitlines(), "", ""]
     fields = first.split(";")
     kind = fields[3].strip() if len(fields) > 3 else FRENCH_CARDS
@@ -72,14 +72,14 @@ def _deck(config: str) -> tuple[str, str]:
 
 
 def crossfire() -> Iterator[Drawing]:
-    """Tiles of one file: a line with length and name, then the PNG."""
+    """Yields tiles from one file: a line with length and name, then the PNG."""
     (data,) = debian_files(CROSSFIRE, lambda path: path == CROSSFIRE_FILE).values()
     start = 0
     while head := TILE.match(data, start):
         end = head.end() + int(head[1])
         path = PurePosixPath(head[2].decode("utf-8", "replace"))
         start = end
-        # ./arch/monster/giant/DreadKnight/Bk.x11: the folder and the file's stem name the thing.
+        # ./arch/monster/giant/DreadKnight/Bk.x11: folder and stem name the thing.
         folders = path.parts[1:-1] if path.parts[:1] == ("arch",) else path.parts[:-1]
         stem = name_words(path.name.partition(".")[0])
         words = [name_words(folders[-1]) if folders else "", stem]

@@ -1,4 +1,4 @@
-"""Icon sets of Iconify's packages: SVG bodies in one JSON file, named by words.
+"""Reads icon sets of Iconify's packages: SVG bodies in one JSON file, named by words.
 
 emojione (CC BY 4.0), emojione-v1 (CC BY-SA 4.0), fxemoji (Apache 2.0), game-icons (CC BY 3.0).
 """
@@ -21,7 +21,7 @@ INKS = ("#000000", "#222222", "#1b3a5c", "#5a1f1f", "#2d4a2b", "#4a3b63", "#6b4a
 
 
 def emoji_icons(package: tuple[str, str], drop_unmatched: bool = False) -> Iterator[Drawing]:
-    """An emoji set; a name that no emoji bears is its own caption, unless it lacks word breaks."""
+    """Yields an emoji set; an unmatched name is its own caption, or dropped."""
     hex_by_name = emojibase().hex_by_name
     for name, svg in _icons(package):
         hexcode = hex_by_name.get(squashed(name))
@@ -34,7 +34,7 @@ def emoji_icons(package: tuple[str, str], drop_unmatched: bool = False) -> Itera
 
 
 def game_icons() -> Iterator[Drawing]:
-    """One-colour icons; the last word of a name says what is shown."""
+    """Yields one-colour icons; the last word of a name is the concept."""
     for name, svg in _icons(GAME_ICONS):
         yield Drawing(
             source=GAME_ICONS[0],
@@ -48,7 +48,7 @@ def game_icons() -> Iterator[Drawing]:
 
 
 def _icons(package: tuple[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Name and whole SVG of every icon."""
+    """Yields name and whole SVG of every icon."""
     (data,) = npm_files(*package, lambda path: path == "icons.json").values()
     icons: dict[str, Any] = json.loads(data)
     for name, icon in sorted(icons["icons"].items()):

@@ -1,4 +1,4 @@
-"""Oxygen icons (LGPL-3+) and the Twemoji bitmaps of emoji-datasource-twitter (CC BY 4.0)."""
+"""Reads Oxygen icons (LGPL-3+) and Twemoji bitmaps, emoji-datasource-twitter (CC BY 4.0)."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TWITTER_IMAGES = "img/twitter/64/"
 
 
 def oxygen() -> Iterator[Drawing]:
-    """Each icon in up to eight sizes, which are copies of each other."""
+    """Yields each icon in up to eight sizes, which are copies of each other."""
     files = debian_files(
         OXYGEN, lambda path: path.startswith(OXYGEN_ROOT) and path.endswith(".png")
     )
@@ -40,7 +40,7 @@ def oxygen() -> Iterator[Drawing]:
 
 
 def twitter() -> Iterator[Drawing]:
-    """The same art as @twemoji/svg, as bitmaps of 64 px."""
+    """Yields the art of @twemoji/svg as bitmaps of 64 px."""
     files = npm_files(
         *TWITTER, lambda path: path.startswith(TWITTER_IMAGES) or path == "emoji.json"
     )

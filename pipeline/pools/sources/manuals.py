@@ -1,7 +1,7 @@
-"""Pictures in HTML manuals with their alt texts: GIMP's in five languages, scikit-learn's.
+"""Reads pictures of HTML manuals with alt texts: GIMP's in five languages, scikit-learn's.
 
-Licences: GFDL, BSD-3. Alts that are a file's name or of a navigation icon are kept as what they
-are, boilerplate: the web is full of them. Pictures without an alt are left out.
+Licences: GFDL, BSD-3. Alt texts that are a file name, or of a navigation icon, are kept as
+boilerplate, as on the web. Pictures without an alt text are left out.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from clipmill.pipeline.pools.sources.texts import image_tags, is_file_name, name
 
 GIMP_LANGUAGES = ("en", "de", "fr", "ja", "ru")
 SKLEARN = "python-sklearn-doc"
-MAX_USES = 50  # of one file in one language: manuals show their arrows on every page
+MAX_USES = 50  # of a file in one language: manuals have arrows on every page
 NAVIGATION = frozenset(
     ("prev", "next", "up", "home", "note", "tip", "warning", "caution", "important")
 )
@@ -24,7 +24,7 @@ BITMAPS = (".png", ".jpg", ".jpeg", ".gif")
 
 
 def gimp_help(language: str) -> Iterator[Drawing]:
-    """Every use of a picture, by language: the manuals share file names, pictures and English."""
+    """Yields every use of a picture in a manual; an alt of the English manual counts as English."""
     package, files = _gimp_files(language)
     english = frozenset() if language == "en" else _english_alts()
     for number, image, path, alt in _uses(files, _gimp_root(language)):
@@ -34,7 +34,7 @@ def gimp_help(language: str) -> Iterator[Drawing]:
 
 
 def sklearn_doc() -> Iterator[Drawing]:
-    """Plots and gallery pictures, each with every alt that it has somewhere."""
+    """Yields plots and gallery pictures, each with all its different alts."""
     root = "usr/share/doc/python-sklearn-doc/html/"
     files = debian_files(
         SKLEARN, lambda path: path.startswith(root) and path.endswith((*BITMAPS, ".html"))
@@ -59,13 +59,13 @@ def _gimp_files(language: str) -> tuple[str, dict[str, bytes]]:
 
 @lru_cache(maxsize=1)
 def _english_alts() -> frozenset[str]:
-    """What the English manual says: translations repeat it where they are unfinished."""
+    """Returns the English manual's alts, which unfinished translations repeat."""
     _, files = _gimp_files("en")
     return frozenset(alt for _, _, _, alt in _uses(files, _gimp_root("en")))
 
 
 def _uses(files: Mapping[str, bytes], root: str) -> Iterator[tuple[int, str, str, str]]:
-    """(which use of it, picture below the root, its path, alt) for every use of a picture."""
+    """Yields (number of the use, name below the root, path, alt) for every use of a picture."""
     uses: Counter[str] = Counter()
     for page in sorted(path for path in files if path.endswith(".html")):
         for link, alt in image_tags(files[page].decode("utf-8", "replace")):

@@ -1,6 +1,6 @@
-"""The evaluation vendor: Noto emojis out of emoji-datasource-google. They join no pool.
+"""Reads the evaluation pictures: Noto emojis of emoji-datasource-google, in no pool.
 
-The sets that a benchmark scores on, and the drawings that contaminate a pool, flagged.
+They make the sets that a benchmark scores on, and the flagged contamination of a pool.
 """
 
 import json
@@ -24,14 +24,14 @@ FINE_SETS = {
 
 @dataclass(frozen=True)
 class Vendor:
-    """The vendor's drawings without skin-tone variants, and the sets made of them."""
+    """Noto's drawings without skin-tone variants, and the sets made from them."""
 
     drawings: Sequence[Drawing]
     sets: Sequence[EvaluationSet]
 
 
 def evaluation() -> Vendor:
-    """All of it; about 1,900 drawings of 64 px with alpha."""
+    """Reads all drawings, about 1,900 of 64 px with alpha, and makes the sets."""
     files = npm_files(*PACKAGE, lambda path: path.startswith(IMAGES) or path == "emoji.json")
     known = emojibase().by_hex
     drawings, versions = [], {}
@@ -46,7 +46,7 @@ def evaluation() -> Vendor:
 
 
 def _sets(drawings: Sequence[Drawing], versions: Mapping[str, float]) -> list[EvaluationSet]:
-    def of(*groups: str) -> list[Drawing]:
+    def in_groups(*groups: str) -> list[Drawing]:
         return [drawing for drawing in drawings if group_of(drawing) in groups]
 
     def group_of(drawing: Drawing) -> str:
@@ -62,15 +62,15 @@ def _sets(drawings: Sequence[Drawing], versions: Mapping[str, float]) -> list[Ev
             {drawing.key: names.index(group_of(drawing)) for drawing in grouped},
             [name.replace("-", " and ") for name in names],
         ),
-        *(EvaluationSet.one_each(name, of(*groups)) for name, groups in FINE_SETS.items()),
+        *(EvaluationSet.one_each(name, in_groups(*groups)) for name, groups in FINE_SETS.items()),
         EvaluationSet.one_each("emoji_flags", _distinct(countries, versions)),
         EvaluationSet.retrieval("emoji_retrieval", drawings),
     ]
 
 
 def _distinct(drawings: Sequence[Drawing], versions: Mapping[str, float]) -> list[Drawing]:
-    """One drawing a picture, the oldest emoji with the shortest label: France, not Clipperton."""
-    kept: dict[bytes, Drawing] = {}
+    """Keeps one drawing a picture: the oldest, then the shortest label: France, not Clipperton."""
+    by_image: dict[bytes, Drawing] = {}
     for drawing in sorted(drawings, key=lambda d: (versions[d.key], len(d.words["en"].label))):
-        kept.setdefault(drawing.image, drawing)
-    return sorted(kept.values(), key=lambda drawing: drawing.key)
+        by_image.setdefault(drawing.image, drawing)
+    return sorted(by_image.values(), key=lambda drawing: drawing.key)

@@ -1,4 +1,4 @@
-"""Openclipart (public domain): bitmaps in one Debian package, their titles in another's SVG."""
+"""Reads Openclipart (public domain): bitmaps of a Debian package, titles of another's SVG."""
 
 import re
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ SOURCE = "openclipart-png"
 TITLES = "openclipart-svg"
 MIN_KEEP = 0.10
 PNG, SVG = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
-# Titles of a collection, given to each of its pictures; and a keyword that a script left behind.
+# Titles of a whole collection, and a keyword left by a script.
 GENERIC = re.compile(r"collection|theme|cliparts?\b|icons$|symbols$|signs$|maps$", re.IGNORECASE)
 NO_KEYWORD = "hash"
 
-# Tolerant on purpose: many of these files are no well-formed XML.
+# Tolerant on purpose: many files are not well-formed XML.
 FIELDS = {
     "title": re.compile(r"<dc:title[^>]*>(.*?)</dc:title>", re.DOTALL),
     "description": re.compile(r"<dc:description[^>]*>(.*?)</dc:description>", re.DOTALL),
@@ -26,7 +26,7 @@ FIELDS = {
 
 
 def openclipart() -> Iterator[Drawing]:
-    """One picture a title; a few are decompression bombs, and stay what they are."""
+    """Yields pictures with a title; keeps the few that are decompression bombs."""
     svgs = debian_files(TITLES, lambda path: path.startswith(SVG) and path.endswith(".svg"))
     read = {path.removeprefix(SVG).removesuffix(".svg"): _read(svg) for path, svg in svgs.items()}
     pngs = debian_files(SOURCE, lambda path: path.startswith(PNG) and path.endswith(".png"))
@@ -46,11 +46,11 @@ def openclipart() -> Iterator[Drawing]:
 
 
 def _read(svg: bytes) -> dict[str, list[str]]:
-    """Titles, descriptions and keywords, the picture's own first; none is empty or a lifetime."""
+    """Returns titles, descriptions and keywords, the picture's own first; cut, none empty."""
     head = svg[:200_000].decode("utf-8", "replace")
-    found = {
+    fields = {
         name: [one_line(text)[:300] for text in pattern.findall(head)]
         for name, pattern in FIELDS.items()
     }
-    # The creator's and the publisher's names are titles too: only the first is the picture's.
-    return {name: [text for text in texts if text] for name, texts in found.items()}
+    # Names of creator and publisher are titles, too: only the first is the picture's.
+    return {name: [text for text in texts if text] for name, texts in fields.items()}

@@ -1,4 +1,4 @@
-"""Which packages make which pool."""
+"""Lists the packages of each pool, and reads their drawings."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from clipmill.pipeline.pools.sources import (
 
 TRUSTED = frozenset({emoji_svg.OPENMOJI[0], emoji_svg.TWEMOJI[0], iconify.EMOJIONE[0]})
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many of it, of how many
+Progress = Callable[[str, int, int], None]  # (description, done, total)
 Source = Callable[[], Iterable[Drawing]]
 DEMO: dict[str, Source] = {
     emoji_svg.OPENMOJI[0]: emoji_svg.openmoji,
@@ -52,19 +52,19 @@ CAPTIONS = [name for name, _ in emojibase.PACKAGES]
 
 @dataclass(frozen=True)
 class Published:
-    """All drawings of a pool's packages, and the packages' file names with their versions."""
+    """The drawings of a pool's packages, and the packages' file names with versions."""
 
     drawings: Sequence[Drawing]
     packages: Sequence[str]
 
 
 def drawings(kind: Literal["demo", "full"], progress: Progress) -> Published:
-    """What the pool is made of, fetched if need be."""
+    """Reads a pool's drawings, fetching packages that are not cached."""
     sources = DEMO if kind == "demo" else DEMO | FULL
-    found: list[Drawing] = []
+    pool_drawings: list[Drawing] = []
     for number, source in enumerate(sources.values()):
         progress(f"reading {kind} packages", number, len(sources))
-        found += source()
+        pool_drawings += source()
     progress(f"reading {kind} packages", len(sources), len(sources))
     names = [*sources, *CAPTIONS, openclipart.TITLES, noto.PACKAGE[0]]
-    return Published(found, cached_versions(names))
+    return Published(pool_drawings, cached_versions(names))

@@ -1,4 +1,4 @@
-"""Reading what old packages wrote: file names as words, locale names, HTML image tags."""
+"""Parses texts of old packages: file names, locale names, HTML image tags."""
 
 import re
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ FILE_NAME = re.compile(r"^\S*\.(png|jpe?g|gif|svg)$", re.IGNORECASE)
 
 
 def name_words(name: str) -> str:
-    """A file name as words: "DreadKnight-old_02" becomes "dread knight old"."""
+    """Returns a file name as words: "DreadKnight-old_02" becomes "dread knight old"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
     return " ".join(words)
 
 
 def language_of(locale: str) -> str:
-    """A locale as a language tag: pt_BR becomes pt-br; variants behind @ are dropped."""
+    """Returns a locale's language tag: pt_BR becomes pt-br; variants after @ are dropped."""
     return locale.partition("@")[0].replace("_", "-").lower()
 
 
 def one_line(text: str) -> str:
-    """The text without tags, style sheets, entities and line breaks.
+    """Removes tags, style sheets, entities and line breaks.
 
-    Twice: descriptions hold HTML pages as escaped text.
+    Runs twice, as descriptions hold HTML pages as escaped text.
     """
     for _ in range(2):
         text = unescape(MARKUP.sub(" ", text))
@@ -33,13 +33,13 @@ def one_line(text: str) -> str:
 
 
 def image_tags(html: str) -> Iterator[tuple[str, str]]:
-    """Source and alt of every image; a missing alt is empty."""
+    """Yields source and alt of every image; a missing alt is empty."""
     for tag in IMAGE_TAG.findall(html):
-        found = {name.lower(): unescape(value) for name, value in ATTRIBUTE.findall(tag)}
-        if "src" in found:
-            yield found["src"], " ".join(found.get("alt", "").split())
+        attributes = {name.lower(): unescape(value) for name, value in ATTRIBUTE.findall(tag)}
+        if "src" in attributes:
+            yield attributes["src"], " ".join(attributes.get("alt", "").split())
 
 
 def is_file_name(text: str) -> bool:
-    """Whether the text is no caption but a file's name."""
+    """Returns whether a text is a file name, not a caption."""
     return bool(FILE_NAME.match(text))

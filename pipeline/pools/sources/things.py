@@ -1,4 +1,4 @@
-"""Furniture of Sweet Home 3D (CC BY 3.0, CC0) and parts of Fritzing (CC BY-SA 3.0)."""
+"""Reads furniture of Sweet Home 3D (CC BY 3.0, CC0) and parts of Fritzing (CC BY-SA 3.0)."""
 
 import io
 import re
@@ -22,7 +22,7 @@ FIELD = "<{0}(?: [^>]*)?>(.*?)</{0}>"
 
 
 def furniture() -> Iterator[Drawing]:
-    """Few pictures with names in up to 21 languages: each is reposted at least twice."""
+    """Yields few pictures with names in up to 21 languages; each is reposted at least twice."""
     archives = debian_files(FURNITURE, lambda path: path.endswith(".sh3f"))
     for path, archive in sorted(archives.items()):
         with zipfile.ZipFile(io.BytesIO(archive)) as files:
@@ -56,7 +56,7 @@ def _catalog(name: str, files: zipfile.ZipFile) -> Iterator[Drawing]:
 
 
 def _entries(properties: bytes) -> dict[str, dict[str, str]]:
-    """Java properties by number: Latin-1, everything else escaped."""
+    """Parses Java properties by number: Latin-1, everything else escaped."""
     entries: dict[str, dict[str, str]] = {}
     for field, number, value in ENTRY.findall(properties.decode("latin-1")):
         text = ESCAPE.sub(lambda match: chr(int(match[1], 16)), value).replace("\\", "").strip()
@@ -65,7 +65,7 @@ def _entries(properties: bytes) -> dict[str, dict[str, str]]:
 
 
 def fritzing() -> Iterator[Drawing]:
-    """Electronic parts as they look on a breadboard."""
+    """Yields electronic parts in their breadboard view."""
     files = debian_files(
         FRITZING,
         lambda path: path.startswith((f"{PARTS}core/", f"{PARTS}svg/core/breadboard/")),
@@ -85,10 +85,10 @@ def fritzing() -> Iterator[Drawing]:
 
 
 def _field(name: str, part: str) -> str:
-    found = re.search(FIELD.format(name), part, re.DOTALL)
-    return one_line(found[1]) if found else ""
+    match = re.search(FIELD.format(name), part, re.DOTALL)
+    return one_line(match[1]) if match else ""
 
 
 def _property(name: str, part: str) -> str:
-    found = re.search(rf"<property name=[\"']{name}[\"']>(.*?)</property>", part, re.DOTALL)
-    return one_line(found[1]).lower() if found else ""
+    match = re.search(rf"<property name=[\"']{name}[\"']>(.*?)</property>", part, re.DOTALL)
+    return one_line(match[1]).lower() if match else ""

@@ -1,4 +1,4 @@
-"""Tux Paint's stamps (GPL-2): pictures with a sentence in up to 69 languages."""
+"""Reads Tux Paint's stamps (GPL-2): pictures with a sentence in up to 69 languages."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -15,7 +15,7 @@ ARTICLES = ("a ", "an ", "the ", "some ")
 
 
 def tuxpaint() -> Iterator[Drawing]:
-    """Few pictures with many captions: each is reposted at least three times."""
+    """Yields few pictures with many captions; each is reposted at least three times."""
     files = debian_files(
         SOURCE,
         lambda path: path.startswith(STAMPS) and path.endswith((".png", ".svg", ".txt")),
@@ -40,7 +40,7 @@ def tuxpaint() -> Iterator[Drawing]:
 
 
 def _words(text: str) -> dict[str, Words]:
-    """The first line is English; the others read LOCALE.utf8=sentence."""
+    """Parses the sentences: the first line is English, the others are LOCALE.utf8=sentence."""
     english, *lines = text.splitlines() or [""]
     words = {"en": Words(english.strip())}
     for line in lines:
@@ -52,6 +52,6 @@ def _words(text: str) -> dict[str, Words]:
 
 
 def _without_article(sentence: str) -> str:
-    """ "A moon wrasse." as a concept: moon wrasse."""
+    """Returns a sentence as a concept: "A moon wrasse." becomes moon wrasse."""
     bare = sentence.lower().rstrip(".!")
     return next((bare.removeprefix(word) for word in ARTICLES if bare.startswith(word)), bare)

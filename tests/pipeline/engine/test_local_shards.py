@@ -29,7 +29,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr("clipmill.metadata.scratch._shared", {})
+    monkeypatch.setattr("clipmill.metadata.scratch._locked", {})
     return folder
 
 

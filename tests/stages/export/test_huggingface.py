@@ -42,8 +42,8 @@ def offline(datasets, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def export(ctx, shards, told=(), **settings) -> str:
-    HuggingFace(**settings).run(Inputs(rows=shards, told=told), ctx)
+def export(ctx, shards, steps=(), **settings) -> str:
+    HuggingFace(**settings).run(Inputs(rows=shards, steps=steps), ctx)
     return str(ctx.out)
 
 
@@ -127,7 +127,7 @@ def test_the_card_says_where_the_rows_come_from_and_how_to_load_them(
         {"stage": "pool", "uses": "ingest.parquet", "settings": {"path": "s3://bucket/pool"}},
         {"stage": "best", "uses": "select.where", "settings": {"where": "a <= 1 | b"}},
     )
-    export(ctx, memory_shards(pool), told=steps, license="CC-BY-4.0")
+    export(ctx, memory_shards(pool), steps=steps, license="CC-BY-4.0")
     card = (ctx.out / "README.md").read_text()
     assert "| `pool` | `ingest.parquet` | path: `s3://bucket/pool` |" in card
     assert "| `best` | `select.where` | where: `a <= 1 \\| b` |" in card
