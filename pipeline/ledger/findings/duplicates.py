@@ -1,12 +1,12 @@
-"""Groups of duplicates, by the stages that name a keeper or a neighbour of each row.
+"""Groups duplicates, by the stages that name a canonical row or a neighbour of each row.
 
-By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
-group is the rows that lead to one row that is no duplicate: from the row that each names on to one
-that names nobody.
+Stages are found by what their columns name, so that own stages work too: a canonical row stays, a
+neighbour need not. Root resolution follows each row's named row until a row that names none; rows
+with the same root are a group.
 
-The rows are read twice: for the copies, and for the rows that copies name. Held is a heap of the
-rows, however many copies there are: whom a uid means is looked up by heaps of uids, and where a row
-leads on by heaps of row numbers.
+The rows are read twice: for the copies, and for the rows that copies name. Memory holds one heap of
+rows, however many copies there are: uids are joined by heaps of uids, and names are followed by
+heaps of row numbers.
 """
 
 from collections.abc import Iterator
@@ -44,15 +44,15 @@ Ints = NDArray[np.int64]
 NAMING = [("a", "<u8"), ("b", "<u8"), ("row", "<i8"), ("near", "<f8")]  # a, b: halves of a uid
 NAMED = [("a", "<u8"), ("b", "<u8"), ("rank", "<i8")]
 LED = [("row", "<i8"), ("to", "<i8"), ("near", "<f8")]
-LATER = 1 << 62  # of a copy's rank: of the rows of a uid, the first that stays is meant
-SLOTS = 1 << 24  # at most: a byte for a part of the uids, whether one of it is named
-GIVEN = 1 << 20  # members of a group
+LATER = 1 << 62  # added to a copy's rank: a uid means its first row that stays
+SLOTS = 1 << 24  # most bytes of a filter by hash: whether a uid is named
+GIVEN = 1 << 20  # most members of a group that are returned
 
 
 class Leads:
-    """Copies among the rows of a pool, and whom they name. Rows go by their numbers, from 0.
+    """Copies among the rows of a pool, and the rows that they name; rows are numbers from 0.
 
-    All copies are added, then all rows, among which those named are found.
+    All copies are added first, then all rows, which are joined by uid.
     """
 
     def __init__(self, rows: int) -> None:
@@ -68,7 +68,7 @@ class Leads:
         self._open.close()
 
     def add_copies(self, row_M: Ints, keeper: pa.ChunkedArray, near_M: NDArray[np.float64]) -> None:
-        """Some copies, the uids that they name, and how near they are to those."""
+        """Adds copies, the uids that they name, and how near they are to those."""
         if len(row_M):
             hash_M, (a_M, b_M) = uid_hash(keeper), halves(keeper).T
             self._is_named[hash_M % len(self._is_named)] = True
@@ -76,7 +76,7 @@ class Leads:
             self._naming.add(self._naming.of(hash_M), copies)
 
     def add_rows(self, row_N: Ints, uid: pa.ChunkedArray, is_copy_N: NDArray[np.bool_]) -> None:
-        """Some rows, copies too; those that nobody can have named are left out."""
+        """Adds rows, including copies; rows that the filter excludes as named are skipped."""
         if len(row_N):
             hash_N, rank_N = uid_hash(uid), row_N + LATER * is_copy_N
             may_N = self._is_named[hash_N % len(self._is_named)]
@@ -85,12 +85,12 @@ class Leads:
             self._named.add(self._named.of(hash_N[may_N]), rows)
 
     def led(self) -> Heaps:
-        """LED, the copies by heaps of the row that each is led to.
+        """Returns LED, the copies, in heaps by the row that each resolves to.
 
-        Without those led nowhere: they name nobody that is there, or go round in a circle.
+        Copies without a root are left out: they name a missing row, or are part of a cycle.
         """
         led, is_chained = self._to_named()
-        rounds = self.rows.bit_length()  # each leads twice as far
+        rounds = self.rows.bit_length()  # each doubles the distance
         for turn in range(rounds + 1):
             if not is_chained:
                 break
@@ -98,41 +98,47 @@ class Leads:
         return led
 
     def _to_named(self) -> tuple[Heaps, bool]:
-        """The copies led to the rows that they name; whether one of these is a copy."""
+        """Returns the copies with the rows that they name, and whether any of these is a copy."""
         led, is_chained = self._new(LED), False
         for heap in range(self._named.count):
-            who = pl.DataFrame(np.empty(0, NAMED))
+            rank_of_uid = pl.DataFrame(np.empty(0, NAMED))
             for piece in self._named.pieces(heap):
-                who = pl.concat([who, pl.DataFrame(piece)]).group_by("a", "b").agg(pl.min("rank"))
+                rank_of_uid = (
+                    pl.concat([rank_of_uid, pl.DataFrame(piece)])
+                    .group_by("a", "b")
+                    .agg(pl.min("rank"))
+                )
             for piece in self._naming.pieces(heap):
-                asked = pl.DataFrame(piece).select("a", "b")
-                found = asked.join(who, on=["a", "b"], how="left", maintain_order="left")["rank"]
-                rank_M = found.fill_null(-1).to_numpy()
+                keys = pl.DataFrame(piece).select("a", "b")
+                rank = keys.join(rank_of_uid, on=["a", "b"], how="left", maintain_order="left")[
+                    "rank"
+                ]
+                rank_M = rank.fill_null(-1).to_numpy()
                 to_M = rank_M % LATER
-                goes_M = (rank_M >= 0) & (to_M != piece["row"])
-                is_chained |= bool((rank_M[goes_M] >= LATER).any())
-                _add(led, piece[goes_M], to_M[goes_M])
+                is_valid_M = (rank_M >= 0) & (to_M != piece["row"])
+                is_chained |= bool((rank_M[is_valid_M] >= LATER).any())
+                _add(led, piece[is_valid_M], to_M[is_valid_M])
         return led, is_chained
 
     def _further(self, led: Heaps, is_last: bool) -> tuple[Heaps, bool]:
-        """Each copy led to where its row leads; whether one has moved by that."""
+        """Follows each copy's row one step; returns the new copies, and whether any moved."""
         by_row, further, has_moved = self._new(LED), self._new(LED), False
         for heap in range(led.count):
             for piece in led.pieces(heap):
                 by_row.add(piece["row"] // heaps.HEAP_ROWS, piece)
         for heap in range(led.count):
             start = heap * heaps.HEAP_ROWS
-            on_G = np.arange(start, start + heaps.HEAP_ROWS)
+            next_G = np.arange(start, start + heaps.HEAP_ROWS)
             for piece in by_row.pieces(heap):
-                on_G[piece["row"] - start] = piece["to"]
+                next_G[piece["row"] - start] = piece["to"]
             for piece in led.pieces(heap):
-                to_M = on_G[piece["to"] - start]
+                to_M = next_G[piece["to"] - start]
                 has_moved |= bool((to_M != piece["to"]).any())
-                goes_M = to_M != piece["row"]
+                is_valid_M = to_M != piece["row"]
                 if is_last:
-                    goes_M &= to_M == piece["to"]
-                _add(further, piece[goes_M], to_M[goes_M])
-        led.close()  # of a long chain there are many
+                    is_valid_M &= to_M == piece["to"]
+                _add(further, piece[is_valid_M], to_M[is_valid_M])
+        led.close()  # a long chain makes many
         by_row.close()
         return further, has_moved
 
@@ -141,12 +147,11 @@ class Leads:
 
 
 def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
-    """Of one heap after another: (G,) rows that copies are led to, and the rows of each group, that
-    one among them."""
+    """Yields per heap: (G,) the roots of groups, and the rows of each group, with its root."""
     for heap in range(led.count):
-        of_pieces = [np.unique(piece["to"], return_counts=True) for piece in led.pieces(heap)]
-        if of_pieces:
-            row_C, count_C = (np.concatenate(them) for them in zip(*of_pieces, strict=True))
+        counts = [np.unique(piece["to"], return_counts=True) for piece in led.pieces(heap)]
+        if counts:
+            row_C, count_C = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
             row_G, group_C = np.unique(row_C, return_inverse=True)
             size_G = np.zeros(len(row_G), np.int64)
             np.add.at(size_G, group_C, count_C)
@@ -154,14 +159,14 @@ def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
 
 
 def members(led: Heaps, row: int) -> Rows:
-    """LED of the copies that are led to a row, by number; of very many, a part chosen by hash."""
-    found = np.empty(0, led.dtype)
+    """Returns LED of the copies of a root, by row number; at most GIVEN, chosen by hash."""
+    copies = np.empty(0, led.dtype)
     for piece in led.pieces(row // heaps.HEAP_ROWS):
-        found = np.concatenate([found, piece[piece["to"] == row]])
-        if len(found) > GIVEN:
-            hash_M = mixed(found["row"].astype(np.uint64))
-            found = found[np.argpartition(hash_M, GIVEN)[:GIVEN]]
-    return np.sort(found, order="row")
+        copies = np.concatenate([copies, piece[piece["to"] == row]])
+        if len(copies) > GIVEN:
+            hash_M = mixed(copies["row"].astype(np.uint64))
+            copies = copies[np.argpartition(hash_M, GIVEN)[:GIVEN]]
+    return np.sort(copies, order="row")
 
 
 def _add(led: Heaps, copy_M: Rows, to_M: Ints) -> None:
@@ -171,15 +176,15 @@ def _add(led: Heaps, copy_M: Rows, to_M: Ints) -> None:
 
 # Shapes: N rows, M copies, G groups.
 
-SIZES = (2, 3, 6, 11, 101)  # that a class of groups begins with
-GROUPS = 6  # that are shown
-MEMBERS = 9  # of each, beside its keeper
+SIZES = (2, 3, 6, 11, 101)  # least rows of each class of groups
+GROUPS = 6  # groups shown
+MEMBERS = 9  # rows shown of each, beside its root
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows that are copies of one, and where some stand: the keeper first, then others from the
-    nearest to the farthest; `past_cut` says of each whether the cut lets it stay."""
+    """Copies of one row, and the places of some: the root first, then copies from the nearest to
+    the farthest; `past_cut` tells whether the cut lets each stay."""
 
     rows: int
     places: tuple[Place, ...]
@@ -188,12 +193,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What one stage found in the rows of its root.
+    """The groups that one stage found in the rows of its root.
 
-    `sizes` counts groups by the classes of SIZES, `largest` the rows of the largest group. `near`
-    is the column that says how near rows are, `limits` between which values the stage looked, `cut`
-    the threshold on it and `reached` the rows as near as that. `recall` tells of some texts how
-    many had a near one, and how many of those the stage joined. `groups` are the largest.
+    `sizes` counts groups by the classes of SIZES, `largest` the rows of the largest. `near` is the
+    column of nearness, `limits` the range of values that the stage searched, `cut` the threshold
+    on it, and `reached` the number of rows within. `recall` counts sampled texts that have a near
+    one, and those that the stage joined. `groups` are the largest.
     """
 
     stage: str
@@ -211,15 +216,15 @@ class Duplicates:
 
 
 def duplicates(state: RunState) -> list[Duplicates]:
-    """Every complete stage that names keepers, or neighbours with a threshold on their nearness."""
+    """Returns the groups of stages that name canonical rows, or neighbours with a threshold."""
     answers = []
     for name, stage in state.stages.items():
-        other = naming(stage.planned.stage, "keeper", "neighbour")
+        named = naming(stage.planned.stage, "keeper", "neighbour")
         near = nearness_of(stage.planned.stage)
         cut = cut_of(state, name, near) if near else None
-        is_told_apart = other is not None and (other.names == "keeper" or cut is not None)
-        if other and is_told_apart and stage.complete and stage.shards:
-            answers.append(_grouped(state, name, other, near, cut))
+        is_grouped = named is not None and (named.names == "keeper" or cut is not None)
+        if named and is_grouped and stage.complete and stage.shards:
+            answers.append(_grouped(state, name, named, near, cut))
     return answers
 
 
@@ -228,15 +233,15 @@ def _grouped(
 ) -> Duplicates:
     planned = state.plan.stages[name]
     rows = state.stages[planned.root].shards.rows
-    reached = found = 0
+    reached = copied = 0
     with Leads(rows) as leads:
         for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):
             copies = table.filter(pa.array(is_copy_N))
             near_M = _numbers(copies["near"]) if near else np.zeros(len(copies))
             leads.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
-            found += len(copies)
+            copied += len(copies)
             reached += int(reached_N.sum())
-        if found:
+        if copied:
             for table, is_copy_N, _ in _copies(state, name, other, near, cut):
                 leads.add_rows(table[NUMBER].to_numpy(), table[UID.name], is_copy_N)
         led = leads.led()
@@ -245,7 +250,7 @@ def _grouped(
             stage=name,
             uses=planned.uses,
             rows=rows,
-            duplicates=found,
+            duplicates=copied,
             sizes=tuple(classes),
             largest=largest[0][0] if largest else 1,
             near=near.name if near else None,
@@ -260,7 +265,7 @@ def _grouped(
 def _copies(
     state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
 ) -> Iterator[tuple[pa.Table, Bools, Bools]]:
-    """Of each shard the rows; (N,) which of them are copies, and which are as near as the cut."""
+    """Yields rows by shard, with (N,) whether each is a copy, and whether it is within the cut."""
     bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
     for table in by_shard(state, state.plan.stages[name].root, bound):
         is_copy_N = table["keeper"].is_valid().to_numpy()
@@ -271,7 +276,7 @@ def _copies(
 
 
 def _numbers(near: pa.ChunkedArray) -> NDArray[np.float64]:
-    """(N,) nan where there is none."""
+    """Returns (N,) float64 values; NaN if missing."""
     return np.asarray(near.cast(pa.float64()).to_numpy())
 
 
@@ -280,19 +285,19 @@ def _recall(stage: StageState) -> dict[str, int] | None:
 
 
 def _sizes(led: Heaps) -> tuple[list[int], list[tuple[int, int]]]:
-    """Groups of each class of sizes; rows of the largest few, and the row that each is led to."""
+    """Returns the number of groups per class, and the rows and root of the largest groups."""
     classes = np.zeros(len(SIZES), np.int64)
     largest: list[tuple[int, int]] = []
     for first_G, size_G in group_sizes(led):
         classes += sizes(size_G)
-        some = np.argsort(-size_G, kind="stable")[:GROUPS]
-        largest += zip(size_G[some].tolist(), first_G[some].tolist(), strict=True)
-        largest = sorted(largest, key=lambda it: (-it[0], it[1]))[:GROUPS]
+        top = np.argsort(-size_G, kind="stable")[:GROUPS]
+        largest += zip(size_G[top].tolist(), first_G[top].tolist(), strict=True)
+        largest = sorted(largest, key=lambda group: (-group[0], group[1]))[:GROUPS]
     return classes.tolist(), largest
 
 
 def sizes(size_N: NDArray[np.int64]) -> list[int]:
-    """Groups of each class of sizes."""
+    """Returns the number of groups per class of SIZES."""
     groups = np.searchsorted(SIZES, size_N[size_N > 1], side="right") - 1
     return list(map(int, np.bincount(groups, minlength=len(SIZES))))
 
@@ -305,15 +310,15 @@ def _groups(
     cut: Cut | None,
 ) -> Iterator[Group]:
     for rows, first in largest:
-        its = members(led, first)
-        every, past = np.arange(len(its)), np.zeros(min(MEMBERS, len(its)), bool)
-        few = evenly(every, MEMBERS)
+        copies = members(led, first)
+        index, past = np.arange(len(copies)), np.zeros(min(MEMBERS, len(copies)), bool)
+        few = evenly(index, MEMBERS)
         if near:
-            value = pa.chunked_array([pa.array(its["near"], from_pandas=True).cast(near.dtype)])
-            few = spread(every, value, near, MEMBERS)
+            value = pa.chunked_array([pa.array(copies["near"], from_pandas=True).cast(near.dtype)])
+            few = spread(index, value, near, MEMBERS)
             past = ~cut.reached(value.take(pa.array(few))) if cut else past
         yield Group(
             rows=rows,
-            places=tuple(numbers.places([first, *its["row"][few].tolist()])),
+            places=tuple(numbers.places([first, *copies["row"][few].tolist()])),
             past_cut=(False, *past.tolist()),
         )

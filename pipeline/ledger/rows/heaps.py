@@ -1,7 +1,6 @@
-"""Rows in numbered heaps, of which one is read at a time; from some megabytes on scratch disk.
+"""Partitions rows by number or hash, spills them to scratch disk, and reads one heap at a time.
 
-What is to be put together from all rows of a pool, as who names whom, is put together heap by heap:
-memory is that of a heap, however many rows there are.
+Joins over all rows of a pool are done heap by heap: memory is that of a heap, whatever the rows.
 """
 
 import errno
@@ -20,17 +19,17 @@ from clipmill.pipeline.errors import StageError
 
 # Shapes: N rows, H heaps.
 
-HEAP_ROWS = 1 << 20  # rows of a pool for which there is one heap
-HELD_BYTES = 8 << 20  # that are held until they are written, and given at a time
+HEAP_ROWS = 1 << 20  # rows of a pool per heap
+HELD_BYTES = 8 << 20  # write buffer, and size of a piece that is read
 
 Rows = NDArray[Any]
-Columns = list[tuple[str, str]]  # names and types of what a row has
+Columns = list[tuple[str, str]]  # names and types of a row's fields
 
 
 class Heaps:
-    """Structured rows of one type, in `count` heaps of a file, which goes as it is closed.
+    """Structured rows of one type in `count` heaps of a temporary file, deleted on close.
 
-    `rows` are those of the pool: of what each of them gives, a heap has some HEAP_ROWS.
+    `rows` is the size of the pool: a heap gets about HEAP_ROWS of its rows.
     """
 
     def __init__(self, rows: int, dtype: Columns) -> None:
@@ -38,54 +37,54 @@ class Heaps:
         self._file = tempfile.TemporaryFile(dir=scratch_folder())  # noqa: SIM115  # see close
         self._held: list[tuple[NDArray[np.int64], Rows]] = []
         self._held_bytes = 0
-        self._bounds: list[NDArray[np.int64]] = []  # (H + 1,) rows of the file, of each writing
+        self._bounds: list[NDArray[np.int64]] = []  # (H + 1,) row bounds in the file, per write
         self._end = 0
 
     def add(self, heap_N: NDArray[np.int64], row_N: Rows) -> None:
-        """Rows, each to its heap. StageError where the disk is full."""
+        """Adds rows, each to its heap. StageError if the disk is full."""
         self._held.append((heap_N, row_N))
         self._held_bytes += row_N.nbytes
         if self._held_bytes >= HELD_BYTES:
             self._write()
 
     def pieces(self, heap: int) -> Iterator[Rows]:
-        """The rows of a heap in the order in which they came, some HELD_BYTES at a time."""
-        found: list[Rows] = []
+        """Yields the rows of a heap in insertion order, about HELD_BYTES at a time."""
+        parts: list[Rows] = []
         rows = 0
         for bounds in self._bounds:
             start, stop = bounds[heap : heap + 2].tolist()
             if stop > start:
                 self._file.seek(start * self.dtype.itemsize)
                 read = self._file.read((stop - start) * self.dtype.itemsize)
-                found.append(np.frombuffer(read, self.dtype))
+                parts.append(np.frombuffer(read, self.dtype))
                 rows += stop - start
             if rows * self.dtype.itemsize >= HELD_BYTES:
-                yield np.concatenate(found)
-                found, rows = [], 0
-        if self._held:  # those of a small pool all are
+                yield np.concatenate(parts)
+                parts, rows = [], 0
+        if self._held:  # a small pool is never written
             heap_N, row_N = self._joined()
-            found.append(row_N[heap_N == heap])
-        if any(map(len, found)):
-            yield np.concatenate(found)
+            parts.append(row_N[heap_N == heap])
+        if any(map(len, parts)):
+            yield np.concatenate(parts)
 
     def of(self, hash_N: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """(N,) a heap by hash."""
+        """Returns (N,) the heap of each hash."""
         return ((hash_N >> np.uint64(32)) % np.uint64(self.count)).astype(np.int64)
 
     def close(self) -> None:
         self._file.close()
 
     def _joined(self) -> tuple[NDArray[np.int64], Rows]:
-        """The rows that are held."""
+        """Returns the buffered rows as one piece."""
         if len(self._held) > 1:
-            heap_N, row_N = (np.concatenate(them) for them in zip(*self._held, strict=True))
+            heap_N, row_N = (np.concatenate(columns) for columns in zip(*self._held, strict=True))
             self._held = [(heap_N, row_N)]
         return self._held[0]
 
     def _write(self) -> None:
         heap_N, row_N = self._joined()
         self._held, self._held_bytes = [], 0
-        # Numbers of 16 bits are sorted by radix.
+        # numpy sorts 16-bit integers by radix.
         order_N = np.argsort(heap_N.astype(np.min_scalar_type(self.count)), kind="stable")
         try:
             self._file.seek(0, os.SEEK_END)
@@ -105,12 +104,12 @@ class Heaps:
 
 
 def uid_hash(uid: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """(N,) 64 bits of each uid, for its heap: uids of a pool's own may be close to one another."""
+    """Returns (N,) 64-bit hashes of uids, for their heaps: uids of a pool may be close together."""
     return coin_hash(uid, seed=0, stage="", purpose="heap")
 
 
 def structured(dtype: Columns, **columns: Rows) -> Rows:
-    """(N,) rows of these columns."""
+    """Returns (N,) structured rows of these columns."""
     rows = np.empty(len(next(iter(columns.values()))), dtype)
     for name, values in columns.items():
         rows[name] = values
