@@ -1,7 +1,7 @@
-"""The rows of every arm, each in a subset file of its own: DIR/arms/NAME.parquet.
+"""Writes the rows of every arm to a subset file of its own: DIR/arms/NAME.parquet.
 
-Written a shard of the pool at a time; one that is made of the same as before stays, while its bytes
-are those that were stored.
+Files are written a shard of the pool at a time; a file with the same origin is kept while its bytes
+match the stored digest.
 """
 
 import hashlib
@@ -35,48 +35,48 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.planned import PlannedStage
 
 FOLDER = "arms"
-BINS = 20  # leading bits by which coins are counted, so that few are held at once
+BINS = 20  # leading bits of the hash histogram, so that few hashes are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """The rows of an arm: those with a picture and a caption, and how many an epoch has of them.
+    """The rows of an arm with a picture and a caption, and the samples of an epoch of them.
 
-    `lacking` is how many more the stage keeps, or the list names; `sha256` is of the file's bytes.
+    `lacking` counts further rows that the stage keeps or the list names; `sha256` is of the file.
     """
 
     made_of: str
     rows: int
     samples: int
     lacking: int
-    sha256: str | None = None  # of none: rows without a file, or a folder of before
+    sha256: str | None = None  # None: rows without a file, or an older folder
 
 
 def subset_name(name: str) -> str:
-    """The file of an arm's rows, in the bench's folder."""
+    """Returns the file of an arm's rows, in the bench's folder."""
     return f"{FOLDER}/{name}.parquet"
 
 
 def random_name(size: int) -> str:
-    """The arm of as many rows by chance."""
+    """Returns the name of the arm with this many random rows."""
     return f"random_of_{size}"
 
 
 @dataclass
 class Maker:
-    """Writes the files; `raw_of` is the digest of the export that holds every row."""
+    """Writes the subset files; `raw_of` is the digest of the export that holds every row."""
 
     raw: RawRows
     raw_of: str
     export: PlannedStage
     folder: Storage
-    batches: Mapping[str, int]  # the largest in which rows are trained on, by their name
+    batches: Mapping[str, int]  # largest batch size, by the rows' name
     seed: int = 0
     made: dict[str, Made] = field(default_factory=dict)
     parts: dict[str, Rows] = field(default_factory=dict)
 
     def make(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, Made]:
-        """By name; RecipeError where an arm has no rows, or fewer than a batch."""
+        """Writes all but random arms, by name; RecipeError if one has fewer rows than a batch."""
         rows = self.raw.rows
         self.parts[RAW] = Every()
         self.add(RAW, Made(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
@@ -98,22 +98,22 @@ class Maker:
         return self.made
 
     def add(self, name: str, made: Made) -> None:
-        """Rows that need no file."""
+        """Adds rows that need no file."""
         self.made[name] = made
         self._refuse_few(name)
 
     def make_random(self, sizes: list[int]) -> None:
-        """As many rows by chance, of each size that raw has more of."""
-        wanted = sorted({size for size in sizes if size < self.raw.rows})
-        todo = [size for size in wanted if not self._is_made(random_name(size), [size])]
+        """Writes a random arm of each size that raw has more rows than."""
+        smaller = sorted({size for size in sizes if size < self.raw.rows})
+        todo = [size for size in smaller if not self._is_made(random_name(size), [size])]
         for size, below in zip(todo, self._bounds(todo), strict=True):
             self._put(random_name(size), Chance(below, self.seed), [size])
 
     def _bounds(self, sizes: list[int]) -> list[int]:
-        """For each size the coin that so many rows of raw are below.
+        """Returns, for each size, the hash below which exactly so many rows of raw lie.
 
-        Two looks at the uids: the first counts coins by their leading bits, the second holds those
-        of the bins in which a bound lies.
+        Reads the uids twice: the first pass counts hashes by their leading bits, the second keeps
+        those of the bins that contain a bound.
         """
         if not sizes:
             return []
@@ -124,18 +124,18 @@ class Maker:
             count_B[bins.astype(np.int64)] += counts
         before_B = np.cumsum(count_B) - count_B
         bins = np.searchsorted(np.cumsum(count_B), sizes, side="right")
-        held: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
+        hashes: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
         for _, shard in self.raw.tables():
             bits_N = chances(shard, self.seed)
-            for number, found in held.items():
-                found.append(bits_N[bits_N >> shift == number])
+            for number, bin_hashes in hashes.items():
+                bin_hashes.append(bits_N[bits_N >> shift == number])
         return [
-            int(np.sort(np.concatenate(held[int(number)]))[size - before_B[number]])
+            int(np.sort(np.concatenate(hashes[int(number)]))[size - before_B[number]])
             for size, number in zip(sizes, bins, strict=True)
         ]
 
     def _is_made(self, name: str, made_of: object) -> bool:
-        """Whether the file is there, as stored and made of the same; then its facts are known."""
+        """Returns whether the file is stored, unchanged and of the same origin; sets its facts."""
         facts = self.folder.read_json(f"{FOLDER}/{name}.json", Made)
         if facts is None or facts.made_of != self._digest(made_of):
             return False
@@ -166,16 +166,16 @@ class Maker:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 self.folder.commit(path, subset_name(name))
-            whole = count
+            total = count
             if isinstance(rows, Kept):
-                whole = rows.kept
+                total = rows.kept
             elif isinstance(rows, Listed):
-                whole = max(count, len(rows.uid_U2))
+                total = max(count, len(rows.uid_U2))
             self.made[name] = Made(
                 made_of=self._digest(made_of),
                 rows=count,
                 samples=samples,
-                lacking=whole - count,
+                lacking=total - count,
                 sha256=sha256,
             )
             text = json.dumps(asdict(self.made[name]))
@@ -183,7 +183,7 @@ class Maker:
         self._refuse_few(name)
 
     def _refuse_few(self, name: str) -> None:
-        """Fewer rows than a batch: a row would be its own negative."""
+        """Raises RecipeError for fewer rows than a batch: a row would be its own negative."""
         made, batch = self.made[name], self.batches.get(name, 1)
         if made.rows < batch:
             lacking = f", and {made.lacking:,} without" if made.lacking else ""

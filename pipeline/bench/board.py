@@ -1,4 +1,4 @@
-"""The leaderboard: what each arm is worth, against raw and against as many rows by chance."""
+"""Builds the leaderboard: each arm's score, against raw and against as many random rows."""
 
 import json
 from dataclasses import dataclass, replace
@@ -22,18 +22,21 @@ from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, c
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
 
-LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder
-WEIGHTS = "model.safetensors"  # of train.clip, in out/
+LEAKS, LOGS = (
+    "leaks.parquet",
+    "log",
+)  # files of evaluate.leaks in out/, and of train.clip in its folder
+WEIGHTS = "model.safetensors"  # file of train.clip in out/
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One arm. `raw` and `random` compare it with every row, and with as many by chance: null where
-    it is that arm itself.
+    """One arm. `raw` and `random` compare it with every row, and with as many random rows: null
+    for that arm itself.
 
-    `seconds` are of one of its trainings on one worker, by the rate that its steps had, or those of
-    the arm that trained the same models: null where no log tells. `leaks` counts by task the
-    samples that its rows show or bear.
+    `seconds` are of one training on one worker, from its steps' rate, or that of the arm that
+    trained the same models: null without a log. `leaks` counts evaluation samples in its rows, by
+    task.
     """
 
     arm: str
@@ -42,7 +45,7 @@ class Line:
     rows: int
     epochs: float | None
     seeds: int
-    result: Estimate | None  # of the board's first row
+    result: Estimate | None  # of the board's first metric
     raw: Comparison | None
     random: Comparison | None
     near_chance: bool
@@ -63,17 +66,17 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What the arms are ranked by."""
+        """Returns the metric by which arms are ranked."""
         top = self.results.shown[0]
         return "mean of fine tasks" if self.results.headline else f"{top.task} {top.metric}"
 
     def random_of(self, line: Line) -> str:
-        """The arm of as many rows by chance."""
+        """Returns the name of the arm with as many random rows."""
         return random_name(line.rows)
 
 
 def board(made: Prepared, state: RunState) -> Board:
-    """The leaderboard of a bench that has run to its end."""
+    """Returns the leaderboard of a finished bench."""
     by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
     every = [replace(by_training[name], name=name) for name in made.arms]
     against = {name: (RAW, random_name(made.made(name).rows)) for name in made.arms}
@@ -96,7 +99,7 @@ def _line(
     made: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
 ) -> Line:
     name, rows = cell.arm, made.made(cell.arm)
-    found = dict(zip(results.baselines, cell.against, strict=True))
+    comparisons = dict(zip(results.baselines, cell.against, strict=True))
     training: Any = made.plan.stages[name].stage
     seen = training.steps * training.batch_size
     line = Line(
@@ -107,8 +110,8 @@ def _line(
         epochs=results.epochs[name] or seen / rows.samples,
         seeds=cell.seeds,
         result=cell.result,
-        raw=found.get(RAW),
-        random=found.get(random_name(rows.rows)),
+        raw=comparisons.get(RAW),
+        random=comparisons.get(random_name(rows.rows)),
         near_chance=cell.near_chance,
         seconds=seen / rate if rate else None,
         samples_per_s=rate,
@@ -119,36 +122,36 @@ def _line(
 
 
 def _warnings(line: Line) -> tuple[str, ...]:
-    said = []
+    sentences = []
     if line.near_chance:
-        said.append("not told from guessing")
+        sentences.append("not told from guessing")
     if line.epochs and line.epochs > MOST_EPOCHS:
-        said.append(f"more than {MOST_EPOCHS} epochs, so few rows are learnt by heart")
+        sentences.append(f"more than {MOST_EPOCHS} epochs, so few rows are learnt by heart")
     if line.seeds == 1:
-        said.append("one seed, so nothing tells luck from worth")
-    return tuple(said)
+        sentences.append("one seed, so nothing tells luck from worth")
+    return tuple(sentences)
 
 
 def _rates(made: Prepared, state: RunState) -> dict[str, float | None]:
-    """Samples per second by arm; one whose models another arm has trained has the rate of that."""
+    """Returns samples per second by arm; arms with the same models share a rate."""
     rates = {name: rate_of(state, name) for name in made.arms}
     models = {name: _models(state, name) for name in made.arms}
     trained = {model: rate for name, rate in rates.items() if rate for model in models[name]}
-    shared = {name: map(trained.get, found) for name, found in models.items()}
+    shared = {name: map(trained.get, digests) for name, digests in models.items()}
     return {name: rate or next(filter(None, shared[name]), None) for name, rate in rates.items()}
 
 
 def _models(state: RunState, name: str) -> list[str]:
-    """The digests of its models' weights."""
+    """Returns the digests of its models' weights."""
     manifest = read_sealed_as(state.stages[name].folder, MANIFEST, Manifest)
     digests = manifest.output_sha256.items() if manifest else ()
     return [sha256 for file, sha256 in digests if file.endswith(WEIGHTS)]
 
 
 def rate_of(state: RunState, name: str) -> float | None:
-    """Samples per second of its trainings' steps, the median; None where no log tells.
+    """Returns the median samples per second of an arm's training steps; None without a log.
 
-    Seeds may be of stages that had fewer: their logs count, too.
+    Older stages with fewer seeds count too.
     """
     run = state.run
     logs = [
@@ -166,7 +169,7 @@ def rate_of(state: RunState, name: str) -> float | None:
 
 
 def _leaks(made: Prepared, state: RunState, name: str) -> dict[str, int]:
-    """By task how many of its samples the arm's rows show or bear."""
+    """Counts by task the evaluation samples in the arm's rows."""
     keys = made.plan.recipe.stages[name]
     stage = state.stages[leaks_of(made.plan.recipe.stages, keys["data"])]
     with Outputs(stage.folder).parquet(LEAKS) as file:
@@ -174,18 +177,18 @@ def _leaks(made: Prepared, state: RunState, name: str) -> dict[str, int]:
     if "subset" in keys:
         leaks = leaks.filter(pc.is_in(leaks[UID.name], _uids(state, made.arms[name].rows, leaks)))
     counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
-    found = counted.aggregate([([], "count_all")]).to_pylist()
-    return {one["task"]: one["count_all"] for one in found}
+    tasks = counted.aggregate([([], "count_all")]).to_pylist()
+    return {row["task"]: row["count_all"] for row in tasks}
 
 
 def _uids(state: RunState, rows: str, leaks: pa.Table) -> pa.Array:
-    """The uids of the leaks that rows of an arm have."""
+    """Returns the uids of the leaks that are among an arm's rows."""
     from pyarrow import parquet as pq
 
-    met = [pa.array([], UID.dtype)]
-    wanted = pc.unique(leaks[UID.name])
+    parts = [pa.array([], UID.dtype)]
+    leaked = pc.unique(leaks[UID.name])
     with state.run.open(subset_name(rows)) as source:
         for batch in pq.ParquetFile(source).iter_batches(columns=[UID.name]):
             uid = batch.column(0)
-            met.append(uid.filter(pc.is_in(uid, wanted)))
-    return pa.concat_arrays(met)
+            parts.append(uid.filter(pc.is_in(uid, leaked)))
+    return pa.concat_arrays(parts)

@@ -1,4 +1,4 @@
-"""How rules, scores and categories go together over the rows that meet all filters."""
+"""Relates rules, scores and categories over the rows that meet all filters."""
 
 from itertools import combinations
 from typing import Any
@@ -17,12 +17,12 @@ from clipmill.pipeline.ledger.selection.scores import GOES
 
 # Shapes: N rows of a root, M of them that meet the filters.
 
-MOST_VALUES = 12  # of a category, the most frequent
+MOST_VALUES = 12  # the most frequent values of a category
 QUARTILES = (0.25, 0.5, 0.75)
 
 
 def relations(masks: Masks, question: asked.Relations) -> dict[str, Any]:
-    """Rows beyond two thresholds at once; how numbers rise together; numbers by category."""
+    """Returns overlaps of thresholds, correlations of numbers, and numbers by category."""
     columns = masks.columns
     rows_N = Apart(len(columns), [masks.of(filter) for filter in question.filters]).rows()
     numbers = {name: _finite(columns.numbers(name), rows_N) for name in question.columns}
@@ -35,15 +35,17 @@ def relations(masks: Masks, question: asked.Relations) -> dict[str, Any]:
 
 
 def beyond(numbers: Numbers, cut: CutAt) -> Bools:
-    """(N,) whether each row is on the side that goes; without a value it is on none."""
+    """Returns (N,) whether each row is on the dropped side; false without a value."""
     values = numbers.values
     own = values.dtype.type if values.dtype.kind == "f" else float
     return np.asarray(GOES[cut.sign](values, own(cut.value or 0)) & numbers.is_there)
 
 
 def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:
-    """Each threshold with the rows beyond it, those beyond it alone, and those beyond each other
-    as well. It is of rows, whatever dropped them: a row is lost for the first rule it breaks."""
+    """Returns each threshold with the rows beyond it, beyond it alone, and beyond others too.
+
+    It counts rows whatever dropped them: a lost row is counted at the first rule it breaks.
+    """
     cuts = [
         cut
         for cut in cuts_of(columns)
@@ -64,29 +66,29 @@ def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:
 
 
 def _finite(numbers: Numbers, rows_N: Bools) -> NDArray[np.float64]:
-    """(M,) NaN where there is no finite value."""
+    """Returns (M,) NaN for values that are missing or not finite."""
     value_M = numbers.values[rows_N].astype(np.float64)
     value_M[~numbers.is_there[rows_N] | ~np.isfinite(value_M)] = np.nan
     return value_M
 
 
 def _correlations(numbers: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """Pearson's r of every two over the rows that have both; null where one does not vary."""
+    """Returns Pearson's r of every pair over rows with both; null if one does not vary."""
     if not numbers:
         return []
     moments = Moments(len(numbers))
     moments.count(np.stack(list(numbers.values())))
-    found = []
+    pairs = []
     for (a, name), (b, other) in combinations(enumerate(numbers), 2):
         r, rows = moments.pair(a, b)
-        found.append({"a": name, "b": other, "r": r, "rows": rows})
-    return found
+        pairs.append({"a": name, "b": other, "r": r, "rows": rows})
+    return pairs
 
 
 def _by_value(
     columns: Columns, rows_N: Bools, numbers: dict[str, NDArray[np.float64]], name: str
 ) -> dict[str, Any]:
-    """The quartiles of each number at the most frequent values of a category."""
+    """Returns the quartiles of each number at the most frequent values of a category."""
     codes = columns.codes(name)
     code_M = codes.code[rows_N]
     rows = np.bincount(code_M + 1, minlength=len(codes.names) + 1)
@@ -94,7 +96,9 @@ def _by_value(
     lines = []
     for place in values:
         here_M = code_M == place - 1
-        quartiles = {of: quantiles(value_M[here_M], QUARTILES) for of, value_M in numbers.items()}
+        quartiles = {
+            number: quantiles(value_M[here_M], QUARTILES) for number, value_M in numbers.items()
+        }
         value = codes.names[place - 1] if place else None
         lines.append({"value": value, "rows": int(rows[place]), "quartiles": quartiles})
     return {"column": name, "values": lines}

@@ -1,4 +1,4 @@
-"""A run as an explorer holds it: its columns by root, and the answers to what a page asks."""
+"""Holds a run for the explorer: its columns by root, and the answers to a page's questions."""
 
 import shlex
 import threading
@@ -19,21 +19,21 @@ from clipmill.pipeline.ledger.findings.clusters import cluster_maps
 from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.run_folder.state import latest
 
-PICTURE_BYTES = 60 << 20  # of small pictures that are held
+PICTURE_BYTES = 60 << 20  # cache of small pictures
 SIDES = {"small": 200, "large": 640}  # pixels
 
 
 class Session:
-    """Answers from one look at the run folder; `look_again` takes another."""
+    """Answers from one reading of the run folder; `look_again` reads it again."""
 
     def __init__(self, uri: str, beside: Path, variant: int | None = None) -> None:
         self.uri, self.beside, self.variant = uri, beside, variant
         self._lock = threading.Lock()
-        self._drawing = threading.Lock()  # what a decoder warns of is caught for all threads
+        self._drawing = threading.Lock()  # warnings are caught for all threads
         self.look_again()
 
     def look_again(self, _: bytes = b"") -> dict[str, Any]:
-        """Reads the folder anew: what a run has stored since."""
+        """Reads the folder again, with everything stored since."""
         state = latest(self.uri, self.variant)
         roots = {
             name: Columns(state, name)
@@ -58,7 +58,7 @@ class Session:
 
     def query(self, body: bytes) -> dict[str, Any]:
         query: asked.Query = asked.read(body, asked.Query)
-        with self._lock:  # one at a time: each takes a core
+        with self._lock:  # one query at a time: each takes a core
             return self._counts(query.root).answer(query)
 
     def rows(self, body: bytes) -> list[dict[str, Any]]:
@@ -87,19 +87,19 @@ class Session:
         return {"file": file, "command": shlex.join(command)}
 
     def picture(self, root: str, row: int, size: str) -> tuple[str, bytes] | None:
-        """Type and bytes of a row's picture, made anew; None without one that can be shown."""
+        """Returns type and bytes of a row's re-encoded picture; None if there is none to show."""
         key = root, row, size
-        found = self._pictures.get(key)
-        if found is None and root in self.roots and size in SIDES:
+        small = self._pictures.get(key)
+        if small is None and root in self.roots and size in SIDES:
             with self._drawing:
-                found = picture_of(self.roots[root], row, SIDES[size])
-            if found is not None:
-                self._pictures.put(key, found, len(found[1]))
-        return found
+                small = picture_of(self.roots[root], row, SIDES[size])
+            if small is not None:
+                self._pictures.put(key, small, len(small[1]))
+        return small
 
     @property
     def answers(self) -> dict[str, Callable[[bytes], Any]]:
-        """What can be asked, by its name in the address."""
+        """Returns the answers by their name in the address."""
         return {
             "run": self.facts,
             "look-again": self.look_again,
