@@ -1,1 +1,1 @@
-"""Compares subsets of a pool (`clipmill bench`): which is better, and by more than luck?"""
+"""Compares subsets of a pool (`clipmill bench`), and tells differences from luck."""

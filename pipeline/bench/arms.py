@@ -110,7 +110,7 @@ class Maker:
             self._put(random_name(size), Chance(below, self.seed), [size])
 
     def _bounds(self, sizes: list[int]) -> list[int]:
-        """Returns, for each size, the hash below which exactly so many rows of raw lie.
+        """Returns, for each size, the hash below which exactly this many rows of raw lie.
 
         Reads the uids twice: the first pass counts hashes by their leading bits, the second keeps
         those of the bins that contain a bound.

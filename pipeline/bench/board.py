@@ -22,10 +22,7 @@ from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, c
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
 
-LEAKS, LOGS = (
-    "leaks.parquet",
-    "log",
-)  # files of evaluate.leaks in out/, and of train.clip in its folder
+LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks in out/; of train.clip in its folder
 WEIGHTS = "model.safetensors"  # file of train.clip in out/
 
 

@@ -17,15 +17,7 @@ FILE = "bench.yaml"
 LEAKS, CHECK = "leaks", "evaluate.leaks"
 SOURCE = "pixels"
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
-WORDS = (
-    "true",
-    "false",
-    "null",
-    "yes",
-    "no",
-    "on",
-    "off",
-)  # strings that a YAML reader may read as other types
+WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other types to some YAML readers
 
 
 @dataclass(frozen=True)
@@ -53,8 +45,8 @@ def stages_of(
 ) -> dict[str, Any]:
     """Returns the recipe's stages; `data` is by the rows' name.
 
-    `sizes` gives by arm the side in pixels to which pictures are decoded once for all; None for a
-    training that decodes itself, which reads the export directly.
+    `sizes` gives by arm the pixels a side to which its pictures are decoded once for all arms; None
+    if its training decodes pictures itself and reads the export directly.
     """
     stages: dict[str, Any] = {}
     for export in dict.fromkeys(rows.export for rows in data.values()):

@@ -11,19 +11,12 @@ from clipmill.metadata.storage import KEYS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.recipe import value_of
 
-NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # the same as for stages: an arm is one
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
 RANDOM = re.compile(r"random_of_\d+|leaks_\d+|pixels_\d+")
 SCORES = "_scores"  # suffix of the stage that evaluates an arm's models
 TAKEN = ("pixels", "leaks", RAW)
-FIXED = (
-    "uses",
-    "data",
-    "rows",
-    "subset",
-    "scale",
-    "seeds",
-)  # settings of trainings that the bench sets itself
+FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench itself
 
 
 @dataclass(frozen=True, kw_only=True)

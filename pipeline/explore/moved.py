@@ -70,7 +70,7 @@ class Moves:
         values = {name: columns.as_stored(where) for name, where in sources.items()}
         others = {name: where for name, where in sources.items() if values[name] is None}
         place: dict[str, Any] = columns.every_place()
-        if others or not threshold.by_row:  # uids are most of the reading
+        if others or not threshold.by_row:  # reading uids costs most
             shards = stored(columns.state, planned.root, others)
             tables = [*ahead(columns.state.run, shards.table, range(len(shards)))]
             table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()

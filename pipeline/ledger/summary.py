@@ -214,5 +214,5 @@ def _passing(state: RunState) -> Iterator[Passing]:
 
 
 def _occurred(state: RunState, reason: str) -> bool:
-    """Returns whether any row ever failed for a reason; true for `crashed`, a shard's."""
+    """Returns whether any row ever failed for a reason; `crashed` is a shard's, and always true."""
     return reason == "crashed" or any(reason in stage.codes for stage in state.stages.values())

@@ -13,9 +13,8 @@ from clipmill.pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
-NO_HTML = re.compile(
-    "[\0-\x08\x0b\x0c\x0e-\x1f]"
-)  # control characters in untrusted text: grep takes it for binary
+# Control characters of untrusted text, which make grep take a page for binary.
+NO_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")
 PICTURES = 0x2400  # pictures of control characters: NUL is ␀
 
 

@@ -26,7 +26,7 @@ from clipmill.pipeline.run_folder.state import RunState
 # Shapes: B vectors of a block, K of all blocks, D width of a vector.
 
 Blocks = Callable[[], Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]]
-NEAR = 1 - 1e-9  # of the largest entry: such entries count as equally large
+NEAR = 1 - 1e-9  # entries from this share of the largest on count as equally large
 
 
 @dataclass(frozen=True)

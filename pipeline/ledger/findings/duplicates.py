@@ -76,7 +76,7 @@ class Leads:
             self._naming.add(self._naming.of(hash_M), copies)
 
     def add_rows(self, row_N: Ints, uid: pa.ChunkedArray, is_copy_N: NDArray[np.bool_]) -> None:
-        """Adds rows, including copies; rows that the filter excludes as named are skipped."""
+        """Adds rows, including copies; skips rows that no copy can have named."""
         if len(row_N):
             hash_N, rank_N = uid_hash(uid), row_N + LATER * is_copy_N
             may_N = self._is_named[hash_N % len(self._is_named)]
@@ -85,7 +85,7 @@ class Leads:
             self._named.add(self._named.of(hash_N[may_N]), rows)
 
     def led(self) -> Heaps:
-        """Returns LED, the copies, in heaps by the row that each resolves to.
+        """Returns the resolved copies (LED), in heaps by their roots.
 
         Copies without a root are left out: they name a missing row, or are part of a cycle.
         """
@@ -121,7 +121,7 @@ class Leads:
         return led, is_chained
 
     def _further(self, led: Heaps, is_last: bool) -> tuple[Heaps, bool]:
-        """Follows each copy's row one step; returns the new copies, and whether any moved."""
+        """Returns copies moved on to their rows' targets (pointer jumping); whether any moved."""
         by_row, further, has_moved = self._new(LED), self._new(LED), False
         for heap in range(led.count):
             for piece in led.pieces(heap):
@@ -159,7 +159,7 @@ def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
 
 
 def members(led: Heaps, row: int) -> Rows:
-    """Returns LED of the copies of a root, by row number; at most GIVEN, chosen by hash."""
+    """Returns the copies of a root (LED) by row number; at most GIVEN, chosen by hash."""
     copies = np.empty(0, led.dtype)
     for piece in led.pieces(row // heaps.HEAP_ROWS):
         copies = np.concatenate([copies, piece[piece["to"] == row]])

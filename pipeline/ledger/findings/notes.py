@@ -1,4 +1,4 @@
-"""Collects warnings of a run's stages about their inputs, and checks for overlap and one host."""
+"""Collects what stages note on their inputs, and warns of training rows that are scored too."""
 
 from collections.abc import Iterator
 

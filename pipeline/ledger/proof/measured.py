@@ -143,8 +143,8 @@ def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _jaccard(ranks: pa.Table, least: int, most: int) -> Terms | None:
-    """Returns the Jaccard index, of right and as many top candidates, per instance of `least` to
-    `most` candidates."""
+    """Returns terms of the Jaccard index between right candidates and as many top-ranked ones, for
+    instances with `least` to `most` candidates."""
     right_N, rank_N = ranks["is_right"].to_numpy(), ranks["rank"].fill_null(NEVER).to_numpy()
     _, index_N, count_I = np.unique(
         ranks["instance"].to_numpy(), return_inverse=True, return_counts=True
@@ -166,11 +166,8 @@ def _by_group(
 
 # Shapes: S models that have the metric, D draws of a task's items.
 
-TELLING = (
-    "image_retrieval_recall@5",
-    "acc5",
-    "acc1",
-)  # main metrics of older evaluations, which name none
+# Main metrics of older evaluations, which name none.
+TELLING = ("image_retrieval_recall@5", "acc5", "acc1")
 HEADLINE = "mean of fine tasks"
 
 

@@ -30,7 +30,7 @@ HIGH_IS_NEAR: dict[str, Sign] = {"<": ">=", ">=": ">=", "<=": ">", ">": ">"}
 
 @dataclass(frozen=True)
 class Cut:
-    """A threshold from which rows count as near, and the select stage that it comes from."""
+    """A threshold from which rows count as near, and the select stage that sets it."""
 
     column: str
     sign: Sign

@@ -178,7 +178,7 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
         others = [name for name in over if name != stage and code in drops(state, name)]
         stage_state = state.stages[stage]
         if others and not (stage_state.complete and all(stage_state.columns["counts"].to_pylist())):
-            continue  # a later shard may have it from there
+            continue  # a later shard may take it over from there
         do = did_you_mean(code, own, f"reasons of '{stage}'")
         if others:
             do = f"it is a reason of {' and '.join(map(repr, others))}: ask for those rows there"

@@ -112,7 +112,7 @@ def _scan(
     ranges: Sequence[Range],
     is_wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray],
 ) -> Iterator[UidRow]:
-    """Yields the wanted rows; their uids lie in `ranges`. In the order of the roots' shards."""
+    """Yields the wanted rows, whose uids lie in `ranges`, in the order of the roots' shards."""
     for name in roots if ranges else ():
         stage = state.stages[name]
 

@@ -16,7 +16,7 @@ from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 # Maps a stage and columns to the rows that lack one; None: decide by the stage's reasons.
 Lacks = Callable[[str, set[str]], pa.Array | None]
 Cause = tuple[str, str]  # stage and reason
-KEPT: Cause = ("", "")  # of kept rows
+KEPT: Cause = ("", "")  # the cause of kept rows
 
 
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:

@@ -143,8 +143,8 @@ Chosen = tuple[NearCut | None, bool | None, TopRows]  # a side of a threshold, o
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A query for rows of a stage; `dropped` is a reason, True for any, None for rows that it keeps
-    or was given."""
+    """A query for rows of a stage to show; `dropped` is a reason, True for any, None for rows that
+    the stage keeps or was given."""
 
     stage: str
     where: str | None = None
