@@ -70,9 +70,9 @@ def compared(run: Path, before: str, after: str) -> int:
         (end,) = (it for it in funnel(side.state).ends if it.stage == side.stage)
         rows: Counter[tuple[str, str]] = Counter()
         for move in found.moves:
-            fate = getattr(move, which)
-            if fate.what == "lost":
-                rows[fate.stage, fate.reason] += move.rows
+            outcome = getattr(move, which)
+            if outcome.what == "lost":
+                rows[outcome.stage, outcome.reason] += move.rows
         assert rows == {(it.stage, it.reason): it.rows for it in end.causes}
         assert getattr(found, which).kept == end.kept
         number += len(rows)

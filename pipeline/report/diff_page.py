@@ -5,7 +5,7 @@ from typing import Any
 
 from clipmill.pipeline.ledger.rows.stored import Place, rows_at
 from clipmill.pipeline.ledger.selection.causes import named_in
-from clipmill.pipeline.ledger.selection.diff import Diff, Fate, Move
+from clipmill.pipeline.ledger.selection.diff import Diff, Move, Outcome
 from clipmill.pipeline.ledger.selection.sides import Side
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.samples import samples_at
@@ -59,8 +59,8 @@ def _shown(before: Side, after: Side, move: Move) -> dict[str, Any]:
         which = 0
     seen = samples_at(sides[which].state, sides[which].stage, _there(places[which]))
     values: list[dict[str, Any]] = [{} for _ in move.examples]
-    for side, fate, side_places in zip(sides, (move.before, move.after), places, strict=True):
-        for row, deciding in zip(values, _deciding(side, fate, side_places), strict=True):
+    for side, outcome, side_places in zip(sides, (move.before, move.after), places, strict=True):
+        for row, deciding in zip(values, _deciding(side, outcome, side_places), strict=True):
             row.update(deciding)
     samples = [
         {**seen[place], "values": row}
@@ -70,11 +70,13 @@ def _shown(before: Side, after: Side, move: Move) -> dict[str, Any]:
     return {**vars(move), "samples": samples}
 
 
-def _deciding(side: Side, fate: Fate, places: Sequence[Place | None]) -> list[dict[str, Any]]:
+def _deciding(side: Side, outcome: Outcome, places: Sequence[Place | None]) -> list[dict[str, Any]]:
     """Returns each row's values in the columns that the reason names; empty if none decided."""
-    if fate.what != "lost":
+    if outcome.what != "lost":
         return [{} for _ in places]
-    return rows_at(side.state, named_in(side.state.plan, fate.stage, fate.reason), _there(places))
+    return rows_at(
+        side.state, named_in(side.state.plan, outcome.stage, outcome.reason), _there(places)
+    )
 
 
 def _there(places: Sequence[Place | None]) -> list[Place]:

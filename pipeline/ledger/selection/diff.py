@@ -59,14 +59,14 @@ class ConceptTally:
                 return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
         return []
 
-    def see(self, which: int, index: int, fate_N: NDArray[np.int32]) -> None:
+    def see(self, which: int, index: int, outcome_N: NDArray[np.int32]) -> None:
         """Adds one shard of one side."""
         bound = self.bound[which]
         if not self.there or bound is None:
             return
         side = self.sides[which]
         table = stored(side.state, side.root, {"ids": bound}).table(index)
-        ids = table["ids"].filter(pa.array(fate_N == 0)).combine_chunks()
+        ids = table["ids"].filter(pa.array(outcome_N == 0)).combine_chunks()
         concept_M = pc.list_flatten(ids).to_numpy()
         self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
 
@@ -95,7 +95,7 @@ KINDS: tuple[Kind, ...] = ("gained", "lost", "moved", "kept", "stayed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fate:
+class Outcome:
     """A row's outcome on one side: `kept`, `lost` at a first cause, or `absent` from the pool."""
 
     what: Literal["kept", "lost", "absent"]
@@ -122,8 +122,8 @@ class Move:
     """
 
     kind: Kind
-    before: Fate
-    after: Fate
+    before: Outcome
+    after: Outcome
     rows: int
     examples: tuple[MovedRow, ...]
 
@@ -197,7 +197,7 @@ class Count:
     groups: dict[str, dict[str | None, NDArray[np.int64]]] = field(default_factory=dict)
 
     def add(self, rows: Joined, seed: int) -> None:
-        before_N, after_N = (fate_N.astype(np.int64) for fate_N in rows.fate_AN)
+        before_N, after_N = (outcome_N.astype(np.int64) for outcome_N in rows.outcome_AN)
         cell_N = (before_N + 1 << 32) + after_N + 1
         bits_N = coin_hash(rows.uid, seed=seed, stage="diff", purpose="samples")
         order_N = np.lexsort((np.arange(len(bits_N)), bits_N, cell_N))
@@ -258,7 +258,7 @@ def diff(before: Side, after: Side) -> Diff:
     by_kind = Counter({kind: 0 for kind in KINDS})
     for move in moves:
         by_kind[move.kind] += move.rows
-    order = {fate: i for i, fate in enumerate([*before.fates, *after.fates])}
+    order = {outcome: i for i, outcome in enumerate([*before.outcomes, *after.outcomes])}
     has_changed = by_kind["gained"] or by_kind["lost"]
     return Diff(
         before=_selection(before, count, 0),
@@ -277,8 +277,8 @@ def diff(before: Side, after: Side) -> Diff:
                     KINDS.index(move.kind),
                     -move.rows,
                     *(
-                        order.get((fate.stage, fate.reason), -1)
-                        for fate in (move.before, move.after)
+                        order.get((outcome.stage, outcome.reason), -1)
+                        for outcome in (move.before, move.after)
                     ),
                 ),
             )
@@ -291,7 +291,7 @@ def diff(before: Side, after: Side) -> Diff:
 
 
 def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: list[Row]) -> Move:
-    was, now = (_fate(side, index) for side, index in zip(sides, cell, strict=True))
+    was, now = (_outcome(side, index) for side, index in zip(sides, cell, strict=True))
     kind: Kind = "stayed" if was == now or _is_one_rule(sides, was, now) else "moved"
     if "kept" in (was.what, now.what):
         kind = "gained" if was.what != "kept" else "lost" if now.what != "kept" else "kept"
@@ -307,22 +307,22 @@ def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: 
     )
 
 
-def _is_one_rule(sides: tuple[Side, Side], was: Fate, now: Fate) -> bool:
+def _is_one_rule(sides: tuple[Side, Side], was: Outcome, now: Outcome) -> bool:
     """Returns whether both are rules of the stage over the same columns, with other thresholds."""
     if was.what != "lost" or now.what != "lost" or was.stage != now.stage:
         return False
     named = [
-        set(named_in(side.state.plan, fate.stage, fate.reason))
-        for side, fate in zip(sides, (was, now), strict=True)
+        set(named_in(side.state.plan, outcome.stage, outcome.reason))
+        for side, outcome in zip(sides, (was, now), strict=True)
     ]
     return named[0] == named[1] != set()
 
 
-def _fate(side: Side, index: int) -> Fate:
+def _outcome(side: Side, index: int) -> Outcome:
     if index == ABSENT:
-        return Fate(what="absent")
-    stage, reason = side.fates[index]
-    return Fate(what="lost", stage=stage, reason=reason) if index else Fate(what="kept")
+        return Outcome(what="absent")
+    stage, reason = side.outcomes[index]
+    return Outcome(what="lost", stage=stage, reason=reason) if index else Outcome(what="kept")
 
 
 def _place(place: Place) -> Place | None:

@@ -41,7 +41,7 @@ class Joined:
     """
 
     uid: pa.ChunkedArray
-    fate_AN: tuple[NDArray[np.int32], NDArray[np.int32]]
+    outcome_AN: tuple[NDArray[np.int32], NDArray[np.int32]]
     place_AN2: tuple[NDArray[np.int64], NDArray[np.int64]]
     groups: dict[str, pa.ChunkedArray]
 
@@ -83,10 +83,10 @@ def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
     ]
     for index, shard in enumerate(sides[0].shards):
         tables = [source.table(index) for source in shards]
-        fates = []
+        outcomes = []
         for which, side in enumerate(sides):
-            fates.append(side.fate(shard))
-            seen(which, index, fates[-1])
+            outcomes.append(side.outcome(shard))
+            seen(which, index, outcomes[-1])
         place_N2 = np.empty((len(tables[0]), 2), np.int64)
         place_N2[:, 0], place_N2[:, 1] = shard, np.arange(len(tables[0]))
         groups = {
@@ -95,7 +95,7 @@ def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
             for name in source
         }
         yield Joined(
-            tables[0][UID.name], (fates[0], fates[1]), (place_N2, place_N2), _in_order(groups)
+            tables[0][UID.name], (outcomes[0], outcomes[1]), (place_N2, place_N2), _in_order(groups)
         )
 
 
@@ -127,7 +127,7 @@ def _write(side: Side, which: int, parts: int, folder: Path, seen: Seen) -> None
     shards = stored(side.state, side.root, bound)
     schema = pa.schema(
         [
-            *(("uid", pa.binary(16)), ("fate", pa.int32())),
+            *(("uid", pa.binary(16)), ("outcome", pa.int32())),
             *(("shard", pa.int64()), ("position", pa.int64())),
             *((f"group {name}", pa.string()) for name in bound),
         ]
@@ -139,11 +139,11 @@ def _write(side: Side, which: int, parts: int, folder: Path, seen: Seen) -> None
         ]
         for index, shard in enumerate(side.shards):
             table = shards.table(index)
-            fate_N = side.fate(shard)
-            seen(which, index, fate_N)
+            outcome_N = side.outcome(shard)
+            seen(which, index, outcome_N)
             groups = [group_of(name, table[name]).cast(pa.string()) for name in bound]
             shard_N = np.full(len(table), shard, np.int64)
-            columns = [table[UID.name], fate_N, shard_N, np.arange(len(table)), *groups]
+            columns = [table[UID.name], outcome_N, shard_N, np.arange(len(table)), *groups]
             rows = pa.table(columns, schema=schema)
             part_N = (halves(table[UID.name])[:, 0] % np.uint64(parts)).astype(np.int64)
             for part in np.unique(part_N).tolist():
@@ -187,12 +187,12 @@ def _joined(first: pl.DataFrame, second: pl.DataFrame, names: list[list[str]]) -
     def numbers(name: str) -> NDArray[np.int64]:
         return both[name].fill_null(ABSENT).to_numpy()
 
-    fates = tuple(numbers(f"fate{end}").astype(np.int32) for end in ("", " b"))
+    outcomes = tuple(numbers(f"outcome{end}").astype(np.int32) for end in ("", " b"))
     places = tuple(
         np.stack([numbers(f"shard{end}"), numbers(f"position{end}")], axis=1) for end in ("", " b")
     )
     uid = pa.chunked_array([both["uid"].to_arrow().cast(pa.binary()).cast(pa.binary(16))])
-    return Joined(uid, (fates[0], fates[1]), (places[0], places[1]), _in_order(groups))
+    return Joined(uid, (outcomes[0], outcomes[1]), (places[0], places[1]), _in_order(groups))
 
 
 def _in_order(groups: dict[str, pa.ChunkedArray]) -> dict[str, pa.ChunkedArray]:

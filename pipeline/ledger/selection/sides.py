@@ -43,7 +43,7 @@ class Side:
     variant: Variant
     state: RunState
     stage: str
-    fates: list[Cause] = field(default_factory=lambda: [KEPT])  # outcomes met so far, KEPT first
+    outcomes: list[Cause] = field(default_factory=lambda: [KEPT])  # outcomes met so far, KEPT first
 
     @property
     def root(self) -> str:
@@ -65,15 +65,15 @@ class Side:
         this = self.state.plan.stages[self.stage]
         return later_stages(self.stage, done) if is_end(this, done) else []
 
-    def fate(self, shard: int) -> NDArray[np.int32]:
-        """Returns (N,) the index of each row's first cause in `fates`; 0 if it is kept."""
+    def outcome(self, shard: int) -> NDArray[np.int32]:
+        """Returns (N,) the index of each row's first cause in `outcomes`; 0 if it is kept."""
         reasons = ShardReasons(self.state, self.root, shard)
-        fate_N = np.zeros(self.state.stages[self.root].shards[shard].rows, np.int32)
+        outcome_N = np.zeros(self.state.stages[self.root].shards[shard].rows, np.int32)
         for stage, code, rows in self._lost(reasons):
-            if (stage, code) not in self.fates:
-                self.fates.append((stage, code))
-            fate_N[rows.to_numpy(zero_copy_only=False)] = self.fates.index((stage, code))
-        return fate_N
+            if (stage, code) not in self.outcomes:
+                self.outcomes.append((stage, code))
+            outcome_N[rows.to_numpy(zero_copy_only=False)] = self.outcomes.index((stage, code))
+        return outcome_N
 
     def _lost(self, reasons: ShardReasons) -> Iterator[tuple[str, str, pa.Array]]:
         planned = self.state.plan.stages[self.stage]
