@@ -4,9 +4,9 @@ Stages are found by what their columns name, so that own stages work too: a cano
 neighbour need not. Root resolution follows each row's named row until a row that names none; rows
 with the same root are a group.
 
-The rows are read twice: for the copies, and for the rows that copies name. Memory holds one heap of
-rows, however many copies there are: uids are joined by heaps of uids, and names are followed by
-heaps of row numbers.
+The rows are read twice: for the copies, and for the rows that copies name. Memory holds one
+partition of rows, however many copies there are: uids are joined by partitions of their hashes,
+and named rows are followed by partitions of row numbers.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import UID, Column
 from clipmill.metadata.uid import halves, mixed
-from clipmill.pipeline.ledger.rows import heaps
-from clipmill.pipeline.ledger.rows.heaps import Columns, Heaps, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.rows import partitions
 from clipmill.pipeline.ledger.rows.near import (
     NUMBER,
     Bools,
@@ -35,6 +34,7 @@ from clipmill.pipeline.ledger.rows.near import (
     numbers_of,
     spread,
 )
+from clipmill.pipeline.ledger.rows.partitions import Columns, Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.run_folder.state import RunState, StageState
 
@@ -43,14 +43,14 @@ from clipmill.pipeline.run_folder.state import RunState, StageState
 Ints = NDArray[np.int64]
 NAMING = [("a", "<u8"), ("b", "<u8"), ("row", "<i8"), ("near", "<f8")]  # a, b: halves of a uid
 NAMED = [("a", "<u8"), ("b", "<u8"), ("rank", "<i8")]
-LED = [("row", "<i8"), ("to", "<i8"), ("near", "<f8")]
+RESOLVED = [("row", "<i8"), ("to", "<i8"), ("near", "<f8")]
 LATER = 1 << 62  # added to a copy's rank: a uid means its first row that stays
 SLOTS = 1 << 24  # most bytes of a filter by hash: whether a uid is named
 GIVEN = 1 << 20  # most members of a group that are returned
 
 
-class Leads:
-    """Copies among the rows of a pool, and the rows that they name; rows are numbers from 0.
+class Roots:
+    """Copies among the rows of a pool, and their roots; rows are numbers from 0.
 
     All copies are added first, then all rows, which are joined by uid.
     """
@@ -61,7 +61,7 @@ class Leads:
         self._naming, self._named = self._new(NAMING), self._new(NAMED)
         self._is_named = np.zeros(min(SLOTS, 8 << rows.bit_length()), bool)
 
-    def __enter__(self) -> "Leads":
+    def __enter__(self) -> "Roots":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +73,7 @@ class Leads:
             hash_M, (a_M, b_M) = uid_hash(keeper), halves(keeper).T
             self._is_named[hash_M % len(self._is_named)] = True
             copies = structured(NAMING, a=a_M, b=b_M, row=row_M, near=near_M)
-            self._naming.add(self._naming.of(hash_M), copies)
+            self._naming.add(self._naming.partition_of(hash_M), copies)
 
     def add_rows(self, row_N: Ints, uid: pa.ChunkedArray, is_copy_N: NDArray[np.bool_]) -> None:
         """Adds rows, including copies; skips rows that no copy can have named."""
@@ -82,33 +82,33 @@ class Leads:
             may_N = self._is_named[hash_N % len(self._is_named)]
             a_N, b_N = halves(uid)[may_N].T
             rows = structured(NAMED, a=a_N, b=b_N, rank=rank_N[may_N])
-            self._named.add(self._named.of(hash_N[may_N]), rows)
+            self._named.add(self._named.partition_of(hash_N[may_N]), rows)
 
-    def led(self) -> Heaps:
-        """Returns the resolved copies (LED), in heaps by their roots.
+    def resolved(self) -> Partitions:
+        """Returns the resolved copies (RESOLVED), in partitions by their roots.
 
         Copies without a root are left out: they name a missing row, or are part of a cycle.
         """
-        led, is_chained = self._to_named()
+        resolved, is_chained = self._named_rows()
         rounds = self.rows.bit_length()  # each doubles the distance
         for turn in range(rounds + 1):
             if not is_chained:
                 break
-            led, is_chained = self._further(led, is_last=turn == rounds)
-        return led
+            resolved, is_chained = self._advanced(resolved, is_last=turn == rounds)
+        return resolved
 
-    def _to_named(self) -> tuple[Heaps, bool]:
+    def _named_rows(self) -> tuple[Partitions, bool]:
         """Returns the copies with the rows that they name, and whether any of these is a copy."""
-        led, is_chained = self._new(LED), False
-        for heap in range(self._named.count):
+        resolved, is_chained = self._new(RESOLVED), False
+        for partition in range(self._named.count):
             rank_of_uid = pl.DataFrame(np.empty(0, NAMED))
-            for piece in self._named.pieces(heap):
+            for piece in self._named.pieces(partition):
                 rank_of_uid = (
                     pl.concat([rank_of_uid, pl.DataFrame(piece)])
                     .group_by("a", "b")
                     .agg(pl.min("rank"))
                 )
-            for piece in self._naming.pieces(heap):
+            for piece in self._naming.pieces(partition):
                 keys = pl.DataFrame(piece).select("a", "b")
                 rank = keys.join(rank_of_uid, on=["a", "b"], how="left", maintain_order="left")[
                     "rank"
@@ -117,39 +117,41 @@ class Leads:
                 to_M = rank_M % LATER
                 is_valid_M = (rank_M >= 0) & (to_M != piece["row"])
                 is_chained |= bool((rank_M[is_valid_M] >= LATER).any())
-                _add(led, piece[is_valid_M], to_M[is_valid_M])
-        return led, is_chained
+                _add(resolved, piece[is_valid_M], to_M[is_valid_M])
+        return resolved, is_chained
 
-    def _further(self, led: Heaps, is_last: bool) -> tuple[Heaps, bool]:
+    def _advanced(self, resolved: Partitions, is_last: bool) -> tuple[Partitions, bool]:
         """Returns copies moved on to their rows' targets (pointer jumping); whether any moved."""
-        by_row, further, has_moved = self._new(LED), self._new(LED), False
-        for heap in range(led.count):
-            for piece in led.pieces(heap):
-                by_row.add(piece["row"] // heaps.HEAP_ROWS, piece)
-        for heap in range(led.count):
-            start = heap * heaps.HEAP_ROWS
-            next_G = np.arange(start, start + heaps.HEAP_ROWS)
-            for piece in by_row.pieces(heap):
+        by_row, further, has_moved = self._new(RESOLVED), self._new(RESOLVED), False
+        for partition in range(resolved.count):
+            for piece in resolved.pieces(partition):
+                by_row.add(piece["row"] // partitions.PARTITION_ROWS, piece)
+        for partition in range(resolved.count):
+            start = partition * partitions.PARTITION_ROWS
+            next_G = np.arange(start, start + partitions.PARTITION_ROWS)
+            for piece in by_row.pieces(partition):
                 next_G[piece["row"] - start] = piece["to"]
-            for piece in led.pieces(heap):
+            for piece in resolved.pieces(partition):
                 to_M = next_G[piece["to"] - start]
                 has_moved |= bool((to_M != piece["to"]).any())
                 is_valid_M = to_M != piece["row"]
                 if is_last:
                     is_valid_M &= to_M == piece["to"]
                 _add(further, piece[is_valid_M], to_M[is_valid_M])
-        led.close()  # a long chain makes many
+        resolved.close()  # a long chain makes many
         by_row.close()
         return further, has_moved
 
-    def _new(self, dtype: Columns) -> Heaps:
-        return self._open.enter_context(closing(Heaps(self.rows, dtype)))
+    def _new(self, dtype: Columns) -> Partitions:
+        return self._open.enter_context(closing(Partitions(self.rows, dtype)))
 
 
-def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
-    """Yields per heap: (G,) the roots of groups, and the rows of each group, with its root."""
-    for heap in range(led.count):
-        counts = [np.unique(piece["to"], return_counts=True) for piece in led.pieces(heap)]
+def group_sizes(resolved: Partitions) -> Iterator[tuple[Ints, Ints]]:
+    """Yields per partition (G,) the roots of groups, and the rows of each group, with its root."""
+    for partition in range(resolved.count):
+        counts = [
+            np.unique(piece["to"], return_counts=True) for piece in resolved.pieces(partition)
+        ]
         if counts:
             row_C, count_C = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
             row_G, group_C = np.unique(row_C, return_inverse=True)
@@ -158,10 +160,10 @@ def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
             yield row_G, size_G + 1
 
 
-def members(led: Heaps, row: int) -> Rows:
-    """Returns the copies of a root (LED) by row number; at most GIVEN, chosen by hash."""
-    copies = np.empty(0, led.dtype)
-    for piece in led.pieces(row // heaps.HEAP_ROWS):
+def members(resolved: Partitions, row: int) -> Rows:
+    """Returns the copies of a root (RESOLVED) by row number; at most GIVEN, chosen by hash."""
+    copies = np.empty(0, resolved.dtype)
+    for piece in resolved.pieces(row // partitions.PARTITION_ROWS):
         copies = np.concatenate([copies, piece[piece["to"] == row]])
         if len(copies) > GIVEN:
             hash_M = mixed(copies["row"].astype(np.uint64))
@@ -169,9 +171,9 @@ def members(led: Heaps, row: int) -> Rows:
     return np.sort(copies, order="row")
 
 
-def _add(led: Heaps, copy_M: Rows, to_M: Ints) -> None:
-    copies = structured(LED, row=copy_M["row"], to=to_M, near=copy_M["near"])
-    led.add(to_M // heaps.HEAP_ROWS, copies)
+def _add(resolved: Partitions, copy_M: Rows, to_M: Ints) -> None:
+    copies = structured(RESOLVED, row=copy_M["row"], to=to_M, near=copy_M["near"])
+    resolved.add(to_M // partitions.PARTITION_ROWS, copies)
 
 
 # Shapes: N rows, M copies, G groups.
@@ -234,18 +236,18 @@ def _grouped(
     planned = state.plan.stages[name]
     rows = state.stages[planned.root].shards.rows
     reached = copied = 0
-    with Leads(rows) as leads:
+    with Roots(rows) as roots:
         for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):
             copies = table.filter(pa.array(is_copy_N))
             near_M = _numbers(copies["near"]) if near else np.zeros(len(copies))
-            leads.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
+            roots.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
             copied += len(copies)
             reached += int(reached_N.sum())
         if copied:
             for table, is_copy_N, _ in _copies(state, name, other, near, cut):
-                leads.add_rows(table[NUMBER].to_numpy(), table[UID.name], is_copy_N)
-        led = leads.led()
-        classes, largest = _sizes(led)
+                roots.add_rows(table[NUMBER].to_numpy(), table[UID.name], is_copy_N)
+        resolved = roots.resolved()
+        classes, largest = _sizes(resolved)
         return Duplicates(
             stage=name,
             uses=planned.uses,
@@ -258,7 +260,7 @@ def _grouped(
             cut=cut,
             recall=_recall(state.stages[name]),
             reached=reached,
-            groups=tuple(_groups(led, largest, numbers_of(state, planned.root), near, cut)),
+            groups=tuple(_groups(resolved, largest, numbers_of(state, planned.root), near, cut)),
         )
 
 
@@ -284,11 +286,11 @@ def _recall(stage: StageState) -> dict[str, int] | None:
     return next((recall["texts_drawn"] for recall in json_artifacts(stage, "recall")), None)
 
 
-def _sizes(led: Heaps) -> tuple[list[int], list[tuple[int, int]]]:
+def _sizes(resolved: Partitions) -> tuple[list[int], list[tuple[int, int]]]:
     """Returns the number of groups per class, and the rows and root of the largest groups."""
     classes = np.zeros(len(SIZES), np.int64)
     largest: list[tuple[int, int]] = []
-    for first_G, size_G in group_sizes(led):
+    for first_G, size_G in group_sizes(resolved):
         classes += sizes(size_G)
         top = np.argsort(-size_G, kind="stable")[:GROUPS]
         largest += zip(size_G[top].tolist(), first_G[top].tolist(), strict=True)
@@ -303,14 +305,14 @@ def sizes(size_N: NDArray[np.int64]) -> list[int]:
 
 
 def _groups(
-    led: Heaps,
+    resolved: Partitions,
     largest: list[tuple[int, int]],
     numbers: Numbers,
     near: Column | None,
     cut: Cut | None,
 ) -> Iterator[Group]:
     for rows, first in largest:
-        copies = members(led, first)
+        copies = members(resolved, first)
         index, past = np.arange(len(copies)), np.zeros(min(MEMBERS, len(copies)), bool)
         few = evenly(index, MEMBERS)
         if near:

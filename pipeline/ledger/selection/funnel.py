@@ -27,7 +27,7 @@ from clipmill.metadata.schema import KEEP, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead, of_each
-from clipmill.pipeline.ledger.rows.heaps import Heaps, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, artifacts
 from clipmill.pipeline.ledger.selection.causes import (
@@ -239,22 +239,24 @@ def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
 
 
 def _repeated(state: RunState, stage: StageState) -> int:
-    """Counts repeated uids of one root, in memory for one heap of uids."""
+    """Counts repeated uids of one root, in memory for one partition of uids."""
     stored, rows = state.stored[stage.planned.name], stage.shards.rows
 
     def read(shard: ShardState) -> list[pa.Table]:
         return list(stored.read(shard, [UID.name], 65_536))
 
     distinct = 0
-    with closing(Heaps(rows, UIDS)) as heaps:
+    with closing(Partitions(rows, UIDS)) as partitions:
         for tables in ahead(state.run, read, stage.shards.values()):
             uid = pa.concat_tables(tables)[UID.name]
             if len(uid):
                 a_N, b_N = halves(uid).T
-                heaps.add(heaps.of(uid_hash(uid)), structured(UIDS, a=a_N, b=b_N))
-        for heap in range(heaps.count):
+                partitions.add(
+                    partitions.partition_of(uid_hash(uid)), structured(UIDS, a=a_N, b=b_N)
+                )
+        for partition in range(partitions.count):
             uids = np.empty(0, UIDS)
-            for piece in heaps.pieces(heap):
+            for piece in partitions.pieces(partition):
                 uids = _different(np.concatenate([uids, piece]))
             distinct += len(uids)
     return rows - distinct
