@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.against import Variants
 from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
 from clipmill.pipeline.explore.held import Held
@@ -48,7 +48,7 @@ class Counts:
         self._bins = Held[str, Bins](HELD_BYTES)
         self._order = Held[str, NDArray[np.int32]](HELD_BYTES)
 
-    def answer(self, query: asked.Query) -> dict[str, Any]:
+    def answer(self, query: questions.Query) -> dict[str, Any]:
         """Returns the answer to a `Query`."""
         masks = [self.masks.of(filter) for filter in query.filters]
         by_column = Apart(len(self.columns), masks)
@@ -149,7 +149,7 @@ class Counts:
         others = {"values": len(ranked) - len(values), "rows": int(every[ranked[NAMED:]].sum())}
         return {"values": values, "others": others}
 
-    def _page(self, mask: Bools, query: asked.Query) -> list[int]:
+    def _page(self, mask: Bools, query: questions.Query) -> list[int]:
         if query.sort is None:
             rows = np.flatnonzero(mask)
         else:
@@ -157,7 +157,7 @@ class Counts:
             rows = order[mask[order]].astype(np.int64)
         return [int(row) for row in rows[query.offset : query.offset + query.limit]]
 
-    def order(self, sort: asked.Sort) -> NDArray[np.int32]:
+    def order(self, sort: questions.Sort) -> NDArray[np.int32]:
         """Returns (N,) all rows by a column's value, missing ones last, ties in pool order."""
         key = f"{sort.descending} {sort.column}"
         order_N = self._order.get(key)
@@ -201,12 +201,12 @@ class Apart:
         return np.asarray(failed_N == 0)
 
 
-def _about(filter: asked.Filter) -> str:
+def _about(filter: questions.Filter) -> str:
     """Returns what a filter narrows: a column, or the causes under an end."""
     match filter:
-        case asked.Range() | asked.OneOf():
+        case questions.Range() | questions.OneOf():
             return filter.column
-        case asked.LostFor():
+        case questions.LostFor():
             return f"lost for {filter.end}"
         case _:
             return ""

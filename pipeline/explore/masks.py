@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import REASON, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.lost import Lost, lost
@@ -35,7 +35,7 @@ class Masks:
         self._lost = Held[str, Lost](HELD_BYTES)
         self._uid: NDArray[np.uint64] | None = None
 
-    def of(self, filter: asked.Filter) -> Bools:
+    def of(self, filter: questions.Filter) -> Bools:
         """Returns (N,) whether each row meets the filter."""
         key = msgspec.json.encode(filter)
         mask_N = self._held.get(key)
@@ -51,20 +51,20 @@ class Masks:
             self._lost.put(end, causes, causes.nbytes)
         return causes
 
-    def _made(self, filter: asked.Filter) -> Bools:
+    def _made(self, filter: questions.Filter) -> Bools:
         match filter:
-            case asked.Range():
+            case questions.Range():
                 return within(self.columns.numbers(filter.column), filter.low, filter.high)
-            case asked.OneOf():
+            case questions.OneOf():
                 return self._one_of(filter)
-            case asked.LostFor():
+            case questions.LostFor():
                 return self._lost_for(filter)
-            case asked.Says():
+            case questions.Says():
                 return self._says(filter)
-            case asked.Uid():
+            case questions.Uid():
                 return self._uids(filter.begins.lower())
 
-    def _one_of(self, filter: asked.OneOf) -> Bools:
+    def _one_of(self, filter: questions.OneOf) -> Bools:
         column = self.columns.column(filter.column)
         wants_none = None in filter.values
         if column.kind == "number" and column.name != REASON.name:
@@ -77,12 +77,12 @@ class Masks:
         table[-1] = wants_none
         return table[codes.code]  # -1, a missing value, is the last
 
-    def _lost_for(self, filter: asked.LostFor) -> Bools:
+    def _lost_for(self, filter: questions.LostFor) -> Bools:
         causes_of_rows = self.lost(filter.end)
         causes: set[Cause] = {*filter.causes}
         return np.array([cause in causes for cause in causes_of_rows.causes])[causes_of_rows.code]
 
-    def _says(self, filter: asked.Says) -> Bools:
+    def _says(self, filter: questions.Says) -> Bools:
         column = self.columns.column(filter.column)
         if column.kind not in ("text", "category"):
             raise RecipeError(f"'{filter.column}' holds no text", "the search", "search in another")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import stored
@@ -42,7 +42,7 @@ class Moves:
         self._today: Bools = np.zeros(0, bool)
         self._lock = threading.Lock()
 
-    def keep(self, request: asked.Threshold) -> Moved:
+    def keep(self, request: questions.Threshold) -> Moved:
         """Returns the verdicts; RecipeError for an unknown threshold or a refused value."""
         planned, threshold = threshold_at(self.columns, request)
         if not isfinite(request.value):
@@ -79,7 +79,7 @@ class Moves:
         return read_and_made(pa.table(place | values))
 
 
-def threshold_at(columns: Columns, request: asked.Threshold) -> tuple[PlannedStage, Threshold]:
+def threshold_at(columns: Columns, request: questions.Threshold) -> tuple[PlannedStage, Threshold]:
     """Returns the current threshold that a page names."""
     planned = select_stage(columns.state, request.stage)
     for threshold in thresholds_of(planned):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.explore.moved import threshold_at
 from clipmill.pipeline.planning.plan import make_plan
@@ -33,7 +33,7 @@ class Changed:
     command: str
 
 
-def changed(columns: Columns, moved: asked.Threshold) -> Changed:
+def changed(columns: Columns, moved: questions.Threshold) -> Changed:
     """Returns the changed recipe; RecipeError if no setting is the number, or the plan refuses."""
     state = columns.state
     planned, threshold = threshold_at(columns, moved)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.counts import Apart
 from clipmill.pipeline.explore.masks import Masks
@@ -21,7 +21,7 @@ MOST_VALUES = 12  # the most frequent values of a category
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def relations(masks: Masks, question: asked.Relations) -> dict[str, Any]:
+def relations(masks: Masks, question: questions.Relations) -> dict[str, Any]:
     """Returns overlaps of thresholds, correlations of numbers, and numbers by category."""
     columns = masks.columns
     rows_N = Apart(len(columns), [masks.of(filter) for filter in question.filters]).rows()

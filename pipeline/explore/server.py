@@ -108,7 +108,7 @@ def web_app(session: Session, token: str) -> web.Application:
         cache = {"Cache-Control": "private, max-age=3600"}
         return web.Response(body=body, content_type=kind, headers=cache)
 
-    app = web.Application(client_max_size=MOST_BYTES, middlewares=[guarded(token), told])
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=[guarded(token), errors_as_answers])
     app.router.add_get("/{token}/", file)
     app.router.add_get("/{token}/page/{name}", file)
     app.router.add_post("/{token}/ask/{question}", answer)
@@ -138,7 +138,7 @@ def guarded(token: str) -> Any:
 
 
 @web.middleware
-async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers errors as JSON: what was found, where, and what to do."""
     try:
         return await handler(request)

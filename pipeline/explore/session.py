@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked, recipe
+from clipmill.pipeline.explore import questions, recipe
 from clipmill.pipeline.explore.against import Variants
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.explore.counts import Counts
@@ -57,22 +57,22 @@ class Session:
         return facts | {"variants": counts.variants.facts(counts.columns)}
 
     def query(self, body: bytes) -> dict[str, Any]:
-        query: asked.Query = asked.read(body, asked.Query)
+        query: questions.Query = questions.read(body, questions.Query)
         with self._lock:  # one query at a time: each takes a core
             return self._counts(query.root).answer(query)
 
     def rows(self, body: bytes) -> list[dict[str, Any]]:
-        question: asked.Rows = asked.read(body, asked.Rows)
+        question: questions.Rows = questions.read(body, questions.Rows)
         counts = self._counts(question.root)
         return rows_shown(counts.columns, counts.masks, question)
 
     def relations(self, body: bytes) -> dict[str, Any]:
-        question: asked.Relations = asked.read(body, asked.Relations)
+        question: questions.Relations = questions.read(body, questions.Relations)
         with self._lock:
             return relations(self._counts(question.root).masks, question)
 
     def why(self, body: bytes) -> Any:
-        question = asked.read(body, asked.Why)
+        question = questions.read(body, questions.Why)
         return as_json(why(self.state, question.uid))
 
     def clusters(self, _: bytes) -> Any:
@@ -118,5 +118,5 @@ class Session:
         return self.counts[root]
 
     def _changed(self, body: bytes) -> recipe.Changed:
-        question = asked.read(body, asked.Change)
+        question = questions.read(body, questions.Change)
         return recipe.changed(self._counts(question.root).columns, question.threshold)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, TEXT, UID, URL
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import NOT_YET, Columns
 from clipmill.pipeline.explore.lost import ends_of
 from clipmill.pipeline.explore.masks import Masks
@@ -70,7 +70,7 @@ def root_facts(columns: Columns) -> dict[str, Any]:
     }
 
 
-def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dict[str, Any]]:
+def rows_shown(columns: Columns, masks: Masks, question: questions.Rows) -> list[dict[str, Any]]:
     """Returns uid, caption, link, verdict and the requested columns of each row, shortened."""
     state, root = columns.state, columns.root
     rows = [row for row in question.rows if row < len(columns)]
