@@ -69,7 +69,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Arguments:
     """The arguments, as given."""
 
     arms: Sequence[str] = ()  # NAME=RUN:STAGE
@@ -84,18 +84,18 @@ class Asked:
     tasks: str | None = None
 
 
-def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
+def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
     """Merges the arguments into the stored bench; RecipeError if they contradict it."""
     rows = dict(before.rows) if before else {}
     arms = dict(before.arms) if before else {}
-    for name, source in _sources(asked):
+    for name, source in _sources(arguments):
         _add(rows, name, source)
         if arms.setdefault(name, Arm(rows=name)) != Arm(rows=name):
             raise _other(name, f"arm '{name}'")
     for name, source in rows.items():
         for part in source.shares:
             _check_part(name, part, rows)
-    for text in asked.again:
+    for text in arguments.again:
         name, arm = _trained_again(text, {RAW, *rows})
         if arms.setdefault(name, arm) != arm:
             raise _other(name, "--arm")
@@ -105,10 +105,10 @@ def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
             "the arguments",
             "name one, whose pool the others are of: NAME=RUN:STAGE",
         )
-    settings = _settings(asked.sets, "--set")
+    settings = _settings(arguments.sets, "--set")
     bench = before or Bench(scale="nano", seeds=5, tasks="", settings=settings)
     for key, value, stored in (
-        ("--scale", asked.scale, bench.scale),
+        ("--scale", arguments.scale, bench.scale),
         ("--set", settings, bench.settings),
     ):
         if before and value and value != stored:
@@ -117,16 +117,16 @@ def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
                 out,
                 "arms are compared at equal training: give another --out",
             )
-    if asked.seeds is not None and asked.seeds < (before.seeds if before else 1):
+    if arguments.seeds is not None and arguments.seeds < (before.seeds if before else 1):
         had = f", and {before.seeds} are trained" if before else ""
-        raise RecipeError(f"--seeds {asked.seeds}{had}", "the arguments", "give more")
-    tasks = _whole(asked.tasks, "--tasks") if asked.tasks else bench.tasks
+        raise RecipeError(f"--seeds {arguments.seeds}{had}", "the arguments", "give more")
+    tasks = _whole(arguments.tasks, "--tasks") if arguments.tasks else bench.tasks
     if not tasks:
         raise RecipeError("no tasks", "the arguments", "give --tasks DIR: what models are asked")
     return replace(
         bench,
-        scale=asked.scale or bench.scale,
-        seeds=asked.seeds or bench.seeds,
+        scale=arguments.scale or bench.scale,
+        seeds=arguments.seeds or bench.seeds,
         tasks=tasks,
         rows=rows,
         arms=arms,
@@ -137,18 +137,18 @@ def as_json(bench: Bench) -> dict[str, Any]:
     return asdict(bench)
 
 
-def _sources(asked: Asked) -> list[tuple[str, Source]]:
-    sources = [_stage(*_named(text, "NAME=RUN:STAGE"), "stage") for text in asked.arms]
-    for text in asked.lists:
+def _sources(arguments: Arguments) -> list[tuple[str, Source]]:
+    sources = [_stage(*_named(text, "NAME=RUN:STAGE"), "stage") for text in arguments.arms]
+    for text in arguments.lists:
         name, path = _named(text, "--import NAME=FILE")
         sources.append((name, Source(kind="list", path=_whole(path, "--import"))))
-    for text in asked.mixes:
+    for text in arguments.mixes:
         name, parts = _named(text, "--mix NAME=a:0.7,b:0.3")
         sources.append((name, Source(kind="mix", shares=_shares(text, parts))))
-    if asked.trusted:
-        sources.append(_stage(TRUSTED, asked.trusted, "own"))
-    if asked.oracle:
-        sources.append((ORACLE, Source(kind="list", path=_whole(asked.oracle, "--oracle"))))
+    if arguments.trusted:
+        sources.append(_stage(TRUSTED, arguments.trusted, "own"))
+    if arguments.oracle:
+        sources.append((ORACLE, Source(kind="list", path=_whole(arguments.oracle, "--oracle"))))
     return sources
 
 

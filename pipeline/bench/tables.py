@@ -90,7 +90,7 @@ def markdown(board: Board) -> str:
     lines: list[str] = [
         f"# {len(board.lines)} arms at scale {board.scale}",
         "",
-        said(board),
+        legend(board),
         "",
         *_grid(["arm", "rows", "epochs", board.title, f"{MINUS} raw", "", f"{MINUS} random", ""]),
     ]
@@ -108,7 +108,7 @@ def markdown(board: Board) -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def said(board: Board) -> str:
+def legend(board: Board) -> str:
     """Returns the legend: the ranking, the intervals, and the smallest visible difference."""
     seeds = sorted({line.seeds for line in board.lines})
     top = board.results.shown[0]
@@ -141,7 +141,7 @@ def text(board: Board) -> str:
     verdict_lines, warned = verdicts(board), warnings(board)
     leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
     parts = [shown, verdict_lines, warned, leaks and ["copies of the tasks' samples:", *leaks]]
-    return "\n\n".join("\n".join(part) for part in [*parts, [said(board)]] if part)
+    return "\n\n".join("\n".join(part) for part in [*parts, [legend(board)]] if part)
 
 
 def verdicts(board: Board) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.bench.tables import estimate, leaked, said, verdict, verdicts, warnings
+from clipmill.pipeline.bench.tables import estimate, leaked, legend, verdict, verdicts, warnings
 from clipmill.pipeline.report.charts import Point, scatter
 from clipmill.pipeline.report.page import render
 
@@ -18,7 +18,7 @@ def leaderboard(board: Board, title: str) -> str:
         "leaderboard.html",
         title=title,
         board=board,
-        said=said(board),
+        said=legend(board),
         charts=list(filter(None, (_chart(board, *axis) for axis in (SIZE, COST)))),
         estimate=estimate,
         leaked=leaked,

@@ -5,7 +5,7 @@ from typing import Any
 
 from clipmill.metadata.schema import IMAGE_BYTES, TEXT, URL
 from clipmill.pipeline.ledger.rows.stored import Place, binding
-from clipmill.pipeline.ledger.rows.table import said as said_of
+from clipmill.pipeline.ledger.rows.table import unfinished_note
 from clipmill.pipeline.ledger.selection.show import Lines, Show
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.pictures import LARGE
@@ -33,13 +33,13 @@ def show_page(state: RunState, show: Show, title: str) -> tuple[str, str]:
     stores_some = (
         binding(state, show.stage, IMAGE_BYTES.name) is not None or rows_and_pictures[1] > 0
     )
-    summary = _said(*rows_and_pictures, stores_some, sum(group["left_out"] for group in groups))
+    summary = _summary(*rows_and_pictures, stores_some, sum(group["left_out"] for group in groups))
     page = render(
         "show.html",
         title=f"{show.stage}: {title}",
         show=show,
         what=title,
-        unfinished=said_of(show.unfinished) if show.unfinished else "",
+        unfinished=unfinished_note(show.unfinished) if show.unfinished else "",
         parted=[[*group] for _, group in groupby(groups, key=lambda group: group["cut"])],
         said=summary,
         has_pictures=rows_and_pictures[1] > 0,
@@ -58,7 +58,7 @@ def _drawn(group: Lines, seen: dict[Place, dict[str, Any]], most: int) -> dict[s
     return {**vars(group), "samples": samples, "left_out": len(group.lines) - len(samples)}
 
 
-def _said(rows: int, pictures: int, has_pictures: bool, left_out: int) -> str:
+def _summary(rows: int, pictures: int, has_pictures: bool, left_out: int) -> str:
     """Returns how many pictures there are, and why not more."""
     parts = [f"{rows:,} row{'' if rows == 1 else 's'}"]
     if not has_pictures:

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.bench.board import board
     from clipmill.pipeline.bench.estimate import estimated
     from clipmill.pipeline.bench.prepare import SPEC, prepared
-    from clipmill.pipeline.bench.spec import Asked, Bench, bench_of
+    from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
     from clipmill.pipeline.engine.run import run_plan
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.planning.looks import look, refuse_missing
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if before is None and options.added:
         found = "no bench there to add to"
         raise RecipeError(found, str(out), "leave --add out: name arms as NAME=RUN:STAGE")
-    asked = Asked(
+    arguments = Arguments(
         arms=(*options.arms, *options.added),
         lists=options.lists,
         mixes=options.mixes,
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         tasks=options.tasks,
     )
-    bench = bench_of(asked, before, str(out))
+    bench = bench_of(arguments, before, str(out))
     with executor(options) as workers:
         with watcher() as watch:
             made = prepared(bench, out, workers, watch)

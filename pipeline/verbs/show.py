@@ -108,11 +108,11 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Show") -> str:
     """What the rows are, then a table of them; two a threshold."""
-    from clipmill.pipeline.ledger.rows.table import said
+    from clipmill.pipeline.ledger.rows.table import unfinished_note
 
     lines = [f"{answer.run}: {what(answer)}"]
     if answer.unfinished:
-        lines.append(f"not complete: {said(answer.unfinished)}")
+        lines.append(f"not complete: {unfinished_note(answer.unfinished)}")
     for group in answer.groups:
         if group.cut:
             lines += ["", f"{which(group)}: {beside(group)}"]

@@ -35,11 +35,11 @@ def table(
 
     rows = query(state, stage, columns, where, dropped)
     if rows.unfinished:
-        warnings.warn(said(rows.unfinished), UnfinishedWarning, stacklevel)
+        warnings.warn(unfinished_note(rows.unfinished), UnfinishedWarning, stacklevel)
     return register_io_source(partial(frames, rows), schema=rows.schema)
 
 
-def said(unfinished: Sequence[Unfinished]) -> str:
+def unfinished_note(unfinished: Sequence[Unfinished]) -> str:
     """Returns a sentence on the stages that have not finished all shards."""
     parts = [
         f"'{part.stage}' has {part.shards} of {'?' if part.total is None else part.total} shards"
