@@ -97,9 +97,9 @@ class Maker:
                 self._put(name, mixed, [[self.made[part].made_of for part in parts], source.shares])
         return self.made
 
-    def add(self, name: str, made: Made) -> None:
+    def add(self, name: str, arm: Made) -> None:
         """Adds rows that need no file."""
-        self.made[name] = made
+        self.made[name] = arm
         self._refuse_few(name)
 
     def make_random(self, sizes: list[int]) -> None:
@@ -184,11 +184,11 @@ class Maker:
 
     def _refuse_few(self, name: str) -> None:
         """Raises RecipeError for fewer rows than a batch: a row would be its own negative."""
-        made, batch = self.made[name], self.batches.get(name, 1)
-        if made.rows < batch:
-            lacking = f", and {made.lacking:,} without" if made.lacking else ""
+        arm, batch = self.made[name], self.batches.get(name, 1)
+        if arm.rows < batch:
+            lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
             raise RecipeError(
-                f"{made.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
+                f"{arm.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
                 f"arm '{name}'",
                 "leave the arm out, or train in smaller batches: --set batch_size=N",
             )

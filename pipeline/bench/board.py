@@ -72,20 +72,20 @@ class Board:
         return random_name(line.rows)
 
 
-def board(made: Prepared, state: RunState) -> Board:
+def board(prepared: Prepared, state: RunState) -> Board:
     """Returns the leaderboard of a finished bench."""
     by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
-    every = [replace(by_training[name], name=name) for name in made.arms]
-    against = {name: (RAW, random_name(made.made(name).rows)) for name in made.arms}
-    baselines = [RAW, *(name for name in made.arms if name.startswith("random_of_"))]
-    results = compared(every, baselines, against)
-    training: Any = made.plan.stages[RAW].stage
+    named_arms = [replace(by_training[name], name=name) for name in prepared.arms]
+    against = {name: (RAW, random_name(prepared.made(name).rows)) for name in prepared.arms}
+    baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
+    results = compared(named_arms, baselines, against)
+    training: Any = prepared.plan.stages[RAW].stage
     cells = {cell.arm: cell for cell in results.shown[0].cells}
-    rates = _rates(made, state)
-    lines = [_line(made, state, results, cells[name], rates[name]) for name in made.arms]
+    rates = _rates(prepared, state)
+    lines = [_line(prepared, state, results, cells[name], rates[name]) for name in prepared.arms]
     ranked = sorted(lines, key=lambda line: -(line.result.value if line.result else -1.0))
     return Board(
-        scale=made.bench.scale,
+        scale=prepared.bench.scale,
         samples_seen=training.steps * training.batch_size,
         lines=tuple(ranked),
         results=results,
@@ -93,26 +93,26 @@ def board(made: Prepared, state: RunState) -> Board:
 
 
 def _line(
-    made: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
+    prepared: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
 ) -> Line:
-    name, rows = cell.arm, made.made(cell.arm)
+    name, rows = cell.arm, prepared.made(cell.arm)
     comparisons = dict(zip(results.baselines, cell.against, strict=True))
-    training: Any = made.plan.stages[name].stage
-    seen = training.steps * training.batch_size
+    training: Any = prepared.plan.stages[name].stage
+    samples = training.steps * training.batch_size
     line = Line(
         arm=name,
-        what=made.what(name),
-        settings=made.arms[name].settings,
+        what=prepared.what(name),
+        settings=prepared.arms[name].settings,
         rows=rows.rows,
-        epochs=results.epochs[name] or seen / rows.samples,
+        epochs=results.epochs[name] or samples / rows.samples,
         seeds=cell.seeds,
         result=cell.result,
         raw=comparisons.get(RAW),
         random=comparisons.get(random_name(rows.rows)),
         near_chance=cell.near_chance,
-        seconds=seen / rate if rate else None,
+        seconds=samples / rate if rate else None,
         samples_per_s=rate,
-        leaks=_leaks(made, state, name),
+        leaks=_leaks(prepared, state, name),
         warnings=(),
     )
     return replace(line, warnings=_warnings(line))
@@ -129,10 +129,10 @@ def _warnings(line: Line) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _rates(made: Prepared, state: RunState) -> dict[str, float | None]:
+def _rates(prepared: Prepared, state: RunState) -> dict[str, float | None]:
     """Returns samples per second by arm; arms with the same models share a rate."""
-    rates = {name: rate_of(state, name) for name in made.arms}
-    models = {name: _models(state, name) for name in made.arms}
+    rates = {name: rate_of(state, name) for name in prepared.arms}
+    models = {name: _models(state, name) for name in prepared.arms}
     trained = {model: rate for name, rate in rates.items() if rate for model in models[name]}
     shared = {name: map(trained.get, digests) for name, digests in models.items()}
     return {name: rate or next(filter(None, shared[name]), None) for name, rate in rates.items()}
@@ -165,14 +165,16 @@ def rate_of(state: RunState, name: str) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _leaks(made: Prepared, state: RunState, name: str) -> dict[str, int]:
+def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[str, int]:
     """Counts by task the evaluation samples in the arm's rows."""
-    keys = made.plan.recipe.stages[name]
-    stage = state.stages[leaks_of(made.plan.recipe.stages, keys["data"])]
+    keys = prepared.plan.recipe.stages[name]
+    stage = state.stages[leaks_of(prepared.plan.recipe.stages, keys["data"])]
     with Outputs(stage.folder).parquet(LEAKS) as file:
         leaks = file.read(columns=["uid", "task", "kind", "sample"])
     if "subset" in keys:
-        leaks = leaks.filter(pc.is_in(leaks[UID.name], _uids(state, made.arms[name].rows, leaks)))
+        leaks = leaks.filter(
+            pc.is_in(leaks[UID.name], _uids(state, prepared.arms[name].rows, leaks))
+        )
     counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
     tasks = counted.aggregate([([], "count_all")]).to_pylist()
     return {row["task"]: row["count_all"] for row in tasks}

@@ -51,21 +51,21 @@ class Estimate:
         )
 
 
-def estimated(made: Prepared, out: Storage, workers: int | None) -> Estimate:
+def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate:
     """Estimates the cost of the trainings that are left."""
-    state = RunState(made.plan, out)
+    state = RunState(prepared.plan, out)
     trained = _trained(state)
-    cells = sum(max(0, made.bench.seeds - trained.get(name, 0)) for name in made.arms)
-    training: Any = made.plan.stages[RAW].stage
+    cells = sum(max(0, prepared.bench.seeds - trained.get(name, 0)) for name in prepared.arms)
+    training: Any = prepared.plan.stages[RAW].stage
     samples = training.steps * training.batch_size
-    known = [rate for name in made.arms if (rate := rate_of(state, name))]
+    known = [rate for name in prepared.arms if (rate := rate_of(state, name))]
     sample_s, picture_s = (0.0, 0.0) if not cells else training.probe()
     if known:
         sample_s = 1 / min(known)
     return Estimate(
         trainings=cells,
         training_s=samples * sample_s,
-        evaluation_s=pictures(made.bench.tasks) * (picture_s + DECODE_S),
+        evaluation_s=pictures(prepared.bench.tasks) * (picture_s + DECODE_S),
         workers=workers,
         is_measured=bool(known),
     )

@@ -75,8 +75,8 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             batches=_batches(bench, trainings),
             seed=first.state.plan.seed,
         )
-        made = maker.make(bench, choices)
-        data = {name: Data(raw.out, str(_file(out, name))) for name in made}
+        written = maker.make(bench, choices)
+        data = {name: Data(raw.out, str(_file(out, name))) for name in written}
         data[RAW] = Data(raw.out, None)
         if trusted:
             trusted_export = _exported(trusted, bench.rows[TRUSTED].stage, executor, watcher)
@@ -84,8 +84,8 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             count = trusted_export.exported
             made_of = _digest(Storage(trusted_export.out))
             maker.add(TRUSTED, Made(made_of=made_of, rows=count, samples=count, lacking=0))
-        maker.make_random([arm_rows.rows for arm_rows in made.values()])
-        random = [name for name in made if name not in data]
+        maker.make_random([arm_rows.rows for arm_rows in written.values()])
+        random = [name for name in written if name not in data]
         data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
         arms = arms_of(bench, random)
         sizes = {name: trainings.get(name, trainings[RAW]).pixels_size for name in arms}
@@ -94,7 +94,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         claim(plan, owned)
         owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
         owned.put(SPEC, json.dumps(as_json(bench), indent=1).encode(), point="bench")
-    return Prepared(bench=bench, plan=plan, arms=arms, rows=made)
+    return Prepared(bench=bench, plan=plan, arms=arms, rows=written)
 
 
 def _file(out: Storage, name: str) -> str:

@@ -224,9 +224,9 @@ def _add(rows: dict[str, Source], name: str, source: Source) -> None:
         raise _other(name, str(rows[name]))
 
 
-def _other(name: str, held: str) -> RecipeError:
+def _other(name: str, current: str) -> RecipeError:
     do = "names are unique in a bench: give this one another"
-    return RecipeError(f"'{name}' stands for other rows or settings already", held, do)
+    return RecipeError(f"'{name}' stands for other rows or settings already", current, do)
 
 
 def _whole(path: str, where: str) -> str:

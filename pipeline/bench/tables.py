@@ -161,8 +161,8 @@ def verdicts(board: Board) -> list[str]:
     for arm, comparison in comparisons:
         if comparison.verdict not in ("better", "worse"):
             whom = "raw" if comparison.baseline == "raw" else "as many rows by chance"
-            how = "to" if comparison.verdict == "none" else ", against"
-            same.setdefault(f"{comparison.words} {how} {whom}".replace(" ,", ","), []).append(arm)
+            link = "to" if comparison.verdict == "none" else ", against"
+            same.setdefault(f"{comparison.words} {link} {whom}".replace(" ,", ","), []).append(arm)
     return [*words, *(f"{words}: {', '.join(arms)}" for words, arms in same.items())]
 
 

@@ -32,9 +32,13 @@ class Variants:
             current = variant(run, self.shown)
             own_file, own_recipe = current.file, current.ran
         return [
-            {"variant": each.number, "ran": each.last_ran, "changes": _told(each.ran, own_recipe)}
-            for each in known
-            if each.file != own_file
+            {
+                "variant": other.number,
+                "ran": other.last_ran,
+                "changes": _told(other.ran, own_recipe),
+            }
+            for other in known
+            if other.file != own_file
         ]
 
     def kept(self, number: int, columns: Columns, end: str | None) -> tuple[str, Bools]:
@@ -50,8 +54,8 @@ class Variants:
 
     def _looked_at(self, number: int, columns: Columns, end: str | None) -> tuple[str, Bools]:
         state = latest(self.uri, number)
-        mine, root = columns.state.plan.stages[columns.root], columns.root
-        if root not in state.plan.stages or state.plan.stages[root].folder != mine.folder:
+        ingest, root = columns.state.plan.stages[columns.root], columns.root
+        if root not in state.plan.stages or state.plan.stages[root].folder != ingest.folder:
             raise RecipeError(
                 f"variant {number} has other rows", str(state.run), "clipmill diff tells by uid"
             )

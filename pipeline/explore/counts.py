@@ -79,25 +79,25 @@ class Counts:
         parts: dict[str, Bools] = {"rows": rows_N}
         if query.threshold:
             moved = self.masks.moves.keep(query.threshold)
-            apart = sides(moved.keep, moved.today)
+            outcomes = sides(moved.keep, moved.today)
             answer["moved"] = {
                 "rule": moved.rule,
                 "today": int(moved.today.sum()),
-                **{which: int(mask.sum()) for which, mask in apart.items()},
+                **{outcome: int(mask.sum()) for outcome, mask in outcomes.items()},
             }
             if query.beside:
-                parts = {which: rows_N & mask for which, mask in apart.items()}
+                parts = {outcome: rows_N & mask for outcome, mask in outcomes.items()}
         elif query.variant is not None and query.end:
             now_N = self.masks.lost(query.end).code == 0
             end, then_N = self.variants.kept(query.variant, self.columns, query.end)
-            apart = {"gained": now_N & ~then_N, "lost": then_N & ~now_N, "both": now_N & then_N}
+            outcomes = {"gained": now_N & ~then_N, "lost": then_N & ~now_N, "both": now_N & then_N}
             answer["against"] = {
                 "end": end,
                 "now": int(now_N.sum()),
                 "then": int(then_N.sum()),
-                **{which: int(mask.sum()) for which, mask in apart.items()},
+                **{outcome: int(mask.sum()) for outcome, mask in outcomes.items()},
             }
-            parts = {which: rows_N & mask for which, mask in apart.items()}
+            parts = {outcome: rows_N & mask for outcome, mask in outcomes.items()}
         elif query.beside and query.end:
             kept_N = self.masks.lost(query.end).code == 0
             parts = {"kept": rows_N & kept_N, "dropped": rows_N & ~kept_N}

@@ -193,15 +193,15 @@ def _first_causes(state: RunState, end: PlannedStage) -> Counter[Cause]:
     """Counts the rows that a select stage dropped, by first cause."""
 
     def count_shard(shard: int) -> Counter[Cause]:
-        found: Counter[Cause] = Counter()
+        counts: Counter[Cause] = Counter()
         for stage, code, rows in causes(ShardReasons(state, end.root, shard), end.name):
-            found[stage, code] += pc.sum(rows).as_py() or 0
-        return found
+            counts[stage, code] += pc.sum(rows).as_py() or 0
+        return counts
 
     total: Counter[Cause] = Counter()
     with ThreadPoolExecutor(READERS) as readers:
-        for found in readers.map(count_shard, sorted(state.stages[end.root].shards)):
-            total.update(found)
+        for counts in readers.map(count_shard, sorted(state.stages[end.root].shards)):
+            total.update(counts)
     return total
 
 

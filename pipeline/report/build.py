@@ -72,12 +72,12 @@ def _sections(
         strips = [{**vars(stage), "strips": leak_strips(state, stage)} for stage in near]
         yield section("leaks", "Copies of evaluation samples", leaks=strips)
     for number, texts in enumerate(captions(state)):
-        found = caption_section(state, texts)
+        values = caption_section(state, texts)
         title = f"Captions of {texts.chosen_by or texts.stage}"
-        yield section("captions", title, number, found=found)
+        yield section("captions", title, number, found=values)
     for number, balance in enumerate(balances(state)):
-        found = balance_section(state, balance)
-        yield section("concepts", f"Concepts balanced by {balance.stage}", number, found=found)
+        values = balance_section(state, balance)
+        yield section("concepts", f"Concepts balanced by {balance.stage}", number, found=values)
     for number, cluster_map in enumerate(cluster_maps(state)):
         drawn = cluster_section(state, cluster_map)
         title = f"Concept map of {cluster_map.stage}"

@@ -16,19 +16,19 @@ SHOWN = 8  # moves of each kind that have pictures
 TOLD = 60  # moves in the table
 
 
-def diff_page(before: Side, after: Side, found: Diff) -> str:
+def diff_page(before: Side, after: Side, answer: Diff) -> str:
     """Returns the diff as HTML; rows of one side only are shown as they are there."""
     kinds = {
-        kind: [m for m in found.moves if m.kind == kind] for kind in ("gained", "lost", "moved")
+        kind: [m for m in answer.moves if m.kind == kind] for kind in ("gained", "lost", "moved")
     }
     moves = [move for kind in kinds.values() for move in kind]
     most = max((move.rows for move in moves), default=1)
     return render(
         "diff.html",
-        title=f"{found.before.asked} and {found.after.asked}",
-        found=found,
-        sides=[("A", found.before), ("B", found.after)],
-        settings=[_setting(change) for change in found.changes.settings],
+        title=f"{answer.before.asked} and {answer.after.asked}",
+        found=answer,
+        sides=[("A", answer.before), ("B", answer.after)],
+        settings=[_setting(change) for change in answer.changes.settings],
         moves=[{**vars(move), "share": move.rows / most} for move in moves[:TOLD]],
         untold=moves[TOLD:],
         kinds={
@@ -37,7 +37,7 @@ def diff_page(before: Side, after: Side, found: Diff) -> str:
         },
         groups={
             name: [group for group in groups if group.gained or group.lost]
-            for name, groups in found.groups.items()
+            for name, groups in answer.groups.items()
             if len(groups) > 1
         },
     )

@@ -166,8 +166,8 @@ def _looked_up(
     shards = stored(state, root, bound)
     examples: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in concepts}
     tally: Counter[tuple[str | None, bool, bool]] = Counter()
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
         ids = table["ids"].combine_chunks()
         row_M = pc.list_parent_indices(ids).to_numpy()
@@ -177,8 +177,8 @@ def _looked_up(
         for concept in np.unique(concept_M[hit_M]).tolist():
             rows = row_M[hit_M & (concept_M == concept)]
             least = rows[np.argsort(bits_N[rows], kind="stable")[:PICTURES]]
-            here = [(int(bits_N[row]), (shard, int(row))) for row in least]
-            examples[concept] = sorted(examples[concept] + here)[:PICTURES]
+            candidates = [(int(bits_N[row]), (shard, int(row))) for row in least]
+            examples[concept] = sorted(examples[concept] + candidates)[:PICTURES]
         if language:
             parts = (table["language"], table["list"].is_valid(), table["kept"])
             named = pa.table(dict(zip(("name", "matched", "kept"), parts, strict=True)))

@@ -65,12 +65,12 @@ class Tally:
             self.kept_EK[end] += np.bincount(cluster_M[is_kept_M], minlength=clusters)
         self._draw(cluster_M, here_M)
 
-    def _draw(self, cluster_M: NDArray[np.int32], here_M: NDArray[np.void]) -> None:
-        met = np.unique(cluster_M)
-        known_M = self._few_KF[met].ravel()
-        there_M = known_M["shard"] >= 0
-        cluster_M = np.concatenate([np.repeat(met, FEW)[there_M], cluster_M])
-        row_M = np.concatenate([known_M[there_M], here_M])
+    def _draw(self, cluster_M: NDArray[np.int32], new_M: NDArray[np.void]) -> None:
+        clusters = np.unique(cluster_M)
+        known_M = self._few_KF[clusters].ravel()
+        is_row_M = known_M["shard"] >= 0
+        cluster_M = np.concatenate([np.repeat(clusters, FEW)[is_row_M], cluster_M])
+        row_M = np.concatenate([known_M[is_row_M], new_M])
         order_M = np.lexsort((row_M["position"], row_M["shard"], row_M["coin"], cluster_M))
         cluster_M, row_M = cluster_M[order_M], row_M[order_M]
         nth_M = np.arange(len(cluster_M)) - np.searchsorted(cluster_M, cluster_M)

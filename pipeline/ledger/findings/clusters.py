@@ -263,8 +263,8 @@ def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clus
     bound = {"cluster": cluster, **{f"kept {end}": (end, KEEP.name) for end in ends}}
     shards = stored(state, root, bound)
     tally = Tally(clusters, len(ends))
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="map")
         tally.count(shard, table["cluster"], [table[f"kept {end}"] for end in ends], bits_N)
     return tally
@@ -278,6 +278,6 @@ def _extremes(
     low_M, high_M = wilson_bounds(kept_K[order_M] / rows_M, rows_M.astype(np.float64))
     most = order_M[np.argsort(high_M, kind="stable")]
     least = order_M[np.argsort(-low_M, kind="stable")]
-    few = min(EXTREME, len(order_M) // 2)
-    chosen = set(most[:few].tolist())
-    return most[:few].tolist(), [n for n in least.tolist() if n not in chosen][:few]
+    count = min(EXTREME, len(order_M) // 2)
+    chosen = set(most[:count].tolist())
+    return most[:count].tolist(), [n for n in least.tolist() if n not in chosen][:count]

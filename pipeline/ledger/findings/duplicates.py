@@ -314,13 +314,13 @@ def _groups(
     for rows, first in largest:
         copies = members(resolved, first)
         index, past = np.arange(len(copies)), np.zeros(min(MEMBERS, len(copies)), bool)
-        few = evenly(index, MEMBERS)
+        shown = evenly(index, MEMBERS)
         if near:
             value = pa.chunked_array([pa.array(copies["near"], from_pandas=True).cast(near.dtype)])
-            few = spread(index, value, near, MEMBERS)
-            past = ~cut.reached(value.take(pa.array(few))) if cut else past
+            shown = spread(index, value, near, MEMBERS)
+            past = ~cut.reached(value.take(pa.array(shown))) if cut else past
         yield Group(
             rows=rows,
-            places=tuple(numbers.places([first, *copies["row"][few].tolist()])),
+            places=tuple(numbers.places([first, *copies["row"][shown].tolist()])),
             past_cut=(False, *past.tolist()),
         )

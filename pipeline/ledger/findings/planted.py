@@ -86,9 +86,9 @@ def _table(file: Path) -> pl.DataFrame:
     try:
         table = pl.read_parquet(file)
     except pl.exceptions.PolarsError as error:
-        what = f"no Parquet: {str(error).splitlines()[0]}"
+        problem = f"no Parquet: {str(error).splitlines()[0]}"
         raise RecipeError(
-            what, str(file), "build the pool again, or write your truth anew"
+            problem, str(file), "build the pool again, or write your truth anew"
         ) from None
     if table.schema.get("uid") != pl.String:
         raise RecipeError("no text column `uid`", str(file), "give each row's uid, 32 hex digits")

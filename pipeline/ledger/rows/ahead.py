@@ -69,8 +69,8 @@ def of_parts(
     following = 0
     executor = LocalExecutor(with_main=False)
     try:
-        for number, found in executor.stream([step], enumerate(parts)):
-            done[number] = found
+        for number, result in executor.stream([step], enumerate(parts)):
+            done[number] = result
             while following in done:
                 yield done.pop(following)
                 following += 1

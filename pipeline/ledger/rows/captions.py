@@ -191,8 +191,8 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
     counts: Counter[tuple[str, str | None]] = Counter()
     rows = fell_back = 0
     examples: list[tuple[int, Place]] = []
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         counts.update(_by_reason(table))
         count_N = pc.list_value_length(table[TEXTS.name]).fill_null(0).to_numpy()
         rows += int(np.count_nonzero(count_N))
@@ -209,7 +209,8 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
         chosen_by=captions.chosen_by,
         rows=rows,
         texts={
-            source: sum(n for (of, _), n in counts.items() if of == source) for source in sources
+            source: sum(n for (text_source, _), n in counts.items() if text_source == source)
+            for source in sources
         },
         kept={source: counts[source, None] for source in sources},
         reasons={why: {source: counts[source, why] for source in sources} for why in reasons},

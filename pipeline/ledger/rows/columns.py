@@ -71,8 +71,8 @@ def _written(plan: Plan, stage: str) -> list[str]:
 def _line(plan: Plan, stage: str) -> set[str]:
     """Returns the stage and its ancestors."""
     line = {stage}
-    left = [stage]
-    for name in left:
-        left += [parent for parent in plan.stages[name].parents if parent not in line]
-        line.update(left)
+    names = [stage]
+    for name in names:
+        names += [parent for parent in plan.stages[name].parents if parent not in line]
+        line.update(names)
     return line

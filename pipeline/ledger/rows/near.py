@@ -72,17 +72,17 @@ def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
 
 
 def spread(
-    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, few: int
+    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, most: int
 ) -> NDArray[np.int64]:
     """Returns some of the rows, evenly spaced from the nearest to the farthest."""
     value_N = value.cast(pa.float64()).to_numpy()[rows]
     nearest_first = value_N if near.better == "high" else -value_N
-    return evenly(rows[np.argsort(nearest_first, kind="stable")], few)
+    return evenly(rows[np.argsort(nearest_first, kind="stable")], most)
 
 
-def evenly(rows: NDArray[np.int64], few: int) -> NDArray[np.int64]:
+def evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Returns some of the rows in their order, evenly spaced, including the first and the last."""
-    return rows[np.linspace(0, len(rows) - 1, min(few, len(rows))).round().astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
 
 
 @dataclass(frozen=True)

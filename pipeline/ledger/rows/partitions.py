@@ -95,11 +95,11 @@ class Partitions:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            found, do = (
+            problem, do = (
                 f"the disk is full: {error.strerror}",
                 "free space there, or set TMPDIR",
             )
-            raise StageError(found, tempfile.gettempdir(), do) from error
+            raise StageError(problem, tempfile.gettempdir(), do) from error
         sizes_P = np.bincount(partition_N, minlength=self.count)
         self._bounds.append(self._end + np.append(0, np.cumsum(sizes_P)))
         self._end += len(row_N)

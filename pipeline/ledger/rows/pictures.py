@@ -34,8 +34,8 @@ def last_that_stores(state: RunState, root: str, column: str) -> Binding | None:
 
 def image_stages(state: RunState, root: str) -> Iterator[str]:
     """Yields the stages that store the pictures of a root's rows, if any."""
-    if own := last_that_stores(state, root, IMAGE.name):
-        yield own[0]
+    if stored := last_that_stores(state, root, IMAGE.name):
+        yield stored[0]
         return
     for parent in _joined(state, root):
         yield from image_stages(state, parent)
@@ -44,7 +44,7 @@ def image_stages(state: RunState, root: str) -> Iterator[str]:
 def pictured(state: RunState, root: str, places: Sequence[Place]) -> list[Pictured | None]:
     """Returns the stage that stores each row's picture, and its place there; None if none does."""
     images: dict[str, Binding | None] = {}
-    found: list[Pictured | None] = []
+    pictures: list[Pictured | None] = []
     for shard, position in places:
         stage: str | None = root
         while stage is not None:
@@ -53,9 +53,9 @@ def pictured(state: RunState, root: str, places: Sequence[Place]) -> list[Pictur
             if images[stage] is not None:
                 break
             stage, shard = _taken_from(state, stage, shard)
-        own = images[stage] if stage is not None else None
-        found.append((own[0], (shard, position)) if own else None)
-    return found
+        stored = images[stage] if stage is not None else None
+        pictures.append((stored[0], (shard, position)) if stored else None)
+    return pictures
 
 
 def pictures_at(
@@ -66,13 +66,13 @@ def pictures_at(
     for index, picture in enumerate(pictured(state, root, places)):
         if picture and picture[1][0] in state.stages[picture[0]].shards:
             by_stage.setdefault(picture[0], {})[index] = picture[1]
-    found: list[dict[str, Any]] = [{} for _ in places]
-    for stage, here in by_stage.items():
+    values: list[dict[str, Any]] = [{} for _ in places]
+    for stage, places_there in by_stage.items():
         bound = {name: (stage, name) for name in columns}
-        rows = rows_at(state, bound, list(here.values()))
-        for index, row in zip(here, rows, strict=True):
-            found[index] = row
-    return found
+        rows = rows_at(state, bound, list(places_there.values()))
+        for index, row in zip(places_there, rows, strict=True):
+            values[index] = row
+    return values
 
 
 def _joined(state: RunState, root: str) -> list[str]:

@@ -193,14 +193,14 @@ def drops(state: RunState, stage: str) -> list[str]:
 
 
 def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:
-    found = []
+    unfinished = []
     for name in used:
         stage = state.stages[name]
         if not stage.complete:
             failed = sum(failure is not None for failure in stage.failures.values())
             done = len(stage.shards)
-            found.append(Unfinished(stage=name, shards=done, total=stage.total, failed=failed))
-    return tuple(found)
+            unfinished.append(Unfinished(stage=name, shards=done, total=stage.total, failed=failed))
+    return tuple(unfinished)
 
 
 def plain(table: pa.Table) -> pl.DataFrame:

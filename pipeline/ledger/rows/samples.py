@@ -31,12 +31,12 @@ def samples(state: RunState, words: Sequence[str]) -> list[list[UidRow]]:
     """
     digits = {word: digits for word in words if (digits := digits_of(word))}
     by_digits = rows_by_digits(state, list(dict.fromkeys(digits.values())))
-    found = {word: by_digits[uid] for word, uid in digits.items() if by_digits[uid]}
-    left = [word for word in dict.fromkeys(words) if word not in found]
-    uids = _by_text(state, left)
+    rows_of = {word: by_digits[uid] for word, uid in digits.items() if by_digits[uid]}
+    others = [word for word in dict.fromkeys(words) if word not in rows_of]
+    uids = _by_text(state, others)
     rows = rows_by_digits(state, list(dict.fromkeys(uids.values())))
-    found |= {word: rows[uid] for word, uid in uids.items()}
-    return [found[word] for word in words]
+    rows_of |= {word: rows[uid] for word, uid in uids.items()}
+    return [rows_of[word] for word in words]
 
 
 @dataclass
@@ -95,16 +95,16 @@ def _match(batch: pa.Table, columns: Sequence[str], word: str, ways: Sequence[_M
 
 
 def _only(state: RunState, word: str, ways: Sequence[_Matches]) -> str:
-    for how, way in zip(WAYS, ways, strict=True):
+    for verb, way in zip(WAYS, ways, strict=True):
         if len(way.few) == 1:
             (uid,) = way.few
             return uid.hex()
         if way.few:
-            few = list(way.few.items())[:MOST_LISTED]
-            listed = [f"\n    {uid.hex()}  {cut(one_line(text), SAID)}" for uid, text in few]
+            first = list(way.few.items())[:MOST_LISTED]
+            listed = [f"\n    {uid.hex()}  {cut(one_line(text), SAID)}" for uid, text in first]
             more = "\n    …" if len(way.few) > MOST_LISTED else ""
             raise RecipeError(
-                f"the link or caption of {way.rows:,} rows {how} '{word}':{''.join(listed)}{more}",
+                f"the link or caption of {way.rows:,} rows {verb} '{word}':{''.join(listed)}{more}",
                 str(state.run),
                 "give a uid of the list, or more of the caption",
             )

@@ -53,12 +53,12 @@ class ShardRows:
 
     def table(self, names: Sequence[str]) -> pa.Table:
         """Returns these columns of the rows that stay; each is read once."""
-        left = [name for name in dict.fromkeys(names) if name not in self.columns]
+        missing = [name for name in dict.fromkeys(names) if name not in self.columns]
         if self.position_N is None:
-            (batch,) = self.batches(left, WHOLE)
-            self.columns |= {name: batch[name] for name in left}
+            (batch,) = self.batches(missing, WHOLE)
+            self.columns |= {name: batch[name] for name in missing}
         else:
-            self.columns |= self._at(left, self.position_N)
+            self.columns |= self._at(missing, self.position_N)
         return pa.table({name: self.columns[name] for name in names})
 
     def batches(self, names: Sequence[str], at_once: int) -> Iterator[pa.Table]:
@@ -155,8 +155,8 @@ def judge(rows: ShardRows) -> None:
     if query.by_record(rows.shard) != rows.rows:
         reasons = rows.table([REASON.name])[REASON.name].combine_chunks()
         codes = reasons.dictionary.to_pylist()
-        wanted = np.array([*map(query.wants, codes), query.wants("")])
-        rows.keep(np.flatnonzero(wanted[reasons.indices.fill_null(len(codes)).to_numpy()]))
+        is_wanted = np.array([*map(query.wants, codes), query.wants("")])
+        rows.keep(np.flatnonzero(is_wanted[reasons.indices.fill_null(len(codes)).to_numpy()]))
     if query.condition and len(rows):
         columns = list(query.condition.reads) or [UID.name]
         rows.keep(np.flatnonzero(query.condition.meeting(rows.table(columns))))

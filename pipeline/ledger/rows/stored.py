@@ -113,14 +113,14 @@ def rows_at(
     def read(pair: tuple[str, int]) -> list[dict[str, Any]]:
         stage, shard = pair
         position = np.array([places[index][1] for index in by_shard[shard]])
-        unique, back = np.unique(position, return_inverse=True)
+        unique, index_of = np.unique(position, return_inverse=True)
         columns = list(dict.fromkeys(columns_of[stage].values()))
         part, shard_state = state.stored[stage], state.stages[stage].shards[shard]
         table = columns_at(part, shard_state, columns, unique)
-        return list(table.take(pa.array(back)).to_pylist())
+        return list(table.take(pa.array(index_of)).to_pylist())
 
-    each = list(product(columns_of, sorted(by_shard)))
-    for (stage, shard), rows_read in zip(each, ahead(state.run, read, each), strict=True):
+    tasks = list(product(columns_of, sorted(by_shard)))
+    for (stage, shard), rows_read in zip(tasks, ahead(state.run, read, tasks), strict=True):
         for index, row in zip(by_shard[shard], rows_read, strict=True):
             rows[index].update({name: row[column] for name, column in columns_of[stage].items()})
     return rows
@@ -133,8 +133,8 @@ def columns_at(
     if len(shard.files) > 1:
         tables, start = [], 0
         for table in part.read(shard, columns, 4096):
-            here = position[(position >= start) & (position < start + len(table))] - start
-            tables.append(table.take(pa.array(here, pa.int64())))
+            offsets = position[(position >= start) & (position < start + len(table))] - start
+            tables.append(table.take(pa.array(offsets, pa.int64())))
             start += len(table)
         return pa.concat_tables(tables)
     table = read_at(part.folder, shard.files[0], columns, position)

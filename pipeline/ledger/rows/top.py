@@ -61,8 +61,8 @@ class TopRows:
             frame = frame.filter(is_wanted)
         self.rows += len(frame)
         if self.key.near is not None:
-            apart = (pl.col("value").cast(pl.Float64) - self.key.near).abs()
-            frame = frame.with_columns(value=apart)
+            distance = (pl.col("value").cast(pl.Float64) - self.key.near).abs()
+            frame = frame.with_columns(value=distance)
         self._held = self._first(frame)
 
     def _first(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -82,8 +82,8 @@ class TopRows:
     @property
     def places(self) -> list[Place]:
         """Returns the places of these rows, in rank order."""
-        held = self._held
-        return [] if held is None else list(held.select("shard", "position").iter_rows())
+        rows = self._held
+        return [] if rows is None else list(rows.select("shard", "position").iter_rows())
 
     @property
     def value(self) -> Any:
@@ -96,14 +96,14 @@ def values_at(query: Query, places: Iterable[Place], names: Sequence[str]) -> di
     by_shard: dict[int, set[int]] = {}
     for shard, position in places:
         by_shard.setdefault(shard, set()).add(position)
-    found: dict[Place, Row] = {}
+    values: dict[Place, Row] = {}
     for shard, positions in by_shard.items():
         rows = ShardRows(query, shard)
         rows.position_N = np.array(sorted(positions))
         table = rows.table(list(dict.fromkeys(names)))
         for position, row in zip(sorted(positions), table.to_pylist(), strict=True):
-            found[shard, position] = row
-    return found
+            values[shard, position] = row
+    return values
 
 
 def is_orderable(dtype: pa.DataType) -> bool:

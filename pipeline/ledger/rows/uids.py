@@ -51,25 +51,25 @@ def digits_of(word: str) -> str | None:
     return digits if re.fullmatch("[0-9a-f]{8,32}", digits) else None
 
 
-def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRow]]:
+def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[UidRow]]:
     """Returns the rows of the sample whose uid begins with each of these digits, in one pass; empty
     if there is none. RecipeError if several samples match."""
-    wanted: dict[str, Range] = {
+    ranges: dict[str, Range] = {
         digits: (bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f")))
-        for digits in each
+        for digits in prefixes
     }
 
     def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
         between = [
             pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
-            for low, high in (map(_scalar, ends) for ends in wanted.values())
+            for low, high in (map(_scalar, ends) for ends in ranges.values())
         ]
         return reduce(pc.or_, between)
 
-    rows: dict[str, list[UidRow]] = {digits: [] for digits in each}
+    rows: dict[str, list[UidRow]] = {digits: [] for digits in prefixes}
     roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
-    for row in _scan(state, roots, [*wanted.values()], is_wanted) if each else ():
-        for digits, (low, high) in wanted.items():
+    for row in _scan(state, roots, [*ranges.values()], is_wanted) if prefixes else ():
+        for digits, (low, high) in ranges.items():
             if low <= row.uid <= high:
                 rows[digits].append(row)
     for digits, matches in rows.items():
@@ -101,9 +101,9 @@ def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> d
 
 def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:
     """Yields the rows of a root with these uids, in the order of its shards."""
-    each = sorted(set(uids))
-    is_wanted = partial(pc.is_in, value_set=pa.array(each, pa.binary()))
-    return _scan(state, [root], [(uid, uid) for uid in each], is_wanted)
+    values = sorted(set(uids))
+    is_wanted = partial(pc.is_in, value_set=pa.array(values, pa.binary()))
+    return _scan(state, [root], [(uid, uid) for uid in values], is_wanted)
 
 
 def _scan(
@@ -117,15 +117,15 @@ def _scan(
         stage = state.stages[name]
 
         def read(shard: int, name: str = name, stage: StageState = stage) -> list[UidRow]:
-            found, start = [], 0
+            matches, start = [], 0
             for table in read_file(stage.folder, stage.shards[shard].files[0], [UID.name], 1 << 20):
                 column = table[UID.name].cast(pa.binary())
                 hit = is_wanted(column)
                 if pc.any(hit).as_py():
                     for index in pc.indices_nonzero(hit).to_pylist():
-                        found.append(UidRow(name, (shard, start + index), column[index].as_py()))
+                        matches.append(UidRow(name, (shard, start + index), column[index].as_py()))
                 start += len(table)
-            return found
+            return matches
 
         for rows in ahead(state.run, read, _shards(state, stage, ranges)):
             yield from rows
@@ -138,5 +138,5 @@ def _shards(state: RunState, stage: StageState, ranges: Sequence[Range]) -> list
     runs = runs_of(zip(*columns, strict=True))
     if not runs:
         return sorted(stage.shards)
-    each = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
-    return [shard for shards in each for shard in shards]
+    found_by_run = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
+    return [shard for shards in found_by_run for shard in shards]

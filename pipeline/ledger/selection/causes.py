@@ -34,11 +34,11 @@ def trace(
     """
     codes = pc.unique(reasons[end].filter(rows)).drop_null().to_pylist()
     for code in sorted(codes):
-        here = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
+        of_code = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
         if before := _earlier(plan, end, code):
-            yield from trace(plan, before, reasons, here, lacks)
+            yield from trace(plan, before, reasons, of_code, lacks)
             continue
-        left = here
+        unexplained = of_code
         if code.startswith(UNDEFINED):
             column = code.removeprefix(UNDEFINED)
             binding = plan.stages[end].bindings[0].get(column)
@@ -50,13 +50,13 @@ def trace(
                 if binding and binding[0] == name:
                     taken.add(binding[1])
                 codes_here = reasons[name]
-                guilty = left_out(name, taken, pc.and_(left, pc.is_valid(codes_here)), lacks)
+                guilty = left_out(name, taken, pc.and_(unexplained, pc.is_valid(codes_here)), lacks)
                 for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
                     is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
                     yield name, inner, pc.and_(guilty, is_inner)
-                left = pc.and_not(left, guilty)
-        if pc.any(left).as_py():
-            yield end, code, left
+                unexplained = pc.and_not(unexplained, guilty)
+        if pc.any(unexplained).as_py():
+            yield end, code, unexplained
 
 
 def _earlier(plan: Plan, end: str, code: str) -> str | None:
@@ -86,14 +86,14 @@ def failed_later(
         for name in later
         if name in reasons and reasons.counts(name).keys() - {"", NOT_SELECTED}
     ]
-    left = pc.is_null(reasons[end]) if failing else None
+    kept = pc.is_null(reasons[end]) if failing else None
     for name in failing:
         own = reasons[name]
         for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
-            rows = pc.and_(left, pc.fill_null(pc.equal(own, code), False))
+            rows = pc.and_(kept, pc.fill_null(pc.equal(own, code), False))
             if pc.any(rows).as_py():
                 yield name, code, rows
-                left = pc.and_not(left, rows)
+                kept = pc.and_not(kept, rows)
 
 
 def through_masks(

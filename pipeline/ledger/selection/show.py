@@ -208,7 +208,7 @@ def show(state: RunState, wanted: Wanted) -> Show:
     columns = [wanted.columns or _default(state, wanted, cut) for cut, _, _ in chosen]
     every = dict.fromkeys(name for names in columns for name in names)
     rows = query(state, wanted.stage, list(every))
-    places = {place for _, _, few in chosen for place in few.places}
+    places = {place for _, _, top in chosen for place in top.places}
     values = values_at(rows, places, [UID.name, *every])
     return Show(
         run=str(state.run),
@@ -219,8 +219,8 @@ def show(state: RunState, wanted: Wanted) -> Show:
         sort=wanted.sort,
         is_descending=wanted.is_descending,
         groups=tuple(
-            _lines(few, values, names, cut, kept, set(wanted.columns))
-            for names, (cut, kept, few) in zip(columns, chosen, strict=True)
+            _lines(top, values, names, cut, kept, set(wanted.columns))
+            for names, (cut, kept, top) in zip(columns, chosen, strict=True)
         ),
         unfinished=rows.unfinished,
     )
@@ -312,7 +312,7 @@ def _name(state: RunState, stage: str, column: str, source: Binding) -> str:
 
 
 def _lines(
-    few: TopRows,
+    top: TopRows,
     values_by_place: Mapping[Place, Row],
     columns: Sequence[str],
     cut: NearCut | None,
@@ -322,7 +322,7 @@ def _lines(
     """Returns the rows with the named columns, and others that have a value in one of the rows."""
     rows = [
         {**values_by_place[place], SHARD.name: place[0], POSITION.name: place[1]}
-        for place in few.places
+        for place in top.places
     ]
     names = [
         column
@@ -330,7 +330,7 @@ def _lines(
         if column in named or any(row[column] is not None for row in rows)
     ]
     return Lines(
-        rows=few.rows,
+        rows=top.rows,
         columns=tuple(names),
         lines=tuple(
             Line(
