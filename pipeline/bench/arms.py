@@ -39,7 +39,7 @@ BINS = 20  # leading bits of the hash histogram, so that few hashes are held at 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ArmRows:
     """The rows of an arm with a picture and a caption, and the samples of an epoch of them.
 
     `lacking` counts further rows that the stage keeps or the list names; `sha256` is of the file.
@@ -63,7 +63,7 @@ def random_name(size: int) -> str:
 
 
 @dataclass
-class Maker:
+class ArmWriter:
     """Writes the subset files; `raw_of` is the digest of the export that holds every row."""
 
     raw: RawRows
@@ -72,14 +72,14 @@ class Maker:
     folder: Storage
     batches: Mapping[str, int]  # largest batch size, by the rows' name
     seed: int = 0
-    made: dict[str, Made] = field(default_factory=dict)
+    written: dict[str, ArmRows] = field(default_factory=dict)
     parts: dict[str, Rows] = field(default_factory=dict)
 
-    def make(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, Made]:
+    def write(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, ArmRows]:
         """Writes all but random arms, by name; RecipeError if one has fewer rows than a batch."""
         rows = self.raw.rows
         self.parts[RAW] = Every()
-        self.add(RAW, Made(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
+        self.add(RAW, ArmRows(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
         texts = texts_bound(self.export)
         for name, choice in choices.items():
             kept = Kept(choice, texts)
@@ -92,20 +92,22 @@ class Maker:
         for name, source in bench.rows.items():
             if source.kind == "mix":
                 parts = {part: self.parts[part] for part in source.shares}
-                samples = {part: self.made[part].samples for part in parts}
+                samples = {part: self.written[part].samples for part in parts}
                 mixed = Mixed(name, parts, source.shares, samples, self.seed)
-                self._put(name, mixed, [[self.made[part].made_of for part in parts], source.shares])
-        return self.made
+                self._put(
+                    name, mixed, [[self.written[part].made_of for part in parts], source.shares]
+                )
+        return self.written
 
-    def add(self, name: str, arm: Made) -> None:
+    def add(self, name: str, arm: ArmRows) -> None:
         """Adds rows that need no file."""
-        self.made[name] = arm
+        self.written[name] = arm
         self._refuse_few(name)
 
-    def make_random(self, sizes: list[int]) -> None:
+    def write_random(self, sizes: list[int]) -> None:
         """Writes a random arm of each size that raw has more rows than."""
         smaller = sorted({size for size in sizes if size < self.raw.rows})
-        todo = [size for size in smaller if not self._is_made(random_name(size), [size])]
+        todo = [size for size in smaller if not self._is_written(random_name(size), [size])]
         for size, below in zip(todo, self._bounds(todo), strict=True):
             self._put(random_name(size), Chance(below, self.seed), [size])
 
@@ -134,12 +136,12 @@ class Maker:
             for size, number in zip(sizes, bins, strict=True)
         ]
 
-    def _is_made(self, name: str, made_of: object) -> bool:
+    def _is_written(self, name: str, made_of: object) -> bool:
         """Returns whether the file is stored, unchanged and of the same origin; sets its facts."""
-        facts = self.folder.read_json(f"{FOLDER}/{name}.json", Made)
+        facts = self.folder.read_json(f"{FOLDER}/{name}.json", ArmRows)
         if facts is None or facts.made_of != self._digest(made_of):
             return False
-        self.made[name] = facts
+        self.written[name] = facts
         try:
             stored = self.folder.sha256(subset_name(name))
         except FileNotFoundError:
@@ -151,7 +153,7 @@ class Maker:
 
     def _put(self, name: str, rows: Rows, made_of: object) -> None:
         self.parts[name] = rows
-        if not self._is_made(name, made_of):
+        if not self._is_written(name, made_of):
             samples = 0
 
             def tables() -> Iterator[pa.Table]:
@@ -171,20 +173,20 @@ class Maker:
                 total = rows.kept
             elif isinstance(rows, Listed):
                 total = max(count, len(rows.uid_U2))
-            self.made[name] = Made(
+            self.written[name] = ArmRows(
                 made_of=self._digest(made_of),
                 rows=count,
                 samples=samples,
                 lacking=total - count,
                 sha256=sha256,
             )
-            text = json.dumps(asdict(self.made[name]))
+            text = json.dumps(asdict(self.written[name]))
             self.folder.put(f"{FOLDER}/{name}.json", text.encode(), point="arm")
         self._refuse_few(name)
 
     def _refuse_few(self, name: str) -> None:
         """Raises RecipeError for fewer rows than a batch: a row would be its own negative."""
-        arm, batch = self.made[name], self.batches.get(name, 1)
+        arm, batch = self.written[name], self.batches.get(name, 1)
         if arm.rows < batch:
             lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
             raise RecipeError(

@@ -76,7 +76,7 @@ def board(prepared: Prepared, state: RunState) -> Board:
     """Returns the leaderboard of a finished bench."""
     by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
     named_arms = [replace(by_training[name], name=name) for name in prepared.arms]
-    against = {name: (RAW, random_name(prepared.made(name).rows)) for name in prepared.arms}
+    against = {name: (RAW, random_name(prepared.rows_of(name).rows)) for name in prepared.arms}
     baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
     results = compared(named_arms, baselines, against)
     training: Any = prepared.plan.stages[RAW].stage
@@ -95,7 +95,7 @@ def board(prepared: Prepared, state: RunState) -> Board:
 def _line(
     prepared: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
 ) -> Line:
-    name, rows = cell.arm, prepared.made(cell.arm)
+    name, rows = cell.arm, prepared.rows_of(cell.arm)
     comparisons = dict(zip(results.baselines, cell.against, strict=True))
     training: Any = prepared.plan.stages[name].stage
     samples = training.steps * training.batch_size

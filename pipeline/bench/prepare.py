@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.arms import Made, Maker, subset_name
+from clipmill.pipeline.bench.arms import ArmRows, ArmWriter, subset_name
 from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
@@ -38,9 +38,9 @@ class Prepared:
     bench: Bench
     plan: Plan
     arms: dict[str, Arm]
-    rows: dict[str, Made]  # by the rows' name
+    rows: dict[str, ArmRows]  # by the rows' name
 
-    def made(self, arm: str) -> Made:
+    def rows_of(self, arm: str) -> ArmRows:
         return self.rows[self.arms[arm].rows]
 
     def what(self, arm: str) -> str:
@@ -67,7 +67,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
     raw = _exported(first, raw_of(first), executor, watcher)
     export_folder = Storage(raw.out)
     with lock.held(out) as owned:
-        maker = Maker(
+        writer = ArmWriter(
             raw=raw_rows(first, export_folder),
             raw_of=_digest(export_folder),
             export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
@@ -75,7 +75,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             batches=_batches(bench, trainings),
             seed=first.state.plan.seed,
         )
-        written = maker.make(bench, choices)
+        written = writer.write(bench, choices)
         data = {name: Data(raw.out, str(_file(out, name))) for name in written}
         data[RAW] = Data(raw.out, None)
         if trusted:
@@ -83,8 +83,8 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             data[TRUSTED] = Data(trusted_export.out, None)
             count = trusted_export.exported
             made_of = _digest(Storage(trusted_export.out))
-            maker.add(TRUSTED, Made(made_of=made_of, rows=count, samples=count, lacking=0))
-        maker.make_random([arm_rows.rows for arm_rows in written.values()])
+            writer.add(TRUSTED, ArmRows(made_of=made_of, rows=count, samples=count, lacking=0))
+        writer.write_random([arm_rows.rows for arm_rows in written.values()])
         random = [name for name in written if name not in data]
         data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
         arms = arms_of(bench, random)

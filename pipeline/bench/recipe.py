@@ -58,8 +58,8 @@ def stages_of(
         if size is None:
             pixels[export, size] = f"export:{export}"
         elif (export, size) not in pixels:
-            made = sum(not read.startswith("export:") for read in pixels.values())
-            pixels[export, size] = f"{SOURCE}_{made}" if made else SOURCE
+            count = sum(not read.startswith("export:") for read in pixels.values())
+            pixels[export, size] = f"{SOURCE}_{count}" if count else SOURCE
             stages[pixels[export, size]] = {
                 "uses": "export.pixels",
                 "data": f"export:{export}",

@@ -195,7 +195,7 @@ def arms_page(made: "Prepared") -> str:
     """The arms: rows, and what they are."""
     lines = []
     for name, arm in made.arms.items():
-        rows = made.made(name)
+        rows = made.rows_of(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
         lines.append((name, f"{rows.rows:,} rows", f"{made.what(name)}{settings}{lacking}"))
