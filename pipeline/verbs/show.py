@@ -77,9 +77,9 @@ def _names(names: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> int:
     """Prints the rows; with `--html` writes the page as well."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.selection.show import Wanted, show
+    from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 
-    wanted = Wanted(
+    query = ShowQuery(
         stage=options.stage,
         where=options.where,
         dropped=options.dropped,
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     state = opened(options)
-    answer = show(state, wanted)
+    answer = show(state, query)
     if options.html:
         from clipmill.pipeline.report.show_page import show_page
 

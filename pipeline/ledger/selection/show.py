@@ -142,7 +142,7 @@ Chosen = tuple[NearCut | None, bool | None, TopRows]  # a side of a threshold, o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ShowQuery:
     """A query for rows of a stage to show; `dropped` is a reason, True for any, None for rows that
     the stage keeps or was given."""
 
@@ -196,47 +196,47 @@ class Show:
     unfinished: tuple[Unfinished, ...]
 
 
-def show(state: RunState, wanted: Wanted) -> Show:
+def show(state: RunState, request: ShowQuery) -> Show:
     """Returns the rows; RecipeError if a name or the condition is wrong, or no row can match."""
-    rows_stage(state.plan, wanted.stage)
-    _check(wanted)
-    if isinstance(wanted.dropped, str):
-        wanted = replace(wanted, dropped=_code(state, wanted.stage, wanted.dropped))
+    rows_stage(state.plan, request.stage)
+    _check(request)
+    if isinstance(request.dropped, str):
+        request = replace(request, dropped=_code(state, request.stage, request.dropped))
     chosen: list[Chosen] = (
-        [*_near(state, wanted)] if wanted.near_cut else [(None, None, _first(state, wanted))]
+        [*_near(state, request)] if request.near_cut else [(None, None, _first(state, request))]
     )
-    columns = [wanted.columns or _default(state, wanted, cut) for cut, _, _ in chosen]
+    columns = [request.columns or _default(state, request, cut) for cut, _, _ in chosen]
     every = dict.fromkeys(name for names in columns for name in names)
-    rows = query(state, wanted.stage, list(every))
+    rows = query(state, request.stage, list(every))
     places = {place for _, _, top in chosen for place in top.places}
     values = values_at(rows, places, [UID.name, *every])
     return Show(
         run=str(state.run),
-        stage=wanted.stage,
-        is_select=state.plan.stages[wanted.stage].is_select,
-        where=wanted.where,
-        dropped=wanted.dropped,
-        sort=wanted.sort,
-        is_descending=wanted.is_descending,
+        stage=request.stage,
+        is_select=state.plan.stages[request.stage].is_select,
+        where=request.where,
+        dropped=request.dropped,
+        sort=request.sort,
+        is_descending=request.is_descending,
         groups=tuple(
-            _lines(top, values, names, cut, kept, set(wanted.columns))
+            _lines(top, values, names, cut, kept, set(request.columns))
             for names, (cut, kept, top) in zip(columns, chosen, strict=True)
         ),
         unfinished=rows.unfinished,
     )
 
 
-def _check(wanted: Wanted) -> None:
-    if not 1 <= wanted.most <= MOST:
+def _check(request: ShowQuery) -> None:
+    if not 1 <= request.most <= MOST:
         do = f"show 1 to {MOST:,}; `clipmill export --to csv` writes any number"
-        raise RecipeError(f"{wanted.most:,} rows to look at", "-n", do)
-    if wanted.near_cut and (wanted.sort or wanted.dropped):
-        other = "--sort" if wanted.sort else "--dropped"
+        raise RecipeError(f"{request.most:,} rows to look at", "-n", do)
+    if request.near_cut and (request.sort or request.dropped):
+        other = "--sort" if request.sort else "--dropped"
         do = (
             "leave one out: rows near a cut are kept and dropped ones, in the order of their values"
         )
         raise RecipeError(f"--near-cut with {other}", "the arguments", do)
-    if wanted.is_descending and not wanted.sort:
+    if request.is_descending and not request.sort:
         raise RecipeError("--desc without --sort", "the arguments", "add --sort COLUMN")
 
 
@@ -248,55 +248,55 @@ def _code(state: RunState, stage: str, reason: str) -> str:
     return words.get(reason, reason)
 
 
-def _first(state: RunState, wanted: Wanted) -> TopRows:
+def _first(state: RunState, request: ShowQuery) -> TopRows:
     """Returns the first rows by the sort column, else by hash."""
-    if wanted.sort:
-        source = column_at(state.plan, wanted.stage, wanted.sort)
+    if request.sort:
+        source = column_at(state.plan, request.stage, request.sort)
         dtype = pa.int32() if source[1] in PLACE else state.plan.schema(*source)
         if not is_orderable(dtype):
             raise RecipeError(
-                f"'{wanted.sort}' holds {dtype}, which has no order",
+                f"'{request.sort}' holds {dtype}, which has no order",
                 "--sort",
                 "name a column of numbers or text",
             )
-    columns = [wanted.sort] if wanted.sort else []
-    rows_query = query(state, wanted.stage, columns, wanted.where, wanted.dropped)
-    top = TopRows(Key(wanted.sort, wanted.is_descending), wanted.most, wanted.seed)
+    columns = [request.sort] if request.sort else []
+    rows_query = query(state, request.stage, columns, request.where, request.dropped)
+    top = TopRows(Key(request.sort, request.is_descending), request.most, request.seed)
     for rows in shards_of(rows_query):
         top.add(rows)
     return top
 
 
-def _near(state: RunState, wanted: Wanted) -> Iterator[Chosen]:
+def _near(state: RunState, request: ShowQuery) -> Iterator[Chosen]:
     """Yields half of the rows on either side of each threshold."""
-    for cut in cuts_of(state, wanted.stage):
-        half = -(-wanted.most // 2)
-        dropped, kept = nearest(state, wanted.stage, cut, wanted.where, half, wanted.seed)
+    for cut in cuts_of(state, request.stage):
+        half = -(-request.most // 2)
+        dropped, kept = nearest(state, request.stage, cut, request.where, half, request.seed)
         yield from ((cut, False, dropped), (cut, True, kept))
 
 
-def _default(state: RunState, wanted: Wanted, cut: NearCut | None) -> tuple[str, ...]:
+def _default(state: RunState, request: ShowQuery, cut: NearCut | None) -> tuple[str, ...]:
     """Returns the columns that chose the rows, then the decided or written, then the caption."""
-    planned = state.plan.stages[wanted.stage]
-    has_reasons = any(code for code in state.stages[wanted.stage].codes)
-    first = [cut.column] if cut else [wanted.sort] if wanted.sort else []
+    planned = state.plan.stages[request.stage]
+    has_reasons = any(code for code in state.stages[request.stage].codes)
+    first = [cut.column] if cut else [request.sort] if request.sort else []
     decided: dict[str, Binding] = {}
-    if isinstance(wanted.dropped, str):
-        decided = named_in(state.plan, wanted.stage, wanted.dropped)
-    elif wanted.dropped or (has_reasons and not planned.is_select):
+    if isinstance(request.dropped, str):
+        decided = named_in(state.plan, request.stage, request.dropped)
+    elif request.dropped or (has_reasons and not planned.is_select):
         first.append(REASON.name)
     read = planned.bindings[0] if planned.is_select and planned.bindings else {}
-    own = {column.name: (wanted.stage, column.name) for column in planned.stage.writes}
-    names = dict.fromkeys(first + [_name(state, wanted.stage, *item) for item in decided.items()])
+    own = {column.name: (request.stage, column.name) for column in planned.stage.writes}
+    names = dict.fromkeys(first + [_name(state, request.stage, *item) for item in decided.items()])
     for column, source in {**read, **own}.items() if cut is None else ():
         is_short = source[1] not in HIDDEN and is_orderable(state.plan.schema(*source))
         if is_short and len(names) < DEFAULT:
-            names.setdefault(_name(state, wanted.stage, column, source))
-    link = binding(state, wanted.stage, URL.name)
-    if link and wanted.dropped and not planned.is_select:
-        names.setdefault(_name(state, wanted.stage, URL.name, link))
-    if caption := binding(state, wanted.stage, TEXT.name):
-        caption_name = _name(state, wanted.stage, TEXT.name, caption)
+            names.setdefault(_name(state, request.stage, column, source))
+    link = binding(state, request.stage, URL.name)
+    if link and request.dropped and not planned.is_select:
+        names.setdefault(_name(state, request.stage, URL.name, link))
+    if caption := binding(state, request.stage, TEXT.name):
+        caption_name = _name(state, request.stage, TEXT.name, caption)
         names.pop(caption_name, None)
         names[caption_name] = None  # the last column gets the remaining width
     return tuple(names)
