@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE, POSITION, REASON, SHARD, UID
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -24,7 +24,7 @@ Kind = Literal["number", "category", "text", "other"]
 Bools = NDArray[np.bool_]
 MOST_NAMES = 2000  # most values of a category; a column with more is searched instead
 READERS = 4  # shards read at once
-HELD_BYTES = 400 << 20  # cache of arrays; the least recently used goes first
+CACHE_BYTES = 400 << 20  # cache of arrays; the least recently used goes first
 NOT_YET = "not done yet"  # reason for rows of shards that a stage has not finished
 
 
@@ -94,7 +94,7 @@ class Columns:
         rows = [state.stages[root].shards[shard].rows for shard in self.shards]
         self.starts = np.cumsum([0, *rows])
         self.stored = {column.id: column for column in stored_columns(state, root)}
-        self._held = Held[str, Numbers | Codes](HELD_BYTES)
+        self._cache = Cache[str, Numbers | Codes](CACHE_BYTES)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class Columns:
             return pa.chunked_array(chain.from_iterable(part.chunks for part in chunks), pa.bool_())
         if column.dtype != "string" or column.name == REASON.name:  # reasons are stored as codes
             return None
-        cached = self._held.get(column.id)
+        cached = self._cache.get(column.id)
         return None if cached is None else cached.as_arrow()
 
     def numbers(self, name: str) -> Numbers:
@@ -171,7 +171,7 @@ class Columns:
 
     def _get(self, name: str) -> Numbers | Codes:
         with self._lock:  # one reader at a time: two that ask for one column read it once
-            values = self._held.get(name)
+            values = self._cache.get(name)
             if values is None:
                 column = self.column(name)
                 if column.name == REASON.name:
@@ -186,7 +186,7 @@ class Columns:
                         "the question",
                         "let a stage write a number of it",
                     )
-                self._held.put(name, values, values.nbytes)
+                self._cache.put(name, values, values.nbytes)
         return values
 
     def _numbers(self, column: Stored) -> Numbers:

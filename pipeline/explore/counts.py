@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
 from clipmill.pipeline.ledger.selection.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
@@ -19,7 +19,7 @@ from clipmill.pipeline.ledger.selection.scores import SAMPLED, ScoreColumn, Scor
 # Shapes: N rows of a root, B bins.
 
 NAMED = 200  # most frequent values of a category that are counted by name
-HELD_BYTES = 200 << 20
+CACHE_BYTES = 200 << 20
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Counts:
     def __init__(self, columns: Columns, variants: Variants) -> None:
         self.columns, self.variants = columns, variants
         self.masks = Masks(columns)
-        self._bins = Held[str, Bins](HELD_BYTES)
-        self._order = Held[str, NDArray[np.int32]](HELD_BYTES)
+        self._bins = Cache[str, Bins](CACHE_BYTES)
+        self._order = Cache[str, NDArray[np.int32]](CACHE_BYTES)
 
     def answer(self, query: questions.Query) -> dict[str, Any]:
         """Returns the answer to a `Query`."""
         masks = [self.masks.of(filter) for filter in query.filters]
-        by_column = Apart(len(self.columns), masks)
+        by_column = MaskSet(len(self.columns), masks)
         filters_on: dict[str, list[int]] = {}
         for index, filter in enumerate(query.filters):
             filters_on.setdefault(_about(filter), []).append(index)
@@ -78,7 +78,7 @@ class Counts:
             ]
         parts: dict[str, Bools] = {"rows": rows_N}
         if query.threshold:
-            moved = self.masks.moves.keep(query.threshold)
+            moved = self.masks.counterfactuals.keep(query.threshold)
             outcomes = sides(moved.keep, moved.today)
             answer["moved"] = {
                 "rule": moved.rule,
@@ -182,7 +182,7 @@ class Counts:
         return order_N
 
 
-class Apart:
+class MaskSet:
     """Rows that meet all masks, or all but some: a column's histogram ignores its own filter."""
 
     def __init__(self, rows: int, masks: list[Bools]) -> None:

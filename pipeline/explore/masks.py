@@ -13,15 +13,15 @@ from clipmill.metadata.schema import REASON, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import questions
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.lost import Lost, lost
-from clipmill.pipeline.explore.moved import Moves
+from clipmill.pipeline.explore.moved import Counterfactuals
 from clipmill.pipeline.ledger.selection.causes import Cause
 
 # Shapes: N rows of a root.
 
-HELD_BYTES = 100 << 20
+CACHE_BYTES = 100 << 20
 FINE = "fine"  # shown for rows without a reason
 
 
@@ -30,18 +30,18 @@ class Masks:
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self.moves = Moves(columns)
-        self._held = Held[bytes, Bools](HELD_BYTES)
-        self._lost = Held[str, Lost](HELD_BYTES)
+        self.counterfactuals = Counterfactuals(columns)
+        self._cache = Cache[bytes, Bools](CACHE_BYTES)
+        self._lost = Cache[str, Lost](CACHE_BYTES)
         self._uid: NDArray[np.uint64] | None = None
 
     def of(self, filter: questions.Filter) -> Bools:
         """Returns (N,) whether each row meets the filter."""
         key = msgspec.json.encode(filter)
-        mask_N = self._held.get(key)
+        mask_N = self._cache.get(key)
         if mask_N is None:
             mask_N = self._made(filter)
-            self._held.put(key, mask_N, mask_N.nbytes)
+            self._cache.put(key, mask_N, mask_N.nbytes)
         return mask_N
 
     def lost(self, end: str) -> Lost:

@@ -24,7 +24,7 @@ from clipmill.pipeline.stage import Threshold, Verdicts
 
 
 @dataclass(frozen=True)
-class Moved:
+class Counterfactual:
     """The rule with the new number; (N,) the rows that it keeps, and those kept now."""
 
     rule: str
@@ -32,7 +32,7 @@ class Moved:
     today: Bools
 
 
-class Moves:
+class Counterfactuals:
     """Verdicts of a root's select stages; caches the inputs of the last threshold used."""
 
     def __init__(self, columns: Columns) -> None:
@@ -42,7 +42,7 @@ class Moves:
         self._today: Bools = np.zeros(0, bool)
         self._lock = threading.Lock()
 
-    def keep(self, request: questions.Threshold) -> Moved:
+    def keep(self, request: questions.Threshold) -> Counterfactual:
         """Returns the verdicts; RecipeError for an unknown threshold or a refused value."""
         planned, threshold = threshold_at(self.columns, request)
         if not isfinite(request.value):
@@ -61,7 +61,7 @@ class Moves:
                 self._today = made[KEEP.name].to_numpy()
                 self._of = planned.name, threshold.text
             verdicts = self._verdicts(Decimal(repr(request.value)).normalize())
-            return Moved(verdicts.rule, verdicts.keep, self._today)
+            return Counterfactual(verdicts.rule, verdicts.keep, self._today)
 
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
         """Returns the inputs of verdicts: columns that the stage read, and columns that it wrote;

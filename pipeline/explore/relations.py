@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
-from clipmill.pipeline.explore.counts import Apart
+from clipmill.pipeline.explore.counts import MaskSet
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of
 from clipmill.pipeline.ledger.selection.relations import Breaking, Moments, quantiles
@@ -24,7 +24,7 @@ QUARTILES = (0.25, 0.5, 0.75)
 def relations(masks: Masks, question: questions.Relations) -> dict[str, Any]:
     """Returns overlaps of thresholds, correlations of numbers, and numbers by category."""
     columns = masks.columns
-    rows_N = Apart(len(columns), [masks.of(filter) for filter in question.filters]).rows()
+    rows_N = MaskSet(len(columns), [masks.of(filter) for filter in question.filters]).rows()
     numbers = {name: _finite(columns.numbers(name), rows_N) for name in question.columns}
     return {
         "rows": int(rows_N.sum()),

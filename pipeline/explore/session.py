@@ -9,9 +9,9 @@ from typing import Any
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import questions, recipe
 from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.explore.counts import Counts
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.relations import relations
 from clipmill.pipeline.explore.shown import picture_of, rows_shown, run_facts
 from clipmill.pipeline.ledger.answer import as_json
@@ -48,7 +48,7 @@ class Session:
             self.state, self.roots = state, roots
             variants = Variants(self.uri, self.variant)
             self.counts = {name: Counts(columns, variants) for name, columns in roots.items()}
-            self._pictures = Held[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
+            self._pictures = Cache[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
         return self.facts()
 
     def facts(self, _: bytes = b"") -> dict[str, Any]:

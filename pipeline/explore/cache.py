@@ -8,7 +8,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Held(Generic[K, V]):
+class Cache(Generic[K, V]):
     """A cache that drops the least recently used values; it keeps the newest, whatever its size."""
 
     def __init__(self, most_bytes: int) -> None:
