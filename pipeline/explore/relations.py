@@ -11,7 +11,7 @@ from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.counts import MaskSet
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of
-from clipmill.pipeline.ledger.selection.relations import Breaking, Moments, quantiles
+from clipmill.pipeline.ledger.selection.relations import Moments, RuleCounts, quantiles
 from clipmill.pipeline.ledger.selection.rules import MOST_RULES
 from clipmill.pipeline.ledger.selection.scores import GOES
 
@@ -51,15 +51,15 @@ def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:
         for cut in cuts_of(columns)
         if cut.value is not None and not cut.is_size and columns.stored[cut.column].kind == "number"
     ][:MOST_RULES]
-    breaking = Breaking()
-    breaking.count([beyond(columns.numbers(cut.column), cut)[rows_N] for cut in cuts])
+    rule_counts = RuleCounts()
+    rule_counts.count([beyond(columns.numbers(cut.column), cut)[rows_N] for cut in cuts])
     return [
         {
             "stage": cut.stage,
             "text": cut.text,
-            "rows": breaking.both(place, place),
-            "alone": breaking.alone(place),
-            "both": [breaking.both(place, other) for other in range(len(cuts))],
+            "rows": rule_counts.both(place, place),
+            "alone": rule_counts.alone(place),
+            "both": [rule_counts.both(place, other) for other in range(len(cuts))],
         }
         for place, cut in enumerate(cuts)
     ]

@@ -93,7 +93,7 @@ class Relations:
     by: dict[str, tuple[GroupSpread, ...]]
 
 
-class Breaking:
+class RuleCounts:
     """Counts rows by the set of rules that they break, of 64 rules at most."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Breaking:
         for bits, rows in zip(*np.unique(bits_N, return_counts=True), strict=True):
             self.rows[int(bits)] += int(rows)
 
-    def add(self, other: "Breaking") -> None:
+    def add(self, other: "RuleCounts") -> None:
         """Adds another's counts of the same rules."""
         self.rows.update(other.rows)
 
@@ -175,7 +175,7 @@ class Moments:
         return bool(self.square_CC[a, b] > least)
 
 
-class Relating:
+class RelationCounts:
     """Counts overlaps of rules, correlations and samples for quantiles, over `rows` rows."""
 
     def __init__(
@@ -183,7 +183,7 @@ class Relating:
     ) -> None:
         self.columns, self.rules = columns[:MOST_NUMBERS], rules
         self.rows, self.seed, self.end, self.free_kept = rows, seed, end, 0
-        self.breaking, self.moments = Breaking(), Moments(len(self.columns))
+        self.rule_counts, self.moments = RuleCounts(), Moments(len(self.columns))
         self.number_CM: list[Floats] = []
         self.keep_M: list[Bools] = []
         self.group_M: dict[str, list[pa.Array]] = {}
@@ -197,7 +197,7 @@ class Relating:
     ) -> None:
         """Adds one shard: the columns that rules read, numbers, groups, and which rows are kept."""
         broken_RN = [rule.broken(table, values) for rule in self.rules]
-        self.breaking.count(broken_RN)
+        self.rule_counts.count(broken_RN)
         self.free_kept += int((keep_N & ~np.any(broken_RN, axis=0)).sum())
         if not self.columns:
             return
@@ -214,10 +214,10 @@ class Relating:
             names = names.cast(pa.string())  # without a shard's dictionary
             self.group_M.setdefault(name, []).extend(names.chunks)
 
-    def add(self, other: "Relating") -> None:
+    def add(self, other: "RelationCounts") -> None:
         """Adds another's counts of later shards."""
         self.free_kept += other.free_kept
-        self.breaking.add(other.breaking)
+        self.rule_counts.add(other.rule_counts)
         self.moments.add(other.moments)
         self.number_CM += other.number_CM
         self.keep_M += other.keep_M
@@ -242,12 +242,12 @@ class Relating:
                 RuleRows(
                     stage=rule.stage,
                     text=rule.text,
-                    rows=self.breaking.both(place, place),
-                    alone=self.breaking.alone(place),
+                    rows=self.rule_counts.both(place, place),
+                    alone=self.rule_counts.alone(place),
                 )
                 for place, rule in enumerate(self.rules)
             ),
-            broken=self.breaking.sets(),
+            broken=self.rule_counts.sets(),
             pairs=tuple(sorted(pairs, key=lambda pair: -abs(pair.r or 0.0))),
             spreads=tuple(
                 Spread(

@@ -33,7 +33,7 @@ from clipmill.pipeline.ledger.selection.groups import (
     keep_rates,
 )
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
-from clipmill.pipeline.ledger.selection.relations import Relating, Relations
+from clipmill.pipeline.ledger.selection.relations import RelationCounts, Relations
 from clipmill.pipeline.ledger.selection.rules import columns_of, rules
 from clipmill.pipeline.ledger.selection.scores import (
     Histogram,
@@ -70,7 +70,7 @@ class CutRows:
     dropped: tuple[tuple[Place, float], ...]
 
 
-class AtCuts:
+class CutCounts:
     """Counts the rows at every cut, shard by shard."""
 
     def __init__(self, columns: Sequence[ScoreColumn]) -> None:
@@ -109,7 +109,7 @@ class AtCuts:
                 ]
                 self._add_near(index, side, rows_near)
 
-    def add(self, other: "AtCuts") -> None:
+    def add(self, other: "CutCounts") -> None:
         """Adds another's counts of the same cuts, of later shards."""
         self.beyond_C += other.beyond_C
         self.alone_C += other.alone_C
@@ -180,8 +180,8 @@ class _Counted:
     """Counts over some shards; samples of each cause are chosen by hash."""
 
     histograms: list[Histogram]
-    at_cuts: AtCuts
-    relating: Relating
+    cut_counts: CutCounts
+    relation_counts: RelationCounts
     tallies: dict[str, Tally]  # by grouping
     chosen: dict[Cause, list[tuple[int, Place]]]  # hash and place
 
@@ -192,8 +192,8 @@ class _Counted:
         """Adds the counts of later shards."""
         for own, other_histogram in zip(self.histograms, other.histograms, strict=True):
             own.add(other_histogram)
-        self.at_cuts.add(other.at_cuts)
-        self.relating.add(other.relating)
+        self.cut_counts.add(other.cut_counts)
+        self.relation_counts.add(other.relation_counts)
         for name, tally in other.tallies.items():
             self.tallies[name].add(tally)
         for cause, rows in other.chosen.items():
@@ -217,8 +217,8 @@ def survey(state: RunState, end: str) -> Survey:
     }
     total = _Counted(
         histograms(state, root, columns),
-        AtCuts(columns),
-        Relating(columns, decided_by, state.stages[root].shards.rows, state.plan.seed, end),
+        CutCounts(columns),
+        RelationCounts(columns, decided_by, state.stages[root].shards.rows, state.plan.seed, end),
         {name: Tally() for name in groups},
         {},
     )
@@ -228,7 +228,7 @@ def survey(state: RunState, end: str) -> Survey:
     return Survey(
         stage=end,
         scores=tuple(histogram.score() for histogram in total.histograms),
-        cuts=total.at_cuts.rows(),
+        cuts=total.cut_counts.rows(),
         groups={
             by: keep_rates(tally, _naming(state, groups[by], tally.causes))
             for by, tally in total.tallies.items()
@@ -246,7 +246,7 @@ def survey(state: RunState, end: str) -> Survey:
             cause: _with_values(state, columns, cause, [place for _, place in hashed])
             for cause, hashed in total.chosen.items()
         },
-        relations=total.relating.relations(),
+        relations=total.relation_counts.relations(),
     )
 
 
@@ -275,13 +275,13 @@ def _count(
             histogram.count(value, keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
         lost = [*dropped, *failed]
-        counts.at_cuts.count(state.plan, shard, values, bits_N, keep_N, lost)
+        counts.cut_counts.count(state.plan, shard, values, bits_N, keep_N, lost)
         every = [(*KEPT, pa.array(keep_N)), *lost]
         for stage, code, rows in every:
             chosen = least(bits_N, _mask(rows))
             counts.choose((stage, code), [(int(bits_N[i]), (shard, int(i))) for i in chosen])
         group_of_N = {name: group_of(name, table[f"group {name}"]) for name in counts.tallies}
-        counts.relating.count(table, values, group_of_N, keep_N)
+        counts.relation_counts.count(table, values, group_of_N, keep_N)
         if group_of_N:
             through = list(through_masks(reasons, every))
             causes_here = [(stage, code) for stage, code, _ in through]

@@ -100,7 +100,7 @@ class Sweep:
         ]
 
 
-class Kept:
+class KeptCounts:
     """Counts kept rows, in total and by group."""
 
     def __init__(self, groups: dict[str, Groups]) -> None:
@@ -121,12 +121,12 @@ class Kept:
         return {name: group.counts(self._rows_G[name]) for name, group in self._groups.items()}
 
 
-class At:
+class PointCounts:
     """Counts rows kept, won and lost at one value, with a few samples."""
 
     def __init__(self, groups: dict[str, Groups]) -> None:
         self.value, self.rule = 0.0, ""
-        self.kept = Kept(groups)
+        self.kept = KeptCounts(groups)
         self.won = self.lost = 0
         self.few_won: list[tuple[int, Sample]] = []  # by hash
         self.few_lost: list[tuple[int, Sample]] = []
@@ -171,7 +171,7 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
     pool = Pool(state, planned, threshold)
     parts = None if pool.is_held else pool.parts
     verdicts_on = verdicts_by_part(planned, threshold, varied.values, parts)
-    today, points = Kept(pool.groups), [At(pool.groups) for _ in varied.values]
+    today, points = KeptCounts(pool.groups), [PointCounts(pool.groups) for _ in varied.values]
     for rows in pool:
         today.count(rows, rows.today)
         bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
