@@ -16,7 +16,7 @@ from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import stored
-from clipmill.pipeline.ledger.selection.counterfactual import asked_of, read_and_made, select_stage
+from clipmill.pipeline.ledger.selection.counterfactual import inputs_of, select_stage, split_inputs
 from clipmill.pipeline.planning.plan import check_threshold
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import thresholds_of, verdicts_of
@@ -66,7 +66,7 @@ class Counterfactuals:
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
         """Returns the inputs of verdicts: columns that the stage read, and columns that it wrote;
         columns in the page's cache are not read again."""
-        columns, sources = self.columns, asked_of(planned, threshold)
+        columns, sources = self.columns, inputs_of(planned, threshold)
         values = {name: columns.as_stored(where) for name, where in sources.items()}
         others = {name: where for name, where in sources.items() if values[name] is None}
         place: dict[str, Any] = columns.every_place()
@@ -76,7 +76,7 @@ class Counterfactuals:
             table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
             values |= {name: table[name] for name in others}
             place[UID.name] = table[UID.name]
-        return read_and_made(pa.table(place | values))
+        return split_inputs(pa.table(place | values))
 
 
 def threshold_at(columns: Columns, request: questions.Threshold) -> tuple[PlannedStage, Threshold]:

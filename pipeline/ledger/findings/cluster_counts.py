@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import Place, stored
-from clipmill.pipeline.ledger.selection.counterfactual import asked_of, read_and_made
+from clipmill.pipeline.ledger.selection.counterfactual import inputs_of, split_inputs
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
 from clipmill.pipeline.run_folder.state import RunState
@@ -186,11 +186,11 @@ def _read(
     group_K: NDArray[np.int8],
 ) -> tuple[pa.Table, pa.Table, NDArray[np.int8]]:
     """Returns what verdicts read, and (N,) the group of each row's cluster, -1 without one."""
-    shards = stored(state, planned.root, asked_of(planned, size) | {"cluster": cluster})
+    shards = stored(state, planned.root, inputs_of(planned, size) | {"cluster": cluster})
     groups, tables = [], []
     for table in ahead(state.run, shards.table, range(len(shards))):
         cluster_N = table["cluster"].fill_null(-1).to_numpy()
         groups.append(np.where(cluster_N >= 0, group_K[cluster_N], np.int8(-1)))
         tables.append(table)
-    rows, made = read_and_made(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
+    rows, made = split_inputs(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
     return rows, made, np.concatenate(groups)

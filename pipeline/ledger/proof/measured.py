@@ -167,7 +167,7 @@ def _by_group(
 # Shapes: S models that have the metric, D draws of a task's items.
 
 # Main metrics of older evaluations, which name none.
-TELLING = ("image_retrieval_recall@5", "acc5", "acc1")
+MAIN_METRICS = ("image_retrieval_recall@5", "acc5", "acc1")
 HEADLINE = "mean of fine tasks"
 
 
@@ -208,11 +208,11 @@ def measured(trials: Sequence[Trial]) -> list[Measured]:
     return metrics
 
 
-def telling(metrics: Sequence[Measured]) -> list[Measured]:
+def main_metrics(metrics: Sequence[Measured]) -> list[Measured]:
     """Returns the main metric of each task, retrieval first."""
     return sorted(
         (metric for metric in metrics if metric.is_main),
-        key=lambda metric: metric.metric != TELLING[0],
+        key=lambda metric: metric.metric != MAIN_METRICS[0],
     )
 
 
@@ -238,7 +238,9 @@ def _of_task(
     first = next(iter(models.values()))
     every = dict.fromkeys(metric for task in models.values() for metric in task.metrics)
     metrics = [metric for metric in every if not _is_easy(metric, first.classes)]
-    main = next((known for known in (first.main, *TELLING, *metrics) if known in metrics), None)
+    main = next(
+        (known for known in (first.main, *MAIN_METRICS, *metrics) if known in metrics), None
+    )
     for metric in metrics:
         having = {number: task for number, task in models.items() if metric in task.metrics}
         yield Measured(

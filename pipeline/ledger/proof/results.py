@@ -11,7 +11,7 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged
-from clipmill.pipeline.ledger.proof.measured import Measured, mean_of, measured, telling
+from clipmill.pipeline.ledger.proof.measured import Measured, main_metrics, mean_of, measured
 from clipmill.pipeline.ledger.proof.trials import Arm, arms
 from clipmill.pipeline.ledger.rows.stored import artifacts
 from clipmill.pipeline.run_folder.state import RunState
@@ -84,7 +84,7 @@ class Results:
         ]
 
     @property
-    def worn(self) -> list[str]:
+    def overfit(self) -> list[str]:
         """Returns the arms that saw their rows more than MOST_EPOCHS times."""
         return [arm for arm, seen in self.epochs.items() if seen and seen > MOST_EPOCHS]
 
@@ -122,7 +122,7 @@ def compared(
 ) -> Results:
     """Returns the arms by task and metric, each against all baselines, or those in `against`."""
     metrics = measured([trial for arm in every for trial in arm.trials])
-    tasks, models = telling(metrics), sum(len(arm.trials) for arm in every)
+    tasks, models = main_metrics(metrics), sum(len(arm.trials) for arm in every)
     fine = [metric for metric in tasks if metric.is_fine and len(metric.models) == models]
     shown = [*([mean_of(fine)] if fine else []), *tasks]
     scored = {metric.key: _scored(metric, every) for metric in [*shown, *metrics]}

@@ -42,14 +42,14 @@ def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator
                 future.cancel()
 
 
-def of_each(
+def read_each(
     state: RunState, read: Callable[[RunState, int], T], shards: Sequence[int]
 ) -> Iterator[T]:
     """Yields read(state, shard) for each, in order; from MANY on, pickles `read` and its result."""
-    return chain.from_iterable(of_parts(state, partial(_of_each, read), shards, MANY))
+    return chain.from_iterable(read_parts(state, partial(_read_each, read), shards, MANY))
 
 
-def of_parts(
+def read_parts(
     state: RunState,
     read: Callable[[RunState, Sequence[int]], T],
     shards: Sequence[int],
@@ -85,5 +85,7 @@ def _numbered(
     return number, read(state, shards)
 
 
-def _of_each(read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]) -> list[T]:
+def _read_each(
+    read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]
+) -> list[T]:
     return list(ahead(state.run, partial(read, state), shards))

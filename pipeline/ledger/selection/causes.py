@@ -14,18 +14,18 @@ from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 
 # Maps a stage and columns to the rows that lack one; None: decide by the stage's reasons.
-Lacks = Callable[[str, set[str]], pa.Array | None]
+Missing = Callable[[str, set[str]], pa.Array | None]
 Cause = tuple[str, str]  # stage and reason
 KEPT: Cause = ("", "")  # the cause of kept rows
 
 
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:
     """Yields (stage, reason, mask) for a shard's rows that a select dropped, by first cause."""
-    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.lacking)
+    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.missing)
 
 
 def trace(
-    plan: Plan, end: str, reasons: Mapping[str, pa.Array], rows: pa.Array, lacks: Lacks
+    plan: Plan, end: str, reasons: Mapping[str, pa.Array], rows: pa.Array, missing_in: Missing
 ) -> Iterator[tuple[str, str, pa.Array]]:
     """Yields (stage, reason, mask): each of `rows` under its first cause.
 
@@ -36,7 +36,7 @@ def trace(
     for code in sorted(codes):
         of_code = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
         if before := _earlier(plan, end, code):
-            yield from trace(plan, before, reasons, of_code, lacks)
+            yield from trace(plan, before, reasons, of_code, missing_in)
             continue
         unexplained = of_code
         if code.startswith(UNDEFINED):
@@ -50,7 +50,9 @@ def trace(
                 if binding and binding[0] == name:
                     taken.add(binding[1])
                 codes_here = reasons[name]
-                guilty = left_out(name, taken, pc.and_(unexplained, pc.is_valid(codes_here)), lacks)
+                guilty = left_out(
+                    name, taken, pc.and_(unexplained, pc.is_valid(codes_here)), missing_in
+                )
                 for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
                     is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
                     yield name, inner, pc.and_(guilty, is_inner)
@@ -104,7 +106,7 @@ def through_masks(
     for stage, code, rows in found_causes:
         only = plan.stages[stage].only if code == NOT_SELECTED else None
         if only and only in reasons:
-            yield from trace(plan, only, reasons, rows, reasons.lacking)
+            yield from trace(plan, only, reasons, rows, reasons.missing)
         else:
             yield stage, code, rows
 
@@ -114,11 +116,11 @@ def taken_by(plan: Plan, name: str) -> set[Binding]:
     return {source for bound in plan.stages[name].bindings for source in bound.values()}
 
 
-def left_out(stage: str, columns: set[str], rows: pa.Array, lacks: Lacks) -> pa.Array:
+def left_out(stage: str, columns: set[str], rows: pa.Array, missing_in: Missing) -> pa.Array:
     """Returns the mask of `rows` for which the stage stored no value in one of the columns."""
     if not columns or not pc.any(rows).as_py():
         return pc.and_(rows, False)
-    missing = lacks(stage, columns)
+    missing = missing_in(stage, columns)
     return rows if missing is None else pc.and_(rows, missing)
 
 

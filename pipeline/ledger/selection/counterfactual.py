@@ -140,12 +140,12 @@ class Pool:
         self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
         self._state, self._root, self._threshold = state, planned.root, threshold
         bindings = planned.bindings[0]
-        self._asked = asked_of(planned, threshold)
+        self._inputs = inputs_of(planned, threshold)
         self._grouped = {
             f"{GROUP}{name}": where for name, where in groupings(state, planned.name).items()
         }
         value = bindings.get(threshold.column, (planned.name, threshold.column))
-        self._bound = {**self._asked, **self._grouped, "value": value}
+        self._bound = {**self._inputs, **self._grouped, "value": value}
         self._held = list(self._tables(self._bound)) if self.is_held else None
         self.groups = self._largest_groups()
 
@@ -158,7 +158,7 @@ class Pool:
 
     def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Yields the inputs of verdicts: columns that the stage read, and columns that it wrote."""
-        return map(read_and_made, self._tables(self._asked))
+        return map(split_inputs, self._tables(self._inputs))
 
     def _tables(self, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
         shards = stored(self._state, self._root, bound)
@@ -191,7 +191,7 @@ class Pool:
         }
 
     def _as_rows(self, table: pa.Table) -> Rows:
-        read, made = read_and_made(table)
+        read, made = split_inputs(table)
         return Rows(
             read=read,
             made=made,
@@ -203,14 +203,14 @@ class Pool:
         )
 
 
-def asked_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
+def inputs_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
     """Returns the inputs of verdicts: columns that the stage read, and columns that it wrote."""
     bindings, made = planned.bindings[0], (KEEP.name, *threshold.made)
     read = {f"{READ}{name}": bindings[name] for name in threshold.reads if name in bindings}
     return read | {f"{MADE}{name}": (planned.name, name) for name in made}
 
 
-def read_and_made(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+def split_inputs(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Splits a table into the columns that `verdicts` reads, with the rows' identity, and those
     that the stage wrote."""
     columns = dict(zip(table.column_names, table.columns, strict=True))

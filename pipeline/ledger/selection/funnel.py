@@ -26,7 +26,7 @@ from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.ledger.rows.ahead import ahead, of_each
+from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
 from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, artifacts
@@ -123,7 +123,7 @@ def funnel(state: RunState) -> Funnel:
     later = {name: losses_of_end.later for name, losses_of_end in lost.items()}
     for root in dict.fromkeys(planned.root for planned in done):
         read = partial(_shard_rows, root, later)
-        for counted_rows, losses in of_each(state, read, list(state.stages[root].shards)):
+        for counted_rows, losses in read_each(state, read, list(state.stages[root].shards)):
             for name, rows in counted_rows.items():
                 counts[name].update(rows)
             for name, losses_here in losses.items():
@@ -226,7 +226,7 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
     for source in lossy:
         taken = {column for stage, column in taken_by(plan, name) if stage == source}
         rows = pc.and_(pc.is_valid(own), pc.is_valid(reasons[source]))
-        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.lacking))
+        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.missing))
     return Counter(own.filter(is_late).to_pylist())
 
 

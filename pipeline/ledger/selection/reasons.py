@@ -44,9 +44,9 @@ class ShardReasons(Mapping[str, pa.Array]):
         counted = pc.value_counts(pc.fill_null(self[stage], "")).to_pylist()
         return {count["values"]: count["counts"] for count in counted}
 
-    def lacking(self, stage: str, columns: set[str]) -> pa.Array | None:
-        """Returns a mask of rows that lack one of the columns; None if `askable` returns None."""
-        names = askable(self.state.plan, stage, columns)
+    def missing(self, stage: str, columns: set[str]) -> pa.Array | None:
+        """Returns a mask of rows that lack one of the columns; None if `checked_columns` is."""
+        names = checked_columns(self.state.plan, stage, columns)
         if names is None:
             return None
         if (stage, *names) not in self._missing:
@@ -75,7 +75,7 @@ def stages_of(state: RunState, root: str) -> list[str]:
     ]
 
 
-def askable(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
+def checked_columns(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
     """Returns columns that show what a stage left out; None if they are too large to be read.
 
     For an image its size is read. A vector is assumed missing if the stage has a reason.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import MANY, ahead, of_parts
+from clipmill.pipeline.ledger.rows.ahead import MANY, ahead, read_parts
 from clipmill.pipeline.ledger.rows.stored import binding, selects_up_to, stored
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
@@ -183,7 +183,7 @@ def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
     root = state.plan.stages[stage].root
     least = partial(_least_kept, root, {"value": where, "kept": (stage, KEEP.name)})
     every = range(state.stages[root].total or 0)
-    values = of_parts(state, least, every, MANY)
+    values = read_parts(state, least, every, MANY)
     return min((value for value in values if value is not None), default=None)
 
 
@@ -200,7 +200,7 @@ def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[H
     rows = state.stages[root].shards.rows
     every = range(state.stages[root].total or 0 if columns else 0)
     values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
-    for part in of_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
+    for part in read_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
         for column_values, part_values in zip(values, part, strict=True):
             column_values.append(part_values)
     return [

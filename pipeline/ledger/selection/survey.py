@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import ahead, of_parts
+from clipmill.pipeline.ledger.rows.ahead import ahead, read_parts
 from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from clipmill.pipeline.ledger.selection.causes import (
     KEPT,
@@ -223,7 +223,7 @@ def survey(state: RunState, end: str) -> Survey:
         {},
     )
     count = partial(_count, end, bound, deepcopy(total))
-    for counted in of_parts(state, count, range(state.stages[root].total or 0), WORTH):
+    for counted in read_parts(state, count, range(state.stages[root].total or 0), WORTH):
         total.add(counted)
     return Survey(
         stage=end,

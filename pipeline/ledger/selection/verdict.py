@@ -16,7 +16,7 @@ from clipmill.pipeline.ledger.rows.near import naming, nearness_of
 from clipmill.pipeline.ledger.rows.stage_row import Keeper, StageRow
 from clipmill.pipeline.ledger.rows.stored import Place, selects_up_to, stored
 from clipmill.pipeline.ledger.selection.causes import named_in, trace
-from clipmill.pipeline.ledger.selection.reasons import askable
+from clipmill.pipeline.ledger.selection.reasons import checked_columns
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import explanation, thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -182,8 +182,8 @@ def verdict(
         for name, row in rows.items()
         if state.plan.stages[name].root == root
     }
-    lacks = partial(_lacks, state, place)
-    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), lacks):
+    missing_in = partial(_missing, state, place)
+    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), missing_in):
         if is_cause[0].as_py():
             return Verdict(
                 stage=select,
@@ -196,9 +196,9 @@ def verdict(
     return Verdict(stage=select, kept=False, sentence=f"not kept by '{select}'")
 
 
-def _lacks(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
-    """Returns whether the stage left out one of the columns at a row, as `ShardReasons.lacking`."""
-    names = askable(state.plan, stage, columns)
+def _missing(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
+    """Returns whether the stage left out one of the columns at a row, as `ShardReasons.missing`."""
+    names = checked_columns(state.plan, stage, columns)
     if names is None:
         return None
     return pa.array([None in state.cell(stage, *place, names).values()])
