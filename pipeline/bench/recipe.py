@@ -45,8 +45,8 @@ def stages_of(
 ) -> dict[str, Any]:
     """Returns the recipe's stages; `data` is by the rows' name.
 
-    `sizes` gives by arm the pixels a side to which its pictures are decoded once for all arms; None
-    if its training decodes pictures itself and reads the export directly.
+    `sizes` gives by arm the side in pixels of its pictures, which are decoded once for all arms;
+    None if its training decodes pictures itself and reads the export directly.
     """
     stages: dict[str, Any] = {}
     for export in dict.fromkeys(rows.export for rows in data.values()):

@@ -150,8 +150,8 @@ def chances(shard: pa.Table, seed: int) -> NDArray[np.uint64]:
 class Mixed:
     """Rows of several arms, repeated so that each arm has its share of an epoch's samples.
 
-    A row that occurs k times in an arm of R samples is expected share * T / R * k times; T is so
-    large that no row of any arm is expected less than once. It is repeated by the integer part, and
+    A row that occurs k times in an arm of R samples has share * T / R * k expected repeats; T is
+    large enough that no row of any arm has less than one. It is repeated by the integer part, and
     once more if its hash is below the fraction. Repeats from several arms add up; the texts are
     those of the first arm that has some, the weight is the mean by repeats.
     """

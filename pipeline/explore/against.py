@@ -35,7 +35,7 @@ class Variants:
             {
                 "variant": other.number,
                 "ran": other.last_ran,
-                "changes": _told(other.ran, own_recipe),
+                "changes": _differences(other.ran, own_recipe),
             }
             for other in known
             if other.file != own_file
@@ -68,7 +68,7 @@ class Variants:
         return name, lost(Columns(state, root), name).code == 0
 
 
-def _told(other: Any, current: Any) -> list[str]:
+def _differences(other: Any, current: Any) -> list[str]:
     """Returns the differences of the other recipe from the one shown, a line each."""
     differences = changes(current, other)
     lines = [f"{change.key} = {cut(one_line(change.after), 60)}" for change in differences.settings]

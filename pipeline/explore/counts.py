@@ -127,7 +127,7 @@ class Counts:
 
     def _category(self, name: str, rows: Bools) -> dict[str, Any]:
         """Returns values with their rows, most frequent first, null for missing; and all others
-        together. Too many values give the reason for refusal."""
+        together; `refused` tells why there are none."""
         try:
             codes = self.columns.codes(name)
         except RecipeError as error:

@@ -49,9 +49,10 @@ def cluster_section(state: RunState, map_: ClusterMap) -> dict[str, Any]:
 
 
 def _discs(map_: ClusterMap) -> tuple[list[dict[str, Any]], float]:
-    """Returns each disc's position in percent of a plane, and its height by its width in percent.
+    """Returns each disc's position in percent of the plane, and the plane's height by its width.
 
-    Both axes have one scale. A disc's area is proportional to its rows, within DISC.
+    Both axes have one scale; the height is in percent. A disc's area is proportional to its rows,
+    within DISC.
     """
     if not map_.drawn:
         return [], 100.0

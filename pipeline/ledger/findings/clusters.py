@@ -116,8 +116,8 @@ class SizeGroup:
 class Pruned:
     """The clusters that a select prunes most and least, the extreme ones first.
 
-    Ranked by the end of the 95 % interval of the share kept (Wilson) that is nearer to the middle:
-    a cluster of a few rows is neither.
+    Ranked by the conservative end of the 95 % interval of the share kept (Wilson): a cluster of a
+    few rows is neither.
     """
 
     stage: str

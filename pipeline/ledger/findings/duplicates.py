@@ -186,7 +186,7 @@ MEMBERS = 9  # rows shown of each, beside its root
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Copies of one row, and the places of some: the root first, then copies from the nearest to
-    the farthest; `past_cut` tells whether the cut lets each stay."""
+    the farthest; `past_cut` is true of those that the cut lets stay."""
 
     rows: int
     places: tuple[Place, ...]

@@ -261,7 +261,7 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
 def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detection]:
     """Yields a score's AUC for each kind of fault.
 
-    Captions are English, or have no language, as boilerplate.
+    Only English captions count, and those without a language, as boilerplate is.
     """
     shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
     tables = ahead(state.run, shards.table, range(len(shards)))

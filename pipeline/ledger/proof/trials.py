@@ -1,6 +1,6 @@
 """Groups the evaluated models of a run into arms: rows and training settings.
 
-Trainings with different settings or rows are different arms, and their names tell the difference.
+Trainings with different settings or rows are different arms, whose names state the difference.
 Trainings that differ only in their seeds are one arm, and so are all models of an external
 checkpoint. A seed that was trained twice counts once.
 """

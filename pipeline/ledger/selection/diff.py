@@ -46,7 +46,7 @@ class ConceptTally:
         self.bound = [binding(side.state, side.stage, CONCEPT_IDS.name) for side in self.sides]
         self.entries = [self._entries(which) for which in (0, 1)]
         self.counts = [np.zeros(len(entries), np.int64) for entries in self.entries]
-        self.there = all(map(len, self.entries))
+        self.is_stored = all(map(len, self.entries))
 
     def _entries(self, which: int) -> list[str]:
         """Returns the entries by number, from the first balance of these concepts, if any."""
@@ -59,10 +59,10 @@ class ConceptTally:
                 return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
         return []
 
-    def see(self, which: int, index: int, outcome_N: NDArray[np.int32]) -> None:
+    def count(self, which: int, index: int, outcome_N: NDArray[np.int32]) -> None:
         """Adds one shard of one side."""
         bound = self.bound[which]
-        if not self.there or bound is None:
+        if not self.is_stored or bound is None:
             return
         side = self.sides[which]
         table = stored(side.state, side.root, {"ids": bound}).table(index)
@@ -70,7 +70,7 @@ class ConceptTally:
         concept_M = pc.list_flatten(ids).to_numpy()
         self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
 
-    def told(self) -> tuple[ConceptRows, ...]:
+    def changed(self) -> tuple[ConceptRows, ...]:
         """Returns the entries whose counts differ most."""
         before, after = (
             dict(zip(entries, counts.tolist(), strict=True))
@@ -250,7 +250,7 @@ def diff(before: Side, after: Side) -> Diff:
     """Compares two sides, both read shard by shard. RecipeError if they are of different pools."""
     sides, count = (before, after), Count()
     concepts = ConceptTally(before, after)
-    for rows in joined(sides, concepts.see):
+    for rows in joined(sides, concepts.count):
         count.add(rows, before.state.plan.seed)
     moves = [
         _move(cell, rows, sides, count.examples.get(cell, [])) for cell, rows in count.rows.items()
@@ -284,9 +284,11 @@ def diff(before: Side, after: Side) -> Diff:
             )
         ),
         groups={
-            name: _told(tally) for name, tally in count.groups.items() if has_changed and tally
+            name: _group_rows(tally)
+            for name, tally in count.groups.items()
+            if has_changed and tally
         },
-        concepts=concepts.told() if has_changed else (),
+        concepts=concepts.changed() if has_changed else (),
     )
 
 
@@ -345,7 +347,7 @@ def _selection(side: Side, count: Count, which: int) -> Selection:
     )
 
 
-def _told(tally: dict[str | None, NDArray[np.int64]]) -> tuple[GroupRows, ...]:
+def _group_rows(tally: dict[str | None, NDArray[np.int64]]) -> tuple[GroupRows, ...]:
     """Returns the groups with the largest change, then the largest; all others together."""
     counts: dict[str | None, Any] = {name: rows.tolist() for name, rows in tally.items()}
     ranked = sorted(counts, key=lambda n: (-counts[n][2] - counts[n][3], -counts[n][1], n or ""))

@@ -51,10 +51,10 @@ Seen = Callable[[int, int, NDArray[np.int32]], None]  # side, shard, and its row
 
 def same_rows(first: Side, second: Side) -> bool:
     """Returns whether both roots hold the same rows in the same order, by their records."""
-    return bool(_told(first).equals(_told(second)))
+    return bool(_digests(first).equals(_digests(second)))
 
 
-def _told(side: Side) -> pa.Table:
+def _digests(side: Side) -> pa.Table:
     return side.state.stages[side.root].shards.first.select(["rows", "uid_sha256"])
 
 

@@ -50,8 +50,8 @@ class Deciding:
 def deciding(
     state: RunState, end: str, rows: Mapping[str, StageRow], cause: str | None, uid: bytes
 ) -> Iterator[Deciding]:
-    """Yields all thresholds up to this end for a kept row, whose `cause` is None; for others the
-    thresholds of the select that dropped it that its reason is about."""
+    """Yields all thresholds up to this end for a kept row, whose `cause` is None; for others those
+    that the reason is about, of the select that dropped it."""
     chain = selects_up_to(state, end) if cause is None else iter([state.plan.stages[cause]])
     for planned in chain:
         if not planned.is_select or planned.name not in rows:
