@@ -172,9 +172,8 @@ def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[str, int]:
     with Outputs(stage.folder).parquet(LEAKS) as file:
         leaks = file.read(columns=["uid", "task", "kind", "sample"])
     if "subset" in keys:
-        leaks = leaks.filter(
-            pc.is_in(leaks[UID.name], _uids(state, prepared.arms[name].rows, leaks))
-        )
+        uids = _uids(state, prepared.arms[name].rows, leaks)
+        leaks = leaks.filter(pc.is_in(leaks[UID.name], uids))
     counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
     tasks = counted.aggregate([([], "count_all")]).to_pylist()
     return {row["task"]: row["count_all"] for row in tasks}

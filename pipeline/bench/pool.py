@@ -144,9 +144,8 @@ def _refuse_other_pictures(first: Choice, second: Choice) -> None:
     pools = []
     for choice in (first, second):
         stage, _ = choice.image
-        if SHA256.name not in {
-            column.name for column in choice.state.plan.stages[stage].stage.writes
-        }:
+        writes = choice.state.plan.stages[stage].stage.writes
+        if SHA256.name not in {column.name for column in writes}:
             return  # no digests to compare
         pools.append(stored(choice.state, choice.root, {SHA256.name: (stage, SHA256.name)}))
     both = differ = 0

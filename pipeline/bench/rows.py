@@ -205,9 +205,8 @@ def _first(texts: list[tuple[NDArray[np.int64], pa.Array]], is_in_N: NDArray[np.
         from_N[at_K[new_K]] = start + np.flatnonzero(new_K)
         start += len(part_texts)
     from_K = from_N[is_in_N]
-    return pa.concat_arrays([part_texts for _, part_texts in texts]).take(
-        pa.array(from_K, mask=from_K < 0)
-    )
+    every = pa.concat_arrays([part_texts for _, part_texts in texts])
+    return every.take(pa.array(from_K, mask=from_K < 0))
 
 
 def once(shard: pa.Table) -> pa.Table:

@@ -19,11 +19,8 @@ def table(board: Board) -> pa.Table:
     for line in board.lines:
         for metric in board.results.shown:
             cell = next(cell for cell in metric.cells if cell.arm == line.arm)
-            comparisons = dict(zip(board.results.baselines, cell.against, strict=True))
-            by_name = {
-                "raw": comparisons.get("raw"),
-                "random": comparisons.get(board.random_of(line)),
-            }
+            against = dict(zip(board.results.baselines, cell.against, strict=True))
+            raw, random = against.get("raw"), against.get(board.random_of(line))
             rows.append(
                 {
                     "arm": line.arm,
@@ -37,11 +34,8 @@ def table(board: Board) -> pa.Table:
                     "chance": metric.chance,
                     "smallest_visible": metric.visible,
                     **_interval("", cell.result),
-                    **{
-                        k: v
-                        for name, comparison in by_name.items()
-                        for k, v in _apart(name, comparison).items()
-                    },
+                    **_apart("raw", raw),
+                    **_apart("random", random),
                     "near_chance": cell.near_chance,
                     "leaks": line.leaks.get(metric.task),
                     "seconds": line.seconds,

@@ -32,13 +32,9 @@ class Variants:
             current = variant(run, self.shown)
             own_file, own_recipe = current.file, current.ran
         return [
-            {
-                "variant": other.number,
-                "ran": other.last_ran,
-                "changes": _differences(other.ran, own_recipe),
-            }
-            for other in known
-            if other.file != own_file
+            {"variant": v.number, "ran": v.last_ran, "changes": _differences(v.ran, own_recipe)}
+            for v in known
+            if v.file != own_file
         ]
 
     def kept(self, number: int, columns: Columns, end: str | None) -> tuple[str, Bools]:

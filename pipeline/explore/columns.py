@@ -242,9 +242,8 @@ def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], nam
         encoded = array.combine_chunks().dictionary_encode()
         encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
         with lock:
-            indices = [
-                place.setdefault(text, len(place)) for text in encoded.dictionary.to_pylist()
-            ]
+            texts = encoded.dictionary.to_pylist()
+            indices = [place.setdefault(text, len(place)) for text in texts]
             if len(place) > MOST_NAMES:
                 raise RecipeError(
                     f"'{name}' has more than {MOST_NAMES:,} values",

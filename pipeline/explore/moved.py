@@ -50,9 +50,8 @@ class Counterfactuals:
                 f"{request.value} as a threshold", "the handle", "give a plain number"
             )
         if not threshold.is_size:
-            check_threshold(
-                self.columns.state.plan.stages, planned, threshold.column, request.value
-            )
+            stages = self.columns.state.plan.stages
+            check_threshold(stages, planned, threshold.column, request.value)
         with self._lock:
             if self._of != (planned.name, threshold.text) or self._verdicts is None:
                 self._verdicts = None  # frees memory before more is read

@@ -96,9 +96,7 @@ def _by_value(
     lines = []
     for place in values:
         here_M = code_M == place - 1
-        quartiles = {
-            number: quantiles(value_M[here_M], QUARTILES) for number, value_M in numbers.items()
-        }
+        quartiles = {n: quantiles(value_M[here_M], QUARTILES) for n, value_M in numbers.items()}
         value = codes.names[place - 1] if place else None
         lines.append({"value": value, "rows": int(rows[place]), "quartiles": quartiles})
     return {"column": name, "values": lines}

@@ -108,9 +108,8 @@ def web_app(session: Session, token: str) -> web.Application:
         cache = {"Cache-Control": "private, max-age=3600"}
         return web.Response(body=body, content_type=kind, headers=cache)
 
-    app = web.Application(
-        client_max_size=MOST_BYTES, middlewares=[guarded(token), errors_as_answers]
-    )
+    middlewares = [guarded(token), errors_as_answers]
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=middlewares)
     app.router.add_get("/{token}/", file)
     app.router.add_get("/{token}/page/{name}", file)
     app.router.add_post("/{token}/ask/{question}", answer)

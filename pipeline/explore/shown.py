@@ -92,9 +92,7 @@ def rows_shown(columns: Columns, masks: Masks, question: questions.Rows) -> list
             "picture": why_none is None,
             "no_picture": why_none,
             "verdict": lost.causes[lost.code[row]] if lost else None,
-            "values": {
-                n[1:]: _exact(shown(value)) for n, value in values.items() if n.startswith("=")
-            },
+            "values": {n[1:]: _exact(shown(v)) for n, v in values.items() if n.startswith("=")},
         }
         for row, values, why_none in zip(rows, stored, no_picture, strict=True)
     ]
@@ -109,9 +107,7 @@ def _stored_at(
         by_shard.setdefault(shard, []).append(index)
     values: list[dict[str, Any]] = [{} for _ in places]
     for shard, indices in by_shard.items():
-        bound = {
-            n: source for n, source in sources.items() if shard in state.stages[source[0]].shards
-        }
+        bound = {n: s for n, s in sources.items() if shard in state.stages[s[0]].shards}
         rows = rows_at(state, bound, [places[index] for index in indices])
         for index, row in zip(indices, rows, strict=True):
             values[index] = row | dict.fromkeys(sources.keys() - bound.keys())
@@ -123,10 +119,7 @@ def _no_picture(columns: Columns, places: list[Place]) -> list[str | None]:
     state, root = columns.state, columns.root
     stages = pictured(state, root, places)
     values = pictures_at(state, root, places, [IMAGE_BYTES.name, REASON.name])
-    return [
-        _why_none(picture[0] if picture else None, row)
-        for picture, row in zip(stages, values, strict=True)
-    ]
+    return [_why_none(p[0] if p else None, row) for p, row in zip(stages, values, strict=True)]
 
 
 def _why_none(stage: str | None, values: dict[str, Any]) -> str | None:

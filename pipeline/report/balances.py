@@ -15,9 +15,8 @@ def balance_section(state: RunState, balance: Balance) -> dict[str, Any]:
     """Returns the template's values: the answer, its curve, pictures of both ends."""
     ends = {"heaviest": balance.heaviest, "rarest": balance.rarest}
     concepts = chain.from_iterable(ends.values())
-    seen = samples_at(
-        state, balance.stage, (row.place for concept in concepts for row in concept.rows)
-    )
+    places = (row.place for concept in concepts for row in concept.rows)
+    seen = samples_at(state, balance.stage, places)
 
     def shown(concept: ConceptRows) -> dict[str, Any]:
         samples = [

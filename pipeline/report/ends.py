@@ -88,11 +88,7 @@ def _score(score: Score, cuts: Sequence[CutRows]) -> dict[str, Any]:
         "kept": sum(score.kept),
         "dropped": sum(score.dropped),
         "only": sum(map(bool, bins)) < 2 and score.edges[first : first + 2],
-        "rows": {
-            (rows_at_cut.cut.stage, rows_at_cut.cut.text): rows_at_cut
-            for rows_at_cut in cuts
-            if rows_at_cut.column == score.name
-        },
+        "rows": {(c.cut.stage, c.cut.text): c for c in cuts if c.column == score.name},
         "chart": histogram(
             score.edges,
             score.kept,

@@ -67,10 +67,7 @@ def _overlap(related: Relations) -> dict[str, Any] | None:
         "rules": [{**vars(related.rules[place]), "number": n} for place, n in numbers.items()],
         "unbroken": len(related.rules) - len(numbers),
         "sets": [_set(broken, list(numbers), sets[0].rows) for broken in sets[:MOST_SETS]],
-        "more": {
-            "sets": len(sets[MOST_SETS:]),
-            "rows": sum(broken.rows for broken in sets[MOST_SETS:]),
-        },
+        "more": {"sets": len(sets[MOST_SETS:]), "rows": sum(b.rows for b in sets[MOST_SETS:])},
         "several": sum(broken.rows for broken in sets if len(broken.rules) > 1),
         "any": sum(broken.rows for broken in sets),
         "free": free,

@@ -29,11 +29,10 @@ def show_page(state: RunState, show: Show, title: str) -> tuple[str, str]:
     for start in range(0, len(each), AT_ONCE):
         seen |= samples_at(state, show.stage, each[start : start + AT_ONCE], LARGE)
     groups = [_drawn(group, seen, most) for group in show.groups]
-    rows_and_pictures = len(seen), sum(sample["picture"] is not None for sample in seen.values())
-    stores_some = (
-        binding(state, show.stage, IMAGE_BYTES.name) is not None or rows_and_pictures[1] > 0
-    )
-    summary = _summary(*rows_and_pictures, stores_some, sum(group["left_out"] for group in groups))
+    pictures = sum(sample["picture"] is not None for sample in seen.values())
+    stores_some = binding(state, show.stage, IMAGE_BYTES.name) is not None or pictures > 0
+    left_out = sum(group["left_out"] for group in groups)
+    summary = _summary(len(seen), pictures, stores_some, left_out)
     page = render(
         "show.html",
         title=f"{show.stage}: {title}",
@@ -42,7 +41,7 @@ def show_page(state: RunState, show: Show, title: str) -> tuple[str, str]:
         unfinished=unfinished_note(show.unfinished) if show.unfinished else "",
         parted=[[*group] for _, group in groupby(groups, key=lambda group: group["cut"])],
         said=summary,
-        has_pictures=rows_and_pictures[1] > 0,
+        has_pictures=pictures > 0,
     )
     return page, summary
 

@@ -185,9 +185,7 @@ def _looked_up(
             counts = named.group_by(named.column_names).aggregate([([], "count_all")])
             for row in counts.to_pylist():
                 tally[row["name"], row["matched"], row["kept"]] += row["count_all"]
-    places = {
-        concept: [place for _, place in ranked_rows] for concept, ranked_rows in examples.items()
-    }
+    places = {concept: [place for _, place in rows] for concept, rows in examples.items()}
     return places, _by_language(tally)
 
 

@@ -144,12 +144,8 @@ def over_size(
             for verdicts in verdicts_at(planned, sizes[0], values, rows, made)
         ]
 
-    at_values = _unless_refused(points, values)
-    return (
-        OverSize(stage=planned.name, name=sizes[0].name, points=tuple(at_values))
-        if at_values
-        else None
-    )
+    found = tuple(_unless_refused(points, values))
+    return OverSize(stage=planned.name, name=sizes[0].name, points=found) if found else None
 
 
 def _unless_refused(

@@ -177,9 +177,7 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
         group_K[group] = index
     extremes = {end.name: _extremes(rows_K, kept_EK[ends.index(end)], order_M) for end in deciding}
     shown = dict.fromkeys(order_M[:DRAWN].tolist())
-    shown |= dict.fromkeys(
-        n for ends_of_rank in extremes.values() for numbers in ends_of_rank for n in numbers
-    )
+    shown |= dict.fromkeys(n for most, least in extremes.values() for n in (*most, *least))
 
     def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         begin = 0

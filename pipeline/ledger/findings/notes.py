@@ -28,12 +28,8 @@ def notes(state: RunState) -> dict[str, tuple[str, ...]]:
     for name, stage in state.stages.items():
         artifacts = json_artifacts(stage, "notes")  # of a model, what it learnt from
         own = [note for artifact in artifacts for note in artifact.get("notes", ())]
-        if own_and_checked := [
-            *own,
-            *(_one_host(state, name) if artifacts else ()),
-            *_seen(state, name),
-        ]:
-            sentences[name] = tuple(own_and_checked)
+        if lines := [*own, *(_one_host(state, name) if artifacts else ()), *_seen(state, name)]:
+            sentences[name] = tuple(lines)
     return sentences
 
 

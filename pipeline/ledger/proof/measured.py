@@ -136,9 +136,7 @@ def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArra
         item_K = np.repeat(item_K, counts[0].value_lengths().to_numpy())
         counts = [count.flatten() for count in counts]
     missing = NEVER, 0, 1
-    filled = [
-        np.asarray(count.fill_null(null)) for count, null in zip(counts, missing, strict=False)
-    ]
+    filled = [np.asarray(c.fill_null(null)) for c, null in zip(counts, missing, strict=False)]
     return item_K, Ranks(*filled).hits(k)
 
 
@@ -238,9 +236,7 @@ def _of_task(
     first = next(iter(models.values()))
     every = dict.fromkeys(metric for task in models.values() for metric in task.metrics)
     metrics = [metric for metric in every if not _is_easy(metric, first.classes)]
-    main = next(
-        (known for known in (first.main, *MAIN_METRICS, *metrics) if known in metrics), None
-    )
+    main = next((m for m in (first.main, *MAIN_METRICS, *metrics) if m in metrics), None)
     for metric in metrics:
         having = {number: task for number, task in models.items() if metric in task.metrics}
         yield Measured(

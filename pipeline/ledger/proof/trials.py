@@ -146,10 +146,8 @@ def _names(origins: Sequence[_Origin]) -> list[str]:
         differ += [f"{key} default" for key in sorted(lacking)]
         names.append(origin.rows + (f" ({', '.join(differ)})" if differ else ""))
     return [
-        f"{name} ({origin.stages[min(1, len(origin.stages) - 1)]})"
-        if names.count(name) > 1
-        else name
-        for name, origin in zip(names, origins, strict=True)
+        f"{name} ({o.stages[min(1, len(o.stages) - 1)]})" if names.count(name) > 1 else name
+        for name, o in zip(names, origins, strict=True)
     ]
 
 

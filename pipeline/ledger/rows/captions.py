@@ -184,9 +184,8 @@ def captions(state: RunState) -> tuple[Captions, ...]:
 
 def _counted(state: RunState, captions: CaptionList) -> Captions:
     root = state.plan.stages[captions.stage].root
-    bound = {
-        n: source for n, source in captions.bound.items() if n in (TEXTS.name, REASONS, FELL_BACK)
-    }
+    names = (TEXTS.name, REASONS, FELL_BACK)
+    bound = {name: source for name, source in captions.bound.items() if name in names}
     shards = stored(state, root, bound)
     counts: Counter[tuple[str, str | None]] = Counter()
     rows = fell_back = 0
@@ -208,10 +207,7 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
         stage=captions.stage,
         chosen_by=captions.chosen_by,
         rows=rows,
-        texts={
-            source: sum(n for (text_source, _), n in counts.items() if text_source == source)
-            for source in sources
-        },
+        texts={s: sum(n for (source, _), n in counts.items() if source == s) for s in sources},
         kept={source: counts[source, None] for source in sources},
         reasons={why: {source: counts[source, why] for source in sources} for why in reasons},
         fell_back=fell_back if captions.chosen_by else None,

@@ -113,9 +113,8 @@ def query(
     names = [columns] if isinstance(columns, str) else columns
     bound = {n: column_at(state.plan, stage, n) for n in dict.fromkeys([UID.name, *names])}
     condition, extra = _condition(state, stage, where) if where is not None else (None, {})
-    used = tuple(
-        dict.fromkeys([root, stage, *(name for name, _ in (*bound.values(), *extra.values()))])
-    )
+    sources = [name for name, _ in (*bound.values(), *extra.values())]
+    used = tuple(dict.fromkeys([root, stage, *sources]))
     types = {name: _type(state, *source) for name, source in bound.items()}
     is_large = any(pa.types.is_nested(dtype) for dtype in types.values()) or IMAGE.name in {
         column for _, column in bound.values()

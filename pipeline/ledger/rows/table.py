@@ -77,7 +77,6 @@ def glob_of(state: RunState, stage: str) -> str:
             str(stage_state.folder),
             f"read them with `table`: run.table({stage!r}, …)",
         )
-    scheme = (
-        "" if stage_state.folder.is_local else f"{stage_state.folder.uri.partition('://')[0]}://"
-    )
-    return f"{scheme}{stage_state.folder.path}/{DATA}"
+    folder = stage_state.folder
+    scheme = "" if folder.is_local else f"{folder.uri.partition('://')[0]}://"
+    return f"{scheme}{folder.path}/{DATA}"

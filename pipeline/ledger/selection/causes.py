@@ -50,9 +50,8 @@ def trace(
                 if binding and binding[0] == name:
                     taken.add(binding[1])
                 codes_here = reasons[name]
-                guilty = left_out(
-                    name, taken, pc.and_(unexplained, pc.is_valid(codes_here)), missing_in
-                )
+                failed = pc.and_(unexplained, pc.is_valid(codes_here))
+                guilty = left_out(name, taken, failed, missing_in)
                 for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
                     is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
                     yield name, inner, pc.and_(guilty, is_inner)

@@ -185,10 +185,7 @@ class Pool:
                 counted.update(rows_of_groups(table[name]))
                 if len(counted) > NAMES:
                     rows[name] = Counter(dict(counted.most_common(NAMES // 2)))
-        return {
-            name.removeprefix(GROUP): Groups.largest(counted_rows)
-            for name, counted_rows in rows.items()
-        }
+        return {name.removeprefix(GROUP): Groups.largest(counts) for name, counts in rows.items()}
 
     def _as_rows(self, table: pa.Table) -> Rows:
         read, made = split_inputs(table)
@@ -196,9 +193,7 @@ class Pool:
             read=read,
             made=made,
             value=_deciding(table["value"], self._threshold),
-            groups={
-                name: groups.codes(table[f"{GROUP}{name}"]) for name, groups in self.groups.items()
-            },
+            groups={name: g.codes(table[f"{GROUP}{name}"]) for name, g in self.groups.items()},
             today=made[KEEP.name].to_numpy(),
         )
 
@@ -216,11 +211,7 @@ def split_inputs(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     columns = dict(zip(table.column_names, table.columns, strict=True))
     place = {name: values for name, values in columns.items() if name in IDENTITY}
     read, made = (
-        {
-            name.removeprefix(kind): values
-            for name, values in columns.items()
-            if name.startswith(kind)
-        }
+        {name.removeprefix(kind): v for name, v in columns.items() if name.startswith(kind)}
         for kind in (READ, MADE)
     )
     return pa.table(place | read), pa.table(made)

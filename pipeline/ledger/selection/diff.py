@@ -208,9 +208,8 @@ class Count:
             if key != (0, 0):
                 examples = order_N[begin : begin + min(count, SHOWN)].tolist()
                 earlier = self.examples.get(key, [])
-                self.examples[key] = sorted(
-                    earlier + [self._row(rows, bits_N, i) for i in examples]
-                )
+                earlier += [self._row(rows, bits_N, i) for i in examples]
+                self.examples[key] = sorted(earlier)
                 del self.examples[key][SHOWN:]
         kept_N, now_N = before_N == 0, after_N == 0
         for name, column in rows.groups.items():

@@ -251,9 +251,8 @@ def _repeated(state: RunState, stage: StageState) -> int:
             uid = pa.concat_tables(tables)[UID.name]
             if len(uid):
                 a_N, b_N = halves(uid).T
-                partitions.add(
-                    partitions.partition_of(uid_hash(uid)), structured(UIDS, a=a_N, b=b_N)
-                )
+                partition_N = partitions.partition_of(uid_hash(uid))
+                partitions.add(partition_N, structured(UIDS, a=a_N, b=b_N))
         for partition in range(partitions.count):
             uids = np.empty(0, UIDS)
             for piece in partitions.pieces(partition):

@@ -78,9 +78,7 @@ def grouped_by(side: Side) -> dict[str, Binding]:
 def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
     bound = [grouped_by(side) for side in sides]
     bound[0] = {name: where for name, where in bound[0].items() if name not in bound[1]}
-    shards = [
-        stored(side.state, side.root, source) for side, source in zip(sides, bound, strict=True)
-    ]
+    shards = [stored(side.state, side.root, b) for side, b in zip(sides, bound, strict=True)]
     for index, shard in enumerate(sides[0].shards):
         tables = [source.table(index) for source in shards]
         outcomes = []

@@ -116,11 +116,7 @@ def side_of(text: str, run: str | None) -> Side:
 
 def _variant(run: Storage, number: str | None) -> Variant:
     known, unreadable = variants(run)
-    matches = [
-        variant
-        for variant in known
-        if (variant.is_last if number is None else str(variant.number) == number)
-    ]
+    matches = [v for v in known if (v.is_last if number is None else str(v.number) == number)]
     if matches:
         return matches[0]
     if number is None:

@@ -106,9 +106,7 @@ class KeptCounts:
     def __init__(self, groups: dict[str, Groups]) -> None:
         self.rows = 0
         self._groups = groups
-        self._rows_G = {
-            name: np.zeros(len(group.names), np.int64) for name, group in groups.items()
-        }
+        self._rows_G = {name: np.zeros(len(g.names), np.int64) for name, g in groups.items()}
 
     def count(self, rows: Rows, keep_N: Bools) -> None:
         self.rows += int(keep_N.sum())

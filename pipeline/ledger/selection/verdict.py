@@ -80,12 +80,10 @@ def about(planned: PlannedStage, reason: str) -> list[Threshold]:
     thresholds = [threshold for threshold in thresholds_of(planned) if threshold.item is None]
     if not reason or reason.startswith(UNDEFINED):
         return [] if reason else thresholds
-    quoted = [
-        threshold for threshold in thresholds if not threshold.is_size and threshold.text in reason
-    ]
-    named = [threshold for threshold in thresholds if _names(reason, threshold.column)]
+    quoted = [t for t in thresholds if not t.is_size and t.text in reason]
+    named = [t for t in thresholds if _names(reason, t.column)]
     if quoted or named:
-        return quoted or [threshold for threshold in named if threshold.is_size] or named
+        return quoted or [t for t in named if t.is_size] or named
     own = {column.name for column in planned.stage.writes}
     return [threshold for threshold in thresholds if threshold.column in own]
 

@@ -127,9 +127,7 @@ def with_keepers(
             named[row.stage] = column
             if uid_hex := row.values[column.name]:
                 uids.setdefault(planned.root, set()).add(bytes.fromhex(uid_hex))
-    places = {
-        root: places_of(state, root, uids_of_root, own[root]) for root, uids_of_root in uids.items()
-    }
+    places = {root: places_of(state, root, each, own[root]) for root, each in uids.items()}
     selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
     return [
         _with_keeper(state, row, named[row.stage], uid, places, selects)
