@@ -15,7 +15,7 @@ import clipmill
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.ledger.selection.diff import diff
 from clipmill.pipeline.ledger.selection.funnel import funnel
-from clipmill.pipeline.ledger.selection.show import Wanted, show
+from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 from clipmill.pipeline.ledger.selection.sides import side_of
 from clipmill.pipeline.run_folder.state import RunState, latest
 
@@ -32,7 +32,7 @@ def shown(state: RunState) -> int:
             for reason, rows in kind.items():
                 counts[reason] = counts.get(reason, 0) + rows
         for dropped, rows in counts.items():
-            (group,) = show(state, Wanted(stage=it.stage, dropped=dropped, most=1)).groups
+            (group,) = show(state, ShowQuery(stage=it.stage, dropped=dropped, most=1)).groups
             assert group.rows == rows, (it.stage, dropped)
             compared += 1
     return compared
@@ -70,9 +70,9 @@ def compared(run: Path, before: str, after: str) -> int:
         (end,) = (it for it in funnel(side.state).ends if it.stage == side.stage)
         rows: Counter[tuple[str, str]] = Counter()
         for move in found.moves:
-            fate = getattr(move, which)
-            if fate.what == "lost":
-                rows[fate.stage, fate.reason] += move.rows
+            outcome = getattr(move, which)
+            if outcome.what == "lost":
+                rows[outcome.stage, outcome.reason] += move.rows
         assert rows == {(it.stage, it.reason): it.rows for it in end.causes}
         assert getattr(found, which).kept == end.kept
         number += len(rows)

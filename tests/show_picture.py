@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipmill.pipeline.ledger.selection.show import Wanted, show
+from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import latest
 from tests.browser import Tab, started
@@ -23,7 +23,7 @@ CUTS = 2  # that are seen
 def main(tab: Tab, run: str, stage: str, file: str) -> None:
     """The head of the page, and the first thresholds that dropped some rows."""
     state = latest(run)
-    answer = show(state, Wanted(stage=stage, near_cut=True, most=8))
+    answer = show(state, ShowQuery(stage=stage, near_cut=True, most=8))
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "show.html"
         html, _ = show_page(state, answer, f"rows of '{stage}' nearest to its thresholds")

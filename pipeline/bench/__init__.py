@@ -1,1 +1,1 @@
-"""`clipmill bench`: which subset of a pool is better, and by how much more than luck."""
+"""Compares subsets of a pool (`clipmill bench`), and tells differences from luck."""

@@ -1,7 +1,7 @@
-"""The rows of every arm, each in a subset file of its own: DIR/arms/NAME.parquet.
+"""Writes the rows of every arm to a subset file of its own: DIR/arms/NAME.parquet.
 
-Written a shard of the pool at a time; one that is made of the same as before stays, while its bytes
-are those that were stored.
+Files are written a shard of the pool at a time; a file with the same origin is kept while its bytes
+match the stored digest.
 """
 
 import hashlib
@@ -35,51 +35,51 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.planned import PlannedStage
 
 FOLDER = "arms"
-BINS = 20  # leading bits by which coins are counted, so that few are held at once
+BINS = 20  # leading bits of the hash histogram, so that few hashes are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """The rows of an arm: those with a picture and a caption, and how many an epoch has of them.
+class ArmRows:
+    """The rows of an arm with a picture and a caption, and the samples of an epoch of them.
 
-    `lacking` is how many more the stage keeps, or the list names; `sha256` is of the file's bytes.
+    `lacking` counts further rows that the stage keeps or the list names; `sha256` is of the file.
     """
 
     made_of: str
     rows: int
     samples: int
     lacking: int
-    sha256: str | None = None  # of none: rows without a file, or a folder of before
+    sha256: str | None = None  # None: rows without a file, or an older folder
 
 
 def subset_name(name: str) -> str:
-    """The file of an arm's rows, in the bench's folder."""
+    """Returns the file of an arm's rows, in the bench's folder."""
     return f"{FOLDER}/{name}.parquet"
 
 
 def random_name(size: int) -> str:
-    """The arm of as many rows by chance."""
+    """Returns the name of the arm with this many random rows."""
     return f"random_of_{size}"
 
 
 @dataclass
-class Maker:
-    """Writes the files; `raw_of` is the digest of the export that holds every row."""
+class ArmWriter:
+    """Writes the subset files; `raw_of` is the digest of the export that holds every row."""
 
     raw: RawRows
     raw_of: str
     export: PlannedStage
     folder: Storage
-    batches: Mapping[str, int]  # the largest in which rows are trained on, by their name
+    batches: Mapping[str, int]  # largest batch size, by the rows' name
     seed: int = 0
-    made: dict[str, Made] = field(default_factory=dict)
+    written: dict[str, ArmRows] = field(default_factory=dict)
     parts: dict[str, Rows] = field(default_factory=dict)
 
-    def make(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, Made]:
-        """By name; RecipeError where an arm has no rows, or fewer than a batch."""
+    def write(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, ArmRows]:
+        """Writes all but random arms, by name; RecipeError if one has fewer rows than a batch."""
         rows = self.raw.rows
         self.parts[RAW] = Every()
-        self.add(RAW, Made(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
+        self.add(RAW, ArmRows(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
         texts = texts_bound(self.export)
         for name, choice in choices.items():
             kept = Kept(choice, texts)
@@ -92,28 +92,30 @@ class Maker:
         for name, source in bench.rows.items():
             if source.kind == "mix":
                 parts = {part: self.parts[part] for part in source.shares}
-                samples = {part: self.made[part].samples for part in parts}
+                samples = {part: self.written[part].samples for part in parts}
                 mixed = Mixed(name, parts, source.shares, samples, self.seed)
-                self._put(name, mixed, [[self.made[part].made_of for part in parts], source.shares])
-        return self.made
+                self._put(
+                    name, mixed, [[self.written[part].made_of for part in parts], source.shares]
+                )
+        return self.written
 
-    def add(self, name: str, made: Made) -> None:
-        """Rows that need no file."""
-        self.made[name] = made
+    def add(self, name: str, arm: ArmRows) -> None:
+        """Adds rows that need no file."""
+        self.written[name] = arm
         self._refuse_few(name)
 
-    def make_random(self, sizes: list[int]) -> None:
-        """As many rows by chance, of each size that raw has more of."""
-        wanted = sorted({size for size in sizes if size < self.raw.rows})
-        todo = [size for size in wanted if not self._is_made(random_name(size), [size])]
+    def write_random(self, sizes: list[int]) -> None:
+        """Writes a random arm of each size that raw has more rows than."""
+        smaller = sorted({size for size in sizes if size < self.raw.rows})
+        todo = [size for size in smaller if not self._is_written(random_name(size), [size])]
         for size, below in zip(todo, self._bounds(todo), strict=True):
             self._put(random_name(size), Chance(below, self.seed), [size])
 
     def _bounds(self, sizes: list[int]) -> list[int]:
-        """For each size the coin that so many rows of raw are below.
+        """Returns, for each size, the hash below which exactly this many rows of raw lie.
 
-        Two looks at the uids: the first counts coins by their leading bits, the second holds those
-        of the bins in which a bound lies.
+        Reads the uids twice: the first pass counts hashes by their leading bits, the second keeps
+        those of the bins that contain a bound.
         """
         if not sizes:
             return []
@@ -124,22 +126,22 @@ class Maker:
             count_B[bins.astype(np.int64)] += counts
         before_B = np.cumsum(count_B) - count_B
         bins = np.searchsorted(np.cumsum(count_B), sizes, side="right")
-        held: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
+        hashes: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
         for _, shard in self.raw.tables():
             bits_N = chances(shard, self.seed)
-            for number, found in held.items():
-                found.append(bits_N[bits_N >> shift == number])
+            for number, bin_hashes in hashes.items():
+                bin_hashes.append(bits_N[bits_N >> shift == number])
         return [
-            int(np.sort(np.concatenate(held[int(number)]))[size - before_B[number]])
+            int(np.sort(np.concatenate(hashes[int(number)]))[size - before_B[number]])
             for size, number in zip(sizes, bins, strict=True)
         ]
 
-    def _is_made(self, name: str, made_of: object) -> bool:
-        """Whether the file is there, as stored and made of the same; then its facts are known."""
-        facts = self.folder.read_json(f"{FOLDER}/{name}.json", Made)
+    def _is_written(self, name: str, made_of: object) -> bool:
+        """Returns whether the file is stored, unchanged and of the same origin; sets its facts."""
+        facts = self.folder.read_json(f"{FOLDER}/{name}.json", ArmRows)
         if facts is None or facts.made_of != self._digest(made_of):
             return False
-        self.made[name] = facts
+        self.written[name] = facts
         try:
             stored = self.folder.sha256(subset_name(name))
         except FileNotFoundError:
@@ -151,7 +153,7 @@ class Maker:
 
     def _put(self, name: str, rows: Rows, made_of: object) -> None:
         self.parts[name] = rows
-        if not self._is_made(name, made_of):
+        if not self._is_written(name, made_of):
             samples = 0
 
             def tables() -> Iterator[pa.Table]:
@@ -166,29 +168,29 @@ class Maker:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 self.folder.commit(path, subset_name(name))
-            whole = count
+            total = count
             if isinstance(rows, Kept):
-                whole = rows.kept
+                total = rows.kept
             elif isinstance(rows, Listed):
-                whole = max(count, len(rows.uid_U2))
-            self.made[name] = Made(
+                total = max(count, len(rows.uid_U2))
+            self.written[name] = ArmRows(
                 made_of=self._digest(made_of),
                 rows=count,
                 samples=samples,
-                lacking=whole - count,
+                lacking=total - count,
                 sha256=sha256,
             )
-            text = json.dumps(asdict(self.made[name]))
+            text = json.dumps(asdict(self.written[name]))
             self.folder.put(f"{FOLDER}/{name}.json", text.encode(), point="arm")
         self._refuse_few(name)
 
     def _refuse_few(self, name: str) -> None:
-        """Fewer rows than a batch: a row would be its own negative."""
-        made, batch = self.made[name], self.batches.get(name, 1)
-        if made.rows < batch:
-            lacking = f", and {made.lacking:,} without" if made.lacking else ""
+        """Raises RecipeError for fewer rows than a batch: a row would be its own negative."""
+        arm, batch = self.written[name], self.batches.get(name, 1)
+        if arm.rows < batch:
+            lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
             raise RecipeError(
-                f"{made.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
+                f"{arm.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
                 f"arm '{name}'",
                 "leave the arm out, or train in smaller batches: --set batch_size=N",
             )

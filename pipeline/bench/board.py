@@ -1,4 +1,4 @@
-"""The leaderboard: what each arm is worth, against raw and against as many rows by chance."""
+"""Builds the leaderboard: each arm's score, against raw and against as many random rows."""
 
 import json
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, c
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
 
-LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder
-WEIGHTS = "model.safetensors"  # of train.clip, in out/
+LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks in out/; of train.clip in its folder
+WEIGHTS = "model.safetensors"  # file of train.clip in out/
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One arm. `raw` and `random` compare it with every row, and with as many by chance: null where
-    it is that arm itself.
+    """One arm. `raw` and `random` compare it with every row, and with as many random rows: null
+    for that arm itself.
 
-    `seconds` are of one of its trainings on one worker, by the rate that its steps had, or those of
-    the arm that trained the same models: null where no log tells. `leaks` counts by task the
-    samples that its rows show or bear.
+    `seconds` are of one training on one worker, from its steps' rate, or that of the arm that
+    trained the same models: null without a log. `leaks` counts evaluation samples in its rows, by
+    task.
     """
 
     arm: str
@@ -42,7 +42,7 @@ class Line:
     rows: int
     epochs: float | None
     seeds: int
-    result: Estimate | None  # of the board's first row
+    result: Estimate | None  # of the board's first metric
     raw: Comparison | None
     random: Comparison | None
     near_chance: bool
@@ -63,29 +63,29 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What the arms are ranked by."""
+        """Returns the metric by which arms are ranked."""
         top = self.results.shown[0]
         return "mean of fine tasks" if self.results.headline else f"{top.task} {top.metric}"
 
     def random_of(self, line: Line) -> str:
-        """The arm of as many rows by chance."""
+        """Returns the name of the arm with as many random rows."""
         return random_name(line.rows)
 
 
-def board(made: Prepared, state: RunState) -> Board:
-    """The leaderboard of a bench that has run to its end."""
+def board(prepared: Prepared, state: RunState) -> Board:
+    """Returns the leaderboard of a finished bench."""
     by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
-    every = [replace(by_training[name], name=name) for name in made.arms]
-    against = {name: (RAW, random_name(made.made(name).rows)) for name in made.arms}
-    baselines = [RAW, *(name for name in made.arms if name.startswith("random_of_"))]
-    results = compared(every, baselines, against)
-    training: Any = made.plan.stages[RAW].stage
+    named_arms = [replace(by_training[name], name=name) for name in prepared.arms]
+    against = {name: (RAW, random_name(prepared.rows_of(name).rows)) for name in prepared.arms}
+    baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
+    results = compared(named_arms, baselines, against)
+    training: Any = prepared.plan.stages[RAW].stage
     cells = {cell.arm: cell for cell in results.shown[0].cells}
-    rates = _rates(made, state)
-    lines = [_line(made, state, results, cells[name], rates[name]) for name in made.arms]
+    rates = _rates(prepared, state)
+    lines = [_line(prepared, state, results, cells[name], rates[name]) for name in prepared.arms]
     ranked = sorted(lines, key=lambda line: -(line.result.value if line.result else -1.0))
     return Board(
-        scale=made.bench.scale,
+        scale=prepared.bench.scale,
         samples_seen=training.steps * training.batch_size,
         lines=tuple(ranked),
         results=results,
@@ -93,62 +93,62 @@ def board(made: Prepared, state: RunState) -> Board:
 
 
 def _line(
-    made: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
+    prepared: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
 ) -> Line:
-    name, rows = cell.arm, made.made(cell.arm)
-    found = dict(zip(results.baselines, cell.against, strict=True))
-    training: Any = made.plan.stages[name].stage
-    seen = training.steps * training.batch_size
+    name, rows = cell.arm, prepared.rows_of(cell.arm)
+    comparisons = dict(zip(results.baselines, cell.against, strict=True))
+    training: Any = prepared.plan.stages[name].stage
+    samples = training.steps * training.batch_size
     line = Line(
         arm=name,
-        what=made.what(name),
-        settings=made.arms[name].settings,
+        what=prepared.what(name),
+        settings=prepared.arms[name].settings,
         rows=rows.rows,
-        epochs=results.epochs[name] or seen / rows.samples,
+        epochs=results.epochs[name] or samples / rows.samples,
         seeds=cell.seeds,
         result=cell.result,
-        raw=found.get(RAW),
-        random=found.get(random_name(rows.rows)),
+        raw=comparisons.get(RAW),
+        random=comparisons.get(random_name(rows.rows)),
         near_chance=cell.near_chance,
-        seconds=seen / rate if rate else None,
+        seconds=samples / rate if rate else None,
         samples_per_s=rate,
-        leaks=_leaks(made, state, name),
+        leaks=_leaks(prepared, state, name),
         warnings=(),
     )
     return replace(line, warnings=_warnings(line))
 
 
 def _warnings(line: Line) -> tuple[str, ...]:
-    said = []
+    sentences = []
     if line.near_chance:
-        said.append("not told from guessing")
+        sentences.append("not told from guessing")
     if line.epochs and line.epochs > MOST_EPOCHS:
-        said.append(f"more than {MOST_EPOCHS} epochs, so few rows are learnt by heart")
+        sentences.append(f"more than {MOST_EPOCHS} epochs, so few rows are learnt by heart")
     if line.seeds == 1:
-        said.append("one seed, so nothing tells luck from worth")
-    return tuple(said)
+        sentences.append("one seed, so nothing tells luck from worth")
+    return tuple(sentences)
 
 
-def _rates(made: Prepared, state: RunState) -> dict[str, float | None]:
-    """Samples per second by arm; one whose models another arm has trained has the rate of that."""
-    rates = {name: rate_of(state, name) for name in made.arms}
-    models = {name: _models(state, name) for name in made.arms}
+def _rates(prepared: Prepared, state: RunState) -> dict[str, float | None]:
+    """Returns samples per second by arm; arms with the same models share a rate."""
+    rates = {name: rate_of(state, name) for name in prepared.arms}
+    models = {name: _models(state, name) for name in prepared.arms}
     trained = {model: rate for name, rate in rates.items() if rate for model in models[name]}
-    shared = {name: map(trained.get, found) for name, found in models.items()}
+    shared = {name: map(trained.get, digests) for name, digests in models.items()}
     return {name: rate or next(filter(None, shared[name]), None) for name, rate in rates.items()}
 
 
 def _models(state: RunState, name: str) -> list[str]:
-    """The digests of its models' weights."""
+    """Returns the digests of its models' weights."""
     manifest = read_sealed_as(state.stages[name].folder, MANIFEST, Manifest)
     digests = manifest.output_sha256.items() if manifest else ()
     return [sha256 for file, sha256 in digests if file.endswith(WEIGHTS)]
 
 
 def rate_of(state: RunState, name: str) -> float | None:
-    """Samples per second of its trainings' steps, the median; None where no log tells.
+    """Returns the median samples per second of an arm's training steps; None without a log.
 
-    Seeds may be of stages that had fewer: their logs count, too.
+    Older stages with fewer seeds count too.
     """
     run = state.run
     logs = [
@@ -165,27 +165,28 @@ def rate_of(state: RunState, name: str) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _leaks(made: Prepared, state: RunState, name: str) -> dict[str, int]:
-    """By task how many of its samples the arm's rows show or bear."""
-    keys = made.plan.recipe.stages[name]
-    stage = state.stages[leaks_of(made.plan.recipe.stages, keys["data"])]
+def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[str, int]:
+    """Counts by task the evaluation samples in the arm's rows."""
+    keys = prepared.plan.recipe.stages[name]
+    stage = state.stages[leaks_of(prepared.plan.recipe.stages, keys["data"])]
     with Outputs(stage.folder).parquet(LEAKS) as file:
         leaks = file.read(columns=["uid", "task", "kind", "sample"])
     if "subset" in keys:
-        leaks = leaks.filter(pc.is_in(leaks[UID.name], _uids(state, made.arms[name].rows, leaks)))
+        uids = _uids(state, prepared.arms[name].rows, leaks)
+        leaks = leaks.filter(pc.is_in(leaks[UID.name], uids))
     counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
-    found = counted.aggregate([([], "count_all")]).to_pylist()
-    return {one["task"]: one["count_all"] for one in found}
+    tasks = counted.aggregate([([], "count_all")]).to_pylist()
+    return {row["task"]: row["count_all"] for row in tasks}
 
 
 def _uids(state: RunState, rows: str, leaks: pa.Table) -> pa.Array:
-    """The uids of the leaks that rows of an arm have."""
+    """Returns the uids of the leaks that are among an arm's rows."""
     from pyarrow import parquet as pq
 
-    met = [pa.array([], UID.dtype)]
-    wanted = pc.unique(leaks[UID.name])
+    parts = [pa.array([], UID.dtype)]
+    leaked = pc.unique(leaks[UID.name])
     with state.run.open(subset_name(rows)) as source:
         for batch in pq.ParquetFile(source).iter_batches(columns=[UID.name]):
             uid = batch.column(0)
-            met.append(uid.filter(pc.is_in(uid, wanted)))
-    return pa.concat_arrays(met)
+            parts.append(uid.filter(pc.is_in(uid, leaked)))
+    return pa.concat_arrays(parts)

@@ -1,4 +1,4 @@
-"""What a bench will take before it starts: by rates that its trainings had, else by a few steps."""
+"""Estimates the cost of a bench before it starts, from rates of its trainings or a few steps."""
 
 import tarfile
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from clipmill.pipeline.bench.spec import RAW
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
 
-DECODE_S = 0.001  # of an evaluation's picture; at 512 pixels a side 0.002 to 0.004
+DECODE_S = 0.001  # per evaluated picture; at 512 pixels a side 0.002 to 0.004
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Trainings that are left, and seconds of one of them, of its evaluation, and of all of them.
+    """Trainings left, and the seconds of one, of its evaluation, and of all of them.
 
-    `workers` is null on a cluster, whose size is not asked for: there `seconds` are of one worker.
+    `workers` is null on a cluster, whose size is unknown: then `seconds` are of one worker.
     """
 
     trainings: int
     training_s: float
     evaluation_s: float
     workers: int | None
-    is_measured: bool  # by trainings of this bench
+    is_measured: bool  # from earlier trainings of this bench
 
     @property
     def seconds(self) -> float:
@@ -36,7 +36,7 @@ class Estimate:
         return self.trainings * each / side_by_side
 
     def words(self, usd_per_hour: float | None) -> str:
-        """A sentence or two."""
+        """Returns the estimate in a sentence or two."""
         if not self.trainings:
             return "nothing is left to train"
         how = "the rate of trainings here before" if self.is_measured else "a few steps on noise"
@@ -51,29 +51,29 @@ class Estimate:
         )
 
 
-def estimated(made: Prepared, out: Storage, workers: int | None) -> Estimate:
-    """Of what is not done."""
-    state = RunState(made.plan, out)
+def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate:
+    """Estimates the cost of the trainings that are left."""
+    state = RunState(prepared.plan, out)
     trained = _trained(state)
-    cells = sum(max(0, made.bench.seeds - trained.get(name, 0)) for name in made.arms)
-    training: Any = made.plan.stages[RAW].stage
+    cells = sum(max(0, prepared.bench.seeds - trained.get(name, 0)) for name in prepared.arms)
+    training: Any = prepared.plan.stages[RAW].stage
     samples = training.steps * training.batch_size
-    known = [rate for name in made.arms if (rate := rate_of(state, name))]
+    known = [rate for name in prepared.arms if (rate := rate_of(state, name))]
     sample_s, picture_s = (0.0, 0.0) if not cells else training.probe()
     if known:
         sample_s = 1 / min(known)
     return Estimate(
         trainings=cells,
         training_s=samples * sample_s,
-        evaluation_s=pictures(made.bench.tasks) * (picture_s + DECODE_S),
+        evaluation_s=pictures(prepared.bench.tasks) * (picture_s + DECODE_S),
         workers=workers,
         is_measured=bool(known),
     )
 
 
 def _trained(state: RunState) -> dict[str, int]:
-    """By arm how many seeds are trained on its rows as they are now, by stages with fewer too."""
-    found: dict[str, int] = {}
+    """Counts by arm the seeds already trained on its current rows, including older stages."""
+    seeds: dict[str, int] = {}
     for folder in state.run.folders("stages"):
         planned = state.plan.stages.get(arm := folder.rpartition("-")[0])
         manifest = read_sealed_as(state.run, f"stages/{folder}/{MANIFEST}", Manifest)
@@ -82,12 +82,12 @@ def _trained(state: RunState) -> dict[str, int]:
         stage: Any = planned.stage
         if manifest.outside == stage.outside():
             models = sum(name.endswith("model.json") for name, _ in manifest.outputs)
-            found[arm] = max(models, found.get(arm, 0))
-    return found
+            seeds[arm] = max(models, seeds.get(arm, 0))
+    return seeds
 
 
 def pictures(tasks: str) -> int:
-    """Pictures of all tasks, by the first shard of each and how many shards it has."""
+    """Returns the pictures of all tasks: those of a task's first shard times its shards."""
     folder, total = Storage(tasks), 0
     for task in folder.folders():
         shards = [

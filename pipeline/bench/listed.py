@@ -1,4 +1,4 @@
-"""A list of uids, read whole: DataComp's .npy of `u8,u8`, or text of one uid a line."""
+"""Reads a list of uids whole: DataComp's .npy of `u8,u8`, or text of one uid a line."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ DTYPE = np.dtype("u8,u8")
 
 
 def read_list(path: str, arm: str) -> tuple[NDArray[np.uint64], str]:
-    """(U, 2) the halves of each uid, in the file's order; and the digest of the file."""
+    """Returns (U, 2) the halves of each uid, in the file's order, and the digest of the file."""
     where = f"arm '{arm}', {path}"
     store, name = open_uri(path)
     try:
@@ -34,8 +34,8 @@ def _of_npy(data: bytes) -> NDArray[np.uint64]:
     uids = np.load(io.BytesIO(data), allow_pickle=False)
     if uids.dtype != DTYPE or uids.ndim != 1:
         raise ValueError(f"an array of {uids.dtype}, shape {uids.shape}")
-    found: NDArray[np.uint64] = uids.view(np.uint64).reshape(-1, 2)
-    return found
+    halves_U2: NDArray[np.uint64] = uids.view(np.uint64).reshape(-1, 2)
+    return halves_U2
 
 
 def _of_text(data: bytes) -> NDArray[np.uint64]:

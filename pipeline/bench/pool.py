@@ -1,4 +1,4 @@
-"""The pool that all arms choose from: runs opened, their roots and pictures compared."""
+"""Opens the runs that all arms choose from, and checks that they share a pool and pictures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from clipmill.pipeline.run_folder.state import RunState, latest, summary
 
 @dataclass(frozen=True)
 class Choice:
-    """A stage of a run, as an export reads the rows that it keeps."""
+    """A stage of a run, read as an export of the rows that it keeps."""
 
     arm: str
     state: RunState
@@ -35,7 +35,7 @@ class Choice:
     @property
     def rows(self) -> PoolShards:
         rows = self.state.inputs(self.planned)
-        assert isinstance(rows, PoolShards)  # no export stands on two roots
+        assert isinstance(rows, PoolShards)  # no export has two roots
         return rows
 
     @property
@@ -44,7 +44,7 @@ class Choice:
 
     @property
     def image(self) -> Binding:
-        """The stage that gives the pictures, and its column."""
+        """Returns the stage that gives the pictures, and its column."""
         return self.planned.bindings[0][IMAGE.name]
 
 
@@ -56,15 +56,15 @@ class Runs:
     states: dict[str, RunState] = field(default_factory=dict)
 
     def choice(self, arm: str, run: str, stage: str) -> Choice:
-        """What the stage keeps; RecipeError where it is none, or not done."""
+        """Returns the rows that a stage keeps; RecipeError if it has none, or is incomplete."""
         state = self.states.get(run) or self.opened(arm, run)
         stages = state.plan.stages
         with_rows = [name for name, planned in stages.items() if planned.gives_rows]
         if stage not in with_rows:
             selects = [name for name in with_rows if stages[name].is_select]
-            found = f"no stage '{stage}' with rows" if stage in stages else f"no stage '{stage}'"
+            problem = f"no stage '{stage}' with rows" if stage in stages else f"no stage '{stage}'"
             do = did_you_mean(stage, [*selects, *with_rows], "stages with rows")
-            raise RecipeError(found, f"arm '{arm}', run {state.run}", do)
+            raise RecipeError(problem, f"arm '{arm}', run {state.run}", do)
         plan, name = planned_export(state.plan, stage, ExportRequest(to="parquet", stage=stage))
         planned = plan.stages[name]
         try:
@@ -76,7 +76,7 @@ class Runs:
         return Choice(arm, state, planned)
 
     def opened(self, arm: str, run: str) -> RunState:
-        """The state of a run in which nobody works."""
+        """Returns the state of a run; RecipeError if the run is at work."""
         storage = Storage(run)
         state = self.states[run] = self.open(run)
         if lease := lock.holder(storage):
@@ -91,7 +91,7 @@ class Runs:
 
 
 def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
-    """The arms of runs, all of one pool; RecipeError names two that are not."""
+    """Returns the arms that are stages of runs; RecipeError if two are of different pools."""
     choices = {
         name: runs.choice(name, source.run, source.stage)
         for name, source in bench.rows.items()
@@ -105,15 +105,15 @@ def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
 
 
 def raw_of(choice: Choice) -> str:
-    """The stage whose export has every picture: the one that gives them."""
+    """Returns the stage whose export has every picture: the one that gives them."""
     return choice.image[0]
 
 
-def are_of_one_pool(one: Choice, other: Choice) -> bool:
-    """Whether the rows are the same ones in the same order."""
-    if _digests(one, one.root) == _digests(other, other.root):
+def are_of_one_pool(first: Choice, second: Choice) -> bool:
+    """Returns whether the rows are the same ones in the same order."""
+    if _digests(first, first.root) == _digests(second, second.root):
         return True
-    pools = [stored(of.state, of.root, {}) for of in (one, other)]
+    pools = [stored(choice.state, choice.root, {}) for choice in (first, second)]
     sizes = [[pool.rows(shard) for shard in range(len(pool))] for pool in pools]
     return sizes[0] == sizes[1] and all(
         pools[0].table(shard)[UID.name].equals(pools[1].table(shard)[UID.name])
@@ -121,32 +121,33 @@ def are_of_one_pool(one: Choice, other: Choice) -> bool:
     )
 
 
-def _refuse_another_pool(one: Choice, other: Choice) -> None:
-    if are_of_one_pool(one, other):
+def _refuse_another_pool(first: Choice, second: Choice) -> None:
+    if are_of_one_pool(first, second):
         return
-    pools = (stored(of.state, of.root, {}) for of in (one, other))
+    pools = (stored(choice.state, choice.root, {}) for choice in (first, second))
     sizes = [
         f"{sum(map(pool.rows, range(len(pool)))):,} rows in {len(pool)} shards" for pool in pools
     ]
     raise RecipeError(
-        f"arms '{one.arm}' and '{other.arm}' are of two pools: {sizes[0]} and {sizes[1]}, not the"
-        " same rows in the same order",
-        f"{one.state.run}, {other.state.run}",
+        f"arms '{first.arm}' and '{second.arm}' are of two pools: {sizes[0]} and {sizes[1]}, not"
+        " the same rows in the same order",
+        f"{first.state.run}, {second.state.run}",
         "name arms of one pool, read in the same way; one of another can stand beside them:"
         " --trusted RUN:STAGE",
     )
 
 
-def _refuse_other_pictures(one: Choice, other: Choice) -> None:
-    """RecipeError where both have a row's picture, and it is not the same."""
-    if _digests(one, one.image[0]) == _digests(other, other.image[0]):
+def _refuse_other_pictures(first: Choice, second: Choice) -> None:
+    """Raises RecipeError if both have a row's picture, and the pictures differ."""
+    if _digests(first, first.image[0]) == _digests(second, second.image[0]):
         return
     pools = []
-    for of in (one, other):
-        stage, _ = of.image
-        if SHA256.name not in {column.name for column in of.state.plan.stages[stage].stage.writes}:
-            return  # nothing tells
-        pools.append(stored(of.state, of.root, {SHA256.name: (stage, SHA256.name)}))
+    for choice in (first, second):
+        stage, _ = choice.image
+        writes = choice.state.plan.stages[stage].stage.writes
+        if SHA256.name not in {column.name for column in writes}:
+            return  # no digests to compare
+        pools.append(stored(choice.state, choice.root, {SHA256.name: (stage, SHA256.name)}))
     both = differ = 0
     for shard in range(len(pools[0])):
         equal = pc.equal(*(pool.table(shard)[SHA256.name] for pool in pools)).drop_null()
@@ -154,9 +155,9 @@ def _refuse_other_pictures(one: Choice, other: Choice) -> None:
         differ += len(equal) - int(pc.sum(equal).as_py() or 0)
     if differ:
         raise RecipeError(
-            f"arms '{one.arm}' and '{other.arm}' have other pictures: {differ:,} of {both:,} that"
-            " both have differ in their SHA-256",
-            f"'{one.image[0]}' of {one.state.run}, '{other.image[0]}' of {other.state.run}",
+            f"arms '{first.arm}' and '{second.arm}' have other pictures: {differ:,} of {both:,}"
+            " that both have differ in their SHA-256",
+            f"'{first.image[0]}' of {first.state.run}, '{second.image[0]}' of {second.state.run}",
             "name arms of one run, so that all are trained on the same pictures",
         )
 
@@ -168,9 +169,9 @@ def _digests(choice: Choice, stage: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RawRows:
-    """The rows of the pool that have a picture and a caption: those of the export."""
+    """The rows of the pool with a picture and a caption: those of the export."""
 
-    pool: PoolShards  # uid alone
+    pool: PoolShards  # uids only
     there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
 
     def __len__(self) -> int:
@@ -181,18 +182,18 @@ class RawRows:
         return sum(int(np.count_nonzero(there_N)) for there_N in self.there)
 
     def tables(self) -> Iterator[tuple[int, pa.Table]]:
-        """By shard: uid, shard and position of the rows that are there."""
+        """Yields by shard the uid, shard and position of these rows."""
         for shard, there_N in enumerate(self.there):
             yield shard, self.pool.table(shard).filter(pa.array(there_N))
 
 
 def raw_rows(choice: Choice, export: Storage) -> RawRows:
-    """Which rows of the pool an export holds, by the places that it stores."""
+    """Returns the rows of the pool that an export holds, by its stored places."""
     pool = stored(choice.state, choice.root, {})
-    there = tuple(np.zeros(pool.rows(shard), bool) for shard in range(len(pool)))
+    exported = tuple(np.zeros(pool.rows(shard), bool) for shard in range(len(pool)))
     outputs = Outputs(export)
     for name in filter(is_places, outputs.names):
         place_N2 = read_places(outputs, name)
         for shard in np.unique(place_N2[:, 0]):
-            there[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
-    return RawRows(pool, there)
+            exported[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
+    return RawRows(pool, exported)

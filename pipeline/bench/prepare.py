@@ -1,6 +1,6 @@
-"""From a bench as asked for to a folder that runs: pictures exported once, arms written, a recipe.
+"""Prepares a bench's folder: exports pictures once, writes the arms, and makes a recipe.
 
-Nothing is trained here, and no picture is copied: what the arms read lies in the runs.
+Nothing is trained here, and no picture is copied: arms read the exports in the runs' folders.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.arms import Made, Maker, subset_name
+from clipmill.pipeline.bench.arms import ArmRows, ArmWriter, subset_name
 from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.run_folder.live import Watcher
 
 SPEC = "bench.json"
-OURS = (SPEC, FILE, "arms", lock.NAME)  # in a folder in which nothing has run
+OURS = (SPEC, FILE, "arms", lock.NAME)  # the only files of a folder in which nothing has run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Prepared:
     bench: Bench
     plan: Plan
     arms: dict[str, Arm]
-    rows: dict[str, Made]  # by name of the rows
+    rows: dict[str, ArmRows]  # by the rows' name
 
-    def made(self, arm: str) -> Made:
+    def rows_of(self, arm: str) -> ArmRows:
         return self.rows[self.arms[arm].rows]
 
     def what(self, arm: str) -> str:
-        """What the arm's rows are, in words."""
+        """Returns a description of the arm's rows."""
         rows = self.arms[arm].rows
         if rows in self.bench.rows:
             return str(self.bench.rows[rows])
@@ -52,40 +52,40 @@ class Prepared:
 
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
-    """Makes what is missing; RecipeError where the arms cannot be compared."""
+    """Writes missing files and plans the recipe; RecipeError if the arms cannot be compared."""
     if not out.has("run.json"):
         refuse_others(out, OURS, "give --out a new folder, or an empty one")
     path = str(Path(out.path, FILE)) if out.is_local else f"{out}/{FILE}"
     runs = Runs()
     choices = choices_of(bench, runs)
     first = next(iter(choices.values()))
-    apart = _own(bench, runs, first)
-    if TRUSTED in bench.rows and apart is None:
+    trusted = _own(bench, runs, first)
+    if TRUSTED in bench.rows and trusted is None:
         source = bench.rows[TRUSTED]
         choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
     trainings = _trainings(bench, path)
     raw = _exported(first, raw_of(first), executor, watcher)
-    shown = Storage(raw.out)
+    export_folder = Storage(raw.out)
     with lock.held(out) as owned:
-        maker = Maker(
-            raw=raw_rows(first, shown),
-            raw_of=_digest(shown),
+        writer = ArmWriter(
+            raw=raw_rows(first, export_folder),
+            raw_of=_digest(export_folder),
             export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
             folder=owned,
             batches=_batches(bench, trainings),
             seed=first.state.plan.seed,
         )
-        made = maker.make(bench, choices)
-        data = {name: Data(raw.out, str(_file(out, name))) for name in made}
+        written = writer.write(bench, choices)
+        data = {name: Data(raw.out, str(_file(out, name))) for name in written}
         data[RAW] = Data(raw.out, None)
-        if apart:
-            theirs = _exported(apart, bench.rows[TRUSTED].stage, executor, watcher)
-            data[TRUSTED] = Data(theirs.out, None)
-            count = theirs.exported
-            made_of = _digest(Storage(theirs.out))
-            maker.add(TRUSTED, Made(made_of=made_of, rows=count, samples=count, lacking=0))
-        maker.make_random([one.rows for one in made.values()])
-        random = [name for name in made if name not in data]
+        if trusted:
+            trusted_export = _exported(trusted, bench.rows[TRUSTED].stage, executor, watcher)
+            data[TRUSTED] = Data(trusted_export.out, None)
+            count = trusted_export.exported
+            made_of = _digest(Storage(trusted_export.out))
+            writer.add(TRUSTED, ArmRows(made_of=made_of, rows=count, samples=count, lacking=0))
+        writer.write_random([arm_rows.rows for arm_rows in written.values()])
+        random = [name for name in written if name not in data]
         data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
         arms = arms_of(bench, random)
         sizes = {name: trainings.get(name, trainings[RAW]).pixels_size for name in arms}
@@ -94,17 +94,17 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         claim(plan, owned)
         owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
         owned.put(SPEC, json.dumps(as_json(bench), indent=1).encode(), point="bench")
-    return Prepared(bench=bench, plan=plan, arms=arms, rows=made)
+    return Prepared(bench=bench, plan=plan, arms=arms, rows=written)
 
 
 def _file(out: Storage, name: str) -> str:
-    """A file of the bench as a recipe names it."""
+    """Returns the path of a bench's file, for its recipe."""
     file = subset_name(name)
     return str(Path(out.path, file)) if out.is_local else f"{out.uri.rstrip('/')}/{file}"
 
 
 def _own(bench: Bench, runs: Runs, first: Choice) -> Choice | None:
-    """The trusted rows, where they are of another pool: so they have an export of their own."""
+    """Returns the trusted rows if they are of another pool, and so need their own export."""
     source = bench.rows.get(TRUSTED)
     if source is None or source.kind != "own":
         return None
@@ -113,7 +113,7 @@ def _own(bench: Bench, runs: Runs, first: Choice) -> Choice | None:
 
 
 def _trainings(bench: Bench, path: str) -> dict[str, Any]:
-    """By arm its training, but for chance, which trains as raw; RecipeError where one cannot be."""
+    """Returns trainings by arm, without random arms; RecipeError if one is not possible."""
     nowhere = Data("nowhere", None)
     arms = arms_of(bench, [])
     data = {name: nowhere for name in (RAW, *bench.rows)}
@@ -128,7 +128,7 @@ def _trainings(bench: Bench, path: str) -> dict[str, Any]:
 
 
 def _batches(bench: Bench, trainings: Mapping[str, Any]) -> dict[str, int]:
-    """The largest batch in which rows are trained on."""
+    """Returns the largest batch size, by the rows' name."""
     batches: dict[str, int] = {}
     for name, arm in arms_of(bench, []).items():
         batches[arm.rows] = max(trainings[name].batch_size, batches.get(arm.rows, 0))
@@ -136,7 +136,7 @@ def _batches(bench: Bench, trainings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _exported(choice: Choice, stage: str, executor: "Executor", watcher: "Watcher") -> Exported:
-    """The rows of a stage with their pictures, in the run's own folder."""
+    """Exports a stage's rows with their pictures to the run's own folder."""
     wanted = ExportRequest(to="parquet", stage=stage)
     try:
         return export(choice.state, wanted, None, executor, watcher)
@@ -148,5 +148,5 @@ def _exported(choice: Choice, stage: str, executor: "Executor", watcher: "Watche
 
 def _digest(export_stage: Storage) -> str:
     manifest = read_sealed_as(export_stage, MANIFEST, Manifest)
-    assert manifest is not None  # it has just been made, or found done
+    assert manifest is not None  # the export is complete
     return manifest.digest

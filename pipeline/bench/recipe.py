@@ -1,5 +1,7 @@
-"""A bench as an ordinary recipe, DIR/bench.yaml: pictures decoded once, and of each arm a training
-and an evaluation."""
+"""Writes a bench as an ordinary recipe, DIR/bench.yaml.
+
+Pictures are decoded once; each arm has a training and an evaluation.
+"""
 
 import json
 import re
@@ -15,19 +17,19 @@ FILE = "bench.yaml"
 LEAKS, CHECK = "leaks", "evaluate.leaks"
 SOURCE = "pixels"
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
-WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
+WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other types to some YAML readers
 
 
 @dataclass(frozen=True)
 class Data:
-    """What an arm is trained on: an export, and the file that says which rows of it."""
+    """The rows that an arm is trained on: an export, and the file that selects from it."""
 
     export: str  # URI of the stage's folder
-    subset: str | None  # None: all of it
+    subset: str | None  # None: all rows
 
 
 def arms_of(bench: Bench, random: list[str]) -> dict[str, Arm]:
-    """Every arm in the leaderboard's order: raw, those that were asked for, chance."""
+    """Returns every arm in order: raw, the arms of the bench, random ones."""
     return {
         RAW: Arm(rows=RAW),
         **bench.arms,
@@ -41,34 +43,34 @@ def stages_of(
     data: Mapping[str, Data],
     sizes: Mapping[str, int | None],
 ) -> dict[str, Any]:
-    """The recipe's stages; `data` is by name of the rows.
+    """Returns the recipe's stages; `data` is by the rows' name.
 
-    `sizes` says by arm at how many pixels a side its pictures are decoded once for all; an arm
-    whose training decodes as it goes has None, and reads the export itself.
+    `sizes` gives by arm the side in pixels of its pictures, which are decoded once for all arms;
+    None if its training decodes pictures itself and reads the export directly.
     """
     stages: dict[str, Any] = {}
-    for export in dict.fromkeys(of.export for of in data.values()):
+    for export in dict.fromkeys(rows.export for rows in data.values()):
         name = f"{LEAKS}_{len(stages)}" if stages else LEAKS
         stages[name] = {"uses": CHECK, "data": f"export:{export}", "tasks": bench.tasks}
-    pixels: dict[tuple[str, int | None], str] = {}  # what arms read, by its export and size
+    pixels: dict[tuple[str, int | None], str] = {}  # the stage that arms read, by export and size
     for name, arm in arms.items():
         export, size = data[arm.rows].export, sizes[name]
         if size is None:
             pixels[export, size] = f"export:{export}"
         elif (export, size) not in pixels:
-            made = sum(not read.startswith("export:") for read in pixels.values())
-            pixels[export, size] = f"{SOURCE}_{made}" if made else SOURCE
+            count = sum(not read.startswith("export:") for read in pixels.values())
+            pixels[export, size] = f"{SOURCE}_{count}" if count else SOURCE
             stages[pixels[export, size]] = {
                 "uses": "export.pixels",
                 "data": f"export:{export}",
                 "image_size": size,
             }
     for name, arm in arms.items():
-        of = data[arm.rows]
+        rows = data[arm.rows]
         stages[name] = {
             "uses": "train.clip",
-            "data": pixels[of.export, sizes[name]],
-            **({"subset": of.subset} if of.subset else {}),
+            "data": pixels[rows.export, sizes[name]],
+            **({"subset": rows.subset} if rows.subset else {}),
             "scale": bench.scale,
             **bench.settings,
             **arm.settings,
@@ -83,18 +85,18 @@ def stages_of(
 
 
 def leaks_of(stages: Mapping[str, Any], data: str) -> str:
-    """The stage that compares the export that an arm is trained on with the tasks."""
+    """Returns the stage that compares an arm's export with the tasks."""
     export = data if data.startswith("export:") else stages[data]["data"]
     return next(n for n, keys in stages.items() if keys["uses"] == CHECK and keys["data"] == export)
 
 
 def recipe_of(stages: dict[str, Any], path: str) -> Recipe:
-    """The stages as a recipe that lies at a path, or will."""
+    """Returns the stages as a recipe at a path, which need not exist yet."""
     return Recipe(name="bench", path=path, seed=0, stages=stages)
 
 
 def as_yaml(stages: Mapping[str, Any], out: Storage) -> str:
-    """The recipe's text: a stage a line."""
+    """Returns the recipe's text, a stage per line."""
     width = max(map(len, stages)) + 1
     lines = [
         "# A bench: one training and one evaluation of each arm, at equal samples seen.",
@@ -108,9 +110,9 @@ def as_yaml(stages: Mapping[str, Any], out: Storage) -> str:
 
 
 def _inline(value: Any) -> str:
-    """The value in YAML, on one line."""
+    """Returns the value in YAML, on one line."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_inline(held)}' for key, held in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_inline(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:

@@ -1,5 +1,4 @@
-"""The rows of each arm, a shard at a time: what a stage keeps, a list names, chance takes, a
-mixture puts together."""
+"""Computes the rows of each arm, a shard at a time: kept by a stage, listed, random, or mixed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +16,19 @@ from clipmill.pipeline.planning.planned import PlannedStage
 
 # Shapes: N rows of a shard, K of an arm, U uids of a list.
 
-STAGE = "bench"  # of the coins
+STAGE = "bench"  # key of the hashes
 
 
 class Rows(Protocol):
-    """Rows of an arm. A row that has no picture or no caption is in none."""
+    """Rows of an arm. Rows without a picture or a caption are in none."""
 
     @property
     def has_texts(self) -> bool:
-        """Whether its rows have texts of their own."""
+        """Returns whether its rows have texts of their own."""
         ...
 
     def of(self, shard: pa.Table, number: int) -> pa.Table:
-        """Its rows of a shard: uid, shard, position, repeats, loss_weight, and texts of their own.
+        """Returns its rows of a shard: uid, shard, position, repeats, loss_weight, and own texts.
 
         The shard holds uid, shard and position of every row with a picture and a caption.
         """
@@ -38,11 +37,11 @@ class Rows(Protocol):
 
 @dataclass
 class Kept:
-    """What a stage keeps, as an export of it would have it. `lacking` counts kept rows without."""
+    """The rows that a stage keeps, as its export would have them; `kept` counts all kept so far."""
 
     choice: Choice
-    texts_of_raw: Mapping[str, Any]  # the bindings of texts in the export that is read
-    kept: int = 0  # of the shards that were read
+    texts_of_raw: Mapping[str, Any]  # bindings of texts in the raw export
+    kept: int = 0  # of the shards read so far
 
     @property
     def has_texts(self) -> bool:
@@ -60,8 +59,8 @@ class Kept:
         rows = rows.filter(pc.is_in(rows[POSITION.name], shard[POSITION.name].combine_chunks()))
         columns = [rows[name] for name in (UID.name, SHARD.name, POSITION.name)]
         for column in (REPEATS, LOSS_WEIGHT):
-            given = column.name in rows.column_names
-            values = rows[column.name] if given else pa.nulls(len(rows), column.dtype)
+            has_column = column.name in rows.column_names
+            values = rows[column.name] if has_column else pa.nulls(len(rows), column.dtype)
             columns.append(values.fill_null(1))
         names = [UID.name, SHARD.name, POSITION.name, REPEATS.name, LOSS_WEIGHT.name]
         if self.has_texts:
@@ -71,9 +70,9 @@ class Kept:
 
 
 def texts_bound(planned: PlannedStage) -> dict[str, Any]:
-    """Where the texts of an export come from."""
+    """Returns the sources of an export's texts."""
     names = ("text", TEXTS.name, CAPTIONS.name)
-    return {name: found for name, found in planned.bindings[0].items() if name in names}
+    return {name: source for name, source in planned.bindings[0].items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Listed:
-    """The rows whose uid a list names, as often as it does."""
+    """The rows whose uid is in a list, repeated as often as there."""
 
     uid_U2: NDArray[np.uint64]  # sorted, each once
     times_U: NDArray[np.int32]
@@ -100,25 +99,25 @@ class Listed:
         return _with(rows, REPEATS.name, pa.array(times_N[times_N > 0], REPEATS.dtype))
 
     def times(self, uid_N2: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """(N,) how often the list names each uid."""
+        """Returns (N,) how often the list contains each uid."""
         if not len(self.uid_U2):
             return np.zeros(len(uid_N2), np.int32)
-        # Halves are hashes: those that share the first half are next to each other, and few.
-        at_N = np.searchsorted(self.uid_U2[:, 0], uid_N2[:, 0])
+        # Halves are hashes: uids that share the first half are adjacent, and few.
+        index_N = np.searchsorted(self.uid_U2[:, 0], uid_N2[:, 0])
         times_N = np.zeros(len(uid_N2), np.int32)
         while True:
-            inside_N = at_N < len(self.uid_U2)
-            row_N = self.uid_U2[np.minimum(at_N, len(self.uid_U2) - 1)]
+            inside_N = index_N < len(self.uid_U2)
+            row_N = self.uid_U2[np.minimum(index_N, len(self.uid_U2) - 1)]
             near_N = inside_N & (row_N[:, 0] == uid_N2[:, 0])
             same_N = near_N & (row_N[:, 1] == uid_N2[:, 1])
-            times_N[same_N] = self.times_U[at_N[same_N]]
+            times_N[same_N] = self.times_U[index_N[same_N]]
             if not near_N.any():
                 return times_N
-            at_N = np.where(near_N, at_N + 1, len(self.uid_U2))
+            index_N = np.where(near_N, index_N + 1, len(self.uid_U2))
 
 
 def listed(uid_N2: NDArray[np.uint64]) -> Listed:
-    """A list in any order, in which a uid may stand several times."""
+    """Returns the rows of a list in any order, which may repeat uids."""
     order = np.lexsort((uid_N2[:, 1], uid_N2[:, 0]))
     uid_N2 = uid_N2[order]
     is_new_N = np.ones(len(uid_N2), bool)
@@ -130,9 +129,9 @@ def listed(uid_N2: NDArray[np.uint64]) -> Listed:
 
 @dataclass(frozen=True)
 class Chance:
-    """The rows with the least coins: a smaller one lies inside a larger one."""
+    """The rows with the least hashes: a smaller sample is part of a larger one."""
 
-    below: int  # the coin of the first row that is out; 2**64 where none is
+    below: int  # hash of the first row left out; 2**64 for none
     seed: int
     has_texts = False
 
@@ -143,7 +142,7 @@ class Chance:
 
 
 def chances(shard: pa.Table, seed: int) -> NDArray[np.uint64]:
-    """(N,) the coin of each row."""
+    """Returns (N,) the hash of each row."""
     return coin_hash(shard[UID.name], seed=seed, stage=STAGE, purpose="random")
 
 
@@ -151,16 +150,16 @@ def chances(shard: pa.Table, seed: int) -> NDArray[np.uint64]:
 class Mixed:
     """Rows of several arms, repeated so that each arm has its share of an epoch's samples.
 
-    A row that stands k times in an arm of R samples is expected share * T / R * k times, T being
-    so large that no row of any arm is expected less than once. It is repeated by the whole part
-    of that, and once more where its coin is below the rest. What a row has from several arms is
-    added up; its texts are those of the first that has some, its weight is the mean by repeats.
+    A row that occurs k times in an arm of R samples has share * T / R * k expected repeats; T is
+    large enough that no row of any arm has less than one. It is repeated by the integer part, and
+    once more if its hash is below the fraction. Repeats from several arms add up; the texts are
+    those of the first arm that has some, the weight is the mean by repeats.
     """
 
     name: str
     parts: Mapping[str, Rows]
     shares: Mapping[str, float]
-    samples: Mapping[str, int]  # of each part
+    samples: Mapping[str, int]  # samples per epoch of each part
     seed: int
 
     @property
@@ -169,7 +168,7 @@ class Mixed:
 
     @property
     def total(self) -> float:
-        """Samples of an epoch, as expected."""
+        """Returns the expected samples of an epoch."""
         return max(self.samples[name] / share for name, share in self.shares.items())
 
     def of(self, shard: pa.Table, number: int) -> pa.Table:
@@ -187,7 +186,7 @@ class Mixed:
             if part.has_texts:
                 texts.append((at_K, rows[TEXTS.name].combine_chunks()))
         is_in_N = times_N > 0
-        whole_N = np.floor(times_N + 1e-9)  # 0.9999999999 is once
+        whole_N = np.floor(times_N + 1e-9)  # 0.9999999999 counts as once
         coin_N = coin(shard[UID.name], seed=self.seed, stage=STAGE, purpose=f"mix {self.name}")
         repeats_N = (whole_N + (coin_N < times_N - whole_N)).astype(np.int32)[is_in_N]
         rows = once(shard.filter(pa.array(is_in_N)))
@@ -198,19 +197,20 @@ class Mixed:
 
 
 def _first(texts: list[tuple[NDArray[np.int64], pa.Array]], is_in_N: NDArray[np.bool_]) -> pa.Array:
-    """Of each row the texts of the first part that has it; null where none does."""
+    """Returns each row's texts from the first part that has some; null if none has."""
     from_N = np.full(len(is_in_N), -1)
     start = 0
-    for at_K, of in texts:
+    for at_K, part_texts in texts:
         new_K = from_N[at_K] < 0
         from_N[at_K[new_K]] = start + np.flatnonzero(new_K)
-        start += len(of)
+        start += len(part_texts)
     from_K = from_N[is_in_N]
-    return pa.concat_arrays([of for _, of in texts]).take(pa.array(from_K, mask=from_K < 0))
+    every = pa.concat_arrays([part_texts for _, part_texts in texts])
+    return every.take(pa.array(from_K, mask=from_K < 0))
 
 
 def once(shard: pa.Table) -> pa.Table:
-    """The rows, each once and of weight 1."""
+    """Returns the rows, each once and of weight 1."""
     rows = shard.select([UID.name, SHARD.name, POSITION.name])
     rows = rows.append_column(REPEATS.name, pa.array(np.ones(len(rows), np.int32)))
     return rows.append_column(LOSS_WEIGHT.name, pa.array(np.ones(len(rows), np.float32)))

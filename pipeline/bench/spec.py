@@ -1,4 +1,4 @@
-"""What a bench compares: arms, each rows and settings of a training; kept in DIR/bench.json."""
+"""Defines what a bench compares: arms of rows and training settings; stored in DIR/bench.json."""
 
 import os
 import re
@@ -11,17 +11,17 @@ from clipmill.metadata.storage import KEYS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.recipe import value_of
 
-NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as of a stage: an arm is one
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
 RANDOM = re.compile(r"random_of_\d+|leaks_\d+|pixels_\d+")
-SCORES = "_scores"  # after an arm's name: the stage that evaluates its models
+SCORES = "_scores"  # suffix of the stage that evaluates an arm's models
 TAKEN = ("pixels", "leaks", RAW)
-FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # the bench's own, in a training
+FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where rows come from: a stage of a run, a list of uids, a mixture of others, chance, all.
+    """The origin of rows: a stage of a run, a list of uids, a mixture, a random sample, all.
 
     `own` rows have an export of their own, whatever their root.
     """
@@ -29,9 +29,9 @@ class Source:
     kind: Literal["raw", "stage", "own", "list", "mix", "random"]
     run: str = ""
     stage: str = ""
-    path: str = ""  # of a list
-    shares: dict[str, float] = field(default_factory=dict)  # of a mix: what part of the draws
-    size: int = 0  # of chance: rows
+    path: str = ""  # for a list
+    shares: dict[str, float] = field(default_factory=dict)  # for a mix: shares of the draws
+    size: int = 0  # for a random sample: rows
 
     def __str__(self) -> str:
         if self.kind in ("stage", "own"):
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One line of the leaderboard: a model a seed, trained on `rows` with these settings."""
+    """One line of the leaderboard: one model per seed, trained on `rows` with these settings."""
 
     rows: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What DIR/bench.json holds, but for what follows from it: raw, and chance of each size."""
+    """The content of DIR/bench.json, without the derived arms: raw, and random ones by size."""
 
     scale: str
     seeds: int
@@ -62,13 +62,15 @@ class Bench:
 
     @property
     def runs(self) -> list[str]:
-        """The runs whose pool the arms choose from; the first one's pictures are trained on."""
-        return list(dict.fromkeys(it.run for it in self.rows.values() if it.kind == "stage"))
+        """Returns the runs whose pool the arms share; training uses the pictures of the first."""
+        return list(
+            dict.fromkeys(source.run for source in self.rows.values() if source.kind == "stage")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The arguments, as they were given."""
+class Arguments:
+    """The arguments, as given."""
 
     arms: Sequence[str] = ()  # NAME=RUN:STAGE
     lists: Sequence[str] = ()  # NAME=FILE
@@ -82,18 +84,18 @@ class Asked:
     tasks: str | None = None
 
 
-def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
-    """What is asked for, beside what the folder had before; RecipeError where the two differ."""
+def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
+    """Merges the arguments into the stored bench; RecipeError if they contradict it."""
     rows = dict(before.rows) if before else {}
     arms = dict(before.arms) if before else {}
-    for name, source in _sources(asked):
+    for name, source in _sources(arguments):
         _add(rows, name, source)
         if arms.setdefault(name, Arm(rows=name)) != Arm(rows=name):
             raise _other(name, f"arm '{name}'")
     for name, source in rows.items():
         for part in source.shares:
             _check_part(name, part, rows)
-    for text in asked.again:
+    for text in arguments.again:
         name, arm = _trained_again(text, {RAW, *rows})
         if arms.setdefault(name, arm) != arm:
             raise _other(name, "--arm")
@@ -103,28 +105,28 @@ def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
             "the arguments",
             "name one, whose pool the others are of: NAME=RUN:STAGE",
         )
-    settings = _settings(asked.sets, "--set")
+    settings = _settings(arguments.sets, "--set")
     bench = before or Bench(scale="nano", seeds=5, tasks="", settings=settings)
-    for key, given, held in (
-        ("--scale", asked.scale, bench.scale),
+    for key, value, stored in (
+        ("--scale", arguments.scale, bench.scale),
         ("--set", settings, bench.settings),
     ):
-        if before and given and given != held:
+        if before and value and value != stored:
             raise RecipeError(
-                f"{key} {given}, and this bench has {held or 'none'}",
+                f"{key} {value}, and this bench has {stored or 'none'}",
                 out,
                 "arms are compared at equal training: give another --out",
             )
-    if asked.seeds is not None and asked.seeds < (before.seeds if before else 1):
+    if arguments.seeds is not None and arguments.seeds < (before.seeds if before else 1):
         had = f", and {before.seeds} are trained" if before else ""
-        raise RecipeError(f"--seeds {asked.seeds}{had}", "the arguments", "give more")
-    tasks = _whole(asked.tasks, "--tasks") if asked.tasks else bench.tasks
+        raise RecipeError(f"--seeds {arguments.seeds}{had}", "the arguments", "give more")
+    tasks = _whole(arguments.tasks, "--tasks") if arguments.tasks else bench.tasks
     if not tasks:
         raise RecipeError("no tasks", "the arguments", "give --tasks DIR: what models are asked")
     return replace(
         bench,
-        scale=asked.scale or bench.scale,
-        seeds=asked.seeds or bench.seeds,
+        scale=arguments.scale or bench.scale,
+        seeds=arguments.seeds or bench.seeds,
         tasks=tasks,
         rows=rows,
         arms=arms,
@@ -135,23 +137,23 @@ def as_json(bench: Bench) -> dict[str, Any]:
     return asdict(bench)
 
 
-def _sources(asked: Asked) -> list[tuple[str, Source]]:
-    found = [_stage(*_named(text, "NAME=RUN:STAGE"), "stage") for text in asked.arms]
-    for text in asked.lists:
+def _sources(arguments: Arguments) -> list[tuple[str, Source]]:
+    sources = [_stage(*_named(text, "NAME=RUN:STAGE"), "stage") for text in arguments.arms]
+    for text in arguments.lists:
         name, path = _named(text, "--import NAME=FILE")
-        found.append((name, Source(kind="list", path=_whole(path, "--import"))))
-    for text in asked.mixes:
+        sources.append((name, Source(kind="list", path=_whole(path, "--import"))))
+    for text in arguments.mixes:
         name, parts = _named(text, "--mix NAME=a:0.7,b:0.3")
-        found.append((name, Source(kind="mix", shares=_shares(text, parts))))
-    if asked.trusted:
-        found.append(_stage(TRUSTED, asked.trusted, "own"))
-    if asked.oracle:
-        found.append((ORACLE, Source(kind="list", path=_whole(asked.oracle, "--oracle"))))
-    return found
+        sources.append((name, Source(kind="mix", shares=_shares(text, parts))))
+    if arguments.trusted:
+        sources.append(_stage(TRUSTED, arguments.trusted, "own"))
+    if arguments.oracle:
+        sources.append((ORACLE, Source(kind="list", path=_whole(arguments.oracle, "--oracle"))))
+    return sources
 
 
 def _named(text: str, form: str) -> tuple[str, str]:
-    """Name and what it stands for."""
+    """Splits NAME=VALUE; RecipeError for a bad or reserved name."""
     name, equals, value = text.partition("=")
     if not equals or not value:
         raise RecipeError(f"'{text}' names no arm", "the arguments", f"write {form}")
@@ -171,7 +173,7 @@ def _stage(name: str, where: str, kind: Literal["stage", "own"]) -> tuple[str, S
 
 
 def _shares(text: str, parts: str) -> dict[str, float]:
-    """What part of the draws each has: the weights over their sum."""
+    """Returns each part's share of the draws: its weight over their sum."""
     weights: dict[str, float] = {}
     for part in parts.split(","):
         name, _, weight = part.partition(":")
@@ -197,12 +199,12 @@ def _check_part(name: str, part: str, rows: Mapping[str, Source]) -> None:
 def _trained_again(text: str, known: set[str]) -> tuple[str, Arm]:
     form = "--arm NAME=ROWS,key=value: rows of another arm, and how they are trained"
     name, value = _named(text, form)
-    rows, *given = value.split(",")
+    rows, *settings = value.split(",")
     if rows not in known:
         raise RecipeError(f"no arm '{rows}'", f"--arm {text}", did_you_mean(rows, sorted(known)))
-    if not given:
+    if not settings:
         raise RecipeError(f"'{name}' is '{rows}' again", f"--arm {text}", f"write {form}")
-    return name, Arm(rows=rows, settings=_settings(given, f"--arm {text}"))
+    return name, Arm(rows=rows, settings=_settings(settings, f"--arm {text}"))
 
 
 def _settings(texts: Sequence[str], where: str) -> dict[str, Any]:
@@ -222,13 +224,13 @@ def _add(rows: dict[str, Source], name: str, source: Source) -> None:
         raise _other(name, str(rows[name]))
 
 
-def _other(name: str, held: str) -> RecipeError:
+def _other(name: str, current: str) -> RecipeError:
     do = "names are unique in a bench: give this one another"
-    return RecipeError(f"'{name}' stands for other rows or settings already", held, do)
+    return RecipeError(f"'{name}' stands for other rows or settings already", current, do)
 
 
 def _whole(path: str, where: str) -> str:
-    """The path from the root, so that the recipe runs anywhere; a URI as it is, without keys."""
+    """Returns an absolute path, so that the recipe runs anywhere; URIs unchanged, without keys."""
     if without_keys(path) != path:
         raise RecipeError("a URI with keys in it", where, f"a recipe stores no keys: {KEYS}")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

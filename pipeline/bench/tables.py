@@ -1,4 +1,4 @@
-"""The leaderboard as a table for programs, as Markdown, and as lines for a terminal."""
+"""Formats the leaderboard: a table for programs, Markdown, and lines for a terminal."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def table(board: Board) -> pa.Table:
-    """A row for each arm and each of the headline and the tasks; shares, not points."""
+    """Returns a row per arm and metric (headline and tasks); shares, not points."""
     rows = []
     for line in board.lines:
         for metric in board.results.shown:
             cell = next(cell for cell in metric.cells if cell.arm == line.arm)
-            found = dict(zip(board.results.baselines, cell.against, strict=True))
-            own = {"raw": found.get("raw"), "random": found.get(board.random_of(line))}
+            against = dict(zip(board.results.baselines, cell.against, strict=True))
+            raw, random = against.get("raw"), against.get(board.random_of(line))
             rows.append(
                 {
                     "arm": line.arm,
@@ -34,7 +34,8 @@ def table(board: Board) -> pa.Table:
                     "chance": metric.chance,
                     "smallest_visible": metric.visible,
                     **_interval("", cell.result),
-                    **{k: v for name, of in own.items() for k, v in _apart(name, of).items()},
+                    **_apart("raw", raw),
+                    **_apart("random", random),
                     "near_chance": cell.near_chance,
                     "leaks": line.leaks.get(metric.task),
                     "seconds": line.seconds,
@@ -63,28 +64,33 @@ SCHEMA = pa.schema(
 )
 
 
-def _interval(prefix: str, of: Estimate | None) -> dict[str, float | None]:
+def _interval(prefix: str, result: Estimate | None) -> dict[str, float | None]:
     names = ("value", "low", "high")
-    return {f"{prefix}{name}": getattr(of, name) if of else None for name in names}
+    return {f"{prefix}{name}": getattr(result, name) if result else None for name in names}
 
 
-def _apart(name: str, of: Comparison | None) -> dict[str, float | str | None]:
-    values = (of.apart.value, of.apart.low, of.apart.high, of.level) if of else (None,) * 4
-    named = zip((one.format(name) for one in APART), values, strict=True)
-    return {**dict(named), f"verdict_{name}": of.verdict if of else None}
+def _apart(name: str, comparison: Comparison | None) -> dict[str, float | str | None]:
+    values = (
+        (comparison.apart.value, comparison.apart.low, comparison.apart.high, comparison.level)
+        if comparison
+        else (None,) * 4
+    )
+    named = zip((column.format(name) for column in APART), values, strict=True)
+    return {**dict(named), f"verdict_{name}": comparison.verdict if comparison else None}
 
 
 def markdown(board: Board) -> str:
-    """A page of tables, the best arm first."""
+    """Returns a page of tables, the best arm first."""
     lines: list[str] = [
         f"# {len(board.lines)} arms at scale {board.scale}",
         "",
-        said(board),
+        legend(board),
         "",
         *_grid(["arm", "rows", "epochs", board.title, f"{MINUS} raw", "", f"{MINUS} random", ""]),
     ]
     for line in board.lines:
-        against = [word for of in (line.raw, line.random) for word in (_points(of), verdict(of))]
+        both = (line.raw, line.random)
+        against = [word for compared in both for word in (_points(compared), verdict(compared))]
         cells = [line.arm, f"{line.rows:,}", epochs(line), estimate(line.result), *against]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_grid(["task", "metric", "chance", *(line.arm for line in board.lines)])]
@@ -96,8 +102,8 @@ def markdown(board: Board) -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def said(board: Board) -> str:
-    """How to read it: what ranks, what the intervals hold, and what could have been seen."""
+def legend(board: Board) -> str:
+    """Returns the legend: the ranking, the intervals, and the smallest visible difference."""
     seeds = sorted({line.seeds for line in board.lines})
     top = board.results.shown[0]
     fine = ", ".join(f"{task} {metric}" for task, metric in board.results.fine.items())
@@ -114,7 +120,7 @@ def said(board: Board) -> str:
 
 
 def text(board: Board) -> str:
-    """The leaderboard for a terminal, and what each verdict is."""
+    """Returns the leaderboard for a terminal, with every verdict."""
     head = ["arm", "rows", "epochs", board.title, f"{MINUS} raw", f"{MINUS} random", "a training"]
     lines = [head]
     for line in board.lines:
@@ -129,60 +135,69 @@ def text(board: Board) -> str:
     verdict_lines, warned = verdicts(board), warnings(board)
     leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
     parts = [shown, verdict_lines, warned, leaks and ["copies of the tasks' samples:", *leaks]]
-    return "\n\n".join("\n".join(part) for part in [*parts, [said(board)]] if part)
+    return "\n\n".join("\n".join(part) for part in [*parts, [legend(board)]] if part)
 
 
 def verdicts(board: Board) -> list[str]:
-    """What is better than raw or than chance, a sentence each; then what is not, by whom."""
-    every = [(line.arm, of) for line in board.lines for of in (line.raw, line.random) if of]
-    words = [of.words for _, of in every if of.verdict in ("better", "worse")]
+    """Returns a sentence per significant difference, then the arms without one, grouped."""
+    comparisons = [
+        (line.arm, comparison)
+        for line in board.lines
+        for comparison in (line.raw, line.random)
+        if comparison
+    ]
+    words = [
+        comparison.words
+        for _, comparison in comparisons
+        if comparison.verdict in ("better", "worse")
+    ]
     same: dict[str, list[str]] = {}
-    for arm, of in every:
-        if of.verdict not in ("better", "worse"):
-            whom = "raw" if of.baseline == "raw" else "as many rows by chance"
-            how = "to" if of.verdict == "none" else ", against"
-            same.setdefault(f"{of.words} {how} {whom}".replace(" ,", ","), []).append(arm)
+    for arm, comparison in comparisons:
+        if comparison.verdict not in ("better", "worse"):
+            whom = "raw" if comparison.baseline == "raw" else "as many rows by chance"
+            link = "to" if comparison.verdict == "none" else ", against"
+            same.setdefault(f"{comparison.words} {link} {whom}".replace(" ,", ","), []).append(arm)
     return [*words, *(f"{words}: {', '.join(arms)}" for words, arms in same.items())]
 
 
 def warnings(board: Board) -> list[str]:
-    """Each warning, and the arms that it is about."""
-    about: dict[str, list[str]] = {}
+    """Returns each warning with its arms."""
+    arms_of: dict[str, list[str]] = {}
     for line in board.lines:
         for words in line.warnings:
-            about.setdefault(words, []).append(line.arm)
-    return [f"{words}: {', '.join(arms)}" for words, arms in about.items()]
+            arms_of.setdefault(words, []).append(line.arm)
+    return [f"{words}: {', '.join(arms)}" for words, arms in arms_of.items()]
 
 
-def estimate(of: Estimate | None) -> str:
-    """`11.0 ± 0.4`; without an interval the value alone."""
-    if of is None:
+def estimate(result: Estimate | None) -> str:
+    """Returns `11.0 ± 0.4`; without an interval only the value."""
+    if result is None:
         return ""
-    half = f" ± {100 * (of.high - of.value):.1f}" if of.high is not None else ""
-    return f"{100 * of.value:.1f}{half}"
+    half = f" ± {100 * (result.high - result.value):.1f}" if result.high is not None else ""
+    return f"{100 * result.value:.1f}{half}"
 
 
 def epochs(line: Line) -> str:
-    """How often a training saw each row."""
+    """Returns how often a training saw each row."""
     return "" if line.epochs is None else f"{line.epochs:.1f}"
 
 
-def verdict(of: Comparison | None) -> str:
-    """The verdict, in a word or two."""
+def verdict(comparison: Comparison | None) -> str:
+    """Returns the verdict in a word or two."""
     words = {"none": "no difference", "unclaimed": "not claimed"}
-    return words.get(of.verdict, of.verdict) if of else ""
+    return words.get(comparison.verdict, comparison.verdict) if comparison else ""
 
 
 def leaked(line: Line) -> str:
-    """By task how many of its samples the arm's rows show or bear."""
+    """Returns the evaluation samples in the arm's rows, by task."""
     return ", ".join(f"{count:,} of {task}" for task, count in sorted(line.leaks.items()))
 
 
-def _points(of: Comparison | None) -> str:
-    if of is None:
+def _points(comparison: Comparison | None) -> str:
+    if comparison is None:
         return ""
-    half = f" ± {100 * of.half:.1f}" if of.half is not None else ""
-    return f"{100 * of.apart.value:+.1f}{half}".replace("-", MINUS)
+    half = f" ± {100 * comparison.half:.1f}" if comparison.half is not None else ""
+    return f"{100 * comparison.apart.value:+.1f}{half}".replace("-", MINUS)
 
 
 def _share(value: float | None) -> str:

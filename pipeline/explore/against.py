@@ -1,4 +1,4 @@
-"""The other recipes of a run folder, and what one of them keeps of the same rows."""
+"""Compares with other recipes of a run folder: what one of them keeps of the same rows."""
 
 import threading
 from typing import Any
@@ -11,11 +11,11 @@ from clipmill.pipeline.run_folder.state import latest
 from clipmill.pipeline.run_folder.variants import changes, variant, variants
 from clipmill.pipeline.terminal import cut, one_line
 
-MOST_CHANGES = 3  # of a variant that are told
+MOST_CHANGES = 3  # changes listed per variant
 
 
 class Variants:
-    """What other recipes of one folder keep; each is looked at once, when it is asked for."""
+    """The rows kept by other recipes of one folder; each is read once, on request."""
 
     def __init__(self, uri: str, shown: int | None) -> None:
         self.uri, self.shown = uri, shown
@@ -23,24 +23,24 @@ class Variants:
         self._lock = threading.Lock()
 
     def facts(self, columns: Columns) -> list[dict[str, Any]]:
-        """Number and differences of every recipe but the one that is shown."""
+        """Returns number and differences of every recipe except the one shown."""
         run = columns.state.run
-        there, _ = variants(run)
+        known, _ = variants(run)
         if self.shown is None:
-            mine, now = newest_recipe(run)[0], newest_recipe(run)[1]
+            own_file, own_recipe = newest_recipe(run)[0], newest_recipe(run)[1]
         else:
-            of = variant(run, self.shown)
-            mine, now = of.file, of.ran
+            current = variant(run, self.shown)
+            own_file, own_recipe = current.file, current.ran
         return [
-            {"variant": each.number, "ran": each.last_ran, "changes": _told(each.ran, now)}
-            for each in there
-            if each.file != mine
+            {"variant": v.number, "ran": v.last_ran, "changes": _differences(v.ran, own_recipe)}
+            for v in known
+            if v.file != own_file
         ]
 
     def kept(self, number: int, columns: Columns, end: str | None) -> tuple[str, Bools]:
-        """A select stage of a variant, that of this name where it has one, and (N,) what it keeps.
+        """Returns a variant's select stage, if possible of this name, and (N,) the rows it keeps.
 
-        RecipeError where the variant has other rows, or no select stage of it is complete.
+        RecipeError if the variant has other rows, or no complete select stage.
         """
         with self._lock:
             key = number, columns.root, end
@@ -50,8 +50,8 @@ class Variants:
 
     def _looked_at(self, number: int, columns: Columns, end: str | None) -> tuple[str, Bools]:
         state = latest(self.uri, number)
-        mine, root = columns.state.plan.stages[columns.root], columns.root
-        if root not in state.plan.stages or state.plan.stages[root].folder != mine.folder:
+        ingest, root = columns.state.plan.stages[columns.root], columns.root
+        if root not in state.plan.stages or state.plan.stages[root].folder != ingest.folder:
             raise RecipeError(
                 f"variant {number} has other rows", str(state.run), "clipmill diff tells by uid"
             )
@@ -64,10 +64,12 @@ class Variants:
         return name, lost(Columns(state, root), name).code == 0
 
 
-def _told(then: Any, now: Any) -> list[str]:
-    """What the other recipe has that the one shown has not, a line each."""
-    found = changes(now, then)
-    lines = [f"{it.key} = {cut(one_line(it.after), 60)}" for it in found.settings]
-    lines += [f"with {name}" for name in found.added] + [f"without {n}" for n in found.removed]
+def _differences(other: Any, current: Any) -> list[str]:
+    """Returns the differences of the other recipe from the one shown, a line each."""
+    differences = changes(current, other)
+    lines = [f"{change.key} = {cut(one_line(change.after), 60)}" for change in differences.settings]
+    lines += [f"with {name}" for name in differences.added] + [
+        f"without {n}" for n in differences.removed
+    ]
     more = len(lines) - MOST_CHANGES
     return lines[:MOST_CHANGES] + ([f"and {more} more"] if more > 0 else [])

@@ -1,4 +1,4 @@
-"""Stored columns of every row of a root, as arrays: each is read once, when it is asked for."""
+"""Loads stored columns of all rows of a root as arrays, each once, on request."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE, POSITION, REASON, SHARD, UID
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -22,15 +22,15 @@ from clipmill.pipeline.run_folder.state import RunState
 
 Kind = Literal["number", "category", "text", "other"]
 Bools = NDArray[np.bool_]
-MOST_NAMES = 2000  # values of a category: with more a column is searched in instead
-READERS = 4  # shards that are read at once
-HELD_BYTES = 400 << 20  # of arrays; what was asked for longest ago goes first
-NOT_YET = "not done yet"  # of a row whose shard a stage has not finished
+MOST_NAMES = 2000  # most values of a category; a column with more is searched instead
+READERS = 4  # shards read at once
+CACHE_BYTES = 400 << 20  # cache of arrays; the least recently used goes first
+NOT_YET = "not done yet"  # reason for rows of shards that a stage has not finished
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """(N,) values as they are stored, and where there is one; NaN is none."""
+    """(N,) stored values, and whether each is present; NaN counts as missing."""
 
     values: NDArray[np.generic]
     is_there: Bools
@@ -40,7 +40,7 @@ class Numbers:
         return self.values.nbytes + self.is_there.nbytes
 
     def as_arrow(self) -> pa.Array:
-        """The column as it is stored: NaN stays, and is no null."""
+        """Returns the column as stored: NaN stays NaN, not null."""
         null_N = ~self.is_there
         if self.values.dtype.kind == "f":
             null_N &= ~np.isnan(self.values)
@@ -49,7 +49,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Codes:
-    """(N,) the place of each row's value among the names; -1 without one."""
+    """(N,) the index of each row's value among `names`; -1 if missing."""
 
     code: NDArray[np.int32]
     names: list[str]
@@ -59,14 +59,14 @@ class Codes:
         return self.code.nbytes
 
     def as_arrow(self) -> pa.Array:
-        """The column as it is stored."""
+        """Returns the column as stored."""
         code = pa.array(self.code, mask=self.code < 0)
         return pa.DictionaryArray.from_arrays(code, self.names).cast(pa.string())
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A column that a stage stores for the rows of a root, and what can be asked of it."""
+    """A column that a stage stores for the rows of a root, and its kind of question."""
 
     stage: str
     name: str
@@ -86,7 +86,7 @@ class Stored:
 
 
 class Columns:
-    """The columns of one root. Safe to ask from several threads."""
+    """The columns of one root; thread-safe."""
 
     def __init__(self, state: RunState, root: str) -> None:
         self.state, self.root = state, root
@@ -94,14 +94,14 @@ class Columns:
         rows = [state.stages[root].shards[shard].rows for shard in self.shards]
         self.starts = np.cumsum([0, *rows])
         self.stored = {column.id: column for column in stored_columns(state, root)}
-        self._held = Held[str, Numbers | Codes](HELD_BYTES)
+        self._cache = Cache[str, Numbers | Codes](CACHE_BYTES)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def column(self, name: str) -> Stored:
-        """The column of this name, `stage.column`; RecipeError where there is none."""
+        """Returns the column named `stage.column`; RecipeError if there is none."""
         if name not in self.stored:
             raise RecipeError(
                 f"no column '{name}'", "the question", did_you_mean(name, self.stored, "there are")
@@ -109,7 +109,7 @@ class Columns:
         return self.stored[name]
 
     def as_stored(self, where: Binding) -> pa.Array | pa.ChunkedArray | None:
-        """A column of numbers or truth values, or one of text that is held; None of any other."""
+        """Returns a column of numbers or booleans, or cached text; None for any other."""
         column = self.stored.get(".".join(where))
         if column is None:
             return None
@@ -119,33 +119,33 @@ class Columns:
             parts: dict[int, pa.ChunkedArray | None] = {}
             self.each_shard(lambda shard, _: parts.update({shard: self.read(where, shard)}))
             chunks = [part for shard in self.shards if (part := parts[shard]) is not None]
-            return pa.chunked_array(chain.from_iterable(it.chunks for it in chunks), pa.bool_())
-        if column.dtype != "string" or column.name == REASON.name:  # whose codes are stored
+            return pa.chunked_array(chain.from_iterable(part.chunks for part in chunks), pa.bool_())
+        if column.dtype != "string" or column.name == REASON.name:  # reasons are stored as codes
             return None
-        held = self._held.get(column.id)
-        return None if held is None else held.as_arrow()
+        cached = self._cache.get(column.id)
+        return None if cached is None else cached.as_arrow()
 
     def numbers(self, name: str) -> Numbers:
-        found = self._get(name)
-        if isinstance(found, Numbers):
-            return found
+        column = self._get(name)
+        if isinstance(column, Numbers):
+            return column
         raise RecipeError(f"'{name}' holds no numbers", "the question", "choose values instead")
 
     def codes(self, name: str) -> Codes:
-        """RecipeError where there are too many values, or none that can be told apart by name."""
-        found = self._get(name)
-        if isinstance(found, Codes):
-            return found
+        """Returns a column's codes; RecipeError for numbers, or too many values."""
+        column = self._get(name)
+        if isinstance(column, Codes):
+            return column
         raise RecipeError(f"'{name}' holds numbers", "the question", "give a range instead")
 
     def places(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Shard and position of each row."""
+        """Returns shard and position of each row."""
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         position = rows - self.starts[shard]
         return [(self.shards[s], int(p)) for s, p in zip(shard.tolist(), position, strict=True)]
 
     def every_place(self) -> dict[str, NDArray[np.int32]]:
-        """Shard and position of all rows."""
+        """Returns shard and position of all rows."""
         rows = np.diff(self.starts)
         first_N = np.repeat(self.starts[:-1], rows)
         return {
@@ -154,40 +154,40 @@ class Columns:
         }
 
     def each_shard(self, work: Callable[[int, slice], None]) -> None:
-        """Calls `work` with every shard and its rows, a few at once; the first error is raised."""
+        """Calls `work` with every shard and its rows, several at once; raises the first error."""
         rows = [slice(*self.starts[i : i + 2].tolist()) for i in range(len(self.shards))]
         with ThreadPoolExecutor(READERS) as pool:
             for _ in pool.map(work, self.shards, rows):
                 pass
 
     def read(self, where: Binding, shard: int) -> pa.ChunkedArray | None:
-        """A column of one shard; None where the stage has not done it yet."""
+        """Returns a column of one shard; None if the stage has not finished it."""
         stage, name = where
-        here = self.state.stages[stage].shards.get(shard)
-        if here is None:
+        shard_state = self.state.stages[stage].shards.get(shard)
+        if shard_state is None:
             return None
-        tables = self.state.stored[stage].read(here, [name], 1 << 16)
+        tables = self.state.stored[stage].read(shard_state, [name], 1 << 16)
         return pa.concat_tables(tables)[name]
 
     def _get(self, name: str) -> Numbers | Codes:
         with self._lock:  # one reader at a time: two that ask for one column read it once
-            found = self._held.get(name)
-            if found is None:
+            values = self._cache.get(name)
+            if values is None:
                 column = self.column(name)
                 if column.name == REASON.name:
-                    found = self._reasons(column)
+                    values = self._reasons(column)
                 elif column.kind == "number":
-                    found = self._numbers(column)
+                    values = self._numbers(column)
                 elif column.kind in ("category", "text"):
-                    found = self._codes(column)
+                    values = self._codes(column)
                 else:
                     raise RecipeError(
                         f"'{name}' holds {column.dtype}: it is shown, and not asked",
                         "the question",
                         "let a stage write a number of it",
                     )
-                self._held.put(name, found, found.nbytes)
-        return found
+                self._cache.put(name, values, values.nbytes)
+        return values
 
     def _numbers(self, column: Stored) -> Numbers:
         dtype = self.state.plan.schema(*column.where).to_pandas_dtype()
@@ -230,7 +230,7 @@ class Columns:
 
 
 def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], name: str) -> Codes:
-    """The texts of every shard as codes; the names in the order of the alphabet."""
+    """Returns the texts of all shards as codes, with names in alphabetical order."""
     code_N = np.full(len(columns), -1, np.int32)
     place: dict[str, int] = {}
     lock = threading.Lock()
@@ -242,15 +242,16 @@ def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], nam
         encoded = array.combine_chunks().dictionary_encode()
         encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
         with lock:
-            mine = [place.setdefault(text, len(place)) for text in encoded.dictionary.to_pylist()]
+            texts = encoded.dictionary.to_pylist()
+            indices = [place.setdefault(text, len(place)) for text in texts]
             if len(place) > MOST_NAMES:
                 raise RecipeError(
                     f"'{name}' has more than {MOST_NAMES:,} values",
                     "the question",
                     "search for a part of it instead",
                 )
-        lookup = np.array([*mine, -1], np.int32)
-        index = encoded.indices.fill_null(len(mine)).to_numpy(zero_copy_only=False)
+        lookup = np.array([*indices, -1], np.int32)
+        index = encoded.indices.fill_null(len(indices)).to_numpy(zero_copy_only=False)
         code_N[rows] = lookup[index]
 
     columns.each_shard(work)
@@ -261,7 +262,7 @@ def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], nam
 
 
 def stored_columns(state: RunState, root: str) -> Iterator[Stored]:
-    """What each stage over a root's rows stores for them, and its reasons."""
+    """Yields the columns that each stage stores for a root's rows, and its reasons."""
     for name, planned in state.plan.stages.items():
         if planned.root != root or not planned.gives_rows:
             continue
@@ -283,7 +284,7 @@ def stored_columns(state: RunState, root: str) -> Iterator[Stored]:
 
 
 def kind_of(dtype: pa.DataType) -> Kind:
-    """What can be asked of values of a type."""
+    """Returns how values of a type can be queried."""
     if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
         return "number"
     if pa.types.is_boolean(dtype) or pa.types.is_dictionary(dtype):

@@ -1,4 +1,4 @@
-"""How the rows that meet all filters are spread: counts by bin, by value, by cause; and a page."""
+"""Counts the rows that meet all filters by bin, value and cause, and pages through them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
 from clipmill.pipeline.ledger.selection.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
 
 # Shapes: N rows of a root, B bins.
 
-NAMED = 200  # values of a category that are counted by name, the most frequent
-HELD_BYTES = 200 << 20
+NAMED = 200  # most frequent values of a category that are counted by name
+CACHE_BYTES = 200 << 20
 
 
 @dataclass(frozen=True)
 class Bins:
-    """(N,) the bin of each row's value, the last where it has none; E = B + 1 edges.
+    """(N,) the bin of each row's value, the last if missing; E = B + 1 edges.
 
-    `span` is from the least value to the greatest, of which the outer bins take in the tails.
+    `span` is from the least value to the greatest; the outer bins include the tails.
     """
 
     bin: NDArray[np.uint8]
@@ -34,70 +34,70 @@ class Bins:
     span: tuple[float, float]
 
     def counts(self, rows: Bools | None = None) -> list[int]:
-        """Rows in each bin; the last counts those without a value."""
-        some = self.bin if rows is None else self.bin[rows]
-        return [int(n) for n in np.bincount(some, minlength=len(self.edges))]
+        """Returns the rows in each bin; the last counts rows without a value."""
+        chosen = self.bin if rows is None else self.bin[rows]
+        return [int(n) for n in np.bincount(chosen, minlength=len(self.edges))]
 
 
 class Counts:
-    """Answers over the rows of one root."""
+    """Answers queries over the rows of one root."""
 
     def __init__(self, columns: Columns, variants: Variants) -> None:
         self.columns, self.variants = columns, variants
         self.masks = Masks(columns)
-        self._bins = Held[str, Bins](HELD_BYTES)
-        self._order = Held[str, NDArray[np.int32]](HELD_BYTES)
+        self._bins = Cache[str, Bins](CACHE_BYTES)
+        self._order = Cache[str, NDArray[np.int32]](CACHE_BYTES)
 
-    def answer(self, query: asked.Query) -> dict[str, Any]:
-        """What a `Query` asks."""
+    def answer(self, query: questions.Query) -> dict[str, Any]:
+        """Returns the answer to a `Query`."""
         masks = [self.masks.of(filter) for filter in query.filters]
-        by_column = Apart(len(self.columns), masks)
-        of: dict[str, list[int]] = {}
+        by_column = MaskSet(len(self.columns), masks)
+        filters_on: dict[str, list[int]] = {}
         for index, filter in enumerate(query.filters):
-            of.setdefault(_about(filter), []).append(index)
+            filters_on.setdefault(_about(filter), []).append(index)
         rows_N = by_column.rows()
         answer: dict[str, Any] = {"rows": len(self.columns), "count": int(rows_N.sum())}
         answer["histograms"] = {
-            name: self._histogram(name, by_column.rows(*of.get(name, ())))
+            name: self._histogram(name, by_column.rows(*filters_on.get(name, ())))
             for name in query.histograms
         }
         answer["categories"] = {
-            name: self._category(name, by_column.rows(*of.get(name, ())))
+            name: self._category(name, by_column.rows(*filters_on.get(name, ())))
             for name in query.categories
         }
         if query.end:
             lost = self.masks.lost(query.end)
-            besides = by_column.rows(*of.get(f"lost for {query.end}", ()))
+            besides = by_column.rows(*filters_on.get(f"lost for {query.end}", ()))
             every, left = (
                 np.bincount(code_N, minlength=len(lost.causes)).tolist()
                 for code_N in (lost.code, lost.code[besides])
             )
             answer["causes"] = [
-                {"stage": stage, "reason": reason, "rows": rows, "left": some}
-                for (stage, reason), rows, some in zip(lost.causes, every, left, strict=True)
+                {"stage": stage, "reason": reason, "rows": rows, "left": left_rows}
+                for (stage, reason), rows, left_rows in zip(lost.causes, every, left, strict=True)
             ]
         parts: dict[str, Bools] = {"rows": rows_N}
         if query.threshold:
-            moved = self.masks.moves.keep(query.threshold)
-            apart = sides(moved.keep, moved.today)
+            moved = self.masks.counterfactuals.keep(query.threshold)
+            outcomes = sides(moved.keep, moved.today)
             answer["moved"] = {
                 "rule": moved.rule,
                 "today": int(moved.today.sum()),
-                **{which: int(mask.sum()) for which, mask in apart.items()},
+                **{outcome: int(mask.sum()) for outcome, mask in outcomes.items()},
             }
             if query.beside:
-                parts = {which: rows_N & mask for which, mask in apart.items()}
+                parts = {outcome: rows_N & mask for outcome, mask in outcomes.items()}
         elif query.variant is not None and query.end:
             now_N = self.masks.lost(query.end).code == 0
             end, then_N = self.variants.kept(query.variant, self.columns, query.end)
-            apart = {"gained": now_N & ~then_N, "lost": then_N & ~now_N, "both": now_N & then_N}
+            outcomes = {"gained": now_N & ~then_N, "lost": then_N & ~now_N, "both": now_N & then_N}
             answer["against"] = {
                 "end": end,
                 "now": int(now_N.sum()),
                 "then": int(then_N.sum()),
-                **{which: int(mask.sum()) for which, mask in apart.items()},
+                **{outcome: int(mask.sum()) for outcome, mask in outcomes.items()},
             }
-            parts = {which: rows_N & mask for which, mask in apart.items()}
+            parts = {outcome: rows_N & mask for outcome, mask in outcomes.items()}
         elif query.beside and query.end:
             kept_N = self.masks.lost(query.end).code == 0
             parts = {"kept": rows_N & kept_N, "dropped": rows_N & ~kept_N}
@@ -117,22 +117,22 @@ class Counts:
         }
 
     def bins(self, name: str) -> Bins:
-        """The bins of a column: even but for the tails, whole numbers apart where they are few."""
-        found = self._bins.get(name)
-        if found is None:
+        """Returns a column's bins: even, without the tails; few whole numbers get one each."""
+        bins = self._bins.get(name)
+        if bins is None:
             cuts = [cut for cut in cuts_of(self.columns) if cut.column == name]
-            found = binned(self.columns.numbers(name), name, cuts)
-            self._bins.put(name, found, found.bin.nbytes)
-        return found
+            bins = binned(self.columns.numbers(name), name, cuts)
+            self._bins.put(name, bins, bins.bin.nbytes)
+        return bins
 
     def _category(self, name: str, rows: Bools) -> dict[str, Any]:
-        """Values with their rows, the most frequent first, null for none; the rows of all others;
-        why it has none where there are too many."""
+        """Returns values with their rows, most frequent first, null for missing; and all others
+        together; `refused` tells why there are none."""
         try:
             codes = self.columns.codes(name)
         except RecipeError as error:
-            found, _, do = error.args
-            return {"values": [], "others": {"values": 0, "rows": 0}, "refused": f"{found}: {do}"}
+            problem, _, do = error.args
+            return {"values": [], "others": {"values": 0, "rows": 0}, "refused": f"{problem}: {do}"}
         every, left = (
             np.bincount(code_N + 1, minlength=len(codes.names) + 1)
             for code_N in (codes.code, codes.code[rows])
@@ -149,7 +149,7 @@ class Counts:
         others = {"values": len(ranked) - len(values), "rows": int(every[ranked[NAMED:]].sum())}
         return {"values": values, "others": others}
 
-    def _page(self, mask: Bools, query: asked.Query) -> list[int]:
+    def _page(self, mask: Bools, query: questions.Query) -> list[int]:
         if query.sort is None:
             rows = np.flatnonzero(mask)
         else:
@@ -157,32 +157,33 @@ class Counts:
             rows = order[mask[order]].astype(np.int64)
         return [int(row) for row in rows[query.offset : query.offset + query.limit]]
 
-    def order(self, sort: asked.Sort) -> NDArray[np.int32]:
-        """(N,) all rows by a column's value, those without one last, equal ones as they stand."""
+    def order(self, sort: questions.Sort) -> NDArray[np.int32]:
+        """Returns (N,) all rows by a column's value, missing ones last, ties in pool order."""
         key = f"{sort.descending} {sort.column}"
         order_N = self._order.get(key)
         if order_N is None:
             column = self.columns.column(sort.column)
-            held: Numbers | Codes
+            column_values: Numbers | Codes
             if column.kind == "number":
-                held = self.columns.numbers(sort.column)
-                value_N, is_there_N = held.values, held.is_there
+                column_values = self.columns.numbers(sort.column)
+                value_N, is_there_N = column_values.values, column_values.is_there
             else:
-                held = self.columns.codes(sort.column)
-                value_N, is_there_N = held.code, held.code >= 0
-            there = np.flatnonzero(is_there_N)
-            value_N = value_N[there]
-            if sort.descending:  # stable both ways: the last of the reversed are the first
-                ranked = len(there) - 1 - np.argsort(value_N[::-1], kind="stable")[::-1]
+                column_values = self.columns.codes(sort.column)
+                value_N, is_there_N = column_values.code, column_values.code >= 0
+            present = np.flatnonzero(is_there_N)
+            value_N = value_N[present]
+            if sort.descending:  # reversed twice, so that ties keep their order
+                ranked = len(present) - 1 - np.argsort(value_N[::-1], kind="stable")[::-1]
             else:
                 ranked = np.argsort(value_N, kind="stable")
-            order_N = np.concatenate([there[ranked], np.flatnonzero(~is_there_N)]).astype(np.int32)
+            missing = np.flatnonzero(~is_there_N)
+            order_N = np.concatenate([present[ranked], missing]).astype(np.int32)
             self._order.put(key, order_N, order_N.nbytes)
         return order_N
 
 
-class Apart:
-    """Rows that meet all masks, or all but some: a column's histogram leaves its own filter out."""
+class MaskSet:
+    """Rows that meet all masks, or all but some: a column's histogram ignores its own filter."""
 
     def __init__(self, rows: int, masks: list[Bools]) -> None:
         self.masks = masks
@@ -200,35 +201,35 @@ class Apart:
         return np.asarray(failed_N == 0)
 
 
-def _about(filter: asked.Filter) -> str:
-    """What a filter narrows: a column, or the causes under an end."""
+def _about(filter: questions.Filter) -> str:
+    """Returns what a filter narrows: a column, or the causes under an end."""
     match filter:
-        case asked.Range() | asked.OneOf():
+        case questions.Range() | questions.OneOf():
             return filter.column
-        case asked.LostFor():
+        case questions.LostFor():
             return f"lost for {filter.end}"
         case _:
             return ""
 
 
 def binned(numbers: Numbers, name: str, cuts: Sequence[CutAt] = ()) -> Bins:
-    """The bins of a column's values, in which all its thresholds stand."""
-    there = np.flatnonzero(numbers.is_there & np.isfinite(numbers.values))
-    some = there[:: max(1, len(there) // SAMPLED)]
+    """Returns the bins of a column's values, with its thresholds on the scale."""
+    present = np.flatnonzero(numbers.is_there & np.isfinite(numbers.values))
+    sampled = present[:: max(1, len(present) // SAMPLED)]
     is_whole = numbers.values.dtype.kind in "iu"
-    stand = [
+    thresholds = [
         ScoreCut(text=c.text, value=c.value, stage=c.stage, sign=c.sign, limit=c.value)
         for c in cuts
         if c.value is not None and not c.is_size
     ]
-    column = ScoreColumn(name, ("", name), is_whole, stand)
-    edge_E = edges_of(column, [numbers.values[some].astype(np.float64)])
+    column = ScoreColumn(name, ("", name), is_whole, thresholds)
+    edge_E = edges_of(column, [numbers.values[sampled].astype(np.float64)])
     bins = len(edge_E) - 1
-    value_M = numbers.values[there].astype(np.float64)
-    place_M = np.zeros(len(there), np.uint8)  # the outer bins take in the tails
-    for edge in edge_E[1:-1]:  # half the time of a search, which the edges are too few for
+    value_M = numbers.values[present].astype(np.float64)
+    place_M = np.zeros(len(present), np.uint8)  # the outer bins include the tails
+    for edge in edge_E[1:-1]:  # for few edges, half the time of a binary search
         place_M += value_M >= edge
     bin_N = np.full(len(numbers.values), bins, np.uint8)
-    bin_N[there] = place_M
-    span = (float(value_M.min()), float(value_M.max())) if len(there) else (0.0, 0.0)
+    bin_N[present] = place_M
+    span = (float(value_M.min()), float(value_M.max())) if len(present) else (0.0, 0.0)
     return Bins(bin_N, edge_E.tolist(), span)

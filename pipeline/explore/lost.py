@@ -1,4 +1,4 @@
-"""The first cause of every row under a select stage, as `funnel` counts it."""
+"""Computes the first cause of every row under a select stage, as `funnel` counts it."""
 
 import threading
 from collections import Counter
@@ -24,7 +24,7 @@ from clipmill.pipeline.run_folder.state import RunState
 
 @dataclass(frozen=True)
 class Lost:
-    """(N,) the place of each row's cause among `causes`, of which the first is that it stays."""
+    """(N,) the index of each row's cause in `causes`, whose first is KEPT."""
 
     code: NDArray[np.int32]
     causes: list[Cause]
@@ -35,9 +35,9 @@ class Lost:
 
 
 def ends_of(state: RunState, root: str) -> list[str]:
-    """The complete select stages over a root, the ends first and of those the last first.
+    """Returns the complete select stages over a root: final ones first, later ones first.
 
-    Of an end and of the selects that it builds on every row has one cause.
+    Each row has one cause for a final select and the selects that it builds on.
     """
     done = [stage.planned for stage in state.stages.values() if stage.complete]
     selects = [planned for planned in done if planned.is_select and planned.root == root]
@@ -46,7 +46,7 @@ def ends_of(state: RunState, root: str) -> list[str]:
 
 
 def lost(columns: Columns, end: str) -> Lost:
-    """The cause of every row; RecipeError where the stage does not decide, or is not complete."""
+    """Returns the cause of every row; RecipeError if the stage is no complete select."""
     state = columns.state
     if end not in ends_of(state, columns.root):
         raise RecipeError(
@@ -58,24 +58,24 @@ def lost(columns: Columns, end: str) -> Lost:
     later = later_stages(end, [planned for planned in done if planned.gives_rows])
     code_N = np.zeros(len(columns), np.int32)
     place: dict[Cause, int] = {KEPT: 0}
-    rows_of: dict[int, Counter[Cause]] = {}  # by shard, which are done in any order
+    rows_of: dict[int, Counter[Cause]] = {}  # by shard, as shards finish in any order
     lock = threading.Lock()
 
     def work(shard: int, rows: slice) -> None:
         reasons = ShardReasons(state, columns.root, shard)
         if reasons.counts(end).keys() <= {""} and not later:
             return
-        here, mine = code_N[rows], Counter[Cause]()
+        shard_codes, shard_causes = code_N[rows], Counter[Cause]()
         for stage, code, mask in (*causes(reasons, end), *failed_later(reasons, end, later)):
             with lock:
                 number = place.setdefault((stage, code), len(place))
-            mine[stage, code] += pc.sum(mask).as_py() or 0
-            here[mask.to_numpy(zero_copy_only=False)] = number
-        rows_of[shard] = mine
+            shard_causes[stage, code] += pc.sum(mask).as_py() or 0
+            shard_codes[mask.to_numpy(zero_copy_only=False)] = number
+        rows_of[shard] = shard_causes
 
     columns.each_shard(work)
     rows_by_cause: Counter[Cause] = Counter()
-    for shard in sorted(rows_of):  # as `funnel` meets them, which settles ties
+    for shard in sorted(rows_of):  # in the funnel's order, which decides ties
         rows_by_cause.update(rows_of[shard])
     ranked = [KEPT, *in_order(state, rows_by_cause)]
     order = np.array([ranked.index(cause) for cause in place], np.int32)

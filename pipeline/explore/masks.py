@@ -1,4 +1,4 @@
-"""Which rows meet a filter."""
+"""Computes which rows meet a filter."""
 
 import re
 from typing import Any
@@ -12,77 +12,77 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import REASON, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.lost import Lost, lost
-from clipmill.pipeline.explore.moved import Moves
+from clipmill.pipeline.explore.moved import Counterfactuals
 from clipmill.pipeline.ledger.selection.causes import Cause
 
 # Shapes: N rows of a root.
 
-HELD_BYTES = 100 << 20
-FINE = "fine"  # of a stage's reasons, none
+CACHE_BYTES = 100 << 20
+FINE = "fine"  # shown for rows without a reason
 
 
 class Masks:
-    """The masks of one root's rows; those asked for lately are kept."""
+    """The masks of one root's rows; recent ones are cached."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self.moves = Moves(columns)
-        self._held = Held[bytes, Bools](HELD_BYTES)
-        self._lost = Held[str, Lost](HELD_BYTES)
+        self.counterfactuals = Counterfactuals(columns)
+        self._cache = Cache[bytes, Bools](CACHE_BYTES)
+        self._lost = Cache[str, Lost](CACHE_BYTES)
         self._uid: NDArray[np.uint64] | None = None
 
-    def of(self, filter: asked.Filter) -> Bools:
-        """(N,) whether each row meets it."""
+    def of(self, filter: questions.Filter) -> Bools:
+        """Returns (N,) whether each row meets the filter."""
         key = msgspec.json.encode(filter)
-        mask_N = self._held.get(key)
+        mask_N = self._cache.get(key)
         if mask_N is None:
             mask_N = self._made(filter)
-            self._held.put(key, mask_N, mask_N.nbytes)
+            self._cache.put(key, mask_N, mask_N.nbytes)
         return mask_N
 
     def lost(self, end: str) -> Lost:
-        found = self._lost.get(end)
-        if found is None:
-            found = lost(self.columns, end)
-            self._lost.put(end, found, found.nbytes)
-        return found
+        causes = self._lost.get(end)
+        if causes is None:
+            causes = lost(self.columns, end)
+            self._lost.put(end, causes, causes.nbytes)
+        return causes
 
-    def _made(self, filter: asked.Filter) -> Bools:
+    def _made(self, filter: questions.Filter) -> Bools:
         match filter:
-            case asked.Range():
+            case questions.Range():
                 return within(self.columns.numbers(filter.column), filter.low, filter.high)
-            case asked.OneOf():
+            case questions.OneOf():
                 return self._one_of(filter)
-            case asked.LostFor():
+            case questions.LostFor():
                 return self._lost_for(filter)
-            case asked.Says():
+            case questions.Says():
                 return self._says(filter)
-            case asked.Uid():
+            case questions.Uid():
                 return self._uids(filter.begins.lower())
 
-    def _one_of(self, filter: asked.OneOf) -> Bools:
+    def _one_of(self, filter: questions.OneOf) -> Bools:
         column = self.columns.column(filter.column)
         wants_none = None in filter.values
         if column.kind == "number" and column.name != REASON.name:
             numbers = self.columns.numbers(filter.column)
-            wanted = [value for value in filter.values if isinstance(value, float | int)]
-            mask_N = equal_to_one(numbers, wanted)
+            values = [value for value in filter.values if isinstance(value, float | int)]
+            mask_N = equal_to_one(numbers, values)
             return np.asarray(mask_N | ~numbers.is_there if wants_none else mask_N)
         codes = self.columns.codes(filter.column)
         table = np.isin([*codes.names, ""], [str(value) for value in filter.values])
         table[-1] = wants_none
-        return table[codes.code]  # -1, no value, is the last
+        return table[codes.code]  # -1, a missing value, is the last
 
-    def _lost_for(self, filter: asked.LostFor) -> Bools:
-        found = self.lost(filter.end)
-        wanted: set[Cause] = {*filter.causes}
-        return np.array([cause in wanted for cause in found.causes])[found.code]
+    def _lost_for(self, filter: questions.LostFor) -> Bools:
+        causes_of_rows = self.lost(filter.end)
+        causes: set[Cause] = {*filter.causes}
+        return np.array([cause in causes for cause in causes_of_rows.causes])[causes_of_rows.code]
 
-    def _says(self, filter: asked.Says) -> Bools:
+    def _says(self, filter: questions.Says) -> Bools:
         column = self.columns.column(filter.column)
         if column.kind not in ("text", "category"):
             raise RecipeError(f"'{filter.column}' holds no text", "the search", "search in another")
@@ -92,16 +92,16 @@ class Masks:
             texts = self.columns.read(column.where, shard)
             if texts is not None:
                 text = texts.cast(pa.string())
-                found = pc.match_substring(text, filter.words, ignore_case=True)
-                mask_N[rows] = pc.fill_null(found, False).to_numpy()
+                hits = pc.match_substring(text, filter.words, ignore_case=True)
+                mask_N[rows] = pc.fill_null(hits, False).to_numpy()
 
         self.columns.each_shard(work)
         return mask_N
 
     def _uids(self, digits: str) -> Bools:
         if not re.fullmatch("[0-9a-f]{1,32}", digits):
-            found = f"'{digits}' begins no uid"
-            raise RecipeError(found, "the search", "give its hex digits, 32 at most")
+            problem = f"'{digits}' begins no uid"
+            raise RecipeError(problem, "the search", "give its hex digits, 32 at most")
         low, high = (int(digits.ljust(32, end), 16) for end in "0f")
         if self._uid is None:
             self._uid = self._first_halves()
@@ -115,7 +115,7 @@ class Masks:
         return mask_N
 
     def _first_halves(self) -> NDArray[np.uint64]:
-        """(N,) the first 64 bits of each uid."""
+        """Returns (N,) the first 64 bits of each uid."""
         top_N = np.zeros(len(self.columns), np.uint64)
 
         def work(shard: int, rows: slice) -> None:
@@ -127,22 +127,22 @@ class Masks:
         return top_N
 
 
-def equal_to_one(numbers: Numbers, wanted: list[float]) -> Bools:
-    """(N,) whether each value is one of these; a number that its type cannot hold is none."""
+def equal_to_one(numbers: Numbers, choices: list[float]) -> Bools:
+    """Returns (N,) whether each value is one of these; false if its type cannot hold them."""
     dtype = numbers.values.dtype
     if dtype.kind != "f":
         ends = np.iinfo(dtype.name)
-        whole = [int(value) for value in wanted if value.is_integer()]
-        own = np.array([value for value in whole if ends.min <= value <= ends.max], dtype)
+        whole = [int(value) for value in choices if value.is_integer()]
+        candidates = np.array([value for value in whole if ends.min <= value <= ends.max], dtype)
     else:
         with np.errstate(over="ignore"):
-            own = np.array(wanted, dtype)
-        own = own[np.isfinite(own)]
-    return np.isin(numbers.values, own) & numbers.is_there
+            candidates = np.array(choices, dtype)
+        candidates = candidates[np.isfinite(candidates)]
+    return np.isin(numbers.values, candidates) & numbers.is_there
 
 
 def within(numbers: Numbers, low: float | None, high: float | None) -> Bools:
-    """(N,) whether each value lies there; floats are compared in their own type, as by `where`."""
+    """Returns (N,) whether each value is in range; floats compare in their type, as in `where`."""
     mask_N = numbers.is_there
     values_N: Any = numbers.values
     own = values_N.dtype.type if values_N.dtype.kind == "f" else float

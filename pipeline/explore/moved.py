@@ -1,4 +1,4 @@
-"""What a select stage would keep with a threshold elsewhere: `sweep`, one value at a time."""
+"""Evaluates a select stage with another threshold: `sweep`, one value at a time."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Bools, Columns
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import stored
-from clipmill.pipeline.ledger.selection.counterfactual import asked_of, read_and_made, select_stage
+from clipmill.pipeline.ledger.selection.counterfactual import inputs_of, select_stage, split_inputs
 from clipmill.pipeline.planning.plan import check_threshold
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import thresholds_of, verdicts_of
@@ -24,16 +24,16 @@ from clipmill.pipeline.stage import Threshold, Verdicts
 
 
 @dataclass(frozen=True)
-class Moved:
-    """The rule with the number put in; (N,) what it keeps, and what is kept today."""
+class Counterfactual:
+    """The rule with the new number; (N,) the rows that it keeps, and those kept now."""
 
     rule: str
     keep: Bools
     today: Bools
 
 
-class Moves:
-    """Verdicts of a root's select stages. What the threshold asked for last reads is held."""
+class Counterfactuals:
+    """Verdicts of a root's select stages; caches the inputs of the last threshold used."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -42,53 +42,56 @@ class Moves:
         self._today: Bools = np.zeros(0, bool)
         self._lock = threading.Lock()
 
-    def keep(self, wanted: asked.Threshold) -> Moved:
-        """RecipeError where there is no such threshold, or the stage refuses the value."""
-        planned, threshold = threshold_at(self.columns, wanted)
-        if not isfinite(wanted.value):
-            raise RecipeError(f"{wanted.value} as a threshold", "the handle", "give a plain number")
+    def keep(self, request: questions.Threshold) -> Counterfactual:
+        """Returns the verdicts; RecipeError for an unknown threshold or a refused value."""
+        planned, threshold = threshold_at(self.columns, request)
+        if not isfinite(request.value):
+            raise RecipeError(
+                f"{request.value} as a threshold", "the handle", "give a plain number"
+            )
         if not threshold.is_size:
-            check_threshold(self.columns.state.plan.stages, planned, threshold.column, wanted.value)
+            stages = self.columns.state.plan.stages
+            check_threshold(stages, planned, threshold.column, request.value)
         with self._lock:
             if self._of != (planned.name, threshold.text) or self._verdicts is None:
-                self._verdicts = None  # what was held goes first
+                self._verdicts = None  # frees memory before more is read
                 rows, made = self._tables(planned, threshold)
                 self._verdicts = verdicts_of(planned, threshold, rows, made)
                 self._today = made[KEEP.name].to_numpy()
                 self._of = planned.name, threshold.text
-            verdicts = self._verdicts(Decimal(repr(wanted.value)).normalize())
-            return Moved(verdicts.rule, verdicts.keep, self._today)
+            verdicts = self._verdicts(Decimal(repr(request.value)).normalize())
+            return Counterfactual(verdicts.rule, verdicts.keep, self._today)
 
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
-        """What the verdicts are made of: columns that the stage read, and that it made. What the
-        page draws is held already."""
-        columns, wanted = self.columns, asked_of(planned, threshold)
-        found = {name: columns.as_stored(where) for name, where in wanted.items()}
-        others = {name: where for name, where in wanted.items() if found[name] is None}
+        """Returns the inputs of verdicts: columns that the stage read, and columns that it wrote;
+        columns in the page's cache are not read again."""
+        columns, sources = self.columns, inputs_of(planned, threshold)
+        values = {name: columns.as_stored(where) for name, where in sources.items()}
+        others = {name: where for name, where in sources.items() if values[name] is None}
         place: dict[str, Any] = columns.every_place()
-        if others or not threshold.by_row:  # uids are most of what is read for it
+        if others or not threshold.by_row:  # reading uids costs most
             shards = stored(columns.state, planned.root, others)
             tables = [*ahead(columns.state.run, shards.table, range(len(shards)))]
-            whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-            found |= {name: whole[name] for name in others}
-            place[UID.name] = whole[UID.name]
-        return read_and_made(pa.table(place | found))
+            table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+            values |= {name: table[name] for name in others}
+            place[UID.name] = table[UID.name]
+        return split_inputs(pa.table(place | values))
 
 
-def threshold_at(columns: Columns, wanted: asked.Threshold) -> tuple[PlannedStage, Threshold]:
-    """The threshold of today that a page names."""
-    planned = select_stage(columns.state, wanted.stage)
+def threshold_at(columns: Columns, request: questions.Threshold) -> tuple[PlannedStage, Threshold]:
+    """Returns the current threshold that a page names."""
+    planned = select_stage(columns.state, request.stage)
     for threshold in thresholds_of(planned):
-        if (threshold.name, threshold.text) == (wanted.name, wanted.text):
+        if (threshold.name, threshold.text) == (request.name, request.text):
             return planned, threshold
     raise RecipeError(
-        f"'{wanted.stage}' has no threshold `{wanted.text}`", "the page", "load it again"
+        f"'{request.stage}' has no threshold `{request.text}`", "the page", "load it again"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutAt:
-    """A number by which a complete select stage decides, and the stored column that it cuts."""
+    """A threshold of a complete select stage, and the stored column that it compares."""
 
     stage: str
     name: str
@@ -100,7 +103,7 @@ class CutAt:
 
 
 def cuts_of(columns: Columns) -> Iterator[CutAt]:
-    """Every threshold over the rows of a root."""
+    """Yields every threshold over the rows of a root."""
     for name, stage in columns.state.stages.items():
         planned = stage.planned
         if planned.root != columns.root or not stage.complete or not planned.is_select:
@@ -119,5 +122,5 @@ def cuts_of(columns: Columns) -> Iterator[CutAt]:
 
 
 def sides(keep: Bools, today: Bools) -> dict[str, Bools]:
-    """Rows by what becomes of them."""
+    """Returns masks of rows by outcome."""
     return {"kept": keep, "dropped": ~keep, "won": keep & ~today, "lost": today & ~keep}

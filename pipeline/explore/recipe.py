@@ -1,4 +1,4 @@
-"""A threshold put elsewhere, as a `--set` and as a recipe of its own."""
+"""Writes another threshold as a `--set` and as a recipe of its own."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.explore.moved import threshold_at
 from clipmill.pipeline.planning.plan import make_plan
@@ -25,19 +25,19 @@ MOST_FILES = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changed:
-    """The recipe that ran with one setting changed: its text, the `--set` that does the same, and
-    the command that runs it."""
+    """The current recipe with one setting changed: its text, the equivalent `--set`, and the
+    command that runs it."""
 
     setting: str
     text: str
     command: str
 
 
-def changed(columns: Columns, wanted: asked.Threshold) -> Changed:
-    """RecipeError where the number stands in no setting by itself, or the plan refuses it."""
+def changed(columns: Columns, moved: questions.Threshold) -> Changed:
+    """Returns the changed recipe; RecipeError if no setting is the number, or the plan refuses."""
     state = columns.state
-    planned, threshold = threshold_at(columns, wanted)
-    value = Decimal(repr(wanted.value)).normalize()
+    planned, threshold = threshold_at(columns, moved)
+    value = Decimal(repr(moved.value)).normalize()
     text = f"{planned.name}.{_setting(planned, threshold, value)}"
     before = state.plan.recipe
     recipe = dataclasses.replace(before, stages=copy.deepcopy(before.stages), sets={})
@@ -54,14 +54,14 @@ def changed(columns: Columns, wanted: asked.Threshold) -> Changed:
         width=100,
     )
     target = text.partition("=")[0]
-    others = [given for given in before.overrides if given.partition("=")[0] != target]
-    sets = [word for given in (*others, text) for word in ("--set", given)]
+    others = [setting for setting in before.overrides if setting.partition("=")[0] != target]
+    sets = [word for setting in (*others, text) for word in ("--set", setting)]
     command = shlex.join(["clipmill", "run", before.path, *sets, "--out", str(state.run)])
     return Changed(setting=text, text=head + body, command=command)
 
 
 def save(text: str, beside: Path) -> Path:
-    """Writes the recipe into a new file beside a run: `run-2.yaml`, or the next number."""
+    """Writes the recipe to a new file beside a run: `run-2.yaml`, or the next number."""
     for number in range(2, MOST_FILES):
         path = beside.with_name(f"{beside.stem}-{number}.yaml")
         try:
@@ -69,21 +69,21 @@ def save(text: str, beside: Path) -> Path:
                 file.write(text)
         except FileExistsError:
             continue
-        load_recipe(str(path))  # it reads as it was meant
+        load_recipe(str(path))  # checks that it can be read
         return path
     raise RecipeError(f"{MOST_FILES} recipes are there", str(beside.parent), "delete some")
 
 
 def _setting(planned: PlannedStage, threshold: Threshold, value: Decimal) -> str:
-    """`KEY=VALUE` of the setting that holds the number."""
+    """Returns `KEY=VALUE` for the setting that holds the number."""
     if isinstance(planned.stage, Settles):
         key, text = planned.stage.settled(threshold, value)
         is_plain = not isinstance(value_of(text, key), str) or value_of(text, key) == text
         return f"{key}={text if is_plain else json.dumps(text, ensure_ascii=False)}"
-    held: Any = planned.stage
+    current: Any = planned.stage
     for key in threshold.name.split("."):
-        held = getattr(held, key, None)
-    if isinstance(held, int | float) and not isinstance(held, bool):
+        current = getattr(current, key, None)
+    if isinstance(current, int | float) and not isinstance(current, bool):
         return f"{threshold.name}={value:f}"
     raise RecipeError(
         f"'{threshold.name}' of '{planned.name}' is no setting by itself",

@@ -1,7 +1,7 @@
-"""The explorer's web server: on loopback alone, and for whoever has its random token.
+"""Serves the explorer on the loopback interface, to holders of its random token only.
 
 The token is the first part of every address. A cookie would go to all servers of this machine,
-whatever their port; this goes nowhere, as no page sends a referrer.
+on any port; the address goes nowhere, as no page sends a referrer.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from clipmill.pipeline.errors import ClipmillError, RecipeError
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.report.page import TEMPLATES
 
-HOST = "127.0.0.1"  # never another: a page shows strangers' words and pictures
-NAMES = (HOST, "localhost")  # a name that is made to lead here is none of these
+HOST = "127.0.0.1"  # loopback only: a page shows untrusted text and pictures
+NAMES = (HOST, "localhost")  # refuses names rebound to this address
 PAGE = Path(__file__).parent / "page"
 PALETTE = TEMPLATES / "palette.css"  # the report's colours
 TYPES = {
@@ -32,8 +32,8 @@ TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-MOST_BYTES = 1 << 20  # of a question
-DRAWN_AT_ONCE = 4  # pictures
+MOST_BYTES = 1 << 20  # largest question
+DRAWN_AT_ONCE = 4  # pictures decoded at once
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none';"
@@ -49,7 +49,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @contextlib.contextmanager
 def serving(session: Session, port: int | None = None) -> Iterator[str]:
-    """The address of the page, while a thread serves it; RecipeError where the port is taken."""
+    """Yields the page's address while a thread serves it; RecipeError if the port is taken."""
     token = secrets.token_urlsafe(24)
     loop = asyncio.new_event_loop()
     app = web_app(session, token)
@@ -70,7 +70,7 @@ def serving(session: Session, port: int | None = None) -> Iterator[str]:
     try:
         yield f"http://{HOST}:{runner.addresses[0][1]}/{token}/"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()  # ends what is asked
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()  # ends open requests
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -78,7 +78,7 @@ def serving(session: Session, port: int | None = None) -> Iterator[str]:
 
 
 def web_app(session: Session, token: str) -> web.Application:
-    """The page, its answers and its pictures, below the token."""
+    """Returns the application: the page, its answers and its pictures, below the token."""
     files = {path.name: path for path in (*PAGE.iterdir(), PALETTE) if path.suffix in TYPES}
     drawing = asyncio.Semaphore(DRAWN_AT_ONCE)
 
@@ -97,18 +97,19 @@ def web_app(session: Session, token: str) -> web.Application:
         return web.json_response(await asyncio.to_thread(work, body))
 
     async def picture(request: web.Request) -> web.StreamResponse:
-        asked = request.match_info
+        match = request.match_info
         async with drawing:
-            found = await asyncio.to_thread(
-                session.picture, asked["root"], int(asked["row"]), asked["size"]
+            small = await asyncio.to_thread(
+                session.picture, match["root"], int(match["row"]), match["size"]
             )
-        if found is None:
+        if small is None:
             return refused(404, "no picture that can be shown", request.path, "see the row's why")
-        kind, body = found
-        held = {"Cache-Control": "private, max-age=3600"}
-        return web.Response(body=body, content_type=kind, headers=held)
+        kind, body = small
+        cache = {"Cache-Control": "private, max-age=3600"}
+        return web.Response(body=body, content_type=kind, headers=cache)
 
-    app = web.Application(client_max_size=MOST_BYTES, middlewares=[guarded(token), told])
+    middlewares = [guarded(token), errors_as_answers]
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=middlewares)
     app.router.add_get("/{token}/", file)
     app.router.add_get("/{token}/page/{name}", file)
     app.router.add_post("/{token}/ask/{question}", answer)
@@ -123,13 +124,13 @@ def web_app(session: Session, token: str) -> web.Application:
 
 
 def guarded(token: str) -> Any:
-    """Refuses whoever has no token, and pages of other names that were made to lead here."""
+    """Returns a guard that refuses requests without the token, or for rebound names."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = request.headers.get("Host", "").rpartition(":")[0] or request.headers.get("Host")
-        given = request.path.split("/")[1]
-        is_known = hmac.compare_digest(given.encode(), token.encode())
+        request_token = request.path.split("/")[1]
+        is_known = hmac.compare_digest(request_token.encode(), token.encode())
         if name not in NAMES or not is_known:
             return refused(403, "not for you", "this address", "open the one that was printed")
         return await handler(request)
@@ -138,8 +139,8 @@ def guarded(token: str) -> Any:
 
 
 @web.middleware
-async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors as answers: what was found, where, and what to do."""
+async def errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers errors as JSON: what was found, where, and what to do."""
     try:
         return await handler(request)
     except ClipmillError as error:
@@ -153,7 +154,7 @@ async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         return refused(error.status, error.reason, request.path, "load the page again")
     except Exception as error:
-        traceback.print_exc()  # on the terminal, where whoever started it can copy it
+        traceback.print_exc()  # to the terminal, for the user to copy
         found = f"a fault of ours: {type(error).__name__}"
         return refused(500, found, request.path, "report what stands on the terminal")
 

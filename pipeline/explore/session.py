@@ -1,4 +1,4 @@
-"""A run as an explorer holds it: its columns by root, and the answers to what a page asks."""
+"""Holds a run for the explorer: its columns by root, and the answers to a page's questions."""
 
 import shlex
 import threading
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore import asked, recipe
+from clipmill.pipeline.explore import questions, recipe
 from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.explore.counts import Counts
-from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.relations import relations
 from clipmill.pipeline.explore.shown import picture_of, rows_shown, run_facts
 from clipmill.pipeline.ledger.answer import as_json
@@ -19,21 +19,21 @@ from clipmill.pipeline.ledger.findings.clusters import cluster_maps
 from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.run_folder.state import latest
 
-PICTURE_BYTES = 60 << 20  # of small pictures that are held
+PICTURE_BYTES = 60 << 20  # cache of small pictures
 SIDES = {"small": 200, "large": 640}  # pixels
 
 
 class Session:
-    """Answers from one look at the run folder; `look_again` takes another."""
+    """Answers from one reading of the run folder; `look_again` reads it again."""
 
     def __init__(self, uri: str, beside: Path, variant: int | None = None) -> None:
         self.uri, self.beside, self.variant = uri, beside, variant
         self._lock = threading.Lock()
-        self._drawing = threading.Lock()  # what a decoder warns of is caught for all threads
+        self._drawing = threading.Lock()  # warnings are caught for all threads
         self.look_again()
 
     def look_again(self, _: bytes = b"") -> dict[str, Any]:
-        """Reads the folder anew: what a run has stored since."""
+        """Reads the folder again, with everything stored since."""
         state = latest(self.uri, self.variant)
         roots = {
             name: Columns(state, name)
@@ -48,7 +48,7 @@ class Session:
             self.state, self.roots = state, roots
             variants = Variants(self.uri, self.variant)
             self.counts = {name: Counts(columns, variants) for name, columns in roots.items()}
-            self._pictures = Held[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
+            self._pictures = Cache[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
         return self.facts()
 
     def facts(self, _: bytes = b"") -> dict[str, Any]:
@@ -57,22 +57,22 @@ class Session:
         return facts | {"variants": counts.variants.facts(counts.columns)}
 
     def query(self, body: bytes) -> dict[str, Any]:
-        query: asked.Query = asked.read(body, asked.Query)
-        with self._lock:  # one at a time: each takes a core
+        query: questions.Query = questions.read(body, questions.Query)
+        with self._lock:  # one query at a time: each takes a core
             return self._counts(query.root).answer(query)
 
     def rows(self, body: bytes) -> list[dict[str, Any]]:
-        question: asked.Rows = asked.read(body, asked.Rows)
+        question: questions.Rows = questions.read(body, questions.Rows)
         counts = self._counts(question.root)
         return rows_shown(counts.columns, counts.masks, question)
 
     def relations(self, body: bytes) -> dict[str, Any]:
-        question: asked.Relations = asked.read(body, asked.Relations)
+        question: questions.Relations = questions.read(body, questions.Relations)
         with self._lock:
             return relations(self._counts(question.root).masks, question)
 
     def why(self, body: bytes) -> Any:
-        question = asked.read(body, asked.Why)
+        question = questions.read(body, questions.Why)
         return as_json(why(self.state, question.uid))
 
     def clusters(self, _: bytes) -> Any:
@@ -87,19 +87,19 @@ class Session:
         return {"file": file, "command": shlex.join(command)}
 
     def picture(self, root: str, row: int, size: str) -> tuple[str, bytes] | None:
-        """Type and bytes of a row's picture, made anew; None without one that can be shown."""
+        """Returns type and bytes of a row's re-encoded picture; None if there is none to show."""
         key = root, row, size
-        found = self._pictures.get(key)
-        if found is None and root in self.roots and size in SIDES:
+        small = self._pictures.get(key)
+        if small is None and root in self.roots and size in SIDES:
             with self._drawing:
-                found = picture_of(self.roots[root], row, SIDES[size])
-            if found is not None:
-                self._pictures.put(key, found, len(found[1]))
-        return found
+                small = picture_of(self.roots[root], row, SIDES[size])
+            if small is not None:
+                self._pictures.put(key, small, len(small[1]))
+        return small
 
     @property
     def answers(self) -> dict[str, Callable[[bytes], Any]]:
-        """What can be asked, by its name in the address."""
+        """Returns the answers by their name in the address."""
         return {
             "run": self.facts,
             "look-again": self.look_again,
@@ -118,5 +118,5 @@ class Session:
         return self.counts[root]
 
     def _changed(self, body: bytes) -> recipe.Changed:
-        question = asked.read(body, asked.Change)
+        question = questions.read(body, questions.Change)
         return recipe.changed(self._counts(question.root).columns, question.threshold)

@@ -1,11 +1,11 @@
-"""What a page shows of a run and of single rows: facts, values, pictures."""
+"""Collects what a page shows of a run and of single rows: facts, values, pictures."""
 
 from typing import Any
 
 import numpy as np
 
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, TEXT, UID, URL
-from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.columns import NOT_YET, Columns
 from clipmill.pipeline.explore.lost import ends_of
 from clipmill.pipeline.explore.masks import Masks
@@ -23,11 +23,11 @@ from clipmill.pipeline.report.pictures import small_picture
 from clipmill.pipeline.run_folder.state import RunState, summary
 from clipmill.pipeline.run_folder.words import in_words
 
-MOST_CHARACTERS = 2000  # of a caption on a page
+MOST_CHARACTERS = 2000  # most characters of a caption on a page
 
 
 def run_facts(state: RunState, roots: dict[str, Columns]) -> dict[str, Any]:
-    """What a page needs to begin: stages, columns, thresholds, where pictures come from."""
+    """Returns a page's initial facts: stages, columns, thresholds, sources of pictures."""
     return {
         "run": str(state.run),
         "recipe": state.plan.recipe.name,
@@ -70,17 +70,17 @@ def root_facts(columns: Columns) -> dict[str, Any]:
     }
 
 
-def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dict[str, Any]]:
-    """uid, caption, link, verdict and the columns asked for of each row, short enough to show."""
+def rows_shown(columns: Columns, masks: Masks, question: questions.Rows) -> list[dict[str, Any]]:
+    """Returns uid, caption, link, verdict and the requested columns of each row, shortened."""
     state, root = columns.state, columns.root
     rows = [row for row in question.rows if row < len(columns)]
     places = columns.places(np.array(rows, np.int64))
-    wanted: dict[str, Binding] = {"uid": (root, UID.name)}
+    bound: dict[str, Binding] = {"uid": (root, UID.name)}
     for name, column in (("text", TEXT.name), ("url", URL.name)):
-        if where := last_that_stores(state, root, column):
-            wanted[name] = where
-    wanted |= {f"={name}": columns.column(name).where for name in question.columns}
-    found = _stored_at(state, wanted, places)
+        if source := last_that_stores(state, root, column):
+            bound[name] = source
+    bound |= {f"={name}": columns.column(name).where for name in question.columns}
+    stored = _stored_at(state, bound, places)
     no_picture = _no_picture(columns, places)
     lost = masks.lost(question.end) if question.end else None
     return [
@@ -92,34 +92,34 @@ def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dic
             "picture": why_none is None,
             "no_picture": why_none,
             "verdict": lost.causes[lost.code[row]] if lost else None,
-            "values": {n[1:]: _exact(shown(it)) for n, it in values.items() if n.startswith("=")},
+            "values": {n[1:]: _exact(shown(v)) for n, v in values.items() if n.startswith("=")},
         }
-        for row, values, why_none in zip(rows, found, no_picture, strict=True)
+        for row, values, why_none in zip(rows, stored, no_picture, strict=True)
     ]
 
 
 def _stored_at(
-    state: RunState, wanted: dict[str, Binding], places: list[tuple[int, int]]
+    state: RunState, sources: dict[str, Binding], places: list[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """Columns at each place; None of what a stage has not done yet."""
-    there: dict[int, list[int]] = {}
+    """Returns columns at each place; None if a stage has not finished the shard."""
+    by_shard: dict[int, list[int]] = {}
     for index, (shard, _) in enumerate(places):
-        there.setdefault(shard, []).append(index)
-    found: list[dict[str, Any]] = [{} for _ in places]
-    for shard, indices in there.items():
-        bound = {n: at for n, at in wanted.items() if shard in state.stages[at[0]].shards}
+        by_shard.setdefault(shard, []).append(index)
+    values: list[dict[str, Any]] = [{} for _ in places]
+    for shard, indices in by_shard.items():
+        bound = {n: s for n, s in sources.items() if shard in state.stages[s[0]].shards}
         rows = rows_at(state, bound, [places[index] for index in indices])
         for index, row in zip(indices, rows, strict=True):
-            found[index] = row | dict.fromkeys(wanted.keys() - bound.keys())
-    return found
+            values[index] = row | dict.fromkeys(sources.keys() - bound.keys())
+    return values
 
 
 def _no_picture(columns: Columns, places: list[Place]) -> list[str | None]:
-    """Why each row has no picture; None where it has one."""
+    """Returns why each row has no picture; None if it has one."""
     state, root = columns.state, columns.root
     stages = pictured(state, root, places)
     values = pictures_at(state, root, places, [IMAGE_BYTES.name, REASON.name])
-    return [_why_none(at[0] if at else None, it) for at, it in zip(stages, values, strict=True)]
+    return [_why_none(p[0] if p else None, row) for p, row in zip(stages, values, strict=True)]
 
 
 def _why_none(stage: str | None, values: dict[str, Any]) -> str | None:
@@ -132,24 +132,24 @@ def _why_none(stage: str | None, values: dict[str, Any]) -> str | None:
 
 
 def _exact(value: Any) -> Any:
-    """A value that a browser takes as it is: its numbers have 53 bits."""
+    """Returns a value that JavaScript holds exactly: its numbers have 53 bits."""
     return str(value) if isinstance(value, int) and abs(value) > 1 << 53 else value
 
 
 def _short(text: Any) -> str | None:
     if text is None:
         return None
-    said = str(text)
-    if len(said) <= MOST_CHARACTERS:
-        return said
-    return f"{said[:MOST_CHARACTERS]}… ({len(said):,} characters)"
+    caption = str(text)
+    if len(caption) <= MOST_CHARACTERS:
+        return caption
+    return f"{caption[:MOST_CHARACTERS]}… ({len(caption):,} characters)"
 
 
 def picture_of(columns: Columns, row: int, side: int) -> tuple[str, bytes] | None:
-    """Its type and bytes, made anew from the stored picture; None where it shows nothing."""
+    """Returns a small picture's type and bytes; None if the stored one cannot be shown."""
     if row >= len(columns):
         return None
     places = columns.places(np.array([row], np.int64))
     (values,) = pictures_at(columns.state, columns.root, places, [IMAGE.name])
-    made = small_picture(values.get(IMAGE.name), side)
-    return (f"image/{made.kind}", made.data) if made else None
+    small = small_picture(values.get(IMAGE.name), side)
+    return (f"image/{small.kind}", small.data) if small else None

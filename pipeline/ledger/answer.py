@@ -1,11 +1,11 @@
-"""Answers as plain values: what `--json` prints."""
+"""Turns an answer into plain values, as `--json` prints it."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 
 def as_json(answer: Any) -> Any:
-    """Dicts and lists of an answer's fields by name; a field that is at its default is left out."""
+    """Returns an answer as dicts and lists, by field name; fields at their default are left out."""
     if is_dataclass(answer):
         values = {field: getattr(answer, field.name) for field in fields(answer)}
         return {

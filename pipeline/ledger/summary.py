@@ -1,7 +1,7 @@
-"""How a run ended, in numbers: the rows it kept, what took the others, and what may yet be mended.
+"""Summarises how a run ended: rows kept, first causes of losses, and failures to retry.
 
-Rows and reasons come from the records. First causes open a small column of each shard, so of a
-large pool the select's own reasons stand in their place: no run waits for its summary.
+Rows and reasons come from the records. First causes open a small column of each shard; in a large
+pool the select's own reasons replace them, so that no run waits for its summary.
 """
 
 from collections import Counter
@@ -22,16 +22,14 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.ran import newest_name
 from clipmill.pipeline.run_folder.state import RunState
 
-MOST_ROWS, MOST_SHARDS = (
-    2_000_000,
-    500,
-)  # of a pool whose first causes are looked for: half a second
-READERS = 8  # threads, that wait for a store
+# Largest pool whose first causes are counted: half a second.
+MOST_ROWS, MOST_SHARDS = 2_000_000, 500
+READERS = 8  # threads, which mostly wait for a store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Rows that one stage lost for one reason; `advice`: what the stage says to do about it."""
+    """Rows that one stage lost for one reason; `advice`: the stage's own advice on it."""
 
     stage: str
     reason: str
@@ -41,10 +39,10 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """A select stage that no later one builds on, or a last stage of rows: `rows` = `kept` + lost.
+    """A final select, or a last stage of rows: `rows` = `kept` + lost.
 
-    `lost` has the most first, by first cause where `is_first`, else by the stage's own reasons.
-    Rows outside of its `only:` are not counted.
+    A select is final if no later one builds on it. `lost` is ordered by rows, most first: first
+    causes if `is_first`, else the stage's own reasons. Rows outside `only:` are not counted.
     """
 
     stage: str
@@ -56,21 +54,21 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Passing:
-    """Rows of one stage that failed for reasons which pass: `--retry` tries them again."""
+    """Rows of one stage that failed for transient reasons: `--retry` tries them again."""
 
     stage: str
-    rows: int  # that it was given
+    rows: int  # the stage's input
     reasons: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run left; while a stage of rows is not complete, nothing has ended.
+    """The outcome of a run; `endings` is empty until all stages of rows are complete.
 
-    `report` is null where none lies beside the run folder, or one from before. `set_aside` counts
-    shards that failed as a whole, by stage; `notes` is what stages say of what they were given,
-    and of models that score what they learnt from; `never` are reasons to be tried again that no
-    row has ever failed for.
+    `report` is null if the page beside the run folder is missing or outdated. `set_aside` counts
+    failed shards, by stage; `notes` are the stages' remarks on their input, and on models that
+    score their own training data; `never` are reasons given to `--retry` that no row has ever
+    failed for.
     """
 
     run: str
@@ -86,7 +84,7 @@ class Summary:
 
     @property
     def empty(self) -> tuple[str, ...]:
-        """Stages that kept no row, exports that hold none."""
+        """Returns the stages that kept no row and the exports without rows."""
         return (
             *(ending.stage for ending in self.endings if not ending.kept),
             *(export.stage for export in self.exports if export.exported == 0),
@@ -94,7 +92,7 @@ class Summary:
 
 
 def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] = ()) -> Summary:
-    """What a run of so many seconds, which was to `retry` reasons, left."""
+    """Returns what a run of `seconds` left, which was to `retry` these reasons."""
     stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
     done = [stage.planned for stage in stages if stage.complete]
     is_whole = len(done) == len(stages)
@@ -117,7 +115,7 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
 
 
 def _report(state: RunState) -> str | None:
-    """The page that `curate` and `report` write, where nothing of the run is newer than it."""
+    """Returns the page of `curate` or `report`, unless something of the run is newer."""
     page = Path(f"{state.run.path}.html")
     if not state.run.is_local or not page.exists():
         return None
@@ -128,22 +126,22 @@ def _report(state: RunState) -> str | None:
 
 
 def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
-    """The selects that no other builds on; and stages beside them without a value for any row.
+    """Yields final selects, and stages outside their lineage without a value for any row.
 
-    Where there is neither, the last stage of rows.
+    If there are none, yields the last stage of rows.
     """
     ends = [planned for planned in done if is_end(planned, done)]
-    told = {name for end in ends for name in _line(state, end.name)}
+    covered = {name for end in ends for name in _line(state, end.name)}
     for planned in done:
-        if planned.name not in told and not _counts(state, planned.name)[""]:
+        if planned.name not in covered and not _counts(state, planned.name)[""]:
             ends.append(planned)
-            told |= {it.name for it in done if planned.name in _line(state, it.name)}
+            covered |= {other.name for other in done if planned.name in _line(state, other.name)}
     for end in ends or done[-1:]:
         yield _ending(state, end)
 
 
 def _line(state: RunState, name: str) -> set[str]:
-    """The stages that a stage is made of, itself included."""
+    """Returns the stage and its ancestors."""
     line = {name}
     for planned in reversed(state.plan.stages.values()):
         if planned.name in line:
@@ -152,9 +150,9 @@ def _line(state: RunState, name: str) -> set[str]:
 
 
 def _counts(state: RunState, name: str) -> Counter[str]:
-    """Rows of a stage by reason today, without those outside of its `only:`.
+    """Counts a stage's rows by current reason, without those outside its `only:`.
 
-    Of a root all are fine: a row that lacks a value there is lost by the stage that asks for it.
+    All rows of a root are fine: the stage that needs a missing value there loses the row.
     """
     shards = state.stages[name].shards
     if state.plan.stages[name].is_root:
@@ -192,18 +190,18 @@ def _ending(state: RunState, planned: PlannedStage) -> Ending:
 
 
 def _first_causes(state: RunState, end: PlannedStage) -> Counter[Cause]:
-    """The rows that a select stage dropped, by what lost them first."""
+    """Counts the rows that a select stage dropped, by first cause."""
 
-    def of(shard: int) -> Counter[Cause]:
-        found: Counter[Cause] = Counter()
+    def count_shard(shard: int) -> Counter[Cause]:
+        counts: Counter[Cause] = Counter()
         for stage, code, rows in causes(ShardReasons(state, end.root, shard), end.name):
-            found[stage, code] += pc.sum(rows).as_py() or 0
-        return found
+            counts[stage, code] += pc.sum(rows).as_py() or 0
+        return counts
 
     total: Counter[Cause] = Counter()
     with ThreadPoolExecutor(READERS) as readers:
-        for found in readers.map(of, sorted(state.stages[end.root].shards)):
-            total.update(found)
+        for counts in readers.map(count_shard, sorted(state.stages[end.root].shards)):
+            total.update(counts)
     return total
 
 
@@ -216,5 +214,5 @@ def _passing(state: RunState) -> Iterator[Passing]:
 
 
 def _occurred(state: RunState, reason: str) -> bool:
-    """Whether any row ever failed for it: a `crashed` shard is no row."""
-    return reason == "crashed" or any(reason in it.codes for it in state.stages.values())
+    """Returns whether any row ever failed for a reason; `crashed` is a shard's, and always true."""
+    return reason == "crashed" or any(reason in stage.codes for stage in state.stages.values())

@@ -1,4 +1,4 @@
-"""What the stages of a run cost, from their records: no data file is opened."""
+"""Adds up what each stage of a run cost, from its records: no data file is opened."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 
 @dataclass(frozen=True, kw_only=True)
 class StageWork:
-    """One stage: its good shards, the rows computed for them, and what that took.
+    """One stage: its good shards, the rows computed for them, and the cost.
 
-    `seconds` are of work in all workers, `rows_per_s` of one of them, null without rows. `bytes`
-    are stored. `retries` counts attempts past the first; `failures` are of the shards set aside.
-    `spent` is what a stage with a budget has spent in all runs, by unit: `tokens`, `usd`.
+    `seconds` sum over all workers, `rows_per_s` is that of one worker, null without rows. `bytes`
+    are stored bytes. `retries` counts attempts past the first; `failures` holds failed shards.
+    `spent` is the spending of a stage with a budget over all runs, by unit: `tokens`, `usd`.
     """
 
     stage: str
@@ -33,7 +33,7 @@ class StageWork:
 
 
 def work(state: RunState) -> list[StageWork]:
-    """Every stage, in the recipe's order."""
+    """Returns the cost of every stage, in the recipe's order."""
     return [_work(name, stage) for name, stage in state.stages.items()]
 
 

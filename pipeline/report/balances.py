@@ -1,4 +1,4 @@
-"""A balance on the page: the curve of counts, and the ends of it in pictures."""
+"""Draws a balance: the curve of counts, and pictures of its heaviest and rarest concepts."""
 
 from itertools import chain
 from math import log10
@@ -12,10 +12,11 @@ from clipmill.pipeline.run_folder.state import RunState
 
 
 def balance_section(state: RunState, balance: Balance) -> dict[str, Any]:
-    """What the template draws: the answer, its curve, pictures of both ends."""
+    """Returns the template's values: the answer, its curve, pictures of both ends."""
     ends = {"heaviest": balance.heaviest, "rarest": balance.rarest}
     concepts = chain.from_iterable(ends.values())
-    seen = samples_at(state, balance.stage, (row.place for of in concepts for row in of.rows))
+    places = (row.place for concept in concepts for row in concept.rows)
+    seen = samples_at(state, balance.stage, places)
 
     def shown(concept: ConceptRows) -> dict[str, Any]:
         samples = [
@@ -39,7 +40,7 @@ def balance_section(state: RunState, balance: Balance) -> dict[str, Any]:
 
 
 def curve(before: Curve, after: Curve, t: float | None) -> dict[str, Any]:
-    """Counts by rank, before and after, both axes logarithmic; t as a level line."""
+    """Returns counts by rank, before and after, both axes logarithmic; t as a horizontal line."""
     series = [
         (name, [log10(rank) for rank, _ in points], [log10(count) for _, count in points])
         for name, points in (("before", before), ("after", after))
@@ -57,5 +58,5 @@ def curve(before: Curve, after: Curve, t: float | None) -> dict[str, Any]:
 
 
 def _decades(high: float) -> list[tuple[float, str]]:
-    """Powers of ten up to a logarithm, by their share of the axis."""
+    """Returns powers of ten up to a logarithm, by their share of the axis."""
     return [(power / (high or 1), short(10.0**power)) for power in range(int(high + 1e-9) + 1)]

@@ -1,4 +1,4 @@
-"""`clipmill report`: a run as one HTML page that needs nothing beside it.
+"""Writes a run as one self-contained HTML page (`clipmill report`).
 
 Every figure and picture is read from the run folder, so the same folder gives the same bytes.
 """
@@ -32,11 +32,11 @@ from clipmill.pipeline.run_folder.sessions import sessions
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.variants import variant as variant_of
 
-LONG_PATH = re.compile(r"=(/|\w+://)\S*/(?=[^/\s]+$)")  # of a value: its last part says enough
+LONG_PATH = re.compile(r"=(/|\w+://)\S*/(?=[^/\s]+$)")  # shortens a path to its last part
 
 
 def report(state: RunState, baselines: Sequence[str] = (), variant: int | None = None) -> str:
-    """The page, as HTML; `variant` is the number of the recipe where it is not that of last."""
+    """Returns the page as HTML; `variant` is the recipe's number, None for the last one."""
     rows, worth, costs = funnel(state), results(state, baselines), work(state)
     ends = [drawn_end(end, number) for number, end in enumerate(rows.ends)]
     return render(
@@ -58,7 +58,7 @@ def _sections(
     worth: Results | None,
     costs: list[StageWork],
 ) -> Iterator[Section]:
-    """The parts of the page in their order; what the run has nothing of is left out."""
+    """Yields the parts of the page in order, without empty ones."""
     if worth:
         yield section("results", "Results")
     if rows.stages:
@@ -66,27 +66,27 @@ def _sections(
     for number, end in enumerate(ends):
         yield from sections_of(state, end, number, f" of {end['stage']}" if len(ends) > 1 else "")
     if same := duplicates(state):
-        strips = [{**vars(of), "strips": duplicate_strips(state, of)} for of in same]
+        strips = [{**vars(stage), "strips": duplicate_strips(state, stage)} for stage in same]
         yield section("duplicates", "Duplicates", duplicates=strips)
     if near := leaks(state):
-        strips = [{**vars(of), "strips": leak_strips(state, of)} for of in near]
+        strips = [{**vars(stage), "strips": leak_strips(state, stage)} for stage in near]
         yield section("leaks", "Copies of evaluation samples", leaks=strips)
-    for number, made in enumerate(captions(state)):
-        found = caption_section(state, made)
-        title = f"Captions of {made.chosen_by or made.stage}"
-        yield section("captions", title, number, found=found)
-    for number, of in enumerate(balances(state)):
-        found = balance_section(state, of)
-        yield section("concepts", f"Concepts balanced by {of.stage}", number, found=found)
-    for number, lying in enumerate(cluster_maps(state)):
-        drawn = cluster_section(state, lying)
-        title = f"Concept map of {lying.stage}"
+    for number, texts in enumerate(captions(state)):
+        values = caption_section(state, texts)
+        title = f"Captions of {texts.chosen_by or texts.stage}"
+        yield section("captions", title, number, found=values)
+    for number, balance in enumerate(balances(state)):
+        values = balance_section(state, balance)
+        yield section("concepts", f"Concepts balanced by {balance.stage}", number, found=values)
+    for number, cluster_map in enumerate(cluster_maps(state)):
+        drawn = cluster_section(state, cluster_map)
+        title = f"Concept map of {cluster_map.stage}"
         yield section("clusters", title, number, found=drawn, is_first=number == 0)
     if truth := last_planted(state):
         yield section("truth", "Against the planted truth", truth=truth)
-    charts, said = training_charts(losses(state)), notes(state)
-    if charts or said:
-        yield section("training", "Training", charts=charts, notes=said)
+    charts, sentences = training_charts(losses(state)), notes(state)
+    if charts or sentences:
+        yield section("training", "Training", charts=charts, notes=sentences)
     yield section("time", "Time and throughput")
     if rows.exports:
         yield section("exports", "Exports")
@@ -94,12 +94,12 @@ def _sections(
 
 
 def _run(state: RunState, variant: int | None) -> dict[str, Any]:
-    """What ran: recipe, seed, when it was started, and its stages as YAML."""
+    """Returns the facts of the run: recipe, seed, start, and its stages as YAML."""
     if variant is None:
         name, ran = newest_recipe(state.run)
     else:
-        one = variant_of(state.run, variant)
-        name, ran = one.file, one.ran
+        chosen = variant_of(state.run, variant)
+        name, ran = chosen.file, chosen.ran
     began = datetime.strptime(name[:15], "%Y%m%dT%H%M%S")
     ended = sessions(state.run)
     return {
@@ -110,7 +110,7 @@ def _run(state: RunState, variant: int | None) -> dict[str, Any]:
         "began": began.strftime("%Y-%m-%d %H:%M UTC"),
         "overrides": [LONG_PATH.sub("=…/", override) for override in ran["overrides"]],
         "sessions": ended,
-        "seconds": sum(one.seconds for one in ended),
+        "seconds": sum(session.seconds for session in ended),
         "stages": yaml.safe_dump(
             ran["stages"],
             sort_keys=False,

@@ -1,4 +1,4 @@
-"""The captions of a run on the page: counts by gate and source, and some rows side by side."""
+"""Draws the captions of a run: counts by reason and source, and example rows side by side."""
 
 import re
 from typing import Any
@@ -8,44 +8,51 @@ from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
 
-BEGINS = re.compile(r"^text_(is_|has_)?")  # of the names of values
+BEGINS = re.compile(r"^text_(is_|has_)?")  # prefix of the names of values
 
 
-def caption_section(state: RunState, of: Captions) -> dict[str, Any]:
-    """What the template draws: the answer, and its examples with pictures."""
-    seen = samples_at(state, of.chosen_by or of.stage, (example.place for example in of.examples))
+def caption_section(state: RunState, captions: Captions) -> dict[str, Any]:
+    """Returns the template's values: the answer, and its examples with pictures."""
+    seen = samples_at(
+        state,
+        captions.chosen_by or captions.stage,
+        (example.place for example in captions.examples),
+    )
     return {
-        **vars(of),
-        "reasons": {_why(reason): counts for reason, counts in of.reasons.items()},
+        **vars(captions),
+        "reasons": {_why(reason): counts for reason, counts in captions.reasons.items()},
         "examples": [
             {
                 **seen[example.place],
                 "fell_back": example.texts.fell_back,
-                "texts": [shown(it) for it in example.texts.texts],
+                "texts": [shown(caption) for caption in example.texts.texts],
             }
-            for example in of.examples
+            for example in captions.examples
         ],
     }
 
 
-def shown(it: Caption) -> dict[str, Any]:
-    """A text, where it is from in few words, and its values by short names, none that is 0."""
-    label = it.label if it.label != it.source else None
-    made = [it.source or "unknown", *filter(None, (label, _model(it.model), it.prompt_id))]
+def shown(caption: Caption) -> dict[str, Any]:
+    """Returns a text, its origin in few words, and its nonzero values by short names."""
+    label = caption.label if caption.label != caption.source else None
+    origin = [
+        caption.source or "unknown",
+        *filter(None, (label, _model(caption.model), caption.prompt_id)),
+    ]
     values = {
         _name(column): "yes" if value is True else value
-        for column, value in it.values.items()
+        for column, value in caption.values.items()
         if value
     }
-    sure = values.pop("language confidence", None)
-    if sure is not None and "language" in values:
-        values["language"] = f"{values['language']} {sure:.2f}"
-    reason = it.reason and _why(it.reason)
-    return {"text": it.text, "made": ", ".join(made), "reason": reason, "values": values}
+    confidence = values.pop("language confidence", None)
+    if confidence is not None and "language" in values:
+        values["language"] = f"{values['language']} {confidence:.2f}"
+    reason = caption.reason and _why(caption.reason)
+    return {"text": caption.text, "made": ", ".join(origin), "reason": reason, "values": values}
 
 
 def _model(model: str | None) -> str | None:
-    """The model's own name: without the server's address, and the folders of a file."""
+    """Returns the model's own name, without a server's address or a file's folders."""
     if model is None:
         return None
     scheme, _, name = model.partition(":")
@@ -54,14 +61,14 @@ def _model(model: str | None) -> str | None:
 
 
 def _why(reason: str) -> str:
-    """Why a select left a text out, in the words of the values beside it."""
+    """Returns why a select dropped a text, in the words of the values beside it."""
     kind, _, name = reason.partition(":")
     if kind == "mix":
         return "the mix takes another"
     if kind == "cut":
         return f"below the cut of {name}"
-    said = in_words(reason)
-    return _name(said) if said.startswith("text_") else said
+    words = in_words(reason)
+    return _name(words) if words.startswith("text_") else words
 
 
 def _name(column: str) -> str:

@@ -1,14 +1,14 @@
-"""Where the marks of a chart stand: numbers in, coordinates out; the templates draw them."""
+"""Computes the coordinates of charts; the templates draw them."""
 
 from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import Any, NamedTuple
 
-WIDTH, HEIGHT = 420, 190  # of the viewBox: no wider, so that text stays legible on a phone
+WIDTH, HEIGHT = 420, 190  # viewBox: no wider, so that text stays legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 16, 34
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-TOWERS = 4  # times the next highest bar: a higher one is cut off, so that the others can be seen
-ROOM = 1.25  # over that next highest bar
+TOWERS = 4  # times the next highest bar: a higher bar is cut off, so that the others are visible
+ROOM = 1.25  # height of the axis, by that next highest bar
 Line = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
 
 
@@ -23,7 +23,7 @@ class Band(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A value with its interval at a place above 0; `kind` is the class of its mark."""
+    """A value with its interval, at an x above 0; `kind` is the class of its mark."""
 
     name: str
     kind: str
@@ -40,7 +40,7 @@ def histogram(
     cuts: Sequence[dict[str, Any]],
     is_whole: bool = False,
 ) -> dict[str, Any]:
-    """Two stacked bars a bin, the kept rows below, and a line at each cut.
+    """Returns two stacked bars per bin, kept rows below, and a line at each cut.
 
     One bar that towers over all others is cut off at the top, with its rows as a number.
     """
@@ -55,7 +55,7 @@ def histogram(
     bars, towers = [], []
     for i in range(len(kept)):
         x, right = _x(edges[i], low, high), _x(edges[i + 1], low, high)
-        share = min(1.0, top / height[i]) if height[i] else 1.0  # of a tower, what is drawn
+        share = min(1.0, top / height[i]) if height[i] else 1.0  # drawn part of a tower
         for kind, base, count in (("kept", 0, kept[i]), ("dropped", kept[i], dropped[i])):
             if count:
                 y, bottom = _y(share * (base + count), 0, top), _y(share * base, 0, top)
@@ -70,8 +70,8 @@ def histogram(
                     }
                 )
         if is_tower and height[i] == highest:
-            at = min(max((x + right) / 2, LEFT + 30), WIDTH - RIGHT - 30)
-            mark = {"x": round(x, 2), "width": round(right - x, 2), "at": round(at, 2)}
+            label_x = min(max((x + right) / 2, LEFT + 30), WIDTH - RIGHT - 30)
+            mark = {"x": round(x, 2), "width": round(right - x, 2), "at": round(label_x, 2)}
             towers.append({**mark, "text": f"{highest:,}"})
     marks = [{"x": round(_x(cut["value"], low, high), 2), "text": cut["text"]} for cut in cuts]
     if is_whole:
@@ -82,7 +82,7 @@ def histogram(
 def lines(
     series: Sequence[Line], marks: Sequence[dict[str, Any]] = (), from_zero: bool = True
 ) -> dict[str, Any]:
-    """A line a series over one x axis, with vertical marks."""
+    """Returns a line per series over one x axis, with vertical marks."""
     level = [Band(name, x, y, y, y) for name, x, y in series]
     return {**bands(level, marks, from_zero), "bands": []}
 
@@ -90,7 +90,7 @@ def lines(
 def bands(
     series: Sequence[Band], marks: Sequence[dict[str, Any]] = (), from_zero: bool = False
 ) -> dict[str, Any]:
-    """A line a series in a band of its own over one x axis, with vertical marks."""
+    """Returns a line per series, each in a band, over one x axis, with vertical marks."""
     xs = [x for band in series for x in band.x] + [mark["value"] for mark in marks] or [0.0]
     ys = [y for band in series for y in (*band.low, *band.high)] or [0.0]
     low, high = min(xs), max(xs)
@@ -121,10 +121,10 @@ def bands(
 
 
 def scatter(points: Sequence[Point]) -> dict[str, Any]:
-    """A named mark with its interval at each point, the x axis by powers of ten.
+    """Returns a named mark with its interval at each point, the x axis by powers of ten.
 
-    Names stand right of their marks, or left where there is no room; where two would overlap, the
-    later one is left out: the table has it.
+    Names are right of their marks, or left for lack of space; of two overlapping names the later is
+    left out: the table has it.
     """
     xs = [log10(point.x) for point in points] or [0.0]
     ys = [y for point in points for y in (point.low, point.y, point.high)] or [0.0]
@@ -135,9 +135,9 @@ def scatter(points: Sequence[Point]) -> dict[str, Any]:
     scale = (box["y_bottom"], box["y_top"])
     marks: list[dict[str, Any]] = []
     taken: list[tuple[float, float, float]] = []  # left, right and height of the names
-    at = [(_x(log10(point.x), low, high), _y(point.y, *scale)) for point in points]
-    spots = [(x - 4, x + 4, y) for x, y in at]
-    for point, (x, y) in zip(points, at, strict=True):
+    positions = [(_x(log10(point.x), low, high), _y(point.y, *scale)) for point in points]
+    spots = [(x - 4, x + 4, y) for x, y in positions]
+    for point, (x, y) in zip(points, positions, strict=True):
         wide = 6.2 * len(point.name)
         side = "start" if x + 7 + wide <= WIDTH else "end"
         left = x + 7 if side == "start" else x - 7 - wide
@@ -173,8 +173,8 @@ def scatter(points: Sequence[Point]) -> dict[str, Any]:
 def frame(
     low: float, high: float, least: float, most: float, from_zero: bool = True
 ) -> dict[str, Any]:
-    """The plot's box and the ticks of both axes; the y axis ends at a tick, and begins at one where
-    it does not begin at zero."""
+    """Returns the plot's box and the ticks of both axes; the y axis ends at a tick, and begins
+    at one unless it begins at zero."""
     y_ticks = ticks(least, most, 4)
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else most - least
     top = step * ceil(most / step - 1e-9)
@@ -197,7 +197,7 @@ def frame(
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers inside the range, some `about` of them."""
+    """Returns round numbers inside the range, roughly `about` of them."""
     raw = (high - low) / about
     unit = 10.0 ** floor(log10(raw))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * (1 - 1e-9))
@@ -205,7 +205,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 12.3k, 0.25, 4M."""
+    """Returns a number in few characters: 12.3k, 0.25, 4M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             unit = 1e3 if letter == "k" else size

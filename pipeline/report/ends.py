@@ -1,4 +1,4 @@
-"""What a page shows of one last select stage: its bars, scores, thresholds, groups and samples."""
+"""Draws one final select stage: its bars, scores, thresholds, groups and samples."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,22 +15,22 @@ from clipmill.pipeline.report.relations import relation_section
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 
-Section = dict[str, Any]  # id, title and template of a part of the page, and what it draws
+Section = dict[str, Any]  # id, title, template and values of a part of the page
 Samples = dict[Place, dict[str, Any]]
 
 
 def section(name: str, title: str, number: int = 0, **values: Any) -> Section:
-    """A part of the page; `number` tells those of one kind apart."""
+    """Returns a part of the page; `number` distinguishes parts of one kind."""
     id_ = f"{name}-{number + 1}" if number else name
     return {"id": id_, "title": title, "template": f"{name}.html", **values}
 
 
 def drawn_end(end: End, number: int) -> dict[str, Any]:
-    """Its waterfall, each bar with the id of its samples; the largest causes first in `most`."""
+    """Returns the waterfall, each bar with the id of its samples; `most` has large causes first."""
     left, falls = end.rows, []
-    for at, cause in enumerate(end.causes):
+    for index, cause in enumerate(end.causes):
         left -= cause.rows
-        falls.append({**vars(cause), "left": left, "id": f"{number + 1}-{at + 1}"})
+        falls.append({**vars(cause), "left": left, "id": f"{number + 1}-{index + 1}"})
     return {
         "stage": end.stage,
         "rows": end.rows,
@@ -45,25 +45,25 @@ def drawn_end(end: End, number: int) -> dict[str, Any]:
 def sections_of(
     state: RunState, end: dict[str, Any], number: int, several: str
 ) -> Iterator[Section]:
-    """The parts that tell of this end; `several` names it in their titles where there are more."""
-    found = survey(state, end["stage"])
-    places = [row.place for rows in found.samples.values() for row in rows]
-    places += [place for cut in found.cuts for place, _ in (*cut.kept, *cut.dropped)]
+    """Yields the parts for this end; `several` names it in titles if there are more ends."""
+    surveyed = survey(state, end["stage"])
+    places = [row.place for rows in surveyed.samples.values() for row in rows]
+    places += [place for cut in surveyed.cuts for place, _ in (*cut.kept, *cut.dropped)]
     seen = samples_at(state, end["stage"], places, LARGE)
     part = partial(section, number=number, end=end)
-    if found.scores:
+    if surveyed.scores:
         title = f"Scores and thresholds{several}"
-        scores = [_score(score, found.cuts) for score in found.scores]
+        scores = [_score(score, surveyed.cuts) for score in surveyed.scores]
         yield part("scores", title, scores=scores)
-    if cuts := [_cut(cut, seen) for cut in found.cuts if cut.dropped]:
+    if cuts := [_cut(cut, seen) for cut in surveyed.cuts if cut.dropped]:
         yield part("thresholds", f"At the thresholds{several}", cuts=cuts)
-    if related := relation_section(found.relations):
+    if related := relation_section(surveyed.relations):
         yield part("relations", f"Rules and numbers together{several}", found=related)
-    if found.groups:
-        yield part("groups", f"Who is kept{several}", found=found)
-    causes = [_cause(KEPT, end["kept"], end["id"], found, seen)]
+    if surveyed.groups:
+        yield part("groups", f"Who is kept{several}", found=surveyed)
+    causes = [_cause(KEPT, end["kept"], end["id"], surveyed, seen)]
     causes += [
-        _cause((fall["stage"], fall["reason"]), fall["rows"], fall["id"], found, seen)
+        _cause((fall["stage"], fall["reason"]), fall["rows"], fall["id"], surveyed, seen)
         for fall in end["falls"]
     ]
     selects = {name for name, planned in state.plan.stages.items() if planned.is_select}
@@ -82,13 +82,13 @@ def sections_of(
 
 def _score(score: Score, cuts: Sequence[CutRows]) -> dict[str, Any]:
     bins = [kept + dropped for kept, dropped in zip(score.kept, score.dropped, strict=True)]
-    at = next((i for i, rows in enumerate(bins) if rows), 0)
+    first = next((i for i, rows in enumerate(bins) if rows), 0)
     return {
         **vars(score),
         "kept": sum(score.kept),
         "dropped": sum(score.dropped),
-        "only": sum(map(bool, bins)) < 2 and score.edges[at : at + 2],
-        "rows": {(of.cut.stage, of.cut.text): of for of in cuts if of.column == score.name},
+        "only": sum(map(bool, bins)) < 2 and score.edges[first : first + 2],
+        "rows": {(c.cut.stage, c.cut.text): c for c in cuts if c.column == score.name},
         "chart": histogram(
             score.edges,
             score.kept,
@@ -99,24 +99,26 @@ def _score(score: Score, cuts: Sequence[CutRows]) -> dict[str, Any]:
     }
 
 
-def _cut(of: CutRows, seen: Samples) -> dict[str, Any]:
-    """Both sides of a threshold, that of the lower values first."""
+def _cut(rows_at_cut: CutRows, seen: Samples) -> dict[str, Any]:
+    """Returns both sides of a threshold, lower values first."""
     sides = [
         {
             "is_kept": is_kept,
-            "samples": [{**seen[place], "values": {of.column: value}} for place, value in rows],
+            "samples": [
+                {**seen[place], "values": {rows_at_cut.column: value}} for place, value in rows
+            ],
         }
-        for is_kept, rows in ((False, of.dropped), (True, of.kept))
+        for is_kept, rows in ((False, rows_at_cut.dropped), (True, rows_at_cut.kept))
     ]
-    is_upper = of.cut.sign in ("<", "<=")
-    return {**vars(of), "sides": sides[::-1] if is_upper else sides}
+    is_upper = rows_at_cut.cut.sign in ("<", "<=")
+    return {**vars(rows_at_cut), "sides": sides[::-1] if is_upper else sides}
 
 
 def _cause(
-    cause: tuple[str, str], rows: int, id_: str, found: Survey, seen: Samples
+    cause: tuple[str, str], rows: int, id_: str, surveyed: Survey, seen: Samples
 ) -> dict[str, Any]:
-    few: Sequence[RowValues] = found.samples.get(cause, ())
-    samples = [{**seen[place], "values": values} for place, values in few]
+    rows_with_values: Sequence[RowValues] = surveyed.samples.get(cause, ())
+    samples = [{**seen[place], "values": values} for place, values in rows_with_values]
     return {
         "stage": cause[0],
         "reason": cause[1],

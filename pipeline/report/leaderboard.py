@@ -1,10 +1,10 @@
-"""The leaderboard of a bench as one HTML page that needs nothing beside it."""
+"""Writes a bench's leaderboard as one self-contained HTML page."""
 
 from collections.abc import Callable
 from typing import Any
 
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.bench.tables import estimate, leaked, said, verdict, verdicts, warnings
+from clipmill.pipeline.bench.tables import estimate, leaked, legend, verdict, verdicts, warnings
 from clipmill.pipeline.report.charts import Point, scatter
 from clipmill.pipeline.report.page import render
 
@@ -13,13 +13,13 @@ COST = ("score against cost", "seconds of one training on one worker", lambda li
 
 
 def leaderboard(board: Board, title: str) -> str:
-    """The page, as HTML."""
+    """Returns the page as HTML."""
     return render(
         "leaderboard.html",
         title=title,
         board=board,
-        said=said(board),
-        charts=list(filter(None, (_chart(board, *of) for of in (SIZE, COST)))),
+        said=legend(board),
+        charts=list(filter(None, (_chart(board, *axis) for axis in (SIZE, COST)))),
         estimate=estimate,
         leaked=leaked,
         verdict=verdict,
@@ -32,13 +32,13 @@ def leaderboard(board: Board, title: str) -> str:
 def _chart(
     board: Board, title: str, x_is: str, x_of: Callable[[Line], float | None]
 ) -> dict[str, Any] | None:
-    """Every arm that has a score and a place; None where none has."""
+    """Returns a mark for every arm with a score and an x; None without any."""
     points = []
     for line in board.lines:
-        x, of = x_of(line), line.result
-        if x and of:
-            value = 100 * of.value
-            ends = (value if end is None else 100 * end for end in (of.low, of.high))
+        x, result = x_of(line), line.result
+        if x and result:
+            value = 100 * result.value
+            ends = (value if end is None else 100 * end for end in (result.low, result.high))
             low, high = (min(max(end, 0.0), 100.0) for end in ends)  # no share lies beyond
             points.append(Point(line.arm, _kind(line.arm), x, value, low, high))
     if not points:
@@ -49,5 +49,5 @@ def _chart(
 
 
 def _kind(arm: str) -> str:
-    """The colour: of raw, of chance, of the others."""
+    """Returns the colour class: for raw, for random arms, for the others."""
     return "s2" if arm == "raw" else "s3" if arm.startswith("random_of_") else "s1"

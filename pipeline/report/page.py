@@ -1,4 +1,4 @@
-"""Templates to HTML: everything escaped but what the templates themselves write."""
+"""Renders templates to HTML; escapes everything but the templates' own text."""
 
 import re
 from functools import cache
@@ -13,19 +13,20 @@ from clipmill.pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
-NO_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")  # of a stranger's words: grep calls it binary
-PICTURES = 0x2400  # of control characters: NUL is ␀
+# Control characters of untrusted text, which make grep take a page for binary.
+NO_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")
+PICTURES = 0x2400  # pictures of control characters: NUL is ␀
 
 
 def render(template: str, **values: Any) -> str:
-    """The page. A value that a template lacks is an error, never a blank."""
+    """Returns the page; raises an error for a value that a template lacks."""
     page = _environment().get_template(template).render(values)
-    return NO_HTML.sub(lambda found: chr(PICTURES + ord(found[0])), page)
+    return NO_HTML.sub(lambda match: chr(PICTURES + ord(match[0])), page)
 
 
 @cache
 def _environment() -> Environment:
-    """Of all pages: to compile a template takes longer than to fill it."""
+    """Returns the environment of all pages; cached, as compiling takes longer than filling."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -49,7 +50,7 @@ def _environment() -> Environment:
 
 
 def value(stored: Any) -> str:
-    """A stored value in few characters."""
+    """Returns a stored value in few characters."""
     if stored is None:
         return "none"
     if isinstance(stored, bytes):

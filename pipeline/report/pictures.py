@@ -1,7 +1,7 @@
-"""Stored images made small enough for a page.
+"""Makes stored images small enough for a page.
 
-A pool's bytes are a stranger's: of a picture that is large or costly beyond any ordinary one, the
-page shows none.
+Image bytes are untrusted: a picture that is far larger or costlier than ordinary ones is not
+shown.
 """
 
 import warnings
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-SMALL = 144  # pixels: shown at 112 at most, so that a dense screen has some to spare
-LARGE = 256  # of samples that can be looked at larger: 200 photographs take some 3 MB
+SMALL = 144  # pixels: shown at 112 at most, with reserve for dense screens
+LARGE = 256  # pixels of samples that can be enlarged: 200 photographs take about 3 MB
 JPEG_QUALITY = 78
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 JPEG = b"\xff\xd8"
 MOST = {b"\xff\xda": 20, b"\xff\xe1": 1000}  # scans and EXIF segments of an ordinary JPEG
-TILE_SIDES = 322, 323  # of a TIFF: a tile may be larger than its picture
-MAX_TILE_PIXELS = 89_478_484  # as Pillow bounds pictures
-MAX_PYTHON_PIXELS = 2**22  # of a BMP in runs, which Pillow decodes in Python
+TILE_SIDES = 322, 323  # TIFF tags: a tile may be larger than its picture
+MAX_TILE_PIXELS = 89_478_484  # Pillow's own limit for pictures
+MAX_PYTHON_PIXELS = 2**22  # limit for run-length BMPs, which Pillow decodes in Python
 
 
 @dataclass(frozen=True)
 class SmallPicture:
-    """A picture made anew, `jpeg` or `png`."""
+    """A re-encoded picture, `jpeg` or `png`."""
 
     kind: str
     data: bytes
@@ -35,41 +35,41 @@ class SmallPicture:
 
 
 def picture(image: bytes | None, side: int = SMALL) -> dict[str, Any] | None:
-    """src, width and height of the small picture; None without an image that can be decoded."""
-    made = small_picture(image, side)
-    if made is None:
+    """Returns src, width and height of the small picture; None if it cannot be decoded."""
+    small = small_picture(image, side)
+    if small is None:
         return None
-    source = f"data:image/{made.kind};base64,{b64encode(made.data).decode()}"
-    return {"src": source, "width": made.width, "height": made.height}
+    source = f"data:image/{small.kind};base64,{b64encode(small.data).decode()}"
+    return {"src": source, "width": small.width, "height": small.height}
 
 
 def small_picture(image: bytes | None, side: int = SMALL) -> SmallPicture | None:
-    """The picture, no side longer than that; None without an image that can be decoded."""
+    """Returns the picture with sides of at most `side` pixels; None if it cannot be decoded."""
     if image is None:
         return None
     if image.startswith(JPEG) and any(image.count(mark) > most for mark, most in MOST.items()):
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF
+            warnings.simplefilter("ignore")  # odd EXIF gives warnings
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             pixels = _small(image, side)
-    except Exception:  # on hostile bytes decoders raise anything, KeyError to OSError
+    except Exception:  # on hostile bytes decoders raise anything
         return None
     coded = {"jpeg": _coded(pixels, "JPEG", quality=JPEG_QUALITY, optimize=True)}
-    coded["png"] = _coded(pixels, "PNG", optimize=True)  # a drawing is smaller so, and sharp
+    coded["png"] = _coded(pixels, "PNG", optimize=True)  # drawings are smaller and sharp as PNG
     kind = min(coded, key=lambda name: len(coded[name]))
     return SmallPicture(kind, coded[kind], pixels.width, pixels.height)
 
 
 def _small(body: bytes, side: int) -> Image.Image:
-    """The first frame, upright, on white."""
+    """Returns the first frame, upright, on white."""
     opened = Image.open(BytesIO(body), formats=FORMATS)
     tile_area = np.prod([getattr(opened, "tag_v2", {}).get(tag, 1) for tag in TILE_SIDES])
     in_python_area = opened.width * opened.height if opened.tile[0][0] == "bmp_rle" else 0
     if tile_area > MAX_TILE_PIXELS or in_python_area > MAX_PYTHON_PIXELS:
         raise Image.DecompressionBombError
-    opened.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded no larger than that needs
+    opened.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG no larger than needed
     opened.load()
     image: Image.Image = opened
     if image.mode.startswith("I"):  # 16 bits of grey
@@ -81,7 +81,7 @@ def _small(body: bytes, side: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.exif_transpose(image.convert("RGB"))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    image.info.clear()  # or its comments and profiles are written too
+    image.info.clear()  # else its comments and profiles would be written
     return image
 
 

@@ -1,4 +1,4 @@
-"""Rules that rows break together, and numbers that go together: counts as marks of a table."""
+"""Draws rules that rows break together, and related numbers, as marks of a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,29 +11,29 @@ from clipmill.pipeline.ledger.selection.relations import (
     Spread,
 )
 
-MOST_SETS = 12  # of rules that rows break together
-MOST_PAIRS = 12  # of numbers, the most alike first
-LEAST_ROWS = 20  # of a group: quantiles of fewer say little
-Scale = tuple[float, float]  # what the ends of a strip stand for
+MOST_SETS = 12  # sets of rules that rows break together
+MOST_PAIRS = 12  # pairs of numbers, most correlated first
+LEAST_ROWS = 20  # least rows of a group: quantiles of fewer say little
+Scale = tuple[float, float]  # values at the ends of a strip
 
 
-def relation_section(found: Relations) -> dict[str, Any] | None:
-    """What its template draws; None where a pool has neither rules that overlap nor numbers.
+def relation_section(related: Relations) -> dict[str, Any] | None:
+    """Returns the template's values; None without overlapping rules or numbers.
 
-    A number that is the same nearly everywhere has no strip; `alike` names it.
+    A number that is nearly constant has no strip; `alike` names it.
     """
-    scales = {place: _scale(spread) for place, spread in enumerate(found.spreads) if spread.pool}
-    alike = [found.spreads[place].name for place, (low, high) in scales.items() if low == high]
+    scales = {place: _scale(spread) for place, spread in enumerate(related.spreads) if spread.pool}
+    alike = [related.spreads[place].name for place, (low, high) in scales.items() if low == high]
     scales = {place: scale for place, scale in scales.items() if scale[0] < scale[1]}
-    spreads = [(place, found.spreads[place]) for place in scales]
-    overlap = _overlap(found)
+    spreads = [(place, related.spreads[place]) for place in scales]
+    overlap = _overlap(related)
     if not overlap and not spreads:
         return None
     return {
         "overlap": overlap,
         "pairs": [
             {**vars(pair), **_from_middle(pair.r)}
-            for pair in found.pairs[:MOST_PAIRS]
+            for pair in related.pairs[:MOST_PAIRS]
             if pair.r is not None
         ],
         "spreads": [
@@ -48,44 +48,44 @@ def relation_section(found: Relations) -> dict[str, Any] | None:
         "alike": alike,
         "by": {
             by: drawn
-            for by, groups in found.by.items()
+            for by, groups in related.by.items()
             if len(drawn := _groups(groups, scales)) > 1
         },
-        "rows": found.rows,
-        "sampled": found.sampled,
+        "rows": related.rows,
+        "sampled": related.sampled,
     }
 
 
-def _overlap(found: Relations) -> dict[str, Any] | None:
-    """The rules that rows break, numbered, and the sets of them; None of fewer than two."""
-    numbers = {place: n for n, place in enumerate(_broken(found), start=1)}
+def _overlap(related: Relations) -> dict[str, Any] | None:
+    """Returns the broken rules, numbered, and the sets of them; None for fewer than two."""
+    numbers = {place: n for n, place in enumerate(_broken(related), start=1)}
     if len(numbers) < 2:
         return None
-    free = sum(of.rows for of in found.broken if not of.rules)
-    sets = [of for of in found.broken if of.rules]
+    free = sum(broken.rows for broken in related.broken if not broken.rules)
+    sets = [broken for broken in related.broken if broken.rules]
     return {
-        "rules": [{**vars(found.rules[place]), "number": n} for place, n in numbers.items()],
-        "unbroken": len(found.rules) - len(numbers),
-        "sets": [_set(of, list(numbers), sets[0].rows) for of in sets[:MOST_SETS]],
-        "more": {"sets": len(sets[MOST_SETS:]), "rows": sum(of.rows for of in sets[MOST_SETS:])},
-        "several": sum(of.rows for of in sets if len(of.rules) > 1),
-        "any": sum(of.rows for of in sets),
+        "rules": [{**vars(related.rules[place]), "number": n} for place, n in numbers.items()],
+        "unbroken": len(related.rules) - len(numbers),
+        "sets": [_set(broken, list(numbers), sets[0].rows) for broken in sets[:MOST_SETS]],
+        "more": {"sets": len(sets[MOST_SETS:]), "rows": sum(b.rows for b in sets[MOST_SETS:])},
+        "several": sum(broken.rows for broken in sets if len(broken.rules) > 1),
+        "any": sum(broken.rows for broken in sets),
         "free": free,
-        "kept": found.free_kept,
-        "else": free - found.free_kept,
+        "kept": related.free_kept,
+        "else": free - related.free_kept,
     }
 
 
-def _broken(found: Relations) -> list[int]:
-    return [place for place, rule in enumerate(found.rules) if rule.rows]
+def _broken(related: Relations) -> list[int]:
+    return [place for place, rule in enumerate(related.rules) if rule.rows]
 
 
-def _set(of: Broken, places: Sequence[int], most: int) -> dict[str, Any]:
-    """A line: which of the rules it breaks, and its rows against those of the largest set."""
+def _set(broken: Broken, places: Sequence[int], most: int) -> dict[str, Any]:
+    """Returns a line: which of the rules it breaks, and its rows against the largest set's."""
     return {
-        "breaks": [place in of.rules for place in places],
-        "rows": of.rows,
-        "share": of.rows / most,
+        "breaks": [place in broken.rules for place in places],
+        "rows": broken.rows,
+        "share": broken.rows / most,
     }
 
 
@@ -102,13 +102,13 @@ def _groups(groups: Sequence[GroupSpread], scales: dict[int, Scale]) -> list[dic
 
 
 def _scale(spread: Spread) -> Scale:
-    """From the lowest to the highest of the outer quantiles, of all rows and of the kept."""
-    outer = [five[at] for five in (spread.pool, spread.kept) if five for at in (0, -1)]
+    """Returns the range of the outer quantiles, of all rows and of the kept."""
+    outer = [five[end] for five in (spread.pool, spread.kept) if five for end in (0, -1)]
     return min(outer), max(outer)
 
 
 def _strip(five: Five | None, scale: Scale) -> dict[str, Any] | None:
-    """The values, and where they lie in percent of the strip; what is past an end lies on it."""
+    """Returns the values with positions in percent of the strip; clipped at its ends."""
     if five is None:
         return None
     low, high = scale
@@ -125,6 +125,6 @@ def _strip(five: Five | None, scale: Scale) -> dict[str, Any] | None:
 
 
 def _from_middle(r: float | None) -> dict[str, Any]:
-    """A bar from the middle of a strip, to the left where r is below 0."""
+    """Returns a bar from the middle of a strip, to the left if r is below 0."""
     width = round(50 * abs(r or 0.0), 1)
     return {"left": 50.0 if (r or 0) >= 0 else 50.0 - width, "width": width}

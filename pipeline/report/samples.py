@@ -1,4 +1,4 @@
-"""What a page shows of a row beside its values: its picture, its caption, and its link."""
+"""Reads what a page shows of a row beside its values: picture, caption, and link."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +14,9 @@ from clipmill.pipeline.run_folder.state import RunState
 def samples_at(
     state: RunState, stage: str, places: Iterable[Place], side: int = SMALL
 ) -> dict[Place, dict[str, Any]]:
-    """uid, caption, link and picture of each row under a stage; None where there is none.
+    """Returns uid, caption, link and picture of each row under a stage; None if missing.
 
-    `side`: of the picture, in pixels.
+    `side` is the picture's, in pixels.
     """
     image = binding(state, stage, IMAGE_BYTES.name)
     root = state.plan.stages[stage].root or stage
@@ -27,12 +27,12 @@ def samples_at(
         "status": binding(state, stage, HTTP_STATUS.name),
         "image": image and (image[0], IMAGE.name),
     }
-    there = {name: where for name, where in bound.items() if where}
+    sources = {name: source for name, source in bound.items() if source}
     each = sorted(set(places))
-    rows = rows_at(state, there, each)
-    if image is None:  # of a union's rows its pools may store some
+    rows = rows_at(state, sources, each)
+    if image is None:  # a union's pools may store some
         pictures = pictures_at(state, root, each, [IMAGE.name])
-        rows = [{**row, **of} for row, of in zip(rows, pictures, strict=True)]
+        rows = [{**row, **picture_row} for row, picture_row in zip(rows, pictures, strict=True)]
     return {
         place: {
             "uid": row["uid"].hex(),
@@ -47,8 +47,8 @@ def samples_at(
 
 
 def host(url: str | None) -> str:
-    """The host that a link names, with its port; empty where it names none."""
+    """Returns a link's host with its port; empty without one."""
     try:
         return urlsplit(url or "").netloc.rpartition("@")[2]
-    except ValueError:  # of a broken IPv6 address
+    except ValueError:  # a broken IPv6 address
         return ""

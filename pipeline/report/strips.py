@@ -1,4 +1,4 @@
-"""Rows that a dedup stage compared, side by side: duplicates, copies of evaluation samples."""
+"""Draws rows that a dedup stage compared, side by side: duplicates, evaluation samples."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -15,12 +15,12 @@ from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 
 
-def duplicate_strips(state: RunState, of: Duplicates) -> list[dict[str, Any]]:
-    """The largest groups: keeper first, then members from the nearest to the farthest."""
-    columns = [of.near] if of.near else []
-    strips = _strips(state, of.stage, [group.places for group in of.groups], columns)
+def duplicate_strips(state: RunState, found: Duplicates) -> list[dict[str, Any]]:
+    """Returns the largest groups: canonical row first, then members from nearest to farthest."""
+    columns = [found.near] if found.near else []
+    strips = _strips(state, found.stage, [group.places for group in found.groups], columns)
     for strip in strips:
-        strip[0]["values"] = dict.fromkeys(columns)  # a keeper is near to nobody here
+        strip[0]["values"] = dict.fromkeys(columns)  # a canonical row has no nearness here
     return [
         {
             "rows": group.rows,
@@ -31,25 +31,27 @@ def duplicate_strips(state: RunState, of: Duplicates) -> list[dict[str, Any]]:
             ],
             "samples": strip,
         }
-        for group, strip in zip(of.groups, strips, strict=True)
+        for group, strip in zip(found.groups, strips, strict=True)
     ]
 
 
-def leak_strips(state: RunState, of: Leaks) -> list[dict[str, Any]]:
-    """Rows near an evaluation sample, by its task, from the nearest to the farthest."""
-    columns = [of.cut.column, *([of.sample] if of.sample else [])]
-    strips = _strips(state, of.stage, [shown.places for shown in of.shown], columns)
+def leak_strips(state: RunState, found: Leaks) -> list[dict[str, Any]]:
+    """Returns rows near an evaluation sample, by its task, from nearest to farthest."""
+    columns = [found.cut.column, *([found.sample] if found.sample else [])]
+    strips = _strips(state, found.stage, [shown.places for shown in found.shown], columns)
     return [
         {"task": shown.task, "rows": shown.rows, "more": shown.rows - len(strip), "samples": strip}
-        for shown, strip in zip(of.shown, strips, strict=True)
+        for shown, strip in zip(found.shown, strips, strict=True)
     ]
 
 
 def _strips(
     state: RunState, stage: str, strips: Sequence[Sequence[Place]], columns: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """The rows that a stage compared, strip by strip, with `values` of its columns and `texts`:
-    those it compared, or all there is where the run has no pictures; else none."""
+    """Returns the rows that a stage compared, strip by strip, with `values` of its columns.
+
+    `texts` are those that it compared, or all texts if the run has no pictures; else none.
+    """
     places = [place for strip in strips for place in strip]
     seen = samples_at(state, stage, places)
     texts = rows_at(state, _texts(state, stage), places)
@@ -63,12 +65,12 @@ def _strips(
 
 def _texts(state: RunState, stage: str) -> dict[str, Binding]:
     texts = {
-        read: where
+        column: source
         for bound in state.plan.stages[stage].bindings[:1]
-        for read, where in bound.items()
-        if pa.types.is_string(state.plan.schema(*where)) and where[1] != SHA256.name
+        for column, source in bound.items()
+        if pa.types.is_string(state.plan.schema(*source)) and source[1] != SHA256.name
     }
     if texts or binding(state, stage, IMAGE_BYTES.name):
         return texts
     bound = {name: binding(state, stage, name) for name in (TEXT.name, URL.name)}
-    return {name: where for name, where in bound.items() if where}
+    return {name: source for name, source in bound.items() if source}

@@ -1,4 +1,4 @@
-"""`clipmill sweep --html`: the sweep as a page with plots, and pictures of what is won and lost."""
+"""Writes a sweep as a page (`clipmill sweep --html`): plots, and pictures of rows won and lost."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LINES = 3  # groups in a plot
 
 
 def sweep_page(state: RunState, sweep: Sweep) -> str:
-    """The sweep as HTML."""
+    """Returns the sweep as HTML."""
     points = sweep.points
     value = [point.value for point in points]
     counts = {
@@ -39,7 +39,7 @@ def sweep_page(state: RunState, sweep: Sweep) -> str:
 
 
 def _shares(by: str, sweep: Sweep) -> list[Line]:
-    """Percent of the kept rows that are of each of the groups largest today."""
+    """Returns the percentage of kept rows in each of the currently largest groups."""
     value = [point.value for point in sweep.points]
     return [
         (name, value, [100 * p.groups[by].get(name, 0) / max(1, p.kept) for p in sweep.points])
@@ -48,12 +48,12 @@ def _shares(by: str, sweep: Sweep) -> list[Line]:
 
 
 def _with_pictures(state: RunState, sweep: Sweep) -> list[dict[str, Any]]:
-    """The points, each sample with its picture and the value that is varied."""
+    """Returns the points, each sample with its picture and the varied value."""
     size = binding(state, sweep.stage, IMAGE_BYTES.name)
     bound = {"image": (size[0], IMAGE.name)} if size else {}
     places = sorted({sample.place for sample in sweep.samples})
     rows = rows_at(state, bound, places)
-    seen = {at: picture(row.get("image")) for at, row in zip(places, rows, strict=True)}
+    seen = {place: picture(row.get("image")) for place, row in zip(places, rows, strict=True)}
 
     def shown(sample: Sample) -> dict[str, Any]:
         values = {sweep.column: sample.value}

@@ -1,4 +1,4 @@
-"""Losses on the page: trainings of one kind in a chart, each with a band over its seeds."""
+"""Draws losses: trainings of one kind in a chart, each with a band over its seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 from clipmill.pipeline.ledger.proof.results import LossCurve
 from clipmill.pipeline.report.charts import Band, bands
 
-POINTS = 300  # of a line: no screen shows more
-LINES = 5  # of a chart: as many colours can be told apart
+POINTS = 300  # points of a line: no screen shows more
+LINES = 5  # lines of a chart: more colours look alike
 
 
 def training_charts(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
-    """A chart for every five trainings of a kind, in the recipe's order."""
+    """Returns a chart for every LINES trainings of a kind, in the recipe's order."""
     charts = []
     for uses in dict.fromkeys(curve.uses for curve in curves):
         stages = list(dict.fromkeys(curve.stage for curve in curves if curve.uses == uses))
@@ -24,18 +24,18 @@ def training_charts(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
 
 
 def _chart(uses: str, curves: Sequence[LossCurve]) -> dict[str, Any]:
-    """The mean of each training's seeds, from the least to the greatest of them; and its end."""
+    """Returns the mean over each training's seeds with its range, and the final losses."""
     drawn, ends = [], []
     for stage in dict.fromkeys(curve.stage for curve in curves):
-        of = [curve for curve in curves if curve.stage == stage]
-        steps = min(len(curve.step) for curve in of)
+        seeds = [curve for curve in curves if curve.stage == stage]
+        steps = min(len(curve.step) for curve in seeds)
         if not steps:
             continue
-        loss_SN = np.array([curve.loss[:steps] for curve in of])
+        loss_SN = np.array([curve.loss[:steps] for curve in seeds])
         every = slice(None, None, max(1, steps // POINTS))
         mean_N, low_N, high_N = loss_SN.mean(0), loss_SN.min(0), loss_SN.max(0)
-        x = of[0].step[:steps][every]
+        x = seeds[0].step[:steps][every]
         drawn.append(Band(stage, x, *(y_N[every].tolist() for y_N in (mean_N, low_N, high_N))))
         last = float(mean_N[-max(1, steps // 20) :].mean())
-        ends.append({"stage": stage, "seeds": len(of), "steps": steps, "last": last})
+        ends.append({"stage": stage, "seeds": len(seeds), "steps": steps, "last": last})
     return {"uses": uses, "chart": bands(drawn), "ends": ends}

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.bench.board import board
     from clipmill.pipeline.bench.estimate import estimated
     from clipmill.pipeline.bench.prepare import SPEC, prepared
-    from clipmill.pipeline.bench.spec import Asked, Bench, bench_of
+    from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
     from clipmill.pipeline.engine.run import run_plan
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.planning.looks import look, refuse_missing
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if before is None and options.added:
         problem = "no bench there to add to"
         raise RecipeError(problem, str(out), "leave --add out: name arms as NAME=RUN:STAGE")
-    request = Asked(
+    arguments = Arguments(
         arms=(*options.arms, *options.added),
         lists=options.lists,
         mixes=options.mixes,
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         tasks=options.tasks,
     )
-    bench = bench_of(request, before, str(out))
+    bench = bench_of(arguments, before, str(out))
     with executor(options) as workers:
         with watcher() as watch:
             ready = prepared(bench, out, workers, watch)
@@ -195,7 +195,7 @@ def arms_page(bench: "Prepared") -> str:
     """Returns a table of the arms: rows, and what they are."""
     lines = []
     for name, arm in bench.arms.items():
-        rows = bench.made(name)
+        rows = bench.rows_of(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
         lines.append((name, f"{rows.rows:,} rows", f"{bench.what(name)}{settings}{lacking}"))

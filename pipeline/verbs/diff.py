@@ -13,7 +13,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.selection.diff import Diff, Fate, Selection
+    from clipmill.pipeline.ledger.selection.diff import Diff, Outcome, Selection
     from clipmill.pipeline.ledger.selection.variants import RunVariants, Tried
     from clipmill.pipeline.run_folder.variants import Changes
 
@@ -123,16 +123,16 @@ def _moves(answer: "Diff") -> Iterator[str]:
         yield from ("", title) if moves else ()
         for move in moves[:CAUSES]:
             words = {
-                "gained": fate_words(move.before),
-                "lost": fate_words(move.after),
-                "moved": f"{fate_words(move.before)} -> {fate_words(move.after)}",
+                "gained": outcome_words(move.before),
+                "lost": outcome_words(move.after),
+                "moved": f"{outcome_words(move.before)} -> {outcome_words(move.after)}",
             }[kind]
             yield f"{move.rows:>10,}  {words}  (why {move.examples[0].uid[:8]})"
         if rest := sum(move.rows for move in moves[CAUSES:]):
             yield f"{rest:>10,}  for {len(moves) - CAUSES} others: --json has them"
 
 
-def fate_words(outcome: "Fate") -> str:
+def outcome_words(outcome: "Outcome") -> str:
     """Returns an outcome in words: `first: c > 3`, `kept`, `not in its pool`."""
     from clipmill.pipeline.run_folder.words import in_words
 

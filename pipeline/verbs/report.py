@@ -92,8 +92,8 @@ def _notes(results: "Results") -> list[str]:
         notes.append(f"smallest difference that would have been seen: {100 * top.visible:.1f}")
     if near := [cell.arm for cell in top.cells if cell.near_chance]:
         notes.append(f"not told from guessing: {', '.join(near)}")
-    if results.worn:
-        notes.append(f"more than 32 epochs: {', '.join(results.worn)}")
+    if results.overfit:
+        notes.append(f"more than 32 epochs: {', '.join(results.overfit)}")
     return notes
 
 

@@ -77,9 +77,9 @@ def _names(names: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> int:
     """Prints the rows; with `--html` writes a page, too."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.selection.show import Wanted, show
+    from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 
-    wanted = Wanted(
+    query = ShowQuery(
         stage=options.stage,
         where=options.where,
         dropped=options.dropped,
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     state = opened(options)
-    answer = show(state, wanted)
+    answer = show(state, query)
     if options.html:
         from clipmill.pipeline.report.show_page import show_page
 
@@ -108,11 +108,11 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Show") -> str:
     """Returns what the rows are, then a table of them, or two for each threshold."""
-    from clipmill.pipeline.ledger.rows.table import said
+    from clipmill.pipeline.ledger.rows.table import unfinished_note
 
     lines = [f"{answer.run}: {what(answer)}"]
     if answer.unfinished:
-        lines.append(f"not complete: {said(answer.unfinished)}")
+        lines.append(f"not complete: {unfinished_note(answer.unfinished)}")
     for group in answer.groups:
         if group.cut:
             lines += ["", f"{which(group)}: {beside(group)}"]

@@ -1,4 +1,4 @@
-// Questions to the server, and what to do where it has no answer.
+// Sends questions to the server, and shows its errors.
 
 import { $ } from "./make.js";
 
@@ -23,7 +23,7 @@ function trouble(found, where, what) {
 
 export const calm = () => { $("trouble").hidden = true; };
 
-// Runs the newest of several calls: one is under way, and the last one given waits.
+// Runs the latest of several calls: while one runs, only the last call waits.
 export function newest(work) {
   let waiting = false, running = false;
   return async function go() {

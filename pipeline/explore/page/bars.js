@@ -1,8 +1,8 @@
-// Counts as bars that can be pressed: causes of loss, values of a column.
+// Counts as clickable bars: causes of loss, values of a column.
 
 import { count, make, plain } from "./make.js";
 
-// Each: name, rows of all, rows left, whether it is pressed, what a press does.
+// Each item: name, all rows, rows left, whether it is pressed, the action of a press.
 export function bars(list, each, all) {
   const most = Math.max(1, ...each.map((one) => one.rows));
   const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));

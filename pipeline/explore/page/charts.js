@@ -1,11 +1,11 @@
-// Histograms. Two handles below bound what is shown; flags above are thresholds of select stages.
+// Histograms. Two handles below set the range shown; flags above are thresholds of select stages.
 
 import { $, count, draw, make, short } from "./make.js";
 import { aboutColumn, change, column, filterBy, root, view } from "./view.js";
 
 const WIDE = 300, HIGH = 84;
 const SIGNS = { ">=": "≥", "<=": "≤", "<>": "≠" };
-const STEPS = 200; // of a handle from end to end, by keys
+const STEPS = 200; // of a handle from end to end, by the keyboard
 const charts = new Map();
 
 export function showCharts(answer) {
@@ -79,7 +79,7 @@ class Chart {
     this.said.textContent = `${bounds}${none ? `; ${count(none)} without a value` : ""}`;
   }
 
-  // The outer bars take in what lies beyond the axis.
+  // The outer bars include values beyond the axis.
   reach(first, last) {
     const [least, most] = this.span;
     const beyond = [least < this.edges[0] ? `from ${short(least)}` : "", most > this.edges.at(-1) ? `up to ${short(most)}` : ""];
@@ -108,7 +108,7 @@ class Chart {
     if (handle.of) handle.firstChild.textContent = `${SIGNS[handle.of.sign] ?? handle.of.sign} ${short(value)}`;
   }
 
-  // null where the handle stands at its end: then there is no bound.
+  // Returns null for a handle at its end: no bound.
   bound(low, high) {
     const [first, last] = this.ends();
     const range = view.filters.find(aboutColumn(this.id, "range")) ?? { low: null, high: null };

@@ -1,4 +1,4 @@
-// Rows as cards: picture, caption, verdict, the columns chosen.
+// Rows as cards: picture, caption, verdict, chosen columns.
 
 import { ask } from "./ask.js";
 import { $, count, make, plain } from "./make.js";
@@ -7,7 +7,7 @@ import { change, view } from "./view.js";
 
 const TITLES = { rows: "", kept: "kept", dropped: "dropped", won: "won", lost: "lost", gained: "gained", both: "kept by both" };
 const ORDER = ["gained", "lost", "won", "both", "rows", "kept", "dropped"];
-const held = new Map(); // rows by what is shown of them
+const held = new Map(); // loaded rows, by key()
 const MOST_HELD = 5000;
 
 export const PAGE = 48, BESIDE = 24;
@@ -44,7 +44,7 @@ function card(row) {
 
 const key = (row) => JSON.stringify([view.root, view.end, view.columns, view.sort?.column, row]);
 
-// Asks for what is not known of the rows on the page.
+// Loads the rows of empty cards.
 export async function fillGrid() {
   const missing = [...document.querySelectorAll(".card:empty")].map((box) => Number(box.dataset.row));
   if (!missing.length) return;

@@ -1,4 +1,4 @@
-// The page: asks for counts at each change, then for the rows that are shown.
+// The page: asks for counts at each change, then for the rows on show.
 
 import { ask, calm, newest } from "./ask.js";
 import { bars } from "./bars.js";
@@ -11,7 +11,7 @@ import { closeRow } from "./row.js";
 import { showTried } from "./tried.js";
 import { aboutCauses, aboutColumn, begin, change, column, filterBy, onChange, root, run, starting, view } from "./view.js";
 
-let good = null; // the view that was answered last: what cannot be asked is taken back
+let good = null; // the last view that was answered: restored if the next one is refused
 
 const update = newest(async () => {
   const wanted = structuredClone(view);
@@ -178,7 +178,7 @@ async function start(facts) {
   good = null;
   const first = await ask("query", { root: name, filters, sort, offset, limit: pageSize() }).catch(() => null);
   if (!first) change(starting());
-  if (first && !view.beside && !view.threshold && !view.variant) { // rows at once; what takes a look at whole columns follows
+  if (first && !view.beside && !view.threshold && !view.variant) { // rows first; counts of whole columns follow
     showCount(first);
     showGrid(first);
     fill();

@@ -1,4 +1,4 @@
-// Elements out of words: text is always text, whatever it holds.
+// Builds elements; text is always inserted as text, never as HTML.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -36,6 +36,6 @@ export function short(number) {
   return String(Number(number.toPrecision(4)));
 }
 
-// Without marks that turn the line about: they are shown as a dot.
+// Replaces control characters, such as those that change the text's direction, by a dot.
 export const plain = (text) =>
   String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "·");

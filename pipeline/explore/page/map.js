@@ -1,11 +1,11 @@
-// Clusters in a plane: the area of a disc is as its rows, its colour the share that is kept.
+// Clusters in a plane: a disc's area is proportional to its rows, its colour shows the share kept.
 
 import { ask } from "./ask.js";
 import { $, count, draw, make, options } from "./make.js";
 import { aboutColumn, filterBy, root, view } from "./view.js";
 
-const HIGH = 60; // of a plane 100 wide
-const FILLED = 0.15; // of the plane, by all discs
+const HIGH = 60; // height of a plane 100 wide
+const FILLED = 0.15; // share of the plane that all discs fill
 const SHADES = 7;
 let maps = null;
 

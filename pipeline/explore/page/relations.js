@@ -1,4 +1,4 @@
-// How rules, scores and categories go together, as tables.
+// Tables of rules broken together, correlated scores, and scores by category.
 
 import { ask, newest } from "./ask.js";
 import { $, count, make, plain, short } from "./make.js";

@@ -1,11 +1,11 @@
-// One row: its picture, its caption, and why it is where it is.
+// One row: its picture, its caption, and why it was kept or dropped.
 
 import { ask } from "./ask.js";
 import { picture } from "./grid.js";
 import { $, make, plain } from "./make.js";
 import { filterBy } from "./view.js";
 
-let before = null; // what had the focus
+let before = null; // the element that had the focus
 
 export async function showRow(row) {
   if (!row.uid) return;

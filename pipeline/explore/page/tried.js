@@ -1,10 +1,10 @@
-// A threshold put elsewhere: what it would keep, and the recipe that has it.
+// Tries another value of a threshold: the rows it would keep, and a recipe with it.
 
 import { ask } from "./ask.js";
 import { $, count, make, plain } from "./make.js";
 import { change, root, run, view } from "./view.js";
 
-let shown = ""; // of which threshold the tools stand
+let shown = ""; // the threshold whose tools are on the page
 
 export function showTried(answer) {
   const box = $("tried"), at = view.threshold;

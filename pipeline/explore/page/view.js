@@ -1,4 +1,4 @@
-// What the page shows: filters, charts, order. It stands in the address, so that it can be kept.
+// The page's state: filters, charts, order. The address holds it, for bookmarks.
 
 export const view = {
   root: "", end: null, filters: [], charts: [], lists: [], columns: [],
@@ -15,7 +15,7 @@ export const onChange = (watcher) => watchers.push(watcher);
 export function change(changes, keepPage = false) {
   Object.assign(view, changes);
   if (!keepPage) view.offset = 0;
-  clearTimeout(writing); // browsers count how often an address changes
+  clearTimeout(writing); // browsers limit how often an address changes
   writing = setTimeout(() => history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(view))}`), 300);
   for (const watcher of watchers) watcher();
 }
@@ -25,7 +25,7 @@ export function begin(facts) {
   let kept = {};
   try {
     kept = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
-  } catch { /* an address that was cut */ }
+  } catch { /* a truncated address */ }
   const names = facts.roots.map((each) => each.root);
   const chosen = facts.roots.toReversed().find((each) => each.ends.length) ?? facts.roots[0];
   view.root = names.includes(kept.root) ? kept.root : chosen.root;
@@ -55,7 +55,7 @@ export function starting() {
   };
 }
 
-// Puts a filter in the place of those that are about the same thing; null takes them away.
+// Replaces the filters on the same subject; null removes them.
 export function filterBy(about, filter) {
   const others = view.filters.filter((each) => !about(each));
   change({ filters: filter ? [...others, filter] : others });

@@ -1,4 +1,4 @@
-"""What balancing did to a pool's concepts: counts before and after, the ends of them, languages."""
+"""Reports the effect of balancing on concepts: counts before and after, examples, languages."""
 
 import json
 from collections import Counter
@@ -29,14 +29,14 @@ from clipmill.pipeline.run_folder.state import RunState
 # Shapes: N rows of a shard, M concepts of them, E entries of the list.
 
 ENDS = 6  # concepts shown from the heaviest and from the rarest
-PICTURES = 4  # rows of each
-POINTS = 200  # of a curve, by logarithm
+PICTURES = 4  # example rows of each
+POINTS = 200  # points of a curve, spaced by logarithm
 LANGUAGES = 20  # the largest
 Curve = tuple[tuple[int, int], ...]  # rank and count, from the heaviest down
 
 
 class DrawnRow(NamedTuple):
-    """Where a row stands, its least draw, the concept that drew it, and whether it stays."""
+    """A row's place, its least draw, the concept that drew it, and whether it is kept."""
 
     place: Place
     rank: float | None
@@ -46,7 +46,7 @@ class DrawnRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptRows:
-    """One concept: rows that name it before and after balancing, and a few of them."""
+    """One concept: rows that name it before and after balancing, and a few examples."""
 
     entry: str
     language: str | None
@@ -69,8 +69,8 @@ class LanguageRows:
 class Balance:
     """One complete balance of `rows` rows, of which `matched` name a concept.
 
-    `expected` rows would be kept, give or take `sigma`. Of `entries` concepts `met` stand in a
-    caption, and `above` in more than t rows; a t of null is infinite.
+    `expected` rows would be kept, with standard deviation `sigma`. Of `entries` concepts `met` are
+    in captions, and `above` in more than t rows; a t of null is infinite.
     """
 
     stage: str
@@ -91,7 +91,7 @@ class Balance:
 
 
 def balances(state: RunState) -> list[Balance]:
-    """Every complete stage that tells what it did to concepts."""
+    """Returns the balance of every complete stage with concept counts."""
     answers = []
     for name, stage in state.stages.items():
         counts, sizes = artifacts(stage, "concepts"), artifacts(stage, "balance")
@@ -141,7 +141,7 @@ def _balance(state: RunState, name: str, counts: str, sizes: str) -> Balance:
 
 
 def ranked(count_E: NDArray[np.int64]) -> Curve:
-    """Counts above 0 by rank, from the heaviest down, thinned."""
+    """Returns counts above 0 by rank, from the heaviest down, thinned to POINTS."""
     count = np.sort(count_E[count_E > 0])[::-1]
     if not len(count):
         return ()
@@ -150,9 +150,9 @@ def ranked(count_E: NDArray[np.int64]) -> Curve:
 
 
 def _looked_up(
-    state: RunState, name: str, wanted: list[int]
+    state: RunState, name: str, concepts: list[int]
 ) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
-    """A few rows of each concept, by hash; and the rows of each language."""
+    """Returns PICTURES rows of each concept, chosen by hash, and the counts of each language."""
     planned = state.plan.stages[name]
     root = planned.root
     language = binding(state, name, LANGUAGE.name)
@@ -164,33 +164,33 @@ def _looked_up(
         **({"language": language} if language else {}),
     }
     shards = stored(state, root, bound)
-    chosen: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in wanted}
+    examples: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in concepts}
     tally: Counter[tuple[str | None, bool, bool]] = Counter()
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
         ids = table["ids"].combine_chunks()
         row_M = pc.list_parent_indices(ids).to_numpy()
         concept_M = pc.list_flatten(ids).to_numpy()
         drew_N = table["rank"].is_valid().to_numpy()
-        hit_M = np.isin(concept_M, wanted) & drew_N[row_M]
+        hit_M = np.isin(concept_M, concepts) & drew_N[row_M]
         for concept in np.unique(concept_M[hit_M]).tolist():
             rows = row_M[hit_M & (concept_M == concept)]
-            few = rows[np.argsort(bits_N[rows], kind="stable")[:PICTURES]]
-            here = [(int(bits_N[row]), (shard, int(row))) for row in few]
-            chosen[concept] = sorted(chosen[concept] + here)[:PICTURES]
+            least = rows[np.argsort(bits_N[rows], kind="stable")[:PICTURES]]
+            candidates = [(int(bits_N[row]), (shard, int(row))) for row in least]
+            examples[concept] = sorted(examples[concept] + candidates)[:PICTURES]
         if language:
             parts = (table["language"], table["list"].is_valid(), table["kept"])
             named = pa.table(dict(zip(("name", "matched", "kept"), parts, strict=True)))
             counts = named.group_by(named.column_names).aggregate([([], "count_all")])
             for row in counts.to_pylist():
                 tally[row["name"], row["matched"], row["kept"]] += row["count_all"]
-    places = {concept: [place for _, place in few] for concept, few in chosen.items()}
+    places = {concept: [place for _, place in rows] for concept, rows in examples.items()}
     return places, _by_language(tally)
 
 
 def _by_language(tally: Counter[tuple[str | None, bool, bool]]) -> tuple[LanguageRows, ...]:
-    """The largest languages first."""
+    """Returns the counts of the LANGUAGES largest languages, largest first."""
     rows: Counter[str | None] = Counter()
     matched: Counter[str | None] = Counter()
     kept: Counter[str | None] = Counter()

@@ -1,6 +1,4 @@
-"""Rows by cluster: how many each has, how many each select keeps, and how many of large and small
-ones it would keep at other sizes.
-"""
+"""Counts rows by cluster: all rows, rows kept by each select, and rows kept at other sizes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import Place, stored
-from clipmill.pipeline.ledger.selection.counterfactual import asked_of, read_and_made
+from clipmill.pipeline.ledger.selection.counterfactual import inputs_of, split_inputs
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
 from clipmill.pipeline.run_folder.state import RunState
@@ -22,12 +20,12 @@ from clipmill.pipeline.stage import Threshold
 
 # Shapes: N rows of a shard, K clusters, E select stages, F few rows of each cluster, M rows in one.
 
-FEW = 4  # rows of a cluster that are looked at
-MOST_ENDS = 4  # select stages beside each other
+FEW = 4  # example rows of a cluster
+MOST_ENDS = 4  # select stages that are compared
 
 
 class DrawnRow(NamedTuple):
-    """Where a row stands, and whether each select keeps it."""
+    """A row's place, and whether each select keeps it."""
 
     place: Place
     kept: tuple[bool, ...]
@@ -42,7 +40,7 @@ class Tally:
     def __init__(self, clusters: int, ends: int) -> None:
         self.rows_K = np.zeros(clusters, np.int64)
         self.kept_EK = np.zeros((ends, clusters), np.int64)
-        self.without = 0  # rows that are in no cluster
+        self.without = 0  # rows without a cluster
         self._few_KF = np.zeros((clusters, FEW), ROW)
         self._few_KF["shard"] = -1  # no row yet
 
@@ -53,7 +51,7 @@ class Tally:
         keeps: Sequence[pa.ChunkedArray],
         coin_N: NDArray[np.uint64],
     ) -> None:
-        """Takes in one shard; the rows with the least coins are the few of their cluster."""
+        """Adds one shard; a cluster's examples are its rows with the least hashes."""
         position_M = np.flatnonzero(cluster.is_valid().to_numpy())
         self.without += len(cluster) - len(position_M)
         cluster_M = cluster.drop_null().to_numpy()
@@ -67,12 +65,12 @@ class Tally:
             self.kept_EK[end] += np.bincount(cluster_M[is_kept_M], minlength=clusters)
         self._draw(cluster_M, here_M)
 
-    def _draw(self, cluster_M: NDArray[np.int32], here_M: NDArray[np.void]) -> None:
-        met = np.unique(cluster_M)
-        known_M = self._few_KF[met].ravel()
-        there_M = known_M["shard"] >= 0
-        cluster_M = np.concatenate([np.repeat(met, FEW)[there_M], cluster_M])
-        row_M = np.concatenate([known_M[there_M], here_M])
+    def _draw(self, cluster_M: NDArray[np.int32], new_M: NDArray[np.void]) -> None:
+        clusters = np.unique(cluster_M)
+        known_M = self._few_KF[clusters].ravel()
+        is_row_M = known_M["shard"] >= 0
+        cluster_M = np.concatenate([np.repeat(clusters, FEW)[is_row_M], cluster_M])
+        row_M = np.concatenate([known_M[is_row_M], new_M])
         order_M = np.lexsort((row_M["position"], row_M["shard"], row_M["coin"], cluster_M))
         cluster_M, row_M = cluster_M[order_M], row_M[order_M]
         nth_M = np.arange(len(cluster_M)) - np.searchsorted(cluster_M, cluster_M)
@@ -80,7 +78,7 @@ class Tally:
         self._few_KF[cluster_M[is_few_M], nth_M[is_few_M]] = row_M[is_few_M]
 
     def few(self, cluster: int) -> tuple[DrawnRow, ...]:
-        """Some of its rows, the least coins first."""
+        """Returns example rows of a cluster, ordered by hash."""
         ends = len(self.kept_EK)
         return tuple(
             DrawnRow((shard, position), tuple(kept[:ends].tolist()))
@@ -96,7 +94,7 @@ TENTHS = tuple(Decimal(tenth) / 10 for tenth in range(1, 11))
 
 @dataclass(frozen=True, kw_only=True)
 class AtSize:
-    """The rows that a select keeps of each group with one value in the place of its size."""
+    """The rows of each group that a select keeps at one value of its size."""
 
     value: float
     rule: str
@@ -106,7 +104,7 @@ class AtSize:
 
 @dataclass(frozen=True, kw_only=True)
 class OverSize:
-    """A select stage whose size varies: `name` is what `sweep --vary` calls it."""
+    """A select stage whose size is varied: `name` is its name for `sweep --vary`."""
 
     stage: str
     name: str
@@ -116,25 +114,24 @@ class OverSize:
 def over_size(
     state: RunState, planned: PlannedStage, cluster: Binding, group_K: NDArray[np.int8]
 ) -> OverSize | None:
-    """The first size that decides in a select, at other values and at today's; None where none
-    decides, or can be another.
+    """Evaluates a select at other values of its first size, and at the current one.
 
-    A size is a number or a share of rows, or any number that a column of the select's own is held
-    against. Shares go by tenths, numbers of rows by tenths of all rows in a cluster, others are
-    halved and doubled.
+    Returns None if no size decides in it, or none can be varied. A size is a number or a share of
+    rows, or a number that one of the select's own columns is compared with. Shares are varied by
+    tenths, numbers of rows by tenths of all rows in clusters, others are halved and doubled.
 
     `group_K` is the group of each cluster. The stage's own functions decide over its stored
     columns, which are held in memory for all rows at once.
     """
     own = {column.name for column in planned.stage.writes}
-    sizes = [at for at in thresholds_of(planned) if at.is_size or at.column in own]
+    sizes = [size for size in thresholds_of(planned) if size.is_size or size.column in own]
     if not sizes:
         return None
     rows, made, group_N = _read(state, planned, sizes[0], cluster, group_K)
     values = _values(sizes[0], len(group_N[group_N >= 0]))
     groups = int(group_K.max()) + 1
 
-    def points(at: list[Decimal]) -> list[AtSize]:
+    def points(values: list[Decimal]) -> list[AtSize]:
         return [
             AtSize(
                 value=verdicts.value,
@@ -144,24 +141,24 @@ def over_size(
                     np.bincount(group_N[verdicts.keep & (group_N >= 0)], minlength=groups).tolist()
                 ),
             )
-            for verdicts in verdicts_at(planned, sizes[0], at, rows, made)
+            for verdicts in verdicts_at(planned, sizes[0], values, rows, made)
         ]
 
-    found = _unless_refused(points, values)
-    return OverSize(stage=planned.name, name=sizes[0].name, points=tuple(found)) if found else None
+    found = tuple(_unless_refused(points, values))
+    return OverSize(stage=planned.name, name=sizes[0].name, points=found) if found else None
 
 
 def _unless_refused(
     points: Callable[[list[Decimal]], list[AtSize]], values: list[Decimal]
 ) -> list[AtSize]:
-    """The points at all values at once; where the stage refuses one, at each that it does not."""
+    """Returns the points at all values at once; if the stage refuses a value, at all others."""
     try:
         return points(values)
     except RecipeError as error:
-        if error.args[1] != VARIED:  # the stage's own mistake
+        if error.args[1] != VARIED:  # a fault of the stage itself
             raise
-        few = [[value] for value in values] if len(values) > 1 else []
-        return [point for some in few for point in _unless_refused(points, some)]
+        single = [[value] for value in values] if len(values) > 1 else []
+        return [point for part in single for point in _unless_refused(points, part)]
 
 
 def _values(size: Threshold, rows: int) -> list[Decimal]:
@@ -184,12 +181,12 @@ def _read(
     cluster: Binding,
     group_K: NDArray[np.int8],
 ) -> tuple[pa.Table, pa.Table, NDArray[np.int8]]:
-    """What verdicts are made of, and (N,) the group of each row's cluster; -1 without one."""
-    shards = stored(state, planned.root, asked_of(planned, size) | {"cluster": cluster})
+    """Returns what verdicts read, and (N,) the group of each row's cluster, -1 without one."""
+    shards = stored(state, planned.root, inputs_of(planned, size) | {"cluster": cluster})
     groups, tables = [], []
     for table in ahead(state.run, shards.table, range(len(shards))):
-        of = table["cluster"].fill_null(-1).to_numpy()
-        groups.append(np.where(of >= 0, group_K[of], np.int8(-1)))
+        cluster_N = table["cluster"].fill_null(-1).to_numpy()
+        groups.append(np.where(cluster_N >= 0, group_K[cluster_N], np.int8(-1)))
         tables.append(table)
-    rows, made = read_and_made(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
+    rows, made = split_inputs(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
     return rows, made, np.concatenate(groups)

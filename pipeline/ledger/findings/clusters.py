@@ -1,4 +1,4 @@
-"""The clusters of a pool: where they lie, what selects keep of each, and a few of their rows."""
+"""Maps the clusters of a pool: positions in a plane, rows kept by each select, and example rows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,27 +26,25 @@ from clipmill.pipeline.run_folder.state import RunState
 # Shapes: B vectors of a block, K of all blocks, D width of a vector.
 
 Blocks = Callable[[], Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]]
-NEAR = 1 - 1e-9  # of the largest entry: those this near are taken for as large
+NEAR = 1 - 1e-9  # entries from this share of the largest on count as equally large
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where each vector stands in a plane, and the share of the variance that each axis holds."""
+    """Each vector's position in a plane, and the share of variance on each axis."""
 
     place: NDArray[np.float64]  # (K, 2)
     share: tuple[float, float]
 
 
 def plane(blocks: Blocks) -> Plane:
-    """(K, 2) the vectors on their first two principal axes, from their mean; 0 where there is no
-    such axis.
+    """Returns (K, 2) the vectors on their first two principal axes, from their mean; 0 for no axis.
 
-    `blocks` gives the vectors, each with its weight, as often as it is called: a block and a matrix
-    of D * D are all that is held. A vector counts by its weight, so that a cluster of few rows
-    turns no axis; where all weights are 0, all count alike. Of each axis the first entry that is as
-    large as any is positive.
+    `blocks` gives the vectors and their weights anew on each call: only a block and a D * D matrix
+    are held. Weights keep clusters of few rows from turning an axis; if all weights are 0, all
+    count alike. The first of the largest entries of each axis is positive.
     Source: principal components (Pearson 1901), in float64.
-    Error: of axes that hold equal variance any two may be taken.
+    Error: axes of equal variance are arbitrary.
     """
     total, rows, width = 0.0, 0, 0
     for vector_BD, weight_B in blocks():
@@ -79,19 +77,19 @@ def plane(blocks: Blocks) -> Plane:
 
 # Shapes: K clusters, M of them that have rows, E select stages, D width of a centroid.
 
-DRAWN = 2_000  # clusters, the largest
-EXTREME = 20  # the most and the least pruned
+DRAWN = 2_000  # the largest clusters
+EXTREME = 20  # the most and the least pruned clusters
 SIZES = 10  # groups of clusters by size
-MOST_ROWS = 2_000_000  # of a pool whose sizes are varied: columns of all rows are held
+MOST_ROWS = 2_000_000  # largest pool whose sizes are varied: columns of all rows are held
 BLOCK = 4096  # centroids held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One cluster: its rows, those that each of the ends keeps, and where it lies in the plane.
+    """One cluster: its rows, those kept by each select, and its position in the plane.
 
-    `spread` is the mean squared distance of its rows to the centroid, as the clustering found it:
-    the less, the denser. `few` are rows by hash, each with what every end says of it.
+    `spread` is the mean squared distance of its rows to the centroid, by the clustering: less is
+    denser. `few` are example rows, chosen by hash, each with every select's verdict.
     """
 
     number: int
@@ -105,7 +103,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeGroup:
-    """Clusters of like size: how many, the rows of the largest and the smallest, all and kept."""
+    """Clusters of similar size: how many, the largest and smallest size, rows, and rows kept."""
 
     clusters: int
     largest: int
@@ -116,10 +114,10 @@ class SizeGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """The clusters that a select takes most of and least of, worst and best first.
+    """The clusters that a select prunes most and least, the extreme ones first.
 
-    By the 95 % interval of the share kept (Wilson), its end that is nearer to the others: a cluster
-    of a few rows is neither.
+    Ranked by the conservative end of the 95 % interval of the share kept (Wilson): a cluster of a
+    few rows is neither.
     """
 
     stage: str
@@ -129,13 +127,13 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMap:
-    """One complete clustering of `rows` rows; `without` others are in no cluster.
+    """One complete clustering of `rows` rows; `without` others have no cluster.
 
-    Of `clusters`, `met` have rows; the `drawn` are the largest and the `pruned`, the largest first,
-    and the others hold `undrawn_rows`. `ends` are the select stages of the counts, with the rows
-    kept in all clusters, first those that decide by the clusters; `pruned` and `over` are of these,
-    or of the first where none does. `variance` is the share that each axis holds. `is_too_large`:
-    no size was varied.
+    Of `clusters`, `met` have rows; `drawn` holds the largest and the `pruned`, largest first, and
+    `undrawn_rows` counts the rows of the others. `ends` are the select stages of the counts, with
+    the rows kept in all clusters; selects that depend on the clusters come first. `pruned` and
+    `over` are of these, or of the first select if none depends on them. `variance` is the share on
+    each axis. `is_too_large`: no size was varied.
     """
 
     stage: str
@@ -154,7 +152,7 @@ class ClusterMap:
 
 
 def cluster_maps(state: RunState) -> list[ClusterMap]:
-    """Every complete stage that names a cluster of each row and left the centroids."""
+    """Returns a map for every complete stage that names rows' clusters and stores centroids."""
     answers = []
     for name, stage in state.stages.items():
         files = artifacts(stage, "centroids")
@@ -175,11 +173,11 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
     order_M = np.argsort(-rows_K, kind="stable")[: np.count_nonzero(rows_K)]
     group_K = np.full(len(rows_K), -1, np.int8)
     split = np.array_split(order_M, max(1, min(SIZES, len(order_M)))) if len(order_M) else []
-    for number, group in enumerate(split):
-        group_K[group] = number
+    for index, group in enumerate(split):
+        group_K[group] = index
     extremes = {end.name: _extremes(rows_K, kept_EK[ends.index(end)], order_M) for end in deciding}
     shown = dict.fromkeys(order_M[:DRAWN].tolist())
-    shown |= dict.fromkeys(n for both in extremes.values() for some in both for n in some)
+    shown |= dict.fromkeys(n for most, least in extremes.values() for n in (*most, *least))
 
     def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         begin = 0
@@ -189,20 +187,20 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
                 yield centroid.reshape(len(batch), -1), rows_K[begin : begin + len(batch)]
                 begin += len(batch)
 
-    lying = plane(blocks)
+    projected = plane(blocks)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 of a cluster without rows
         spread_K = sizes["inertia"].to_numpy() / sizes["rows"].to_numpy()
     by_number = {
-        number: Cluster(
-            number=number,
-            rows=int(rows_K[number]),
-            kept=tuple(kept_EK[:, number].tolist()),
-            spread=float(spread_K[number]) if np.isfinite(spread_K[number]) else None,
-            x=float(lying.place[number, 0]),
-            y=float(lying.place[number, 1]),
-            few=tally.few(number),
+        index: Cluster(
+            number=index,
+            rows=int(rows_K[index]),
+            kept=tuple(kept_EK[:, index].tolist()),
+            spread=float(spread_K[index]) if np.isfinite(spread_K[index]) else None,
+            x=float(projected.place[index, 0]),
+            y=float(projected.place[index, 1]),
+            few=tally.few(index),
         )
-        for number in shown
+        for index in shown
     }
     is_too_large = int(rows_K.sum()) + tally.without > MOST_ROWS
     varied = [] if is_too_large or not split else deciding
@@ -213,10 +211,10 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
         met=len(order_M),
         rows=int(rows_K.sum()),
         without=tally.without,
-        variance=lying.share,
+        variance=projected.share,
         ends={end.name: int(kept_EK[i].sum()) for i, end in enumerate(ends)},
-        drawn=tuple(sorted(by_number.values(), key=lambda of: (-of.rows, of.number))),
-        undrawn_rows=int(rows_K.sum()) - sum(of.rows for of in by_number.values()),
+        drawn=tuple(sorted(by_number.values(), key=lambda c: (-c.rows, c.number))),
+        undrawn_rows=int(rows_K.sum()) - sum(c.rows for c in by_number.values()),
         sizes=tuple(
             SizeGroup(
                 clusters=len(group),
@@ -230,18 +228,18 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
         pruned=tuple(
             Pruned(
                 stage=end,
-                most=tuple(by_number[number] for number in most),
-                least=tuple(by_number[number] for number in least),
+                most=tuple(by_number[index] for index in most),
+                least=tuple(by_number[index] for index in least),
             )
             for end, (most, least) in extremes.items()
         ),
-        over=tuple(found for found in over if found),
+        over=tuple(size for size in over if size),
         is_too_large=is_too_large,
     )
 
 
 def ends_of(state: RunState, name: str) -> list[PlannedStage]:
-    """The last selects over the rows of a stage, those that stand on it first; a few of them."""
+    """Returns up to MOST_ENDS final selects over a stage's rows, those that depend on it first."""
     root = state.plan.stages[name].root
     done = [stage.planned for stage in state.stages.values() if stage.complete]
     ends = [planned for planned in done if planned.root == root and is_end(planned, done)]
@@ -249,22 +247,22 @@ def ends_of(state: RunState, name: str) -> list[PlannedStage]:
 
 
 def stands_on(state: RunState, end: str, name: str) -> bool:
-    """Whether a stage reads what another made, or what a stage made that does."""
-    line = {end}
+    """Returns whether stage `end` depends on stage `name`, directly or not."""
+    ancestors = {end}
     for planned in reversed(state.plan.stages.values()):
-        if planned.name in line:
-            line |= {*planned.sources, *planned.folders}
-    return name in line
+        if planned.name in ancestors:
+            ancestors |= {*planned.sources, *planned.folders}
+    return name in ancestors
 
 
 def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clusters: int) -> Tally:
-    """All rows by their cluster, in one pass."""
+    """Counts all rows by cluster, in one pass."""
     root = state.plan.stages[name].root
     bound = {"cluster": cluster, **{f"kept {end}": (end, KEEP.name) for end in ends}}
     shards = stored(state, root, bound)
     tally = Tally(clusters, len(ends))
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="map")
         tally.count(shard, table["cluster"], [table[f"kept {end}"] for end in ends], bits_N)
     return tally
@@ -273,11 +271,11 @@ def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clus
 def _extremes(
     rows_K: NDArray[np.int64], kept_K: NDArray[np.int64], order_M: NDArray[np.int64]
 ) -> tuple[list[int], list[int]]:
-    """The clusters most and least pruned: up to 20 of each, and none in both."""
+    """Returns up to EXTREME clusters most pruned and as many least pruned, without overlap."""
     rows_M = rows_K[order_M]
     low_M, high_M = wilson_bounds(kept_K[order_M] / rows_M, rows_M.astype(np.float64))
     most = order_M[np.argsort(high_M, kind="stable")]
     least = order_M[np.argsort(-low_M, kind="stable")]
-    few = min(EXTREME, len(order_M) // 2)
-    chosen = set(most[:few].tolist())
-    return most[:few].tolist(), [n for n in least.tolist() if n not in chosen][:few]
+    count = min(EXTREME, len(order_M) // 2)
+    chosen = set(most[:count].tolist())
+    return most[:count].tolist(), [n for n in least.tolist() if n not in chosen][:count]

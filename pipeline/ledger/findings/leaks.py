@@ -1,9 +1,9 @@
-"""Copies of evaluation samples in a pool: by task how many rows, and which.
+"""Counts copies of evaluation samples in a pool, by task, with example rows.
 
-By what columns name: a task and its sample, beside the column that says how near that is. The
-stage's `leaks` artifact counts rows within some limits of each task.
+Stages are found by what their columns name: a task and its sample, beside a column of nearness. The
+stage's `leaks` artifact counts rows of each task within several limits.
 
-Held at once are some rows of each task; of very many those with the least hashes.
+Memory holds some rows of each task; of very many those with the least hashes.
 """
 
 from collections import Counter
@@ -30,19 +30,19 @@ from clipmill.pipeline.ledger.rows.near import (
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.run_folder.state import RunState
 
-LIMITS = 7  # at which rows are counted
-TASKS = 6  # of which rows are shown
-SHOWN = 10  # of each
-SHARDS = 100  # whose rows are held until some go
-OF_TASK = 1 << 16  # rows that stay of each
+LIMITS = 7  # limits with counts
+TASKS = 6  # tasks with example rows
+SHOWN = 10  # example rows of a task
+SHARDS = 100  # shards between thinnings of the rows held
+OF_TASK = 1 << 16  # rows of each task that a thinning leaves
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskCounts:
     """Rows of the pool that are near one task's samples.
 
-    `samples` were compared, and `too_short` were not. `nearest` counts the rows within the cut
-    whose nearest sample is of this task, `within` those near any of its samples, at each limit of
+    `samples` were compared, `too_short` were not. `nearest` counts rows within the cut whose
+    nearest sample is of this task; `within` counts rows near any of its samples, at each limit of
     `Leaks.at`.
     """
 
@@ -55,7 +55,7 @@ class TaskCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRows:
-    """Where some of the rows within the cut stand whose nearest sample is of one task."""
+    """Places of some rows within the cut whose nearest sample is of one task."""
 
     task: str
     rows: int
@@ -64,10 +64,10 @@ class TaskRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """Leaks by one stage: `reached` of the pool's rows are within `cut` of an evaluation sample.
+    """Leaks by one stage: `reached` rows of the pool are within `cut` of an evaluation sample.
 
-    `sample` is the column that names the nearest sample, `at` the limits at which rows are counted,
-    the strictest first.
+    `sample` is the column that names the nearest sample, `at` the limits of the counts, the
+    strictest first.
     """
 
     stage: str
@@ -82,7 +82,7 @@ class Leaks:
 
 
 def leaks(state: RunState) -> list[Leaks]:
-    """Every complete stage that compared the pool with evaluation sets."""
+    """Returns the leaks of every complete stage that compared the pool with evaluation sets."""
     answers = []
     for name, stage in state.stages.items():
         near, task = nearness_of(stage.planned.stage), naming(stage.planned.stage, "task")
@@ -99,23 +99,23 @@ def _leaked(
     planned = state.plan.stages[name]
     bound = {"near": (name, near.name), "task": (name, named.name)}
     rows: Counter[str] = Counter()
-    found: list[pa.Table] = []
+    parts: list[pa.Table] = []
     for table in by_shard(state, planned.root, bound):
-        found.append(table.filter(pa.array(cut.reached(table["near"]))).drop_columns([UID.name]))
-        for count in pc.value_counts(found[-1]["task"]).to_pylist():
+        parts.append(table.filter(pa.array(cut.reached(table["near"]))).drop_columns([UID.name]))
+        for count in pc.value_counts(parts[-1]["task"]).to_pylist():
             rows[count["values"]] += count["counts"]
-        if len(found) == SHARDS:
-            found = [_fewer(pa.concat_tables(found).combine_chunks())]
-    held = pa.concat_tables(found)
-    number_M = held[NUMBER].to_numpy()
+        if len(parts) == SHARDS:
+            parts = [_fewer(pa.concat_tables(parts).combine_chunks())]
+    rows_within = pa.concat_tables(parts)
+    number_M = rows_within[NUMBER].to_numpy()
     largest = sorted(rows, key=lambda task: (-rows[task], task))[:TASKS]
-    few = {}
-    for one in largest:
-        its = np.flatnonzero(pc.equal(held["task"], one).fill_null(False))
-        few[one] = number_M[spread(its, held["near"], near, SHOWN)]
+    examples = {}
+    for task in largest:
+        index = np.flatnonzero(pc.equal(rows_within["task"], task).fill_null(False))
+        examples[task] = number_M[spread(index, rows_within["near"], near, SHOWN)]
     numbers = numbers_of(state, planned.root)
     sample = naming(planned.stage, "sample")
-    at, tasks = limits(counts, cut, rows)
+    at_limits, tasks = limits(counts, cut, rows)
     return Leaks(
         stage=name,
         uses=planned.uses,
@@ -123,17 +123,17 @@ def _leaked(
         cut=cut,
         sample=sample.name if sample else None,
         reached=rows.total(),
-        at=at,
+        at=at_limits,
         tasks=tasks,
         shown=tuple(
-            TaskRows(task=one, rows=rows[one], places=tuple(numbers.places(some.tolist())))
-            for one, some in few.items()
+            TaskRows(task=task, rows=rows[task], places=tuple(numbers.places(example.tolist())))
+            for task, example in examples.items()
         ),
     )
 
 
 def _fewer(rows: pa.Table) -> pa.Table:
-    """At most OF_TASK of each task, those with the least hashes, in their order."""
+    """Returns at most OF_TASK rows of each task, those with the least hashes, in their order."""
     hash_N = pl.Series(mixed(rows[NUMBER].to_numpy().astype(np.uint64)))
     place_N = pl.DataFrame({"task": rows["task"], "hash": hash_N}).select(
         pl.col("hash").rank("ordinal").over("task")
@@ -144,15 +144,15 @@ def _fewer(rows: pa.Table) -> pa.Table:
 def limits(
     counts: dict[str, Any], cut: Cut, nearest: dict[str, int]
 ) -> tuple[tuple[float, ...], tuple[TaskCounts, ...]]:
-    """The limits that tell more than the one before, and the rows of each task within them.
+    """Returns the limits that add rows, and the rows of each task within them.
 
-    From the strictest to the first past the cut that adds rows, or the loosest where none does.
-    Limits that add none to the one before are left out, but for the last at the cut: distances of
-    pHashes are nearly all even.
+    From the strictest limit to the first past the cut that adds rows, or the loosest if none does.
+    Limits that add no rows are left out, except the last within the cut: pHash distances are nearly
+    all even.
     """
     order = sorted(counts["at"], reverse=">" in cut.sign)  # the strictest first
     columns = [counts["at"].index(limit) for limit in order]
-    rows_TL = np.array([of["rows"] for of in counts["tasks"].values()])[:, columns]
+    rows_TL = np.array([entry["rows"] for entry in counts["tasks"].values()])[:, columns]
     adds_L = np.append(True, np.diff(rows_TL).any(axis=0))
     reached_L = cut.reached(pa.chunked_array([order]))
     adds_L[[*np.flatnonzero(reached_L)[-1:], -1]] = True
@@ -161,14 +161,14 @@ def limits(
     tasks = [
         TaskCounts(
             task=task,
-            samples=of["samples"],
-            too_short=of.get("too_short", 0),
+            samples=entry["samples"],
+            too_short=entry.get("too_short", 0),
             nearest=nearest.get(task, 0),
             within=tuple(within),
         )
-        for (task, of), within in zip(
+        for (task, entry), within in zip(
             counts["tasks"].items(), rows_TL[:, shown].tolist(), strict=True
         )
     ]
     ranked = sorted(tasks, key=lambda task: -max(task.within))
-    return tuple(order[at] for at in shown.tolist()), tuple(ranked)
+    return tuple(order[index] for index in shown.tolist()), tuple(ranked)

@@ -1,4 +1,4 @@
-"""What a run's stages say of what they were given, and what their pools say of it besides."""
+"""Collects what stages note on their inputs, and warns of training rows that are scored too."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,8 @@ from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, stored
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 
-MOST_ROWS = 500_000  # of a pool that is looked through: a second
-OWN = r"^(localhost|127\..*|10\..*|192\.168\..*|\[::1\])$"  # where copies lie: nobody's name
+MOST_ROWS = 500_000  # largest pool that is searched: a second
+OWN = r"^(localhost|127\..*|10\..*|192\.168\..*|\[::1\])$"  # hosts of local copies
 HIGH = "expect these to score above nearly all others as good, and to be kept first"
 HIGHER = "expect these to score above others as good (AUC .64 to .93, the more the fewer they are)"
 TWICE = (
@@ -23,54 +23,54 @@ TWICE = (
 
 
 def notes(state: RunState) -> dict[str, tuple[str, ...]]:
-    """The sentences, by stage."""
-    said = {}
+    """Returns the sentences, by stage."""
+    sentences = {}
     for name, stage in state.stages.items():
-        held = json_artifacts(stage, "notes")  # of a model, what it learnt from
-        own = [note for one in held for note in one.get("notes", ())]
-        if found := [*own, *(_one_host(state, name) if held else ()), *_seen(state, name)]:
-            said[name] = tuple(found)
-    return said
+        artifacts = json_artifacts(stage, "notes")  # of a model, what it learnt from
+        own = [note for artifact in artifacts for note in artifact.get("notes", ())]
+        if lines := [*own, *(_one_host(state, name) if artifacts else ()), *_seen(state, name)]:
+            sentences[name] = tuple(lines)
+    return sentences
 
 
 def _lessons(state: RunState, trainer: PlannedStage) -> Iterator[tuple[str, str, bool]]:
-    """Of each pool that a model learnt from: its root, a stage over it, whether a select chose."""
+    """Yields each pool that a model learnt from: root, a stage over it, whether a select chose."""
     names = [trainer.name] if trainer.root else trainer.parents
     for name, bound in zip(names, trainer.bindings, strict=False):
         yield state.plan.stages[name].root, name, KEEP.name in bound
 
 
 def _one_host(state: RunState, name: str) -> Iterator[str]:
-    """That all rows which a model learnt from, but for those it scores, have links to one host."""
+    """Yields a sentence if the training rows that the model does not score link to one host."""
     lessons = list(_lessons(state, state.plan.stages[name]))
     scored = {planned.root for planned in state.plan.stages.values() if planned.model == name}
-    given = {root: stage for root, stage, _ in lessons if root not in scored}
-    urls = [_column(state, stage, URL) for stage in given.values()]
+    training = {root: stage for root, stage, _ in lessons if root not in scored}
+    urls = [_column(state, stage, URL) for stage in training.values()]
     hosts = {
         host
-        for one in urls
-        for host in ([None] if one is None else pc.unique(host_of(one)).to_pylist())
+        for url_column in urls
+        for host in ([None] if url_column is None else pc.unique(host_of(url_column)).to_pylist())
     }
     if len(hosts) != 1 or None in hosts:
         return
     [host] = hosts
     if pc.match_substring_regex(host, OWN).as_py():
         return
-    if len(given) == len(lessons):
+    if len(training) == len(lessons):
         yield (
             f"all rows it learnt from are of one host, {host}: where that is one maker's style,"
             " expect other pictures to be scored less well (AUC .60 to .68, its own .69 to .80)"
         )
     else:
         yield (
-            f"all rows of {', '.join(given)} are of one host, {host}: where that is one maker's"
+            f"all rows of {', '.join(training)} are of one host, {host}: where that is one maker's"
             " style, expect other pictures to be scored as if the pool alone had taught (AUC .89"
             " with these rows and without)"
         )
 
 
 def _seen(state: RunState, name: str) -> Iterator[str]:
-    """That a stage scores rows which its model learnt from, and others less or not at all."""
+    """Yields sentences if a stage scores rows that its model learnt from."""
     planned = state.plan.stages[name]
     trainer = state.plan.stages[planned.model] if planned.model else None
     if trainer is None or not planned.root or not state.stages[name].complete:
@@ -83,7 +83,7 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
                 expect = HIGH if len(lessons) == 1 else HIGHER
                 yield f"'{trainer.name}' learnt from some of these rows: {expect}"
             continue
-        learnt, scored = (_column(state, one, SHA256) for one in (stage, name))
+        learnt, scored = (_column(state, over, SHA256) for over in (stage, name))
         if learnt is not None and scored is not None:
             again = pc.sum(pc.is_in(scored, value_set=pc.drop_null(learnt))).as_py()
             if again:
@@ -95,11 +95,11 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
 
 
 def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | None:
-    """The column of a stage's pool; None where it has none or several, or the pool is large."""
+    """Returns a column over a stage's pool; None if it has none or several, or is large."""
     root, bound = state.plan.stages[name].root, binding(state, name, column.name)
     if bound is None or not root:
         return None
-    if not all(state.stages[one].complete for one in (root, bound[0])):
+    if not all(state.stages[stage].complete for stage in (root, bound[0])):
         return None
     shards = state.stages[root].shards.values()
     if sum(shard.rows for shard in shards) > MOST_ROWS:

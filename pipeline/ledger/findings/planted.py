@@ -1,6 +1,6 @@
-"""What a run caught of the faults that a pool's builder planted, by the pool's truth file.
+"""Measures what a run caught of injected faults, by the labels in a pool's truth file.
 
-It is asked after a run, never inside one. The answer is left in the run's folder, for the report.
+Labels are read after a run, never inside one. The answer is stored in the run's folder.
 """
 
 from collections import Counter
@@ -25,24 +25,24 @@ from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 
-HARMLESS = (  # links of our own truth that work nonetheless
+HARMLESS = (  # link faults of our own labels that do no harm
     *("link_issue: redirect", "link_issue: slow", "link_issue: wrong_content_type"),
     "link_issue: 503_once",
 )
-ABOUT = {  # columns of our own truth that tell of no fault, or not by themselves
+ABOUT = {  # columns of our own labels that are no fault by themselves
     *("uid", "source", "image_key", "concept", "group", "lang", "text_true", "near_op"),
     *("swapped_in_group", "dup_kind", "dup_cluster", "usable", "is_good"),
 }
 NAMES = {"eval_near": "copy of an evaluation image"}
-MAX_VALUES = 50  # of a text column; one with more tells rows apart, not kinds
+MAX_VALUES = 50  # most values of a text column of kinds; more are rows' own
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Each row's faults by uid: every kind of fault with what is true of its rows.
+    """Each row's labels by uid: every kind of fault, with an expression that is true of its rows.
 
-    `good` is true of rows without a fault. `unjudged` counts the values of the text columns that
-    have too many of them.
+    `good` is true of rows without a fault. `unjudged` counts the values of text columns that have
+    too many to be kinds.
     """
 
     table: pl.DataFrame
@@ -52,9 +52,9 @@ class Truth:
 
 
 def read_truth(pool: Path) -> Truth:
-    """The truth in a pool's folder; a fault is a boolean column, or a value of a text column.
+    """Reads a pool's labels; a fault is a boolean column, or a value of a text column.
 
-    RecipeError where there is none, or no uid in it.
+    RecipeError if there is no such file, or no uid in it.
     """
     table = _table(pool / "truth.parquet")
     kinds: dict[str, pl.Expr] = {}
@@ -86,9 +86,9 @@ def _table(file: Path) -> pl.DataFrame:
     try:
         table = pl.read_parquet(file)
     except pl.exceptions.PolarsError as error:
-        what = f"no Parquet: {str(error).splitlines()[0]}"
+        problem = f"no Parquet: {str(error).splitlines()[0]}"
         raise RecipeError(
-            what, str(file), "build the pool again, or write your truth anew"
+            problem, str(file), "build the pool again, or write your truth anew"
         ) from None
     if table.schema.get("uid") != pl.String:
         raise RecipeError("no text column `uid`", str(file), "give each row's uid, 32 hex digits")
@@ -96,13 +96,13 @@ def _table(file: Path) -> pl.DataFrame:
 
 
 SCORE = "clip_score"  # the column whose AUC is shown
-LEFT = "truth.json"  # in the run's folder
-COPIES = {"dup_kind", "dup_cluster", "usable"}  # columns that tell which copies are too many
+LEFT = "truth.json"  # file in the run's folder
+COPIES = {"dup_kind", "dup_cluster", "usable"}  # columns that tell which copies are redundant
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindRows:
-    """The rows of one kind: `rows` = `kept` + those caught, by first cause as `stage: reason`.
+    """The rows of one kind: `rows` = `kept` + caught rows by first cause, as `stage: reason`.
 
     Rows of a `harmless` kind may be kept.
     """
@@ -116,7 +116,7 @@ class KindRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One select stage: rows of the truth that are in the run, and absent from it, by kind."""
+    """One select stage: labelled rows that are in the run, and absent from it, by kind."""
 
     stage: str
     rows: int
@@ -127,7 +127,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """How well a score tells one kind of fault from good rows."""
+    """How well a score separates one kind of fault from good rows."""
 
     stage: str
     column: str
@@ -139,9 +139,9 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """Every complete select stage against the truth, and the scores that they read.
+    """Every complete select stage against the labels, and the scores that they read.
 
-    `unjudged` counts the values of text columns of the truth that have too many to be kinds.
+    `unjudged` counts the values of text columns that have too many to be kinds.
     """
 
     run: str
@@ -151,9 +151,9 @@ class Planted:
 
 
 def planted(state: RunState, pool: Path) -> Planted:
-    """What each select stage kept of each kind of row, and which stage caught the others.
+    """Returns what each select stage kept of each kind of row, and which stage caught the rest.
 
-    RecipeError where the folder has no truth, or the run none of its rows.
+    RecipeError if the folder has no labels, or the run none of its rows.
     """
     truth = read_truth(pool)
     ends = [
@@ -162,7 +162,7 @@ def planted(state: RunState, pool: Path) -> Planted:
     if not ends:
         raise RecipeError("no select stage is complete", str(state.run), "run the recipe first")
     selects = [judged for name in ends if (judged := _judged(state, name, truth)).rows]
-    if not selects:  # some may be of another pool
+    if not selects:  # a select may be of another pool
         raise RecipeError("no row of this pool is in the run", str(state.run), "check the pool")
     scores = dict.fromkeys(binding(state, judged.stage, SCORE) for judged in selects)
     answer = Planted(
@@ -178,26 +178,27 @@ def planted(state: RunState, pool: Path) -> Planted:
 
 
 def last_planted(state: RunState) -> Planted | None:
-    """The answer left in the run's folder; None without one, or where the run has changed since."""
-    left = read_sealed(state.run, LEFT)
-    if not left:
+    """Returns the stored answer; None without one, or if the run has changed since."""
+    stored = read_sealed(state.run, LEFT)
+    if not stored:
         return None
-    answer = msgspec.convert(left, Planted)
+    answer = msgspec.convert(stored, Planted)
     is_of_these = {judged.stage for judged in answer.selects} <= set(state.stages)
-    return answer if is_of_these and left["of"] == _now(state, answer) else None
+    return answer if is_of_these and stored["of"] == _now(state, answer) else None
 
 
 def _now(state: RunState, answer: Planted) -> dict[str, str | None]:
-    """What each select stage reads today."""
+    """Returns the digest of each select stage's current inputs."""
     stages = [judged.stage for judged in answer.selects]
     return {name: state.inputs_digest(state.plan.stages[name]) for name in stages}
 
 
 def _judged(state: RunState, stage: str, truth: Truth) -> Judged:
-    """What became of each kind of row up to one select stage."""
+    """Counts the outcome of each kind of row at one select stage."""
     rows = truth.table.join(_first_causes(state, stage), on="uid")
     kinds = [
-        _kind_rows(kind, rows.filter(here), kind in HARMLESS) for kind, here in truth.kinds.items()
+        _kind_rows(kind, rows.filter(is_kind), kind in HARMLESS)
+        for kind, is_kind in truth.kinds.items()
     ]
     if set(rows.columns) >= COPIES:
         extra = _extra_copies(rows)
@@ -232,9 +233,9 @@ def _kind_rows(kind: str, rows: pl.DataFrame, harmless: bool = False) -> KindRow
 
 
 def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
-    """Usable copies, but those that stand in for their cluster: one of each may stay.
+    """Returns usable copies except one of each cluster, which may stay.
 
-    Which one stays is the run's choice: the first that it kept, base rows before copies.
+    The run chooses which: the first that it kept, base rows before copies.
     """
     order = [pl.col("cause") != "", pl.col("dup_kind").is_not_null(), pl.col("uid")]
     usable = rows.filter(pl.col("usable")).sort(order)
@@ -242,7 +243,7 @@ def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first_causes(state: RunState, end: str) -> pl.DataFrame:
-    """uid in hex, and the first cause as `stage: reason`; empty where the row is kept."""
+    """Returns uids in hex with first causes as `stage: reason`; empty for kept rows."""
     root = state.plan.stages[end].root
 
     def read(shard: int) -> pl.DataFrame:
@@ -258,7 +259,10 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
 
 
 def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detection]:
-    """A score's areas, of English captions and of those of no language, as boilerplate is."""
+    """Yields a score's AUC for each kind of fault.
+
+    Only English captions count, and those without a language, as boilerplate is.
+    """
     shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
     tables = ahead(state.run, shards.table, range(len(shards)))
     columns = pa.concat_tables(table.select([UID.name, SCORE]) for table in tables)
@@ -268,8 +272,8 @@ def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detect
     if "lang" in rows.columns:
         rows = rows.filter(pl.col("lang").fill_null("en") == "en")
     good = rows.filter(truth.good)[SCORE].to_numpy().astype(np.float64)
-    for kind, here in truth.kinds.items():
-        bad = rows.filter(here)[SCORE].to_numpy().astype(np.float64)
+    for kind, is_kind in truth.kinds.items():
+        bad = rows.filter(is_kind)[SCORE].to_numpy().astype(np.float64)
         if len(good) and len(bad) and kind not in HARMLESS:
             yield Detection(
                 stage=bound[0],

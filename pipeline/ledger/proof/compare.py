@@ -1,9 +1,8 @@
-"""Whether models of one arm score above those of another, and by how much more than luck.
+"""Compares the models of two arms: the difference, its interval, and whether it beats the noise.
 
-A difference carries the noise of seeds and that of the items that a task happens to hold
-(metadata/stats.py says how both are added up). The interval is Welch's; where seeds pair, that of
-pairs stands beside it. A verdict holds among all comparisons of a page together (Holm). With one
-seed an arm no interval is claimed.
+A difference carries the noise of seeds and that of a task's items (metadata/stats.py says how both
+add up). The interval is Welch's; if seeds pair, that of pairs stands beside it. Verdicts are
+corrected over all comparisons of a page (Holm). With one seed per arm no interval is claimed.
 """
 
 from collections.abc import Sequence
@@ -22,15 +21,15 @@ Verdict = Literal["better", "worse", "none", "unclaimed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One metric of an arm's models, and what it would be on each draw of the items."""
+    """One metric of an arm's models, and its value on each draw of the items."""
 
     seeds: tuple[int, ...]
     value_S: NDArray[np.float64]
-    draw_SD: NDArray[np.float64] | None = None  # None where no ranks are stored
+    draw_SD: NDArray[np.float64] | None = None  # None without stored ranks
 
     @property
     def estimate(self) -> Estimate:
-        """Their mean, with its interval where two models or more show their noise."""
+        """Returns the mean; with its interval if there are two models or more."""
         value = float(self.value_S.mean())
         if len(self.value_S) < 2:
             return Estimate(value)
@@ -39,14 +38,14 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`arm` against `baseline`, in the metric's unit. `low` and `high` of `apart` are Welch's 95 %
-    interval; they and all below are null where no interval is claimed. `why` says why, or what the
-    interval lacks.
+    """`arm` against `baseline`, in the metric's unit.
 
-    `seeds_error` and `items_error` are the two standard errors, which add as squares; the second is
-    null where no ranks are stored. `df`, the degrees of freedom, is null too where items are all
-    the noise. `visible` is the least difference that is found with a chance of
-    80 % among the page's comparisons. `level` is Holm's: found where it is below 0.05.
+    `low` and `high` of `apart` are Welch's 95 % interval; they and all later fields are null if no
+    interval is claimed. `why` is the reason, or what the interval lacks. `seeds_error` and
+    `items_error` are standard errors, which add as squares; the second is null without stored
+    ranks. `df`, the degrees of freedom, is also null if items are all the noise. `visible` is the
+    least difference found with a power of 80 % among the page's comparisons. `level` is Holm's
+    adjusted p: significant below 0.05.
     """
 
     arm: str
@@ -71,20 +70,20 @@ class Comparison:
 
     @property
     def half(self) -> float | None:
-        """Half the width of the interval."""
+        """Returns half the width of the interval."""
         return None if self.apart.high is None else self.apart.high - self.apart.value
 
     @property
     def short(self) -> str:
-        """The verdict where the figures stand beside it."""
+        """Returns the verdict for use beside the figures."""
         if self.verdict == "unclaimed":
             return self.words
-        told = {"better": f"beats {self.baseline}", "worse": f"{self.baseline} beats it"}
-        return told.get(self.verdict, "no difference")
+        verdicts = {"better": f"beats {self.baseline}", "worse": f"{self.baseline} beats it"}
+        return verdicts.get(self.verdict, "no difference")
 
     @property
     def words(self) -> str:
-        """The verdict as a sentence, in points of 100."""
+        """Returns the verdict as a sentence, in points of 100."""
         points = f"{100 * abs(self.apart.value):.1f}"
         if self.verdict == "unclaimed" or self.half is None:
             return f"{self.why}: no interval is claimed"
@@ -98,20 +97,20 @@ class Comparison:
 
 
 def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
-    """The difference of two arms, without a verdict until `judged` has seen the whole page."""
+    """Returns the difference of two arms, without a verdict until `judged` adds it."""
     value = float(a.value_S.mean() - b.value_S.mean())
-    made = Comparison(
+    comparison = Comparison(
         arm=arm, baseline=baseline, seeds=(len(a.seeds), len(b.seeds)), apart=Estimate(value)
     )
-    if min(made.seeds) < 2:
-        return replace(made, why="one seed")
+    if min(comparison.seeds) < 2:
+        return replace(comparison, why="one seed")
     has_items = a.draw_SD is not None and b.draw_SD is not None
     apart = welch(a.value_S, b.value_S, a.draw_SD, b.draw_SD)
-    alike = min(np.ptp(of.value_S) for of in (a, b)) < SAME
+    alike = min(np.ptp(scored.value_S) for scored in (a, b)) < SAME
     if not apart.error or (alike and not has_items):
-        return replace(made, why="seeds equal to the digit")
+        return replace(comparison, why="seeds equal to the digit")
     return replace(
-        made,
+        comparison,
         apart=_estimate(apart),
         why="" if apart.seeds else "seeds equal to the digit",
         paired=_paired(a, b),
@@ -122,34 +121,34 @@ def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
 
 
 def judged(page: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of a page, each with its level and what it could have seen among them all."""
-    claimed = [n for n, one in enumerate(page) if one.seeds_error is not None]
+    """Returns a page's comparisons with their adjusted levels and visible differences."""
+    claimed = [n for n, comparison in enumerate(page) if comparison.seeds_error is not None]
     noisy = Noisy(
         value=np.array([page[n].apart.value for n in claimed]),
         seeds=np.array([(page[n].seeds_error or 0) ** 2 for n in claimed]),
         items=np.array([(page[n].items_error or 0) ** 2 for n in claimed]),
         df=np.array([page[n].df or np.inf for n in claimed]),
     )
-    found = list(page)
+    comparisons = list(page)
     for n, level, visible in zip(claimed, holm(noisy.p), noisy.visible(len(claimed)), strict=True):
-        found[n] = replace(found[n], level=float(level), visible=float(visible))
-    return found
+        comparisons[n] = replace(comparisons[n], level=float(level), visible=float(visible))
+    return comparisons
 
 
 def _paired(a: Scored, b: Scored) -> Estimate | None:
-    """The mean difference of pairs with equal seed; None below two, or without any noise."""
-    both = [seed for seed in a.seeds if seed in b.seeds]
-    if len(both) < 2 or len(set(a.seeds)) < len(a.seeds) or len(set(b.seeds)) < len(b.seeds):
+    """Returns the mean difference of pairs with equal seeds; None below two, or without noise."""
+    shared = [seed for seed in a.seeds if seed in b.seeds]
+    if len(shared) < 2 or len(set(a.seeds)) < len(a.seeds) or len(set(b.seeds)) < len(b.seeds):
         return None
-    at_a, at_b = ([of.seeds.index(seed) for seed in both] for of in (a, b))
+    index_a, index_b = ([scored.seeds.index(seed) for seed in shared] for scored in (a, b))
     draws = None
     if a.draw_SD is not None and b.draw_SD is not None:
-        draws = a.draw_SD[at_a] - b.draw_SD[at_b]
-    noisy = mean(a.value_S[at_a] - b.value_S[at_b], draws)
+        draws = a.draw_SD[index_a] - b.draw_SD[index_b]
+    noisy = mean(a.value_S[index_a] - b.value_S[index_b], draws)
     return _estimate(noisy) if noisy.error else None
 
 
 def _estimate(noisy: Noisy) -> Estimate:
-    """The value and its interval; none without any noise, which few models may show by chance."""
+    """Returns the value and its interval; no interval if the noise is 0, as few models may show."""
     value, half = float(noisy.value), float(noisy.half())
     return Estimate(value, value - half, value + half) if noisy.error else Estimate(value)

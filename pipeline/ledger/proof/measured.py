@@ -1,12 +1,12 @@
-"""Every metric of every evaluated model, and what it would be on other items of the task.
+"""Reads every metric of every evaluated model, and its value on other draws of the task's items.
 
-The main metric of a task is the one that results.json names: that of DataComp's rules, else R@5 of
-the pictures of captions, else top 5, else top 1. No top 5 of 12 classes or fewer is taken up:
-guessing is good at it. A fine task has more than 12 classes, or is a retrieval.
+A task's main metric is the one named by results.json: DataComp's rules, else image R@5 of captions,
+else top 5, else top 1. Top 5 is dropped for 12 classes or fewer: guessing is good at it. A fine
+task has more than 12 classes, or is a retrieval.
 
-Other items are draws, with replacement, of those that a task holds. A metric is read off the stored
-rank of each item again, as a ratio of two sums over items, by group: its value is the mean over
-groups. A reading that does not give the stored value is none.
+Draws are bootstrap samples, with replacement, of a task's items. A metric is computed again from
+the stored rank of each item, as a ratio of two sums over items, by group; its value is the mean
+over groups. Terms that do not reproduce the stored value are discarded.
 """
 
 import re
@@ -39,45 +39,44 @@ BLOCK = 2**22  # weights held at a time: 16 MB
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of a metric's sums: the item of each, what it adds above and below the line. Those
-    of a group stand together."""
+    """The terms of a metric's sums: each one's item, numerator and denominator, sorted by group."""
 
     item_K: NDArray[np.int64]
     above_K: NDArray[np.float64]
     below_K: NDArray[np.float64]
-    starts_G: NDArray[np.int64]  # where each group begins
+    starts_G: NDArray[np.int64]  # first term of each group
 
     @property
     def value(self) -> float:
-        """The metric, each item counted once."""
+        """Returns the metric, with each item counted once."""
         below_G = np.add.reduceat(self.below_K, self.starts_G)
         return float((np.add.reduceat(self.above_K, self.starts_G) / below_G).mean())
 
     def has_the_items_of(self, other: "Terms") -> bool:
-        """Whether they differ in what is above the line alone."""
+        """Returns whether two metrics differ in their numerators alone."""
         pairs = zip(vars(self).items(), vars(other).values(), strict=True)
         return all(np.array_equal(a, b) for (name, a), b in pairs if name != "above_K")
 
 
 def terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | None:
-    """The terms of a metric by its name and what results.json holds of it; None where the ranks do
-    not tell it."""
+    """Returns the terms of a metric by its name and entry in results.json; None if the ranks do not
+    give the stored value."""
     try:
-        found = _terms(metric, stored, ranks)
-    except KeyError:  # a column of ranks that an older evaluation did not store
+        parts = _terms(metric, stored, ranks)
+    except KeyError:  # an older evaluation did not store this column of ranks
         return None
-    return found if found and abs(found.value - stored["value"]) < 1e-9 else None
+    return parts if parts and abs(parts.value - stored["value"]) < 1e-9 else None
 
 
 def redrawn(models: Sequence[Terms], key: int) -> NDArray[np.float64]:
-    """(S, D) the metric of each model on each draw; the same draws whatever the metric and model.
+    """Returns (S, D) the metric of each model on each draw; all metrics and models share the draws.
 
-    A group of which a draw has no item counts for nothing there.
+    A group without an item in a draw is left out there.
     """
-    if not all(one.has_the_items_of(models[0]) for one in models):
-        return np.concatenate([redrawn([one], key) for one in models])
+    if not all(model.has_the_items_of(models[0]) for model in models):
+        return np.concatenate([redrawn([model], key) for model in models])
     first = models[0]
-    above_KS = np.stack([one.above_K for one in models], axis=1).astype(np.float32)
+    above_KS = np.stack([model.above_K for model in models], axis=1).astype(np.float32)
     below_K, ends_G = first.below_K.astype(np.float32), [*first.starts_G[1:], len(first.item_K)]
     blocks = []
     for weight_BN in _weights(int(first.item_K.max()) + 1, key):
@@ -106,8 +105,8 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
         hit_K = np.concatenate([hit_K for _, hit_K in ways])
         group_K = np.repeat([0, 1], [len(hit_K) for _, hit_K in ways])
         return _by_group(np.concatenate([item_K for item_K, _ in ways]), hit_K, group_K)
-    if at := AT.match(metric):
-        item_K, hit_K = _hits(ranks, at[1], int(at[2]))
+    if match := AT.match(metric):
+        item_K, hit_K = _hits(ranks, match[1], int(match[2]))
         return _by_group(item_K, hit_K, np.zeros(len(item_K)))
     if metric in JACCARD:
         return _jaccard(ranks, *JACCARD[metric])
@@ -120,7 +119,7 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
     if metric == PER_CLASS:
         item_K, hit_K = _hits(ranks, "acc", 1)
         return _by_group(item_K, hit_K, ranks["label"].to_numpy())
-    if "group" in stored:  # the worst one is taken as known
+    if "group" in stored:  # results.json names the worst group
         item_K, hit_K = _hits(ranks, "acc", 5 if "top5" in metric else 1)
         in_K = ranks["group"].to_numpy() == stored["group"]
         return _by_group(item_K[in_K], hit_K[in_K], np.zeros(in_K.sum()))
@@ -128,7 +127,7 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
 
 
 def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The items, and 1 where the right answer is among the k best; of ties the chance of it."""
+    """Returns the items, and 1 for a right answer in the top k; ties give its probability."""
     column = {"acc": "rank", "text_retrieval_recall@": "text_rank"}.get(kind, "image_ranks")
     counts, item_K = [ranks[column].combine_chunks()], np.arange(len(ranks))
     if f"{column}_tied" in ranks.column_names:
@@ -137,12 +136,13 @@ def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArra
         item_K = np.repeat(item_K, counts[0].value_lengths().to_numpy())
         counts = [count.flatten() for count in counts]
     missing = NEVER, 0, 1
-    filled = [np.asarray(it.fill_null(null)) for it, null in zip(counts, missing, strict=False)]
+    filled = [np.asarray(c.fill_null(null)) for c, null in zip(counts, missing, strict=False)]
     return item_K, Ranks(*filled).hits(k)
 
 
 def _jaccard(ranks: pa.Table, least: int, most: int) -> Terms | None:
-    """Of instances with so many candidates: right ones among as many that score best."""
+    """Returns terms of the Jaccard index between right candidates and as many top-ranked ones, for
+    instances with `least` to `most` candidates."""
     right_N, rank_N = ranks["is_right"].to_numpy(), ranks["rank"].fill_null(NEVER).to_numpy()
     _, index_N, count_I = np.unique(
         ranks["instance"].to_numpy(), return_inverse=True, return_counts=True
@@ -164,22 +164,23 @@ def _by_group(
 
 # Shapes: S models that have the metric, D draws of a task's items.
 
-TELLING = ("image_retrieval_recall@5", "acc5", "acc1")  # where an older evaluation names none
+# Main metrics of older evaluations, which name none.
+MAIN_METRICS = ("image_retrieval_recall@5", "acc5", "acc1")
 HEADLINE = "mean of fine tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One metric of one task. `models` are the numbers of those that have it."""
+    """One metric of one task; `models` are the numbers of the models that have it."""
 
     task: str
     metric: str
     chance: float | None  # its value by guessing
-    is_main: bool  # the one that counts of its task
+    is_main: bool  # the task's main metric
     is_fine: bool
     models: tuple[int, ...]
     value_S: NDArray[np.float64]
-    draw_SD: NDArray[np.float64] | None  # on each draw of the items; None where no ranks tell
+    draw_SD: NDArray[np.float64] | None  # on each draw of the items; None without ranks for it
 
     @property
     def key(self) -> tuple[str, str]:
@@ -187,33 +188,36 @@ class Measured:
 
 
 def measured(trials: Sequence[Trial]) -> list[Measured]:
-    """Every metric of every task, the tasks in the order in which they come.
+    """Returns every metric of every task, tasks in order of first occurrence.
 
-    Tasks of one name whose content or rules differ are two, and never compared.
+    Tasks of one name with different content or rules stay apart and are never compared.
     """
     by_task: dict[tuple[str, str], dict[int, Task]] = {}
     for number, trial in enumerate(trials):
         for name, task in trial.tasks.items():
             by_task.setdefault((name, task.digest), {})[number] = task
     names = [name for name, _ in by_task]
-    found: list[Measured] = []
+    metrics: list[Measured] = []
     with ThreadPoolExecutor(READERS) as pool:
-        for (name, digest), of in by_task.items():
-            ranks = dict(zip(of, pool.map(_ranks, of.values()), strict=True))
-            told = f"{name} ({digest})" if names.count(name) > 1 else name
-            found += _of_task(told, of, ranks)
-    return found
+        for (name, digest), models in by_task.items():
+            ranks = dict(zip(models, pool.map(_ranks, models.values()), strict=True))
+            label = f"{name} ({digest})" if names.count(name) > 1 else name
+            metrics += _of_task(label, models, ranks)
+    return metrics
 
 
-def telling(every: Sequence[Measured]) -> list[Measured]:
-    """The main metric of each task, retrieval first."""
-    return sorted((one for one in every if one.is_main), key=lambda one: one.metric != TELLING[0])
+def main_metrics(metrics: Sequence[Measured]) -> list[Measured]:
+    """Returns the main metric of each task, retrieval first."""
+    return sorted(
+        (metric for metric in metrics if metric.is_main),
+        key=lambda metric: metric.metric != MAIN_METRICS[0],
+    )
 
 
 def mean_of(tasks: Sequence[Measured]) -> Measured:
-    """The mean of some tasks that the same models have; their items are drawn apart."""
-    chances = [one.chance for one in tasks if one.chance is not None]
-    draws = [one.draw_SD for one in tasks if one.draw_SD is not None]
+    """Returns the mean over tasks of the same models; the items of each are drawn independently."""
+    chances = [task.chance for task in tasks if task.chance is not None]
+    draws = [task.draw_SD for task in tasks if task.draw_SD is not None]
     return Measured(
         task=HEADLINE,
         metric="",
@@ -221,56 +225,56 @@ def mean_of(tasks: Sequence[Measured]) -> Measured:
         is_main=True,
         is_fine=True,
         models=tasks[0].models,
-        value_S=np.mean([one.value_S for one in tasks], axis=0),
+        value_S=np.mean([task.value_S for task in tasks], axis=0),
         draw_SD=np.mean(draws, axis=0) if len(draws) == len(tasks) else None,
     )
 
 
 def _of_task(
-    name: str, of: dict[int, Task], ranks: dict[int, pa.Table | None]
+    name: str, models: dict[int, Task], ranks: dict[int, pa.Table | None]
 ) -> Iterator[Measured]:
-    first = next(iter(of.values()))
-    every = dict.fromkeys(metric for task in of.values() for metric in task.metrics)
+    first = next(iter(models.values()))
+    every = dict.fromkeys(metric for task in models.values() for metric in task.metrics)
     metrics = [metric for metric in every if not _is_easy(metric, first.classes)]
-    main = next((known for known in (first.main, *TELLING, *metrics) if known in metrics), None)
+    main = next((m for m in (first.main, *MAIN_METRICS, *metrics) if m in metrics), None)
     for metric in metrics:
-        held = {number: task for number, task in of.items() if metric in task.metrics}
+        having = {number: task for number, task in models.items() if metric in task.metrics}
         yield Measured(
             task=name,
             metric=metric,
-            chance=next(iter(held.values())).metrics[metric].get("chance"),
+            chance=next(iter(having.values())).metrics[metric].get("chance"),
             is_main=metric == main,
             is_fine=first.kind == "retrieval" or (first.classes or 0) > FEW_CLASSES,
-            models=tuple(held),
-            value_S=np.array([task.metrics[metric]["value"] for task in held.values()]),
-            draw_SD=_draws(metric, held, ranks),
+            models=tuple(having),
+            value_S=np.array([task.metrics[metric]["value"] for task in having.values()]),
+            draw_SD=_draws(metric, having, ranks),
         )
 
 
 def _is_easy(metric: str, classes: int | None) -> bool:
-    """Whether it is a top k above 1 of few classes."""
-    at = AT.match(metric)
-    is_top_k = at is not None and at[1] == "acc" and int(at[2]) > 1
+    """Returns whether a metric is a top k above 1 of few classes."""
+    match = AT.match(metric)
+    is_top_k = match is not None and match[1] == "acc" and int(match[2]) > 1
     return is_top_k and classes is not None and classes <= FEW_CLASSES
 
 
 def _draws(
-    metric: str, held: dict[int, Task], ranks: dict[int, pa.Table | None]
+    metric: str, models: dict[int, Task], ranks: dict[int, pa.Table | None]
 ) -> NDArray[np.float64] | None:
-    """None where the ranks of any model do not tell the metric."""
-    found = []
-    for number, task in held.items():
+    """Returns the metric on each draw; None if any model's ranks do not give it."""
+    models_terms = []
+    for number, task in models.items():
         table = ranks[number]
-        of = None if table is None else terms(metric, task.metrics[metric], table)
-        if of is None:
+        model_terms = None if table is None else terms(metric, task.metrics[metric], table)
+        if model_terms is None:
             return None
-        found.append(of)
-    return redrawn(found, int(next(iter(held.values())).digest, 16))
+        models_terms.append(model_terms)
+    return redrawn(models_terms, int(next(iter(models.values())).digest, 16))
 
 
 def _ranks(task: Task) -> pa.Table | None:
-    """The stored ranks; None of an evaluation that leaves none."""
-    held = Outputs(task.folder)
-    if task.ranks not in held.names:
+    """Returns the stored ranks; None if an evaluation leaves none."""
+    outputs = Outputs(task.folder)
+    if task.ranks not in outputs.names:
         return None
-    return pq.read_table(pa.BufferReader(held.read(task.ranks)))
+    return pq.read_table(pa.BufferReader(outputs.read(task.ranks)))

@@ -1,4 +1,4 @@
-"""What models trained on the run's exports can do, arm against arm, and how their losses fell."""
+"""Compares models trained on the run's exports, arm by arm, and reads their loss curves."""
 
 import io
 from collections.abc import Collection, Mapping, Sequence
@@ -11,29 +11,28 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged
-from clipmill.pipeline.ledger.proof.measured import Measured, mean_of, measured, telling
+from clipmill.pipeline.ledger.proof.measured import Measured, main_metrics, mean_of, measured
 from clipmill.pipeline.ledger.proof.trials import Arm, arms
 from clipmill.pipeline.ledger.rows.stored import artifacts
 from clipmill.pipeline.run_folder.state import RunState
 
-MOST_EPOCHS = 32  # above it a subset is learnt by heart
+MOST_EPOCHS = 32  # more epochs overfit a subset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One metric of one arm, and its difference to each baseline: null to itself, and where either
-    has no value."""
+    """One metric of one arm, and its difference to each baseline; null to itself or if unknown."""
 
     arm: str
     seeds: int
     result: Estimate | None
     against: tuple[Comparison | None, ...]
-    near_chance: bool  # its interval, or its value without one, reaches down to chance
+    near_chance: bool  # the lower end of its interval, or its value, is at chance or below
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One metric of one task, of every arm. `chance` is its value by guessing, where known."""
+    """One metric of one task, for every arm. `chance` is its value by guessing, if known."""
 
     task: str
     metric: str
@@ -42,47 +41,60 @@ class MetricRow:
 
     @property
     def visible(self) -> float | None:
-        """The least difference that this bench could have seen here: the median comparison's."""
-        every = [one.visible for cell in self.cells for one in cell.against if one and one.visible]
-        return float(np.median(every)) if every else None
+        """Returns the least difference that this bench can detect: the median over comparisons."""
+        differences = [
+            comparison.visible
+            for cell in self.cells
+            for comparison in cell.against
+            if comparison and comparison.visible
+        ]
+        return float(np.median(differences)) if differences else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The arms, those that others are compared with, and every metric.
+    """The arms, the baselines, and every metric.
 
-    The verdicts of `headline` hold among its own comparisons, those of `tasks` among all of both;
-    other metrics in `rows` have none.
+    Verdicts of `headline` are corrected over its own comparisons, those of `tasks` over all of
+    both; other metrics in `rows` have none.
     """
 
     arms: tuple[str, ...]
     baselines: tuple[str, ...]
-    epochs: dict[str, float | None]  # how often each arm saw a row; null where no card tells
+    epochs: dict[str, float | None]  # times that each arm saw a row; null without a card
     fine: dict[str, str]  # the tasks of the headline, and the metric of each
-    headline: MetricRow | None  # their mean; null where no fine task has scored every model
-    tasks: tuple[MetricRow, ...]  # one row a task, of its most telling metric; retrieval first
+    headline: MetricRow | None  # their mean; null if no fine task has all models
+    tasks: tuple[MetricRow, ...]  # the main metric of each task; retrieval first
     rows: tuple[MetricRow, ...]
 
     @property
     def shown(self) -> list[MetricRow]:
-        """The headline first, then the tasks."""
+        """Returns the headline first, then the tasks."""
         return [*([self.headline] if self.headline else []), *self.tasks]
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Those that have verdicts."""
-        return [one for row in self.shown for cell in row.cells for one in cell.against if one]
+        """Returns the comparisons that have verdicts."""
+        return [
+            comparison
+            for row in self.shown
+            for cell in row.cells
+            for comparison in cell.against
+            if comparison
+        ]
 
     @property
-    def worn(self) -> list[str]:
-        """The arms that saw their rows too often."""
+    def overfit(self) -> list[str]:
+        """Returns the arms that saw their rows more than MOST_EPOCHS times."""
         return [arm for arm, seen in self.epochs.items() if seen and seen > MOST_EPOCHS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """The loss at each stored step of one model that a training stage made; `seed` is a text, empty
-    where the stage makes one model."""
+    """The loss at each stored step of one model of a training stage.
+
+    `seed` is text, empty if the stage trains one model.
+    """
 
     stage: str
     uses: str
@@ -92,7 +104,7 @@ class LossCurve:
 
 
 def results(state: RunState, baselines: Sequence[str]) -> Results | None:
-    """Every metric of every arm, with its difference to each baseline; None without an evaluation.
+    """Returns every metric of every arm against each baseline; None without an evaluation.
 
     Without a name, the first arm of the recipe is the baseline.
     """
@@ -108,52 +120,54 @@ def compared(
     baselines: Sequence[str],
     against: Mapping[str, Collection[str]] | None = None,
 ) -> Results:
-    """The arms by task and metric, each against each baseline, or its own ones alone."""
-    found = measured([trial for arm in every for trial in arm.trials])
-    tasks, models = telling(found), sum(len(arm.trials) for arm in every)
-    fine = [one for one in tasks if one.is_fine and len(one.models) == models]
+    """Returns the arms by task and metric, each against all baselines, or those in `against`."""
+    metrics = measured([trial for arm in every for trial in arm.trials])
+    tasks, models = main_metrics(metrics), sum(len(arm.trials) for arm in every)
+    fine = [metric for metric in tasks if metric.is_fine and len(metric.models) == models]
     shown = [*([mean_of(fine)] if fine else []), *tasks]
-    scored = {one.key: _scored(one, every) for one in [*shown, *found]}
+    scored = {metric.key: _scored(metric, every) for metric in [*shown, *metrics]}
     apart = {
-        (key, arm, base): compare(arm, base, of[arm], of[base])
-        for key, of in scored.items()
-        for arm in of
+        (key, arm, base): compare(arm, base, by_arm[arm], by_arm[base])
+        for key, by_arm in scored.items()
+        for arm in by_arm
         for base in baselines
-        if arm != base and base in of and (against is None or base in against.get(arm, ()))
+        if arm != base and base in by_arm and (against is None or base in against.get(arm, ()))
     }
     for page in (shown, shown[: 1 if fine else 0]):  # the headline's own: they come first
-        keys = {one.key for one in page}
-        at = [where for where in apart if where[0] in keys]
-        apart |= dict(zip(at, judged([apart[where] for where in at]), strict=True))
+        keys = {metric.key for metric in page}
+        comparable = [key for key in apart if key[0] in keys]
+        apart |= dict(zip(comparable, judged([apart[key] for key in comparable]), strict=True))
 
-    def row(one: Measured) -> MetricRow:
+    def row(metric: Measured) -> MetricRow:
         cells = [
             Cell(
                 arm=arm.name,
-                seeds=len(of.value_S) if of else 0,
-                result=of.estimate if of else None,
-                against=tuple(apart.get((one.key, arm.name, base)) for base in baselines),
-                near_chance=of is not None and _is_near(of.estimate, one.chance),
+                seeds=len(score.value_S) if score else 0,
+                result=score.estimate if score else None,
+                against=tuple(apart.get((metric.key, arm.name, base)) for base in baselines),
+                near_chance=score is not None and _is_near(score.estimate, metric.chance),
             )
             for arm in every
-            for of in [scored[one.key].get(arm.name)]
+            for score in [scored[metric.key].get(arm.name)]
         ]
-        return MetricRow(task=one.task, metric=one.metric, chance=one.chance, cells=tuple(cells))
+        return MetricRow(
+            task=metric.task, metric=metric.metric, chance=metric.chance, cells=tuple(cells)
+        )
 
-    rows = [row(one) for one in shown]
+    rows = [row(metric) for metric in shown]
     return Results(
         arms=tuple(arm.name for arm in every),
         baselines=tuple(baselines),
         epochs={arm.name: arm.epochs for arm in every},
-        fine={one.task: one.metric for one in fine},
+        fine={metric.task: metric.metric for metric in fine},
         headline=rows[0] if fine else None,
         tasks=tuple(rows[1:] if fine else rows),
-        rows=tuple(row(one) for one in found),
+        rows=tuple(row(metric) for metric in metrics),
     )
 
 
 def losses(state: RunState) -> list[LossCurve]:
-    """The curve of every training that stores one."""
+    """Returns the loss curve of every training that stores one."""
     curves = []
     for name, stage in state.stages.items():
         for prefix, file in artifacts(stage, "loss").items():
@@ -165,20 +179,20 @@ def losses(state: RunState) -> list[LossCurve]:
     return curves
 
 
-def _scored(one: Measured, every: Sequence[Arm]) -> dict[str, Scored]:
-    """What the models of each arm scored, of those that have the metric."""
-    found, first = {}, 0
+def _scored(metric: Measured, every: Sequence[Arm]) -> dict[str, Scored]:
+    """Returns the scores of each arm's models, without models that lack the metric."""
+    scores, first = {}, 0
     for arm in every:
-        place = {first + n: trial.seed for n, trial in enumerate(arm.trials)}
+        seed_of = {first + n: trial.seed for n, trial in enumerate(arm.trials)}
         first += len(arm.trials)
-        at = [n for n, model in enumerate(one.models) if model in place]
-        if at:
-            found[arm.name] = Scored(
-                seeds=tuple(place[one.models[n]] for n in at),
-                value_S=one.value_S[at],
-                draw_SD=None if one.draw_SD is None else one.draw_SD[at],
+        index = [n for n, model in enumerate(metric.models) if model in seed_of]
+        if index:
+            scores[arm.name] = Scored(
+                seeds=tuple(seed_of[metric.models[n]] for n in index),
+                value_S=metric.value_S[index],
+                draw_SD=None if metric.draw_SD is None else metric.draw_SD[index],
             )
-    return found
+    return scores
 
 
 def _is_near(result: Estimate, chance: float | None) -> bool:
@@ -186,7 +200,7 @@ def _is_near(result: Estimate, chance: float | None) -> bool:
 
 
 def _arm_of(name: str, every: Sequence[Arm]) -> str:
-    """The arm of this name, else the one that a stage of this name belongs to."""
+    """Returns the arm of this name, else the only arm of the stage of this name."""
     named = [arm.name for arm in every if name in arm.stages]
     if len(named) == 1 or name in {arm.name for arm in every}:
         return name if name in {arm.name for arm in every} else named[0]

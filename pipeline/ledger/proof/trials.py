@@ -1,8 +1,8 @@
-"""The evaluated models of a run, each of an arm: rows and training settings.
+"""Groups the evaluated models of a run into arms: rows and training settings.
 
-Two trainings with other settings, or other rows, are two arms, and their names say what differs.
-Trainings that differ in nothing but their seeds are one arm, and so are all models of a checkpoint
-elsewhere. A seed that was trained twice counts once.
+Trainings with different settings or rows are different arms, whose names state the difference.
+Trainings that differ only in their seeds are one arm, and so are all models of an external
+checkpoint. A seed that was trained twice counts once.
 """
 
 import json
@@ -20,21 +20,21 @@ from clipmill.pipeline.ledger.rows.stored import json_artifacts
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 
-READERS = 16  # threads, that wait for a store
+READERS = 16  # threads, which mostly wait for a store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one model scored on one task. `digest` tells tasks of one name apart."""
+    """One model's scores on one task. `digest` separates tasks of one name."""
 
     digest: str
     kind: str | None  # "retrieval", "classification", …
-    main: str | None  # the metric that counts
+    main: str | None  # the main metric
     classes: int | None
     pictures: int
     metrics: dict[str, dict[str, Any]]  # by name, as stored: value, chance, …
     folder: Storage  # of the evaluation
-    ranks: str  # the file there that has the ranks, of models that leave one
+    ranks: str  # the file of ranks there, if the model has one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Trial:
 
     seed: int
     tasks: dict[str, Task]
-    epochs: float | None  # how often it saw each row
+    epochs: float | None  # times that it saw each row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +51,22 @@ class Arm:
     """Models that differ in their seed alone."""
 
     name: str
-    stages: tuple[str, ...]  # that its models come from: what `--baseline` may name
+    stages: tuple[str, ...]  # origins of its models: `--baseline` may name them
     trials: tuple[Trial, ...]
 
     @property
     def epochs(self) -> float | None:
-        """The most that any of its models saw each row; None where no card tells."""
+        """Returns the most times that any model saw each row; None without a card."""
         return max((t.epochs for t in self.trials if t.epochs is not None), default=None)
 
 
 @dataclass(frozen=True)
-class _Made:
-    """How an arm's models were made."""
+class _Origin:
+    """The rows and settings behind an arm's models."""
 
-    rows: str  # what the arm is called where no other has its rows
-    facts: dict[str, Any]  # what may differ between arms, seeds apart
-    stages: tuple[str, ...]  # evaluation, training, what chose its rows, its data, their parents
+    rows: str  # the arm's name, unless another has the same rows
+    facts: dict[str, Any]  # all that tells arms apart: not seeds
+    stages: tuple[str, ...]  # evaluation, training, select of its rows, data, and its parents
 
     @property
     def key(self) -> str:
@@ -74,43 +74,43 @@ class _Made:
 
 
 def arms(state: RunState) -> list[Arm]:
-    """Every arm with an evaluated model, in the recipe's order."""
-    made: dict[str, list[_Made]] = {}
-    found: dict[str, dict[Any, Trial]] = {}
+    """Returns every arm with an evaluated model, in the recipe's order."""
+    origins: dict[str, list[_Origin]] = {}
+    trials: dict[str, dict[Any, Trial]] = {}
     for name in state.stages:
-        held = json_artifacts(state.stages[name], "results")
-        models = [model for results in held for model in results.get("models", [])]
+        artifacts = json_artifacts(state.stages[name], "results")
+        models = [model for results in artifacts for model in results.get("models", [])]
         if not models:
             continue
-        how = _made(state, name)
-        made.setdefault(how.key, []).append(how)
-        of = found.setdefault(how.key, {})
+        origin = _origin(state, name)
+        origins.setdefault(origin.key, []).append(origin)
+        arm_trials = trials.setdefault(origin.key, {})
         trained = state.plan.stages[name].model
         epochs = _epochs(state, trained, models)
-        for model, seen in zip(models, epochs, strict=True):
+        for model, epochs_seen in zip(models, epochs, strict=True):
             seed = int(model.get("seed") or 0)
-            # Elsewhere nobody numbers seeds: there other weights are another model.
+            # External models have no seeds: other weights are another model.
             which = seed if trained else (model.get("card"), model.get("model"))
             tasks = dict(_tasks(model, state.stages[name].folder))
-            if which in of:
-                tasks = tasks | of[which].tasks  # another evaluation of the same model
-            of[which] = Trial(seed=seed, tasks=tasks, epochs=seen)
-    names = _names([of[0] for of in made.values()])
+            if which in arm_trials:
+                tasks = tasks | arm_trials[which].tasks  # another evaluation of the same model
+            arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs_seen)
+    names = _names([same[0] for same in origins.values()])
     return [
         Arm(
             name=name,
-            stages=tuple(dict.fromkeys(stage for how in of for stage in how.stages)),
-            trials=tuple(found[key].values()),
+            stages=tuple(dict.fromkeys(stage for origin in same for stage in origin.stages)),
+            trials=tuple(trials[key].values()),
         )
-        for name, (key, of) in zip(names, made.items(), strict=True)
+        for name, (key, same) in zip(names, origins.items(), strict=True)
     ]
 
 
-def _made(state: RunState, evaluation: str) -> _Made:
+def _origin(state: RunState, evaluation: str) -> _Origin:
     stages, stage = state.plan.stages, state.plan.stages[evaluation]
     if not stage.model:
         outside = {"model": settings_of(stage.stage).get("model", evaluation)}
-        return _Made(evaluation, outside, (evaluation,))
+        return _Origin(evaluation, outside, (evaluation,))
     trained = stages[stage.model]
     settings = {k: v for k, v in settings_of(trained.stage).items() if k != "seeds"}
     data = [part for part in (trained.kept_by, trained.data) if part]
@@ -121,56 +121,56 @@ def _made(state: RunState, evaluation: str) -> _Made:
         "rows": trained.kept_by,
         "parents": {need: stages[need].fingerprint for need in trained.needs},
     }
-    return _Made(_rows(trained), facts, (evaluation, trained.name, *data, *parents))
+    return _Origin(_rows(trained), facts, (evaluation, trained.name, *data, *parents))
 
 
 def _rows(trained: PlannedStage) -> str:
-    """A name for the rows that a training reads: of the list, the select or the export."""
+    """Returns a name for a training's rows: that of the list, the select or the export."""
     subset = getattr(trained.stage, "subset", None)
     if isinstance(subset, str):
         return PurePosixPath(subset).stem
     return trained.kept_by or trained.data or trained.name
 
 
-def _names(made: Sequence[_Made]) -> list[str]:
-    """A name of its own for each arm: `raw`, or `raw (learning_rate 0.001)` where that differs."""
+def _names(origins: Sequence[_Origin]) -> list[str]:
+    """Returns a unique name for each arm: `raw`, or `raw (learning_rate 0.001)` if that differs."""
     names = []
-    for how in made:
-        same = [other for other in made if other.rows == how.rows]
+    for origin in origins:
+        same = [other for other in origins if other.rows == origin.rows]
         differ = [
             f"{key} {value}"
-            for key, value in how.facts.items()
-            if key != "parents" and any(o.facts.get(key) != value for o in same)
+            for key, value in origin.facts.items()
+            if key != "parents" and any(other.facts.get(key) != value for other in same)
         ]
-        lacking = {key for other in same for key in other.facts} - how.facts.keys()
+        lacking = {key for other in same for key in other.facts} - origin.facts.keys()
         differ += [f"{key} default" for key in sorted(lacking)]
-        names.append(how.rows + (f" ({', '.join(differ)})" if differ else ""))
+        names.append(origin.rows + (f" ({', '.join(differ)})" if differ else ""))
     return [
-        f"{name} ({how.stages[min(1, len(how.stages) - 1)]})" if names.count(name) > 1 else name
-        for name, how in zip(names, made, strict=True)
+        f"{name} ({o.stages[min(1, len(o.stages) - 1)]})" if names.count(name) > 1 else name
+        for name, o in zip(names, origins, strict=True)
     ]
 
 
 def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]:
-    of_seed = prefix_of(model.get("card") or "")
-    for name, found in model.get("tasks", {}).items():
+    prefix = prefix_of(model.get("card") or "")
+    for name, entry in model.get("tasks", {}).items():
         metrics = {
             metric: value
-            for metric, value in found.get("metrics", {}).items()
+            for metric, value in entry.get("metrics", {}).items()
             if isinstance(value, dict) and "value" in value
         }
-        rules = digest([name, found.get("sha256"), model.get("rules")])[:8]
+        rules = digest([name, entry.get("sha256"), model.get("rules")])[:8]
         yield (
             name,
             Task(
                 digest=rules,
-                kind=found.get("kind"),
-                main=found.get("metric"),
-                classes=found.get("classes"),
-                pictures=found.get("pictures") or 0,
+                kind=entry.get("kind"),
+                main=entry.get("metric"),
+                classes=entry.get("classes"),
+                pictures=entry.get("pictures") or 0,
                 metrics=metrics,
                 folder=folder,
-                ranks=f"{of_seed}{name}.parquet",
+                ranks=f"{prefix}{name}.parquet",
             ),
         )
 
@@ -178,16 +178,16 @@ def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]
 def _epochs(
     state: RunState, trained: str | None, models: Sequence[dict[str, Any]]
 ) -> list[float | None]:
-    """How often each model saw a row, by the card beside its weights."""
+    """Returns how often each model saw a row, by the card beside its weights."""
     if trained is None:
         return [None] * len(models)
-    held = Outputs(state.stages[trained].folder)
+    outputs = Outputs(state.stages[trained].folder)
 
     def seen(model: dict[str, Any]) -> float | None:
         name = (model.get("card") or "").removeprefix("out/")
-        if name not in held.names:
+        if name not in outputs.names:
             return None
-        card = json.loads(held.read(name))
+        card = json.loads(outputs.read(name))
         samples = card.get("samples_seen")
         if samples is None and "plan" in card and "batch_size" in card:
             samples = card["plan"]["steps"] * card["batch_size"]

@@ -1,6 +1,6 @@
-"""What is read of each shard, by several threads: a store answers many requests at once.
+"""Reads shards ahead by several threads: a store answers many requests at once.
 
-Of many shards by several processes too, as two threads are held up by one interpreter.
+Many shards are read by several processes, as one interpreter slows two threads.
 """
 
 import os
@@ -19,14 +19,14 @@ from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 S = TypeVar("S")
-READERS = 16  # of an object store: each waits for an answer
-DISK_READERS = 2  # one decodes while another reads
-MANY = 2_000  # shards that are worth a process for each CPU, of which one takes a second to start
-PART = 50  # shards that a process is handed at once
+READERS = 16  # threads for an object store: each waits for an answer
+DISK_READERS = 2  # threads for a disk: one decodes while another reads
+MANY = 2_000  # shards from which a process for each CPU pays: it takes a second to start
+PART = 50  # shards of one task of a process
 
 
 def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator[T]:
-    """read(shard) for each, in order; no more are held than threads read."""
+    """Yields read(shard) for each, in order; holds at most one result per thread."""
     readers = DISK_READERS if run.is_local else READERS
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(readers) as pool:
@@ -37,26 +37,28 @@ def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # it may be left early
+        finally:  # the caller may stop early
             for future in waiting:
                 future.cancel()
 
 
-def of_each(
+def read_each(
     state: RunState, read: Callable[[RunState, int], T], shards: Sequence[int]
 ) -> Iterator[T]:
-    """read(state, shard) of each, in order: for many it is pickled, and so is what it gives."""
-    return chain.from_iterable(of_parts(state, partial(_of_each, read), shards, MANY))
+    """Yields read(state, shard) for each, in order; from MANY on, pickles `read` and its result."""
+    return chain.from_iterable(read_parts(state, partial(_read_each, read), shards, MANY))
 
 
-def of_parts(
+def read_parts(
     state: RunState,
     read: Callable[[RunState, Sequence[int]], T],
     shards: Sequence[int],
     many: int,
 ) -> Iterator[T]:
-    """read(state, some shards) of all, PART of them at a time, in order: of so `many` and more a
-    process for each CPU reads them."""
+    """Yields read(state, part) over parts of PART shards, in order.
+
+    From `many` shards on, a process for each CPU reads them.
+    """
     parts = [shards[start : start + PART] for start in range(0, len(shards), PART)]
     if len(shards) < many or os.cpu_count() == 1:
         yield from (read(state, part) for part in parts)
@@ -67,8 +69,8 @@ def of_parts(
     following = 0
     executor = LocalExecutor(with_main=False)
     try:
-        for number, found in executor.stream([step], enumerate(parts)):
-            done[number] = found
+        for number, result in executor.stream([step], enumerate(parts)):
+            done[number] = result
             while following in done:
                 yield done.pop(following)
                 following += 1
@@ -83,5 +85,7 @@ def _numbered(
     return number, read(state, shards)
 
 
-def _of_each(read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]) -> list[T]:
+def _read_each(
+    read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]
+) -> list[T]:
     return list(ahead(state.run, partial(read, state), shards))

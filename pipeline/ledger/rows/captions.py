@@ -1,7 +1,7 @@
-"""The captions of a run: each text with what is known of it, which a select keeps, and why not.
+"""Reads the captions of a run: each text, its values, and the verdict of a caption select.
 
-A list of texts, whatever its stage, is one with values beside it: lists of other columns, as long,
-named `text_…`. A stage that writes `text_reasons` says of each text that it read whether it stays.
+Values of a list of texts are lists of the same length in other columns, named `text_…`. A select
+of captions writes `text_reasons`, which says of each text that it read whether it stays.
 """
 
 from collections import Counter
@@ -24,18 +24,18 @@ from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, V texts of them.
 
-REASONS, FELL_BACK = "text_reasons", "fell_back"  # what a select of captions writes
-VALUE = "text_"  # begins the name of a list of values
-NOT_VALUES = (REASONS, "text_scores")  # the second: of those texts that stay
+REASONS, FELL_BACK = "text_reasons", "fell_back"  # columns of a select of captions
+VALUE = "text_"  # prefix of a list of values
+NOT_VALUES = (REASONS, "text_scores")  # `text_scores` has an item for each kept text only
 LISTS = (TEXTS.name, CAPTIONS.name, REASONS, "text_scores")
 EXAMPLES = 20
 NO_SOURCE = "unknown"
-NO_VERDICT = "no_verdict"  # of a row that the select gave none
+NO_VERDICT = "no_verdict"  # the select has no verdict on the row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One text of a row; `values` by the names of their columns. `reason` says why it went."""
+    """One text of a row; `values` are by column name, `reason` says why it was dropped."""
 
     text: str | None
     source: str | None
@@ -48,9 +48,9 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """The texts that a stage has for one row; `chosen_by` is the select that says which stay.
+    """The texts of a stage for one row; `chosen_by` is the select that judges them.
 
-    `fell_back`: whether none but the original stays, since none was good enough.
+    `fell_back`: only the original stays, since no text was good enough.
     """
 
     stage: str
@@ -61,7 +61,7 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionList:
-    """Where a list of texts lies, with the values beside it and the select that chooses."""
+    """A stored list of texts, the values beside it, and the select that judges it."""
 
     stage: str
     column: str
@@ -70,7 +70,7 @@ class CaptionList:
 
     @property
     def bound(self) -> dict[str, Binding]:
-        """Its columns, as `rows_at` reads them."""
+        """Returns the list's columns, as `rows_at` reads them."""
         by = self.chosen_by
         verdict: dict[str, Binding] = (
             {REASONS: (by, REASONS), FELL_BACK: (by, FELL_BACK)} if by else {}
@@ -88,9 +88,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """The texts of all rows: how many of each source, and how many went for which reason.
+    """Counts over the texts of all rows, by source and by reason.
 
-    `kept` and `reasons` count by source. `fell_back` counts rows of which the original alone stays;
+    `kept` and `reasons` count by source. `fell_back` counts rows that keep only the original text;
     null without a select.
     """
 
@@ -105,20 +105,20 @@ class Captions:
 
 
 def caption_lists(state: RunState) -> tuple[CaptionList, ...]:
-    """The lists that selects of captions read; else the last `texts`; else every stage's list."""
-    stages = {name: it for name, it in state.plan.stages.items() if it.gives_rows}
+    """Returns the lists that caption selects read; else the last `texts`; else all `captions`."""
+    stages = {name: planned for name, planned in state.plan.stages.items() if planned.gives_rows}
     chosen = [
-        (it.bindings[0][TEXTS.name], name)
-        for name, it in stages.items()
-        if _writes(it, REASONS) and it.bindings and TEXTS.name in it.bindings[0]
+        (planned.bindings[0][TEXTS.name], name)
+        for name, planned in stages.items()
+        if _writes(planned, REASONS) and planned.bindings and TEXTS.name in planned.bindings[0]
     ]
     if chosen:
-        return tuple(_list(stages, *where, by) for where, by in chosen)
-    judged = [name for name, it in stages.items() if _writes(it, TEXTS.name)]
+        return tuple(_list(stages, *column, by) for column, by in chosen)
+    judged = [name for name, planned in stages.items() if _writes(planned, TEXTS.name)]
     if judged:
         return (_list(stages, judged[-1], TEXTS.name, None),)
-    made = [name for name, it in stages.items() if _writes(it, CAPTIONS.name)]
-    return tuple(_list(stages, name, CAPTIONS.name, None) for name in made)
+    writers = [name for name, planned in stages.items() if _writes(planned, CAPTIONS.name)]
+    return tuple(_list(stages, name, CAPTIONS.name, None) for name in writers)
 
 
 def _list(
@@ -138,91 +138,92 @@ def _writes(planned: PlannedStage, column: str) -> bool:
     return column in {written.name for written in planned.stage.writes}
 
 
-def texts_of(found: CaptionList, row: Mapping[str, Any]) -> Texts:
-    """The texts of one row, as read by `CaptionList.bound`."""
+def texts_of(captions: CaptionList, row: Mapping[str, Any]) -> Texts:
+    """Returns the texts of one row, read with `CaptionList.bound`."""
     texts = row[TEXTS.name] or []
     reasons = row.get(REASONS) or []
-    if found.chosen_by and len(reasons) != len(texts):
+    if captions.chosen_by and len(reasons) != len(texts):
         reasons = [NO_VERDICT] * len(texts)
-    lists = {name: row[name] for name in found.values}
-    lists = {name: it for name, it in lists.items() if it is not None and len(it) == len(texts)}
+    lists = {name: row[name] for name in captions.values}
+    lists = {name: v for name, v in lists.items() if v is not None and len(v) == len(texts)}
     return Texts(
-        stage=found.stage,
+        stage=captions.stage,
         texts=tuple(
             Caption(
                 **(text or dict.fromkeys(("text", "source", "label", "model", "prompt_id"))),
-                values={name: it[number] for name, it in lists.items()},
+                values={name: values[number] for name, values in lists.items()},
                 reason=reason,
             )
             for number, (text, reason) in enumerate(zip_longest(texts, reasons))
         ),
-        chosen_by=found.chosen_by,
+        chosen_by=captions.chosen_by,
         fell_back=row.get(FELL_BACK),
     )
 
 
 def texts_at(state: RunState, places: Mapping[str, Place], stages: set[str]) -> Iterator[Texts]:
-    """The texts of one row: `places` by root; of these stages, which have its shard."""
-    for found in caption_lists(state):
-        root = state.plan.stages[found.stage].root
-        if found.stage in stages and root in places:
-            bound = {name: where for name, where in found.bound.items() if where[0] in stages}
+    """Yields the texts of one row, list by list; `places` are by root; `stages` have its shard."""
+    for captions in caption_lists(state):
+        root = state.plan.stages[captions.stage].root
+        if captions.stage in stages and root in places:
+            bound = {name: source for name, source in captions.bound.items() if source[0] in stages}
             (row,) = rows_at(state, bound, [places[root]])
-            texts = texts_of(found, dict.fromkeys(found.bound) | row)
+            texts = texts_of(captions, dict.fromkeys(captions.bound) | row)
             if texts.texts:
                 yield texts
 
 
 def captions(state: RunState) -> tuple[Captions, ...]:
-    """What the report tells of each list."""
+    """Counts the texts of each caption list, for the report."""
     return tuple(
-        _counted(state, found)
-        for found in caption_lists(state)
-        if all(state.stages[stage].complete for stage, _ in found.bound.values())
+        _counted(state, caption_list)
+        for caption_list in caption_lists(state)
+        if all(state.stages[stage].complete for stage, _ in caption_list.bound.values())
     )
 
 
-def _counted(state: RunState, found: CaptionList) -> Captions:
-    root = state.plan.stages[found.stage].root
-    wanted = {n: where for n, where in found.bound.items() if n in (TEXTS.name, REASONS, FELL_BACK)}
-    shards = stored(state, root, wanted)
+def _counted(state: RunState, captions: CaptionList) -> Captions:
+    root = state.plan.stages[captions.stage].root
+    names = (TEXTS.name, REASONS, FELL_BACK)
+    bound = {name: source for name, source in captions.bound.items() if name in names}
+    shards = stored(state, root, bound)
     counts: Counter[tuple[str, str | None]] = Counter()
     rows = fell_back = 0
-    few: list[tuple[int, Place]] = []
-    every = range(len(shards))
-    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+    examples: list[tuple[int, Place]] = []
+    indices = range(len(shards))
+    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         counts.update(_by_reason(table))
         count_N = pc.list_value_length(table[TEXTS.name]).fill_null(0).to_numpy()
         rows += int(np.count_nonzero(count_N))
-        if found.chosen_by:
+        if captions.chosen_by:
             fell_back += int(pc.sum(table[FELL_BACK].cast(pa.int64())).as_py() or 0)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="captions")
-        few = sorted([*few, *_least(shard, bits_N, count_N > 1)])[:EXAMPLES]
-    places = [place for _, place in few]
-    read = rows_at(state, found.bound, places)
+        examples = sorted([*examples, *_least(shard, bits_N, count_N > 1)])[:EXAMPLES]
+    places = [place for _, place in examples]
+    read = rows_at(state, captions.bound, places)
     sources = list(dict.fromkeys(source for source, _ in sorted(counts, key=_first_original)))
     reasons = sorted({reason for _, reason in counts if reason is not None})
     return Captions(
-        stage=found.stage,
-        chosen_by=found.chosen_by,
+        stage=captions.stage,
+        chosen_by=captions.chosen_by,
         rows=rows,
-        texts={it: sum(n for (of, _), n in counts.items() if of == it) for it in sources},
-        kept={it: counts[it, None] for it in sources},
-        reasons={why: {it: counts[it, why] for it in sources} for why in reasons},
-        fell_back=fell_back if found.chosen_by else None,
+        texts={s: sum(n for (source, _), n in counts.items() if source == s) for s in sources},
+        kept={source: counts[source, None] for source in sources},
+        reasons={why: {source: counts[source, why] for source in sources} for why in reasons},
+        fell_back=fell_back if captions.chosen_by else None,
         examples=tuple(
-            Example(place=place, texts=texts_of(found, row))
+            Example(place=place, texts=texts_of(captions, row))
             for place, row in zip(places, read, strict=True)
         ),
     )
 
 
-def _first_original(of: tuple[str, str | None]) -> tuple[bool, str]:
-    return of[0] != "original", of[0]
+def _first_original(source_and_reason: tuple[str, str | None]) -> tuple[bool, str]:
+    return source_and_reason[0] != "original", source_and_reason[0]
 
 
 def _by_reason(table: pa.Table) -> dict[tuple[str, str | None], int]:
-    """Texts of a shard by source and reason."""
+    """Counts the texts of a shard by source and reason."""
     texts = table[TEXTS.name]
     source = pc.struct_field(pc.list_flatten(texts), "source").fill_null(NO_SOURCE)
     reasons = pa.nulls(len(source), pa.string())
@@ -230,9 +231,9 @@ def _by_reason(table: pa.Table) -> dict[tuple[str, str | None], int]:
         count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
         fits_N = pc.list_value_length(table[REASONS]).fill_null(0).to_numpy() == count_N
         fits_V = np.repeat(fits_N, count_N)
-        given = pc.list_flatten(table[REASONS].filter(pa.array(fits_N)))
-        said = given.take(pa.array(np.cumsum(fits_V) - 1, mask=~fits_V))
-        reasons = pc.if_else(pa.array(fits_V), said, NO_VERDICT)
+        reason_V = pc.list_flatten(table[REASONS].filter(pa.array(fits_N)))
+        taken = reason_V.take(pa.array(np.cumsum(fits_V) - 1, mask=~fits_V))
+        reasons = pc.if_else(pa.array(fits_V), taken, NO_VERDICT)
     counted = pa.table({"source": source, "reason": reasons}).group_by(["source", "reason"])
     rows = counted.aggregate([([], "count_all")]).to_pylist()
     return {(row["source"], row["reason"]): row["count_all"] for row in rows}
@@ -241,7 +242,7 @@ def _by_reason(table: pa.Table) -> dict[tuple[str, str | None], int]:
 def _least(
     shard: int, bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]
 ) -> list[tuple[int, Place]]:
-    """The rows, of those that are true, whose hashes are least."""
+    """Returns the places of the EXAMPLES rows with the least hashes among those marked true."""
     index = np.flatnonzero(rows_N)
     index = index[np.argsort(bits_N[index], kind="stable")][:EXAMPLES]
     return [(int(bits_N[row]), (shard, int(row))) for row in index]

@@ -1,4 +1,4 @@
-"""Which column of a run is meant: the plan's rule, over all stages that have these rows."""
+"""Resolves a column name over all stages with the same rows, by the rule of plans."""
 
 from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
 from clipmill.pipeline.errors import RecipeError, did_you_mean
@@ -6,12 +6,12 @@ from clipmill.pipeline.planning.bindings import columns_of, type_of
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import Binding
 
-PLACE = (SHARD.name, POSITION.name)  # of a row in its root: no file holds them
+PLACE = (SHARD.name, POSITION.name)  # a row's place in its root: stored in no file
 OWN = (UID.name, REASON.name, *PLACE)  # every stage with rows has them
 
 
 def rows_stage(plan: Plan, stage: str) -> str:
-    """The root of a stage's rows; RecipeError where there is no such stage, or it has none."""
+    """Returns the root of a stage's rows; RecipeError if the stage is unknown or has no rows."""
     with_rows = [name for name, planned in plan.stages.items() if planned.gives_rows]
     where = f"the recipe {plan.recipe.path}"
     if stage not in plan.stages:
@@ -24,15 +24,15 @@ def rows_stage(plan: Plan, stage: str) -> str:
 
 
 def column_at(plan: Plan, stage: str, column: str) -> Binding:
-    """Where the column `column`, or `stage.column`, is found for the rows of a stage.
+    """Returns the stage and column that `column` or `stage.column` means over a stage's rows.
 
-    A bare name is first sought as a stage would that came after this one, then among the other
-    stages over the same rows. RecipeError where there is none, or more than one.
+    A bare name resolves as in a stage after this one, then among the other stages over the same
+    rows. RecipeError if there is none, or more than one.
     """
     root = rows_stage(plan, stage)
     if column in OWN:
         return (stage if column == REASON.name else root), column
-    same = [n for n, one in plan.stages.items() if one.root == root and one.gives_rows]
+    same = [n for n, planned in plan.stages.items() if planned.root == root and planned.gives_rows]
     source, dot, last = column.rpartition(".")
     where = f"columns of the rows of '{stage}'"
     if dot:
@@ -48,18 +48,18 @@ def column_at(plan: Plan, stage: str, column: str) -> Binding:
         return (root if last == UID.name else source), last
     line = _line(plan, stage)
     writers = [name for name in same if column in _written(plan, name)]
-    near = [name for name in writers if name in line]  # of these a later one hides an earlier
+    near = [name for name in writers if name in line]  # a later one hides its ancestors
     near = [n for n in near if not any(n in _line(plan, other) for other in near if other != n)]
     if len(near or writers) == 1:
         return (near or writers)[0], column
     if writers:
-        found = near or writers
+        sources = near or writers
         raise RecipeError(
-            f"column '{column}' comes from {' and '.join(map(repr, found))}",
+            f"column '{column}' comes from {' and '.join(map(repr, sources))}",
             where,
-            f"write {' or '.join(f'{name}.{column}' for name in found)}",
+            f"write {' or '.join(f'{name}.{column}' for name in sources)}",
         )
-    known = dict.fromkeys(name for one in same for name in _written(plan, one))
+    known = dict.fromkeys(name for other in same for name in _written(plan, other))
     do = did_you_mean(column, [*known, *OWN], "columns of these rows")
     raise RecipeError(f"no stage writes column '{column}'", where, do)
 
@@ -69,10 +69,10 @@ def _written(plan: Plan, stage: str) -> list[str]:
 
 
 def _line(plan: Plan, stage: str) -> set[str]:
-    """The stage and its ancestors."""
-    found = {stage}
-    left = [stage]
-    for name in left:
-        left += [parent for parent in plan.stages[name].parents if parent not in found]
-        found.update(left)
-    return found
+    """Returns the stage and its ancestors."""
+    line = {stage}
+    names = [stage]
+    for name in names:
+        names += [parent for parent in plan.stages[name].parents if parent not in line]
+        line.update(names)
+    return line

@@ -1,4 +1,4 @@
-"""Where a run draws the line between near and far, and the rows of a stage on its near side."""
+"""Finds the threshold of nearness that a run uses, and reads the rows on its near side."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,85 +19,85 @@ from clipmill.pipeline.stage import Stage
 
 # Shapes: N rows of a pool.
 
-NUMBER = "number"  # of a row: see Numbers
+NUMBER = "number"  # column of row numbers: see Numbers
 Bools = NDArray[np.bool_]
 Sign = Literal["<", "<=", ">", ">="]
 REACHES = {"<=": pc.less_equal, "<": pc.less, ">=": pc.greater_equal, ">": pc.greater}
-# The near side of a threshold, whichever side the select keeps: rows on the worse side of it.
+# The near side of a threshold is its worse side, whichever side the select keeps.
 LOW_IS_NEAR: dict[str, Sign] = {">": "<=", "<=": "<=", ">=": "<", "<": "<"}
 HIGH_IS_NEAR: dict[str, Sign] = {"<": ">=", ">=": ">=", "<=": ">", ">": ">"}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """From which value of a column rows are near, and the select stage that says so."""
+    """A threshold from which rows count as near, and the select stage that sets it."""
 
     column: str
     sign: Sign
     value: float
-    stage: str | None = None  # None: no select says so, and the column's own `alike` counts
+    stage: str | None = None  # None: no select has one; it is the column's `alike`
 
     @property
     def text(self) -> str:
         return f"{self.column} {self.sign} {self.value:g}"
 
     def reached(self, value: pa.ChunkedArray) -> Bools:
-        """(N,) whether each row is as near; a row without a value is not."""
+        """Returns (N,) whether each row is near; false without a value."""
         number = pa.scalar(self.value).cast(value.type, safe=False)  # as `where` compares
         near = REACHES[self.sign](value, number)
         return np.asarray(near.fill_null(False).to_numpy())
 
 
 def naming(stage: Stage, *kinds: Named) -> Column | None:
-    """The first column of a stage whose values name such a thing."""
+    """Returns the first column of a stage whose values name one of `kinds`."""
     return next((column for column in stage.writes if column.names in kinds), None)
 
 
 def nearness_of(stage: Stage) -> Column | None:
-    """The column that says how near the rows are which a stage names; None where they are equal."""
+    """Returns the column that says how near a named row is; None for equal rows."""
     return next((column for column in stage.writes if column.better), None)
 
 
 def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
-    """The first threshold of a select on the nearness; else its `alike`; else None."""
+    """Returns the first select's threshold on the nearness; else its `alike`; else None."""
     signs = LOW_IS_NEAR if near.better == "high" else HIGH_IS_NEAR
     for name, planned in state.plan.stages.items():
-        for at in thresholds_of(planned):
-            is_on_it = planned.bindings[0].get(at.column) == (stage, near.name)
-            if is_on_it and not at.is_size and at.sign in signs:
-                return Cut(near.name, signs[at.sign], at.value, name)
+        for threshold in thresholds_of(planned):
+            is_on_it = planned.bindings[0].get(threshold.column) == (stage, near.name)
+            if is_on_it and not threshold.is_size and threshold.sign in signs:
+                return Cut(near.name, signs[threshold.sign], threshold.value, name)
     if near.alike is None:
         return None
     return Cut(near.name, "<=" if near.better == "high" else ">=", near.alike)
 
 
 def spread(
-    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, few: int
+    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, most: int
 ) -> NDArray[np.int64]:
-    """Some of the rows, nearest first: evenly spaced from the nearest to the farthest."""
+    """Returns some of the rows, evenly spaced from the nearest to the farthest."""
     value_N = value.cast(pa.float64()).to_numpy()[rows]
     nearest_first = value_N if near.better == "high" else -value_N
-    return evenly(rows[np.argsort(nearest_first, kind="stable")], few)
+    return evenly(rows[np.argsort(nearest_first, kind="stable")], most)
 
 
-def evenly(rows: NDArray[np.int64], few: int) -> NDArray[np.int64]:
-    """Some of the rows in their order, evenly spaced, the first and the last among them."""
-    return rows[np.linspace(0, len(rows) - 1, min(few, len(rows))).round().astype(np.int64)]
+def evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Returns some of the rows in their order, evenly spaced, including the first and the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The rows of a root are numbered from 0, in the order of shard and position."""
+    """Row numbers of a root: from 0, in the order of shard and position."""
 
     shards: tuple[int, ...]
-    starts: NDArray[np.int64]  # number that each shard begins with
+    starts: NDArray[np.int64]  # first row number of each shard
 
     def places(self, rows: Sequence[int]) -> list[Place]:
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         position = np.asarray(rows, np.int64) - self.starts[shard]
         return [
-            (self.shards[index], at)
-            for index, at in zip(shard.tolist(), position.tolist(), strict=True)
+            (self.shards[index], offset)
+            for index, offset in zip(shard.tolist(), position.tolist(), strict=True)
         ]
 
 
@@ -107,7 +107,7 @@ def numbers_of(state: RunState, root: str) -> Numbers:
 
 
 def by_shard(state: RunState, root: str, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
-    """uid, the bound columns, and the number of each row: of one shard after another."""
+    """Yields one table per shard: uid, the bound columns, and each row's number."""
     shards = stored(state, root, bound)
 
     def read(index: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The pictures of rows: which stage stores them, their bytes, the file that holds one.
+"""Finds the pictures of rows: the stage and file that store them, and their bytes.
 
 Rows of a union have the pictures of its parents' pools.
 """
@@ -18,73 +18,72 @@ from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
 
-Pictured = tuple[str, Place]  # a stage, and the row's place in it
+Pictured = tuple[str, Place]  # the stage that stores a picture, and the row's place there
 
 
 def last_that_stores(state: RunState, root: str, column: str) -> Binding | None:
-    """The last stage over a root that stores such a column of some rows."""
-    found = None
+    """Returns the last stage over a root that stores this column for some rows."""
+    last = None
     for name, stage in state.stages.items():
         if stage.planned.root == root and stage.shards:
-            virtual = {it.name for it in getattr(stage.planned.stage, "virtual", ())}
-            if column in {it.name for it in stage.planned.stage.writes} - virtual:
-                found = name, column
-    return found
+            virtual = {own.name for own in getattr(stage.planned.stage, "virtual", ())}
+            if column in {own.name for own in stage.planned.stage.writes} - virtual:
+                last = name, column
+    return last
 
 
 def image_stages(state: RunState, root: str) -> Iterator[str]:
-    """The stages whose pictures the rows of a root have; none where nothing stores any."""
-    if own := last_that_stores(state, root, IMAGE.name):
-        yield own[0]
+    """Yields the stages that store the pictures of a root's rows, if any."""
+    if stored := last_that_stores(state, root, IMAGE.name):
+        yield stored[0]
         return
     for parent in _joined(state, root):
         yield from image_stages(state, parent)
 
 
 def pictured(state: RunState, root: str, places: Sequence[Place]) -> list[Pictured | None]:
-    """The stage that stores the picture of each row, and its place there; None where none does."""
+    """Returns the stage that stores each row's picture, and its place there; None if none does."""
     images: dict[str, Binding | None] = {}
-    found: list[Pictured | None] = []
+    pictures: list[Pictured | None] = []
     for shard, position in places:
-        at: str | None = root
-        while at is not None:
-            if at not in images:
-                images[at] = last_that_stores(state, at, IMAGE.name)
-            if images[at] is not None:
+        stage: str | None = root
+        while stage is not None:
+            if stage not in images:
+                images[stage] = last_that_stores(state, stage, IMAGE.name)
+            if images[stage] is not None:
                 break
-            at, shard = _taken_from(state, at, shard)
-        own = images[at] if at is not None else None
-        found.append((own[0], (shard, position)) if own else None)
-    return found
+            stage, shard = _taken_from(state, stage, shard)
+        stored = images[stage] if stage is not None else None
+        pictures.append((stored[0], (shard, position)) if stored else None)
+    return pictures
 
 
 def pictures_at(
     state: RunState, root: str, places: Sequence[Place], columns: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """These columns of the stage that stores each row's picture; empty where none does, or has not
-    come to its shard."""
+    """Returns these columns of the stage with each row's picture; empty if there is none yet."""
     by_stage: dict[str, dict[int, Place]] = {}
-    for index, it in enumerate(pictured(state, root, places)):
-        if it and it[1][0] in state.stages[it[0]].shards:
-            by_stage.setdefault(it[0], {})[index] = it[1]
-    found: list[dict[str, Any]] = [{} for _ in places]
-    for stage, here in by_stage.items():
+    for index, picture in enumerate(pictured(state, root, places)):
+        if picture and picture[1][0] in state.stages[picture[0]].shards:
+            by_stage.setdefault(picture[0], {})[index] = picture[1]
+    values: list[dict[str, Any]] = [{} for _ in places]
+    for stage, places_there in by_stage.items():
         bound = {name: (stage, name) for name in columns}
-        rows = rows_at(state, bound, list(here.values()))
-        for index, row in zip(here, rows, strict=True):
-            found[index] = row
-    return found
+        rows = rows_at(state, bound, list(places_there.values()))
+        for index, row in zip(places_there, rows, strict=True):
+            values[index] = row
+    return values
 
 
 def _joined(state: RunState, root: str) -> list[str]:
-    """The roots of a union's parents, in the order of `from`; none of another root."""
+    """Returns the roots of a union's parents, in the order of `from`; none for other roots."""
     planned = state.plan.stages[root]
     is_union = getattr(planned.stage, "joins_roots", False)
     return [state.plan.stages[parent].root for parent in planned.parents] if is_union else []
 
 
 def _taken_from(state: RunState, root: str, shard: int) -> tuple[str | None, int]:
-    """The root and shard whose rows, in their order, are those of a union's shard."""
+    """Returns the root and shard that a union's shard was taken from, row by row."""
     index = (state.stages[root].shards[shard].source or {}).get("shard", shard)
     for parent in _joined(state, root):
         shards = state.stages[parent].total or 0
@@ -99,7 +98,7 @@ NO_ROW = "no row has this uid"
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """A row's picture as it is stored and its caption; without one, `missing` says why."""
+    """A row's stored picture and its caption; without a picture, `missing` says why."""
 
     uid: str
     image: bytes | None = field(repr=False)
@@ -108,23 +107,23 @@ class StoredImage:
 
 
 def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, StoredImage]:
-    """The picture of each uid, as the rows of a stage have it; of equal uids the first row's.
+    """Returns the picture of each uid over a stage's rows; the first row's for repeated uids.
 
-    All are held in memory; only row groups with such rows are read. RecipeError where no stage
-    stores pictures of these rows, or a uid has not 32 hex digits.
+    All are held in memory; only row groups with these rows are read. RecipeError if no stage
+    stores pictures of these rows, or a uid does not have 32 hex digits.
     """
     source, _ = column_at(state.plan, stage, IMAGE.name)
-    asked = list(dict.fromkeys(_digits(uid) for uid in uids))
-    places = places_of_uids(state, stage, asked)
-    there = sorted({place for place in places.values() if place[0] in state.stages[source].shards})
+    digits = list(dict.fromkeys(_digits(uid) for uid in uids))
+    places = places_of_uids(state, stage, digits)
+    stored = sorted({place for place in places.values() if place[0] in state.stages[source].shards})
     text = binding(state, stage, TEXT.name)
     bound = {"image": (source, IMAGE.name), "reason": (source, REASON.name)}
-    rows = rows_at(state, bound | ({"text": text} if text else {}), there)
-    found = dict(zip(there, rows, strict=True))
+    rows = rows_at(state, bound | ({"text": text} if text else {}), stored)
+    by_place = dict(zip(stored, rows, strict=True))
     answer = {}
-    for uid in asked:
+    for uid in digits:
         place = places.get(uid)
-        row = found.get(place, {}) if place else {}
+        row = by_place.get(place, {}) if place else {}
         image = row.get("image")
         missing = None
         if place is None:
@@ -138,7 +137,7 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
 
 
 def places_of_uids(state: RunState, stage: str, uids: list[str]) -> dict[str, Place]:
-    """Where the first row of each uid stands; those are left out that have none."""
+    """Returns the place of the first row of each uid; uids without a row are left out."""
     root = state.plan.stages[stage].root
     places: dict[str, Place] = {}
     for row in rows_of_uids(state, root, map(bytes.fromhex, uids)):
@@ -157,8 +156,10 @@ def _digits(uid: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PicturePlace:
-    """The Parquet file and its row, counted from 0, that hold a stored picture; null where the run
-    holds none. `url` is its link, or its path, as the pool has it."""
+    """The Parquet file and row, from 0, of a stored picture; null if none is stored.
+
+    `url` is its link or path, as in the pool.
+    """
 
     stage: str | None = None
     file: str | None = None
@@ -170,35 +171,35 @@ class PicturePlace:
 def picture_place(
     state: RunState, rows: Iterable[StageRow], places: dict[str, Place]
 ) -> PicturePlace:
-    """The last stage's picture that a sample has, of its values by stage; `places` by root."""
-    found, url = PicturePlace(), None
+    """Returns where the last stage with a sample's picture stores it; `places` are by root."""
+    stored, url = PicturePlace(), None
     for row in rows:
         planned = state.plan.stages[row.stage]
         stage, place = state.stages[row.stage], places[planned.root]
         virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
-        has_own = IMAGE.name in {it.name for it in planned.stage.writes} - virtual
+        has_own = IMAGE.name in {column.name for column in planned.stage.writes} - virtual
         url = row.values.get(URL.name) or url
         if has_own and row.values.get(IMAGE_BYTES.name) is not None:
             name, position = _file(state, row.stage, place)
-            found = PicturePlace(
+            stored = PicturePlace(
                 stage=row.stage,
                 file=f"{stage.folder}/{name}",
                 row=position,
                 bytes=row.values[IMAGE_BYTES.name],
             )
     return PicturePlace(
-        stage=found.stage, file=found.file, row=found.row, bytes=found.bytes, url=url
+        stage=stored.stage, file=stored.file, row=stored.row, bytes=stored.bytes, url=url
     )
 
 
 def _file(state: RunState, stage: str, place: Place) -> tuple[str, int]:
-    """The file of the newest pass that has the row, and the row's number in it."""
+    """Returns the file of the newest pass with the row, and the row's number in it."""
     first, *later = state.stages[stage].shards[place[0]].files
     for name in reversed(later):
         start = 0
         for table in read_file(state.stored[stage].folder, name, [POSITION.name], 65_536):
-            at = table[POSITION.name].to_pylist()
-            if place[1] in at:
-                return name, start + at.index(place[1])
-            start += len(at)
+            positions = table[POSITION.name].to_pylist()
+            if place[1] in positions:
+                return name, start + positions.index(place[1])
+            start += len(positions)
     return first, place[1]

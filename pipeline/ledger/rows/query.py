@@ -1,6 +1,6 @@
-"""A query of stored rows: which rows of a stage, which columns, and where those are stored.
+"""Describes queries over stored rows: which rows of a stage, which columns, and their sources.
 
-`table` reads its rows as a frame, `top` the first by some key; `uids` finds rows by their uid.
+`table` reads the rows as a frame, `top` the first by some key; `uids` finds rows by their uid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import BEFORE
 
 Dropped = str | Sequence[str] | bool | None
-LONGEST = 1_000_000  # characters of a condition: 28,000 uids are read in some seconds
-ABSENT = (NOT_SELECTED, BEFORE)  # reasons of rows that a stage was not given
+LONGEST = 1_000_000  # characters of a condition: 28,000 uids parse in some seconds
+ABSENT = (NOT_SELECTED, BEFORE)  # reasons of rows outside a stage's input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A stage that is not complete: shards done, of `total` where that is known, and failed."""
+    """An incomplete stage: shards done, of `total` if that is known, and failed shards."""
 
     stage: str
     shards: int
@@ -39,44 +39,44 @@ class Unfinished:
 class Query:
     """Rows of a stage with columns of any stage over them; nothing is read yet.
 
-    `names` are the columns asked for, with their types in `schema`; `bound` holds those of the
-    condition too. `reasons` are of the rows: None for those the stage keeps or was given, empty for
-    any. `unfinished` are the stages read that have not come to all shards.
+    `names` are the columns of the result, with their types in `schema`; `bound` includes those of
+    the condition. `reasons`: None for rows that the stage keeps or was given, empty for any dropped
+    row, else these reasons. `unfinished` are stages of the query that lack shards.
     """
 
     state: RunState
     stage: str
     bound: Mapping[str, Binding]
     names: tuple[str, ...]
-    condition: Any  # a stage `select.where`, or None
+    condition: Any  # a `select.where` stage, or None
     reasons: frozenset[str] | None
-    used: tuple[str, ...]  # stages that are read, the root first
+    used: tuple[str, ...]  # stages to read, the root first
     is_large: bool
     schema: pl.Schema
     unfinished: tuple[Unfinished, ...]
 
     @property
     def shards(self) -> list[int]:
-        """Those that every stage which is read has come to, and that hold such a row."""
+        """Returns the shards that all stages of the query have, and that may hold wanted rows."""
         stages = [self.state.stages[name].shards for name in self.used]
-        there = (shard for shard in sorted(stages[0]) if all(shard in one for one in stages))
-        return [shard for shard in there if self.by_record(shard) != 0]
+        common = (shard for shard in sorted(stages[0]) if all(shard in shards for shards in stages))
+        return [shard for shard in common if self.by_record(shard) != 0]
 
     def by_record(self, shard: int) -> int | None:
-        """Rows of a shard with such a reason, as its record counts them; None where it does not."""
+        """Returns how many rows of a shard have a wanted reason, by its record; None if unknown."""
         counts = self.state.stages[self.stage].recorded(shard)
         if counts is None:
             return None
         return sum(rows for code, rows in counts.items() if self.wants(code))
 
     def wants(self, code: str) -> bool:
-        """Whether rows with this reason, "" for none, are asked for."""
+        """Returns whether the query wants rows with this reason, "" for none."""
         codes, are_wanted = self.codes
         return (code in codes) is are_wanted
 
     @property
     def codes(self) -> tuple[frozenset[str], bool]:
-        """Reasons, "" for none; and whether rows with these are asked for, or those with others."""
+        """Returns reasons, "" for none, and whether the query wants these or all others."""
         is_select = self.state.plan.stages[self.stage].is_select
         if self.reasons is None:
             return (frozenset({""}), True) if is_select else (frozenset(ABSENT), False)
@@ -85,11 +85,11 @@ class Query:
         return frozenset({"", NOT_SELECTED, *(() if is_select else (BEFORE,))}), False
 
     def source(self, name: str) -> Binding:
-        """Where a column lies."""
+        """Returns the stage and stored name of a column."""
         return (self.stage, name) if name == REASON.name else self.bound[name]
 
     def is_loaded(self, name: str) -> bool:
-        """Whether a column is not stored, but read from its stage's source."""
+        """Returns whether a column is virtual: read from its stage's source, not stored."""
         stage, column = self.source(name)
         source = self.state.stored[stage].stage
         return source is not None and column in {virtual.name for virtual in source.virtual}
@@ -102,18 +102,19 @@ def query(
     where: str | None = None,
     dropped: Dropped = None,
 ) -> Query:
-    """The rows that a select stage keeps, or that another was given, also where it has no value.
+    """Returns a query for the rows that a select keeps, or that another stage was given.
 
-    With `dropped`, those that it dropped or has no value for: for any reason (True), or for those
-    named. `where` is a condition as `select.where` has it. A column is `column` or `stage.column`
-    of any stage over these rows; `shard` and `position` are a row's place, `reason` why the stage
-    has no value. RecipeError where a name or the condition is wrong.
+    With `dropped`, for rows that it dropped or has no value for: for any reason (True), or for
+    the named ones. `where` is a condition as in `select.where`. A column is `column` or
+    `stage.column` of any stage over these rows; `shard` and `position` are a row's place, `reason`
+    says why the stage has no value. RecipeError if a name or the condition is wrong.
     """
     root = rows_stage(state.plan, stage)
     names = [columns] if isinstance(columns, str) else columns
     bound = {n: column_at(state.plan, stage, n) for n in dict.fromkeys([UID.name, *names])}
-    condition, asks = _condition(state, stage, where) if where is not None else (None, {})
-    used = tuple(dict.fromkeys([root, stage, *(at for at, _ in (*bound.values(), *asks.values()))]))
+    condition, extra = _condition(state, stage, where) if where is not None else (None, {})
+    sources = [name for name, _ in (*bound.values(), *extra.values())]
+    used = tuple(dict.fromkeys([root, stage, *sources]))
     types = {name: _type(state, *source) for name, source in bound.items()}
     is_large = any(pa.types.is_nested(dtype) for dtype in types.values()) or IMAGE.name in {
         column for _, column in bound.values()
@@ -122,7 +123,7 @@ def query(
     return Query(
         state=state,
         stage=stage,
-        bound={**asks, **bound},
+        bound={**extra, **bound},
         names=tuple(bound),
         condition=condition,
         reasons=_reasons(state, stage, dropped),
@@ -138,30 +139,30 @@ def _type(state: RunState, stage: str, column: str) -> pa.DataType:
 
 
 def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, tuple[str, str]]]:
-    """A stage that asks this condition, and where it finds its columns."""
+    """Returns a stage that evaluates the condition, and the sources of its columns."""
     if len(where) > LONGEST:
         raise RecipeError(
             f"a condition of {len(where):,} characters, and {LONGEST:,} are the most",
             "the condition",
             "name the uids in a file, which `select.uid_list` reads in a recipe",
         )
-    asks_rows = stage_class(declaring("asked_in")[0], "the condition")
+    stage_type = stage_class(declaring("asked_in")[0], "the condition")
     try:
-        condition: Any = asks_rows(**{asks_rows.asked_in: where})
-        asks = {name: column_at(state.plan, stage, name) for name in condition.reads}
-        condition.check({name: _type(state, *source) for name, source in asks.items()})
+        condition: Any = stage_type(**{stage_type.asked_in: where})
+        sources = {name: column_at(state.plan, stage, name) for name in condition.reads}
+        condition.check({name: _type(state, *source) for name, source in sources.items()})
     except StageError as error:
         raise RecipeError(error.args[0], "the condition", error.args[2]) from None
     planned = replace(
-        state.plan.stages[stage], stage=condition, bindings=(asks,), where="the condition"
+        state.plan.stages[stage], stage=condition, bindings=(sources,), where="the condition"
     )
     for threshold in condition.thresholds():
         check_threshold(state.plan.stages, planned, threshold.column, threshold.value)
-    return condition, asks
+    return condition, sources
 
 
 def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | None:
-    """The reasons wanted: None for no such rows, empty for any."""
+    """Returns the reasons of wanted rows: None without `dropped`, empty for any."""
     if dropped is None or dropped is False:
         return None
     if dropped is True:
@@ -172,11 +173,11 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
         if code in (*own, NOT_SELECTED, BEFORE):
             continue
         root = state.plan.stages[stage].root
-        over = [name for name, one in state.plan.stages.items() if one.root == root]
+        over = [name for name, planned in state.plan.stages.items() if planned.root == root]
         others = [name for name in over if name != stage and code in drops(state, name)]
-        at = state.stages[stage]
-        if others and not (at.complete and all(at.columns["counts"].to_pylist())):
-            continue  # a later shard may have it from there
+        stage_state = state.stages[stage]
+        if others and not (stage_state.complete and all(stage_state.columns["counts"].to_pylist())):
+            continue  # a later shard may take it over from there
         do = did_you_mean(code, own, f"reasons of '{stage}'")
         if others:
             do = f"it is a reason of {' and '.join(map(repr, others))}: ask for those rows there"
@@ -185,36 +186,36 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
 
 
 def drops(state: RunState, stage: str) -> list[str]:
-    """The reasons that a stage can give, and those that it has stored, of earlier stages too."""
-    stored = filter(None, state.stages[stage].codes)
-    return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
+    """Returns the reasons that a stage can give or has stored, with those of earlier stages."""
+    codes = filter(None, state.stages[stage].codes)
+    return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *codes]))
 
 
 def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:
-    found = []
+    unfinished = []
     for name in used:
-        at = state.stages[name]
-        if not at.complete:
-            failed = sum(failure is not None for failure in at.failures.values())
-            done = len(at.shards)
-            found.append(Unfinished(stage=name, shards=done, total=at.total, failed=failed))
-    return tuple(found)
+        stage = state.stages[name]
+        if not stage.complete:
+            failed = sum(failure is not None for failure in stage.failures.values())
+            done = len(stage.shards)
+            unfinished.append(Unfinished(stage=name, shards=done, total=stage.total, failed=failed))
+    return tuple(unfinished)
 
 
 def plain(table: pa.Table) -> pl.DataFrame:
-    """The table with text for dictionaries, and of uids their hex digits."""
+    """Returns the table with dictionaries as text and uids as hex digits."""
     return pl.DataFrame(table).with_columns(
         as_text(field.name, field.type) for field in table.schema if is_coded(field.type)
     )
 
 
 def is_coded(dtype: pa.DataType) -> bool:
-    """Whether values of a stored type are shown as text."""
+    """Returns whether values of a stored type are shown as text."""
     return bool(dtype == UID.dtype or pa.types.is_dictionary(dtype)) or _is_list_of_words(dtype)
 
 
 def as_text(name: str, dtype: pa.DataType) -> pl.Expr:
-    """The column as text: of uids hex digits, of dictionaries words."""
+    """Returns the column as text: uids as hex digits, dictionaries as words."""
     if dtype == UID.dtype:
         return pl.col(name).bin.encode("hex")
     return pl.col(name).cast(pl.List(pl.String) if pa.types.is_list(dtype) else pl.String)

@@ -1,8 +1,8 @@
-"""Samples by what a user has of them: a uid, a link, or a caption or a part of it.
+"""Finds samples by a uid, a link, or a caption or a part of it.
 
-What can be a uid is looked for as one, and no other column is opened where it is. All else is
-looked for among links and captions, shard by shard, all in one pass: what is equal counts before
-what begins so, and that before what holds it; capitals are told apart by the first alone.
+A word that can be a uid is looked up as one first; if it is found, no other column is opened. All
+other words are matched with links and captions in one pass over the shards: equal texts come before
+texts that begin with the word, and those before texts that contain it. Only equality heeds case.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,36 +19,36 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.terminal import cut, one_line
 
 BATCH_ROWS = 65_536
-SHORTEST = 3  # characters of a link or caption that are looked for inside others
-SAID = 60  # characters of a caption in a list of several
+SHORTEST = 3  # characters of a word that is looked for inside texts
+SAID = 60  # characters of a caption in an error's list
 WAYS = ("is", "begins with", "holds")
 
 
 def samples(state: RunState, words: Sequence[str]) -> list[list[UidRow]]:
-    """The rows of the one sample that each word names, in the order of the words.
+    """Returns the rows of the one sample that each word names, in the order of the words.
 
-    RecipeError where a word names no sample, or several.
+    RecipeError if a word names no sample, or several.
     """
     digits = {word: digits for word in words if (digits := digits_of(word))}
     by_digits = rows_by_digits(state, list(dict.fromkeys(digits.values())))
-    found = {word: by_digits[its] for word, its in digits.items() if by_digits[its]}
-    left = [word for word in dict.fromkeys(words) if word not in found]
-    uids = _by_text(state, left)
+    rows_of = {word: by_digits[uid] for word, uid in digits.items() if by_digits[uid]}
+    others = [word for word in dict.fromkeys(words) if word not in rows_of]
+    uids = _by_text(state, others)
     rows = rows_by_digits(state, list(dict.fromkeys(uids.values())))
-    found |= {word: rows[uid] for word, uid in uids.items()}
-    return [found[word] for word in words]
+    rows_of |= {word: rows[uid] for word, uid in uids.items()}
+    return [rows_of[word] for word in words]
 
 
 @dataclass
 class _Matches:
-    """Rows that match a word in one way, and the first few samples of them."""
+    """Rows that match a word in one way, and their first samples."""
 
     rows: int = 0
     few: dict[bytes, str] = field(default_factory=dict)
 
 
 def _by_text(state: RunState, words: Sequence[str]) -> dict[str, str]:
-    """The uid in hex that each word names by its link or caption."""
+    """Returns the uid in hex that each word names by link or caption."""
     matches = {word: tuple(_Matches() for _ in WAYS) for word in words}
     for root in _searched(state) if words else ():
         written = {column.name for column in state.plan.stages[root].stage.writes}
@@ -62,30 +62,30 @@ def _by_text(state: RunState, words: Sequence[str]) -> dict[str, str]:
 
 
 def _searched(state: RunState) -> list[str]:
-    """The roots with rows, but for those whose rows a union holds again."""
+    """Returns the roots with rows, except those that a union includes."""
     roots = {name: stage for name, stage in state.stages.items() if stage.planned.is_root}
-    again = {
+    included = {
         state.plan.stages[parent].root
         for stage in roots.values()
         if stage.complete
         for parent in stage.planned.parents
     }
-    return [name for name, stage in roots.items() if stage.shards and name not in again]
+    return [name for name, stage in roots.items() if stage.shards and name not in included]
 
 
 def _match(batch: pa.Table, columns: Sequence[str], word: str, ways: Sequence[_Matches]) -> None:
-    """Counts the rows of a batch that match."""
+    """Counts the rows of a batch that match a word, by way."""
     if not word.strip():
         return
-    asked: list[Callable[[pa.ChunkedArray], pa.ChunkedArray]] = [
+    tests: list[Callable[[pa.ChunkedArray], pa.ChunkedArray]] = [
         lambda text: pc.equal(text, word),
         lambda text: pc.starts_with(text, word, ignore_case=True),
         lambda text: pc.match_substring(text, word, ignore_case=True),
     ]
-    for way, is_it in zip(ways, asked if len(word) >= SHORTEST else asked[:1], strict=False):
+    for way, matches in zip(ways, tests if len(word) >= SHORTEST else tests[:1], strict=False):
         hit = pa.array([False] * len(batch))
         for name in columns:
-            hit = pc.or_(hit, pc.fill_null(is_it(batch[name]), False))
+            hit = pc.or_(hit, pc.fill_null(matches(batch[name]), False))
         rows = batch.filter(hit)
         way.rows += len(rows)
         for row in rows.select([UID.name, *columns]).to_pylist() if len(rows) else ():
@@ -95,16 +95,16 @@ def _match(batch: pa.Table, columns: Sequence[str], word: str, ways: Sequence[_M
 
 
 def _only(state: RunState, word: str, ways: Sequence[_Matches]) -> str:
-    for how, way in zip(WAYS, ways, strict=True):
+    for verb, way in zip(WAYS, ways, strict=True):
         if len(way.few) == 1:
             (uid,) = way.few
             return uid.hex()
         if way.few:
-            few = list(way.few.items())[:MOST_LISTED]
-            listed = [f"\n    {uid.hex()}  {cut(one_line(text), SAID)}" for uid, text in few]
+            first = list(way.few.items())[:MOST_LISTED]
+            listed = [f"\n    {uid.hex()}  {cut(one_line(text), SAID)}" for uid, text in first]
             more = "\n    …" if len(way.few) > MOST_LISTED else ""
             raise RecipeError(
-                f"the link or caption of {way.rows:,} rows {how} '{word}':{''.join(listed)}{more}",
+                f"the link or caption of {way.rows:,} rows {verb} '{word}':{''.join(listed)}{more}",
                 str(state.run),
                 "give a uid of the list, or more of the caption",
             )

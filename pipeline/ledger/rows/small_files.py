@@ -1,9 +1,8 @@
-"""Shards of small whole files, many at once: read by Polars, each file held to its digest.
+"""Reads shards of small files by Polars, many at once, with each file's digest checked.
 
-Polars decodes many files in less time than Arrow does one by one, and passes over checksums: so a
-file is read as a whole, and its SHA-256 compared with its name; on a disk once in a process, while
-its size and time stay. Large ones are not read so, as a query may ask for one narrow column of
-them.
+Polars decodes many files faster than Arrow does one by one, but ignores checksums: so a file is
+read whole and its SHA-256 compared with its name; on a disk once per process, while size and time
+stay the same. Large files are not read this way, as a query may need one narrow column of them.
 """
 
 import hashlib
@@ -23,17 +22,17 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.ledger.rows.columns import PLACE
 from clipmill.pipeline.ledger.rows.query import Query, as_text, is_coded
 
-SMALL_BYTES = 1 << 20  # of a file
-AT_ONCE = 8  # shards, of the first frame; of later ones twice as many each time
-FRAME_BYTES = 32 << 20  # of files behind one frame
-READERS = 8  # threads, where they wait for a store
-DISK_READERS = 1  # it keeps ahead of Polars, which takes the other cores
-MOST_KNOWN = 100_000  # files, whose digests are kept
-Files = dict[str, list[Future[str | bytes]]]  # by stage, one a shard
+SMALL_BYTES = 1 << 20  # largest file
+AT_ONCE = 8  # shards of the first frame; doubles with each frame
+FRAME_BYTES = 32 << 20  # most bytes of files per frame
+READERS = 8  # threads for a store
+DISK_READERS = 1  # one keeps ahead of Polars, which takes the other cores
+MOST_KNOWN = 100_000  # files with cached digests
+Files = dict[str, list[Future[str | bytes]]]  # by stage, one per shard
 
 
 def is_small(query: Query, shard: int) -> bool:
-    """Whether a shard can be read so: small files, one a stage, and nothing but stored columns."""
+    """Returns whether a shard has one small file per stage and only stored columns are read."""
     if query.condition or any(query.is_loaded(name) for name in query.bound):
         return False
     for name in query.used:
@@ -46,15 +45,15 @@ def is_small(query: Query, shard: int) -> bool:
 
 
 def frames(
-    query: Query, shards: Sequence[int], wanted: Sequence[str], predicate: pl.Expr | None
+    query: Query, shards: Sequence[int], columns: Sequence[str], predicate: pl.Expr | None
 ) -> Iterator[pl.DataFrame]:
-    """The rows that stay, of a few shards at a time; the next ones are read while these are used.
+    """Yields the rows that stay, a few shards at a time; the next ones are read meanwhile.
 
-    DamagedError where a file has changed.
+    DamagedError if a file has changed.
     """
     judged = any(query.by_record(n) != _rows(query, n) for n in shards)
     names = dict.fromkeys(
-        [*wanted, *(predicate.meta.root_names() if predicate is not None else ())]
+        [*columns, *(predicate.meta.root_names() if predicate is not None else ())]
     )
     if judged:
         names |= {REASON.name: None}
@@ -62,28 +61,28 @@ def frames(
     groups = [*_groups(query, stages, shards)]
     with ThreadPoolExecutor(DISK_READERS if query.state.run.is_local else READERS) as pool:
 
-        def ask(group: Sequence[int]) -> Files:
+        def submit(group: Sequence[int]) -> Files:
             return {
                 stage: [pool.submit(_sound, *_file(query, stage, shard)) for shard in group]
                 for stage in stages
             }
 
-        ahead = ask(groups[0])
+        following = submit(groups[0])
         for number, group in enumerate(groups):
-            files = ahead
-            ahead = ask(groups[number + 1]) if number + 1 < len(groups) else {}
+            files = following
+            following = submit(groups[number + 1]) if number + 1 < len(groups) else {}
             rows = _columns(query, group, files, list(names))
             if judged:
                 rows = rows.filter(_is_wanted(query))
             rows = rows.with_columns(_shown(query, names))
             if predicate is not None:
                 rows = rows.filter(predicate)
-            yield rows.select(wanted).collect()
+            yield rows.select(columns).collect()
 
 
 def _groups(query: Query, stages: Sequence[str], shards: Sequence[int]) -> Iterator[Sequence[int]]:
-    """The shards of each frame: few at first, as the first ones are waited for, then as many as
-    are so many bytes."""
+    """Yields the shards of each frame: few at first, as the caller waits for them, then up to
+    FRAME_BYTES."""
     start, most = 0, AT_ONCE
     while start < len(shards):
         stop, nbytes = start, 0
@@ -97,13 +96,13 @@ def _groups(query: Query, stages: Sequence[str], shards: Sequence[int]) -> Itera
 def _columns(
     query: Query, shards: Sequence[int], files: Files, names: Sequence[str]
 ) -> pl.LazyFrame:
-    """The columns of all rows of the shards, side by side."""
+    """Returns the columns of all rows of the shards, side by side."""
     parts = []
     for stage, read in files.items():
-        sought = {name: query.source(name) for name in names}
+        source_of = {name: query.source(name) for name in names}
         columns = [
             pl.col(column).alias(name)
-            for name, (source, column) in sought.items()
+            for name, (source, column) in source_of.items()
             if source == stage and column not in PLACE
         ]
         if columns:
@@ -116,7 +115,7 @@ def _columns(
 
 
 def _places(query: Query, shards: Sequence[int]) -> pl.DataFrame:
-    """The shard and position of each row."""
+    """Returns the shard and position of each row."""
     rows = [_rows(query, shard) for shard in shards]
     position = np.concatenate([np.arange(count, dtype=np.int32) for count in rows])
     shard = np.repeat(np.array(shards, np.int32), rows)
@@ -124,7 +123,7 @@ def _places(query: Query, shards: Sequence[int]) -> pl.DataFrame:
 
 
 def _shown(query: Query, names: Iterable[str]) -> Iterator[pl.Expr]:
-    """The columns that are text, where they are stored otherwise."""
+    """Yields casts of the columns that are shown as text but stored otherwise."""
     for name in names:
         stage, column = query.source(name)
         if column not in PLACE and is_coded(query.state.plan.schema(stage, column)):
@@ -132,12 +131,12 @@ def _shown(query: Query, names: Iterable[str]) -> Iterator[pl.Expr]:
 
 
 def _is_wanted(query: Query) -> pl.Expr:
-    """Whether a row is asked for, by its reason."""
+    """Returns an expression: whether the query wants a row, by its reason."""
     codes, are_wanted = query.codes
     if codes == {""}:
         return pl.col(REASON.name).is_null() if are_wanted else pl.col(REASON.name).is_not_null()
-    found = pl.col(REASON.name).cast(pl.String).fill_null("").is_in(sorted(codes))
-    return found if are_wanted else ~found
+    is_listed = pl.col(REASON.name).cast(pl.String).fill_null("").is_in(sorted(codes))
+    return is_listed if are_wanted else ~is_listed
 
 
 def _rows(query: Query, shard: int) -> int:
@@ -145,35 +144,35 @@ def _rows(query: Query, shard: int) -> int:
 
 
 def _size(query: Query, stage: str, shard: int) -> int:
-    """Bytes of its first file."""
+    """Returns the bytes of a shard's first file."""
     return query.state.stages[stage].scan.records[shard][0].size_bytes
 
 
 def _file(query: Query, stage: str, shard: int) -> tuple[Storage, str]:
-    at = query.state.stages[stage]
-    return at.folder, at.shards[shard].files[0]
+    stage_state = query.state.stages[stage]
+    return stage_state.folder, stage_state.shards[shard].files[0]
 
 
 def _sound(folder: Storage, name: str) -> str | bytes:
-    """A file as Polars reads it: its path, or its bytes where it is elsewhere.
+    """Returns a file as Polars reads it: its path on a disk, else its bytes.
 
-    DamagedError where its digest is not the one in its name.
+    DamagedError if its digest does not match its name.
     """
     if folder.is_local:
         path = folder.locate(name)
-        at = os.stat(path)
-        found: str | bytes = path
-        digest = sha256_of(path, at.st_size, at.st_mtime_ns)
+        status = os.stat(path)
+        source: str | bytes = path
+        digest = sha256_of(path, status.st_size, status.st_mtime_ns)
     else:
-        found = folder.read(name)
-        digest = hashlib.sha256(found).hexdigest()
+        source = folder.read(name)
+        digest = hashlib.sha256(source).hexdigest()
     if not digest.startswith(digest_in(name)):
         raise DamagedError(folder.uri, name, "it cannot be read: its bytes have changed")
-    return found
+    return source
 
 
 @lru_cache(MOST_KNOWN)
 def sha256_of(path: str, size: int, mtime_ns: int) -> str:
-    """The digest of a file that has this size and time: asked again, it is not read again."""
+    """Returns the digest of a file of this size and time; cached, so that it is read once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What one stage stored for one row."""
+"""Shows what one stage stored for one row."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -14,8 +14,8 @@ LONG = 200  # characters of a value that are shown
 
 @dataclass(frozen=True, kw_only=True)
 class Keeper:
-    """Another row that a stage names in `column`; `dropped_by` names the select stages that did not
-    keep that one either."""
+    """Another row that a stage names in `column`; `dropped_by` are the select stages that dropped
+    that row too."""
 
     column: str
     uid: str
@@ -27,10 +27,10 @@ class Keeper:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """A stage's values at one row, short enough to be shown, and its reason; null where it is fine.
+    """A stage's values at one row, shortened for display, and its reason; null if it has values.
 
     `keeper` is the row that it names. `keeper_of` counts the rows that name this one; null for a
-    stage that names no keepers, or names one for this row.
+    stage that names no keepers, or that names one for this row.
     """
 
     stage: str
@@ -43,7 +43,7 @@ class StageRow:
 
 
 def stage_row(state: RunState, planned: PlannedStage, place: Place) -> StageRow:
-    """One stage's columns and reason at one row, images apart."""
+    """Returns one stage's columns and reason at one row, without images."""
     virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
     names = [
         column.name for column in planned.stage.writes if column.name not in (IMAGE.name, *virtual)
@@ -60,7 +60,7 @@ def stage_row(state: RunState, planned: PlannedStage, place: Place) -> StageRow:
 
 
 def shown(value: Any) -> Any:
-    """A value for JSON: bytes as hex, long texts and lists cut."""
+    """Returns a value for JSON: bytes as hex, long texts and lists cut."""
     if isinstance(value, bytes):
         return value.hex() if len(value) <= 32 else f"{len(value)} bytes"
     if isinstance(value, list) and len(value) > 8:
@@ -68,7 +68,7 @@ def shown(value: Any) -> Any:
     if isinstance(value, list):
         return [shown(item) for item in value]
     if isinstance(value, float) and not isfinite(value):
-        return str(value)  # JSON has none of these
+        return str(value)  # JSON has no NaN or infinity
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)

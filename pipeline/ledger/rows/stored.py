@@ -1,4 +1,4 @@
-"""Stored columns of a run: where they are, all rows shard by shard, and chosen rows."""
+"""Reads stored columns of a run: their sources, all rows shard by shard, and chosen rows."""
 
 import fnmatch
 import json
@@ -24,16 +24,16 @@ from clipmill.pipeline.stage import Artifact
 
 # Shapes: N rows.
 
-SHOWN = 12  # rows of each kind that are looked at
+SHOWN = 12  # example rows of each kind
 Place = tuple[int, int]  # shard and position: a row's identity
 
 
 def binding(state: RunState, stage: str, column: str) -> Binding | None:
-    """Where a stage reads the column; else the last complete stage over the same rows that stores
-    it; None where none does."""
+    """Returns where a stage reads the column; else the last complete stage over the same rows that
+    stores it; else None."""
     planned = state.plan.stages[stage]
     own = planned.bindings[0] if planned.bindings and not planned.is_root else {}
-    if column in own:  # what a union reads are rows of its parents
+    if column in own:  # not for a union, which reads its parents' rows
         return own[column]
     last = None
     for name, other in state.plan.stages.items():
@@ -44,7 +44,7 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
 
 
 def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
-    """A select stage, those whose `keep` it builds on, and so on to the first; each once."""
+    """Yields a select stage and all selects whose `keep` it builds on, each once."""
     left = [end]
     for name in left:
         planned = state.plan.stages[name]
@@ -55,7 +55,7 @@ def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
 
 
 def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShards:
-    """The bound columns, each under the name it is given here, over every shard of a root."""
+    """Returns a root's shards with the bound columns, under the names given here."""
     used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
     return PoolShards(
         stored={stage: state.stored[stage] for stage in used},
@@ -69,8 +69,8 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
 
 
 def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
-    """The files in a complete stage's out/ that it declares to be of that kind, by their prefix."""
-    names = [name for what, name in stage.planned.stage.artifacts if what == kind]
+    """Returns the files in a complete stage's out/ of the declared kind, by their prefix."""
+    names = [name for declared, name in stage.planned.stage.artifacts if declared == kind]
     if not names or not stage.complete:
         return {}
     files = Outputs(stage.folder).names
@@ -82,14 +82,14 @@ def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
 
 
 def json_artifacts(stage: StageState, kind: Artifact) -> list[dict[str, Any]]:
-    """What the JSON files of that kind hold; DamagedError where one has changed."""
+    """Returns the parsed JSON files of this kind; DamagedError if one has changed."""
     return [
         json.loads(Outputs(stage.folder).read(file)) for file in artifacts(stage, kind).values()
     ]
 
 
 def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The indices of the few rows, of those that are true, whose hashes are least; least first."""
+    """Returns the indices of the SHOWN rows marked true with the least hashes, in that order."""
     index = np.flatnonzero(rows_N)
     if len(index) > SHOWN:
         index = index[np.argpartition(bits_N[index], SHOWN)[:SHOWN]]
@@ -99,42 +99,42 @@ def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.i
 def rows_at(
     state: RunState, bound: Mapping[str, Binding], places: Sequence[Place]
 ) -> list[dict[str, Any]]:
-    """The bound columns at each place; what a stage never copies (virtual columns) is None."""
+    """Returns the bound columns at each place; None for virtual columns, which are not stored."""
     rows: list[dict[str, Any]] = [dict.fromkeys(bound) for _ in places]
-    wanted: dict[str, dict[str, str]] = {}
+    columns_of: dict[str, dict[str, str]] = {}
     for name, (stage, column) in bound.items():
         written = {column.name for column in state.plan.stages[stage].stage.writes}
         if column in {UID.name, REASON.name, *written}:
-            wanted.setdefault(stage, {})[name] = column
+            columns_of.setdefault(stage, {})[name] = column
     by_shard: dict[int, list[int]] = {}
     for index, (shard, _) in enumerate(places):
         by_shard.setdefault(shard, []).append(index)
 
-    def read(asked: tuple[str, int]) -> list[dict[str, Any]]:
-        stage, shard = asked
+    def read(pair: tuple[str, int]) -> list[dict[str, Any]]:
+        stage, shard = pair
         position = np.array([places[index][1] for index in by_shard[shard]])
-        unique, back = np.unique(position, return_inverse=True)
-        columns = list(dict.fromkeys(wanted[stage].values()))
+        unique, index_of = np.unique(position, return_inverse=True)
+        columns = list(dict.fromkeys(columns_of[stage].values()))
         part, shard_state = state.stored[stage], state.stages[stage].shards[shard]
         table = columns_at(part, shard_state, columns, unique)
-        return list(table.take(pa.array(back)).to_pylist())
+        return list(table.take(pa.array(index_of)).to_pylist())
 
-    each = list(product(wanted, sorted(by_shard)))
-    for (stage, shard), found in zip(each, ahead(state.run, read, each), strict=True):
-        for index, row in zip(by_shard[shard], found, strict=True):
-            rows[index].update({name: row[column] for name, column in wanted[stage].items()})
+    tasks = list(product(columns_of, sorted(by_shard)))
+    for (stage, shard), rows_read in zip(tasks, ahead(state.run, read, tasks), strict=True):
+        for index, row in zip(by_shard[shard], rows_read, strict=True):
+            rows[index].update({name: row[column] for name, column in columns_of[stage].items()})
     return rows
 
 
 def columns_at(
     part: StoredColumns, shard: ShardState, columns: list[str], position: NDArray[np.int64]
 ) -> pa.Table:
-    """Columns at rising positions; where the shard is one file, only their row groups are read."""
+    """Returns columns at ascending positions; of a single file only their row groups are read."""
     if len(shard.files) > 1:
         tables, start = [], 0
         for table in part.read(shard, columns, 4096):
-            here = position[(position >= start) & (position < start + len(table))] - start
-            tables.append(table.take(pa.array(here, pa.int64())))
+            offsets = position[(position >= start) & (position < start + len(table))] - start
+            tables.append(table.take(pa.array(offsets, pa.int64())))
             start += len(table)
         return pa.concat_tables(tables)
     table = read_at(part.folder, shard.files[0], columns, position)

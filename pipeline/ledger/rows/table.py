@@ -1,4 +1,4 @@
-"""The rows of a stage with columns of any stage over them, as a lazy Polars frame, or as files."""
+"""Gives the rows of a stage, with columns of any stage over them, as a lazy frame or as files."""
 
 import fnmatch
 import warnings
@@ -15,7 +15,7 @@ from clipmill.pipeline.run_folder.state import RunState, summary
 
 
 class UnfinishedWarning(UserWarning):
-    """Rows are left out, as a stage has not come to them."""
+    """Warns that rows are left out because a stage has not finished their shards."""
 
 
 def table(
@@ -26,24 +26,24 @@ def table(
     dropped: Dropped = None,
     stacklevel: int = 2,
 ) -> pl.LazyFrame:
-    """`uid`, then the columns under the names they are asked by: see `query`.
+    """Returns a lazy frame: `uid`, then the columns under the names as given: see `query`.
 
-    Text is text, and a uid its 32 hex digits; other values are as stored. UnfinishedWarning where
-    shards are left out, as a stage has not come to them: of the caller so many calls above.
+    Text is text, and a uid its 32 hex digits; other values are as stored. Warns with
+    UnfinishedWarning, at the caller `stacklevel` calls above, if shards are left out.
     """
     from polars.io.plugins import register_io_source
 
-    wanted = query(state, stage, columns, where, dropped)
-    if wanted.unfinished:
-        warnings.warn(said(wanted.unfinished), UnfinishedWarning, stacklevel)
-    return register_io_source(partial(frames, wanted), schema=wanted.schema)
+    rows = query(state, stage, columns, where, dropped)
+    if rows.unfinished:
+        warnings.warn(unfinished_note(rows.unfinished), UnfinishedWarning, stacklevel)
+    return register_io_source(partial(frames, rows), schema=rows.schema)
 
 
-def said(unfinished: Sequence[Unfinished]) -> str:
-    """Which stages have not come to all shards, in words."""
+def unfinished_note(unfinished: Sequence[Unfinished]) -> str:
+    """Returns a sentence on the stages that have not finished all shards."""
     parts = [
-        f"'{it.stage}' has {it.shards} of {'?' if it.total is None else it.total} shards"
-        for it in unfinished
+        f"'{part.stage}' has {part.shards} of {'?' if part.total is None else part.total} shards"
+        for part in unfinished
     ]
     return f"{', '.join(parts)}: the rows of the others are left out"
 
@@ -52,30 +52,31 @@ DATA = f"{6 * '[0-9]'}-*.parquet"  # 000123-<digest>.parquet; a later pass is 00
 
 
 def glob_of(state: RunState, stage: str) -> str:
-    """A path or URI with a pattern that matches one file a shard; none else lies there.
+    """Returns a path or URI pattern that matches one file per shard and nothing else there.
 
-    RecipeError where a stage's files are not its rows: it is not complete, stands under a mask, or
+    RecipeError if a stage's files are not its rows: it is not complete, runs under a mask, or
     has later passes.
     """
     rows_stage(state.plan, stage)
-    at = state.stages[stage]
+    stage_state = state.stages[stage]
     wrong = ""
-    if not at.complete:
-        wrong = f"it is not complete: {summary(at)}"
-    elif any(shard.mask is not None for shard in at.shards.values()):
-        wrong = f"rows outside of its `only: {at.planned.only}` are in them"
-    elif any(len(shard.files) > 1 for shard in at.shards.values()):
+    if not stage_state.complete:
+        wrong = f"it is not complete: {summary(stage_state)}"
+    elif any(shard.mask is not None for shard in stage_state.shards.values()):
+        wrong = f"rows outside of its `only: {stage_state.planned.only}` are in them"
+    elif any(len(shard.files) > 1 for shard in stage_state.shards.values()):
         wrong = "later passes hold some of its rows again"
     else:
-        files = {shard.files[0] for shard in at.shards.values()}
-        there = {entry.name for entry in at.folder.entries()}
-        if others := sorted({*fnmatch.filter(there, DATA)} ^ files):
-            wrong = f"{others[0]} is no shard of them"  # what a killed run left
+        files = {shard.files[0] for shard in stage_state.shards.values()}
+        names = {entry.name for entry in stage_state.folder.entries()}
+        if others := sorted({*fnmatch.filter(names, DATA)} ^ files):
+            wrong = f"{others[0]} is no shard of them"  # left by a killed run
     if wrong:
         raise RecipeError(
             f"the files of '{stage}' are not its rows: {wrong}",
-            str(at.folder),
+            str(stage_state.folder),
             f"read them with `table`: run.table({stage!r}, …)",
         )
-    scheme = "" if at.folder.is_local else f"{at.folder.uri.partition('://')[0]}://"
-    return f"{scheme}{at.folder.path}/{DATA}"
+    folder = stage_state.folder
+    scheme = "" if folder.is_local else f"{folder.uri.partition('://')[0]}://"
+    return f"{scheme}{folder.path}/{DATA}"

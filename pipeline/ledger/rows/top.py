@@ -1,4 +1,4 @@
-"""The few rows of a table that come first by some key, of rows that are read shard by shard."""
+"""Selects the top-k rows of a query by some key, shard by shard."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 class Key(NamedTuple):
-    """What rows are ranked by: a column, or its distance to a number; None: their hash alone."""
+    """A ranking key: a column, or its distance to `near`; None: the row's hash alone."""
 
     column: str | None = None
     is_descending: bool = False
@@ -25,7 +25,7 @@ class Key(NamedTuple):
 
 
 def shards_of(query: Query) -> Iterator[ShardRows]:
-    """The rows asked for, a shard at a time."""
+    """Yields the rows of a query, a shard at a time."""
     for shard in query.shards:
         rows = ShardRows(query, shard)
         judge(rows)
@@ -33,16 +33,18 @@ def shards_of(query: Query) -> Iterator[ShardRows]:
 
 
 class TopRows:
-    """The first few rows by a key, least or greatest first; rows without a value come last, equal
-    ones in the order of their hashes. No more than these rows are held."""
+    """The top `most` rows by a key, least or greatest first; holds no others.
+
+    Missing values come last; ties are broken by hash.
+    """
 
     def __init__(self, key: Key, most: int, seed: int) -> None:
         self.key, self.most, self.seed = key, most, seed
-        self.rows = 0  # that were added
+        self.rows = 0  # added so far
         self._held: pl.DataFrame | None = None
 
     def add(self, rows: ShardRows, is_wanted: pl.Expr | None = None) -> None:
-        """Those of a shard's rows for whose value, named `value`, the expression is true."""
+        """Adds the rows of a shard for whose `value` the expression is true."""
         if not len(rows):
             return
         column = self.key.column
@@ -59,8 +61,8 @@ class TopRows:
             frame = frame.filter(is_wanted)
         self.rows += len(frame)
         if self.key.near is not None:
-            apart = (pl.col("value").cast(pl.Float64) - self.key.near).abs()
-            frame = frame.with_columns(value=apart)
+            distance = (pl.col("value").cast(pl.Float64) - self.key.near).abs()
+            frame = frame.with_columns(value=distance)
         self._held = self._first(frame)
 
     def _first(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -79,32 +81,32 @@ class TopRows:
 
     @property
     def places(self) -> list[Place]:
-        """Where these rows stand, the first one first."""
-        held = self._held
-        return [] if held is None else list(held.select("shard", "position").iter_rows())
+        """Returns the places of these rows, in rank order."""
+        rows = self._held
+        return [] if rows is None else list(rows.select("shard", "position").iter_rows())
 
     @property
     def value(self) -> Any:
-        """What the first row is ranked by; None without a row."""
+        """Returns the key value of the first row; None without rows."""
         return None if self._held is None or not len(self._held) else self._held["value"][0]
 
 
 def values_at(query: Query, places: Iterable[Place], names: Sequence[str]) -> dict[Place, Row]:
-    """The columns at each place, as stored: only row groups with such rows are read."""
+    """Returns the columns at each place, as stored; reads only row groups with these rows."""
     by_shard: dict[int, set[int]] = {}
     for shard, position in places:
         by_shard.setdefault(shard, set()).add(position)
-    found: dict[Place, Row] = {}
+    values: dict[Place, Row] = {}
     for shard, positions in by_shard.items():
         rows = ShardRows(query, shard)
         rows.position_N = np.array(sorted(positions))
         table = rows.table(list(dict.fromkeys(names)))
         for position, row in zip(sorted(positions), table.to_pylist(), strict=True):
-            found[shard, position] = row
-    return found
+            values[shard, position] = row
+    return values
 
 
 def is_orderable(dtype: pa.DataType) -> bool:
-    """Whether values of this type have an order: numbers, text, verdicts, ids, times."""
+    """Returns whether values of this type have an order: numbers, text, verdicts, ids, times."""
     is_bytes = pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype)
     return not (pa.types.is_nested(dtype) or is_bytes)

@@ -1,4 +1,4 @@
-"""Rows by their uid, of the roots: indexes name the shards that are read, where there are any."""
+"""Finds rows of the roots by uid; uid indexes narrow down the shards that are read."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import Place
 from clipmill.pipeline.run_folder.state import RunState, StageState
 
-MOST_LISTED = 5  # samples that an error names
+MOST_LISTED = 5  # samples listed in an error
 
 
 class UidRow(NamedTuple):
@@ -28,9 +28,9 @@ class UidRow(NamedTuple):
 
 
 def rows_of(state: RunState, uid: str) -> list[UidRow]:
-    """Every row of the one sample whose uid is, or begins with, these hex digits.
+    """Returns every row of the one sample whose uid equals or begins with these hex digits.
 
-    RecipeError where they are no uid, or the beginning of none or of several.
+    RecipeError if they are no uid, or match no sample or several.
     """
     digits = digits_of(uid)
     if digits is None:
@@ -46,34 +46,34 @@ def rows_of(state: RunState, uid: str) -> list[UidRow]:
 
 
 def digits_of(word: str) -> str | None:
-    """The hex digits of a uid, or of its first 8 or more; None where the word is none."""
+    """Returns a word as the 8 to 32 first hex digits of a uid; None if it is not such digits."""
     digits = word.strip().lower().replace("-", "")
     return digits if re.fullmatch("[0-9a-f]{8,32}", digits) else None
 
 
-def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRow]]:
-    """The rows of the sample whose uid begins so, for each of several, in one pass; none where
-    there is none. RecipeError where several samples begin so."""
-    wanted: dict[str, Range] = {
+def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[UidRow]]:
+    """Returns the rows of the sample whose uid begins with each of these digits, in one pass; empty
+    if there is none. RecipeError if several samples match."""
+    ranges: dict[str, Range] = {
         digits: (bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f")))
-        for digits in each
+        for digits in prefixes
     }
 
     def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
         between = [
             pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
-            for low, high in (map(_scalar, ends) for ends in wanted.values())
+            for low, high in (map(_scalar, ends) for ends in ranges.values())
         ]
         return reduce(pc.or_, between)
 
-    rows: dict[str, list[UidRow]] = {digits: [] for digits in each}
+    rows: dict[str, list[UidRow]] = {digits: [] for digits in prefixes}
     roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
-    for row in _scan(state, roots, [*wanted.values()], is_wanted) if each else ():
-        for digits, (low, high) in wanted.items():
+    for row in _scan(state, roots, [*ranges.values()], is_wanted) if prefixes else ():
+        for digits, (low, high) in ranges.items():
             if low <= row.uid <= high:
                 rows[digits].append(row)
-    for digits, found in rows.items():
-        uids = list(dict.fromkeys(row.uid.hex() for row in found))
+    for digits, matches in rows.items():
+        uids = list(dict.fromkeys(row.uid.hex() for row in matches))
         if len(uids) > 1:
             more = ", …" if len(uids) > MOST_LISTED else ""
             raise RecipeError(
@@ -89,7 +89,7 @@ def _scalar(uid: bytes) -> pa.Scalar:
 
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:
-    """A row of each uid, another one than `besides` where there is one."""
+    """Returns the place of a row of each uid, other than `besides` if there is one."""
     places = dict.fromkeys(uids, besides)
     for row in rows_of_uids(state, root, uids):
         if places[row.uid] == besides != row.place:
@@ -100,10 +100,10 @@ def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> d
 
 
 def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:
-    """The rows of a root with these uids, in the order of its shards."""
-    each = sorted(set(uids))
-    is_wanted = partial(pc.is_in, value_set=pa.array(each, pa.binary()))
-    return _scan(state, [root], [(uid, uid) for uid in each], is_wanted)
+    """Yields the rows of a root with these uids, in the order of its shards."""
+    values = sorted(set(uids))
+    is_wanted = partial(pc.is_in, value_set=pa.array(values, pa.binary()))
+    return _scan(state, [root], [(uid, uid) for uid in values], is_wanted)
 
 
 def _scan(
@@ -112,31 +112,31 @@ def _scan(
     ranges: Sequence[Range],
     is_wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray],
 ) -> Iterator[UidRow]:
-    """The rows with such a uid, which is in a range, in the order of the roots' shards."""
+    """Yields the wanted rows, whose uids lie in `ranges`, in the order of the roots' shards."""
     for name in roots if ranges else ():
         stage = state.stages[name]
 
         def read(shard: int, name: str = name, stage: StageState = stage) -> list[UidRow]:
-            found, start = [], 0
+            matches, start = [], 0
             for table in read_file(stage.folder, stage.shards[shard].files[0], [UID.name], 1 << 20):
                 column = table[UID.name].cast(pa.binary())
                 hit = is_wanted(column)
                 if pc.any(hit).as_py():
                     for index in pc.indices_nonzero(hit).to_pylist():
-                        found.append(UidRow(name, (shard, start + index), column[index].as_py()))
+                        matches.append(UidRow(name, (shard, start + index), column[index].as_py()))
                 start += len(table)
-            return found
+            return matches
 
         for rows in ahead(state.run, read, _shards(state, stage, ranges)):
             yield from rows
 
 
 def _shards(state: RunState, stage: StageState, ranges: Sequence[Range]) -> list[int]:
-    """The shards of a root in which a uid of these ranges may be."""
+    """Returns the shards of a root that may have a uid in these ranges."""
     first = stage.shards.first
     columns = (first[name].to_pylist() for name in ("shard", "data", "rows"))
     runs = runs_of(zip(*columns, strict=True))
     if not runs:
         return sorted(stage.shards)
-    each = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
-    return [shard for shards in each for shard in shards]
+    found_by_run = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
+    return [shard for shards in found_by_run for shard in shards]

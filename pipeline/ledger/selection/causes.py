@@ -1,5 +1,4 @@
-"""The first cause of each lost row: back through the selects, then to the first stage that left out
-a value which a later one takes."""
+"""Finds each lost row's first cause: through the selects, to the first stage without a value."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,32 +13,32 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 
-# Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
-Lacks = Callable[[str, set[str]], pa.Array | None]
+# Maps a stage and columns to the rows that lack one; None: decide by the stage's reasons.
+Missing = Callable[[str, set[str]], pa.Array | None]
 Cause = tuple[str, str]  # stage and reason
-KEPT: Cause = ("", "")  # of the rows that stay
+KEPT: Cause = ("", "")  # the cause of kept rows
 
 
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:
-    """(stage, reason, mask): the rows of a shard that a select stage dropped, by first cause."""
-    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.lacking)
+    """Yields (stage, reason, mask) for a shard's rows that a select dropped, by first cause."""
+    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.missing)
 
 
 def trace(
-    plan: Plan, end: str, reasons: Mapping[str, pa.Array], rows: pa.Array, lacks: Lacks
+    plan: Plan, end: str, reasons: Mapping[str, pa.Array], rows: pa.Array, missing_in: Missing
 ) -> Iterator[tuple[str, str, pa.Array]]:
-    """(stage, reason, mask): the given rows, each under the one cause that came first.
+    """Yields (stage, reason, mask): each of `rows` under its first cause.
 
-    A reason is a cause only where its stage left out what a later one takes: an ingest stage may
-    say `bad_uid` of a row whose link is fine.
+    A reason is a cause only if its stage left out a value that a later one reads: an ingest stage
+    may give `bad_uid` to a row whose link is fine.
     """
     codes = pc.unique(reasons[end].filter(rows)).drop_null().to_pylist()
     for code in sorted(codes):
-        here = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
+        of_code = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
         if before := _earlier(plan, end, code):
-            yield from trace(plan, before, reasons, here, lacks)
+            yield from trace(plan, before, reasons, of_code, missing_in)
             continue
-        left = here
+        unexplained = of_code
         if code.startswith(UNDEFINED):
             column = code.removeprefix(UNDEFINED)
             binding = plan.stages[end].bindings[0].get(column)
@@ -51,17 +50,18 @@ def trace(
                 if binding and binding[0] == name:
                     taken.add(binding[1])
                 codes_here = reasons[name]
-                guilty = left_out(name, taken, pc.and_(left, pc.is_valid(codes_here)), lacks)
+                failed = pc.and_(unexplained, pc.is_valid(codes_here))
+                guilty = left_out(name, taken, failed, missing_in)
                 for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
                     is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
                     yield name, inner, pc.and_(guilty, is_inner)
-                left = pc.and_not(left, guilty)
-        if pc.any(left).as_py():
-            yield end, code, left
+                unexplained = pc.and_not(unexplained, guilty)
+        if pc.any(unexplained).as_py():
+            yield end, code, unexplained
 
 
 def _earlier(plan: Plan, end: str, code: str) -> str | None:
-    """The select stage that dropped the rows to which a later one gives this reason."""
+    """Returns the select stage that dropped the rows to which a later one gives this reason."""
     bound = plan.stages[end].bindings[0]
     named = f"{code.removeprefix(DROPPED_BY)}.{KEEP.name}" if code.startswith(DROPPED_BY) else None
     before = bound[KEEP.name] if code == BEFORE else bound.get(named or "")
@@ -69,7 +69,7 @@ def _earlier(plan: Plan, end: str, code: str) -> str | None:
 
 
 def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
-    """The stages that compute rows of what a select keeps and decide nothing themselves."""
+    """Returns the stages after a select that compute its rows and are no selects."""
     after = {end}
     for planned in done:
         if not planned.is_select and after & set(planned.needs):
@@ -80,51 +80,51 @@ def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
 def failed_later(
     reasons: ShardReasons, end: str, later: list[str]
 ) -> Iterator[tuple[str, str, pa.Array]]:
-    """(stage, reason, mask): the rows of a shard that an end keeps, each at the first stage after
-    it that gave it no value."""
+    """Yields (stage, reason, mask) for rows of a shard that an end keeps but a later stage failed,
+    each at the first stage without a value."""
     failing = [
         name
         for name in later
         if name in reasons and reasons.counts(name).keys() - {"", NOT_SELECTED}
     ]
-    left = pc.is_null(reasons[end]) if failing else None
+    kept = pc.is_null(reasons[end]) if failing else None
     for name in failing:
         own = reasons[name]
         for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
-            rows = pc.and_(left, pc.fill_null(pc.equal(own, code), False))
+            rows = pc.and_(kept, pc.fill_null(pc.equal(own, code), False))
             if pc.any(rows).as_py():
                 yield name, code, rows
-                left = pc.and_not(left, rows)
+                kept = pc.and_not(kept, rows)
 
 
 def through_masks(
-    reasons: ShardReasons, every: list[tuple[str, str, pa.Array]]
+    reasons: ShardReasons, found_causes: list[tuple[str, str, pa.Array]]
 ) -> Iterator[tuple[str, str, pa.Array]]:
-    """The causes; of rows outside the mask of a stage, why its select dropped them."""
+    """Yields the causes; for rows outside a stage's mask, those of the select behind it."""
     plan = reasons.state.plan
-    for stage, code, rows in every:
+    for stage, code, rows in found_causes:
         only = plan.stages[stage].only if code == NOT_SELECTED else None
         if only and only in reasons:
-            yield from trace(plan, only, reasons, rows, reasons.lacking)
+            yield from trace(plan, only, reasons, rows, reasons.missing)
         else:
             yield stage, code, rows
 
 
 def taken_by(plan: Plan, name: str) -> set[Binding]:
-    """The columns that a stage reads, each with the stage that writes it."""
+    """Returns the columns that a stage reads, each with the stage that writes it."""
     return {source for bound in plan.stages[name].bindings for source in bound.values()}
 
 
-def left_out(stage: str, columns: set[str], rows: pa.Array, lacks: Lacks) -> pa.Array:
-    """Those of `rows` (a mask) for which the stage stored no value in one of the columns."""
+def left_out(stage: str, columns: set[str], rows: pa.Array, missing_in: Missing) -> pa.Array:
+    """Returns the mask of `rows` for which the stage stored no value in one of the columns."""
     if not columns or not pc.any(rows).as_py():
         return pc.and_(rows, False)
-    missing = lacks(stage, columns)
+    missing = missing_in(stage, columns)
     return rows if missing is None else pc.and_(rows, missing)
 
 
 def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
-    """The columns that a reason of a stage names, as the stage reads them, and where they are."""
+    """Returns the columns that a stage's reason names, as it reads them, and their sources."""
     bindings = plan.stages[stage].bindings
     return {
         read: where
@@ -134,7 +134,7 @@ def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
 
 
 def _line(plan: Plan, name: str) -> list[str]:
-    """The stages that a stage's values come from, first to last, itself included."""
+    """Returns the stages that a stage's values come from, in recipe order, itself included."""
     line: dict[str, None] = {}
 
     def visit(stage: str) -> None:

@@ -1,7 +1,7 @@
-"""Asks a select what it would keep with another number in the place of a threshold.
+"""Evaluates counterfactuals: what a select would keep with another number as a threshold.
 
-Here are the threshold that is meant, and the rows that its verdicts are made of: all at once, or a
-shard at a time.
+This module finds the threshold to vary, and reads the rows that verdicts need: all at once, or
+shard by shard.
 """
 
 import re
@@ -40,7 +40,7 @@ MAX_VALUES = 1000
 
 @dataclass(frozen=True)
 class Vary:
-    """What is varied, `=` or the sign that tells one comparison from another, and the values."""
+    """A range of values for a threshold; `sign` selects one of several comparisons, `=` is any."""
 
     name: str
     sign: str
@@ -48,7 +48,7 @@ class Vary:
 
 
 def parse(vary: str) -> Vary:
-    """`clip_score=0.10:0.40:0.02`; RecipeError where it names no range."""
+    """Parses `clip_score=0.10:0.40:0.02`; RecipeError if it is not a valid range."""
     where = f"--vary {vary}"
     match = FORM.fullmatch(vary)
     if not match:
@@ -71,7 +71,7 @@ def parse(vary: str) -> Vary:
 
 
 def select_stage(state: RunState, stage: str) -> PlannedStage:
-    """The complete stage of this name that has thresholds; RecipeError where there is none."""
+    """Returns the complete stage of this name, which has thresholds; else raises RecipeError."""
     stages = state.plan.stages
     if stage not in stages:
         do = did_you_mean(stage, stages, "the recipe has")
@@ -91,17 +91,18 @@ def select_stage(state: RunState, stage: str) -> PlannedStage:
 
 
 def threshold_of(planned: PlannedStage, vary: Vary) -> Threshold:
-    """The one threshold that is varied; RecipeError that names what can be."""
+    """Returns the one threshold to vary; RecipeError names those that can be varied."""
     known = thresholds_of(planned)
     named = [threshold for threshold in known if threshold.name == vary.name]
-    hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
+    hits = {threshold.text: threshold for threshold in named if vary.sign in ("=", threshold.sign)}
     if len(hits) == 1:
         return next(iter(hits.values()))
     if hits:
         raise RecipeError(
             f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
             planned.where,
-            "name the one by its sign: " + " or ".join(f"{vary.name}{at.sign}…" for at in named),
+            "name the one by its sign: "
+            + " or ".join(f"{vary.name}{threshold.sign}…" for threshold in named),
         )
     names = ", ".join(dict.fromkeys(threshold.name for threshold in known))
     raise RecipeError(
@@ -113,24 +114,23 @@ def threshold_of(planned: PlannedStage, vary: Vary) -> Threshold:
 
 # Shapes: N rows of the pool, or of a part of it.
 
-HELD_ROWS = 1 << 21  # rows of some 170 bytes; a larger pool is read shard by shard
+HELD_ROWS = 1 << 21  # rows of about 170 bytes; larger pools are read shard by shard
 GROUP, READ, MADE = "group ", "read ", "made "
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the pool: what other verdicts are made of, the group of each, today's verdict."""
+    """Rows of the pool: inputs of counterfactual verdicts, groups, and the current verdicts."""
 
     read: pa.Table  # uid, shard, position and columns as the stage reads them
-    made: pa.Table  # columns that it wrote
-    value: pa.ChunkedArray  # of the column that the threshold cuts
-    groups: dict[str, NDArray[np.int8]]  # (N,) codes, by what rows are grouped by
+    made: pa.Table  # columns that the stage wrote
+    value: pa.ChunkedArray  # the column that the threshold compares
+    groups: dict[str, NDArray[np.int8]]  # (N,) group codes, by grouping
     today: NDArray[np.bool_]  # (N,)
 
 
 class Pool:
-    """All rows under a select stage: held, or of a large pool read anew each time, of which few
-    shards are held; that a threshold must answer by parts."""
+    """All rows in memory, or streamed by shard if the pool is large and the threshold allows it."""
 
     def __init__(self, state: RunState, planned: PlannedStage, threshold: Threshold) -> None:
         shards = state.stages[planned.root].shards
@@ -139,26 +139,26 @@ class Pool:
         self.rows = shards.rows
         self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
         self._state, self._root, self._threshold = state, planned.root, threshold
-        given = planned.bindings[0]
-        self._asked = asked_of(planned, threshold)
+        bindings = planned.bindings[0]
+        self._inputs = inputs_of(planned, threshold)
         self._grouped = {
             f"{GROUP}{name}": where for name, where in groupings(state, planned.name).items()
         }
-        value = given.get(threshold.column, (planned.name, threshold.column))
-        self._bound = {**self._asked, **self._grouped, "value": value}
+        value = bindings.get(threshold.column, (planned.name, threshold.column))
+        self._bound = {**self._inputs, **self._grouped, "value": value}
         self._held = list(self._tables(self._bound)) if self.is_held else None
         self.groups = self._largest_groups()
 
     def __iter__(self) -> Iterator[Rows]:
-        """Every row once, by part."""
+        """Yields every row once, by part."""
         if self._held is None:
             yield from map(self._as_rows, self._tables(self._bound))
         else:
             yield self._as_rows(pa.concat_tables(self._held).unify_dictionaries())
 
     def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """What verdicts are made of: columns that the stage read, and that it made."""
-        return map(read_and_made, self._tables(self._asked))
+        """Yields the inputs of verdicts: columns that the stage read, and columns that it wrote."""
+        return map(split_inputs, self._tables(self._inputs))
 
     def _tables(self, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
         shards = stored(self._state, self._root, bound)
@@ -166,17 +166,17 @@ class Pool:
         def read(shard: int) -> pa.Table:
             table = shards.table(shard)
             for name in bound.keys() & self._grouped.keys():
-                codes = group_of(name.removeprefix(GROUP), table[name])  # a URL's host is short
+                codes = group_of(name.removeprefix(GROUP), table[name])  # a URL's host is shorter
                 table = table.set_column(table.column_names.index(name), name, codes)
             return table
 
         return ahead(self._state.run, read, range(len(shards)))
 
     def _largest_groups(self) -> dict[str, Groups]:
-        """The groups that are told apart, by what rows are grouped by.
+        """Returns the groups that are counted separately, by grouping.
 
-        Error: where there are more names than NAMES, the rarer half is forgotten as the pool is
-        read. One that comes again is counted from there on.
+        Error: past NAMES names, the rarer half is forgotten as the pool is read. A forgotten name
+        that comes again is counted from there on.
         """
         rows: dict[str, Counter[str]] = {name: Counter() for name in self._grouped}
         tables = self._tables(self._grouped) if self._held is None else iter(self._held)
@@ -185,40 +185,40 @@ class Pool:
                 counted.update(rows_of_groups(table[name]))
                 if len(counted) > NAMES:
                     rows[name] = Counter(dict(counted.most_common(NAMES // 2)))
-        return {name.removeprefix(GROUP): Groups.largest(it) for name, it in rows.items()}
+        return {name.removeprefix(GROUP): Groups.largest(counts) for name, counts in rows.items()}
 
     def _as_rows(self, table: pa.Table) -> Rows:
-        read, made = read_and_made(table)
+        read, made = split_inputs(table)
         return Rows(
             read=read,
             made=made,
             value=_deciding(table["value"], self._threshold),
-            groups={name: it.codes(table[f"{GROUP}{name}"]) for name, it in self.groups.items()},
+            groups={name: g.codes(table[f"{GROUP}{name}"]) for name, g in self.groups.items()},
             today=made[KEEP.name].to_numpy(),
         )
 
 
-def asked_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
-    """What verdicts are made of: columns that the stage read, and that it made."""
-    given, made = planned.bindings[0], (KEEP.name, *threshold.made)
-    read = {f"{READ}{name}": given[name] for name in threshold.reads if name in given}
+def inputs_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
+    """Returns the inputs of verdicts: columns that the stage read, and columns that it wrote."""
+    bindings, made = planned.bindings[0], (KEEP.name, *threshold.made)
+    read = {f"{READ}{name}": bindings[name] for name in threshold.reads if name in bindings}
     return read | {f"{MADE}{name}": (planned.name, name) for name in made}
 
 
-def read_and_made(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """These columns as `verdicts` takes them; the rows' identity, as far as it is there, with what
-    was read."""
+def split_inputs(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Splits a table into the columns that `verdicts` reads, with the rows' identity, and those
+    that the stage wrote."""
     columns = dict(zip(table.column_names, table.columns, strict=True))
-    place = {name: it for name, it in columns.items() if name in IDENTITY}
+    place = {name: values for name, values in columns.items() if name in IDENTITY}
     read, made = (
-        {name.removeprefix(kind): it for name, it in columns.items() if name.startswith(kind)}
+        {name.removeprefix(kind): v for name, v in columns.items() if name.startswith(kind)}
         for kind in (READ, MADE)
     )
     return pa.table(place | read), pa.table(made)
 
 
 def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
-    """Of lists, the item of each that decides."""
+    """Returns the values that decide: of each list its maximum or minimum."""
     if threshold.item is None or not pa.types.is_list(values.type):
         return values
     items = pl.Series(values).list

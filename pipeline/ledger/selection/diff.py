@@ -1,7 +1,7 @@
-"""Two selections of one pool, row by row: what the second gained and lost, and from and to which
-cause; by language, source, domain, size, cluster and concept; a few rows of each move.
+"""Compares two selections of one pool, row by row: gains, losses, and moves between first causes.
 
-Each row is counted once: kept, or lost at its first cause, on either side, as the funnel counts it.
+Counts are also by language, source, domain, size, cluster and concept, with example rows per move.
+Each row is counted once per side: kept, or lost at its first cause, as in the funnel.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from clipmill.pipeline.run_folder.variants import Changes, changes
 
 # Shapes: N rows of a shard, E entries of a list of concepts.
 
-MOST_CONCEPTS = 12  # concepts that changed most
+MOST_CONCEPTS = 12  # concepts with the largest change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class ConceptRows:
 
 
 class ConceptTally:
-    """Counts where both sides store concepts of lists whose entries a balance has named."""
+    """Counts concepts if both sides store them, for lists whose entries a balance has named."""
 
     def __init__(self, before: Side, after: Side) -> None:
         self.sides = (before, after)
         self.bound = [binding(side.state, side.stage, CONCEPT_IDS.name) for side in self.sides]
         self.entries = [self._entries(which) for which in (0, 1)]
         self.counts = [np.zeros(len(entries), np.int64) for entries in self.entries]
-        self.there = all(map(len, self.entries))
+        self.is_stored = all(map(len, self.entries))
 
     def _entries(self, which: int) -> list[str]:
-        """The entries by their number, from the first balance of these concepts; else none."""
+        """Returns the entries by number, from the first balance of these concepts, if any."""
         state = self.sides[which].state
         for name, stage in state.stages.items():
             files = artifacts(stage, "concepts").values()
@@ -59,19 +59,19 @@ class ConceptTally:
                 return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
         return []
 
-    def see(self, which: int, index: int, fate_N: NDArray[np.int32]) -> None:
-        """Takes in one shard of one side."""
+    def count(self, which: int, index: int, outcome_N: NDArray[np.int32]) -> None:
+        """Adds one shard of one side."""
         bound = self.bound[which]
-        if not self.there or bound is None:
+        if not self.is_stored or bound is None:
             return
         side = self.sides[which]
         table = stored(side.state, side.root, {"ids": bound}).table(index)
-        ids = table["ids"].filter(pa.array(fate_N == 0)).combine_chunks()
+        ids = table["ids"].filter(pa.array(outcome_N == 0)).combine_chunks()
         concept_M = pc.list_flatten(ids).to_numpy()
         self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
 
-    def told(self) -> tuple[ConceptRows, ...]:
-        """The entries whose counts differ most."""
+    def changed(self) -> tuple[ConceptRows, ...]:
+        """Returns the entries whose counts differ most."""
         before, after = (
             dict(zip(entries, counts.tolist(), strict=True))
             for entries, counts in zip(self.entries, self.counts, strict=True)
@@ -89,14 +89,14 @@ class ConceptTally:
 
 # Shapes: N rows, M of them that move.
 
-LARGEST = 20  # groups of each kind that are told, those that changed most
+LARGEST = 20  # groups of each kind, those with the largest change
 Kind = Literal["gained", "lost", "moved", "kept", "stayed"]
 KINDS: tuple[Kind, ...] = ("gained", "lost", "moved", "kept", "stayed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fate:
-    """What became of rows on one side: `kept`, `lost` at a first cause, or `absent` in its pool."""
+class Outcome:
+    """A row's outcome on one side: `kept`, `lost` at a first cause, or `absent` from the pool."""
 
     what: Literal["kept", "lost", "absent"]
     stage: str = ""
@@ -105,7 +105,7 @@ class Fate:
 
 @dataclass(frozen=True, kw_only=True)
 class MovedRow:
-    """A row, and where it stands on each side; null where that has no such row."""
+    """A row, and its place on each side; null if it is absent there."""
 
     uid: str
     before: Place | None
@@ -114,23 +114,23 @@ class MovedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """Rows of one fate before and one after; `examples` are chosen by a hash of their uid.
+    """Rows with one outcome before and one after; `examples` are chosen by a hash of their uid.
 
-    `gained` and `lost`: kept on one side alone. `moved`: on neither, for another cause. `kept`: on
-    both. `stayed`: on neither, for the same cause; two rules of one stage over the same columns
-    are the same, with another threshold.
+    `gained` and `lost`: kept on one side only. `moved`: lost on both, for different causes. `kept`:
+    on both. `stayed`: lost on both for the same cause; two rules of one stage over the same columns
+    count as the same, with another threshold.
     """
 
     kind: Kind
-    before: Fate
-    after: Fate
+    before: Outcome
+    after: Outcome
     rows: int
     examples: tuple[MovedRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRows:
-    """Rows of one group that each side keeps: `after` = `before` + `gained` - `lost`."""
+    """Rows of one group kept on each side: `after` = `before` + `gained` - `lost`."""
 
     name: str
     before: int
@@ -143,7 +143,7 @@ class GroupRows:
 class Selection:
     """One side: rows of its pool, and those that its stage keeps.
 
-    `left` has the stages of its recipe that are not done; `working` names who works there now.
+    `left` are incomplete stages of its recipe; `working` names the current holder of the run.
     """
 
     asked: str
@@ -159,10 +159,10 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Diff:
-    """Two selections. `both` are kept by both, `stayed` and `moved` by neither: see `Move`.
+    """Two selections. `both` are kept on both sides, `stayed` and `moved` on neither: see `Move`.
 
-    `joined` says by what rows were told to be the same: their `place`, or their `uid` where the
-    pools do not stand in the same order. `groups` are empty where no row was gained or lost.
+    `joined` says how rows were matched: by `place`, or by `uid` if the pools differ in order.
+    `groups` are empty if no row was gained or lost.
     """
 
     before: Selection
@@ -180,7 +180,7 @@ class Diff:
 
 
 class Row(NamedTuple):
-    """Sorts by the coin of its uid, then by its places."""
+    """An example row; sorts by the hash of its uid, then by its places."""
 
     coin: int
     before: Place
@@ -190,14 +190,14 @@ class Row(NamedTuple):
 
 @dataclass
 class Count:
-    """What is counted over all pieces of the two pools."""
+    """Counts over all pieces of the two pools."""
 
-    rows: Counter[tuple[int, int]] = field(default_factory=Counter)  # by fate before and after
+    rows: Counter[tuple[int, int]] = field(default_factory=Counter)  # by outcome before and after
     examples: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
     groups: dict[str, dict[str | None, NDArray[np.int64]]] = field(default_factory=dict)
 
     def add(self, rows: Joined, seed: int) -> None:
-        before_N, after_N = (fate_N.astype(np.int64) for fate_N in rows.fate_AN)
+        before_N, after_N = (outcome_N.astype(np.int64) for outcome_N in rows.outcome_AN)
         cell_N = (before_N + 1 << 32) + after_N + 1
         bits_N = coin_hash(rows.uid, seed=seed, stage="diff", purpose="samples")
         order_N = np.lexsort((np.arange(len(bits_N)), bits_N, cell_N))
@@ -206,9 +206,10 @@ class Count:
             key = ((cell >> 32) - 1, (cell & 0xFFFFFFFF) - 1)
             self.rows[key] += count
             if key != (0, 0):
-                few = order_N[begin : begin + min(count, SHOWN)].tolist()
-                known = self.examples.get(key, [])
-                self.examples[key] = sorted(known + [self._row(rows, bits_N, i) for i in few])
+                examples = order_N[begin : begin + min(count, SHOWN)].tolist()
+                earlier = self.examples.get(key, [])
+                earlier += [self._row(rows, bits_N, i) for i in examples]
+                self.examples[key] = sorted(earlier)
                 del self.examples[key][SHOWN:]
         kept_N, now_N = before_N == 0, after_N == 0
         for name, column in rows.groups.items():
@@ -234,40 +235,40 @@ class Count:
             code = pc.fill_null(piece.indices, len(piece.dictionary)).to_numpy()
             counts = np.stack(
                 [
-                    np.bincount(code[of], minlength=len(piece.dictionary) + 1)
-                    for of in (start, end, end & ~start, start & ~end)
+                    np.bincount(code[selected], minlength=len(piece.dictionary) + 1)
+                    for selected in (start, end, end & ~start, start & ~end)
                 ],
                 axis=1,
             )
             names = [*piece.dictionary.to_pylist(), None]
-            for at in np.flatnonzero(counts.any(axis=1)).tolist():
-                tally[names[at]] = tally.get(names[at], np.zeros(4, np.int64)) + counts[at]
+            for group in np.flatnonzero(counts.any(axis=1)).tolist():
+                tally[names[group]] = tally.get(names[group], np.zeros(4, np.int64)) + counts[group]
 
 
 def diff(before: Side, after: Side) -> Diff:
-    """The answer; both sides are read shard by shard. RecipeError where they are of two pools."""
+    """Compares two sides, both read shard by shard. RecipeError if they are of different pools."""
     sides, count = (before, after), Count()
     concepts = ConceptTally(before, after)
-    for rows in joined(sides, concepts.see):
+    for rows in joined(sides, concepts.count):
         count.add(rows, before.state.plan.seed)
     moves = [
         _move(cell, rows, sides, count.examples.get(cell, [])) for cell, rows in count.rows.items()
     ]
-    of = Counter({kind: 0 for kind in KINDS})
+    by_kind = Counter({kind: 0 for kind in KINDS})
     for move in moves:
-        of[move.kind] += move.rows
-    order = {fate: i for i, fate in enumerate([*before.fates, *after.fates])}
-    has_changed = of["gained"] or of["lost"]
+        by_kind[move.kind] += move.rows
+    order = {outcome: i for i, outcome in enumerate([*before.outcomes, *after.outcomes])}
+    has_changed = by_kind["gained"] or by_kind["lost"]
     return Diff(
         before=_selection(before, count, 0),
         after=_selection(after, count, 1),
         changes=changes(before.ran, after.ran),
         joined="place" if same_rows(before, after) else "uid",
-        both=of["kept"],
-        gained=of["gained"],
-        lost=of["lost"],
-        moved=of["moved"],
-        stayed=of["stayed"],
+        both=by_kind["kept"],
+        gained=by_kind["gained"],
+        lost=by_kind["lost"],
+        moved=by_kind["moved"],
+        stayed=by_kind["stayed"],
         moves=tuple(
             sorted(
                 moves,
@@ -275,21 +276,23 @@ def diff(before: Side, after: Side) -> Diff:
                     KINDS.index(move.kind),
                     -move.rows,
                     *(
-                        order.get((fate.stage, fate.reason), -1)
-                        for fate in (move.before, move.after)
+                        order.get((outcome.stage, outcome.reason), -1)
+                        for outcome in (move.before, move.after)
                     ),
                 ),
             )
         ),
         groups={
-            name: _told(tally) for name, tally in count.groups.items() if has_changed and tally
+            name: _group_rows(tally)
+            for name, tally in count.groups.items()
+            if has_changed and tally
         },
-        concepts=concepts.told() if has_changed else (),
+        concepts=concepts.changed() if has_changed else (),
     )
 
 
 def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: list[Row]) -> Move:
-    was, now = (_fate(side, index) for side, index in zip(sides, cell, strict=True))
+    was, now = (_outcome(side, index) for side, index in zip(sides, cell, strict=True))
     kind: Kind = "stayed" if was == now or _is_one_rule(sides, was, now) else "moved"
     if "kept" in (was.what, now.what):
         kind = "gained" if was.what != "kept" else "lost" if now.what != "kept" else "kept"
@@ -305,22 +308,22 @@ def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: 
     )
 
 
-def _is_one_rule(sides: tuple[Side, Side], was: Fate, now: Fate) -> bool:
-    """Whether both are rules of the stage over the same columns, of which a threshold differs."""
+def _is_one_rule(sides: tuple[Side, Side], was: Outcome, now: Outcome) -> bool:
+    """Returns whether both are rules of the stage over the same columns, with other thresholds."""
     if was.what != "lost" or now.what != "lost" or was.stage != now.stage:
         return False
     named = [
-        set(named_in(side.state.plan, fate.stage, fate.reason))
-        for side, fate in zip(sides, (was, now), strict=True)
+        set(named_in(side.state.plan, outcome.stage, outcome.reason))
+        for side, outcome in zip(sides, (was, now), strict=True)
     ]
     return named[0] == named[1] != set()
 
 
-def _fate(side: Side, index: int) -> Fate:
+def _outcome(side: Side, index: int) -> Outcome:
     if index == ABSENT:
-        return Fate(what="absent")
-    stage, reason = side.fates[index]
-    return Fate(what="lost", stage=stage, reason=reason) if index else Fate(what="kept")
+        return Outcome(what="absent")
+    stage, reason = side.outcomes[index]
+    return Outcome(what="lost", stage=stage, reason=reason) if index else Outcome(what="kept")
 
 
 def _place(place: Place) -> Place | None:
@@ -343,9 +346,9 @@ def _selection(side: Side, count: Count, which: int) -> Selection:
     )
 
 
-def _told(tally: dict[str | None, NDArray[np.int64]]) -> tuple[GroupRows, ...]:
-    """The groups that changed most, then the largest; all others together."""
-    counts: dict[str | None, Any] = {name: of.tolist() for name, of in tally.items()}
+def _group_rows(tally: dict[str | None, NDArray[np.int64]]) -> tuple[GroupRows, ...]:
+    """Returns the groups with the largest change, then the largest; all others together."""
+    counts: dict[str | None, Any] = {name: rows.tolist() for name, rows in tally.items()}
     ranked = sorted(counts, key=lambda n: (-counts[n][2] - counts[n][3], -counts[n][1], n or ""))
     shown = [(name or "(none)", counts[name]) for name in ranked[:LARGEST]]
     if rest := ranked[LARGEST:]:

@@ -1,4 +1,4 @@
-"""Which stage lost rows for a reason, and the columns that decided."""
+"""Finds the stage that lost rows for a reason, and the columns that decided."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from clipmill.pipeline.run_folder.words import in_words
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
     """Rows to which a stage gives one reason; `decided` are the columns that the reason names, as
-    the stage reads them, and where they are."""
+    the stage reads them, and their sources."""
 
     stage: str
     reason: str
@@ -25,29 +25,29 @@ class Dropped:
 
 
 def dropped(state: RunState, reason: str, stage: str | None = None) -> Dropped:
-    """The rows that a stage lost for this reason; RecipeError where none did, or several.
+    """Returns the rows that a stage lost for this reason; RecipeError unless exactly one did.
 
-    A reason may be given as `funnel` prints it, in plain words.
+    A reason may be given in plain words, as `funnel` prints it.
     """
     lost = {name: rows for name, rows in _lost(state).items() if stage in (None, name)}
     codes = {in_words(code): code for rows in lost.values() for code in rows}
     reason = codes.get(reason, reason)
-    found = [name for name, rows in lost.items() if reason in rows]
-    if not found:
-        at = f"stage '{stage}'" if stage else "any stage"
+    stages = [name for name, rows in lost.items() if reason in rows]
+    if not stages:
+        place = f"stage '{stage}'" if stage else "any stage"
         known = [code for rows in lost.values() for code, _ in rows.most_common()]
         raise RecipeError(
-            f"no row was lost for '{reason}' at {at}",
+            f"no row was lost for '{reason}' at {place}",
             "--dropped",
             did_you_mean(reason, known, "rows were lost for"),
         )
-    if len(found) > 1:
+    if len(stages) > 1:
         raise RecipeError(
-            f"{len(found)} stages lost rows for '{reason}': {', '.join(found)}",
+            f"{len(stages)} stages lost rows for '{reason}': {', '.join(stages)}",
             "--dropped",
-            f"say which: --stage {found[-1]}",
+            f"say which: --stage {stages[-1]}",
         )
-    (name,) = found
+    (name,) = stages
     return Dropped(
         stage=name,
         reason=reason,
@@ -57,7 +57,7 @@ def dropped(state: RunState, reason: str, stage: str | None = None) -> Dropped:
 
 
 def _lost(state: RunState) -> dict[str, Counter[str]]:
-    """Rows of each complete stage by its reasons."""
+    """Returns the rows of each complete stage by its reasons."""
     lost: dict[str, Counter[str]] = {}
     for root in dict.fromkeys(planned.root for planned in state.plan.stages.values()):
         for shard in sorted(state.stages[root].shards) if root else ():

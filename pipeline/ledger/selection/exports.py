@@ -1,4 +1,4 @@
-"""Complete exports: rows and files of each, and how much of one is read under a select."""
+"""Reports complete exports: rows and files of each, and subsets of one that a select chooses."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from clipmill.pipeline.run_folder.state import RunState
 class Export:
     """The files of one complete stage; `rows` = `exported` + those left out, by reason.
 
-    `rows` and `exported` are null for files that are no rows, as a model's.
+    `rows` and `exported` are null for files without rows, such as a model's.
     """
 
     stage: str
@@ -30,8 +30,8 @@ class Export:
 
 
 def exports(state: RunState) -> tuple[Export, ...]:
-    """Every complete stage that gives files, in the recipe's order; StageError where the counts of
-    an export don't add up."""
+    """Returns complete stages that write files, in the recipe's order; StageError if the counts
+    of an export do not add up."""
     return tuple(
         _export(state, name)
         for name, stage in state.stages.items()
@@ -64,7 +64,7 @@ def _export(state: RunState, name: str) -> Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """Rows of a pool that a select keeps = rows `read` of an export + those that it lacks."""
+    """The rows of a pool that a select keeps: `kept` = `read` from an export + `lacking` there."""
 
     stage: str  # the reader
     data: str
@@ -75,7 +75,7 @@ class Subset:
 
 
 def subsets(state: RunState) -> tuple[Subset, ...]:
-    """Every complete stage that reads an export under a select, in the recipe's order."""
+    """Returns every complete stage that reads an export under a select, in the recipe's order."""
     answers = []
     for name, stage in state.stages.items():
         mask = state.mask(stage.planned) if stage.complete else None
@@ -96,7 +96,7 @@ def subsets(state: RunState) -> tuple[Subset, ...]:
 
 
 def _counts(mask: SelectMask) -> tuple[int, int]:
-    """Rows that the select keeps, and how many of them the export lacks."""
+    """Returns how many rows the select keeps, and how many of them the export lacks."""
     pool = mask.verdicts
     is_there = [np.zeros(pool.rows(shard), bool) for shard in range(len(pool))]
     outputs = Outputs(mask.export)

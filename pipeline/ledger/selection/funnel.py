@@ -1,13 +1,12 @@
-"""Where the rows of a pool went: at every stage by reason, and each lost row at its first cause.
+"""Counts a pool's rows at every stage by reason, and each lost row at its first cause.
 
 At every stage: rows = fine + not selected + failed + upstream + dropped; checked here and when a
 stage finishes. A row that ends undefined at a select stage is counted at the earliest stage that
 left the value out, so the causes add up to the rows lost.
 
-Rows and their reasons are counted from the records. Files are opened for what no record tells: the
-first causes, whether a stage failed by itself or for want of an earlier value, the uids, and the
-reasons of shards that several passes have made. Several shards are read at once, many of them by
-processes.
+Rows and reasons are counted from the records. Files are opened only for what records lack: first
+causes, whether a stage failed by itself or for a missing input, uids, and the reasons of shards
+made by several passes. Several shards are read at once; many of them by processes.
 """
 
 from collections import Counter
@@ -27,8 +26,8 @@ from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.ledger.rows.ahead import ahead, of_each
-from clipmill.pipeline.ledger.rows.heaps import Heaps, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
+from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, artifacts
 from clipmill.pipeline.ledger.selection.causes import (
@@ -45,18 +44,17 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import RunState, StageState
 from clipmill.pipeline.run_folder.words import BEFORE
 
-ASKED_ROWS = 50_000_000  # of a pool whose uids are read
-UIDS = [("a", "<u8"), ("b", "<u8")]  # their halves
+ASKED_ROWS = 50_000_000  # largest pool whose uids are read
+UIDS = [("a", "<u8"), ("b", "<u8")]  # halves of a uid
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRows:
-    """Rows of one stage; `failed`, `upstream` and `dropped` by reason, that in the rules' order.
+    """Rows of one stage; `failed`, `upstream` and `dropped` by reason, the last in rule order.
 
-    `failed`: the stage gave no value. `upstream`: nor could it, as a stage before it gave none.
-    `dropped`: this select, or one before, did not keep them.
-    `not_selected`: outside its `only:` mask.
-    `listed` is of a list of uids: how many it names, and how many of them have no row.
+    `failed`: the stage gave no value. `upstream`: a stage before it gave none. `dropped`: this
+    select, or one before, did not keep them. `not_selected`: outside its `only:` mask. `listed` is
+    of a list of uids: how many it names, and how many of them have no row.
     """
 
     stage: str
@@ -82,10 +80,10 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A select stage that no later one builds on: `rows` = `kept` + the rows of its causes.
+    """A final select, which no later one builds on: `rows` = `kept` + the rows of its causes.
 
-    A row that a later stage failed is not kept, whatever the select says. Causes stand in the order
-    of the stages; those of a select in the order of its rules, of other stages the largest first.
+    A row that a later stage failed is not kept, even if the select keeps it. Causes are in the
+    order of stages; within a select in the order of its rules, within other stages largest first.
     """
 
     stage: str
@@ -98,7 +96,7 @@ class End:
 class Funnel:
     """The complete stages of a run; `unfinished` are the others.
 
-    `repeated_uids` counts rows whose uid an earlier row of their root has, and is null for pools
+    `repeated_uids` counts rows with the uid of an earlier row of their root, and is null for pools
     of more than 50 million rows, whose uids take long to read.
     """
 
@@ -112,9 +110,9 @@ class Funnel:
 
 
 def funnel(state: RunState) -> Funnel:
-    """Rows by stage and reason, and the causes of each end; a run that only evaluates has neither.
+    """Returns rows by stage and reason, and the causes of each end; empty for evaluation runs.
 
-    StageError where a stage does not add up.
+    StageError if a stage does not add up.
     """
     complete = [stage.planned for stage in state.stages.values() if stage.complete]
     if not complete:
@@ -122,14 +120,14 @@ def funnel(state: RunState) -> Funnel:
     done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
     lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
-    later = {name: one.later for name, one in lost.items()}
+    later = {name: losses_of_end.later for name, losses_of_end in lost.items()}
     for root in dict.fromkeys(planned.root for planned in done):
         read = partial(_shard_rows, root, later)
-        for counted, losses in of_each(state, read, list(state.stages[root].shards)):
-            for name, rows in counted.items():
+        for counted_rows, losses in read_each(state, read, list(state.stages[root].shards)):
+            for name, rows in counted_rows.items():
                 counts[name].update(rows)
-            for name, each in losses.items():
-                lost[name].add(each)
+            for name, losses_here in losses.items():
+                lost[name].add(losses_here)
     return Funnel(
         run=str(state.run),
         unfinished=tuple(_unfinished(state)),
@@ -143,9 +141,9 @@ def funnel(state: RunState) -> Funnel:
 
 @dataclass
 class _Lost:
-    """Rows of an end by first cause, and where one of each stands.
+    """Rows of an end by first cause, with the place of one row each.
 
-    `later` are the stages whose failures count as its own.
+    `later` are the stages whose failures count as the end's own.
     """
 
     later: list[str]
@@ -160,14 +158,14 @@ class _Lost:
 
 _ShardRows = tuple[
     dict[str, Counter[tuple[str, str]]],  # by stage: rows by kind and reason
-    dict[str, list[tuple[Cause, int, Place]]],  # by end: rows of each cause, and where one stands
+    dict[str, list[tuple[Cause, int, Place]]],  # by end: each cause, its rows, the place of one
 ]
 
 
 def _shard_rows(
     root: str, later: Mapping[str, list[str]], state: RunState, shard: int
 ) -> _ShardRows:
-    """Of one shard; `later` are the stages whose failures count as an end's own."""
+    """Counts one shard; `later` are the stages whose failures count as an end's own."""
     reasons = ShardReasons(state, root, shard)
     counted = {name: _counted(reasons, name) for name in reasons}
     ends = [name for name in reasons if name in later]
@@ -175,7 +173,7 @@ def _shard_rows(
 
 
 def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cause, int, Place]]:
-    """Rows of a shard that an end lost, by first cause, and where one of each stands."""
+    """Returns first causes of an end in a shard, with their rows and the place of one."""
     return [
         ((stage, code), pc.sum(rows).as_py() or 0, (reasons.shard, pc.index(rows, True).as_py()))
         for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, later))
@@ -191,7 +189,7 @@ def _unfinished(state: RunState) -> Iterator[Unfinished]:
 
 
 def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
-    """Rows of a stage's shard by kind and reason."""
+    """Counts the rows of a stage's shard by kind and reason."""
     planned = reasons.state.plan.stages[name]
     upstream = Counter[str]() if planned.is_select else _upstream(reasons, name)
     counted: Counter[tuple[str, str]] = Counter()
@@ -214,7 +212,7 @@ def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
 
 
 def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
-    """Rows of a stage, by its reason, for which a stage that it reads from left out a value."""
+    """Counts rows of a stage, by reason, that lack a value which an earlier stage left out."""
     plan = reasons.state.plan
     lossy = [
         source
@@ -228,12 +226,12 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
     for source in lossy:
         taken = {column for stage, column in taken_by(plan, name) if stage == source}
         rows = pc.and_(pc.is_valid(own), pc.is_valid(reasons[source]))
-        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.lacking))
+        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.missing))
     return Counter(own.filter(is_late).to_pylist())
 
 
 def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
-    """Rows whose uid an earlier row has; None for pools that take too long."""
+    """Counts rows whose uid an earlier row has; None for pools that take too long."""
     stages = [state.stages[name] for name in roots]
     if sum(stage.shards.rows for stage in stages) > ASKED_ROWS:
         return None
@@ -241,36 +239,37 @@ def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
 
 
 def _repeated(state: RunState, stage: StageState) -> int:
-    """Of one root; held is a heap of the uids."""
+    """Counts repeated uids of one root, in memory for one partition of uids."""
     stored, rows = state.stored[stage.planned.name], stage.shards.rows
 
     def read(shard: ShardState) -> list[pa.Table]:
         return list(stored.read(shard, [UID.name], 65_536))
 
-    different = 0
-    with closing(Heaps(rows, UIDS)) as heaps:
+    distinct = 0
+    with closing(Partitions(rows, UIDS)) as partitions:
         for tables in ahead(state.run, read, stage.shards.values()):
             uid = pa.concat_tables(tables)[UID.name]
             if len(uid):
                 a_N, b_N = halves(uid).T
-                heaps.add(heaps.of(uid_hash(uid)), structured(UIDS, a=a_N, b=b_N))
-        for heap in range(heaps.count):
-            found = np.empty(0, UIDS)
-            for piece in heaps.pieces(heap):
-                found = _different(np.concatenate([found, piece]))
-            different += len(found)
-    return rows - different
+                partition_N = partitions.partition_of(uid_hash(uid))
+                partitions.add(partition_N, structured(UIDS, a=a_N, b=b_N))
+        for partition in range(partitions.count):
+            uids = np.empty(0, UIDS)
+            for piece in partitions.pieces(partition):
+                uids = _different(np.concatenate([uids, piece]))
+            distinct += len(uids)
+    return rows - distinct
 
 
 def _different(uid_N: Rows) -> Rows:
-    """Each uid once."""
+    """Returns each uid once."""
     uid_N = uid_N[np.lexsort((uid_N["b"], uid_N["a"]))]  # np.unique takes four times as long
     is_new_N = (np.diff(uid_N["a"]) != 0) | (np.diff(uid_N["b"]) != 0)
     return np.asarray(uid_N[np.append(True, is_new_N)])
 
 
 def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
-    """Whether it is a select stage that no other one of these builds on."""
+    """Returns whether a stage is a select that no other select in `done` builds on."""
     kept = (planned.name, KEEP.name)
     return planned.is_select and not any(
         kept in bound.values() for other in done if other.is_select for bound in other.bindings
@@ -295,11 +294,11 @@ def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) ->
 
 
 def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
-    return {code: rows for (its, code), rows in counts.items() if its == kind}
+    return {code: rows for (found_kind, code), rows in counts.items() if found_kind == kind}
 
 
 def _in_order(rows: dict[str, int], rules: Sequence[str]) -> dict[str, int]:
-    """Rows by reason, in the order of a stage's rules."""
+    """Returns rows by reason, in the order of a stage's rules."""
     return {code: rows[code] for code in [*rules, *rows] if code in rows}
 
 
@@ -327,7 +326,7 @@ def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lo
 
 
 def in_order(state: RunState, rows: Mapping[Cause, int]) -> list[Cause]:
-    """By stage; of a select in the order of its rules, of other stages the largest first."""
+    """Sorts causes by stage; within a select by its rules, within other stages largest first."""
     order = list(state.plan.stages)
     rules = {
         planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}

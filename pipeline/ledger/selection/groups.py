@@ -1,5 +1,5 @@
-"""Keep-rates by group: language, source of a union, domain, size of the picture; with a warning
-where a group loses far more than the pool does.
+"""Computes keep-rates by group (language, source of a union, domain, picture size), and warns if a
+group loses far more than the pool does.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows, G groups.
 
-GROUPS = 20  # that have a name of their own
-NAMES = 1 << 18  # of groups that are counted, as hosts: some 200 bytes each
-MIN_SIDE = "min_side"  # in pixels, of the picture as it is stored
-SIDES = (32, 64, 128, 200, 256, 384, 512, 1024)  # where a range of it begins
+GROUPS = 20  # named groups; the rest is counted as others
+NAMES = 1 << 18  # most groups that are counted, such as hosts: about 200 bytes each
+MIN_SIDE = "min_side"  # column: shorter side of the stored picture in pixels
+SIDES = (32, 64, 128, 200, 256, 384, 512, 1024)  # lower ends of its ranges
 RANGES = (
     f"below {SIDES[0]} px",
     *(f"{low} to {high - 1} px" for low, high in pairwise(SIDES)),
@@ -34,7 +34,7 @@ RANGES = (
 
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
-    """The stored columns that rows are grouped by: language, source of a union, domain, size."""
+    """Returns the stored columns for grouping rows: language, source of a union, domain, size."""
     columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
     columns |= {"size": MIN_SIDE}
     bound = {name: binding(state, stage, column) for name, column in columns.items()}
@@ -42,9 +42,9 @@ def groupings(state: RunState, stage: str) -> dict[str, Binding]:
 
 
 def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The group of each row, dictionary-encoded; of a URL its host, of a shorter side its range.
+    """Returns each row's group, dictionary-encoded: a URL's host, a shorter side's range.
 
-    Null without one.
+    Null if the value is missing.
     """
     if name == "size":
         side_N = column.fill_null(-1).to_numpy()
@@ -56,7 +56,7 @@ def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def rows_of_groups(column: pa.ChunkedArray) -> dict[str, int]:
-    """The rows of each group of a dictionary-encoded column, in the order of its dictionary."""
+    """Counts the rows of each group of a dictionary-encoded column, in dictionary order."""
     rows: Counter[str] = Counter()
     for codes in column.chunks:
         count = np.bincount(codes.indices.drop_null().to_numpy(), minlength=len(codes.dictionary))
@@ -66,18 +66,18 @@ def rows_of_groups(column: pa.ChunkedArray) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups that are told apart: the largest of a pool by name, all others together, none."""
+    """The G groups counted separately: a pool's largest by name, all others together, and none."""
 
     names: list[str]  # (G,)
 
     @classmethod
     def largest(cls, rows: Mapping[str, int]) -> "Groups":
-        """The largest of these by name; of as large ones those that come first."""
+        """Returns the largest groups by name; ties go to the first."""
         named = sorted(rows, key=lambda name: -rows[name])[:GROUPS]
         return cls([*named, "(others)", "(none)"])
 
     def codes(self, column: pa.ChunkedArray) -> NDArray[np.int8]:
-        """(N,) the place of each row's group, of a dictionary-encoded column."""
+        """Returns (N,) the index of each row's group, for a dictionary-encoded column."""
         others, none = len(self.names) - 2, len(self.names) - 1
         named = pa.array(self.names[:others], pa.string())
         parts = [np.zeros(0, np.int8)]
@@ -88,19 +88,19 @@ class Groups:
         return np.concatenate(parts)
 
     def counts(self, rows_G: NDArray[np.int64]) -> dict[str, int]:
-        """Rows by name, the largest first; of groups that have any."""
+        """Returns rows by group name, the largest first, without empty groups."""
         order = np.argsort(-rows_G, kind="stable").tolist()
         return {self.names[i]: int(rows_G[i]) for i in order if rows_G[i]}
 
 
 # Shapes: N rows of a shard, G groups.
 
-LARGEST = 12  # groups of each kind that are shown, beside those warned of
+LARGEST = 12  # groups of each kind that are shown, besides those with warnings
 
 
 @dataclass(frozen=True, kw_only=True)
 class LostTo:
-    """Rows that went for one reason of one stage."""
+    """Rows lost for one reason of one stage."""
 
     stage: str
     reason: str
@@ -110,19 +110,19 @@ class LostTo:
 class Tally:
     """Counts rows by group and cause, shard by shard.
 
-    Error: where there are more than NAMES groups, as of hosts, the rarer half are counted as one
-    from there on, `others`. One of them that comes again is counted anew.
+    Error: past NAMES groups, such as hosts, the rarer half are counted together from there on, as
+    `others`. A forgotten group that comes again is counted anew.
     """
 
     def __init__(self) -> None:
-        self.groups: dict[str | None, int] = {}  # the place of each
+        self.groups: dict[str | None, int] = {}  # the column of each in rows_CG
         self.causes: dict[Cause, int] = {}
-        self.rows_CG = np.zeros((0, 0), np.int64)  # by place, and zeros
+        self.rows_CG = np.zeros((0, 0), np.int64)  # by index, with spare zeros
         self.others: Counter[Cause] = Counter()
         self.other_groups = 0
 
     def __len__(self) -> int:
-        """Groups that have rows."""
+        """Returns the number of groups that have rows."""
         return int(np.count_nonzero(self.rows_CG.any(axis=0))) + self.other_groups
 
     def count(
@@ -131,21 +131,21 @@ class Tally:
         causes: Sequence[Cause],
         rows_CN: Sequence[NDArray[np.bool_]],
     ) -> None:
-        """The group of each row, null where it has none, and which rows went for each cause."""
+        """Adds rows: their groups, null for none, and a mask of rows for each cause."""
         names = [*group.dictionary.to_pylist(), *([None] if group.null_count else [])]
         code_N = group.indices.fill_null(len(names) - 1).to_numpy()
         rows_CG = [np.bincount(code_N[rows_N], minlength=len(names)) for rows_N in rows_CN]
         self._add(names, causes, rows_CG)
 
     def add(self, other: "Tally") -> None:
-        """What another has counted."""
+        """Adds the counts of another tally."""
         rows_CG = other.rows_CG[: len(other.causes), : len(other.groups)]
         self._add(other.groups, other.causes, rows_CG)
         self.others.update(other.others)
         self.other_groups += other.other_groups
 
     def counted(self) -> Counter[tuple[str | None, Cause]]:
-        """Rows of each group and cause that has some."""
+        """Returns the nonzero counts by group and cause."""
         names, causes = list(self.groups), list(self.causes)
         return Counter(
             {
@@ -160,14 +160,14 @@ class Tally:
         causes: Iterable[Cause],
         rows_CG: Iterable[NDArray[np.int64]],
     ) -> None:
-        group_G = np.array([self.groups.setdefault(it, len(self.groups)) for it in groups], int)
+        group_G = np.array([self.groups.setdefault(name, len(self.groups)) for name in groups], int)
         cause_C = [self.causes.setdefault(cause, len(self.causes)) for cause in causes]
-        there = self.rows_CG.shape
-        if len(self.causes) > there[0] or len(self.groups) > there[1]:
+        shape = self.rows_CG.shape
+        if len(self.causes) > shape[0] or len(self.groups) > shape[1]:
             grown_CG = np.zeros((2 * len(self.causes), 2 * len(self.groups)), np.int64)
-            grown_CG[: there[0], : there[1]] = self.rows_CG
+            grown_CG[: shape[0], : shape[1]] = self.rows_CG
             self.rows_CG = grown_CG
-        for cause, rows_G in zip(cause_C, rows_CG, strict=True):  # the same may come twice
+        for cause, rows_G in zip(cause_C, rows_CG, strict=True):  # a cause may occur twice
             self.rows_CG[cause, group_G] += rows_G
         if len(self.groups) > NAMES:
             self._forget()
@@ -176,20 +176,20 @@ class Tally:
         """Counts the rarer half of the groups as one."""
         names = list(self.groups)
         ranked = np.argsort(-self.rows_CG[:, : len(names)].sum(axis=0), kind="stable")
-        stay, go = np.sort(ranked[: NAMES // 2]), ranked[NAMES // 2 :]
+        frequent, rare = np.sort(ranked[: NAMES // 2]), ranked[NAMES // 2 :]
         for cause, place in self.causes.items():
-            self.others[cause] += int(self.rows_CG[place, go].sum())
-        self.other_groups += len(go)
-        self.groups = {names[group]: place for place, group in enumerate(stay.tolist())}
-        self.rows_CG = self.rows_CG[:, stay]
+            self.others[cause] += int(self.rows_CG[place, rare].sum())
+        self.other_groups += len(rare)
+        self.groups = {names[group]: place for place, group in enumerate(frequent.tolist())}
+        self.rows_CG = self.rows_CG[:, frequent]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Rows of one group, those kept, and their share with its 95 % interval, all in [0, 1].
 
-    `warning` says how much more than the average it loses; empty where it does not. `lost_most` is
-    what took most of the rows that it lost; null where it lost none, and of small groups together.
+    `warning` compares its loss with the average; empty without cause. `lost_most` is the reason
+    for most of its lost rows; null if it lost none, and for small groups together.
     """
 
     name: str
@@ -204,10 +204,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepRates:
-    """The kept share of all rows, the groups by size, and how many of all groups are warned of.
+    """The kept share of all rows, groups by size, and the number of groups with warnings.
 
-    `rules` are the rules that name what rows are grouped by, of any select, with the rows that they
-    took; the one that took most first.
+    `rules` are the rules of any select that name the grouping, with the rows that they dropped,
+    largest first.
     """
 
     average: float
@@ -217,19 +217,19 @@ class KeepRates:
 
 
 def keep_rates(tally: Tally, rules: Collection[Cause] = ()) -> KeepRates:
-    """Rows, kept share and warning of each group, the largest first; the small ones together.
+    """Returns rows, kept share and warning of each group, largest first; small ones together.
 
-    `rules` are the causes that name what is grouped by.
+    `rules` are the causes that name the grouping's column.
 
-    Warned of is a group that loses more than twice the pool's share, or, where the pool loses so
-    much that none can, keeps less than half of it; its 95 % interval (Wilson) must be clear of
-    the bound, so that a handful of rows warns of nothing.
+    A group gets a warning if it loses more than twice the pool's share, or, if the pool loses too
+    much for that, keeps less than half of the pool's share; its 95 % interval (Wilson) must be
+    clear of the bound, so that a handful of rows gives no warning.
     """
     causes: dict[str | None, Counter[Cause]] = {}
     for (name, cause), count in tally.counted().items():
         causes.setdefault(name, Counter())[cause] += count
-    every = sum(causes.values(), Counter(tally.others))
-    average = every[KEPT] / every.total() if every else 0.0
+    totals = sum(causes.values(), Counter(tally.others))
+    average = totals[KEPT] / totals.total() if totals else 0.0
     ranked = sorted(causes, key=lambda name: (-causes[name].total(), name or ""))
     groups = [_group(name, causes[name], average) for name in ranked]
     warned = [group for group in groups[LARGEST:] if group.warning][:LARGEST]
@@ -241,17 +241,17 @@ def keep_rates(tally: Tally, rules: Collection[Cause] = ()) -> KeepRates:
         others = _group(None, Counter({KEPT: kept, ("", "lost"): lost}), average)
         name = f"{count:,} {'other' if count == 1 else 'others'}"
         shown.append(replace(others, name=name, warning="", lost_most=None))
-    taken = Counter({rule: every[rule] for rule in rules})
+    dropped = Counter({rule: totals[rule] for rule in rules})
     return KeepRates(
         average=average,
         groups=tuple(shown),
         warnings=sum(bool(group.warning) for group in groups),
-        rules=tuple(LostTo(stage=s, reason=r, rows=n) for (s, r), n in _ranked(taken)),
+        rules=tuple(LostTo(stage=s, reason=r, rows=n) for (s, r), n in _ranked(dropped)),
     )
 
 
 def _ranked(causes: Counter[Cause]) -> list[tuple[Cause, int]]:
-    """Those that took rows, the one that took most first."""
+    """Returns the causes with rows, largest first."""
     return sorted((+causes).items(), key=lambda item: (-item[1], item[0]))
 
 

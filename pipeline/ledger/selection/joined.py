@@ -1,8 +1,8 @@
-"""The rows of two sides, joined: by their places where both have the same rows, else by uid.
+"""Joins the rows of two sides: by place if both have the same rows, else by uid.
 
-By uid the rows of both are written to scratch, in parts by the bits of the uid, and one part at a
-time is joined: memory is bounded by a part. Of a uid that stands several times the first row of one
-side meets the first of the other, and so on.
+By uid, the rows of both are written to scratch, partitioned by bits of the uid, and joined one
+partition at a time: memory is that of a partition. For a repeated uid the first row of one side
+meets the first of the other, and so on.
 """
 
 import contextlib
@@ -28,46 +28,46 @@ from clipmill.pipeline.planning.planned import Binding
 
 # Shapes: N rows.
 
-ABSENT = -1  # in the place of a fate: the side's pool has no such row
+ABSENT = -1  # outcome of a row that is not in the side's pool
 PART_ROWS = 100_000
-MOST_PARTS = 128  # each is a file of each side
+MOST_PARTS = 128  # files per side
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Rows of both sides. Places are shard and position, -1 where the row is absent.
+    """Rows of both sides. Places are shard and position, -1 if the row is absent.
 
-    `groups` are those of the second side; of the first where the second has none.
+    `groups` are those of the second side; of the first if the second has none.
     """
 
     uid: pa.ChunkedArray
-    fate_AN: tuple[NDArray[np.int32], NDArray[np.int32]]
+    outcome_AN: tuple[NDArray[np.int32], NDArray[np.int32]]
     place_AN2: tuple[NDArray[np.int64], NDArray[np.int64]]
     groups: dict[str, pa.ChunkedArray]
 
 
-Seen = Callable[[int, int, NDArray[np.int32]], None]  # which side, shard, and its rows' fates
+Seen = Callable[[int, int, NDArray[np.int32]], None]  # side, shard, and its rows' outcomes
 
 
-def same_rows(one: Side, other: Side) -> bool:
-    """Whether both roots hold the same rows in the same order, by what their records say."""
-    return bool(_told(one).equals(_told(other)))
+def same_rows(first: Side, second: Side) -> bool:
+    """Returns whether both roots hold the same rows in the same order, by their records."""
+    return bool(_digests(first).equals(_digests(second)))
 
 
-def _told(side: Side) -> pa.Table:
+def _digests(side: Side) -> pa.Table:
     return side.state.stages[side.root].shards.first.select(["rows", "uid_sha256"])
 
 
 def joined(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
-    """All rows of both, in pieces; `seen` is told of every shard of every side once.
+    """Yields all rows of both in pieces; calls `seen` once for every shard of every side.
 
-    RecipeError where the sides are of different pools.
+    RecipeError if the sides are of different pools.
     """
     yield from (_by_place if same_rows(*sides) else _by_uid)(sides, seen)
 
 
 def grouped_by(side: Side) -> dict[str, Binding]:
-    """What rows are grouped by: language, source, domain, size, cluster."""
+    """Returns the columns for grouping rows: language, source, domain, size, cluster."""
     cluster = binding(side.state, side.stage, CLUSTER_ID.name)
     return {
         **groupings(side.state, side.stage),
@@ -78,22 +78,22 @@ def grouped_by(side: Side) -> dict[str, Binding]:
 def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
     bound = [grouped_by(side) for side in sides]
     bound[0] = {name: where for name, where in bound[0].items() if name not in bound[1]}
-    shards = [stored(side.state, side.root, of) for side, of in zip(sides, bound, strict=True)]
+    shards = [stored(side.state, side.root, b) for side, b in zip(sides, bound, strict=True)]
     for index, shard in enumerate(sides[0].shards):
-        tables = [of.table(index) for of in shards]
-        fates = []
+        tables = [source.table(index) for source in shards]
+        outcomes = []
         for which, side in enumerate(sides):
-            fates.append(side.fate(shard))
-            seen(which, index, fates[-1])
+            outcomes.append(side.outcome(shard))
+            seen(which, index, outcomes[-1])
         place_N2 = np.empty((len(tables[0]), 2), np.int64)
         place_N2[:, 0], place_N2[:, 1] = shard, np.arange(len(tables[0]))
         groups = {
             name: group_of(name, table[name])
-            for of, table in zip(bound, tables, strict=True)
-            for name in of
+            for source, table in zip(bound, tables, strict=True)
+            for name in source
         }
         yield Joined(
-            tables[0][UID.name], (fates[0], fates[1]), (place_N2, place_N2), _in_order(groups)
+            tables[0][UID.name], (outcomes[0], outcomes[1]), (place_N2, place_N2), _in_order(groups)
         )
 
 
@@ -113,19 +113,19 @@ def _by_uid(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
                 "name two runs of one pool, whose uids are the same",
             )
         for part in range(parts):
-            one, other = (_read(folder, which, part) for which in (0, 1))
-            yield _joined(one, other, names)
+            first, second = (_read(folder, which, part) for which in (0, 1))
+            yield _joined(first, second, names)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(side: Side, which: int, parts: int, folder: Path, seen: Seen) -> None:
-    """The rows of one side in files by part, each in the order of the pool."""
+    """Writes the rows of one side to a file per part, each in the order of the pool."""
     bound = grouped_by(side)
     shards = stored(side.state, side.root, bound)
     schema = pa.schema(
         [
-            *(("uid", pa.binary(16)), ("fate", pa.int32())),
+            *(("uid", pa.binary(16)), ("outcome", pa.int32())),
             *(("shard", pa.int64()), ("position", pa.int64())),
             *((f"group {name}", pa.string()) for name in bound),
         ]
@@ -137,15 +137,15 @@ def _write(side: Side, which: int, parts: int, folder: Path, seen: Seen) -> None
         ]
         for index, shard in enumerate(side.shards):
             table = shards.table(index)
-            fate_N = side.fate(shard)
-            seen(which, index, fate_N)
+            outcome_N = side.outcome(shard)
+            seen(which, index, outcome_N)
             groups = [group_of(name, table[name]).cast(pa.string()) for name in bound]
             shard_N = np.full(len(table), shard, np.int64)
-            columns = [table[UID.name], fate_N, shard_N, np.arange(len(table)), *groups]
-            whole = pa.table(columns, schema=schema)
+            columns = [table[UID.name], outcome_N, shard_N, np.arange(len(table)), *groups]
+            rows = pa.table(columns, schema=schema)
             part_N = (halves(table[UID.name])[:, 0] % np.uint64(parts)).astype(np.int64)
             for part in np.unique(part_N).tolist():
-                sinks[part].write_table(whole.filter(pa.array(part_N == part)))
+                sinks[part].write_table(rows.filter(pa.array(part_N == part)))
 
 
 def _part(folder: Path, which: int, part: int) -> Path:
@@ -153,7 +153,7 @@ def _part(folder: Path, which: int, part: int) -> Path:
 
 
 def _read(folder: Path, which: int, part: int) -> pl.DataFrame:
-    """The rows of one side in a part, each numbered among those of its uid."""
+    """Reads one side's rows of a part, each numbered among the rows of its uid."""
     with pa.OSFile(str(_part(folder, which, part))) as file:
         table = pa.ipc.open_stream(file).read_all()
     frame = pl.DataFrame(pl.from_arrow(table.set_column(0, "uid", table["uid"].cast(pa.binary()))))
@@ -161,16 +161,16 @@ def _read(folder: Path, which: int, part: int) -> pl.DataFrame:
 
 
 def _common(folder: Path, parts: int) -> int:
-    """Rows that both sides have."""
+    """Counts the rows that both sides have."""
     common = 0
     for part in range(parts):
-        one, other = (_read(folder, which, part).select("uid", "nth") for which in (0, 1))
-        common += len(one.join(other, on=["uid", "nth"], how="semi"))
+        first, second = (_read(folder, which, part).select("uid", "nth") for which in (0, 1))
+        common += len(first.join(second, on=["uid", "nth"], how="semi"))
     return common
 
 
-def _joined(one: pl.DataFrame, other: pl.DataFrame, names: list[list[str]]) -> Joined:
-    both = one.join(other, on=["uid", "nth"], how="full", coalesce=True, suffix=" b")
+def _joined(first: pl.DataFrame, second: pl.DataFrame, names: list[list[str]]) -> Joined:
+    both = first.join(second, on=["uid", "nth"], how="full", coalesce=True, suffix=" b")
     both = both.sort("uid", "nth")
     groups = {}
     for name in dict.fromkeys([*names[0], *names[1]]):
@@ -185,12 +185,12 @@ def _joined(one: pl.DataFrame, other: pl.DataFrame, names: list[list[str]]) -> J
     def numbers(name: str) -> NDArray[np.int64]:
         return both[name].fill_null(ABSENT).to_numpy()
 
-    fates = tuple(numbers(f"fate{end}").astype(np.int32) for end in ("", " b"))
+    outcomes = tuple(numbers(f"outcome{end}").astype(np.int32) for end in ("", " b"))
     places = tuple(
         np.stack([numbers(f"shard{end}"), numbers(f"position{end}")], axis=1) for end in ("", " b")
     )
     uid = pa.chunked_array([both["uid"].to_arrow().cast(pa.binary()).cast(pa.binary(16))])
-    return Joined(uid, (fates[0], fates[1]), (places[0], places[1]), _in_order(groups))
+    return Joined(uid, (outcomes[0], outcomes[1]), (places[0], places[1]), _in_order(groups))
 
 
 def _in_order(groups: dict[str, pa.ChunkedArray]) -> dict[str, pa.ChunkedArray]:

@@ -1,4 +1,4 @@
-"""The reasons that stages gave for the rows of one shard, and the values that they left out."""
+"""Reads the reasons that stages gave for the rows of one shard, and which values they left out."""
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -12,10 +12,10 @@ from clipmill.pipeline.run_folder.state import RunState
 
 
 class ShardReasons(Mapping[str, pa.Array]):
-    """The reason of each row of one shard, by stage; null where the stage is fine with the row.
+    """The reason of each row of one shard, by stage; null if the stage is fine with the row.
 
-    Over the complete stages of a root. A stage's file is opened when its reasons are asked for, and
-    not at all where its record says that every row is fine.
+    Covers the complete stages of a root. A stage's file is opened when its reasons are needed,
+    unless its record says that every row is fine.
     """
 
     def __init__(self, state: RunState, root: str, shard: int) -> None:
@@ -37,25 +37,25 @@ class ShardReasons(Mapping[str, pa.Array]):
         return len(self._columns)
 
     def counts(self, stage: str) -> Mapping[str, int]:
-        """Rows by reason, "" for the fine ones: from the record where it tells, else counted."""
+        """Returns rows by reason, "" for fine ones: from the record if it has them, or counted."""
         recorded = self.state.stages[stage].recorded(self.shard)
         if recorded is not None:
             return recorded
         counted = pc.value_counts(pc.fill_null(self[stage], "")).to_pylist()
         return {count["values"]: count["counts"] for count in counted}
 
-    def lacking(self, stage: str, columns: set[str]) -> pa.Array | None:
-        """Rows for which a stage left out one of the columns; None where `askable` is."""
-        asked = askable(self.state.plan, stage, columns)
-        if asked is None:
+    def missing(self, stage: str, columns: set[str]) -> pa.Array | None:
+        """Returns a mask of rows that lack one of the columns; None if `checked_columns` is."""
+        names = checked_columns(self.state.plan, stage, columns)
+        if names is None:
             return None
-        if (stage, *asked) not in self._missing:
+        if (stage, *names) not in self._missing:
             shard = self.state.stages[stage].shards[self.shard]
-            table = pa.concat_tables(self.state.stored[stage].read(shard, asked, 65_536))
-            nulls = [pc.is_null(table[name]).combine_chunks() for name in asked]
+            table = pa.concat_tables(self.state.stored[stage].read(shard, names, 65_536))
+            nulls = [pc.is_null(table[name]).combine_chunks() for name in names]
             none = pa.array([False] * len(table), pa.bool_())
-            self._missing[stage, *asked] = reduce(pc.or_, nulls, none)
-        return self._missing[stage, *asked]
+            self._missing[stage, *names] = reduce(pc.or_, nulls, none)
+        return self._missing[stage, *names]
 
     def _read(self, stage: str) -> pa.Array:
         shard = self.state.stages[stage].shards[self.shard]
@@ -67,7 +67,7 @@ class ShardReasons(Mapping[str, pa.Array]):
 
 
 def stages_of(state: RunState, root: str) -> list[str]:
-    """The complete stages over a root's rows, itself included, in the recipe's order."""
+    """Returns the complete stages over a root's rows, itself included, in the recipe's order."""
     return [
         name
         for name, stage in state.stages.items()
@@ -75,16 +75,16 @@ def stages_of(state: RunState, root: str) -> list[str]:
     ]
 
 
-def askable(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
-    """The columns that tell what a stage left out; None where they are too large to be read.
+def checked_columns(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
+    """Returns columns that show what a stage left out; None if they are too large to be read.
 
-    Of an image its size tells. A vector is taken to be missing where the stage has a reason.
+    For an image its size is read. A vector is assumed missing if the stage has a reason.
     """
     types = {column.name: column.dtype for column in plan.stages[stage].stage.writes}
     proxy = {IMAGE.name: IMAGE_BYTES.name} if IMAGE_BYTES.name in types else {}
-    asked = sorted({proxy.get(name, name) for name in columns})
+    names = sorted({proxy.get(name, name) for name in columns})
     cheap = all(
         name in types and not pa.types.is_nested(types[name]) and name != IMAGE.name
-        for name in asked
+        for name in names
     )
-    return asked if cheap else None
+    return names if cheap else None

@@ -1,7 +1,7 @@
-"""How rules, numbers and groups go together over the rows under a select stage.
+"""Relates rules, numbers and groups over the rows under a select stage: overlaps, r, quantiles.
 
-Rows are counted shard by shard. Quantiles are of `SAMPLED` rows at most, chosen by a hash of the
-uid, so that what is held does not grow with the pool.
+Rows are counted shard by shard. Quantiles use `SAMPLED` rows at most, chosen by a hash of the uid,
+so that memory does not grow with the pool.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ from clipmill.pipeline.ledger.selection.scores import SAMPLED, ScoreColumn, numb
 # Shapes: N rows of a shard, R rules, C columns of numbers, M sampled rows.
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MOST_NUMBERS = 8  # the first, those with thresholds before others
-MOST_VALUES = 8  # of a group, the most frequent
+MOST_NUMBERS = 8  # the first columns; those with thresholds come first
+MOST_VALUES = 8  # the most frequent values of a grouping
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Five = tuple[float, ...]  # the values at QUANTILES
@@ -29,7 +29,7 @@ Five = tuple[float, ...]  # the values at QUANTILES
 
 @dataclass(frozen=True, kw_only=True)
 class RuleRows:
-    """A rule, the rows that break it, whatever dropped them, and those that break no other."""
+    """A rule, the rows that break it, whatever dropped them, and the rows that break no other."""
 
     stage: str
     text: str
@@ -39,7 +39,7 @@ class RuleRows:
 
 @dataclass(frozen=True)
 class Broken:
-    """The rows that break these rules, named by their places, and none of the others."""
+    """The rows that break exactly these rules, given by index."""
 
     rules: tuple[int, ...]
     rows: int
@@ -47,7 +47,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Pair:
-    """Pearson's r of two numbers over the rows that have both; null where one does not vary."""
+    """Pearson's r of two numbers over the rows that have both; null if one does not vary."""
 
     a: str
     b: str
@@ -57,7 +57,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The quantiles of a number in the pool, and among the kept rows; null without a value."""
+    """The quantiles of a number in the pool, and among the kept rows; null without values."""
 
     name: str
     stage: str
@@ -76,10 +76,11 @@ class GroupSpread:
 
 @dataclass(frozen=True, kw_only=True)
 class Relations:
-    """What goes together. `broken` has every set of rules that rows break, the most frequent
-    first; the empty one is of rows that break none, `free_kept` of which stay. `sampled` of the
-    `rows` are in the quantiles of `spreads` and of `by`, whose numbers are those of `spreads` in
-    order.
+    """Rules broken together, correlations, and quantiles.
+
+    `broken` has every set of rules that rows break, most frequent first; the empty set is of rows
+    that break none, of which `free_kept` are kept. `sampled` of the `rows` are in the quantiles of
+    `spreads` and of `by`, whose numbers are in the order of `spreads`.
     """
 
     rows: int
@@ -92,7 +93,7 @@ class Relations:
     by: dict[str, tuple[GroupSpread, ...]]
 
 
-class Breaking:
+class RuleCounts:
     """Counts rows by the set of rules that they break, of 64 rules at most."""
 
     def __init__(self) -> None:
@@ -105,20 +106,20 @@ class Breaking:
         for bits, rows in zip(*np.unique(bits_N, return_counts=True), strict=True):
             self.rows[int(bits)] += int(rows)
 
-    def add(self, other: "Breaking") -> None:
-        """What another has counted of the same rules."""
+    def add(self, other: "RuleCounts") -> None:
+        """Adds another's counts of the same rules."""
         self.rows.update(other.rows)
 
     def both(self, a: int, b: int) -> int:
-        """Rows that break both rules, or the one, where they are the same."""
+        """Returns the rows that break both rules; of equal rules, the rows that break it."""
         return sum(rows for bits, rows in self.rows.items() if bits >> a & 1 and bits >> b & 1)
 
     def alone(self, place: int) -> int:
-        """Rows that break this rule and no other."""
+        """Returns the rows that break this rule and no other."""
         return self.rows[1 << place]
 
     def sets(self) -> tuple[Broken, ...]:
-        """The rows of each set of rules, the most frequent first."""
+        """Returns the rows of each set of rules, most frequent first."""
         ranked = sorted(self.rows.items(), key=lambda item: (-item[1], item[0]))
         places = range(MOST_RULES)
         return tuple(
@@ -132,26 +133,26 @@ class Moments:
 
     def __init__(self, count: int) -> None:
         self.rows_CC = np.zeros((count, count))
-        # Of the first number of a pair, over the rows that have both; its product with the other.
+        # Moments of a pair's first number, over rows that have both; and the co-moment.
         self.mean_CC, self.square_CC, self.product_CC = np.zeros((3, count, count))
 
     def count(self, number_CN: Floats) -> None:
-        """The numbers of some rows, NaN where one has none."""
-        there_CN = ~np.isnan(number_CN)
-        one_CN = there_CN.astype(np.float64)
-        filled_CN = np.where(there_CN, number_CN, 0.0)
-        middle_C1 = filled_CN.sum(axis=1, keepdims=True) / np.maximum(one_CN.sum(1), 1)[:, None]
-        apart_CN = np.where(there_CN, number_CN - middle_C1, 0.0)
-        rows_CC = one_CN @ one_CN.T
-        mean_CC = apart_CN @ one_CN.T / np.maximum(rows_CC, 1)
-        some = Moments(len(number_CN))
-        some.rows_CC, some.mean_CC = rows_CC, middle_C1 + mean_CC
-        some.square_CC = apart_CN**2 @ one_CN.T - rows_CC * mean_CC**2
-        some.product_CC = apart_CN @ apart_CN.T - rows_CC * mean_CC * mean_CC.T
-        self.add(some)
+        """Adds the numbers of some rows, NaN if missing."""
+        is_given_CN = ~np.isnan(number_CN)
+        given_CN = is_given_CN.astype(np.float64)
+        filled_CN = np.where(is_given_CN, number_CN, 0.0)
+        middle_C1 = filled_CN.sum(axis=1, keepdims=True) / np.maximum(given_CN.sum(1), 1)[:, None]
+        apart_CN = np.where(is_given_CN, number_CN - middle_C1, 0.0)
+        rows_CC = given_CN @ given_CN.T
+        mean_CC = apart_CN @ given_CN.T / np.maximum(rows_CC, 1)
+        moments = Moments(len(number_CN))
+        moments.rows_CC, moments.mean_CC = rows_CC, middle_C1 + mean_CC
+        moments.square_CC = apart_CN**2 @ given_CN.T - rows_CC * mean_CC**2
+        moments.product_CC = apart_CN @ apart_CN.T - rows_CC * mean_CC * mean_CC.T
+        self.add(moments)
 
     def add(self, other: "Moments") -> None:
-        """What another has counted of other rows."""
+        """Adds another's moments of other rows."""
         every_CC = np.maximum(self.rows_CC + other.rows_CC, 1)
         step_CC = other.mean_CC - self.mean_CC
         weight_CC = self.rows_CC * other.rows_CC / every_CC
@@ -161,7 +162,7 @@ class Moments:
         self.rows_CC += other.rows_CC
 
     def pair(self, a: int, b: int) -> tuple[float | None, int]:
-        """r and the rows that have both; null where one of them does not vary."""
+        """Returns r and the rows that have both; null if one of them does not vary."""
         rows = int(self.rows_CC[a, b])
         if rows < 2 or not (self._varies(a, b) and self._varies(b, a)):
             return None, rows
@@ -169,20 +170,20 @@ class Moments:
         return float(np.clip(self.product_CC[a, b] / scale, -1, 1)), rows
 
     def _varies(self, a: int, b: int) -> bool:
-        """Whether the first differs by more than its digits can hold."""
+        """Returns whether the first varies by more than rounding."""
         least = self.rows_CC[a, b] * (1e-9 * self.mean_CC[a, b]) ** 2
         return bool(self.square_CC[a, b] > least)
 
 
-class Relating:
-    """Counts all of it, shard by shard, for `rows` rows."""
+class RelationCounts:
+    """Counts overlaps of rules, correlations and samples for quantiles, over `rows` rows."""
 
     def __init__(
         self, columns: Sequence[ScoreColumn], rules: Sequence[Rule], rows: int, seed: int, end: str
     ) -> None:
         self.columns, self.rules = columns[:MOST_NUMBERS], rules
         self.rows, self.seed, self.end, self.free_kept = rows, seed, end, 0
-        self.breaking, self.moments = Breaking(), Moments(len(self.columns))
+        self.rule_counts, self.moments = RuleCounts(), Moments(len(self.columns))
         self.number_CM: list[Floats] = []
         self.keep_M: list[Bools] = []
         self.group_M: dict[str, list[pa.Array]] = {}
@@ -194,28 +195,29 @@ class Relating:
         groups: Mapping[str, pa.ChunkedArray],
         keep_N: Bools,
     ) -> None:
-        """One shard: what its rules read, the numbers, the groups, and the rows that stay."""
+        """Adds one shard: the columns that rules read, numbers, groups, and which rows are kept."""
         broken_RN = [rule.broken(table, values) for rule in self.rules]
-        self.breaking.count(broken_RN)
+        self.rule_counts.count(broken_RN)
         self.free_kept += int((keep_N & ~np.any(broken_RN, axis=0)).sum())
         if not self.columns:
             return
         number_CN = np.stack([numbers(value) for value in values[: len(self.columns)]])
         self.moments.count(number_CN)
-        some_M = np.arange(len(keep_N))
+        sampled_M = np.arange(len(keep_N))
         if self.rows > SAMPLED:
             bits_N = coin_hash(table["uid"], seed=self.seed, stage=self.end, purpose="relations")
-            some_M = np.flatnonzero(bits_N < np.uint64(2**64 * (SAMPLED / self.rows)))
-        self.number_CM.append(number_CN[:, some_M])
-        self.keep_M.append(keep_N[some_M])
+            sampled_M = np.flatnonzero(bits_N < np.uint64(2**64 * (SAMPLED / self.rows)))
+        self.number_CM.append(number_CN[:, sampled_M])
+        self.keep_M.append(keep_N[sampled_M])
         for name, group in groups.items():
-            few = group.take(pa.array(some_M)).cast(pa.string())  # without a shard's dictionary
-            self.group_M.setdefault(name, []).extend(few.chunks)
+            names = group.take(pa.array(sampled_M))
+            names = names.cast(pa.string())  # without a shard's dictionary
+            self.group_M.setdefault(name, []).extend(names.chunks)
 
-    def add(self, other: "Relating") -> None:
-        """What another has counted of later shards."""
+    def add(self, other: "RelationCounts") -> None:
+        """Adds another's counts of later shards."""
         self.free_kept += other.free_kept
-        self.breaking.add(other.breaking)
+        self.rule_counts.add(other.rule_counts)
         self.moments.add(other.moments)
         self.number_CM += other.number_CM
         self.keep_M += other.keep_M
@@ -223,7 +225,7 @@ class Relating:
             self.group_M.setdefault(name, []).extend(groups)
 
     def relations(self) -> Relations:
-        """All that was counted."""
+        """Returns the result over all that was counted."""
         empty = np.zeros((len(self.columns), 0))
         number_CM = np.concatenate([empty, *self.number_CM], axis=1)
         keep_M = np.concatenate([np.zeros(0, bool), *self.keep_M])
@@ -240,12 +242,12 @@ class Relating:
                 RuleRows(
                     stage=rule.stage,
                     text=rule.text,
-                    rows=self.breaking.both(place, place),
-                    alone=self.breaking.alone(place),
+                    rows=self.rule_counts.both(place, place),
+                    alone=self.rule_counts.alone(place),
                 )
                 for place, rule in enumerate(self.rules)
             ),
-            broken=self.breaking.sets(),
+            broken=self.rule_counts.sets(),
             pairs=tuple(sorted(pairs, key=lambda pair: -abs(pair.r or 0.0))),
             spreads=tuple(
                 Spread(
@@ -265,13 +267,13 @@ class Relating:
 
 
 def quantiles(number_M: Floats, at: Sequence[float] = QUANTILES) -> Five | None:
-    """The values at these shares of the rows that have one; None where none has."""
-    there = number_M[~np.isnan(number_M)]
-    return tuple(np.quantile(there, at).tolist()) if len(there) else None
+    """Returns the quantiles of the numbers present; None without any."""
+    present = number_M[~np.isnan(number_M)]
+    return tuple(np.quantile(present, at).tolist()) if len(present) else None
 
 
 def _by_group(groups: Sequence[pa.Array], number_CM: Floats) -> tuple[GroupSpread, ...]:
-    """The most frequent groups, the first the one with most rows."""
+    """Returns the quantiles of the most frequent groups, the largest first."""
     codes = pa.chunked_array(groups, pa.string()).combine_chunks().dictionary_encode()
     code_M = codes.indices.fill_null(len(codes.dictionary)).to_numpy()
     names = [*codes.dictionary.to_pylist(), None]

@@ -1,4 +1,4 @@
-"""The rules by which a select stage and those before it decide, each asked of every row."""
+"""Evaluates the rules by which a select stage and those before it decide, each over every row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from clipmill.pipeline.verdicts import Condition as Asked
 
 # Shapes: N rows of a shard.
 
-MOST_RULES = 64  # whose rows are counted together
+MOST_RULES = 64  # rules that are counted together
 
 
 class Rule(Protocol):
-    """A rule of one stage, in its words."""
+    """A rule of one stage, with its text."""
 
     @property
     def stage(self) -> str: ...
@@ -29,14 +29,14 @@ class Rule(Protocol):
     def text(self) -> str: ...
 
     def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
-        """(N,) whether each row breaks it; a row without the value breaks none. `table` has what
-        `columns_of` binds, `values` the columns of numbers."""
+        """Returns (N,) whether each row breaks it; false without a value. `table` has the columns
+        of `columns_of`, `values` the columns of numbers."""
         ...
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition that a stage asks of a row by itself."""
+    """A condition that a stage states on its own."""
 
     stage: str
     text: str
@@ -44,8 +44,8 @@ class Condition:
     reads: Mapping[str, Binding]
 
     def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
-        asked = pa.table({name: table[_named(where)] for name, where in self.reads.items()})
-        return self.asked.broken(asked)
+        columns = pa.table({name: table[_named(where)] for name, where in self.reads.items()})
+        return self.asked.broken(columns)
 
 
 @dataclass(frozen=True)
@@ -62,42 +62,43 @@ class Cut:
 
 
 def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Condition | Cut]:
-    """The first `MOST_RULES`, in the order in which they decide: conditions of stages that say
-    theirs, and thresholds of any. Conditions on lists, vectors and bytes are left out, which are
-    long to read.
+    """Returns the first `MOST_RULES` in deciding order: conditions of stages that state theirs, and
+    thresholds of all others.
+
+    Conditions on lists, vectors and bytes are left out, as they take long to read.
     """
-    found: list[Condition | Cut] = []
+    chosen: list[Condition | Cut] = []
     for planned in reversed(list(selects_up_to(state, end))):
         if has_conditions := isinstance(planned.stage, Conditions):
-            found += _conditions(state, planned, planned.stage.conjuncts)
-        found += [
+            chosen += _conditions(state, planned, planned.stage.conjuncts)
+        chosen += [
             Cut(planned.name, cut.text, cut, place)
             for place, column in enumerate(columns)
             for cut in column.cuts
             if cut.stage == planned.name and (cut.is_size or not has_conditions)
         ]
-    return found[:MOST_RULES]
+    return chosen[:MOST_RULES]
 
 
 def _conditions(
     state: RunState, planned: PlannedStage, conjuncts: Sequence[Asked]
 ) -> list[Condition | Cut]:
-    found: list[Condition | Cut] = []
+    conditions: list[Condition | Cut] = []
     for conjunct in conjuncts:
         reads = {name: planned.bindings[0][name] for name in conjunct.columns}
         if reads and not any(is_long(state.plan.schema(*where)) for where in reads.values()):
-            found.append(Condition(planned.name, conjunct.text, conjunct, reads))
-    return found
+            conditions.append(Condition(planned.name, conjunct.text, conjunct, reads))
+    return conditions
 
 
-def columns_of(found: Sequence[Condition | Cut]) -> dict[str, Binding]:
-    """What the rules read of a table, by the names that they ask for."""
-    conditions = [rule for rule in found if isinstance(rule, Condition)]
+def columns_of(chosen: Sequence[Condition | Cut]) -> dict[str, Binding]:
+    """Returns the columns that the rules read, by the names in their table."""
+    conditions = [rule for rule in chosen if isinstance(rule, Condition)]
     return {_named(where): where for rule in conditions for where in rule.reads.values()}
 
 
 def is_long(dtype: pa.DataType) -> bool:
-    """Whether values of the type are many or large."""
+    """Returns whether values of the type are many or large."""
     return bool(pa.types.is_nested(dtype) or pa.types.is_binary(dtype))
 
 

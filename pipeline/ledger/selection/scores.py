@@ -1,4 +1,4 @@
-"""The numbers that select stages decide by: their thresholds, and histograms of their values."""
+"""Reads the numbers by which select stages decide: thresholds, and histograms of values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import MANY, ahead, of_parts
+from clipmill.pipeline.ledger.rows.ahead import MANY, ahead, read_parts
 from clipmill.pipeline.ledger.rows.stored import binding, selects_up_to, stored
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
@@ -21,22 +21,22 @@ from clipmill.pipeline.run_folder.state import RunState
 # Shapes: N rows of a shard, B bins, E = B + 1 edges.
 
 BINS = 48
-SAMPLED = 200_000  # values that a scale is chosen from
-TAIL = 0.005  # of the values at either end of a scale, which its outer bins take in
-LOOKED_AT = ("caption_words", "min_side")  # whether a select reads them or not
-GOES = {  # how a value that a threshold drops relates to its number
+SAMPLED = 200_000  # values from which a scale is chosen
+TAIL = 0.005  # share of values past either end of a scale; the outer bins include them
+LOOKED_AT = ("caption_words", "min_side")  # columns shown even if no select reads them
+GOES = {  # how a dropped value compares with the threshold
     **{"<": np.greater_equal, "<=": np.greater, ">": np.less_equal, ">=": np.less},
     **{"=": np.not_equal, "<>": np.equal},
 }
-BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # between two whole numbers
+BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # puts a cut between two whole numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCut:
-    """A threshold of one select stage, in its words, and where it stands on the scale.
+    """A threshold of one select stage, with its text, and its position on the scale.
 
-    `limit` is the number itself, and `sign` how a value that stays relates to it; of `top`, whose
-    number is a size, the least value that it let through.
+    `limit` is the number itself, and `sign` how a kept value compares with it; for a size, as in
+    `top`, it is the least value kept.
     """
 
     text: str
@@ -47,7 +47,7 @@ class ScoreCut:
     is_size: bool = False
 
     def beyond(self, value: pa.ChunkedArray) -> NDArray[np.bool_]:
-        """(N,) whether each row is on the side that goes; a row without a value is on none."""
+        """Returns (N,) whether each row is on the dropped side; false without a value."""
         number_N = numbers(value)
         limit = self.limit
         if pa.types.is_floating(value.type):
@@ -57,11 +57,11 @@ class ScoreCut:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A column of numbers, and how many rows have values in each bin, kept and dropped.
+    """A column of numbers, with rows per bin, kept and dropped.
 
-    The outer bins take in the tails; `undefined` rows have no finite value. `is_whole`: of whole
-    numbers, whose cuts stand between two of them. The means are of all rows with a value and of the
-    kept ones, null without any.
+    The outer bins include the tails; `undefined` rows have no finite value. `is_whole`: whole
+    numbers, whose cuts stand between two of them. The means are of all rows with a value and of
+    the kept ones, null without any.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Histogram:
         self.kept_sum += float(number_N[defined_N & keep_N].sum())
 
     def add(self, other: "Histogram") -> None:
-        """What another has counted in the same bins."""
+        """Adds another's counts in the same bins."""
         self.kept_B += other.kept_B
         self.dropped_B += other.dropped_B
         self.undefined += other.undefined
@@ -116,7 +116,7 @@ class Histogram:
         self.kept_sum += other.kept_sum
 
     def score(self) -> Score:
-        """The counts of all that was counted."""
+        """Returns the histogram of all that was counted."""
         kept = int(self.kept_B.sum())
         rows = kept + int(self.dropped_B.sum())
         return Score(
@@ -134,10 +134,10 @@ class Histogram:
 
 
 def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
-    """The columns of numbers that a select stage and those before it read, those with cuts first,
-    and caption lengths and sizes that nobody decides by last.
+    """Returns the columns of numbers that a select stage and those before it read, with cuts first;
+    caption lengths and sizes without a cut come last.
 
-    A column of their own is one of them where it says which way is better.
+    A select's own column is included if it declares which way is better.
     """
     columns: dict[Binding, ScoreColumn] = {}
     for planned in selects_up_to(state, end):
@@ -150,15 +150,17 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
             numeric = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
             if numeric and name != IMAGE_BYTES.name:
                 columns.setdefault(where, ScoreColumn(name, where, pa.types.is_integer(dtype)))
-        for at in thresholds_of(planned):
-            column = columns.get(bound.get(at.column, (stage, at.column)))
-            value: float | None = at.value
-            if column and at.is_size:
+        for threshold in thresholds_of(planned):
+            column = columns.get(bound.get(threshold.column, (stage, threshold.column)))
+            value: float | None = threshold.value
+            if column and threshold.is_size:
                 value = _lowest_kept(state, stage, column.where)
             if column and value is not None and math.isfinite(value):
-                text = f"{at.text}: from {value:.4g}" if at.is_size else at.text
-                beside = value + BESIDE.get(at.sign, 0.0) * column.is_whole
-                sign = ">=" if at.is_size else at.sign
+                text = (
+                    f"{threshold.text}: from {value:.4g}" if threshold.is_size else threshold.text
+                )
+                beside = value + BESIDE.get(threshold.sign, 0.0) * column.is_whole
+                sign = ">=" if threshold.is_size else threshold.sign
                 column.cuts.append(
                     ScoreCut(
                         text=text,
@@ -166,23 +168,23 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
                         stage=stage,
                         sign=sign,
                         limit=value,
-                        is_size=at.is_size,
+                        is_size=threshold.is_size,
                     )
                 )
     for name in LOOKED_AT:
-        found = binding(state, end, name)
-        if found and pa.types.is_integer(state.plan.schema(*found)):
-            columns.setdefault(found, ScoreColumn(name, found, is_whole=True))
+        source = binding(state, end, name)
+        if source and pa.types.is_integer(state.plan.schema(*source)):
+            columns.setdefault(source, ScoreColumn(name, source, is_whole=True))
     return sorted(columns.values(), key=lambda column: not column.cuts)
 
 
 def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
-    """The least value that a stage's `top` let through: its cut; None where nothing is kept."""
+    """Returns the least value that a stage's `top` kept: its cut; None if nothing is kept."""
     root = state.plan.stages[stage].root
     least = partial(_least_kept, root, {"value": where, "kept": (stage, KEEP.name)})
     every = range(state.stages[root].total or 0)
-    found = of_parts(state, least, every, MANY)
-    return min((value for value in found if value is not None), default=None)
+    values = read_parts(state, least, every, MANY)
+    return min((value for value in values if value is not None), default=None)
 
 
 def _least_kept(
@@ -194,50 +196,49 @@ def _least_kept(
 
 
 def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[Histogram]:
-    """An empty histogram of each column, its scale chosen from the values of some rows, by hash."""
+    """Returns an empty histogram of each column, with a scale from the values of sampled rows."""
     rows = state.stages[root].shards.rows
     every = range(state.stages[root].total or 0 if columns else 0)
     values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
-    for found in of_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
-        for some, of in zip(values, found, strict=True):
-            some.append(of)
+    for part in read_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
+        for column_values, part_values in zip(values, part, strict=True):
+            column_values.append(part_values)
     return [
-        Histogram(column, edges_of(column, some))
-        for column, some in zip(columns, values, strict=True)
+        Histogram(column, edges_of(column, column_values))
+        for column, column_values in zip(columns, values, strict=True)
     ]
 
 
 def _scale_values(
     root: str, columns: list[ScoreColumn], rows: int, state: RunState, part: Sequence[int]
 ) -> list[NDArray[np.float64]]:
-    """Values of each column that a scale is chosen from."""
+    """Returns sampled values of each column, from which its scale is chosen."""
     shards = stored(state, root, {str(i): column.where for i, column in enumerate(columns)})
     values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
     for table in ahead(state.run, shards.table, part):
         if rows > SAMPLED:
             bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="scale")
             table = table.filter(pa.array(bits_N < np.uint64(2**64 * (SAMPLED / rows))))
-        for i, some in enumerate(values):
+        for i, column_values in enumerate(values):
             number_N = numbers(table[str(i)])
-            some.append(number_N[~np.isnan(number_N)])
-    return [np.concatenate(some) for some in values]
+            column_values.append(number_N[~np.isnan(number_N)])
+    return [np.concatenate(column_values) for column_values in values]
 
 
 def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(E,) equal bins from the lowest to the highest value, but for the tails; whole numbers get
-    bins of their own where they are few."""
+    """Returns (E,) edges of equal bins without the tails; few whole numbers get a bin each."""
     cuts = [cut.value for cut in column.cuts]
     value = np.concatenate([*values, cuts])
     low, high = np.quantile(value if len(value) else np.zeros(1), [TAIL, 1 - TAIL])
     low, high = min([low, *cuts]), max([high, *cuts])
     if column.is_whole and high - low < BINS:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5
-    room = (high - low or 1.0) / 40  # so that no cut stands on the frame
+    room = (high - low or 1.0) / 40  # keeps cuts off the frame
     return np.linspace(low - room, high + room, BINS + 1)
 
 
 def numbers(value: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Float64, NaN where there is no finite value."""
+    """Returns (N,) float64 values, NaN if missing or not finite."""
     number_N = np.array(value.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy())
     number_N[np.isinf(number_N)] = math.nan
     return number_N

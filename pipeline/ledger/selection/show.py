@@ -1,5 +1,5 @@
-"""Rows of one stage to be looked at: a sample, those that come first by a column, or those nearest
-to its thresholds on both sides.
+"""Shows rows of one stage: a sample, the top rows by a column, or the nearest to its thresholds on
+both sides.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,10 +39,10 @@ BEYOND = {">": "<=", ">=": "<", "<": ">=", "<=": ">", "=": "!=", "<>": "="}
 
 @dataclass(frozen=True, kw_only=True)
 class NearCut:
-    """A threshold of a select stage: a value of `column` stays that is `sign` the `limit`. Of a
-    select that keeps the best so many, the limit is the last value that it keeps.
+    """A threshold of a select stage: a value of `column` is kept if it is `sign` the `limit`.
 
-    `reasons` are those of the rows that go for it.
+    For a select of the top k, the limit is the last value kept. `reasons` are those of rows that
+    it drops.
     """
 
     text: str
@@ -52,7 +52,7 @@ class NearCut:
     reasons: tuple[str, ...]
 
     def beyond(self) -> pl.Expr:
-        """Whether `value` is on the side that goes."""
+        """Returns an expression: whether `value` is on the dropped side."""
         value, sign = pl.col("value"), BEYOND[self.sign]
         limit = pl.lit(self.limit)
         if sign in ("<", "<="):
@@ -63,9 +63,11 @@ class NearCut:
 
 
 def cuts_of(state: RunState, stage: str) -> list[NearCut]:
-    """The thresholds of a select stage on columns of numbers; RecipeError where it has none."""
-    found = [cut for at in _thresholds(state, stage) if (cut := _cut(state, stage, at))]
-    if not found:
+    """Returns a select stage's thresholds on columns of numbers; RecipeError if it has none."""
+    cuts = [
+        cut for threshold in _thresholds(state, stage) if (cut := _cut(state, stage, threshold))
+    ]
+    if not cuts:
         others = [
             name
             for name, planned in state.plan.stages.items()
@@ -76,71 +78,73 @@ def cuts_of(state: RunState, stage: str) -> list[NearCut]:
             "--near-cut",
             f"select stages with one: {', '.join(others) or 'none'}",
         )
-    return found
+    return cuts
 
 
 def nearest(
     state: RunState, stage: str, cut: NearCut, where: str | None, most: int, seed: int
 ) -> tuple[TopRows, TopRows]:
-    """The rows that went for a threshold, and those that stay: of each side the nearest few."""
+    """Returns the rows nearest to a threshold: those that it dropped, and those kept."""
     key = Key(cut.column, near=cut.limit)
-    went, stay = TopRows(key, most, seed), TopRows(key, most, seed)
+    dropped, kept = TopRows(key, most, seed), TopRows(key, most, seed)
     if cut.reasons:
         for rows in shards_of(query(state, stage, [cut.column], where, cut.reasons)):
-            went.add(rows, cut.beyond())
+            dropped.add(rows, cut.beyond())
     for rows in shards_of(query(state, stage, [cut.column], where)):
-        stay.add(rows, pl.col("value").is_not_null())
-    return went, stay
+        kept.add(rows, pl.col("value").is_not_null())
+    return dropped, kept
 
 
 def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
-    """Those on one value of a row that is a number."""
+    """Yields the thresholds on a single number of a row."""
     planned = state.plan.stages[stage]
-    for at in thresholds_of(planned):
-        source = planned.bindings[0].get(at.column, (stage, at.column))
+    for threshold in thresholds_of(planned):
+        source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
         dtype = state.plan.schema(*source)
-        if at.item is None and (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
-            yield at
+        if threshold.item is None and (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            yield threshold
 
 
-def _cut(state: RunState, stage: str, at: Threshold) -> NearCut | None:
+def _cut(state: RunState, stage: str, threshold: Threshold) -> NearCut | None:
     planned = state.plan.stages[stage]
-    source = planned.bindings[0].get(at.column, (stage, at.column))
-    column = at.column
+    source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
+    column = threshold.column
     if "." in column or column_at(state.plan, stage, column) != source:
         column = ".".join(source)
     reasons = dict.fromkeys([*planned.stage.reasons, *state.stages[stage].codes])
-    its = tuple(code for code in reasons if code and at in about(planned, code))
-    sign, limit, text = at.sign, float(at.value), at.text
-    if at.is_size:
-        own = next((it for it in planned.stage.writes if it.name == at.column), None)
+    own_reasons = tuple(code for code in reasons if code and threshold in about(planned, code))
+    sign, limit, text = threshold.sign, float(threshold.value), threshold.text
+    if threshold.is_size:
+        own = next(
+            (written for written in planned.stage.writes if written.name == threshold.column), None
+        )
         is_rank = source[0] == stage and (own is None or own.better != "high")
         last = _last(state, stage, column, is_rank)
         if last is None:
             return None
         sign, limit = ("<=" if is_rank else ">="), last
         text = f"{text}: {'to' if is_rank else 'from'} {last:.4g}"
-    return NearCut(text=text, column=column, sign=sign, limit=limit, reasons=its)
+    return NearCut(text=text, column=column, sign=sign, limit=limit, reasons=own_reasons)
 
 
 def _last(state: RunState, stage: str, column: str, is_rank: bool) -> float | None:
-    """The value of the last row that a select keeps: of ranks the highest, else the lowest."""
-    few = TopRows(Key(column, is_rank), 1, 0)
+    """Returns the value of the last row that a select keeps: its highest rank, or lowest value."""
+    last = TopRows(Key(column, is_rank), 1, 0)
     for rows in shards_of(query(state, stage, [column])):
-        few.add(rows, pl.col("value").is_not_null())
-    return None if few.value is None else float(few.value)
+        last.add(rows, pl.col("value").is_not_null())
+    return None if last.value is None else float(last.value)
 
 
 MOST = 10_000  # rows; `export` writes any number
-DEFAULT = 4  # columns that are shown beside the caption where none is named
+DEFAULT = 4  # columns beside the caption, unless columns are named
 HIDDEN = (KEEP.name, IMAGE.name, IMAGE_BYTES.name, UID.name, TEXT.name)
 Chosen = tuple[NearCut | None, bool | None, TopRows]  # a side of a threshold, or all rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which rows of a stage to look at; `dropped` is a reason, True for any, None for those that
-    it keeps or was given."""
+class ShowQuery:
+    """A query for rows of a stage to show; `dropped` is a reason, True for any, None for rows that
+    the stage keeps or was given."""
 
     stage: str
     where: str | None = None
@@ -155,7 +159,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One row: its values by column, short enough to be shown."""
+    """One row: its values by column, shortened for display."""
 
     uid: str
     shard: int
@@ -165,7 +169,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Some of `rows` rows, in their order. Beside a threshold: those that went, or that stay."""
+    """Some of `rows` rows, in order. With a `cut`: those that it dropped, or those kept."""
 
     rows: int
     columns: tuple[str, ...]
@@ -176,8 +180,10 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Rows of a stage. `groups` is one, or two a threshold. `unfinished` are the stages that are
-    read and have not come to all shards: rows of the other shards are left out."""
+    """Rows of a stage; `groups` is one, or two per threshold.
+
+    `unfinished` are stages that lack shards: the rows of those shards are left out.
+    """
 
     run: str
     stage: str
@@ -190,114 +196,114 @@ class Show:
     unfinished: tuple[Unfinished, ...]
 
 
-def show(state: RunState, wanted: Wanted) -> Show:
-    """The rows; RecipeError where a name or the condition is wrong, or no such rows can be."""
-    rows_stage(state.plan, wanted.stage)
-    _check(wanted)
-    if isinstance(wanted.dropped, str):
-        wanted = replace(wanted, dropped=_code(state, wanted.stage, wanted.dropped))
+def show(state: RunState, request: ShowQuery) -> Show:
+    """Returns the rows; RecipeError if a name or the condition is wrong, or no row can match."""
+    rows_stage(state.plan, request.stage)
+    _check(request)
+    if isinstance(request.dropped, str):
+        request = replace(request, dropped=_code(state, request.stage, request.dropped))
     chosen: list[Chosen] = (
-        [*_near(state, wanted)] if wanted.near_cut else [(None, None, _first(state, wanted))]
+        [*_near(state, request)] if request.near_cut else [(None, None, _first(state, request))]
     )
-    columns = [wanted.columns or _default(state, wanted, cut) for cut, _, _ in chosen]
+    columns = [request.columns or _default(state, request, cut) for cut, _, _ in chosen]
     every = dict.fromkeys(name for names in columns for name in names)
-    rows = query(state, wanted.stage, list(every))
-    places = {place for _, _, few in chosen for place in few.places}
-    at = values_at(rows, places, [UID.name, *every])
+    rows = query(state, request.stage, list(every))
+    places = {place for _, _, top in chosen for place in top.places}
+    values = values_at(rows, places, [UID.name, *every])
     return Show(
         run=str(state.run),
-        stage=wanted.stage,
-        is_select=state.plan.stages[wanted.stage].is_select,
-        where=wanted.where,
-        dropped=wanted.dropped,
-        sort=wanted.sort,
-        is_descending=wanted.is_descending,
+        stage=request.stage,
+        is_select=state.plan.stages[request.stage].is_select,
+        where=request.where,
+        dropped=request.dropped,
+        sort=request.sort,
+        is_descending=request.is_descending,
         groups=tuple(
-            _lines(few, at, names, cut, kept, set(wanted.columns))
-            for names, (cut, kept, few) in zip(columns, chosen, strict=True)
+            _lines(top, values, names, cut, kept, set(request.columns))
+            for names, (cut, kept, top) in zip(columns, chosen, strict=True)
         ),
         unfinished=rows.unfinished,
     )
 
 
-def _check(wanted: Wanted) -> None:
-    if not 1 <= wanted.most <= MOST:
+def _check(request: ShowQuery) -> None:
+    if not 1 <= request.most <= MOST:
         do = f"show 1 to {MOST:,}; `clipmill export --to csv` writes any number"
-        raise RecipeError(f"{wanted.most:,} rows to look at", "-n", do)
-    if wanted.near_cut and (wanted.sort or wanted.dropped):
-        other = "--sort" if wanted.sort else "--dropped"
+        raise RecipeError(f"{request.most:,} rows to look at", "-n", do)
+    if request.near_cut and (request.sort or request.dropped):
+        other = "--sort" if request.sort else "--dropped"
         do = (
             "leave one out: rows near a cut are kept and dropped ones, in the order of their values"
         )
         raise RecipeError(f"--near-cut with {other}", "the arguments", do)
-    if wanted.is_descending and not wanted.sort:
+    if request.is_descending and not request.sort:
         raise RecipeError("--desc without --sort", "the arguments", "add --sort COLUMN")
 
 
 def _code(state: RunState, stage: str, reason: str) -> str:
-    """A reason as it is stored, where it is given in the funnel's words."""
+    """Returns the stored form of a reason that is given in the funnel's words."""
     root = state.plan.stages[stage].root
-    over = [name for name, one in state.plan.stages.items() if one.root == root]
+    over = [name for name, planned in state.plan.stages.items() if planned.root == root]
     words = {in_words(code): code for name in (*over, stage) for code in drops(state, name)}
     return words.get(reason, reason)
 
 
-def _first(state: RunState, wanted: Wanted) -> TopRows:
-    """The first rows by the column that they are sorted by, else by their hashes."""
-    if wanted.sort:
-        source = column_at(state.plan, wanted.stage, wanted.sort)
+def _first(state: RunState, request: ShowQuery) -> TopRows:
+    """Returns the first rows by the sort column, else by hash."""
+    if request.sort:
+        source = column_at(state.plan, request.stage, request.sort)
         dtype = pa.int32() if source[1] in PLACE else state.plan.schema(*source)
         if not is_orderable(dtype):
             raise RecipeError(
-                f"'{wanted.sort}' holds {dtype}, which has no order",
+                f"'{request.sort}' holds {dtype}, which has no order",
                 "--sort",
                 "name a column of numbers or text",
             )
-    asks = [wanted.sort] if wanted.sort else []
-    of = query(state, wanted.stage, asks, wanted.where, wanted.dropped)
-    few = TopRows(Key(wanted.sort, wanted.is_descending), wanted.most, wanted.seed)
-    for rows in shards_of(of):
-        few.add(rows)
-    return few
+    columns = [request.sort] if request.sort else []
+    rows_query = query(state, request.stage, columns, request.where, request.dropped)
+    top = TopRows(Key(request.sort, request.is_descending), request.most, request.seed)
+    for rows in shards_of(rows_query):
+        top.add(rows)
+    return top
 
 
-def _near(state: RunState, wanted: Wanted) -> Iterator[Chosen]:
-    """Of each threshold half of the rows on either side."""
-    for cut in cuts_of(state, wanted.stage):
-        half = -(-wanted.most // 2)
-        went, stay = nearest(state, wanted.stage, cut, wanted.where, half, wanted.seed)
-        yield from ((cut, False, went), (cut, True, stay))
+def _near(state: RunState, request: ShowQuery) -> Iterator[Chosen]:
+    """Yields half of the rows on either side of each threshold."""
+    for cut in cuts_of(state, request.stage):
+        half = -(-request.most // 2)
+        dropped, kept = nearest(state, request.stage, cut, request.where, half, request.seed)
+        yield from ((cut, False, dropped), (cut, True, kept))
 
 
-def _default(state: RunState, wanted: Wanted, cut: NearCut | None) -> tuple[str, ...]:
-    """What the rows were chosen by, then what the stage decided by or wrote, then the caption."""
-    planned = state.plan.stages[wanted.stage]
-    has_reasons = any(code for code in state.stages[wanted.stage].codes)
-    first = [cut.column] if cut else [wanted.sort] if wanted.sort else []
+def _default(state: RunState, request: ShowQuery, cut: NearCut | None) -> tuple[str, ...]:
+    """Returns the columns that chose the rows, then the decided or written, then the caption."""
+    planned = state.plan.stages[request.stage]
+    has_reasons = any(code for code in state.stages[request.stage].codes)
+    first = [cut.column] if cut else [request.sort] if request.sort else []
     decided: dict[str, Binding] = {}
-    if isinstance(wanted.dropped, str):
-        decided = named_in(state.plan, wanted.stage, wanted.dropped)
-    elif wanted.dropped or (has_reasons and not planned.is_select):
+    if isinstance(request.dropped, str):
+        decided = named_in(state.plan, request.stage, request.dropped)
+    elif request.dropped or (has_reasons and not planned.is_select):
         first.append(REASON.name)
     read = planned.bindings[0] if planned.is_select and planned.bindings else {}
-    own = {column.name: (wanted.stage, column.name) for column in planned.stage.writes}
-    found = dict.fromkeys(first + [_name(state, wanted.stage, *it) for it in decided.items()])
+    own = {column.name: (request.stage, column.name) for column in planned.stage.writes}
+    names = dict.fromkeys(first + [_name(state, request.stage, *item) for item in decided.items()])
     for column, source in {**read, **own}.items() if cut is None else ():
         is_short = source[1] not in HIDDEN and is_orderable(state.plan.schema(*source))
-        if is_short and len(found) < DEFAULT:
-            found.setdefault(_name(state, wanted.stage, column, source))
-    link = binding(state, wanted.stage, URL.name)
-    if link and wanted.dropped and not planned.is_select:
-        found.setdefault(_name(state, wanted.stage, URL.name, link))
-    if caption := binding(state, wanted.stage, TEXT.name):
-        name = _name(state, wanted.stage, TEXT.name, caption)
-        found.pop(name, None)
-        found[name] = None  # as the last one it gets the room that is left
-    return tuple(found)
+        if is_short and len(names) < DEFAULT:
+            names.setdefault(_name(state, request.stage, column, source))
+    link = binding(state, request.stage, URL.name)
+    if link and request.dropped and not planned.is_select:
+        names.setdefault(_name(state, request.stage, URL.name, link))
+    if caption := binding(state, request.stage, TEXT.name):
+        caption_name = _name(state, request.stage, TEXT.name, caption)
+        names.pop(caption_name, None)
+        names[caption_name] = None  # the last column gets the remaining width
+    return tuple(names)
 
 
 def _name(state: RunState, stage: str, column: str, source: Binding) -> str:
-    """How a column is named that lies there: by itself where that is clear."""
+    """Returns the short column name if unambiguous, else `stage.column`."""
     try:
         is_clear = column_at(state.plan, stage, column) == source
     except RecipeError:  # two stages write it
@@ -306,18 +312,25 @@ def _name(state: RunState, stage: str, column: str, source: Binding) -> str:
 
 
 def _lines(
-    few: TopRows,
-    at: Mapping[Place, Row],
+    top: TopRows,
+    values_by_place: Mapping[Place, Row],
     columns: Sequence[str],
     cut: NearCut | None,
     kept: bool | None,
     named: set[str],
 ) -> Lines:
-    """The rows with the columns that were named; of others, where one of the rows has a value."""
-    rows = [{**at[place], SHARD.name: place[0], POSITION.name: place[1]} for place in few.places]
-    names = [it for it in columns if it in named or any(row[it] is not None for row in rows)]
+    """Returns the rows with the named columns, and others that have a value in one of the rows."""
+    rows = [
+        {**values_by_place[place], SHARD.name: place[0], POSITION.name: place[1]}
+        for place in top.places
+    ]
+    names = [
+        column
+        for column in columns
+        if column in named or any(row[column] is not None for row in rows)
+    ]
     return Lines(
-        rows=few.rows,
+        rows=top.rows,
         columns=tuple(names),
         lines=tuple(
             Line(

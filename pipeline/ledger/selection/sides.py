@@ -1,4 +1,4 @@
-"""One side of a diff: a stage of a run, as a variant has it, and the fate of each row there."""
+"""Resolves one side of a diff: a stage of a run in one of its variants, and each row's outcome."""
 
 import os
 import re
@@ -37,14 +37,13 @@ OF_ONE_RUN = re.compile(rf"(?P<number>\d+)?(?::?(?P<stage>{STAGE}))?")
 
 @dataclass
 class Side:
-    """`stage` of a run, as one of the run's variants has it; `name` as it was asked for, without
-    keys."""
+    """`stage` of a run, in one of the run's variants; `name` as given by the user, without keys."""
 
     name: str
     variant: Variant
     state: RunState
     stage: str
-    fates: list[Cause] = field(default_factory=lambda: [KEPT])  # those met, KEPT first
+    outcomes: list[Cause] = field(default_factory=lambda: [KEPT])  # outcomes met so far, KEPT first
 
     @property
     def root(self) -> str:
@@ -60,21 +59,21 @@ class Side:
 
     @cached_property
     def later(self) -> list[str]:
-        """The stages whose failures are losses of this one, as the funnel has it."""
+        """Returns the stages whose failures count as this stage's losses, as in the funnel."""
         complete = [stage.planned for stage in self.state.stages.values() if stage.complete]
         done = [planned for planned in complete if planned.gives_rows]
         this = self.state.plan.stages[self.stage]
         return later_stages(self.stage, done) if is_end(this, done) else []
 
-    def fate(self, shard: int) -> NDArray[np.int32]:
-        """(N,) of each row the index of its first cause in `fates`; 0 where it is kept."""
+    def outcome(self, shard: int) -> NDArray[np.int32]:
+        """Returns (N,) the index of each row's first cause in `outcomes`; 0 if it is kept."""
         reasons = ShardReasons(self.state, self.root, shard)
-        fate_N = np.zeros(self.state.stages[self.root].shards[shard].rows, np.int32)
+        outcome_N = np.zeros(self.state.stages[self.root].shards[shard].rows, np.int32)
         for stage, code, rows in self._lost(reasons):
-            if (stage, code) not in self.fates:
-                self.fates.append((stage, code))
-            fate_N[rows.to_numpy(zero_copy_only=False)] = self.fates.index((stage, code))
-        return fate_N
+            if (stage, code) not in self.outcomes:
+                self.outcomes.append((stage, code))
+            outcome_N[rows.to_numpy(zero_copy_only=False)] = self.outcomes.index((stage, code))
+        return outcome_N
 
     def _lost(self, reasons: ShardReasons) -> Iterator[tuple[str, str, pa.Array]]:
         planned = self.state.plan.stages[self.stage]
@@ -92,21 +91,21 @@ class Side:
 
 
 def side_of(text: str, run: str | None) -> Side:
-    """`RUN`, `RUN@2`, `RUN:STAGE`, `RUN@2:STAGE`; of one run `2`, `STAGE`, `2:STAGE`.
+    """Parses `RUN`, `RUN@2`, `RUN:STAGE`, `RUN@2:STAGE`; with `run` set `2`, `STAGE`, `2:STAGE`.
 
-    RecipeError where it names nothing that is done.
+    RecipeError if it names nothing that is complete.
     """
     form = "write RUN, RUN@2, RUN:STAGE or RUN@2:STAGE"
-    said = OF_ANY_RUN.fullmatch(text)
+    match = OF_ANY_RUN.fullmatch(text)
     if run is not None:
         form = "with --run write 2, STAGE or 2:STAGE: `clipmill diff --run …` has the numbers"
-        said = OF_ONE_RUN.fullmatch(text)
-    if said is None or not text:
+        match = OF_ONE_RUN.fullmatch(text)
+    if match is None or not text:
         raise RecipeError(f"'{without_keys(text)}' as a side", "the arguments", form)
-    uri, number, stage = run, said["number"], said["stage"]
+    uri, number, stage = run, match["number"], match["stage"]
     if uri is None:
-        uri = said["run"]
-        if "://" not in text and os.path.isdir(text):  # whose name has an @ or a colon
+        uri = match["run"]
+        if "://" not in text and os.path.isdir(text):  # a folder with an @ or a colon in its name
             uri, number, stage = text, None, None
     storage = Storage(uri)
     chosen = _variant(storage, number)
@@ -116,10 +115,10 @@ def side_of(text: str, run: str | None) -> Side:
 
 
 def _variant(run: Storage, number: str | None) -> Variant:
-    there, unreadable = variants(run)
-    found = [one for one in there if (one.is_last if number is None else str(one.number) == number)]
-    if found:
-        return found[0]
+    known, unreadable = variants(run)
+    matches = [v for v in known if (v.is_last if number is None else str(v.number) == number)]
+    if matches:
+        return matches[0]
     if number is None:
         raise RecipeError(
             "a recipe that cannot be read",
@@ -127,24 +126,24 @@ def _variant(run: Storage, number: str | None) -> Variant:
             "run the recipe again, or name another variant: RUN@1",
         )
     raise RecipeError(
-        f"no variant {number}: this folder has seen {len(there)}",
+        f"no variant {number}: this folder has seen {len(known)}",
         str(run),
         "clipmill diff --run … lists them",
     )
 
 
 def _stage(state: RunState, side: str, stage: str | None) -> str:
-    """The stage that is compared; where none is named the last select of the recipe."""
+    """Returns the stage to compare; if none is named, the last select of the recipe."""
     stages = state.plan.stages
     with_rows = {name: planned for name, planned in stages.items() if planned.gives_rows}
     if stage is None:
-        every = list(with_rows.values())
-        ends = [planned.name for planned in every if is_end(planned, every)]
+        planned_stages = list(with_rows.values())
+        ends = [planned.name for planned in planned_stages if is_end(planned, planned_stages)]
         stage = (ends or list(with_rows))[-1]
     if stage not in with_rows:
-        found = f"no stage '{stage}'" + (" with rows" if stage in stages else "")
+        problem = f"no stage '{stage}'" + (" with rows" if stage in stages else "")
         do = did_you_mean(stage, list(with_rows), "stages with rows")
-        raise RecipeError(found, f"'{side}', run {state.run}", do)
+        raise RecipeError(problem, f"'{side}', run {state.run}", do)
     if not state.stages[stage].complete:
         done = [name for name in with_rows if state.stages[name].complete]
         named = f", or name a stage that is: {', '.join(done)}" if done else ""

@@ -1,4 +1,4 @@
-"""The pool under one select stage: its scores, who is kept, a few rows of each cause, and those
+"""Surveys the pool under one select stage: scores, keep-rates, samples of each cause, and the rows
 nearest to each threshold.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import ahead, of_parts
+from clipmill.pipeline.ledger.rows.ahead import ahead, read_parts
 from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from clipmill.pipeline.ledger.selection.causes import (
     KEPT,
@@ -33,7 +33,7 @@ from clipmill.pipeline.ledger.selection.groups import (
     keep_rates,
 )
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
-from clipmill.pipeline.ledger.selection.relations import Relating, Relations
+from clipmill.pipeline.ledger.selection.relations import RelationCounts, Relations
 from clipmill.pipeline.ledger.selection.rules import columns_of, rules
 from clipmill.pipeline.ledger.selection.scores import (
     Histogram,
@@ -50,15 +50,17 @@ from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, C cuts.
 
-NEAREST = 6  # rows that are shown on either side
+NEAREST = 6  # rows shown on either side
 Near = tuple[float, int, Place, float]  # distance, hash, place, value
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutRows:
-    """A threshold on one column: the rows beyond it, whatever dropped them, and those of them that
-    are beyond no other threshold. `kept` and `dropped` are the kept rows nearest to it and the
-    nearest of those that went for it, each with its value, by value."""
+    """A threshold on one column: the rows beyond it, and those beyond no other threshold.
+
+    `kept` and `dropped` are the nearest kept rows and the nearest rows that it dropped, each with
+    its value, by value.
+    """
 
     column: str
     cut: ScoreCut
@@ -68,7 +70,7 @@ class CutRows:
     dropped: tuple[tuple[Place, float], ...]
 
 
-class AtCuts:
+class CutCounts:
     """Counts the rows at every cut, shard by shard."""
 
     def __init__(self, columns: Sequence[ScoreColumn]) -> None:
@@ -86,40 +88,40 @@ class AtCuts:
         keep_N: NDArray[np.bool_],
         causes: Sequence[tuple[str, str, pa.Array]],
     ) -> None:
-        """The values of one shard, a column each; `causes` are of the rows that went."""
+        """Adds the values of one shard, a column each; `causes` are of the rows lost."""
         beyond_CN = [cut.beyond(values[i]) for i, _, cut in self.cuts]
         beyond_by_N = np.sum(beyond_CN, axis=0) if beyond_CN else 0
-        for at, (i, column, cut) in enumerate(self.cuts):
-            self.beyond_C[at] += beyond_CN[at].sum()
-            self.alone_C[at] += (beyond_CN[at] & (beyond_by_N == 1)).sum()
+        for index, (i, column, cut) in enumerate(self.cuts):
+            self.beyond_C[index] += beyond_CN[index].sum()
+            self.alone_C[index] += (beyond_CN[index] & (beyond_by_N == 1)).sum()
             went_N = np.zeros(len(keep_N), bool)
             for stage, code, rows in causes:
                 if stage == cut.stage and _names(plan, (stage, code), column):
                     went_N |= rows.to_numpy(zero_copy_only=False)
             number_N = numbers(values[i])
-            for side, side_N in ((True, keep_N), (False, went_N & beyond_CN[at])):
+            for side, side_N in ((True, keep_N), (False, went_N & beyond_CN[index])):
                 rows_K = np.flatnonzero(side_N & ~np.isnan(number_N))
                 apart_K = np.abs(number_N[rows_K] - cut.limit)
-                few = np.lexsort((bits_N[rows_K], apart_K))[:NEAREST]
-                here = [
+                nearest = np.lexsort((bits_N[rows_K], apart_K))[:NEAREST]
+                rows_near = [
                     (float(apart_K[k]), int(bits_N[row]), (shard, int(row)), float(number_N[row]))
-                    for k, row in zip(few, rows_K[few], strict=True)
+                    for k, row in zip(nearest, rows_K[nearest], strict=True)
                 ]
-                self._add_near(at, side, here)
+                self._add_near(index, side, rows_near)
 
-    def add(self, other: "AtCuts") -> None:
-        """What another has counted of the same cuts, of later shards."""
+    def add(self, other: "CutCounts") -> None:
+        """Adds another's counts of the same cuts, of later shards."""
         self.beyond_C += other.beyond_C
         self.alone_C += other.alone_C
-        for at, sides in enumerate(other.near):
+        for index, sides in enumerate(other.near):
             for side, near in sides.items():
-                self._add_near(at, side, near)
+                self._add_near(index, side, near)
 
-    def _add_near(self, at: int, side: bool, near: list[Near]) -> None:
-        self.near[at][side] = sorted(self.near[at][side] + near)[:NEAREST]
+    def _add_near(self, index: int, side: bool, near: list[Near]) -> None:
+        self.near[index][side] = sorted(self.near[index][side] + near)[:NEAREST]
 
     def rows(self) -> tuple[CutRows, ...]:
-        """All that was counted, in the order of the columns."""
+        """Returns the result at every cut, in the order of the columns."""
 
         def by_value(near: list[Near]) -> tuple[tuple[Place, float], ...]:
             ranked = sorted(near, key=lambda row: (row[3], row[1]))
@@ -129,27 +131,27 @@ class AtCuts:
             CutRows(
                 column=column.name,
                 cut=cut,
-                beyond=int(self.beyond_C[at]),
-                alone=int(self.alone_C[at]),
-                kept=by_value(self.near[at][True]),
-                dropped=by_value(self.near[at][False]),
+                beyond=int(self.beyond_C[index]),
+                alone=int(self.alone_C[index]),
+                kept=by_value(self.near[index][True]),
+                dropped=by_value(self.near[index][False]),
             )
-            for at, (_, column, cut) in enumerate(self.cuts)
+            for index, (_, column, cut) in enumerate(self.cuts)
         )
 
 
 def _names(plan: Plan, cause: Cause, column: ScoreColumn) -> bool:
-    """Whether the reason names the column; the stage's own one it names as it writes it."""
+    """Returns whether the reason names the column, or the stage's own column as it writes it."""
     named = named_in(plan, *cause).values()
     return column.where in named or (column.where[0] == cause[0] and column.name in cause[1])
 
 
-WORTH = 200  # shards of which it is worth a process for each CPU
+WORTH = 200  # shards from which a process for each CPU pays
 _Lost = tuple[str, str, pa.Array]  # stage, reason, and a mask of rows
 
 
 class RowValues(NamedTuple):
-    """Where a row stands, and its values in the columns that decided."""
+    """A row's place, and its values in the columns that decided."""
 
     place: Place
     values: dict[str, Any]
@@ -157,9 +159,11 @@ class RowValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """One select stage. `groups` has keep-rates by language, source, domain and size, where it has
-    several; `readers` the selects that read what each of them groups by, for whatever. `samples`
-    are chosen by a hash of the uid, those of `cuts` by their value.
+    """One select stage over its pool.
+
+    `groups` has keep-rates by language, source, domain and size, if it has several; `readers` the
+    selects that read each grouping's column. `samples` are chosen by a hash of the uid, those of
+    `cuts` by value.
     """
 
     stage: str
@@ -173,23 +177,23 @@ class Survey:
 
 @dataclass
 class _Counted:
-    """What is counted of some shards: rows of each cause are chosen by hash."""
+    """Counts over some shards; samples of each cause are chosen by hash."""
 
     histograms: list[Histogram]
-    at_cuts: AtCuts
-    relating: Relating
-    tallies: dict[str, Tally]  # by what rows are grouped by
+    cut_counts: CutCounts
+    relation_counts: RelationCounts
+    tallies: dict[str, Tally]  # by grouping
     chosen: dict[Cause, list[tuple[int, Place]]]  # hash and place
 
     def choose(self, cause: Cause, rows: list[tuple[int, Place]]) -> None:
         self.chosen[cause] = sorted(self.chosen.get(cause, []) + rows)[:SHOWN]
 
     def add(self, other: "_Counted") -> None:
-        """What was counted of later shards."""
-        for own, its in zip(self.histograms, other.histograms, strict=True):
-            own.add(its)
-        self.at_cuts.add(other.at_cuts)
-        self.relating.add(other.relating)
+        """Adds the counts of later shards."""
+        for own, other_histogram in zip(self.histograms, other.histograms, strict=True):
+            own.add(other_histogram)
+        self.cut_counts.add(other.cut_counts)
+        self.relation_counts.add(other.relation_counts)
         for name, tally in other.tallies.items():
             self.tallies[name].add(tally)
         for cause, rows in other.chosen.items():
@@ -197,9 +201,9 @@ class _Counted:
 
 
 def survey(state: RunState, end: str) -> Survey:
-    """The answer for a complete select stage; reads its columns over the whole pool, twice.
+    """Surveys a complete select stage; reads its columns over the whole pool, twice.
 
-    Of many shards a process for each CPU reads them.
+    From WORTH shards on, a process for each CPU reads them.
     """
     root = state.plan.stages[end].root
     columns = score_columns(state, end)
@@ -211,23 +215,23 @@ def survey(state: RunState, end: str) -> Survey:
         **{f"group {name}": where for name, where in groups.items()},
         "kept": (end, KEEP.name),
     }
-    found = _Counted(
+    total = _Counted(
         histograms(state, root, columns),
-        AtCuts(columns),
-        Relating(columns, decided_by, state.stages[root].shards.rows, state.plan.seed, end),
+        CutCounts(columns),
+        RelationCounts(columns, decided_by, state.stages[root].shards.rows, state.plan.seed, end),
         {name: Tally() for name in groups},
         {},
     )
-    count = partial(_count, end, bound, deepcopy(found))
-    for counted in of_parts(state, count, range(state.stages[root].total or 0), WORTH):
-        found.add(counted)
+    count = partial(_count, end, bound, deepcopy(total))
+    for counted in read_parts(state, count, range(state.stages[root].total or 0), WORTH):
+        total.add(counted)
     return Survey(
         stage=end,
-        scores=tuple(histogram.score() for histogram in found.histograms),
-        cuts=found.at_cuts.rows(),
+        scores=tuple(histogram.score() for histogram in total.histograms),
+        cuts=total.cut_counts.rows(),
         groups={
             by: keep_rates(tally, _naming(state, groups[by], tally.causes))
-            for by, tally in found.tallies.items()
+            for by, tally in total.tallies.items()
             if len(tally) > 1
         },
         readers={
@@ -239,18 +243,18 @@ def survey(state: RunState, end: str) -> Survey:
             for by, where in groups.items()
         },
         samples={
-            cause: _with_values(state, columns, cause, [place for _, place in few])
-            for cause, few in found.chosen.items()
+            cause: _with_values(state, columns, cause, [place for _, place in hashed])
+            for cause, hashed in total.chosen.items()
         },
-        relations=found.relating.relations(),
+        relations=total.relation_counts.relations(),
     )
 
 
 def _count(
     end: str, bound: Mapping[str, Binding], nothing: _Counted, state: RunState, part: Sequence[int]
 ) -> _Counted:
-    """Some shards, added to nothing."""
-    found = deepcopy(nothing)
+    """Counts some shards, starting from `nothing`."""
+    counts = deepcopy(nothing)
     root = state.plan.stages[end].root
     shards = stored(state, root, bound)
     done = [stage.planned for stage in state.stages.values() if stage.complete]
@@ -264,27 +268,27 @@ def _count(
     every_shard = zip(part, ahead(state.run, read, part), strict=True)
     for shard, (table, reasons, failed, dropped) in every_shard:
         keep_N = table["kept"].to_numpy()
-        for *_, rows in failed:  # no less lost than what a select drops
+        for *_, rows in failed:  # lost, like rows that a select drops
             keep_N = keep_N & ~_mask(rows)
-        values = [table[f"score {i}"] for i in range(len(found.histograms))]
-        for value, histogram in zip(values, found.histograms, strict=True):
+        values = [table[f"score {i}"] for i in range(len(counts.histograms))]
+        for value, histogram in zip(values, counts.histograms, strict=True):
             histogram.count(value, keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
         lost = [*dropped, *failed]
-        found.at_cuts.count(state.plan, shard, values, bits_N, keep_N, lost)
+        counts.cut_counts.count(state.plan, shard, values, bits_N, keep_N, lost)
         every = [(*KEPT, pa.array(keep_N)), *lost]
         for stage, code, rows in every:
-            few = least(bits_N, _mask(rows))
-            found.choose((stage, code), [(int(bits_N[i]), (shard, int(i))) for i in few])
-        group_of_N = {name: group_of(name, table[f"group {name}"]) for name in found.tallies}
-        found.relating.count(table, values, group_of_N, keep_N)
+            chosen = least(bits_N, _mask(rows))
+            counts.choose((stage, code), [(int(bits_N[i]), (shard, int(i))) for i in chosen])
+        group_of_N = {name: group_of(name, table[f"group {name}"]) for name in counts.tallies}
+        counts.relation_counts.count(table, values, group_of_N, keep_N)
         if group_of_N:
             through = list(through_masks(reasons, every))
-            here = [(stage, code) for stage, code, _ in through]
+            causes_here = [(stage, code) for stage, code, _ in through]
             rows_CN = [_mask(rows) for *_, rows in through]
-            for name, tally in found.tallies.items():
-                tally.count(group_of_N[name].combine_chunks(), here, rows_CN)
-    return found
+            for name, tally in counts.tallies.items():
+                tally.count(group_of_N[name].combine_chunks(), causes_here, rows_CN)
+    return counts
 
 
 def _mask(rows: pa.Array) -> NDArray[np.bool_]:
@@ -292,7 +296,7 @@ def _mask(rows: pa.Array) -> NDArray[np.bool_]:
 
 
 def _naming(state: RunState, where: Binding, known: Iterable[Cause]) -> set[Cause]:
-    """The rules among the causes that name this column, in whatever select they stand."""
+    """Returns the rules of any select among the causes that name this column."""
     return {
         cause
         for cause in set(known) - {KEPT}
@@ -303,8 +307,8 @@ def _naming(state: RunState, where: Binding, known: Iterable[Cause]) -> set[Caus
 def _with_values(
     state: RunState, columns: list[ScoreColumn], cause: Cause, places: list[Place]
 ) -> tuple[RowValues, ...]:
-    """The rows with the values of the columns that the reason names; of kept rows, of all that have
-    a cut."""
+    """Returns rows with the values of columns that the reason names; for kept rows, of columns with
+    cuts."""
     deciding = {column.name: column.where for column in columns if column.cuts}
     if cause != KEPT:
         deciding = named_in(state.plan, *cause)

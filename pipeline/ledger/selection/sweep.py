@@ -1,4 +1,4 @@
-"""What a select stage would keep at other thresholds, from stored columns."""
+"""Computes what a select stage would keep at other thresholds, from stored columns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A row, and its value in the column that the threshold cuts."""
+    """A row, and its value in the column that the threshold compares."""
 
     uid: str
     shard: int
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A few of the rows won and of those lost, chosen by a hash of their uid."""
+    """Some of the rows won and of those lost, chosen by a hash of their uid."""
 
     won: tuple[Sample, ...]
     lost: tuple[Sample, ...]
@@ -57,10 +57,10 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The rows kept with one value in the threshold's place.
+    """The rows kept at one value of the threshold.
 
-    `common` are kept today too, `won` are not, and `lost` are kept today only; `groups` counts the
-    kept ones by language, source, domain and size.
+    `common` are also kept now, `won` are not, and `lost` are kept only now; `groups` counts the
+    kept rows by language, source, domain and size.
     """
 
     value: float
@@ -76,9 +76,9 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A select stage at several values of one threshold, beside the rows that it keeps today.
+    """A select stage at several values of one threshold, beside the rows that it keeps now.
 
-    `today` is the rule of today, `today_value` its number; null where that keeps all.
+    `today` is the current rule, `today_value` its number; null if it keeps all.
     """
 
     run: str
@@ -94,17 +94,19 @@ class Sweep:
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples of all points; a row may be in several."""
-        return [sample for at in self.points for sample in (*at.samples.won, *at.samples.lost)]
+        """Returns the samples of all points; a row may be in several."""
+        return [
+            sample for point in self.points for sample in (*point.samples.won, *point.samples.lost)
+        ]
 
 
-class Kept:
-    """Counts the rows that stay, and those of each group."""
+class KeptCounts:
+    """Counts kept rows, in total and by group."""
 
     def __init__(self, groups: dict[str, Groups]) -> None:
         self.rows = 0
         self._groups = groups
-        self._rows_G = {name: np.zeros(len(it.names), np.int64) for name, it in groups.items()}
+        self._rows_G = {name: np.zeros(len(g.names), np.int64) for name, g in groups.items()}
 
     def count(self, rows: Rows, keep_N: Bools) -> None:
         self.rows += int(keep_N.sum())
@@ -114,15 +116,15 @@ class Kept:
 
     @property
     def groups(self) -> dict[str, dict[str, int]]:
-        return {name: it.counts(self._rows_G[name]) for name, it in self._groups.items()}
+        return {name: group.counts(self._rows_G[name]) for name, group in self._groups.items()}
 
 
-class At:
-    """Counts the rows that stay at one value, and those won and lost, of which it keeps a few."""
+class PointCounts:
+    """Counts rows kept, won and lost at one value, with a few samples."""
 
     def __init__(self, groups: dict[str, Groups]) -> None:
         self.value, self.rule = 0.0, ""
-        self.kept = Kept(groups)
+        self.kept = KeptCounts(groups)
         self.won = self.lost = 0
         self.few_won: list[tuple[int, Sample]] = []  # by hash
         self.few_lost: list[tuple[int, Sample]] = []
@@ -155,49 +157,49 @@ class At:
 
 
 def sweep(state: RunState, stage: str, vary: str) -> Sweep:
-    """The select stage at each value of `vary`, as in `clip_score=0.10:0.40:0.02`.
+    """Evaluates the select stage at each value of `vary`, as in `clip_score=0.10:0.40:0.02`.
 
-    RecipeError where the stage has no such threshold, or stores no value that would answer.
+    RecipeError if the stage has no such threshold, or lacks the stored values for it.
     """
-    planned, wanted = select_stage(state, stage), parse(vary)
-    threshold = threshold_of(planned, wanted)
+    planned, varied = select_stage(state, stage), parse(vary)
+    threshold = threshold_of(planned, varied)
     if not threshold.is_size:
-        for number in (wanted.values[0], wanted.values[-1]):
+        for number in (varied.values[0], varied.values[-1]):
             check_threshold(state.plan.stages, planned, threshold.column, float(number))
     pool = Pool(state, planned, threshold)
     parts = None if pool.is_held else pool.parts
-    verdicts_on = verdicts_by_part(planned, threshold, wanted.values, parts)
-    today, points = Kept(pool.groups), [At(pool.groups) for _ in wanted.values]
+    verdicts_on = verdicts_by_part(planned, threshold, varied.values, parts)
+    today, points = KeptCounts(pool.groups), [PointCounts(pool.groups) for _ in varied.values]
     for rows in pool:
         today.count(rows, rows.today)
         bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
-        for at, verdicts in zip(points, verdicts_on(rows.read, rows.made), strict=True):
-            at.count(rows, verdicts, bits_N)
+        for point, verdicts in zip(points, verdicts_on(rows.read, rows.made), strict=True):
+            point.count(rows, verdicts, bits_N)
     return Sweep(
         run=str(state.run),
         stage=stage,
-        vary=wanted.name,
+        vary=varied.name,
         column=threshold.column,
         today=threshold.text,
         today_value=threshold.value if isfinite(threshold.value) else None,
         rows=pool.rows,
         kept=today.rows,
         groups=today.groups,
-        points=_with_captions(state, planned, [at.point(pool.rows) for at in points]),
+        points=_with_captions(state, planned, [point.point(pool.rows) for point in points]),
     )
 
 
 def _few(samples: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
-    """The first by hash; equal ones as they stand in the pool."""
+    """Returns the first samples by hash; ties in pool order."""
     return sorted(samples, key=itemgetter(0))[:SHOWN]
 
 
 def _samples(rows: Rows, bits_N: NDArray[np.uint64], of_N: Bools) -> Iterator[tuple[int, Sample]]:
-    """The few of these rows with the least hashes, their captions yet to be read."""
+    """Yields the rows with the least hashes, with their captions yet to be read."""
     index = least(bits_N, of_N)
     table = rows.read.select([UID.name, SHARD.name, POSITION.name])
-    some = table.append_column("value", rows.value).take(pa.array(index))
-    for bits, row in zip(bits_N[index].tolist(), some.to_pylist(), strict=True):
+    sampled = table.append_column("value", rows.value).take(pa.array(index))
+    for bits, row in zip(bits_N[index].tolist(), sampled.to_pylist(), strict=True):
         yield (
             bits,
             Sample(
@@ -217,17 +219,17 @@ def _is_json(value: Any) -> bool:
 def _with_captions(
     state: RunState, planned: PlannedStage, points: list[Point]
 ) -> tuple[Point, ...]:
-    """The points, each sample with its caption; all captions are read at once."""
+    """Returns the points with captions in their samples; all captions are read at once."""
     bound = binding(state, planned.name, TEXT.name)
     if bound is None:
         return tuple(points)
     kinds = [(point.samples.won, point.samples.lost) for point in points]
-    places = sorted({sample.place for both in kinds for some in both for sample in some})
+    places = sorted({sample.place for both in kinds for samples in both for sample in samples})
     texts = rows_at(state, {"text": bound}, places)
     text = {place: row["text"] for place, row in zip(places, texts, strict=True)}
 
-    def captioned(some: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(replace(sample, text=text[sample.place]) for sample in some)
+    def captioned(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(replace(sample, text=text[sample.place]) for sample in samples)
 
     return tuple(
         replace(point, samples=Samples(won=captioned(won), lost=captioned(lost)))

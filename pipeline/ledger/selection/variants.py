@@ -1,7 +1,7 @@
-"""What was tried in a run folder: its variants, what differs, what each keeps, what of it is done.
+"""Lists the variants of a run folder: their differences, rows kept, and unfinished stages.
 
-Rows are counted from the records. A file is opened only where a stage after the last select failed
-rows, which are not kept then, and where several passes made a shard.
+Rows are counted from the records. A file is opened only if a stage after the last select failed
+rows, which are not kept then, or if several passes made a shard.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from clipmill.pipeline.run_folder.variants import Changes, Variant, changes, var
 
 @dataclass(frozen=True, kw_only=True)
 class KeptBy:
-    """A select stage that no later one builds on, and its rows, as the funnel counts them."""
+    """A final select, and its rows, as the funnel counts them."""
 
     stage: str
     rows: int
@@ -31,11 +31,11 @@ class KeptBy:
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One variant. `changes` are to it from the one before; `ends` of its complete stages.
+    """One variant. `changes` are those since the previous one; `ends` are of its complete stages.
 
-    `left` has the stages that are not done, each with how far it is: `to be made again` where what
-    it reads has changed since, as rows were computed there for another variant. `refused` says why
-    the recipe makes no plan today, in which case nothing is known of its stages.
+    `left` maps incomplete stages to their progress: `to be made again` if their inputs have
+    changed since, as another variant computed rows there. `refused` says why the recipe makes no
+    plan now; then nothing is known of its stages.
     """
 
     number: int
@@ -52,9 +52,9 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class RunVariants:
-    """The variants of a run folder, by their numbers; `unreadable` recipes have none.
+    """The variants of a run folder, by number; `unreadable` recipes have none.
 
-    `working` names who works there now.
+    `working` names the current holder of the run.
     """
 
     run: str
@@ -64,38 +64,38 @@ class RunVariants:
 
 
 def tried(uri: str) -> RunVariants:
-    """Every variant; each folder of a stage is looked into once."""
+    """Returns every variant; each stage folder is scanned once."""
     run = Storage(uri)
-    there, unreadable = variants(run)
+    known, unreadable = variants(run)
     lease = lock.holder(run)
     scans: dict[str, Scan] = {}
-    before = [there[0], *there] if there else []
+    before = [known[0], *known] if known else []
     return RunVariants(
         run=str(run),
         variants=tuple(
-            _tried(run, one, changes(last.ran, one.ran), scans)
-            for last, one in zip(before, there, strict=False)
+            _tried(run, variant, changes(previous.ran, variant.ran), scans)
+            for previous, variant in zip(before, known, strict=False)
         ),
         unreadable=tuple(unreadable),
         working=str(lease) if lease else "",
     )
 
 
-def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan]) -> Tried:
+def _tried(run: Storage, variant: Variant, differs: Changes, scans: dict[str, Scan]) -> Tried:
     refused, state = "", None
     try:
-        state = seen_through(plan_of(one.ran, run), run, scans)
-    except ClipmillError as error:  # a stage of one's own that is gone, another version's setting
+        state = seen_through(plan_of(variant.ran, run), run, scans)
+    except ClipmillError as error:  # a missing own stage, or a setting of another version
         refused = f"{error.args[0]} ({error.args[1]})"
     stages = state.stages if state else {}
     return Tried(
-        number=one.number,
-        recipe=one.ran["name"],
-        first_ran=one.first_ran,
-        last_ran=one.last_ran,
-        is_last=one.is_last,
+        number=variant.number,
+        recipe=variant.ran["name"],
+        first_ran=variant.first_ran,
+        last_ran=variant.last_ran,
+        is_last=variant.is_last,
         changes=differs,
-        stages=len(one.ran["stages"]),
+        stages=len(variant.ran["stages"]),
         left={name: _so_far(stage) for name, stage in stages.items() if not stage.complete},
         ends=kept_by_ends(state) if state else (),
         refused=refused,
@@ -103,13 +103,13 @@ def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan])
 
 
 def _so_far(stage: StageState) -> str:
-    """How far a stage is; `to be made again` where all of it is of what its parents were before."""
+    """Returns a stage's progress; `to be made again` if all its results are of outdated inputs."""
     is_stale = not stage.shards and (stage.scan.manifest or stage.scan.records)
     return "to be made again" if is_stale else summary(stage)
 
 
 def kept_by_ends(state: RunState) -> tuple[KeptBy, ...]:
-    """Rows and kept rows of each end among the complete stages."""
+    """Returns rows and kept rows of each end among the complete stages."""
     complete = [stage.planned for stage in state.stages.values() if stage.complete]
     done = [planned for planned in complete if planned.gives_rows]
     return tuple(

@@ -1,5 +1,5 @@
-"""What a select stage decided of one row, and why, in a sentence: its values beside the thresholds,
-how far they are, and its rank where the select keeps the best.
+"""Explains a select stage's decision on one row: its values beside the thresholds, the distances,
+and its rank if the select keeps the top k.
 """
 
 import re
@@ -16,7 +16,7 @@ from clipmill.pipeline.ledger.rows.near import naming, nearness_of
 from clipmill.pipeline.ledger.rows.stage_row import Keeper, StageRow
 from clipmill.pipeline.ledger.rows.stored import Place, selects_up_to, stored
 from clipmill.pipeline.ledger.selection.causes import named_in, trace
-from clipmill.pipeline.ledger.selection.reasons import askable
+from clipmill.pipeline.ledger.selection.reasons import checked_columns
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import explanation, thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -29,11 +29,11 @@ BATCH_ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Deciding:
-    """A value of a row beside one threshold of a select `stage`: a value stays that is `sign` the
-    `limit`, and this one is `apart` above it, or below where that is negative.
+    """A row's value beside one threshold of a select `stage`: values `sign` the `limit` stay.
 
-    `rank` is its place among the `ranked` rows that got as far, of which the best `kept` stay, and
-    `limit` then the least value of those; null where a row stays by its own value alone.
+    `apart` is the value minus the limit. For a top-k select, `rank` is the row's rank among the
+    `ranked` rows that reached it, of which the best `kept` stay, and `limit` the least value kept;
+    null if a row stays by its own value alone.
     """
 
     stage: str
@@ -50,42 +50,42 @@ class Deciding:
 def deciding(
     state: RunState, end: str, rows: Mapping[str, StageRow], cause: str | None, uid: bytes
 ) -> Iterator[Deciding]:
-    """Of a kept row, where `cause` is None, all thresholds up to this end; of another those of the
-    select that dropped it which its reason is about."""
+    """Yields all thresholds up to this end for a kept row, whose `cause` is None; for others those
+    that the reason is about, of the select that dropped it."""
     chain = selects_up_to(state, end) if cause is None else iter([state.plan.stages[cause]])
     for planned in chain:
         if not planned.is_select or planned.name not in rows:
             continue
-        for at in about(planned, rows[planned.name].reason or ""):
-            where = planned.bindings[0].get(at.column, (planned.name, at.column))
-            value = rows[where[0]].values.get(where[1]) if where[0] in rows else None
+        for threshold in about(planned, rows[planned.name].reason or ""):
+            source = planned.bindings[0].get(threshold.column, (planned.name, threshold.column))
+            value = rows[source[0]].values.get(source[1]) if source[0] in rows else None
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if not at.is_size:
+            if not threshold.is_size:
                 yield Deciding(
                     stage=planned.name,
-                    column=at.column,
+                    column=threshold.column,
                     value=value,
-                    sign=at.sign,
-                    limit=at.value,
-                    apart=value - at.value,
+                    sign=threshold.sign,
+                    limit=threshold.value,
+                    apart=value - threshold.value,
                 )
-            elif where[0] != planned.name:  # its own ranks it tells in its own words
-                yield from _ranked(state, planned, at, where, value, uid)
+            elif source[0] != planned.name:  # a select explains its own ranks itself
+                yield from _ranked(state, planned, threshold, source, value, uid)
 
 
 def about(planned: PlannedStage, reason: str) -> list[Threshold]:
-    """The thresholds that a reason is about: all without one; else those in its words, or those on
-    a column that it names, or those on the stage's own columns."""
-    every = [at for at in thresholds_of(planned) if at.item is None]
+    """Returns the thresholds that a reason quotes, or on a column that it names, or on the stage's
+    own columns; all thresholds for no reason."""
+    thresholds = [threshold for threshold in thresholds_of(planned) if threshold.item is None]
     if not reason or reason.startswith(UNDEFINED):
-        return [] if reason else every
-    said = [at for at in every if not at.is_size and at.text in reason]
-    named = [at for at in every if _names(reason, at.column)]
-    if said or named:
-        return said or [at for at in named if at.is_size] or named
+        return [] if reason else thresholds
+    quoted = [t for t in thresholds if not t.is_size and t.text in reason]
+    named = [t for t in thresholds if _names(reason, t.column)]
+    if quoted or named:
+        return quoted or [t for t in named if t.is_size] or named
     own = {column.name for column in planned.stage.writes}
-    return [at for at in every if at.column in own]
+    return [threshold for threshold in thresholds if threshold.column in own]
 
 
 def _names(reason: str, column: str) -> bool:
@@ -93,19 +93,24 @@ def _names(reason: str, column: str) -> bool:
 
 
 def _ranked(
-    state: RunState, planned: PlannedStage, at: Threshold, where: Binding, value: float, uid: bytes
+    state: RunState,
+    planned: PlannedStage,
+    threshold: Threshold,
+    source: Binding,
+    value: float,
+    uid: bytes,
 ) -> Iterator[Deciding]:
-    """The rank among the rows that only the rank decided of; nothing where none of them stays."""
-    others = [it.text for it in thresholds_of(planned) if not it.is_size]
+    """Yields the row's rank among rows that only the rank decided on; nothing if none is kept."""
+    others = [other.text for other in thresholds_of(planned) if not other.is_size]
     codes = [
         code
         for code in planned.stage.reasons
-        if _names(code, at.column)
+        if _names(code, threshold.column)
         and not code.startswith(UNDEFINED)
         and not any(text in code for text in others)
     ]
     root = planned.root
-    bound = {name: (planned.name, name) for name in (KEEP.name, REASON.name)} | {"value": where}
+    bound = {name: (planned.name, name) for name in (KEEP.name, REASON.name)} | {"value": source}
     shards = stored(state, root, bound)
     ranked = kept = above = 0
     lowest: float | None = None
@@ -125,7 +130,7 @@ def _ranked(
     if lowest is not None:
         yield Deciding(
             stage=planned.name,
-            column=at.column,
+            column=threshold.column,
             value=value,
             sign=">=",
             limit=lowest,
@@ -136,13 +141,15 @@ def _ranked(
         )
 
 
-SHORT = 80  # characters of a keeper's caption
+SHORT = 80  # characters of a shown caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A select stage's verdict on a row; of a dropped one the first cause, a stage and its reason,
-    as the funnel counts it. `deciding` are its values beside the thresholds that decided."""
+    """A select stage's verdict on a row; for a dropped row its first cause, as in the funnel.
+
+    `deciding` are its values beside the thresholds that decided.
+    """
 
     stage: str
     kept: bool
@@ -155,26 +162,26 @@ class Verdict:
 def verdict(
     state: RunState, select: str, rows: Mapping[str, StageRow], place: Place, uid: bytes
 ) -> Verdict:
-    """The verdict of one select stage on the row at a place; `rows` are its values by stage."""
+    """Returns one select stage's verdict on the row at a place; `rows` are its values by stage."""
     if rows[select].values[KEEP.name]:
         keeper_of = [
             f"keeper of {count(row.keeper_of)} in '{row.stage}'"
             for row in rows.values()
             if row.keeper_of
         ]
-        known = [*_explained(state, select, "", rows)]
-        known = [*_clusters(state, select, rows, known), *known]
-        sentence = "; ".join([f"kept by '{select}'", *known, *keeper_of])
-        decided = tuple(deciding(state, select, rows, None, uid))
-        return Verdict(stage=select, kept=True, sentence=sentence, deciding=decided)
+        explained = [*_explained(state, select, "", rows)]
+        explained = [*_clusters(state, select, rows, explained), *explained]
+        sentence = "; ".join([f"kept by '{select}'", *explained, *keeper_of])
+        thresholds = tuple(deciding(state, select, rows, None, uid))
+        return Verdict(stage=select, kept=True, sentence=sentence, deciding=thresholds)
     root = state.plan.stages[select].root
     reasons = {
         name: pa.array([row.reason], pa.string())
         for name, row in rows.items()
         if state.plan.stages[name].root == root
     }
-    lacks = partial(_lacks, state, place)
-    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), lacks):
+    missing_in = partial(_missing, state, place)
+    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), missing_in):
         if is_cause[0].as_py():
             return Verdict(
                 stage=select,
@@ -187,12 +194,12 @@ def verdict(
     return Verdict(stage=select, kept=False, sentence=f"not kept by '{select}'")
 
 
-def _lacks(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
-    """Whether the stage left out one of the columns at one row; see `ShardReasons.lacking`."""
-    asked = askable(state.plan, stage, columns)
-    if asked is None:
+def _missing(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
+    """Returns whether the stage left out one of the columns at a row, as `ShardReasons.missing`."""
+    names = checked_columns(state.plan, stage, columns)
+    if names is None:
         return None
-    return pa.array([None in state.cell(stage, *place, asked).values()])
+    return pa.array([None in state.cell(stage, *place, names).values()])
 
 
 def _sentence(
@@ -213,38 +220,38 @@ def _sentence(
             value = {**row.values, REASON.name: row.reason}[column]
             values.append(f"{read} is {cut(repr(value))}")
     explained = [*_explained(state, stage, code, rows)]
-    if stage != end:  # which may say what else had to hold
+    if stage != end:  # the end may state further conditions
         explained += _explained(state, end, rows[end].reason or "", rows)
     clusters = [*_clusters(state, stage, rows, explained)]
     if not clusters:
         values, explained = [*values, *explained], []
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
-    said = [f"{by}: {one_line(code)}", *([", ".join(values)] if values else [])]
-    return "; ".join([*said, *dict.fromkeys([*others, *clusters]), *explained])
+    parts = [f"{by}: {one_line(code)}", *([", ".join(values)] if values else [])]
+    return "; ".join([*parts, *dict.fromkeys([*others, *clusters]), *explained])
 
 
 def _explained(
     state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]
 ) -> Iterator[str]:
-    """What a select says of its verdict in its own words, where it says something."""
-    if said := explanation(state.plan.stages[stage], code, rows[stage].values):
-        yield said
+    """Yields the select's own explanation of its verdict, if it has one."""
+    if sentence := explanation(state.plan.stages[stage], code, rows[stage].values):
+        yield sentence
 
 
 def _clusters(
     state: RunState, stage: str, rows: Mapping[str, StageRow], explained: Sequence[str]
 ) -> Iterator[str]:
-    """The clusters of the row that a select reads, but for those that its own words name."""
+    """Yields the row's clusters that a select reads, except those in its own explanation."""
     for source, column in dict.fromkeys(state.plan.stages[stage].bindings[0].values()):
         writer = state.plan.stages[source].stage
         if source in rows and column in {c.name for c in writer.writes if c.names == "cluster"}:
-            said = re.compile(rf"\bcluster {rows[source].values[column]}\b")
-            if not any(map(said.search, explained)):
+            pattern = re.compile(rf"\bcluster {rows[source].values[column]}\b")
+            if not any(map(pattern.search, explained)):
                 yield from filter(None, [_other(writer, rows[source])])
 
 
 def _other(stage: Stage, row: StageRow) -> str:
-    """The row, sample or cluster that a stage names, in words; empty where it names none."""
+    """Describes the row, sample or cluster that a stage names; empty if it names none."""
     if keeper := row.keeper:
         how = "most like it, of the rows before it,"
         if naming(stage, "keeper"):

@@ -1,5 +1,5 @@
-"""What every stage stored for one sample, whether each select kept it, and why; which rows its
-stages name as keepers, and how many rows name it.
+"""Reports what every stage stored for one sample, whether each select kept it, and why; also the
+canonical rows that stages name, and how many rows name it.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class Why:
     """One sample: its stages in the recipe's order, the verdict of each select stage, its files.
 
     `shard` and `position` are of its first row; `copies` counts the rows with its uid in one root.
-    `picture` says where its picture lies.
+    `picture` is the place of its stored picture.
     """
 
     uid: str
@@ -50,23 +50,23 @@ class Why:
 
 
 def why(state: RunState, uid: str) -> Why:
-    """The sample with this uid in hex, of which the first 8 digits may do.
+    """Explains the sample with this uid in hex; the first 8 digits may do.
 
-    RecipeError where it is no uid, or the beginning of none or of several.
+    RecipeError if it is no uid, or matches no sample or several.
     """
     return _of(state, rows_of(state, uid))
 
 
 def whys(state: RunState, words: Sequence[str]) -> list[Why]:
-    """The samples that these uids, links, captions or parts of captions name, in their order.
+    """Explains the samples that these uids, links, captions or parts of captions name, in order.
 
-    RecipeError where one names no sample, or several.
+    RecipeError if one names no sample, or several.
     """
     return [_of(state, copies) for copies in samples(state, words)]
 
 
 def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
-    """All about the sample of these rows."""
+    """Collects everything on the sample of these rows."""
     first: dict[str, Place] = {}  # by root: a union holds its parents' rows again
     for copy in copies:
         first.setdefault(copy.root, copy.place)
@@ -98,7 +98,7 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
 
 
 def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
-    """The files of the run's exports that hold the sample; of tars, the Parquet file beside."""
+    """Yields the files of exports that hold the sample; for tars, the Parquet file beside each."""
     for name, stage in state.stages.items():
         if not stage.planned.gives_data or not stage.complete:
             continue
@@ -118,7 +118,7 @@ def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
 def with_keepers(
     state: RunState, rows: Sequence[StageRow], uid: bytes, own: Mapping[str, Place]
 ) -> list[StageRow]:
-    """The rows of a sample, each with its `keeper`, or with its `keeper_of`."""
+    """Returns the rows of a sample, each with its `keeper`, or with its `keeper_of`."""
     named: dict[str, Column] = {}
     uids: dict[str, set[bytes]] = {}  # by root
     for row in rows:
@@ -127,7 +127,7 @@ def with_keepers(
             named[row.stage] = column
             if uid_hex := row.values[column.name]:
                 uids.setdefault(planned.root, set()).add(bytes.fromhex(uid_hex))
-    places = {root: places_of(state, root, wanted, own[root]) for root, wanted in uids.items()}
+    places = {root: places_of(state, root, each, own[root]) for root, each in uids.items()}
     selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
     return [
         _with_keeper(state, row, named[row.stage], uid, places, selects)
@@ -153,7 +153,7 @@ def _with_keeper(
     root = state.plan.stages[row.stage].root
     place = places[root][bytes.fromhex(keeper)]
     text = binding(state, row.stage, TEXT.name)
-    (seen,) = rows_at(state, {"text": text} if text else {}, [place])
+    (other,) = rows_at(state, {"text": text} if text else {}, [place])
     dropped_by = [
         select
         for select in selects
@@ -168,14 +168,14 @@ def _with_keeper(
             uid=keeper,
             shard=shard,
             position=position,
-            text=shown(seen.get("text")),
+            text=shown(other.get("text")),
             dropped_by=tuple(dropped_by),
         ),
     )
 
 
 def _naming(state: RunState, stage: str, column: str, uid: bytes) -> int:
-    """Rows of a stage that name the uid in a column."""
+    """Counts the rows of a stage that name the uid in a column."""
     part, rows = state.stored[stage], 0
     for shard in state.stages[stage].shards.values():
         for table in part.read(shard, [column], 1 << 20):

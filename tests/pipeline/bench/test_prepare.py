@@ -10,7 +10,7 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.prepare import Prepared, prepared
 from clipmill.pipeline.bench.recipe import Data, stages_of
-from clipmill.pipeline.bench.spec import Asked, Bench, bench_of
+from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.recipe import load_recipe
@@ -32,7 +32,7 @@ def prepare(out: Path, *, before: Bench | None = None, shards=1, **asked) -> Pre
     (test / "nshards.txt").write_text(f"{shards}\n")
     (test / "0.tar").touch()
     bench = bench_of(
-        Asked(tasks=str(tasks), sets=() if before else SETS, **asked), before, str(out)
+        Arguments(tasks=str(tasks), sets=() if before else SETS, **asked), before, str(out)
     )
     watcher = Lines()
     try:

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from clipmill.pipeline.bench.spec import Arm, Asked, Bench, Source, bench_of
+from clipmill.pipeline.bench.spec import Arguments, Arm, Bench, Source, bench_of
 from clipmill.pipeline.errors import RecipeError
 
-ASKED = Asked(arms=("best=/run:subset",), tasks="/eval", scale="nano", seeds=2)
+ARGUMENTS = Arguments(arms=("best=/run:subset",), tasks="/eval", scale="nano", seeds=2)
 
 
 def asked(**more) -> Bench:
-    return bench_of(replace(ASKED, **more), None, "/bench")
+    return bench_of(replace(ARGUMENTS, **more), None, "/bench")
 
 
 def test_an_arm_is_rows_and_settings():
@@ -38,11 +38,11 @@ def test_an_arm_is_rows_and_settings():
 
 def test_what_is_added_stands_beside_what_was_there():
     before = asked()
-    more = bench_of(Asked(arms=("text=/run:long",), seeds=4), before, "/bench")
+    more = bench_of(Arguments(arms=("text=/run:long",), seeds=4), before, "/bench")
     assert list(more.rows) == ["best", "text"]
     assert (more.seeds, more.tasks) == (4, "/eval")
-    assert bench_of(Asked(), more, "/bench") == more
-    assert bench_of(ASKED, before, "/bench") == before  # the same command goes on
+    assert bench_of(Arguments(), more, "/bench") == more
+    assert bench_of(ARGUMENTS, before, "/bench") == before  # the same command goes on
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_what_cannot_be_compared_is_refused(more, found):
 @pytest.mark.parametrize(
     ("then", "found"),
     [
-        (Asked(arms=("best=/run:other",)), "'best' stands for other rows"),
-        (Asked(scale="small"), "--scale small, and this bench has nano"),
-        (Asked(sets=("batch_size=64",)), "--set {'batch_size': 64}, and this bench has none"),
-        (Asked(seeds=1), "--seeds 1, and 2 are trained"),
+        (Arguments(arms=("best=/run:other",)), "'best' stands for other rows"),
+        (Arguments(scale="small"), "--scale small, and this bench has nano"),
+        (Arguments(sets=("batch_size=64",)), "--set {'batch_size': 64}, and this bench has none"),
+        (Arguments(seeds=1), "--seeds 1, and 2 are trained"),
     ],
 )
 def test_a_bench_stays_what_it_was(then, found):

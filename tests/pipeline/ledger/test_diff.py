@@ -16,7 +16,7 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.ledger.selection import joined, sides
-from clipmill.pipeline.ledger.selection.diff import Diff, Fate, diff
+from clipmill.pipeline.ledger.selection.diff import Diff, Outcome, diff
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.selection.sides import Side, side_of
 from clipmill.pipeline.planning.plan import make_plan
@@ -84,10 +84,10 @@ def folder(own_stages, artefacts):
 
 @dataclass
 class Row:
-    """What a row is, and its fate, as one row of a table has it."""
+    """What a row is, and its outcome, as one row of a table has it."""
 
     number: tuple[str, int]  # uid and which of its rows
-    fate: Fate
+    outcome: Outcome
     groups: dict[str, str]
 
 
@@ -116,36 +116,36 @@ def looked_at(side: Side) -> dict[tuple[str, int], Row]:
             }
             number = (uid, met[uid])
             met[uid] += 1
-            found[number] = Row(number, fate_of(reason, side.stage), groups)
+            found[number] = Row(number, outcome_of(reason, side.stage), groups)
     return found
 
 
-def fate_of(reason: dict[str, str | None], stage: str) -> Fate:
+def outcome_of(reason: dict[str, str | None], stage: str) -> Outcome:
     """The rule in words, for one row."""
     code = reason[stage]
     if code is None:
-        return Fate(what="kept")
+        return Outcome(what="kept")
     if code == "dropped_before":
-        return fate_of(reason, "first")
+        return outcome_of(reason, "first")
     blamed = {"undefined:b": "one", "undefined:e": "late"}.get(code)
     if code == "not_selected":
-        return fate_of(reason, "first")
-    return Fate(what="lost", stage=blamed or stage, reason=reason[blamed] if blamed else code)
+        return outcome_of(reason, "first")
+    return Outcome(what="lost", stage=blamed or stage, reason=reason[blamed] if blamed else code)
 
 
-ABSENT = Fate(what="absent")
+ABSENT = Outcome(what="absent")
 
 
 def check(found: Diff, before: Side, after: Side) -> None:
     """Every count of a diff against all rows of both sides, each looked at by itself."""
     was, now = looked_at(before), looked_at(after)
-    cells: Counter[tuple[Fate, Fate]] = Counter()
+    cells: Counter[tuple[Outcome, Outcome]] = Counter()
     groups: dict[str, dict[str, np.ndarray]] = {}
     for number in {**was, **now}:
         one, other = was.get(number), now.get(number)
-        cell = (one.fate if one else ABSENT, other.fate if other else ABSENT)
+        cell = (one.outcome if one else ABSENT, other.outcome if other else ABSENT)
         cells[cell] += 1
-        keeps = [fate.what == "kept" for fate in cell]
+        keeps = [outcome.what == "kept" for outcome in cell]
         if any(keeps):
             for name, group in (other or one).groups.items():
                 of = groups.setdefault(name, {}).setdefault(group, np.zeros(4, int))
@@ -157,7 +157,7 @@ def check(found: Diff, before: Side, after: Side) -> None:
         there = {
             uid
             for uid, nth in {**was, **now}
-            if (fate(was, uid, nth), fate(now, uid, nth)) == (move.before, move.after)
+            if (outcome(was, uid, nth), outcome(now, uid, nth)) == (move.before, move.after)
         }
         assert set(examples) <= there
     for name, known in groups.items():
@@ -175,17 +175,17 @@ def check(found: Diff, before: Side, after: Side) -> None:
         assert getattr(found, kind) == sums[kind], kind
     for side, told, all_rows in ((before, found.before, was), (after, found.after, now)):
         assert told.rows == len(all_rows)
-        assert told.kept == sum(row.fate.what == "kept" for row in all_rows.values())
+        assert told.kept == sum(row.outcome.what == "kept" for row in all_rows.values())
         assert (told.stage, told.variant) == (side.stage, side.variant.number)
 
 
-def is_one_rule(one: Fate, other: Fate) -> bool:
-    words = [set(re.findall("[a-z_]+", fate.reason)) for fate in (one, other)]
+def is_one_rule(one: Outcome, other: Outcome) -> bool:
+    words = [set(re.findall("[a-z_]+", outcome.reason)) for outcome in (one, other)]
     return (one.what, one.stage, words[0]) == (other.what, other.stage, words[1])
 
 
-def fate(rows: dict, uid: str, nth: int) -> Fate:
-    return rows[uid, nth].fate if (uid, nth) in rows else ABSENT
+def outcome(rows: dict, uid: str, nth: int) -> Outcome:
+    return rows[uid, nth].outcome if (uid, nth) in rows else ABSENT
 
 
 def asked(folder, one: str, other: str) -> tuple[Side, Side, Diff]:
@@ -208,7 +208,7 @@ def asked(folder, one: str, other: str) -> tuple[Side, Side, Diff]:
         ("grown", "run@1", "uid"),
     ],
 )
-def test_every_row_is_counted_by_its_fate_on_both_sides(one, other, how, folder):
+def test_every_row_is_counted_by_its_outcome_on_both_sides(one, other, how, folder):
     before, after, found = asked(folder, one, other)
     assert found.joined == how
     check(found, before, after)
@@ -253,7 +253,7 @@ def test_rows_that_a_later_stage_fails_are_lost_as_in_the_funnel(tmp_path):
     found = diff(*(side_of(text, str(tmp_path / "run")) for text in ("1", "2")))
     assert (found.before.kept, found.after.kept, found.gained, found.lost) == (7, 11, 4, 0)
     (gained,) = [move for move in found.moves if move.kind == "gained"]
-    assert gained.before == Fate(what="lost", stage="late", reason="unlucky")
+    assert gained.before == Outcome(what="lost", stage="late", reason="unlucky")
     assert (end := funnel(latest(str(tmp_path / "run"), 1)).ends[0]).kept == 7, end
 
 
@@ -262,7 +262,7 @@ def test_a_pool_with_empty_shards_is_compared(engine):
         engine.run(f"  few: {{uses: select.where, from: numbers, where: number < {limit}}}")
     found = diff(*(side_of(text, str(engine.folder / "run")) for text in ("1", "2")))
     assert (found.both, found.gained, found.lost, found.moved, found.stayed) == (10, 0, 10, 0, 11)
-    few = {fate.reason for move in found.moves for fate in (move.before, move.after)}
+    few = {outcome.reason for move in found.moves for outcome in (move.before, move.after)}
     assert few == {"", "number < 20", "number < 10"}
 
 

@@ -19,7 +19,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows import ahead as of_shards
-from clipmill.pipeline.ledger.rows import heaps
+from clipmill.pipeline.ledger.rows import partitions
 from clipmill.pipeline.ledger.selection import funnel as of_funnel
 from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
 from clipmill.pipeline.ledger.selection.funnel import funnel
@@ -341,11 +341,11 @@ def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(numbered
     assert counts(funnel(state), "late") == (9, {"unlucky": 4}, {}, {}, 7)
 
 
-@pytest.mark.parametrize("heap_rows", [4, 1 << 20])
-def test_rows_with_the_uid_of_an_earlier_row_are_counted(tmp_path, monkeypatch, heap_rows):
+@pytest.mark.parametrize("partition_rows", [4, 1 << 20])
+def test_rows_with_the_uid_of_an_earlier_row_are_counted(tmp_path, monkeypatch, partition_rows):
     """Some rows in a shard, some in another one; uids that differ in one half are two."""
-    monkeypatch.setattr(heaps, "HEAP_ROWS", heap_rows)
-    monkeypatch.setattr(heaps, "HELD_BYTES", 100)
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", partition_rows)
+    monkeypatch.setattr(partitions, "HELD_BYTES", 100)
     uids = [1, 2, 1, 1 << 64, 2 << 64, 3, 4, 5, 1, 2, 3, 1 << 64, (1 << 64) + 1]
     rows = [{"id": f"{uid:032x}", "url": "u", "text": "t"} for uid in uids]
     (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))

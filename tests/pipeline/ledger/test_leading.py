@@ -1,4 +1,4 @@
-"""To which row copies are led, against walking from row to row; in one heap and in many."""
+"""To which row copies resolve, against walking from row to row; in one partition and in many."""
 
 from collections import Counter
 
@@ -8,15 +8,15 @@ import pytest
 
 from clipmill.metadata.uid import mixed
 from clipmill.pipeline.ledger.findings import duplicates as leading
-from clipmill.pipeline.ledger.findings.duplicates import Leads, group_sizes, members
-from clipmill.pipeline.ledger.rows import heaps
+from clipmill.pipeline.ledger.findings.duplicates import Roots, group_sizes, members
+from clipmill.pipeline.ledger.rows import partitions
 
 
-@pytest.fixture(params=["one heap", "many"], autouse=True)
-def heap_rows(request, monkeypatch):
+@pytest.fixture(params=["one partition", "many"], autouse=True)
+def partition_rows(request, monkeypatch):
     if request.param == "many":
-        monkeypatch.setattr(heaps, "HEAP_ROWS", 7)
-        monkeypatch.setattr(heaps, "HELD_BYTES", 200)
+        monkeypatch.setattr(partitions, "PARTITION_ROWS", 7)
+        monkeypatch.setattr(partitions, "HELD_BYTES", 200)
 
 
 def uids(names: list[int | None]) -> pa.ChunkedArray:
@@ -24,19 +24,21 @@ def uids(names: list[int | None]) -> pa.ChunkedArray:
     return pa.chunked_array([found[: len(found) // 2], found[len(found) // 2 :]], pa.binary(16))
 
 
-def led(uid: list[int], keeper: list[int | None], is_copy: list[bool] | None = None) -> list[int]:
-    """The row that each row is led to, itself where to none; 3 rows are added at a time."""
+def resolved(
+    uid: list[int], keeper: list[int | None], is_copy: list[bool] | None = None
+) -> list[int]:
+    """The row that each row resolves to, itself without a root; 3 rows are added at a time."""
     copy_N = np.array(is_copy or [name is not None for name in keeper], bool)
     to_N = np.arange(len(uid))
     some = [to_N[start : start + 3] for start in range(0, len(uid), 3)]
-    with Leads(len(uid)) as leads:
+    with Roots(len(uid)) as roots:
         for row_N in some:
             row_M = row_N[copy_N[row_N]]
-            leads.add_copies(row_M, uids([keeper[row] for row in row_M]), row_M / 2)
+            roots.add_copies(row_M, uids([keeper[row] for row in row_M]), row_M / 2)
         for row_N in some:
-            leads.add_rows(row_N, uids([uid[row] for row in row_N]), copy_N[row_N])
-        found = leads.led()
-        pieces = [piece for heap in range(found.count) for piece in found.pieces(heap)]
+            roots.add_rows(row_N, uids([uid[row] for row in row_N]), copy_N[row_N])
+        found = roots.resolved()
+        pieces = [piece for partition in range(found.count) for piece in found.pieces(partition)]
         for piece in pieces:
             assert (piece["near"] == piece["row"] / 2).all()
             to_N[piece["row"]] = piece["to"]
@@ -51,12 +53,12 @@ def led(uid: list[int], keeper: list[int | None], is_copy: list[bool] | None = N
 
 
 def test_each_row_is_led_to_the_row_that_stays_along_a_chain_of_any_length():
-    assert led([7, 8, 9], [None, None, None]) == [0, 1, 2]
-    assert led([7, 8, 9, 5], [9, 7, None, 9]) == [2, 2, 2, 2]
-    assert led([7, 8, 9, 5], [9, 7, None, 9], [False, True, False, True]) == [0, 0, 2, 2]
+    assert resolved([7, 8, 9], [None, None, None]) == [0, 1, 2]
+    assert resolved([7, 8, 9, 5], [9, 7, None, 9]) == [2, 2, 2, 2]
+    assert resolved([7, 8, 9, 5], [9, 7, None, 9], [False, True, False, True]) == [0, 0, 2, 2]
     chain = list(range(200))
-    assert led(chain, [*chain[1:], None]) == [199] * 200
-    assert led([], []) == []
+    assert resolved(chain, [*chain[1:], None]) == [199] * 200
+    assert resolved([], []) == []
 
 
 def test_any_forest_is_led_as_by_walking():
@@ -70,20 +72,20 @@ def test_any_forest_is_led_as_by_walking():
                 row = parent
             walked.append(row)
         keeper = [None if i is None else int(name[i]) for i in up]
-        assert led(name.tolist(), keeper) == walked
+        assert resolved(name.tolist(), keeper) == walked
 
 
 def test_of_a_uid_that_repeats_the_row_that_stays_is_meant_else_the_first():
-    assert led([7, 7, 8], [7, None, 7]) == [1, 1, 1]
-    assert led([7, 7, 8, 9], [9, None, 7, None]) == [3, 1, 1, 3]
-    assert led([7, 7, 8, 9], [9, 9, 7, None]) == [3, 3, 3, 3]
-    assert led([7], [7]) == [0]
+    assert resolved([7, 7, 8], [7, None, 7]) == [1, 1, 1]
+    assert resolved([7, 7, 8, 9], [9, None, 7, None]) == [3, 1, 1, 3]
+    assert resolved([7, 7, 8, 9], [9, 9, 7, None]) == [3, 3, 3, 3]
+    assert resolved([7], [7]) == [0]
 
 
 def test_a_row_stays_alone_that_names_nobody_who_is_there_or_goes_in_a_circle():
-    assert led([7, 8, 5], [3, None, 7]) == [0, 1, 0]
-    assert led([1, 2, 3, 4], [2, 3, 1, 1]) == [0, 1, 2, 3]
-    assert led([1, 2], [2, 1]) == [0, 1]
+    assert resolved([7, 8, 5], [3, None, 7]) == [0, 1, 0]
+    assert resolved([1, 2, 3, 4], [2, 3, 1, 1]) == [0, 1, 2, 3]
+    assert resolved([1, 2], [2, 1]) == [0, 1]
 
 
 def test_many_copies_of_one_row_are_one_group_of_which_those_of_the_least_hashes_are_given(
@@ -99,10 +101,10 @@ def test_many_copies_of_one_row_are_one_group_of_which_those_of_the_least_hashes
 def led_of_one(rows: int) -> list[int]:
     """The members that are given of the one group of rows that all name the first."""
     row_N = np.arange(rows)
-    with Leads(rows) as leads:
-        leads.add_copies(row_N[1:], uids([0] * (rows - 1)), row_N[1:] * 1.0)
-        leads.add_rows(row_N, uids(list(range(rows))), row_N > 0)
-        found = leads.led()
+    with Roots(rows) as roots:
+        roots.add_copies(row_N[1:], uids([0] * (rows - 1)), row_N[1:] * 1.0)
+        roots.add_rows(row_N, uids(list(range(rows))), row_N > 0)
+        found = roots.resolved()
         (groups,) = group_sizes(found)
         assert [it.tolist() for it in groups] == [[0], [rows]]
         given = members(found, 0)["row"].tolist()

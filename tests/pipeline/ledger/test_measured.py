@@ -6,7 +6,7 @@ import pytest
 
 from clipmill.metadata.evaluated import Ranks
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger.proof.measured import mean_of, measured, redrawn, telling, terms
+from clipmill.pipeline.ledger.proof.measured import main_metrics, mean_of, measured, redrawn, terms
 from clipmill.pipeline.ledger.proof.trials import Task, Trial
 from clipmill.stages.evaluate._metrics import (
     NEVER,
@@ -142,12 +142,12 @@ def test_top_5_of_12_classes_or_fewer_is_not_told():
     found = measured([trial(few=task(classes=12, acc1=0.3, acc5=0.9), many=task(acc1=0, acc5=0.2))])
     assert [one.key for one in found] == [("few", "acc1"), ("many", "acc1"), ("many", "acc5")]
     assert [one.is_fine for one in found] == [False, True, True]
-    assert [one.key for one in telling(found)] == [("few", "acc1"), ("many", "acc5")]
+    assert [one.key for one in main_metrics(found)] == [("few", "acc1"), ("many", "acc5")]
 
 
 def test_the_headline_is_the_mean_of_each_models_fine_tasks():
     both = [trial(s, a=task(acc5=s / 10), b=task(acc5=0.5 + s / 10)) for s in range(3)]
-    found = mean_of(telling(measured(both)))
+    found = mean_of(main_metrics(measured(both)))
     assert found.value_S == pytest.approx([0.25, 0.35, 0.45])
     assert found.chance == pytest.approx(0.02)
 
@@ -159,8 +159,8 @@ def test_tasks_of_one_name_with_other_pictures_are_two():
 
 def test_the_metric_that_the_rules_name_tells_a_task():
     found = measured([trial(a=task(main="macro_f1", acc5=0.9, macro_f1=0.3))])
-    assert [one.key for one in telling(found)] == [("a", "macro_f1")]
+    assert [one.key for one in main_metrics(found)] == [("a", "macro_f1")]
 
 
 def test_a_task_whose_metrics_are_all_unknown_is_told_by_its_first():
-    assert [one.key for one in telling(measured([trial(a=task(new=0.9))]))] == [("a", "new")]
+    assert [one.key for one in main_metrics(measured([trial(a=task(new=0.9))]))] == [("a", "new")]

@@ -12,7 +12,7 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.ledger.rows.pictures import image_stages, pictured
-from clipmill.pipeline.ledger.selection.show import Wanted, show
+from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
@@ -73,7 +73,7 @@ def test_the_explorer_shows_the_pictures_of_a_unions_rows(union, tmp_path):
 
 
 def test_a_page_of_a_unions_rows_has_their_pictures(union):
-    answer = show(union, Wanted(stage="count", columns=("text",)))
+    answer = show(union, ShowQuery(stage="count", columns=("text",)))
     page, said = show_page(union, answer, "")
     assert page.count("data:image/") == 9
     assert said == "11 rows; 2 without a picture that can be decoded"

@@ -13,9 +13,9 @@ from clipmill.pipeline.ledger.selection import relations as relations_
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.selection.relations import (
     QUANTILES,
-    Breaking,
     Moments,
-    Relating,
+    RelationCounts,
+    RuleCounts,
     quantiles,
 )
 from clipmill.pipeline.ledger.selection.rules import rules
@@ -142,17 +142,17 @@ def test_pearson_over_shards_with_gaps_is_that_of_all_rows_far_from_zero_too():
 def test_sets_of_rules_add_up_over_shards_and_pairs_are_told_from_them():
     rng = np.random.default_rng(1)
     broken_RN = rng.random((5, 400)) < 0.3
-    breaking = Breaking()
+    rule_counts = RuleCounts()
     for part in np.split(broken_RN, 4, axis=1):
-        breaking.count(list(part))
-    assert sum(of.rows for of in breaking.sets()) == 400
+        rule_counts.count(list(part))
+    assert sum(of.rows for of in rule_counts.sets()) == 400
     for a in range(5):
         others_N = np.delete(broken_RN, a, axis=0).any(axis=0)
-        assert breaking.alone(a) == (broken_RN[a] & ~others_N).sum()
+        assert rule_counts.alone(a) == (broken_RN[a] & ~others_N).sum()
         for b in range(5):
-            assert breaking.both(a, b) == (broken_RN[a] & broken_RN[b]).sum()
-    Breaking().count([])
-    assert Breaking().sets() == ()
+            assert rule_counts.both(a, b) == (broken_RN[a] & broken_RN[b]).sum()
+    RuleCounts().count([])
+    assert RuleCounts().sets() == ()
 
 
 def test_of_many_rows_a_sample_by_hash_gives_the_quantiles_and_all_are_counted(monkeypatch):
@@ -162,13 +162,13 @@ def test_of_many_rows_a_sample_by_hash_gives_the_quantiles_and_all_are_counted(m
     uids = [i.to_bytes(16, "big") for i in range(20_000)]
 
     def related(parts: int):
-        relating = Relating([column], [], 20_000, seed=0, end="best")
+        relation_counts = RelationCounts([column], [], 20_000, seed=0, end="best")
         for at in np.split(np.arange(20_000), parts):
             table = pa.table({"uid": pa.array([uids[i] for i in at], pa.binary(16))})
             number = pa.chunked_array([values[at]])
             named = pa.chunked_array([pa.array(np.where(at % 2, "a", "b")).dictionary_encode()])
-            relating.count(table, [number], {"language": named}, values[at] > 0)
-        return relating.relations()
+            relation_counts.count(table, [number], {"language": named}, values[at] > 0)
+        return relation_counts.relations()
 
     once = related(1)
     assert once == related(8)
@@ -183,10 +183,10 @@ def test_of_many_rows_a_sample_by_hash_gives_the_quantiles_and_all_are_counted(m
 
 def test_a_pool_of_no_rows_has_none_of_it():
     column = ScoreColumn("score", ("score", "score"), is_whole=False)
-    relating = Relating([column], [], 0, seed=0, end="best")
+    relation_counts = RelationCounts([column], [], 0, seed=0, end="best")
     number, named = (pa.chunked_array([], type) for type in (pa.float32(), pa.string()))
-    relating.count(pa.table({"uid": []}), [number], {"language": named}, np.zeros(0, bool))
-    found = relating.relations()
+    relation_counts.count(pa.table({"uid": []}), [number], {"language": named}, np.zeros(0, bool))
+    found = relation_counts.relations()
     assert (found.rows, found.sampled, found.by, found.broken) == (0, 0, {}, ())
     assert [(of.pool, of.kept) for of in found.spreads] == [(None, None)]
 

@@ -173,7 +173,7 @@ def test_an_arm_within_its_noise_of_guessing_is_marked(several):
     found = results(several, [])
     assert found.tasks[0].chance == 0.2
     assert [cell.near_chance for cell in found.tasks[0].cells] == [True, False, False]
-    assert (found.epochs["raw (rate 0.001)"], found.worn) == (10.0, [])
+    assert (found.epochs["raw (rate 0.001)"], found.overfit) == (10.0, [])
 
 
 @pytest.mark.parametrize("name", ["raw (rate 0.002)", "long", "long_scores", "again"])

@@ -11,7 +11,7 @@ from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.rows import top as few
 from clipmill.pipeline.ledger.rows.query import query
 from clipmill.pipeline.ledger.rows.top import Key, TopRows, shards_of
-from clipmill.pipeline.ledger.selection.show import MOST, Wanted, show
+from clipmill.pipeline.ledger.selection.show import MOST, ShowQuery, show
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered, same_counts
@@ -26,7 +26,7 @@ def run(numbered_state) -> RunState:
 
 def shown(state: RunState, stage: str, **wanted) -> list[int]:
     """Column `a` of the rows in their order."""
-    (group,) = show(state, Wanted(stage=stage, columns=("a",), **wanted)).groups
+    (group,) = show(state, ShowQuery(stage=stage, columns=("a",), **wanted)).groups
     return [line.values["a"] for line in group.lines]
 
 
@@ -41,7 +41,7 @@ def test_its_counts_are_the_funnels_of_every_stage_over_a_generated_pool(every_s
 
 def test_rows_of_a_union_have_the_pictures_that_it_took_along(every_stage):
     both = every_stage.stage_of("ingest.union").name
-    answer = show(every_stage.state, Wanted(stage=both, most=9))
+    answer = show(every_stage.state, ShowQuery(stage=both, most=9))
     _, said = show_page(every_stage.state, answer, "")
     assert said.startswith("9 rows")
     assert "no stage" not in said
@@ -107,7 +107,7 @@ def test_values_that_are_no_number_come_last_and_equal_ones_by_hash(own_stages, 
 
 
 def test_near_a_cut_stand_the_nearest_of_both_sides(run):
-    found = show(run, Wanted(stage="last", near_cut=True, most=4, columns=("a", "b")))
+    found = show(run, ShowQuery(stage="last", near_cut=True, most=4, columns=("a", "b")))
     by = {
         (it.cut.text, it.kept): (it.rows, [row.values["a"] for row in it.lines])
         for it in found.groups
@@ -120,7 +120,7 @@ def test_near_a_cut_stand_the_nearest_of_both_sides(run):
     }
     (cut,) = {it.cut for it in found.groups if it.cut.column == "b"}
     assert (cut.sign, cut.limit, cut.reasons) == ("<", 18, ("b < 18",))
-    few = show(run, Wanted(stage="last", near_cut=True, where="a > 18"))
+    few = show(run, ShowQuery(stage="last", near_cut=True, where="a > 18"))
     assert [it.rows for it in few.groups if it.cut.column == "b"] == [1, 0]
     assert next(it.columns for it in few.groups if it.cut.column == "b") == ("b", "text")
 
@@ -132,24 +132,24 @@ def test_near_the_cut_of_the_best_stands_the_last_that_stays(own_stages, tmp_pat
         "some: {uses: select.sample, from: pool, rows: 5}\n"
     )
     state = numbered.run(tmp_path, stages)
-    found = show(state, Wanted(stage="best", near_cut=True, most=4, columns=("a",)))
+    found = show(state, ShowQuery(stage="best", near_cut=True, most=4, columns=("a",)))
     *_, went, stay = found.groups
     assert went.cut.text == "top.rows = 6: from 14"
     assert [line.values["a"] for line in went.lines] == [13, 12]
     assert [line.values["a"] for line in stay.lines] == [14, 15]
-    went, stay = show(state, Wanted(stage="some", near_cut=True, most=40)).groups
+    went, stay = show(state, ShowQuery(stage="some", near_cut=True, most=40)).groups
     assert (went.rows, stay.rows) == (15, 5)
     ranks = [line.values["sample_rank"] for line in (*reversed(stay.lines), *went.lines)]
     assert ranks == sorted(ranks), "from the least rank to the greatest"
 
 
 def test_columns_are_of_any_stage_and_those_chosen_tell_what_decided(run):
-    (group,) = show(run, Wanted(stage="last", dropped="b < 18")).groups
+    (group,) = show(run, ShowQuery(stage="last", dropped="b < 18")).groups
     assert group.columns == ("b", "e", "text")
-    (group,) = show(run, Wanted(stage="one", dropped=True)).groups
+    (group,) = show(run, ShowQuery(stage="one", dropped=True)).groups
     assert group.columns == ("reason", "url", "text")
     assert {line.values["reason"] for line in group.lines} == {"unlucky", "no_number"}
-    wanted = Wanted(stage="pool", columns=("late.reason", "last.keep", "shard", "uid"), most=20)
+    wanted = ShowQuery(stage="pool", columns=("late.reason", "last.keep", "shard", "uid"), most=20)
     (group,) = show(run, wanted).groups
     at = {line.uid: line for line in group.lines}
     assert at[numbered.uid(4)].values["late.reason"] == "unlucky"
@@ -161,7 +161,7 @@ def test_columns_are_of_any_stage_and_those_chosen_tell_what_decided(run):
 
 
 def test_a_reason_may_be_given_in_the_funnels_words(run):
-    found = show(run, Wanted(stage="last", dropped="dropped by an earlier select"))
+    found = show(run, ShowQuery(stage="last", dropped="dropped by an earlier select"))
     assert (found.dropped, found.groups[0].rows) == ("dropped_before", 9)
 
 
@@ -169,17 +169,17 @@ def test_an_unfinished_run_shows_what_is_there_and_says_so(numbered_copy):
     state = numbered_copy
     state.stages["one"].folder.delete(state.stages["one"].scan.records[1][0].name)
     state = RunState(state.plan, state.run)
-    found = show(state, Wanted(stage="one", columns=("a",)))
+    found = show(state, ShowQuery(stage="one", columns=("a",)))
     assert found.groups[0].rows == 13
     assert [(it.stage, it.shards, it.total) for it in found.unfinished] == [("one", 2, 3)]
-    last = show(state, Wanted(stage="last", near_cut=True))
+    last = show(state, ShowQuery(stage="last", near_cut=True))
     assert all(group.rows == 0 for group in last.groups)
     json.dumps(as_json(last), allow_nan=False)
 
 
 def test_lists_and_bytes_are_shown_short(every_stage):
     stage = every_stage.stage_of("embed.clip").name
-    found = show(every_stage.state, Wanted(stage=stage, columns=("image_embedding", "image")))
+    found = show(every_stage.state, ShowQuery(stage=stage, columns=("image_embedding", "image")))
     values = [line.values for line in found.groups[0].lines]
     assert any("… 64 values]" in str(value["image_embedding"]) for value in values)
     assert any(str(value["image"]).endswith(" bytes") for value in values)
@@ -207,7 +207,7 @@ WRONG = [
 @pytest.mark.parametrize(("wanted", "found", "do"), WRONG)
 def test_what_is_wrong_is_said_with_what_to_do(wanted, found, do, run):
     with pytest.raises(RecipeError) as error:
-        show(run, replace(Wanted(stage="last"), **wanted))
+        show(run, replace(ShowQuery(stage="last"), **wanted))
     assert found in error.value.args[0]
     assert do in error.value.args[2]
 
@@ -215,7 +215,7 @@ def test_what_is_wrong_is_said_with_what_to_do(wanted, found, do, run):
 def test_a_column_of_lists_has_no_order(every_stage):
     stage = every_stage.stage_of("embed.clip").name
     with pytest.raises(RecipeError, match="has no order"):
-        show(every_stage.state, Wanted(stage=stage, sort="image_embedding"))
+        show(every_stage.state, ShowQuery(stage=stage, sort="image_embedding"))
 
 
 def test_thousands_of_values_in_a_condition_are_asked_at_once(run):
@@ -227,7 +227,7 @@ def test_thousands_of_values_in_a_condition_are_asked_at_once(run):
 def test_a_million_values_in_a_condition_are_refused_at_once(run):
     uids = "', '".join(["0" * 32] * 1_000_000)
     with pytest.raises(RecipeError, match="a condition of 36,000,") as error:
-        show(run, Wanted(stage="pool", where=f"uid IN ('{uids}')"))
+        show(run, ShowQuery(stage="pool", where=f"uid IN ('{uids}')"))
     assert "select.uid_list" in error.value.args[2]
 
 

@@ -20,7 +20,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows import scan, small_files
 from clipmill.pipeline.ledger.rows.columns import column_at
 from clipmill.pipeline.ledger.rows.query import query
-from clipmill.pipeline.ledger.rows.table import UnfinishedWarning, said, table
+from clipmill.pipeline.ledger.rows.table import UnfinishedWarning, table, unfinished_note
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
@@ -317,7 +317,10 @@ def test_an_unfinished_run_gives_what_is_there_and_says_so(numbered_copy):
     assert numbers(rows) == [*range(1, 8), *range(15, 20), None]
     assert numbers(table(state, "pool", ["a"])) == [*range(1, 20), None], "which reads no `late`"
     (unfinished,) = query(state, "last", ["a"]).unfinished
-    assert said([unfinished]) == "'last' has 0 of 3 shards: the rows of the others are left out"
+    assert (
+        unfinished_note([unfinished])
+        == "'last' has 0 of 3 shards: the rows of the others are left out"
+    )
     with pytest.warns(UnfinishedWarning):
         assert table(state, "last", ["a"]).collect().schema == {"uid": pl.String, "a": pl.Int64}
 

@@ -1,4 +1,4 @@
-"""What a page can ask: filters that rows meet, thresholds put elsewhere, and a page of rows."""
+"""Defines the questions of a page: filters, other thresholds, a page of rows."""
 
 from typing import Annotated, Any
 
@@ -7,14 +7,14 @@ from msgspec import Meta
 
 from clipmill.pipeline.errors import RecipeError
 
-MOST_VALUES = 10_000  # in one filter
+MOST_VALUES = 10_000  # values in one filter
 PAGE = 200  # rows of an answer
 
 Names = Annotated[list[str], Meta(max_length=60)]
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A part of what a page asks; as JSON its kind stands in `is`."""
+    """A part of a page's question; in JSON its kind is the field `is`."""
 
 
 class Range(Question, tag_field="is", tag="range", frozen=True):
@@ -26,21 +26,21 @@ class Range(Question, tag_field="is", tag="range", frozen=True):
 
 
 class OneOf(Question, tag_field="is", tag="one of", frozen=True):
-    """A column's values; null stands for none, of reasons for fine."""
+    """A column's values; null matches rows without one, for reasons rows that are fine."""
 
     column: str
     values: list[str | float | None]
 
 
 class LostFor(Question, tag_field="is", tag="lost for", frozen=True):
-    """First causes under a select stage, each a stage and its reason; two empty words: kept."""
+    """First causes under a select stage, as (stage, reason); two empty strings: kept."""
 
     end: str
     causes: list[tuple[str, str]]
 
 
 class Says(Question, tag_field="is", tag="says", frozen=True):
-    """Rows whose text holds these words, whatever their case."""
+    """Rows whose text contains these words, ignoring case."""
 
     column: str
     words: Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -53,11 +53,11 @@ class Uid(Question, tag_field="is", tag="uid", frozen=True):
 
 
 class Threshold(Question, frozen=True):
-    """Another number in the place of one by which a select stage decides."""
+    """Another number for a threshold of a select stage."""
 
     stage: str
     name: str
-    text: str  # the rule of today, which tells two of one name apart
+    text: str  # the current rule, which identifies one of several of a name
     value: float
 
 
@@ -70,23 +70,23 @@ class Sort(Question, frozen=True):
 
 
 class Query(Question, frozen=True):
-    """A page of rows that meet all filters, and how all that meet them are spread."""
+    """A page of rows that meet all filters, and counts over all rows that meet them."""
 
     root: str
     filters: Annotated[list[Filter], Meta(max_length=60)] = []
     histograms: Names = []
     categories: Names = []
-    end: str | None = None  # whose causes are counted; also for `beside`
+    end: str | None = None  # select stage for causes and `beside`
     beside: bool = False  # kept and dropped rows side by side
     threshold: Threshold | None = None
-    variant: int | None = None  # another recipe of the folder, whose kept rows are set against ours
+    variant: int | None = None  # another recipe to compare with
     sort: Sort | None = None
     offset: Annotated[int, Meta(ge=0)] = 0
     limit: Annotated[int, Meta(ge=0, le=PAGE)] = 48
 
 
 class Rows(Question, frozen=True):
-    """What some rows hold."""
+    """The values of some rows."""
 
     root: str
     rows: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=PAGE)]
@@ -95,7 +95,7 @@ class Rows(Question, frozen=True):
 
 
 class Relations(Question, frozen=True):
-    """How the rules, these numbers and a category go together."""
+    """Relations of rules, these numbers and a category."""
 
     root: str
     filters: Annotated[list[Filter], Meta(max_length=60)] = []
@@ -104,30 +104,30 @@ class Relations(Question, frozen=True):
 
 
 class Why(Question, frozen=True):
-    """What became of one sample."""
+    """The history of one sample."""
 
     uid: str
 
 
 class Change(Question, frozen=True):
-    """The recipe with a threshold elsewhere."""
+    """The recipe with another threshold."""
 
     root: str
     threshold: Threshold
 
 
 def read(body: bytes, kind: type[Any]) -> Any:
-    """The question; RecipeError where it is none."""
+    """Parses a question; RecipeError if it is invalid."""
     try:
-        asked = msgspec.json.decode(body, type=kind)
+        question = msgspec.json.decode(body, type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise RecipeError(f"no question: {error}", "what the page asks", "load it again") from None
-    for each in getattr(asked, "filters", ()):
-        values = getattr(each, "values", None) or getattr(each, "causes", None) or ()
+    for filter in getattr(question, "filters", ()):
+        values = getattr(filter, "values", None) or getattr(filter, "causes", None) or ()
         if len(values) > MOST_VALUES:
             raise RecipeError(
                 f"{len(values):,} values in one filter",
                 "the filters",
                 f"name {MOST_VALUES:,} at most; `select.uid_list` keeps the rows of a longer list",
             )
-    return asked
+    return question

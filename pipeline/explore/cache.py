@@ -1,4 +1,4 @@
-"""What was asked for lately, within a number of bytes."""
+"""Caches values within a number of bytes."""
 
 import threading
 from collections import OrderedDict
@@ -8,8 +8,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Held(Generic[K, V]):
-    """Values by key; what was asked for longest ago goes first. The newest stays, whatever size."""
+class Cache(Generic[K, V]):
+    """A cache that drops the least recently used values; it keeps the newest, whatever its size."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
