@@ -12,7 +12,7 @@ OPENING = re.compile(
     r"|Why|One that|Them|These|Such|With|By|To)\b"
 )
 NAMES = {"it", "one", "at", "of", "told", "asked"}  # that say nothing of a value
-MOST = {"openings": 794, "it": 582, "one": 518, "at": 589, "of": 434, "told": 110, "asked": 239}
+MOST = {"openings": 5, "it": 22, "one": 3, "at": 5, "of": 12, "told": 0, "asked": 3}
 
 
 def counts() -> Counter[str]:

@@ -243,8 +243,7 @@ def _noted(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
-    """Returns a note on the stage: packages to fetch first, copies ranked by several orders, or
-    what the stage itself says of its settings."""
+    """Returns a note on packages to fetch, on copies ranked by several orders, or the stage's."""
     missing = [each for each in planned.stage.environments if environments.made(each) is None]
     if missing:
         packages = ", ".join(package for each in missing for package in each.packages)
