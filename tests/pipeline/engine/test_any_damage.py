@@ -181,7 +181,7 @@ def answers(folder: Path) -> dict[str, set[Any]]:
     """Each row's answer of the stages that ask, in whichever pass it lies."""
     return {
         stage: {
-            (file.name[:6], *row.values())
+            tuple(value for name, value in row.items() if name != "position")
             for file in folder.glob(f"stages/{stage}-*/0*-*.parquet")
             for row in pq.read_table(file).to_pylist()
             if row["reason"] != "not_selected"
