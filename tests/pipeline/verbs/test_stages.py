@@ -93,7 +93,7 @@ def test_a_page_has_settings_columns_reasons_source_and_an_example(clipmill, mon
     for part in (
         "reasons:  no_url",
         "source:  img2dataset",
-        "error:  what the web",
+        "error:  results depend on the day",
         "--retry",
         "1 CPU",
     ):
