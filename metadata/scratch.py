@@ -45,7 +45,7 @@ def shared_scratch(name: str) -> Path | None:
 
 
 def leave_shared(but: Collection[str]) -> None:
-    """Leaves all other shared folders; the last process to leave one removes it."""
+    """Leaves all shared folders except those of `but`; the last process to leave one removes it."""
     for name in _locked.keys() - set(but):
         _unlock(name)
 
@@ -83,8 +83,9 @@ def _lock(path: Path, lock: int) -> int:
     try:
         fcntl.flock(folder, lock | fcntl.LOCK_NB)
         opened = os.fstat(folder)
+        # In a shared /tmp another user may own a folder of that name.
         if os.path.samestat(opened, path.stat()) and opened.st_uid == os.geteuid():
-            return folder  # in a shared /tmp another user may own a folder of that name
+            return folder
     except LOST:
         pass
     except OSError:

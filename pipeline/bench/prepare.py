@@ -98,7 +98,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
 
 
 def _file(out: Storage, name: str) -> str:
-    """Returns the path of a bench's file, for its recipe."""
+    """Returns the path of an arm's subset file, as the recipe names it."""
     file = subset_name(name)
     return str(Path(out.path, file)) if out.is_local else f"{out.uri.rstrip('/')}/{file}"
 

@@ -4,11 +4,11 @@ budget/<worker>.json    in the stage's folder: amounts that a worker claims, ask
 budget/earlier.json     amounts spent by workers of earlier runs
 
 To claim more, a worker first writes down the amount it asks for, then reads all other accounts. Of
-two that ask at once the later reads the earlier, so the sum of claims never exceeds the limit. If
-too little is left, the worker withdraws and tries again; the others' claims tell whether that may
-help. Claims exceed a single request's need, so most requests touch no storage, and shrink with the
-rest of the budget. A worker gives back unspent amounts when its shard ends, when no request is
-under way and when nothing is left.
+two workers that ask at once, the one that writes last reads what the other asked for, so the sum of
+claims never exceeds the limit. If too little is left, the worker withdraws and tries again; the
+others' claims tell whether that may help. A claim covers several requests, so most requests touch
+no storage; claims get smaller as the budget runs out. A worker gives back unspent amounts when its
+shard ends, when no request is under way and when nothing is left.
 
 A claim counts as spent until it is given back, in later runs too: a killed worker may have sent
 requests that no account shows. A live worker changes its account every second while a request is
@@ -35,10 +35,10 @@ from clipmill.pipeline.engine.answers import STORE_S, after
 FOLDER, EARLIER = "budget", "earlier.json"
 TRIES = 8  # attempts at a claim while others ask too
 PAUSE_MS = 50  # between two attempts, at most
-QUICK_S = 2.0  # a claim this soon after the last is doubled: a kill may lose this long's spending
+QUICK_S = 2.0  # a claim sooner after the last is twice as large: a kill loses about so many s
 SILENT_S = 20.0  # an account unchanged for this long is a dead worker's
-MOST_TIMES = 2.0**20  # most that a claim is, in multiples of one request's need
-MOST = 1 / 64  # share of a limit that a worker may hold unspent
+MAX_REQUESTS = 2.0**20  # most that a claim is, in multiples of one request's need
+MAX_UNSPENT = 1 / 64  # share of a limit that a worker may hold unspent
 NEAR_S = 10.0  # this long after a refusal others may wait for us: accounts are stored sooner …
 AT_ONCE_S = 0.1  # … after this long
 REFUSED_S = 0.5  # this long after a refusal the other accounts are not read again
@@ -78,9 +78,9 @@ class SharedBudget:
         self._claimed, self._reserved, self._spent = (dict.fromkeys(limits, 0.0) for _ in range(3))
         self._published = Account(spent=dict(self._spent))
         self._timer: threading.Timer | None = None
-        self._times = 1.0  # size of the next claim, in multiples of the request
+        self._requests = 1.0  # size of the next claim, in multiples of the request
         self._claimed_s = self._refused_s = -math.inf
-        self._left_then: dict[str, float] = {}  # by the others, at the last refusal
+        self._left_then: dict[str, float] = {}  # of each limit, when a claim was last refused
         self._others_then: dict[str, Account] = {}  # as last read to claim
         self._changed_s: dict[str, tuple[Account, float]] = {}  # others, and since when unchanged
         self._beat = 0
@@ -172,7 +172,9 @@ class SharedBudget:
         if now - self._refused_s < REFUSED_S and not self._fits(needed, self._left_then):
             return False
         quick = now - self._claimed_s < QUICK_S
-        self._times = min(2 * self._times, MOST_TIMES) if quick else max(1.0, self._times / 2)
+        self._requests = (
+            min(2 * self._requests, MAX_REQUESTS) if quick else max(1.0, self._requests / 2)
+        )
         for number in range(TRIES):
             others = self._others_then = self._others()
             left = self._left(account.claimed for account in others.values())
@@ -204,7 +206,7 @@ class SharedBudget:
         claim = {}
         for unit, amount in needed.items():
             rest = max(0.0, left[unit] - mine[unit] - amount) / (2 * workers)
-            more = min(amount * (self._times - 1), rest, self._limits[unit] * MOST)
+            more = min(amount * (self._requests - 1), rest, self._limits[unit] * MAX_UNSPENT)
             claim[unit] = mine[unit] + amount + more
         return claim
 

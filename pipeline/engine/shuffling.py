@@ -1,4 +1,4 @@
-"""Shuffles rows: splits each run of shards by partition into one file.
+"""Shuffles rows: writes a file for each run of neighbouring shards, its rows by partition.
 
 Runs depend on row counts only, never on workers: a run has about 7.5 million rows (180 MB at 24
 bytes a row), and a shuffle has at least 64 runs with many shards, 16 with few. One segment of a run
@@ -32,7 +32,7 @@ from clipmill.pipeline.run_folder.partitions import (
 
 RUN_ROWS = 7_500_000
 FEW_RUNS, MANY_RUNS = 16, 64  # least runs of a small and of a large pool, for workers to share
-RUN_SHARDS = 6  # shards a run in pools between: each run costs a file, and a piece a partition
+RUN_SHARDS = 6  # of a run in pools of middle size: more runs are more files, in more pieces
 SEGMENT_BYTES = 288_000_000  # of rows in memory
 OF_MEMORY = 6  # a segment takes at most 1/6 of its stage's memory; up to two copies exist
 
@@ -114,10 +114,14 @@ class _ChecksummedFile:
 def write_segment(
     file: BinaryIO, rows: list[pa.Table], key: Callable[[pa.Table], Any], count: int
 ) -> tuple[list[int], list[int], bytes]:
-    """Writes rows by partition; returns offsets and the end, CRC-32s and a 0, and the head."""
+    """Writes rows sorted by partition into one file.
+
+    Returns where each of the `count` partitions begins, and the end; a CRC-32 of each, and a 0 for
+    the end; and the head, which is the schema with its dictionaries.
+    """
     whole = pa.concat_tables(rows, promote_options="default").unify_dictionaries().combine_chunks()
     rows.clear()
-    partition = key(whole)  # of all rows at once: a call costs more than a shard's rows
+    partition = key(whole)  # one call: a call for each shard would cost more than its rows
     # NumPy sorts 16-bit integers by radix: 8 times as fast as 64-bit ones.
     order = np.argsort(partition.astype(np.min_scalar_type(count)), kind="stable")
     bounds = np.append(0, np.bincount(partition, minlength=count).cumsum())

@@ -15,7 +15,7 @@ PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES)
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
-OWN = "dataset.json"  # written by clipmill's exports, and by `datasets` with other content
+OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
     ".xlsx": "save the sheet as CSV UTF-8, and give that file",
     ".xls": "save the sheet as CSV UTF-8, and give that file",
@@ -100,7 +100,8 @@ def layout_of(path: str) -> Layout:
             + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
     ((kind, data_files),) = data.items()
-    # A stage for tables reads other tables, too, and plain lists only if named: narrow the path.
+    # Narrow the path to one suffix: of a folder, a stage for tables would read the other tables,
+    # too, and a plain list only if the path names it.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
     aside = {other: kinds[other] for other in kinds if other != kind}
     if kind == ".txt" or (has_others and kind in FORMS):

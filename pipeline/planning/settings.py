@@ -104,9 +104,9 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         raise RecipeError(
             f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
         )
-    if kept := recipe.remembered.get(name):
-        edges = (*ENGINE_KEYS, "rows") if "data" in kept.takes else ENGINE_KEYS
-        return stand_in(kept, {key: value for key, value in keys.items() if key not in edges})
+    if kept := recipe.remembered.get(name):  # as a run folder states it: its code is not needed
+        engine_keys = (*ENGINE_KEYS, "rows") if "data" in kept.takes else ENGINE_KEYS
+        return stand_in(kept, {key: value for key, value in keys.items() if key not in engine_keys})
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
     engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS

@@ -21,7 +21,7 @@ clipmill show best --run run --dropped "clip_score >= 0.3" -n 50
 clipmill show pool --run run --where "text LIKE '%cat%'" --sort sharpness
 """
 WIDTH = 120  # columns if the output is no terminal
-HEAD = 16  # characters of a column's name
+HEAD = 16  # most characters of a column's name
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,7 @@ def text(answer: "Show") -> str:
         lines.append(f"not complete: {unfinished_note(answer.unfinished)}")
     for group in answer.groups:
         if group.cut:
-            lines += ["", f"{which(group)}: {beside(group)}"]
+            lines += ["", f"{which(group)}: {count_of(group)}"]
         lines += ["", *_table(group)] if group.lines else []
     return "\n".join(lines)
 
@@ -147,7 +147,8 @@ def which(group: "Lines") -> str:
     return f"{'kept' if group.kept else 'dropped'} at {one_line(group.cut.text)}"
 
 
-def beside(group: "Lines") -> str:
+def count_of(group: "Lines") -> str:
+    """Returns how many rows are on this side of the threshold, and how many are shown."""
     assert group.cut
     if not group.lines:
         return "no row"

@@ -149,7 +149,7 @@ class Synthesize(AskingStage):
             worker=worker,
         )
         asks = len(self.prompts) * self.candidates
-        # Rows have images, so half as many as of texts are read ahead.
+        # Images take more memory: half as many rows are read ahead as of stages that read texts.
         return self.streamed(start, asks, a_slot=8)
 
 
@@ -176,7 +176,7 @@ async def synthesized(
         for template in settings.templates
     }
 
-    async def ask(row: int, template: Template, jpeg: bytes, number: int) -> Outcome:
+    async def ask(row: int, template: Template, jpeg: bytes, candidate: int) -> Outcome:
         known = {"prompt_id": template.prompt_id, "label": template.label}
         text = cleaned(texts[row] or "", MOST_WORDS) if template.places else ""
         if template.places and not text:
@@ -187,21 +187,21 @@ async def synthesized(
             image=jpeg,
             max_tokens=template.max_tokens,
         )
-        answer = await asker.ask(prompt, seed=seeds[template.prompt_id][row], candidate=number)
+        answer = await asker.ask(prompt, seed=seeds[template.prompt_id][row], candidate=candidate)
         caption = paragraph_of(answer.text or "", answer.cut)
         reason = answer.reason or (None if caption else "empty_answer")
         return Outcome(text=caption, reason=reason, **known)
 
-    async def ask_row(number: int, image: bytes | None) -> list[Outcome] | str:
+    async def ask_row(row: int, image: bytes | None) -> list[Outcome] | str:
         if image is None:
             return "no_image"
-        if not embedded[number]:
+        if not embedded[row]:
             return "no_image_embedding"
         jpeg = await loop.run_in_executor(threads, jpeg_or_none, image, settings.image_size)
         if jpeg is None:
             return "undecodable"
         return await all_of(
-            ask(number, template, jpeg, candidate)
+            ask(row, template, jpeg, candidate)
             for template in settings.templates
             for candidate in range(settings.candidates)
         )
@@ -254,7 +254,7 @@ def best(
 ) -> list[list[Outcome] | str]:
     """Returns each prompt's candidate whose embedding is nearest to the image's.
 
-    Ties go to the first. A candidate without a text is taken only if all are.
+    Ties go to the first. A candidate without a text is taken only if no candidate has one.
     """
     asked_rows = [row for row in rows if not isinstance(row, str)]
     texts = {candidate.text for row in asked_rows for candidate in row if not candidate.reason}

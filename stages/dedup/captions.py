@@ -1,4 +1,4 @@
-"""Counts the images that share a text, to find what a model that loops over a pool repeats."""
+"""Counts the images that share a text, as a captioning model repeats itself."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ ID = pa.binary(16)
 
 @dataclass(frozen=True, kw_only=True)
 class SharedCaptions(DatasetStage):
-    """Number of different images of the pool that have each of a row's texts, from 1.
+    """Number of images in the pool that have the same text, from 1; of each text of a row.
 
-    Texts are equal in NFKC, lower case and with single spaces. Images are equal if their sha256 is,
-    or if no ancestor has it, their uid. Null for a blank text, and for a row without a list.
+    Texts are compared in NFKC, lower case and with single spaces, images by sha256, or by uid where
+    no earlier stage wrote sha256. Null for a blank text, and for a row without a list.
 
-    Source: none needed; 128 bits of BLAKE2 are taken as equal texts.
-    Error: a partition holds all rows of a text, 60 bytes each: one of ten million images takes
-    0.6 GB. Without sha256 copies of an image count as several.
+    Source: none needed; texts with the same 128 bits of BLAKE2 count as equal.
+    Error: all rows of a text are in one partition, 60 bytes each: a text that ten million images
+    share takes 0.6 GB. Without sha256 copies of an image count as several.
     Example: {after: [ingest.datacomp, caption.rewrite, score.caption]}
     """
 
@@ -46,7 +46,7 @@ class SharedCaptions(DatasetStage):
 
 
 def filed(exact: bool, shard: pa.Table) -> pa.Table:
-    """Returns a row per text: its origin, digest as `key` and image; one row for a row without."""
+    """Returns a row a text: its origin, digest as `key` and image; a row without texts is one."""
     from clipmill.stages.dedup._plain import caption_keys  # polars: not while a recipe is planned
 
     lists = shard[TEXTS.name].combine_chunks()

@@ -20,7 +20,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.tables.combined import Combined
 
 DTYPE = np.dtype("u8,u8")
-PIECE_BYTES = 16 << 20  # whole uids
+PIECE_BYTES = 16 << 20  # a multiple of 16: no piece of a .npy cuts a uid
 LINE_BYTES = 64  # of the longest line that may hold a uid
 
 
@@ -29,7 +29,7 @@ class UidList(Combined):
     """The uids of each piece of a file. Implements `Shards`."""
 
     path: str
-    bounds: tuple[int, ...]  # bytes between which a piece lies
+    bounds: tuple[int, ...]  # offsets in the file: piece i is bounds[i] to bounds[i + 1]
     is_text: bool
 
     def __len__(self) -> int:

@@ -111,7 +111,7 @@ def test_what_a_killed_worker_had_set_aside_counts_in_the_next_run(folder, kill)
     close_accounts(folder)
     again = SharedBudget(folder, "again", {"tokens": 10})
     assert again.spent() == spent_in(folder)
-    assert 7 <= spent_in(folder)["tokens"] <= 7 + 10 * budget.MOST
+    assert 7 <= spent_in(folder)["tokens"] <= 7 + 10 * budget.MAX_UNSPENT
     assert not again.reserve({"tokens": 4})
     assert again.reserve({"tokens": 2})
 
@@ -251,7 +251,7 @@ def test_processes_that_hammer_it_spend_all_of_it_and_no_more(limit, folder):
     spent = [json.loads(process.communicate(timeout=60)[0]) for process in started]
     assert sum(spent) == spent_in(folder)["tokens"]
     assert sum(spent) <= limit
-    assert sum(spent) > limit - max(2 * 7, limit * budget.MOST)
+    assert sum(spent) > limit - max(2 * 7, limit * budget.MAX_UNSPENT)
 
 
 # In a run
