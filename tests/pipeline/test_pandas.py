@@ -27,7 +27,7 @@ LENGTH = Column("length", pa.int64(), "", "Length of the text.")
 
 @dataclass(frozen=True, kw_only=True)
 class Length(RowStage):
-    '''Length of a text, by pandas.'''
+    '''Length of the cat in a text, by pandas.'''
 
     version = 1
     determinism = "exact"
@@ -39,15 +39,17 @@ class Length(RowStage):
 
 
 def lengths(batch: pa.Table) -> pa.Table:
-    frame = pd.DataFrame({"length": pd.Series(batch["text"].to_pylist()).str.len()})
-    reason = pa.nulls(len(batch), REASON_TYPE)
-    return pa.table(frame).append_column(REASON.name, reason)
+    first = pd.Series(batch["text"].to_pylist()).str.extract("(cat)")[0]
+    length = pa.array(first.str.len()).cast(pa.int64())  # NaN is null, for Arrow knows a Series
+    return pa.table({"length": length, "reason": pa.nulls(len(batch), REASON_TYPE)})
 """
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    (tmp_path / "links.csv").write_text("url,text\nhttp://a.test/1.jpg,a dog\n")
+    (tmp_path / "links.csv").write_text(
+        "url,text\nhttp://a.test/1.jpg,a dog\nhttp://a.test/2.jpg,cat\n"
+    )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"stages:\n  pool: {{uses: ingest.url_list, path: {tmp_path}/links.csv}}\n")
     return recipe
@@ -64,7 +66,7 @@ def test_a_command_imports_no_pandas(recipe):
 
 
 @pytest.mark.slow("starts a command and its worker")
-def test_a_stage_of_ones_own_may_hand_arrow_a_frame(recipe, tmp_path):
+def test_a_stage_of_ones_own_may_hand_arrow_a_series(recipe, tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "stages" / "score").mkdir(parents=True)
     (tmp_path / "stages" / "score" / "length.py").write_text(FRAME)
