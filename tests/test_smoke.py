@@ -64,6 +64,7 @@ def values(out: Path, stage: str) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(file) for file in files], how="vertical_relaxed").sort("uid")
 
 
+@pytest.mark.slow("asks why of a row of every end")
 def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):
     found = clipmill("funnel", "--run", plain, "--json").json
     (end,) = found["ends"]
