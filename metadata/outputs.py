@@ -97,17 +97,24 @@ def _note(folder: Storage, name: str, noted: Noted) -> None:
     put_sealed(folder, f"{NOTES}/{name}.json", asdict(noted), point="digest")
 
 
-def noted_outputs(folder: Storage) -> dict[str, Noted]:
-    """Returns the noted files in out/; DamagedError if one has changed since."""
+def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
+    """Returns the noted files in out/; DamagedError if one has changed since.
+
+    A file from before `began_ns` was left by a run that was killed: its bytes are read, too.
+    """
     noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES, below=True)]
-    sizes = {entry.name: entry.size for entry in folder.entries(OUT, below=True)}
+    entries = {entry.name: entry for entry in folder.entries(OUT, below=True)}
 
     def check(name: str) -> Noted:
         note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)
-        if name not in sizes or (note and note.size_bytes != sizes[name]):
+        entry = entries.get(name)
+        is_as_noted = entry is not None and (note is None or note.size_bytes == entry.size)
+        if is_as_noted and note and entry and entry.mtime_ns < began_ns:
+            is_as_noted = folder.sha256(f"{OUT}/{name}") == note.sha256
+        if entry is None or not is_as_noted:
             raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
-        return note or Noted(sizes[name], folder.sha256(f"{OUT}/{name}"))
+        return note or Noted(entry.size, folder.sha256(f"{OUT}/{name}"))
 
-    names = sorted(sizes.keys() | set(noted))
+    names = sorted(entries.keys() | set(noted))
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
         return dict(zip(names, pool.map(check, names), strict=True))

@@ -62,7 +62,7 @@ class DatasetJob:
         centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
         targets = state.stored[planned.targets].folder.uri if planned.targets else None
         data = state.stored[planned.data].folder.uri if planned.data else planned.elsewhere or ""
-        began = time.monotonic()
+        began, began_ns = time.monotonic(), time.time_ns()
         try:
             self._begin_journal(context)
             mask, plan = state.mask(planned), self.running.plan
@@ -82,7 +82,7 @@ class DatasetJob:
             planned.stage.run(inputs, context)
             if planned.is_root and not context.failures:
                 index_uids(context)
-            stored = noted_outputs(stage.folder)
+            stored = noted_outputs(stage.folder, began_ns)
         except DamagedError as damage:
             return [damage]
         except LostLockError:

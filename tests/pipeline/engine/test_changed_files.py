@@ -147,20 +147,23 @@ def test_out_is_as_it_was_stored_or_not_done(engine, harm):
     assert meaning(Storage(str(run))) == before
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "flipped"])
 def test_a_file_that_changed_before_its_stage_was_done_is_made_again(engine, monkeypatch, harm):
     engine.run(MADE, out="fresh")
 
-    def full(folder: Storage):
+    def full(folder: Storage, began_ns: int):
         if "/files-" in folder.path:
             raise OSError(errno.ENOSPC, "full")
-        return noted_outputs(folder)
+        return noted_outputs(folder, began_ns)
 
     monkeypatch.setattr(dataset_job, "noted_outputs", full)
     assert "full" in engine.run(MADE).error("files")
     monkeypatch.undo()
     file = next((engine.folder / "run").glob("stages/files-*/out/1.txt"))
-    file.unlink() if harm == "gone" else file.write_text("1\n")
+    if harm == "flipped":
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    else:
+        file.unlink() if harm == "gone" else file.write_text("1\n")
     assert engine.run(MADE).complete
     fresh, mended = (meaning(Storage(str(engine.folder / run))) for run in ("fresh", "run"))
     assert mended == fresh
