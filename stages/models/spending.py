@@ -23,6 +23,7 @@ class Spending:
         self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
         self.out = 0  # reservations of this worker that are not settled
         self.settled = asyncio.Event()  # of the next reservation that is settled
+        self.asking = asyncio.Lock()  # one try at a time, or a refused one misses a granted one
 
     def amounts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
         """Returns an answer's cost in each unit that has a cap."""
@@ -37,22 +38,28 @@ class Spending:
         """
         if self.budget is None:
             return None
+        async with self.asking:
+            return await self._reserve(self.budget, amounts)
+
+    async def _reserve(
+        self, budget: Budget, amounts: Mapping[str, float]
+    ) -> Callable[[], Awaitable[object]] | None:
         out, settled = self.out, self.settled
         loop = asyncio.get_running_loop()
-        granted = loop.run_in_executor(None, self.budget.reserve, amounts)
+        granted = loop.run_in_executor(None, budget.reserve, amounts)
         try:
             is_granted = await asyncio.shield(granted)
         except asyncio.CancelledError:
-            granted.add_done_callback(partial(_give_back, self.budget, amounts))
+            granted.add_done_callback(partial(_give_back, budget, amounts))
             raise
         if is_granted:
             self.out += 1
             return None
         if out:
             return settled.wait
-        if await asyncio.to_thread(self.budget.may_return):
+        if await asyncio.to_thread(budget.may_return):
             return partial(asyncio.sleep, LOOK_AGAIN_S)
-        spent = await asyncio.to_thread(self.budget.spent)
+        spent = await asyncio.to_thread(budget.spent)
         unit = max(self.caps, key=lambda unit: spent[unit] + amounts[unit] - self.caps[unit])
         key, name = UNITS[unit]
         raise StageError(

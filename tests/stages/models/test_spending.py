@@ -185,6 +185,23 @@ def test_a_request_that_is_cancelled_while_it_reserves_takes_nothing():
     asyncio.run(cancelled())
 
 
+def test_of_two_requests_that_reserve_at_once_the_refused_one_waits_for_the_granted_one():
+    budget = Slow({"tokens": 150.0})
+
+    async def both() -> None:
+        spending = Spending(worker(budget), Limits(max_tokens_total=150), "a test")
+        amounts = {"tokens": 100.0}
+        first, second = await asyncio.gather(*(spending.reserve(amounts) for _ in range(2)))
+        assert first is None
+        assert second is not None
+        await spending.settle(amounts, {"tokens": 50.0})
+        async with asyncio.timeout(5):
+            await second()
+        assert await spending.reserve(amounts) is None
+
+    asyncio.run(both())
+
+
 def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
     budget = Slow({"tokens": 4000.0})
     spending = Spending(worker(budget), Limits(max_tokens_total=4000), "a test")
