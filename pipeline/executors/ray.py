@@ -14,6 +14,7 @@ An actor has one item at a time: its death names that item, and no other was que
 """
 
 import queue
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -44,6 +45,11 @@ from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
 from clipmill.pipeline.stage import Resources
 
 NODE_DIED = "node has died"  # in Ray's message: an actor's error has no type for it
+# In Ray's message about an actor that it ended: its id, the bytes it declared, the GB it used.
+SELECTED = tuple(
+    re.compile(f"Selected to kill: .*{pattern}")
+    for pattern in (r"Actor\((\w+)\)", r"memory: ([\d.e+]+)", r"memory used=([\d.]+)GB")
+)
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 ECHO_S = 60.0  # within it, the death of a rank or node behind another rank's error is noticed
 ASK_S = 1.0  # between two requests for events
@@ -245,7 +251,10 @@ class RayExecutor(Dispatcher):
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
-            stream.again(number, item, is_own=not died_with_machine(error))
+            ended = why_ended(error, actor.handle._actor_id.hex())
+            if hasattr(item, "ended"):
+                item.ended = ended or ""
+            stream.again(number, item, is_own=ended is not None)
             affected = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
             return  # actors older than the last early death count with it, as a lost node ends many
@@ -284,6 +293,27 @@ class RayExecutor(Dispatcher):
 
     def _most_inside(self, stream: Stream) -> int:
         return max(32, 8 * sum(len(pool.up) for pool in list(self._actors.pools.values())))
+
+
+def why_ended(error: Exception, actor: str) -> str | None:
+    """Returns why Ray ended an actor, an empty string if it did not; None if it is not to blame.
+
+    Where memory runs out, Ray ends several actors at once. To blame is the one that is furthest
+    above its declared memory.
+    """
+    if not isinstance(error, OutOfMemoryError):
+        return None if died_with_machine(error) else ""
+    found = {}
+    for line in str(error).splitlines():
+        name, declared, used = (part.search(line) for part in SELECTED)
+        if name and used:
+            used_gb = float(used[1])
+            found[name[1]] = used_gb - (float(declared[1]) / 2**30 if declared else 0), used_gb
+    if actor not in found:  # another Ray words it in another way
+        return first_line(error)
+    if found[actor] < max(found.values()):
+        return None
+    return f"it took {found[actor][1]:.1f} GB of memory, and its machine had too little"
 
 
 def died_with_machine(error: Exception) -> bool:

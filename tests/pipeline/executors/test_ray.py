@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import ray
 
 from clipmill.pipeline.executors import ray_pools
 from clipmill.pipeline.executors.ray import RayExecutor
-from tests.pipeline.executors.work import adding, step
+from tests.pipeline.executors.work import Weighed, adding, step
 
 pytestmark = pytest.mark.chaos
 
@@ -42,6 +45,44 @@ def test_what_a_worker_writes_stays_in_its_log(executor, capfd):
     (result,) = executor.stream([step(complain_as_a_c_library)], ITEMS[:1])
     assert "TIFFReadDirectory: " in Path(result["log"]).read_text()
     assert capfd.readouterr() == ("", "")
+
+
+def grow_or_wait(item: Weighed) -> Weighed:
+    """The seventh takes six gigabytes at most; the others take their time, so that some meet it."""
+    taken = []
+    while item.i == 7 and len(taken) < 150:
+        taken.append(b"x" * 40_000_000)
+        time.sleep(0.02)
+    time.sleep(0.2)
+    return item
+
+
+@pytest.mark.soak(cpu_s=20)
+def test_of_workers_that_ray_ends_for_memory_the_one_that_took_it_is_told(monkeypatch):
+    """Ray watches the memory of the machine: there are three gigabytes until it ends workers."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kilobytes = {name: int(rest.split()[0]) for name, rest in (it.split(":") for it in lines)}
+    taken = kilobytes["MemTotal"] - kilobytes["MemAvailable"] + (3 << 20)
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(taken / kilobytes["MemTotal"]))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    lives: list[Weighed] = []
+    with closing(RayExecutor(workers=2)) as executor:
+        bury = executor._bury
+
+        def buried(pool, actor, error):
+            bury(pool, actor, error)
+            if actor.job:
+                lives.append(replace(actor.job[2]))
+                if actor.job[2].i == 7:
+                    actor.job[2].i = 107  # it takes nothing when it is tried again
+
+        executor._bury = buried
+        done = list(executor.stream([step(grow_or_wait)], [Weighed(i) for i in range(40)]))
+    assert sorted(item.i for item in done) == [*range(7), *range(8, 40), 107]
+    (seventh,) = (item for item in lives if item.i == 7)
+    assert seventh.begun
+    assert seventh.ended.startswith("it took ")
+    assert [item for item in lives if item.i != 7 and (item.begun or item.ended)] == []
 
 
 ANOTHER_DRIVER = """
