@@ -68,7 +68,7 @@ mutants: .venv/installed-dev  ## 40 faults put into the source, each to be found
 
 # By extras, as dev's own tools may be of today.
 LOWEST = .venv/lowest/bin
-lowest: browser  ## unit tests with the lowest versions that pyproject.toml allows; PYTHON= another one
+lowest: browser  ## unit tests with the lowest versions that pyproject.toml allows; PYTHON= another one; SHARE=
 	$(PYTHON) -m venv --clear .venv/lowest
 	$(LOWEST)/python -m pip install --quiet uv
 	$(LOWEST)/uv pip compile --quiet --no-deps --resolution lowest-direct --python $(LOWEST)/python \
@@ -77,7 +77,8 @@ lowest: browser  ## unit tests with the lowest versions that pyproject.toml allo
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --constraint .venv/lowest/lowest.txt \
 	--editable '.[dev]'
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps 'clip-benchmark>=1.6'
-	$(subst $(BIN)/python,$(LOWEST)/python,$(PYTEST)) -n 2 --dist loadfile --part unit
+	$(subst $(BIN)/python,$(LOWEST)/python,$(PYTEST)) -n 2 --dist loadfile --part unit \
+	--seed $(SEED) --share $(SHARE)
 
 bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks

@@ -26,7 +26,7 @@ import pytest
 # CPU seconds of a unit test; the mark `slow` says why one may take more. Above the first it is
 # listed, above the second the run fails: there are machines half as fast.
 LIMIT_S, MOST_S = 1.0, 3.0
-MANY = 1_000  # tests of a run that imports beforehand what they share
+MANY = 500  # tests of a run that imports beforehand what they share
 # Imported before the first unit test, which would else pay for all that come after it.
 IMPORTED = (
     *("torch", "torch._dynamo", "open_clip", "faiss"),
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("parts")
     group.addoption("--part", choices=["unit", "core", "soak"], help="which tests; all without it")
     group.addoption("--seed", default="0", help="draws cases, and cuts the shares of the soak")
-    group.addoption("--share", default="1/1", help="of the soak: 2/5 is the second of five")
+    group.addoption("--share", default="1/1", help="of soak or unit: 2/5 is the second of five")
 
 
 # Which tests run
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("seed")
     drawn = drawn_of(items, seed)
     chosen = [item for item in items if part_of(item, drawn) == part]
-    if part == "soak":
+    if part != "core":
         number, _, shares = config.getoption("share").partition("/")
         if not 1 <= int(number) <= int(shares):
             raise pytest.UsageError(f"--share {number}/{shares}: the first number is 1 to {shares}")

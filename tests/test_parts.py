@@ -69,6 +69,13 @@ def test_parts_are_the_whole_and_share_no_test(pytester, chosen):
     assert [sum(kind in name for name in core) for kind in ("write", "record", "any")] == [1, 1, 3]
 
 
+def test_shares_of_unit_tests_are_all_of_them(pytester, chosen):
+    pytester.makepyfile(**{f"test_{name}": "def test_it(): pass\n" for name in "abc"})
+    shares = [chosen("--part", "unit", "--share", f"{number}/2") for number in (1, 2)]
+    assert sorted(map(len, shares)) == [1, 2]
+    assert sorted(name for share in shares for name in share) == chosen()
+
+
 @pytest.mark.slow("many runs of pytest")
 def test_another_seed_draws_others_and_each_is_drawn_by_some_seed(pytester, chosen):
     pytester.makepyfile(test_it=TESTS)
