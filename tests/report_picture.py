@@ -19,7 +19,7 @@ from tests.chromium import found
 
 WIDTH, MOST_HEIGHT = 1400, 1400
 COLOURS = 128  # of the file: it has few, and is a third of the size
-BEYOND = "#scores, #thresholds, #samples"  # parts of which none is shown
+BEYOND = "#barely, #scores, #thresholds, #samples"  # parts of which none is shown
 
 
 def main(tab: Tab, run: str, file: str, part: str = "") -> None:

@@ -40,6 +40,8 @@ CAPTION_RULES = (
     ("NOT caption_is_filename", "not IMG_0042.jpg"),
     ("caption_mojibake < 2", "not garbled: â€™ for an apostrophe"),
     ("caption_markup = 0", "no HTML"),
+    ("caption_boilerplate < 0.5", "not what fits any picture: view image"),
+    ("caption_spam < 0.3", "no advertisement; 0.5 spares goods"),
 )
 IMAGE_RULES = (
     ("min_side >= 64", "the shorter side; DataComp asks 200"),
@@ -82,7 +84,7 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
     environment.filters["yaml"] = in_yaml
     environment.filters["padded"] = lambda text, width=36: text.ljust(width)
     rules = (*(CAPTION_RULES if data.has_captions else ()), *IMAGE_RULES)
-    language = ["language"] if data.has_captions else []
+    language = ["language", "language_confidence"] if data.has_captions else []
     return environment.get_template("starter.yaml.j2").render(
         data=data,
         wish=wish,

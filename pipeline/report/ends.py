@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
 from clipmill.pipeline.ledger.rows.stored import Place
@@ -15,6 +16,7 @@ from clipmill.pipeline.report.relations import relation_section
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 
+BARELY = 10  # kept rows that are shown first: those nearest to a threshold
 Section = dict[str, Any]  # id, title, template and values of a part of the page
 Samples = dict[Place, dict[str, Any]]
 
@@ -47,10 +49,14 @@ def sections_of(
 ) -> Iterator[Section]:
     """Yields the parts for this end; `several` names it in titles if there are more ends."""
     surveyed = survey(state, end["stage"])
+    barely = barely_kept(surveyed.cuts)
     places = [row.place for rows in surveyed.samples.values() for row in rows]
     places += [place for cut in surveyed.cuts for place, _ in (*cut.kept, *cut.dropped)]
     seen = samples_at(state, end["stage"], places, LARGE)
     part = partial(section, number=number, end=end)
+    if barely:
+        samples = [{**seen[place], "values": values} for place, values in barely.items()]
+        yield part("barely", f"Kept, but barely{several}", samples=samples)
     if surveyed.scores:
         title = f"Scores and thresholds{several}"
         scores = [_score(score, surveyed.cuts) for score in surveyed.scores]
@@ -78,6 +84,24 @@ def sections_of(
         causes=[cause for cause in causes if cause not in failed],
         failed=failed,
     )
+
+
+def barely_kept(cuts: Sequence[CutRows]) -> dict[Place, dict[str, Any]]:
+    """Returns kept rows that stand nearest to a threshold, with the rule and their value.
+
+    Each rule in turn gives its nearest row that is not chosen yet, the last rule first: a recipe
+    ranks by its best measure last. A row with nothing of what a rule forbids is not near it.
+    """
+    nearest = [
+        [(place, {"rule": cut.cut.text, "value": value}) for place, value in cut.nearest_kept]
+        for cut in reversed(cuts)
+        if cut.cut.sign != "="
+    ]
+    found: dict[Place, dict[str, Any]] = {}
+    for row in filter(None, chain.from_iterable(zip_longest(*nearest))):
+        if len(found) < BARELY:
+            found.setdefault(*row)
+    return found
 
 
 def _score(score: Score, cuts: Sequence[CutRows]) -> dict[str, Any]:
@@ -110,8 +134,7 @@ def _cut(rows_at_cut: CutRows, seen: Samples) -> dict[str, Any]:
         }
         for is_kept, rows in ((False, rows_at_cut.dropped), (True, rows_at_cut.kept))
     ]
-    is_upper = rows_at_cut.cut.sign in ("<", "<=")
-    return {**vars(rows_at_cut), "sides": sides[::-1] if is_upper else sides}
+    return {**vars(rows_at_cut), "sides": sides[::-1] if rows_at_cut.is_upper else sides}
 
 
 def _cause(

@@ -56,7 +56,7 @@ files = [it for name in sys.argv[2:] for it in sorted(Path(name).rglob("*")) if 
 random.Random(sys.argv[1]).shuffle(files)
 for file in files:
     file.unlink()
-    time.sleep(0.005)
+    time.sleep(0.01)
 """
 
 

@@ -69,6 +69,18 @@ class CutRows:
     kept: tuple[tuple[Place, float], ...]
     dropped: tuple[tuple[Place, float], ...]
 
+    @property
+    def is_upper(self) -> bool:
+        """Returns whether the rows below the threshold are kept."""
+        return self.cut.sign in ("<", "<=")
+
+    @property
+    def nearest_kept(self) -> tuple[tuple[Place, float], ...]:
+        """Returns the nearest kept rows, nearest first; under an upper bound values above 0."""
+        if not self.is_upper:
+            return self.kept
+        return tuple((place, value) for place, value in self.kept[::-1] if value > 0)
+
 
 class CutCounts:
     """Counts the rows at every cut, shard by shard."""

@@ -43,6 +43,24 @@ def kept(clipmill, tmp_path) -> int:
     return end["kept"]
 
 
+def test_captions_that_sell_or_fit_any_picture_leave_and_a_short_ones_language_is_kept(
+    drawn, curate, clipmill, tmp_path
+):
+    captions = [pair.caption for pair in drawn]
+    captions[:4] = (
+        *("BEST PRICE!!! buy pills", "click to view larger image"),
+        *("Black circle", "purple circle"),  # Farsi, at a confidence of 0.34
+    )
+    table = pa.table({"image": [pair.image for pair in drawn], "caption": captions})
+    pq.write_table(table, tmp_path / "sold.parquet")
+    curate(tmp_path / "sold.parquet")
+    (uids,) = (tmp_path / "run").glob("stages/parquet-*/out")
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(uids.glob("*.parquet")))
+    lost = set(captions) - set(rows["caption"].to_pylist())
+    assert lost == {"BEST PRICE!!! buy pills", "click to view larger image", "IMG_0025.jpg"}
+    assert {"language", "language_confidence"} <= set(rows.column_names)
+
+
 @pytest.mark.slow("two whole runs")
 def test_one_command_gives_exports_a_report_and_a_recipe_and_again_finds_all_done(
     scored, curate, clipmill, tmp_path

@@ -374,7 +374,7 @@ SHEET_ROWS = {"url": ["http://a/0", "http://a/1"], "text": ["Müll; naß", "é"]
         ("0.csv", SHEET.encode("utf-8-sig"), {"delimiter": ";"}),
         ("0.csv", SHEET.replace("\n", "\r\n").encode("cp1252"),
          {"delimiter": ";", "encoding": "cp1252"}),
-        ("0.csv.gz", gzip.compress(SHEET.encode("latin-1")),
+        ("0.csv.gz", gzip.compress(SHEET.encode("latin-1"), mtime=0),
          {"delimiter": ";", "encoding": "latin-1"}),
         ("0.csv", SHEET.encode("utf-16"), {"delimiter": ";"}),
         ("0.csv", b"\xfe\xff" + SHEET.encode("utf-16-be"), {"delimiter": ";"}),
