@@ -33,6 +33,8 @@ class DownloadImages(Download):
 
     # reduced decodes a JPEG at 1/2, 1/4 or 1/8, if at least 1.5 times the final size is left
     decode: Literal["full", "reduced"] = later("full")
+    # formats beside encode_format that skip_reencode keeps; an opaque picture of one frame only
+    keep_formats: tuple[Literal["jpg", "png", "webp"], ...] = later(())
     max_redirects: ZeroUp = 10  # cap on redirects of one URL
     timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
     # seconds of one URL, all requests, redirects, pauses and retries included
@@ -99,7 +101,8 @@ def kept(body: bytes, settings: DownloadImages) -> Kept:
             full=full,
         )
         is_fit = rgb is original and header.is_plain
-        has_format = header.format == ENCODED[settings.encode_format][0]
+        formats = (settings.encode_format, *settings.keep_formats)
+        has_format = header.format in {ENCODED[name][0] for name in formats}
         if settings.resize == "no" or (settings.skip_reencode and is_fit and has_format):
             image = body
         else:

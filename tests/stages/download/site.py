@@ -35,6 +35,7 @@ FILES = {
     "ok.jpg": picture("jpeg"),
     "ok.png": picture("png"),
     "ok.gif": picture("gif"),
+    "ok.webp": picture("webp"),
     "large.jpg": picture("jpeg", 300, 600),
     "turned.jpg": picture("jpeg", exif=turned()),
     "tiny.png": picture("png", 2, 2),

@@ -138,6 +138,16 @@ def test_what_does_not_fit_is_encoded_again(download, name, settings, size):
     assert row["sha256"] == hashlib.sha256(FILES[name]).hexdigest()  # of the body as it came
 
 
+def test_other_formats_keep_their_bytes_where_they_fit_and_are_named(download):
+    named = {"keep_formats": ("png", "webp"), "image_size": 64}
+    (png,) = download("/file/ok.png", **named)
+    (webp,) = download("/file/ok.webp", **named)
+    assert (png["image"], webp["image"]) == (FILES["ok.png"], FILES["ok.webp"])
+    (small,) = download("/file/ok.png", **named | {"image_size": 16})
+    (frames,) = download("/file/lies.png", **named)
+    assert small["image"][:3] == frames["image"][:3] == b"\xff\xd8\xff"
+
+
 @pytest.mark.parametrize("name", ["ok.gif", "large.jpg", "turned.jpg"])
 def test_resize_no_stores_the_body_as_it_came(download, name):
     (row,) = download(f"/file/{name}", resize="no")
