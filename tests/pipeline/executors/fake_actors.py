@@ -43,6 +43,7 @@ class Handle:
     def __init__(self, cluster: "Cluster") -> None:
         self.cluster, self.functions = cluster, dict[str, Callable[[Any], Any]]()
         self.has_cpu = False
+        self._actor_id = b"\xac"
         self.start, self.run = Method(self._start), Method(self._run)
         self.ready = Method(self._ready)
         self.up: deque[Callable[[Any], object]] = deque()  # who hears that it is

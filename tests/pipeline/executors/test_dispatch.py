@@ -9,6 +9,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 from clipmill.pipeline import executors
 from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.ray import why_ended
 from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.fake_actors import fake_executor
 
@@ -87,6 +88,24 @@ def test_a_count_is_looked_for_but_where_the_machine_went_away(death, is_own):
     with fake_executor(1) as (executor, _):
         (done,) = executor.stream([work], [item])
     assert done.was == [True, is_own]
+
+
+ENDED = """3 worker(s) were killed due to the node running low on memory.
+Selected to kill: (Actor(ac): job ID=01, required resources={memory: 1.07374e+08, CPU: 1}, pid=1, \
+actual memory used=%sGB, worker ID=2e)
+Selected to kill: (Actor(ad): job ID=01, required resources={memory: 2.14748e+09, CPU: 1}, pid=2, \
+actual memory used=2.50GB, worker ID=2e)
+Selected to kill: (Actor(ae): job ID=01, required resources={}, pid=3, actual memory used=0.06GB)"""
+
+
+@pytest.mark.parametrize(
+    ("used_gb", "why"),
+    [("0.90", "it took 0.9 GB of memory, and its machine had too little"), ("0.40", None)],
+)
+def test_of_actors_that_ray_ends_at_once_the_one_furthest_above_its_declared_memory_is_blamed(
+    used_gb, why
+):
+    assert why_ended(OutOfMemoryError(ENDED % used_gb), "ac") == why
 
 
 @pytest.mark.parametrize("before", [(), (OTHER,)], ids=["alone", "after another profile"])
