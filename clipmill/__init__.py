@@ -7,19 +7,67 @@
     run.table("subset", ["url", "text", "caption_words"]).collect()
 
 Settings of a stage are a dict under its name; `sets={"pool.path": …}` says the same of any key.
-docs/python.md has the rest. Nothing is imported before it is used.
+`clipmill.curate("photos", out="run")` makes a training set of data of your own. Errors are
+`clipmill.RecipeError` and `clipmill.StageError`. docs/python.md has the rest. Nothing is imported
+before it is used.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
     from clipmill.pipeline.notebook.answers import Plan
     from clipmill.pipeline.notebook.run import Run
     from clipmill.pipeline.planning.given import Given
 
 __version__ = "0.1.0"
-__all__ = ["open", "plan", "run"]
+__all__ = [
+    "ClipmillError",
+    "RecipeError",
+    "StageError",
+    "curate",
+    "init",
+    "open",
+    "plan",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ClipmillError", "RecipeError", "StageError"):
+        from clipmill.pipeline import errors
+
+        return getattr(errors, name)
+    raise AttributeError(f"module 'clipmill' has no attribute '{name}'")
+
+
+def init(data: str, **options: Any) -> str:
+    """A starter recipe for data of your own, as YAML text to read, change and `run`.
+
+    The options are those of `clipmill init`: caption="title", keep=0.3, score="similarity",
+    to=["webdataset"]. RecipeError says what else it must know.
+    """
+    from clipmill.pipeline.notebook.own_data import recipe_of
+
+    return recipe_of(data, options)
+
+
+def curate(
+    data: str,
+    out: str,
+    *,
+    workers: int | None = None,
+    sets: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> "Run":
+    """The finished run of data of your own, with its report beside it, OUT.html.
+
+    The options are those of `init`; `sets={"images.allow_private_addresses": True}` changes a key.
+    """
+    finished = run(init(data, **options), out, workers=workers, sets=sets)
+    finished.report(f"{str(out).rstrip('/')}.html")
+    return finished
 
 
 def plan(
@@ -60,10 +108,12 @@ def run(
     The arguments are those of `clipmill run`; `workers=0` is all in this process. StageError where
     a stage stopped: finished shards are kept.
     """
+    from clipmill.pipeline.notebook.run import Run
     from clipmill.pipeline.notebook.start import started
 
     whole = _plan(recipe, seed, until, sets, stages)
-    return started(whole, str(out), workers, executor, address, retry, keep_going)
+    state = started(whole, str(out), workers, executor, address, retry, keep_going)
+    return Run(str(out), state=state)
 
 
 def open(uri: str, variant: int | None = None) -> "Run":

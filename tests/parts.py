@@ -99,18 +99,22 @@ def drawn_of(items: list[pytest.Item], seed: str) -> set[str]:
     """Ids of the drawn cases: of each kind the one with the least hash.
 
     `drawn("kind")` makes a kind of every value of that parameter, `drawn(cases=3)` draws three
-    cases of the test in all.
+    cases of the test in all, and `drawn(one_in=3)` each case by itself, by a third of the seeds.
     """
+    found: set[str] = set()
     kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     most: dict[tuple[Any, ...], int] = {}
     for item in items:
         mark = item.get_closest_marker("drawn")
-        if mark:
+        if mark and "one_in" in mark.kwargs:
+            is_drawn = int(coin(seed, item.nodeid), 16) % mark.kwargs["one_in"] == 0
+            found |= {item.nodeid} if is_drawn else set()
+        elif mark:
             values = item.callspec.params  # type: ignore[attr-defined]  # a drawn test has cases
             kind = (item.nodeid.partition("[")[0], *(repr(values[name]) for name in mark.args))
             kinds[kind].append(item.nodeid)
             most[kind] = mark.kwargs.get("cases", 1)
-    return {
+    return found | {
         nodeid
         for kind, cases in kinds.items()
         for nodeid in sorted(cases, key=lambda case: coin(seed, case))[: most[kind]]

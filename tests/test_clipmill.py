@@ -276,3 +276,76 @@ def test_other_readers_take_a_stages_files_by_its_glob(run, pictures, tmp_path):
     )
     with pytest.raises(RecipeError, match="outside of its `only: few`"):
         clipmill.open(tmp_path / "masked").glob("caption")
+
+
+def test_what_the_verbs_answer_comes_as_values(run, tmp_path):
+    shown = run.show("few", sort="caption_words", is_descending=True, most=2)
+    assert len(shown.groups[0].lines) == 2
+    assert [tried.number for tried in run.variants().variants] == [1]
+    moves = run.diff("pool", "few")
+    assert (moves.after.kept, moves.lost) == (5, 5)
+    assert "<html" in run.report(tmp_path / "page.html").read_text()
+    exported = run.export("csv", tmp_path / "table", stage="few", workers=0)
+    assert exported.exported == 5
+    assert [checked.damaged for checked in run.verify() if checked.damaged] == []
+
+
+def test_answers_are_a_line_in_a_plain_terminal(run, pictures):
+    uid = run.table("few").collect()["uid"][0]
+    answers = (
+        clipmill.plan(RECIPE, pool={"path": pictures}),
+        *(run, run.funnel(), run.why(uid[:8]), run.sweep("few", "caption_words=1:3:1")),
+    )
+    assert [len(repr(answer).splitlines()) for answer in answers] == [1] * 5
+    assert repr(answers[0]) == "<plan recipe: pool, caption, look, few>"
+    assert repr(answers[2]) == "<funnel: 5 of 10 rows kept by 'few'>"
+    assert repr(answers[3]).startswith(f"<why {uid[:8]}: kept")
+    assert "caption_words >= 2: 5" in repr(answers[4])
+
+
+def test_pairs_are_a_torch_dataset_that_workers_read_by_themselves(run):
+    from torch.utils.data import DataLoader
+
+    pairs = run.to_torch("few", transform=np.asarray)
+    rows = run.table("few", ["text", "image"], where="image_bytes IS NOT NULL").collect()
+    assert pairs.captions == rows["text"].to_list()
+    for index, body in enumerate(rows["image"]):
+        picture, text = pairs[index]
+        assert text == rows["text"][index]
+        np.testing.assert_array_equal(picture, Image.open(io.BytesIO(body)).convert("RGB"))
+    loaded = DataLoader(
+        pairs, batch_size=2, collate_fn=list, multiprocessing_context="spawn", num_workers=1
+    )
+    assert [text for batch in loaded for _, text in batch] == pairs.captions
+
+
+def test_pairs_are_a_hugging_face_dataset(run, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    found = run.to_hf("few")
+    pairs = run.to_torch("few")
+    assert found["text"] == pairs.captions
+    assert found["uid"] == pairs.uids
+    assert [row["image"].size for row in found] == [picture.size for picture, _ in pairs]
+
+
+def test_data_of_ones_own_become_a_run_with_its_report(pictures, tmp_path):
+    recipe = clipmill.init(pictures, to=["webdataset"])
+    assert "export.webdataset" in recipe
+    sets = {"good.where": "caption_words >= 2 AND min_side > 30"}
+    made = clipmill.curate(pictures, tmp_path / "made", workers=0, sets=sets)
+    (end,) = made.funnel().ends
+    assert end.kept == 1  # all are of one colour, and so alike
+    assert (tmp_path / "made.html").is_file()
+    with pytest.raises(clipmill.RecipeError, match="--keep 7"):
+        clipmill.init(pictures, keep=7)
+    with pytest.raises(clipmill.RecipeError, match="no option 'kept'"):
+        clipmill.init(pictures, kept=0.3)
+
+
+def test_a_retry_tries_again_what_may_pass_and_nothing_else(run):
+    again = run.retry("crashed", workers=0)
+    assert again.stages == run.stages
+    with pytest.raises(clipmill.RecipeError, match="does not pass"):
+        run.retry("unreadable")

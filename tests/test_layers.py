@@ -23,6 +23,7 @@ CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip", "losses")  # what stages share
 DOCTOR = "pipeline/verbs/doctor.py"  # which tries whether torch sees a GPU
+PAIRS = "pipeline/notebook/pairs.py"  # which makes datasets of these libraries
 # What writes recipes, which name stages as a user's own do.
 WRITE_RECIPES = ("pipeline/own_data/", "pipeline/bench/recipe.py", "pipeline/verbs/evaluate.py")
 DOORS = {f"pipeline.{name}" for name in ("stage", "dataset", "errors", "extras", "own_code")}
@@ -96,6 +97,7 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
     if file.startswith("pipeline/"):
         drawing = {"PIL", "jinja2"} if file.startswith("pipeline/report/") else set()
         drawing |= {"jinja2"} if file == "pipeline/own_data/recipe.py" else set()
+        drawing |= {"PIL", "torch", "datasets"} if file == PAIRS else set()
         return top in TABLES | CONFIG_CLI_HTTP | drawing | {"metadata", "pipeline"}
     kind = file.split("/")[1]
     if top == "stages":

@@ -25,6 +25,9 @@ def test_point(kind, number): pass
 @pytest.mark.drawn(cases=3)
 @pytest.mark.parametrize("number", range(9))
 def test_any(number): pass
+
+@pytest.mark.drawn(one_in=3)
+def test_whole(): pass
 """
 MARKS = """
 [pytest]
@@ -83,6 +86,7 @@ def test_another_seed_draws_others_and_each_is_drawn_by_some_seed(pytester, chos
     assert drawn[0] == set(chosen("--part", "core", "--seed", "0"))
     assert len({frozenset(names) for names in drawn}) > 6
     assert {f"test_it.py::test_any[{number}]" for number in range(9)} <= set().union(*drawn)
+    assert 0 < sum("test_it.py::test_whole" in names for names in drawn) < 12
 
 
 @pytest.mark.slow("many runs of pytest")

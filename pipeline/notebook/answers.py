@@ -32,6 +32,9 @@ def shown(cls: type[T], answer: Any, state: RunState | None = None) -> T:
 class Plan(plan.Plan):
     """A recipe's stages, in the order in which they run."""
 
+    def __repr__(self) -> str:
+        return f"<plan {self.recipe.name}: {', '.join(self.stages)}>"
+
     def _repr_html_(self) -> str:
         rows = [
             {
@@ -48,6 +51,10 @@ class Plan(plan.Plan):
 class Funnel(funnel.Funnel):
     """A funnel: rows by stage and reason."""
 
+    def __repr__(self) -> str:
+        ends = [f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in self.ends]
+        return f"<funnel: {'; '.join(ends) or 'no finished select'}>"
+
     def _repr_html_(self) -> str:
         return render(TEMPLATE, part="funnel", funnel=self)
 
@@ -56,6 +63,10 @@ class Why(why.Why):
     """One sample: what each stage stored for it."""
 
     _state: RunState
+
+    def __repr__(self) -> str:
+        said = "; ".join(end.sentence for end in self.ends)
+        return f"<why {self.uid[:8]}: {said or f'{len(self.stages)} stages'}>"
 
     def _repr_html_(self) -> str:
         place = self.shard, self.position
@@ -69,6 +80,10 @@ class Sweep(sweep.Sweep):
     """A select stage at several values of one threshold."""
 
     _state: RunState
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{point.rule}: {point.kept:,}" for point in self.points)
+        return f"<sweep {self.stage}: {kept}>"
 
     def _repr_html_(self) -> str:
         seen = samples_at(self._state, self.stage, {sample.place for sample in self.samples})

@@ -1,7 +1,8 @@
-"""A run folder in Python: its rows, pictures, and the ledger's answers."""
+"""A run folder in Python: its rows, pictures, and what the verbs answer."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.notebook import answers
 from clipmill.pipeline.run_folder.state import RunState, latest
@@ -9,12 +10,19 @@ from clipmill.pipeline.run_folder.state import RunState, latest
 if TYPE_CHECKING:
     import polars as pl
 
+    from clipmill.pipeline.engine.verify import Checked
+    from clipmill.pipeline.export import Exported
+    from clipmill.pipeline.ledger.selection.diff import Diff
+    from clipmill.pipeline.ledger.selection.show import Show
+    from clipmill.pipeline.ledger.selection.variants import RunVariants
+    from clipmill.pipeline.notebook.pairs import Pairs
+
 
 class Run:
     """A run folder as it was when opened; only `status` and a new `clipmill.open` read it again."""
 
     def __init__(self, uri: str, variant: int | None = None, state: RunState | None = None) -> None:
-        self.uri = uri
+        self.uri, self.variant = uri, variant
         self.state = state or latest(uri, variant)
 
     def __repr__(self) -> str:
@@ -73,6 +81,86 @@ class Run:
         from clipmill.pipeline.ledger.selection.sweep import sweep
 
         return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
+
+    def show(self, stage: str, **query: Any) -> "Show":
+        """Returns rows of a stage, as `clipmill show` prints them.
+
+        `query` are fields of ShowQuery: where, dropped, near_cut, sort, is_descending, columns,
+        most, seed.
+        """
+        from clipmill.pipeline.ledger.selection.show import ShowQuery, show
+
+        return show(self.state, ShowQuery(stage=stage, **query))
+
+    def variants(self) -> "RunVariants":
+        """Lists the recipes that ran in this folder, by number, and what each keeps."""
+        from clipmill.pipeline.ledger.selection.variants import tried
+
+        return tried(self.uri)
+
+    def diff(self, before: str, after: str) -> "Diff":
+        """Compares two selections: variants by number, stages by name, `2:STAGE`, or other runs."""
+        from clipmill.pipeline.ledger.selection.diff import diff
+        from clipmill.pipeline.ledger.selection.sides import side_of
+
+        return diff(side_of(before, self.uri), side_of(after, self.uri))
+
+    def report(self, file: str | Path, baselines: Sequence[str] = ()) -> Path:
+        """Writes the run as one HTML page, and returns its path."""
+        from clipmill.pipeline.report.build import report
+
+        page = Path(file)
+        page.write_text(report(self.state, baselines, self.variant), encoding="utf-8")
+        return page
+
+    def export(
+        self, to: str, out: str, *, workers: int | None = None, **options: Any
+    ) -> "Exported":
+        """Writes rows to a folder, as `clipmill export` does; StageError if there are none.
+
+        `options` are fields of ExportRequest: stage, columns, captions.
+        """
+        from clipmill.pipeline.export import ExportRequest, export
+        from clipmill.pipeline.notebook.start import executor_of
+        from clipmill.pipeline.progress import watcher
+
+        request = ExportRequest(to=to, **options)
+        chosen = executor_of("local", workers)
+        try:
+            with watcher() as watch:
+                return export(latest(self.uri, self.variant), request, str(out), chosen, watch)
+        finally:
+            chosen.close()
+
+    def retry(self, *reasons: str, workers: int | None = None) -> "Run":
+        """Tries rows again that failed for these reasons; returns the finished run."""
+        from clipmill.pipeline.notebook.start import started
+
+        return Run(self.uri, state=started(self.state.plan, self.uri, workers, retry=reasons))
+
+    def verify(self) -> "list[Checked]":
+        """Compares every stored file with its record; each folder says what is `damaged`."""
+        from clipmill.metadata.storage import Storage
+        from clipmill.pipeline.engine.verify import verify
+
+        return verify(Storage(self.uri), lambda done, total: None)
+
+    def to_torch(
+        self, stage: str, caption: str = "text", transform: Callable[[Any], Any] | None = None
+    ) -> "Pairs":
+        """Returns a PyTorch Dataset of (picture, caption), of the rows that have a picture.
+
+        `transform` gets each picture, a PIL image in RGB; `caption` is any column of the rows.
+        """
+        from clipmill.pipeline.notebook.pairs import Pairs
+
+        return Pairs(self.uri, self.variant, stage, caption, transform, self.state)
+
+    def to_hf(self, stage: str, caption: str = "text") -> Any:
+        """Returns a Hugging Face Dataset of image, text and uid; the package `datasets` has it."""
+        from clipmill.pipeline.notebook.pairs import hugging_face
+
+        return hugging_face(self.to_torch(stage, caption))
 
     def status(self) -> "answers.Status":
         """Reads the run's progress now, and what failed."""

@@ -6,12 +6,12 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import Outcome, run_plan
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.executors import Executor
-from clipmill.pipeline.notebook.run import Run
 from clipmill.pipeline.planning.looks import look, refuse_missing
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.retries import check_retry
 from clipmill.pipeline.progress import watcher
 from clipmill.pipeline.run_folder.sessions import session
+from clipmill.pipeline.run_folder.state import RunState
 
 
 def checked(plan: Plan, folder: Storage | None = None) -> Plan:
@@ -28,11 +28,11 @@ def started(
     address: str | None = None,
     retry: Sequence[str] = (),
     keep_going: bool = False,
-) -> Run:
+) -> RunState:
     """Runs a plan to its end; StageError, caused by the first stage that stopped, if it cannot."""
     check_retry(plan, retry)
     folder = Storage(out)
-    chosen = _executor(executor, workers, address)
+    chosen = executor_of(executor, workers, address)
     try:
         checked(plan, folder)
         with watcher() as watch, session(folder, plan.recipe.name):
@@ -41,10 +41,11 @@ def started(
         chosen.close()
     if not outcome.complete:
         raise _stopped(outcome) from _cause(outcome)
-    return Run(out, state=outcome.state)
+    return outcome.state
 
 
-def _executor(name: str, workers: int | None, address: str | None) -> Executor:
+def executor_of(name: str, workers: int | None, address: str | None = None) -> Executor:
+    """Returns an executor by the arguments of `clipmill run`; RecipeError if they are wrong."""
     if workers is not None and workers < 0:
         raise RecipeError(f"workers={workers}", "the arguments", "give 0 or more")
     if name == "ray":

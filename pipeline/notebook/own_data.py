@@ -1,0 +1,35 @@
+"""Makes a recipe for data of one's own from Python."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.own_data.start import Request, start
+
+COLUMNS = ("url", "caption", "image", "uid", "sha256", "width", "height")
+OPTIONS = tuple({field.name for field in fields(Request)} - {"path", "columns"})
+
+
+def recipe_of(data: str, options: Mapping[str, Any]) -> str:
+    """Returns the recipe's text; RecipeError if the data are not understood, or more is to be said.
+
+    `options` are those of `clipmill init`: caption="title", keep=0.3, to=["webdataset"].
+    """
+    for name in options:
+        if name not in (*COLUMNS, *OPTIONS):
+            do = did_you_mean(name, (*COLUMNS, *OPTIONS), "options")
+            raise RecipeError(f"no option '{name}'", "the arguments", do)
+    wishes = {name: options[name] for name in OPTIONS if name in options}
+    if "to" in wishes:
+        wishes["to"] = (wishes["to"],) if isinstance(wishes["to"], str) else tuple(wishes["to"])
+    if "trusted" in wishes:
+        wishes["trusted"] = _whole(wishes["trusted"])
+    columns = {name: options[name] for name in COLUMNS if name in options}
+    request = Request(path=_whole(data), columns=columns, **wishes)
+    return start(request, "clipmill.init", "clipmill run RECIPE --out RUN").recipe
+
+
+def _whole(path: str) -> str:
+    return str(path) if "://" in str(path) else os.path.abspath(path)
