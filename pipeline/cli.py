@@ -111,6 +111,9 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
         if options.version:
             print(f"clipmill {_version()}")
             return DONE
+        if options.completion:
+            print(_completion(parser, options.completion))
+            return DONE
         if options.verb is None:
             print(parser.format_help(), end="")
             return DONE
@@ -215,14 +218,28 @@ def _parser() -> _Parser:
         epilog="clipmill VERB --help shows what a verb takes, and examples",
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument(
+        "--completion",
+        choices=("bash", "zsh"),
+        help='show what completes its arguments: eval "$(clipmill --completion bash)"',
+    )
     verbs = parser.add_subparsers(metavar="VERB", prog="clipmill", help=argparse.SUPPRESS)
     parser.set_defaults(verb=None)
     for verb in VERBS:
         title = f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
-        subparser = verbs.add_parser(_name(verb), description=title)
+        subparser = verbs.add_parser(_name(verb), description=title, help=verb.HELP)
         verb.add(subparser)
         subparser.set_defaults(verb=verb)
     return parser
+
+
+def _completion(parser: _Parser, shell: str) -> str:
+    """Returns a script for the shell; stages, runs and recipes it completes as files."""
+    import shtab
+
+    for action in parser._actions:  # the help lists verbs by itself, and hides argparse's list
+        action.help = "verb" if isinstance(action, argparse._SubParsersAction) else action.help
+    return str(shtab.complete(parser, shell))
 
 
 def _name(verb: Verb) -> str:

@@ -456,3 +456,22 @@ def test_commands_to_paste_hold_paths_with_spaces(clipmill, tmp_path):
     told = clipmill("plan", recipe, "--set", "seed=3", "--set", f"pool.path={data}").out
     assert f"run '{recipe}' --set seed=3 --set 'pool.path={data}' --out run" in told
     assert f"--out '{tmp_path}/my pool'" in clipmill("pool", "serve", tmp_path / "my pool").err
+
+
+def test_a_shell_completes_verbs_options_and_choices(clipmill, tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(
+        clipmill("--completion", "bash").out
+        + """
+try() {
+  COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+  _shtab_clipmill
+  echo "${COMPREPLY[@]}"
+}
+try clipmill fun; try clipmill export --t; try clipmill export --to web; try clipmill sweep --vary
+"""
+    )
+    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["funnel", "--to", "webdataset", "--vary"], done.stderr
+    assert "#compdef clipmill" in clipmill("--completion", "zsh").out
+    assert "VERB" not in clipmill().out.partition("options:")[2]
