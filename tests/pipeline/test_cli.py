@@ -474,4 +474,3 @@ try clipmill fun; try clipmill export --t; try clipmill export --to web; try cli
     done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["funnel", "--to", "webdataset", "--vary"], done.stderr
     assert "#compdef clipmill" in clipmill("--completion", "zsh").out
-    assert "VERB" not in clipmill().out.partition("options:")[2]
