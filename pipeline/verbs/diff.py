@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = "variants of a run; rows that one gained and lost, by cause"
 EXAMPLES = """\
 clipmill diff --run run               # the variants of a folder, by number
+clipmill diff --run run --free 1      # what only the first holds on disk; --delete deletes it
 clipmill diff 1 2 --run run           # two of them
 clipmill diff good unique --run run   # two stages
 clipmill diff run@1:good other:good   # two runs of one pool
@@ -42,6 +43,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="the run folder of both, or whose variants are listed: a path or s3://…",
     )
+    parser.add_argument(
+        "--free",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="list the stored stages that only these variants have, and their bytes",
+    )
+    parser.add_argument(
+        "--delete", action="store_true", help="with --free: delete them; run again makes them again"
+    )
     add_stages(parser)
     add_json(parser)
     parser.add_argument(
@@ -53,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the variants or the moves; `--html` writes a page of the moves."""
     from clipmill.pipeline.ledger.answer import as_json
 
+    if options.free or options.delete:
+        return _freed(options)
     if options.before is None and options.run:
         from clipmill.pipeline.ledger.selection.variants import tried
 
@@ -73,6 +87,28 @@ def run(options: argparse.Namespace) -> int:
 
         options.html.write_text(diff_page(before, after, answer), encoding="utf-8")
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    return DONE
+
+
+def _freed(options: argparse.Namespace) -> int:
+    """Prints what the named variants hold alone; with `--delete` deletes it."""
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.run_folder.freeing import free, held_alone
+    from clipmill.pipeline.run_folder.words import size
+
+    if not options.free or not options.run or options.before:
+        do = "write: clipmill diff --run RUN --free N [--delete]"
+        raise RecipeError("--free takes numbers of variants of a run", "the arguments", do)
+    stages = (free if options.delete else held_alone)(Storage(options.run), options.free)
+    if options.json:
+        print(json.dumps([as_json(stage) for stage in stages], indent=1))
+        return DONE
+    lines = [(stage.folder, f"{stage.files:,} files", size(stage.bytes)) for stage in stages]
+    print("\n".join(aligned(lines, [1, 2], indent=2)))
+    total = size(sum(stage.bytes for stage in stages))
+    words = "deleted" if options.delete else "held by them alone; --delete deletes it"
+    print(f"{total} in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}: {words}")
     return DONE
 
 
