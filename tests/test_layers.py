@@ -19,7 +19,7 @@ FILES = sorted(
     for path in (SOURCE / layer).rglob("*.py")
 )
 TABLES = {"numpy", "pyarrow", "polars"}
-CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "packaging"}
+CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "shtab", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip", "losses")  # what stages share
 DOCTOR = "pipeline/verbs/doctor.py"  # which tries whether torch sees a GPU

@@ -53,4 +53,4 @@ def free(run: Storage, numbers: Sequence[int]) -> tuple[StoredStage, ...]:
 
 def _stored(run: Storage, name: str) -> StoredStage:
     entries = run.entries(name, below=True)
-    return StoredStage(folder=name, files=len(entries), bytes=sum(it.size for it in entries))
+    return StoredStage(folder=name, files=len(entries), bytes=sum(entry.size for entry in entries))
