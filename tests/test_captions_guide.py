@@ -63,7 +63,7 @@ def test_headings_that_the_guide_leads_to_are_there():
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= there
 
 
-@pytest.mark.chaos  # a real model answers for a minute
+@pytest.mark.soak(cpu_s=60)  # a real model answers for a minute
 def test_the_first_run_is_done(tmp_path):
     section = PAGE.partition("## A first run")[2].partition("\n## ")[0]
     Follower(tmp_path).follow(section, "captions.md")

@@ -61,7 +61,7 @@ def ran(pool, tmp_path_factory):
     return out
 
 
-@pytest.mark.chaos  # seconds
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(ran, pool, tmp_path):
     assert outputs(ran, "dfn").keys() == {"model.json", "model.safetensors"}
     score = stored(ran, "score")

@@ -78,7 +78,7 @@ def test_both_pass_for_an_index_and_hold_the_same_package(built, tmp_path):
     assert len(there) > 500
 
 
-@pytest.mark.chaos
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_the_tests_of_the_source_run_in_it(built, tmp_path):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:

@@ -44,6 +44,7 @@ def killer(asking: Asking, folder_of, scratch: Path, seed: int) -> Killer:
     return Killer(asking.recipe, asking.server, folder_of, scratch, random.Random(seed))
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=25)
 def test_ten_kills_of_driver_and_workers_ask_for_no_stored_answer_again(asking, tmp_path):
     lives = killer(asking, lambda number: str(tmp_path / str(number)), tmp_path, seed=0)
     tally = lives.until(10, asking.expected)
@@ -60,6 +61,7 @@ def test_a_kill_on_an_object_store_asks_for_no_stored_answer_again(asking, bucke
     assert tally.with_answers > 0, str(tally)
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=30)
 def test_a_worker_of_ray_that_is_killed_leaves_its_answers_to_the_next(asking, ray_head, tmp_path):
     run, faults, server = str(tmp_path / "run"), tmp_path / "faults", asking.server
     before = server.asked()

@@ -79,6 +79,7 @@ def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
         assert meaning(Storage(uri)) == expected, killed.points[-1]
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=40)
 def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, ray_head, tmp_path):
     """The driver is killed as a round ends, then a worker in the midst of one."""
     _, expected = calm

@@ -63,6 +63,7 @@ def runs(given, tmp_path_factory):
         yield nursery
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=30)
 def test_killed_all_along_and_run_again_the_result_is_the_same(runs, calm, tmp_path):
     whole, expected = calm
     for number in np.linspace(1, len(whole.points), KILLS + 2, dtype=int)[1:-1]:
@@ -74,12 +75,14 @@ def test_killed_all_along_and_run_again_the_result_is_the_same(runs, calm, tmp_p
         assert killed.units + again.units <= whole.units + 1
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
     ended = runs.run(bucket.uri("near"))
     assert ended.code == 0, ended.output
     assert meaning(Storage(bucket.uri("near"))) == calm[1]
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=30)
 def test_on_ray_files_are_those_of_a_local_run(given, calm, ray_head, tmp_path):
     more = (*(text for setting in given for text in ("--set", setting)), *ray_head.arguments)
     place, env = (RECIPE, tmp_path / "run", tmp_path / "faults"), ray_head.environment

@@ -111,6 +111,7 @@ def test_killed_on_s3_no_stored_picture_is_fetched_again(site, recipe, tmp_path,
     check(site, uri)
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_a_worker_of_ray_that_is_killed_leaves_its_pictures_to_the_next(
     site, recipe, ray_head, tmp_path
 ):

@@ -116,6 +116,7 @@ def test_it_listens_on_loopback_and_wants_a_token_made_for_this_run(command):
     assert token != os.environ.get("RAY_AUTH_TOKEN")
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_a_run_on_it_prints_what_a_local_run_does_and_no_line_of_ray(command, tmp_path):
     other = [*command[:-3], str(tmp_path / "local"), *command[-2:]]
     local = subprocess.run(other, capture_output=True, text=True, check=True)
@@ -130,6 +131,7 @@ def test_a_run_on_it_prints_what_a_local_run_does_and_no_line_of_ray(command, tm
     assert {line.partition(":")[0] for line in lines} == {"pool", "caption"}
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=15)
 @pytest.mark.parametrize("vital", ["gcs_server", "raylet"])
 def test_its_death_ends_the_run_in_a_sentence_and_finished_shards_stay(vital, command, tmp_path):
     with at_work(command) as process:
@@ -148,6 +150,7 @@ def test_its_death_ends_the_run_in_a_sentence_and_finished_shards_stay(vital, co
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in made.items())
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=15)
 def test_a_driver_that_is_told_to_stop_takes_its_workers_along(command):
     with at_work(command) as process:
         processes = children(process.pid)

@@ -83,6 +83,7 @@ def test_killed_at_a_point_on_ray_the_result_is_that_of_a_local_run(
     assert units <= whole.units + REDONE
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=20)
 def test_damage_that_a_worker_on_ray_meets_is_mended_in_the_same_run(
     recipe, pool, on_ray, undisturbed, tmp_path
 ):
@@ -98,6 +99,7 @@ def test_damage_that_a_worker_on_ray_meets_is_mended_in_the_same_run(
     assert {**found, "recipes": None} == {**undisturbed[1], "recipes": None}
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=10)
 def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(ray_head, tmp_path):
     pool = write_pool(tmp_path / "pool", [60])
     script = tmp_path / "mood.json"

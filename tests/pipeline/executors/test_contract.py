@@ -56,7 +56,7 @@ def on_ray():
 
 @pytest.fixture(
     scope="module",
-    params=[partial(LocalExecutor, 2), pytest.param(on_ray, marks=pytest.mark.chaos)],
+    params=[partial(LocalExecutor, 2), pytest.param(on_ray, marks=pytest.mark.drawn(one_in=3))],
     ids=["local", "ray"],
 )
 def executor(request):

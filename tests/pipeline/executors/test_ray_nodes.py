@@ -87,6 +87,7 @@ class Guest:
     def ready(self): ...
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=30)
 def test_ranks_of_a_lost_node_begin_again_on_what_is_left(cluster, engine, tmp_path, monkeypatch):
     nodes, second = cluster
     log = tmp_path / "log"

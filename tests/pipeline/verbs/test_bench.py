@@ -122,6 +122,7 @@ def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, caps
 
 
 @chaos
+@pytest.mark.drawn(one_in=3, cpu_s=30)
 def test_a_seed_is_trained_once_whatever_the_list_and_the_arm(place, tmp_path):
     out = tmp_path / "bench"
     arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "1")

@@ -462,7 +462,7 @@ def write_pool(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.chaos
+@pytest.mark.drawn(one_in=3, cpu_s=60)
 def test_two_ranks_that_are_killed_go_on_and_a_seed_is_trained_once_a_run(tmp_path):
     write_pool(tmp_path / "pool")
     one, two = (tmp_path / f"{name}.yaml" for name in ("one", "two"))
