@@ -21,6 +21,7 @@ COMMENTS = {  # comment on each setting of an ingest stage
     "image_col": "column of the pictures",
     "url_col": "column of the links",
     "caption_col": "column of the captions",
+    "all_captions": "of a list of captions all are kept, the first as the caption",
     "uid_col": "column of the ids, 32 hex digits each",
     "width_col": "column of the pictures' width",
     "height_col": "column of the pictures' height",

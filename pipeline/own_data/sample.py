@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -241,8 +242,13 @@ def _json_table(text: str, where: str) -> pa.Table:
             continue
         if isinstance(row, dict):
             rows.append(row)
+    return records_sample(rows[:ROWS])
+
+
+def records_sample(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Returns JSON objects as a table of their keys, of objects in them by dotted paths."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _column([row.get(name) for row in rows[:ROWS]]) for name in names})
+    return _plain(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -271,11 +277,22 @@ def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) ->
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Returns the table with dictionaries decoded."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
-    return table
+    """Returns the table with dictionaries decoded, and structs as their fields, by dotted paths.
+
+    A struct with `bytes` holds a picture, and stays.
+    """
+    columns: list[tuple[str, pa.ChunkedArray]] = []
+    waiting = list(zip(table.column_names, table.columns, strict=True))
+    while waiting:
+        name, values = waiting.pop(0)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") < 0:
+            inner = [(f"{name}.{f.name}", pc.struct_field(values, [f.name])) for f in values.type]
+            waiting = [*(pair for pair in inner if pair[0] not in table.column_names), *waiting]
+        else:
+            columns.append((name, values))
+    return pa.Table.from_arrays([values for _, values in columns], [name for name, _ in columns])
 
 
 def _unreadable(storage: Storage, file: FoundFile, error: Exception) -> RecipeError:

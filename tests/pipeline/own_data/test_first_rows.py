@@ -2,11 +2,16 @@
 
 import csv
 import io
+import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import webdataset
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.start import Request, Start, start
+from clipmill.pipeline.own_data.unsure import UnsureError
 
 LINKS = [f"https://a.test/{i}.jpg" for i in range(60)]
 
@@ -20,6 +25,14 @@ def read(path, **answers) -> list[str | None]:
     begun = started(path, **answers)
     assert begun.preview.unusable == {}
     return begun.preview.rows["text"].to_pylist()
+
+
+def written(path, rows: list[dict]) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def by_excel(rows: list[tuple[str, str]], delimiter: str) -> str:
@@ -69,3 +82,75 @@ def test_rows_of_other_lengths_than_the_first_are_told(head, tmp_path):
     assert "of the first 20 rows have not 2 fields, as the first has: row " in found
     assert where == f"{tmp_path}/it.csv"
     assert do.startswith("put each text that holds ',' in quotes")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_inside_others_are_found_by_dotted_paths(kind, tmp_path):
+    said = [{"lang": "en", "n": i, "words": f"a red shoe {i}"} for i in range(60)]
+    rows = [
+        {"image": {"src": u, "width": 9}, "caption": s} for u, s in zip(LINKS, said, strict=True)
+    ]
+    begun = started(written(tmp_path / f"it.{kind}", rows))
+    assert begun.data.columns["url"] == "image.src"
+    assert begun.data.columns["caption"] == "caption.words"  # the only one of texts
+    assert begun.preview.rows["text"].to_pylist() == [row["words"] for row in said]
+
+
+def test_a_struct_of_several_captions_is_a_question_with_their_paths(tmp_path):
+    rows = [{"url": u, "caption": {"en": "a shoe", "de": "ein Schuh"}, "more": {"title": "x y"}}
+            for u in LINKS]  # fmt: skip
+    path = written(tmp_path / "it.parquet", rows)
+    with pytest.raises(UnsureError) as unsure:
+        started(path)
+    assert unsure.value.candidates == {
+        **{"caption.en": "a shoe", "caption.de": "ein Schuh"},
+        "more.title": "x y",
+    }
+    with pytest.raises(RecipeError, match=r"'caption' holds caption\.en, caption\.de"):
+        started(path, caption="caption")
+    assert set(read(path, caption="caption.de")) == {"ein Schuh"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("item", [str, lambda text: {"raw": text, "id": 1}], ids=["text", "struct"])
+def test_all_texts_of_a_list_are_taken_and_that_is_said(item, kind, tmp_path):
+    texts = [[f"a shoe {i}", f"shoe {i} again"] for i in range(60)]
+    rows = [{"url": u, "sentences": list(map(item, t))} for u, t in zip(LINKS, texts, strict=True)]
+    begun = started(written(tmp_path / f"it.{kind}", rows))
+    assert begun.data.notes == (
+        "sentences holds lists: the first text is the caption, the others leave with it",
+    )
+    rest = [[text["text"] for text in row] for row in begun.preview.rows["captions"].to_pylist()]
+    firsts = begun.preview.rows["text"].to_pylist()
+    assert [[first, *more] for first, more in zip(firsts, rest, strict=True)] == texts
+
+
+def tars(folder, record: dict, drawn) -> str:
+    with webdataset.TarWriter(str(folder / "0.tar")) as sink:
+        for pair in drawn[:4]:
+            body = {key: at(pair) if callable(at) else at for key, at in record.items()}
+            sink.write({"__key__": pair.name[:4], "jpg": pair.image, "json": body})
+    return str(folder / "0.tar")
+
+
+def test_captions_under_any_key_of_a_tars_json_are_found(drawn, tmp_path):
+    path = tars(tmp_path, {"prompt": lambda pair: pair.caption, "at": "https://a.test"}, drawn)
+    begun = started(path)
+    assert begun.data.settings == {"caption_col": "prompt"}
+    assert read(path) == [pair.caption for pair in drawn[:4]]
+    with pytest.raises(RecipeError, match="did you mean 'prompt'"):
+        started(path, caption="promt")
+
+
+def test_several_keys_are_a_question_and_answered_by_a_dotted_path(drawn, tmp_path):
+    text = {"en": "a red shoe", "de": "ein roter Schuh"}
+    path = tars(tmp_path, {"caption": lambda _: text}, drawn)
+    with pytest.raises(UnsureError, match=r"2 may be the caption: caption\.en"):
+        started(path)
+    assert set(read(path, caption="caption.de")) == {"ein roter Schuh"}
+
+
+def test_tars_of_pictures_alone_have_no_captions(drawn, tmp_path):
+    begun = started(tars(tmp_path, {"n": 1}, drawn))
+    assert not begun.data.has_captions
+    assert begun.data.notes == ("no .txt and no captions in the .json were found",)
