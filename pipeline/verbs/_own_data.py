@@ -28,6 +28,7 @@ ROLES = {
     "height": "pictures' height",
 }
 FORMS = ("parquet", "webdataset", "huggingface")
+ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
 WEB = ("hf://datasets/", "hf://", "http://", "https://")
 SHOWN = 5  # rows
 NARROWEST = 12  # columns of a terminal that a text gets at least
@@ -65,6 +66,22 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     selection.add_argument(
         "--to", nargs="+", choices=FORMS, help="forms of the export (default: parquet)"
+    )
+
+
+def one_data(data: str, more: Sequence[str], command: str) -> None:
+    """Raises RecipeError for further files, as a shell makes them of a glob without quotes."""
+    paths = [data, *more]
+    if not all(map(os.path.exists, paths)):
+        return
+    folders = {os.path.dirname(path) for path in paths}
+    suffixes = {os.path.splitext(path)[1] for path in paths}
+    glob = os.path.join(*folders, f"*{''.join(suffixes)}") if len(folders) == 1 else ""
+    do = "give one path: a folder, or a glob in quotes"
+    if glob and len(suffixes) == 1:
+        do = f"quote it: {command} {shlex.quote(glob)}"
+    raise RecipeError(
+        f"{len(paths):,} files: the shell wrote a glob out, or these are several", "DATA", do
     )
 
 
@@ -120,6 +137,18 @@ def page(start: "Start", path: str, overrides: Sequence[str] = ()) -> str:
     lines += [f"  {'note':<16} {note}".replace("\n", f"\n{'':<19}") for note in notes]
     lines += ["", *_table(start.preview.rows.slice(0, SHOWN), data.scores), ""]
     return "\n".join([*lines, _usable(start.preview, data.rows)])
+
+
+def refuse_unusable(start: "Start", path: str) -> None:
+    """Raises RecipeError if no row that was looked at can be used: a run would keep none."""
+    causes = start.preview.unusable
+    if sum(causes.values()) < start.preview.looked_at:
+        return
+    do = "give data whose first rows can be read, or mend these"
+    names = [f"--{ROLE_OF[cause]} NAME" for cause in causes if cause in ROLE_OF]
+    if names and start.data.columns:
+        do = f"name the column that holds them: {' or '.join(names)}"
+    raise RecipeError(_usable(start.preview, start.data.rows), path, do)
 
 
 def _usable(preview: "Preview", rows: int | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import run as runs
 from clipmill.pipeline.verbs._options import add_executor, add_retry, beside
-from clipmill.pipeline.verbs._own_data import add_data, page, started
+from clipmill.pipeline.verbs._own_data import add_data, page, refuse_unusable, started
 
 if TYPE_CHECKING:
     from clipmill.pipeline.engine.run import Outcome
@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         do = "give another --out, or move it away"
         raise RecipeError("a file that is there already", str(page_file), do)
     print(page(start, options.data, options.overrides), end="\n\n", flush=True)
+    if not any(override.startswith("pool.") for override in options.overrides):
+        refuse_unusable(start, options.data)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")
     parser = argparse.ArgumentParser()
