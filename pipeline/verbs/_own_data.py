@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
@@ -85,12 +86,18 @@ def one_data(data: str, more: Sequence[str], command: str) -> None:
     )
 
 
-def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> "Start":
-    """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`."""
+def started(
+    options: argparse.Namespace, verb: str, recipe: Path, run_as: str, asks: bool
+) -> "Start":
+    """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`.
+
+    `recipe` is the file that will hold it.
+    """
     from clipmill.pipeline.own_data.start import Request, start
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
+    given = [path for path in (options.data, options.trusted) if path]
     while True:
         request = Request(
             path=_whole_path(options.data),
@@ -100,6 +107,8 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
             trusted=options.trusted and _whole_path(options.trusted),
             keep=options.keep,
             to=tuple(dict.fromkeys(options.to or Request.to)),
+            folder=os.path.abspath(recipe.parent),
+            moving=frozenset(_whole_path(path) for path in given if _is_relative(path)),
         )
         try:
             return start(request, command(options, verb), run_as)
@@ -213,8 +222,12 @@ def _ask(unsure: "UnsureError") -> str | None:
             return names[int(word) - 1]
 
 
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not os.path.isabs(os.path.expanduser(path))
+
+
 def _whole_path(path: str) -> str:
-    """Returns the absolute path, so that the recipe runs anywhere; refuses URIs with keys."""
+    """Returns the absolute path; refuses URIs with keys."""
     from clipmill.metadata.keys import without_keys
     from clipmill.metadata.storage import KEYS
 

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]
     again = shlex.join(["clipmill", "run", str(recipe), "--out", options.out, *sets])
-    start = started(options, "curate", again, asks=False)
+    start = started(options, "curate", recipe, again, asks=False)
     is_there = recipe.exists()
     before = recipe.read_text(encoding="utf-8", errors="replace") if is_there else None
     if before is not None and not is_untouched(before):
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             where=str(recipe),
             do=f"run it:  {again}\n         or give another --out",
         )
-    if before is not None and path_in_yaml(start.data) not in before:
+    if before is not None and not any(path_in_yaml(path) in before for path in start.paths):
         do = "give another --out, or delete that folder and its recipe"
         raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
     if before is None and os.path.lexists(page_file):

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
             "a file that is there already", str(options.out), "give another name: --out FILE"
         )
     next_command = f"clipmill run {shlex.quote(str(options.out))} --out run"
-    start = started(options, "init", next_command, asks=True)
+    start = started(options, "init", options.out, next_command, asks=True)
     print(page(start, options.data))
     refuse_unusable(start, options.data)
     options.out.parent.mkdir(parents=True, exist_ok=True)

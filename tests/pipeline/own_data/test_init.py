@@ -136,6 +136,23 @@ def test_a_value_that_yaml_would_read_otherwise_is_quoted(clipmill, tmp_path):
     assert pool["path"] == str(folder / "it.csv")
 
 
+def test_a_recipe_and_its_data_move_together(clipmill, tmp_path, monkeypatch):
+    (tmp_path / "a" / "recipes").mkdir(parents=True)
+    (tmp_path / "a" / "it.csv").write_text(TWO)
+    (tmp_path / "a" / "fit.csv").write_text(TWO.replace("title", "x").replace("alt", "text"))
+    monkeypatch.chdir(tmp_path / "a")
+    words = ("--caption", "alt", "--trusted", "fit.csv", "--out", "recipes/mine.yaml")
+    assert clipmill("init", "it.csv", *words).code == 0
+    recipe = tmp_path / "b" / "recipes" / "mine.yaml"
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert recipe_of(recipe)["stages"]["pool"]["path"] == "../it.csv"
+    assert recipe_of(recipe)["stages"]["trusted"]["path"] == "../fit.csv"
+    monkeypatch.chdir("/")
+    for given in ((), ("--set", f"pool.path=.{tmp_path}/b/it.csv")):  # what is typed begins here
+        pool, *_ = clipmill("plan", recipe, "--json", *given).json["stages"]
+        assert pool["source"]["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
