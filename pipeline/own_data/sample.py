@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,11 +253,12 @@ def records_sample(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Returns values as an array of their type; as text if the types differ."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    """Returns values as an array of their type, of texts and lists as lists; else as text."""
+    lists = [[value] if isinstance(value, str) else value for value in values]
+    for alike in (values, lists):
+        with suppress(pa.ArrowException, OverflowError):
+            return pa.array(alike)
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) -> tuple[int, bool]:

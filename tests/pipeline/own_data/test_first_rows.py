@@ -125,6 +125,12 @@ def test_all_texts_of_a_list_are_taken_and_that_is_said(item, kind, tmp_path):
     assert [[first, *more] for first, more in zip(firsts, rest, strict=True)] == texts
 
 
+def test_a_text_among_lists_of_texts_is_read_too(tmp_path):
+    rows = [{"url": u, "text": f"a shoe {i}" if i % 2 else [f"a shoe {i}", "shoe"]}
+            for i, u in enumerate(LINKS)]  # fmt: skip
+    assert read(written(tmp_path / "it.jsonl", rows)) == [f"a shoe {i}" for i in range(60)]
+
+
 def tars(folder, record: dict, drawn) -> str:
     with webdataset.TarWriter(str(folder / "0.tar")) as sink:
         for pair in drawn[:4]:
