@@ -90,20 +90,16 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
 def check_answers(table: pa.Table, answers: Mapping[str, str], where: str) -> None:
     """Raises RecipeError if an answer names no column, or one that holds something else."""
     for role, name in answers.items():
-        if paths := [path for path in table.column_names if path.startswith(f"{name}.")]:
-            do = f"say which: --{role} {shlex.quote(paths[0])}"
-            raise RecipeError(f"'{name}' holds {', '.join(paths)}", f"--{role}, {where}", do)
+        place = f"--{role}, {where}"
         if name not in table.column_names:
-            raise RecipeError(
-                found=f"no column '{name}'",
-                where=f"--{role}, {where}",
-                do=did_you_mean(name, table.column_names, "columns here"),
-            )
+            paths = [path for path in table.column_names if path.startswith(f"{name}.")]
+            do = did_you_mean(name, table.column_names, "columns here")
+            do = f"say which: --{role} {shlex.quote(paths[0])}" if paths else do
+            found = f"'{name}' holds {', '.join(paths)}" if paths else f"no column '{name}'"
+            raise RecipeError(found, place, do)
         if role == "url" and len(table) and not is_url(table[name]):
             do = "name a column of links: https://…"
-            raise RecipeError(
-                f"'{name}' holds no links: {example(table[name])}", f"--url, {where}", do
-            )
+            raise RecipeError(f"'{name}' holds no links: {example(table[name])}", place, do)
 
 
 def _column_of(
