@@ -21,6 +21,7 @@ from clipmill.pipeline.own_data.roles import check_answers, is_list, is_url, rol
 from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, text_sample
 
 TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
+JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -124,12 +125,20 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
     """
     body = io.BytesIO(layout.storage.read_at(layout.files[0].name, 0, TAR_BYTES))
     records, has_txt = [], False
-    with suppress(tarfile.TarError, OSError, *UNPARSED), tarfile.open(fileobj=body) as tar:
+    with (
+        suppress(tarfile.TarError, OSError, *UNPARSED),
+        tarfile.open(fileobj=body, mode="r:") as tar,
+    ):
         for member in islice(tar, TAR_MEMBERS):
-            has_txt = has_txt or member.name.lower().endswith(".txt")
-            file = tar.extractfile(member) if member.name.lower().endswith(".json") else None
-            record = json.load(file) if file else None
-            records += [record] if isinstance(record, dict) else []
+            suffix = suffix_of(member.name)
+            has_txt = has_txt or suffix == ".txt"
+            if (
+                suffix == ".json"
+                and member.size <= JSON_BYTES
+                and (file := tar.extractfile(member))
+            ):
+                record = json.load(file)
+                records += [record] if isinstance(record, dict) else []
     return records_sample(records), has_txt
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,3 +161,16 @@ def test_tars_of_pictures_alone_have_no_captions(drawn, tmp_path):
     begun = started(tars(tmp_path, {"n": 1}, drawn))
     assert not begun.data.has_captions
     assert begun.data.notes == ("no .txt and no captions in the .json were found",)
+
+
+def test_json_that_is_a_hole_of_gigabytes_is_not_read(tmp_path, monkeypatch):
+    """GNU tar's header of a sparse file: any size in 512 bytes."""
+    header = tarfile.TarInfo("0.json")
+    header.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = b"%011o\0" % (7 << 30)  # its real size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "0.tar").write_bytes(bytes(block) + bytes(1024))
+    monkeypatch.setattr("json.load", lambda file: pytest.fail(f"{file} is read"))
+    assert started(tmp_path / "0.tar").data.rows is None
