@@ -17,11 +17,12 @@ from clipmill.metadata.limits import UNPARSED
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
-from clipmill.pipeline.own_data.roles import check_answers, is_list, is_url, roles_of
+from clipmill.pipeline.own_data.roles import check_answers, has_mark, is_list, is_url, roles_of
 from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, text_sample
 
 TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
 JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
+KEEP_MARKS = ("ingest.parquet", "ingest.url_list")  # if not asked: what is stored stays
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -62,7 +63,7 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         aside=layout.aside,
         notes=notes,
     )
-    return data if table is None else with_lists(data, table, caption)
+    return data if table is None else with_texts(data, table, caption)
 
 
 def _captions_in(
@@ -115,7 +116,7 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
         aside=layout.aside,
         notes=() if has_captions else ("no .txt and no captions in the .json were found",),
     )
-    return with_lists(data, table, caption or ("caption" if not has_txt else None))
+    return with_texts(data, table, caption or ("caption" if not has_txt else None))
 
 
 def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
@@ -142,13 +143,19 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
     return records_sample(records), has_txt
 
 
-def with_lists(data: Data, table: pa.Table, caption: str | None) -> Data:
-    """Returns the data with all texts of a column of lists, and a note on that."""
-    if caption not in table.column_names or not is_list(table[caption].type):
+def with_texts(data: Data, table: pa.Table, caption: str | None) -> Data:
+    """Returns the data with all texts of a column of lists, without byte-order marks; says so."""
+    if caption not in table.column_names:
         return data
-    note = f"{caption} holds lists: the first text is the caption, the others leave with it"
-    settings = data.settings | {"all_captions": True}
-    return replace(data, settings=settings, notes=(*data.notes, note))
+    if is_list(table[caption].type):
+        setting = "all_captions"
+        note = f"{caption} holds lists: the first text is the caption, the others leave with it"
+    elif data.uses in KEEP_MARKS and has_mark(table[caption]):
+        setting = "strip_bom"
+        note = "captions begin with a byte-order mark, which is left out"
+    else:
+        return data
+    return replace(data, settings=data.settings | {setting: True}, notes=(*data.notes, note))
 
 
 def _refuse_answers(answers: Mapping[str, str], layout: Layout, why: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.folders import pictures, tars, with_lists
+from clipmill.pipeline.own_data.folders import pictures, tars, with_texts
 from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
 from clipmill.pipeline.own_data.roles import Roles, example, is_url, private_links, roles_of
 from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
@@ -35,12 +35,12 @@ def look_at(path: str, answers: Mapping[str, str]) -> Data:
         if _is_datacomp(layout, sample.table):
             return _datacomp(layout, sample)
         roles = roles_of(sample.table, answers, shown)
-        return with_lists(_parquet(layout, sample, roles), sample.table, roles.caption)
+        return with_texts(_parquet(layout, sample, roles), sample.table, roles.caption)
     sample = text_sample(layout.storage, layout.files, layout.kind)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
     roles = roles_of(sample.table, answers, shown)
-    return with_lists(_text(layout, sample, roles), sample.table, roles.caption)
+    return with_texts(_text(layout, sample, roles), sample.table, roles.caption)
 
 
 def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:

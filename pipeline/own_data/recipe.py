@@ -22,6 +22,7 @@ COMMENTS = {  # comment on each setting of an ingest stage
     "url_col": "column of the links",
     "caption_col": "column of the captions",
     "all_captions": "of a list of captions all are kept, the first as the caption",
+    "strip_bom": "a byte-order mark before a caption is left out",
     "uid_col": "column of the ids, 32 hex digits each",
     "width_col": "column of the pictures' width",
     "height_col": "column of the pictures' height",

@@ -157,6 +157,14 @@ def is_url(values: pa.ChunkedArray) -> bool:
     return _most_match(values, r"^\s*https?://\S")
 
 
+def has_mark(values: pa.ChunkedArray) -> bool:
+    """Returns whether a text begins with a byte-order mark."""
+    if not _is_text(values.type):
+        return False
+    starts = pc.starts_with(values.cast(pa.large_string()), "\ufeff")
+    return bool(pc.any(starts).as_py())
+
+
 def private_links(urls: pa.ChunkedArray) -> tuple[str, ...]:
     """Returns a note if most links lead to the user's network, which needs permission."""
     matches = pc.extract_regex(urls.drop_null(), r"^\s*https?://(?:[^/@]*@)?(?P<host>[^/:?#\[]+)")

@@ -43,9 +43,9 @@ def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array]
     """
     if not all_captions:
         text, misfit = fit(values, pa.string())
-        return {TEXT.name: pc.utf8_ltrim(text, MARK)}, misfit
+        return {TEXT.name: without_mark(text)}, misfit
     text, misfit, row_T, rows = _listed(values)
-    text = pc.utf8_ltrim(text, MARK)
+    text = without_mark(text)
     caption, bad, more = _first(text, misfit, row_T, rows)
     count_N = np.bincount(row_T[more], minlength=rows)
     own = pa.array(np.full(len(more), ORIGINAL), pa.string())
@@ -58,6 +58,11 @@ def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array]
         mask=pa.array(count_N == 0),
     )
     return {TEXT.name: caption, CAPTIONS.name: others}, bad
+
+
+def without_mark(text: pa.Array) -> pa.Array:
+    """Returns texts without a byte-order mark before their first letter."""
+    return pc.utf8_ltrim(text, MARK)
 
 
 def one_array(values: Values) -> pa.Array:

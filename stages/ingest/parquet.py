@@ -47,6 +47,7 @@ from clipmill.stages.ingest._fields import (
     paths_of,
     rows_at,
     type_at,
+    without_mark,
 )
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
@@ -101,6 +102,7 @@ class Parquet(DatasetStage):
     url_col: NonEmpty | None = None  # column of the link
     caption_col: NonEmpty | None = None  # column of the caption, or of a list of captions
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id: 16 bytes or 32 hex digits; null: the hash of caption and link or place
     uid_col: NonEmpty | None = None
     width_col: NonEmpty | None = None  # column of the image's width, in pixels
@@ -259,7 +261,8 @@ def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str 
         texts, misfits[TEXT.name] = captions_of(rows[stage.caption_col], all_captions=True)
         values |= texts
     elif stage.caption_col:
-        values[TEXT.name], misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+        caption, misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+        values[TEXT.name] = without_mark(caption) if stage.strip_bom else caption
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
     if uid is not None:
         masks["bad_uid"] = uid.is_null()

@@ -35,7 +35,7 @@ from clipmill.stages.ingest._columns import (
     try_first,
 )
 from clipmill.stages.ingest._extra import check_extra, source_columns
-from clipmill.stages.ingest._fields import captions_of, paths_of, rows_at
+from clipmill.stages.ingest._fields import captions_of, paths_of, rows_at, without_mark
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -105,6 +105,7 @@ class UrlList(DatasetStage):
     url_col: NonEmpty = "url"  # column of the link
     caption_col: NonEmpty | None = "text"  # column of the caption; null if there is none
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id of 32 hex digits; null: the hash of link and caption
     uid_col: NonEmpty | None = None
     width_col: NonEmpty | None = None  # column of the image's width, in pixels
@@ -250,6 +251,8 @@ def as_stored(
         name = str(stage.caption_col)
         texts, misfits[TEXT.name] = captions_of(rows[name], all_captions=True)
         values |= texts
+    elif stage.strip_bom and stage.caption_col:
+        values[TEXT.name] = without_mark(values[TEXT.name])
     url = values[URL.name]
     text = values.get(TEXT.name, pa.nulls(len(unparsed), pa.string()))
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None

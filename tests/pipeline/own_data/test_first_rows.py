@@ -126,6 +126,19 @@ def test_all_texts_of_a_list_are_taken_and_that_is_said(item, kind, tmp_path):
     assert [[first, *more] for first, more in zip(firsts, rest, strict=True)] == texts
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_byte_order_mark_in_a_cell_is_no_letter_of_the_caption(kind, tmp_path):
+    """As whoever reads .txt files into a table leaves it."""
+    rows = [{"url": u, "text": "\ufeff" * (i % 2) + f"a shoe {i}"} for i, u in enumerate(LINKS)]
+    path = tmp_path / f"it.{kind}"
+    if kind == "csv":
+        path.write_text(by_excel([("url", "text"), *((r["url"], r["text"]) for r in rows)], ","))
+    else:
+        written(path, rows)
+    assert read(path) == [f"a shoe {i}" for i in range(60)]
+    assert started(path).data.notes == ("captions begin with a byte-order mark, which is left out",)
+
+
 def test_a_text_among_lists_of_texts_is_read_too(tmp_path):
     rows = [{"url": u, "text": f"a shoe {i}" if i % 2 else [f"a shoe {i}", "shoe"]}
             for i, u in enumerate(LINKS)]  # fmt: skip
