@@ -53,6 +53,7 @@ from clipmill.pipeline.verbs import (
     verify,
     why,
 )
+from clipmill.pipeline.verbs._own_data import one_data
 from clipmill.pipeline.verbs._signals import exit_code
 
 atexit.register(gc.freeze)  # a last garbage collection over all imports would take a while
@@ -107,6 +108,8 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
         parser = _parser()
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
+            if options.verb in (init, curate):
+                one_data(options.data, unknown, options.parser.prog)
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if options.version:
             print(f"clipmill {_version()}")

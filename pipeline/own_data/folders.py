@@ -1,23 +1,35 @@
 """Describes data whose pictures are files in folders or tars."""
 
+import io
+import json
+import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from typing import Any
+
+import pyarrow as pa
 
 from clipmill.metadata.globs import files_of
 from clipmill.metadata.keys import redacted
+from clipmill.metadata.limits import UNPARSED
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
-from clipmill.pipeline.own_data.roles import roles_of
-from clipmill.pipeline.own_data.sample import parquet_sample, text_sample
+from clipmill.pipeline.own_data.roles import check_answers, has_mark, is_list, is_url, roles_of
+from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, text_sample
 
+TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
+JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
+KEEP_MARKS = ("ingest.parquet", "ingest.url_list")  # if not asked: what is stored stays
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
     """Describes a folder of pictures, with captions in other files."""
     tables = [name for name in layout.beside if name.rpartition("/")[2] in METADATA]
-    caption = _caption_of(layout, tables[0], answers) if tables else None
+    table, caption = _captions_in(layout, tables[0], answers) if tables else (None, None)
     if not tables:
         _refuse_answers(answers, layout, "pictures have no columns")
     stems = {stem_of(name) for name in layout.beside if name.lower().endswith(".txt")}
@@ -40,7 +52,7 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         notes = ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
     elif with_caption < rows:
         notes = (f"pictures without a file for their caption: {rows - with_caption:,}",)
-    return Data(
+    data = Data(
         path=layout.path,
         what=f"folder of pictures, {where_captions}",
         uses="ingest.image_folder",
@@ -51,21 +63,38 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         aside=layout.aside,
         notes=notes,
     )
+    return data if table is None else with_texts(data, table, caption)
 
 
-def _caption_of(layout: Layout, name: str, answers: Mapping[str, str]) -> str | None:
-    """Returns the caption column of the metadata file beside pictures, or None."""
+def _captions_in(
+    layout: Layout, name: str, answers: Mapping[str, str]
+) -> tuple[pa.Table, str | None]:
+    """Returns first rows of the metadata file beside pictures, and its caption column, or None."""
     (file,) = (file for file in files_of(layout.storage.uri) if file.name == name)
     if name.endswith(".parquet"):
         table = parquet_sample(layout.storage, [file]).table
     else:
         table = text_sample(layout.storage, [file], suffix_of(name)).table
     named = [column for column in table.column_names if column != "file_name"]
-    return roles_of(table.select(named), answers, f"{layout.storage}/{name}").caption
+    table = table.select(named)
+    return table, roles_of(table, answers, f"{layout.storage}/{name}").caption
 
 
 def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
-    _refuse_answers(answers, layout, "tars have no columns")
+    """Describes WebDataset tars; columns are keys of the .json in them."""
+    table, has_txt = _tar_sample(layout)
+    where, names = redacted(layout.path), table.column_names
+    if not names:
+        _refuse_answers(answers, layout, "the tars hold no .json")
+    for role in answers.keys() & {"image", "sha256"}:
+        raise RecipeError(f"--{role}, and tars hold the pictures", where, f"leave out --{role}")
+    check_answers(table, answers, where)
+    caption = answers.get("caption")
+    if caption is None and not has_txt and "caption" not in names:
+        free = table.select([name for name in names if not is_url(table[name])])
+        caption = roles_of(free, {}, where).caption
+    named = dict(answers) | ({"caption": caption} if caption else {})
+    has_captions = has_txt or bool(caption) or "caption" in names or not names
     stats = [name for name in layout.beside if name.endswith("_stats.json")]
     card = dataset_card(layout.storage)
     rows: int | None = None
@@ -76,14 +105,57 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
         rows = sum(int(count.get("successes", 0)) for count in counts)
     wrote = "clipmill's export" if card is not None else "img2dataset's output" if stats else ""
     tars = f"{len(layout.files):,} WebDataset tar{'s' if len(layout.files) > 1 else ''}"
-    return Data(
+    data = Data(
         path=layout.path,
         what=f"{tars}{wrote and f', {wrote}'}",
         uses="ingest.webdataset",
-        settings={},  # a tar is a shard
+        settings={f"{role}_col": name for role, name in named.items()},  # a tar is a shard
         rows=rows,
+        columns=named,
+        has_captions=has_captions,
         aside=layout.aside,
+        notes=() if has_captions else ("no .txt and no captions in the .json were found",),
     )
+    return with_texts(data, table, caption or ("caption" if not has_txt else None))
+
+
+def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
+    """Returns the .json of the first tar's first samples as a table, and whether there is a .txt.
+
+    A tar that cannot be read has none: the stage that reads it tells.
+    """
+    body = io.BytesIO(layout.storage.read_at(layout.files[0].name, 0, TAR_BYTES))
+    records, has_txt = [], False
+    with (
+        suppress(tarfile.TarError, OSError, *UNPARSED),
+        tarfile.open(fileobj=body, mode="r:") as tar,
+    ):
+        for member in islice(tar, TAR_MEMBERS):
+            suffix = suffix_of(member.name)
+            has_txt = has_txt or suffix == ".txt"
+            if (
+                suffix == ".json"
+                and member.size <= JSON_BYTES
+                and (file := tar.extractfile(member))
+            ):
+                record = json.load(file)
+                records += [record] if isinstance(record, dict) else []
+    return records_sample(records), has_txt
+
+
+def with_texts(data: Data, table: pa.Table, caption: str | None) -> Data:
+    """Returns the data with all texts of a column of lists, without byte-order marks; says so."""
+    if caption not in table.column_names:
+        return data
+    if is_list(table[caption].type):
+        setting = "all_captions"
+        note = f"{caption} holds lists: the first text is the caption, the others leave with it"
+    elif data.uses in KEEP_MARKS and has_mark(table[caption]):
+        setting = "strip_bom"
+        note = "captions begin with a byte-order mark, which is left out"
+    else:
+        return data
+    return replace(data, settings=data.settings | {setting: True}, notes=(*data.notes, note))
 
 
 def _refuse_answers(answers: Mapping[str, str], layout: Layout, why: str) -> None:

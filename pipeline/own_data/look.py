@@ -1,6 +1,7 @@
 """Identifies the data at a path: layout, columns, and the ingest stage that reads them."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,9 @@ import pyarrow as pa
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.folders import pictures, tars
+from clipmill.pipeline.own_data.folders import pictures, tars, with_texts
 from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
-from clipmill.pipeline.own_data.roles import Roles, private_links, roles_of
+from clipmill.pipeline.own_data.roles import Roles, example, is_url, private_links, roles_of
 from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
@@ -33,17 +34,19 @@ def look_at(path: str, answers: Mapping[str, str]) -> Data:
         sample = parquet_sample(layout.storage, layout.files)
         if _is_datacomp(layout, sample.table):
             return _datacomp(layout, sample)
-        return _parquet(layout, sample, roles_of(sample.table, answers, shown))
+        roles = roles_of(sample.table, answers, shown)
+        return with_texts(_parquet(layout, sample, roles), sample.table, roles.caption)
     sample = text_sample(layout.storage, layout.files, layout.kind)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
-    return _text(layout, sample, roles_of(sample.table, answers, shown))
+    roles = roles_of(sample.table, answers, shown)
+    return with_texts(_text(layout, sample, roles), sample.table, roles.caption)
 
 
 def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
     """Describes Parquet with any columns."""
     if not (roles.image or roles.url):
-        raise _no_picture(layout, sample)
+        raise _no_picture(layout, sample, roles)
     columns_by_key = {
         "image_col": roles.image,
         "url_col": roles.url,
@@ -91,8 +94,8 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
 
 def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     """Describes CSV, TSV, JSON lines and plain lists."""
-    if not roles.url:
-        raise _no_picture(layout, sample)
+    if not roles.url or roles.image:
+        raise _no_picture(layout, sample, roles)
     settings: dict[str, Any] = {}
     is_csv = not layout.kind.startswith((".json", ".ndjson"))
     is_list = is_csv and len(sample.table.column_names) == 1
@@ -206,12 +209,18 @@ def _splits(layout: Layout) -> tuple[str, ...]:
     return (f"splits {', '.join(splits)} are read as one; give a glob for one of them",)
 
 
-def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
-    """Returns the error for a table without links and pictures."""
+def _no_picture(layout: Layout, sample: Sample, roles: Roles) -> RecipeError:
+    """Returns the error for a table without links and pictures, or of texts called pictures."""
     names = ", ".join(map(repr, sample.table.column_names))
     where = redacted(layout.path)
     if not len(sample.table):
         return RecipeError(f"no rows below {names}", where, "give a file that holds some")
+    if roles.image:
+        values = sample.table[roles.image]
+        do = "names of picture files belong in a metadata.csv beside them, as file_name"
+        do = f"give them as --url {shlex.quote(roles.image)}" if is_url(values) else do
+        found = f"'{roles.image}' holds {'links' if is_url(values) else 'no pictures'}"
+        return RecipeError(f"{found}: {example(values)}", f"--image, {where}", do)
     return RecipeError(
         found=f"no column of links or of pictures among {names}",
         where=where,

@@ -10,17 +10,19 @@ from typing import Any
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.own_data.data import Data
 
-PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+PLAIN = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other values in YAML 1.1
 SIGNATURE = "# `curate` may write this file anew until you change it: "
 COMMENTS = {  # comment on each setting of an ingest stage
-    "path": "a file, a folder or a glob",
+    "path": "a file, a folder or a glob; ./ is this file's folder",
     "columns": "names for columns that the file does not name",
     "delimiter": "what stands between two columns",
     "encoding": "how letters are stored: utf-8, cp1252 and others",
     "image_col": "column of the pictures",
     "url_col": "column of the links",
     "caption_col": "column of the captions",
+    "all_captions": "of a list of captions all are kept, the first as the caption",
+    "strip_bom": "a byte-order mark before a caption is left out",
     "uid_col": "column of the ids, 32 hex digits each",
     "width_col": "column of the pictures' width",
     "height_col": "column of the pictures' height",
@@ -114,9 +116,9 @@ def _comment(text: str) -> str:
     return without_keys(" ".join(text.split()))
 
 
-def path_in_yaml(data: Data) -> str:
+def path_in_yaml(path: str) -> str:
     """Returns the line that identifies a starter recipe's data."""
-    return f"    path: {in_yaml(data.path)} "
+    return f"    path: {in_yaml(path)} "
 
 
 def signed(text: str) -> str:

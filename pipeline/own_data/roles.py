@@ -29,6 +29,7 @@ NAMES = {  # in lower case, letters and digits only
     "height": ("originalheight", "height", "imageheight", "imgheight"),
 }
 SCORE = re.compile(r"score|similarity|aesthetic|cosine|quality|rating|clip", re.IGNORECASE)
+ID = re.compile(r"(?i:(^|[\W_]|sample|image)(id|idx|key)|^index)$|[a-z](Id|ID)$")  # SAMPLE_ID
 RESERVED = (  # names with a fixed meaning in a run
     *("uid", "reason", "shard", "position", "keep", "image", "url", "text", "sha256"),
     *("repeats", "loss_weight"),
@@ -38,6 +39,7 @@ ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
 )
+TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
 EXAMPLE = 32  # characters of an example value
 LEAST_WIDTH = 16  # shortest list that counts as an embedding
 
@@ -63,13 +65,7 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise RecipeError(f"two columns named '{twice[0]}'", where, "rename one of them")
-    for role, name in answers.items():
-        if name not in table.column_names:
-            raise RecipeError(
-                found=f"no column '{name}'",
-                where=f"--{role}, {where}",
-                do=did_you_mean(name, table.column_names, "columns here"),
-            )
+    check_answers(table, answers, where)
     by_role: dict[str, str | None] = {}
     for role, fits in FITS.items():
         taken = {*by_role.values(), *answers.values()} - {None}
@@ -78,7 +74,7 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
     numbers = [
         name
         for name in table.column_names
-        if name not in by_role.values() and name.lower() not in RESERVED and _is_score(table, name)
+        if name not in by_role.values() and _is_score(table, name)
     ]
     vectors = [name for name in table.column_names if _is_embedding(table[name])]
     of_text = [name for name in vectors if re.search("te?xt|caption", name, re.IGNORECASE)]
@@ -91,16 +87,32 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
     )
 
 
+def check_answers(table: pa.Table, answers: Mapping[str, str], where: str) -> None:
+    """Raises RecipeError if an answer names no column, or one that holds something else."""
+    for role, name in answers.items():
+        place = f"--{role}, {where}"
+        if name not in table.column_names:
+            paths = [path for path in table.column_names if path.startswith(f"{name}.")]
+            do = did_you_mean(name, table.column_names, "columns here")
+            do = f"say which: --{role} {shlex.quote(paths[0])}" if paths else do
+            found = f"'{name}' holds {', '.join(paths)}" if paths else f"no column '{name}'"
+            raise RecipeError(found, place, do)
+        if role == "url" and len(table) and not is_url(table[name]):
+            do = "name a column of links: https://…"
+            raise RecipeError(f"'{name}' holds no links: {example(table[name])}", place, do)
+
+
 def _column_of(
     role: str, fits: Callable[[pa.ChunkedArray], bool], table: pa.Table, where: str
 ) -> str | None:
     """Returns a role's column: one that fits by values and name, else the only candidate."""
     fitting = [name for name in table.column_names if fits(table[name])]
-    named = [name for name in fitting if re.sub("[^a-z0-9]", "", name.lower()) in NAMES[role]]
-    if not named and role == "caption":
-        named = [name for name in fitting if _has_words(table[name])]
-    elif not named and role in ("url", "image"):
-        named = fitting
+    worded = [name for name in fitting if role != "caption" or _has_words(table[name])]
+    by_level = [[name for name in fitting if _level(role, name) == level] for level in (0, 1)]
+    if role in ("url", "caption", "image"):
+        by_level.append([name for name in worded if _level(role, name) == 2])
+        by_level += [[name for name in worded if "." not in name], worded]
+    named = next(filter(None, by_level), [])
     # Prefer a plain caption to structs of texts, which exports have, too.
     named = [name for name in named if not _is_list_of_structs(table[name].type)] or named
     if len(named) > 1 and role in ("url", "caption", "image"):
@@ -113,9 +125,22 @@ def _column_of(
     return min(named, key=lambda name: _place(role, name)) if named else None
 
 
+def _level(role: str, name: str) -> int | None:
+    """Returns 0 for a name of the role, 1 for a path that is one, 2 for one that has one."""
+    parts = name.split(".")
+    is_part = [_plain(part) in NAMES[role] for part in parts]
+    if _plain(name) in NAMES[role] or all(is_part):
+        return 0 if len(parts) == 1 else 1
+    return 2 if any(is_part) else None
+
+
 def _place(role: str, name: str) -> int:
-    plain = re.sub("[^a-z0-9]", "", name.lower())
+    plain = _plain(name)
     return NAMES[role].index(plain) if plain in NAMES[role] else len(NAMES[role])
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def example(values: pa.ChunkedArray) -> str:
@@ -130,6 +155,14 @@ def example(values: pa.ChunkedArray) -> str:
 def is_url(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are links."""
     return _most_match(values, r"^\s*https?://\S")
+
+
+def has_mark(values: pa.ChunkedArray) -> bool:
+    """Returns whether a text begins with a byte-order mark."""
+    if not _is_text(values.type):
+        return False
+    starts = pc.starts_with(values.cast(pa.large_string()), "\ufeff")
+    return bool(pc.any(starts).as_py())
 
 
 def private_links(urls: pa.ChunkedArray) -> tuple[str, ...]:
@@ -199,27 +232,30 @@ def _has_words(values: pa.ChunkedArray) -> bool:
 
 
 def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Flattens a column of texts, lists of texts, or lists of structs with `text`, to texts."""
-    if _is_list(values.type):
+    """Flattens a column of texts, lists of texts, or lists of structs with a text, to texts."""
+    if is_list(values.type):
         values = pc.list_flatten(values)
-        if pa.types.is_struct(values.type) and values.type.get_field_index("text") >= 0:
-            values = pc.struct_field(values, "text")
+        if pa.types.is_struct(values.type):
+            names = [name for name in TEXT_FIELDS if values.type.get_field_index(name) >= 0]
+            values = pc.struct_field(values, names[0]) if names else values
     return values
 
 
 def _is_list_of_structs(dtype: pa.DataType) -> bool:
-    return _is_list(dtype) and bool(pa.types.is_struct(dtype.value_type))
+    return is_list(dtype) and bool(pa.types.is_struct(dtype.value_type))
 
 
 def _is_score(table: pa.Table, name: str) -> bool:
     dtype = table[name].type
     if name.startswith(("Unnamed:", "__index")):  # row numbers written by pandas
         return False
+    if "." in name or name.lower() in RESERVED or ID.search(name):
+        return False
     return pa.types.is_floating(dtype) or (pa.types.is_integer(dtype) and bool(SCORE.search(name)))
 
 
 def _is_embedding(values: pa.ChunkedArray) -> bool:
-    if not _is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+    if not is_list(values.type) or not pa.types.is_floating(values.type.value_type):
         return False
     first = next((value for value in values if value.is_valid), None)
     return first is not None and len(first) >= LEAST_WIDTH
@@ -244,6 +280,7 @@ def _is_bytes(dtype: pa.DataType) -> bool:
     return any(is_kind(dtype) for is_kind in kinds)
 
 
-def _is_list(dtype: pa.DataType) -> bool:
+def is_list(dtype: pa.DataType) -> bool:
+    """Returns whether values are lists."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(is_kind(dtype) for is_kind in kinds)

@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -17,6 +21,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 
 ROWS = 1000
+HEAD = 64 << 10  # characters by which the form of a CSV is guessed
+FEW = 20  # rows by which its delimiter is
 BLOCK_BYTES = 4 << 20  # read of the first file's text
 COUNTED_BYTES = 512 << 20  # lines are counted up to this size, else estimated
 MOST_BAD = 20  # UTF-8 if at most one line in 20 has other bytes
@@ -116,14 +122,11 @@ def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | No
 
 def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
     """Guesses delimiter, header and quotes; returns them with the parsed rows."""
-    head = text[: 64 << 10]
-    delimiter = _delimiter(head, suffix)
-    first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter or "\0"), [])
+    head = text[:HEAD]
+    delimiter = _delimiter(head, suffix, where)
+    is_quoted = delimiter == "," or _is_quoted(text, delimiter or "\0")
+    first = next(iter(_rows(head, delimiter or "\0", is_quoted)), [])
     has_header = not any(value.strip().startswith(LINKS) for value in first)
-    # A field that begins and ends with a quote was quoted; a stray quote, as in CC3M, was not.
-    fields = [field for line in head.splitlines()[:1000] for field in line.split(delimiter or "\0")]
-    is_quoted = any(len(field) > 1 and field[0] == field[-1] == '"' for field in fields)
-    is_quoted = is_quoted or delimiter == "," or not any('"' in field for field in fields)
     names = first if has_header else [f"column {i + 1}" for i in range(len(first))]
     table = pa.table({name: pa.array([], pa.string()) for name in names})
     skipped = []
@@ -149,19 +152,57 @@ def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
     }
 
 
-def _delimiter(head: str, suffix: str) -> str:
-    """Returns the sign that cuts most lines into as many fields as the first, or ""."""
-    lines = [line for line in head.splitlines()[:20] if line.strip()]
+def _rows(text: str, delimiter: str, is_quoted: bool) -> list[list[str]]:
+    """Returns the rows of a text that hold something; a quoted field may span lines."""
+    quoting: Any = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    lines = io.StringIO(text, newline="")
+    return [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
+
+
+def _delimiter(head: str, suffix: str, where: str) -> str:
+    """Returns the sign that cuts most rows into as many fields as the first; "" for a list.
+
+    RecipeError if a sign cuts the first row, and the others into other numbers of fields.
+    """
     signs = ",;|\t" if suffix == ".csv" else "\t;|,"  # ties go to the suffix's delimiter
-    if suffix == ".txt" and any(line.lstrip().startswith(LINKS) for line in lines[:1]):
+    if suffix == ".txt" and head.lstrip().startswith(LINKS):
         signs = "\t"  # a link may hold the others
+    rows = {sign: _rows(head, sign, True)[:FEW] for sign in signs}
+    even = {sign: [len(row) == len(rows[sign][0]) > 1 for row in rows[sign]] for sign in signs}
+    best = max(signs, key=lambda sign: sum(even[sign]))
+    if 2 * sum(even[best]) > len(even[best]):
+        return best
+    for sign in signs:
+        first = rows[sign][0] if rows[sign] else []
+        has_words = any(re.search(r"\S\s+\S", field) for field in first)
+        if len(first) > 1 and (has_words or not any(f.startswith(LINKS) for f in first)):
+            bad = even[sign].index(False)
+            raise RecipeError(
+                found=f"{even[sign].count(False)} of the first {len(even[sign])} rows have not"
+                f" {len(first)} fields, as the first has: row {bad + 1} has {len(rows[sign][bad])}",
+                where=where,
+                do=f"put each text that holds {sign!r} in quotes, or write the table as TSV",
+            )
+    return ""
 
-    def even(sign: str) -> int:
-        counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
-        return sum(count == counts[0] > 1 for count in counts) if counts else 0
 
-    best = max(signs, key=even)
-    return best if 2 * even(best) > len(lines) else ""
+def _is_quoted(text: str, delimiter: str) -> bool:
+    """Returns whether quotes enclose fields: read so, more rows have the usual number of fields.
+
+    Cells that span lines are torn if quotes are read as letters. Where both ways give the same, a
+    field that begins and ends with a quote was quoted; a stray quote, as in CC3M, was not.
+    """
+    first = text.find('"')
+    if first < 0:
+        return True
+    start = text.rfind("\n", 0, first) + 1
+    part = text[start : start + HEAD]
+    ways = [_rows(part, delimiter, is_quoted)[:ROWS] for is_quoted in (False, True)]
+    ((usual, _),) = Counter(len(row) for way in ways for row in way).most_common(1)
+    plain, quoted = (sum(1 if len(row) == usual else -1 for row in way) for way in ways)
+    if plain != quoted:
+        return quoted > plain
+    return any(len(field) > 1 and field[0] == field[-1] == '"' for row in ways[0] for field in row)
 
 
 def _read_csv(
@@ -202,16 +243,22 @@ def _json_table(text: str, where: str) -> pa.Table:
             continue
         if isinstance(row, dict):
             rows.append(row)
+    return records_sample(rows[:ROWS])
+
+
+def records_sample(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Returns JSON objects as a table of their keys, of objects in them by dotted paths."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _column([row.get(name) for row in rows[:ROWS]]) for name in names})
+    return _plain(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Returns values as an array of their type; as text if the types differ."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    """Returns values as an array of their type, of texts and lists as lists; else as text."""
+    lists = [[value] if isinstance(value, str) else value for value in values]
+    for alike in (values, lists):
+        with suppress(pa.ArrowException, OverflowError):
+            return pa.array(alike)
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) -> tuple[int, bool]:
@@ -232,11 +279,22 @@ def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) ->
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Returns the table with dictionaries decoded."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
-    return table
+    """Returns the table with dictionaries decoded, and structs as their fields, by dotted paths.
+
+    A struct with `bytes` holds a picture, and stays.
+    """
+    columns: list[tuple[str, pa.ChunkedArray]] = []
+    waiting = list(zip(table.column_names, table.columns, strict=True))
+    while waiting:
+        name, values = waiting.pop(0)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") < 0:
+            inner = [(f"{name}.{f.name}", pc.struct_field(values, [f.name])) for f in values.type]
+            waiting = [*(pair for pair in inner if pair[0] not in table.column_names), *waiting]
+        else:
+            columns.append((name, values))
+    return pa.Table.from_arrays([values for _, values in columns], [name for name, _ in columns])
 
 
 def _unreadable(storage: Storage, file: FoundFile, error: Exception) -> RecipeError:

@@ -1,8 +1,9 @@
 """Makes a recipe from a path and a few answers; plans it and reads first rows."""
 
+import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
@@ -28,6 +29,8 @@ class Request:
     trusted: str | None = None
     keep: float | None = None
     to: tuple[str, ...] = ("parquet",)
+    folder: str = "."  # of the recipe
+    moving: frozenset[str] = frozenset()  # paths that are kept relative to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +40,14 @@ class Start:
     data: Data
     preview: Preview
     recipe: str  # its text
+    paths: tuple[str, str]  # the data's, as a recipe in that folder may have it
 
 
 def start(request: Request, made_by: str, run_as: str) -> Start:
     """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
     data = look_at(request.path, request.columns)
-    text = starter(data, wish_of(request, data), made_by, run_as)
+    wish = wish_of(request, data)
+    text = starter(data, wish, made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")
         path.write_text(text, encoding="utf-8")
@@ -53,7 +58,22 @@ def start(request: Request, made_by: str, run_as: str) -> Start:
         rows = preview(plan, data.has_captions)
     except ClipmillError as error:  # of a stage; here the data are an argument
         raise RecipeError(*error.args) from None
-    return Start(data=data, preview=rows, recipe=text)
+    paths = data.path, _beside(data.path, request.folder)
+    if request.path in request.moving:
+        data = replace(data, path=paths[1])
+    if wish.trusted and request.trusted in request.moving:
+        there = _beside(wish.trusted.path, request.folder)
+        wish = replace(wish, trusted=replace(wish.trusted, path=there))
+    text = starter(data, wish, made_by, run_as)
+    return Start(data=data, preview=rows, recipe=text, paths=paths)
+
+
+def _beside(path: str, folder: str) -> str:
+    """Returns a path as a recipe in the folder has it, so that they move together."""
+    if "://" in path:
+        return path
+    relative = os.path.relpath(path, folder)
+    return relative if relative.startswith("../") else f"./{relative}"
 
 
 def wish_of(request: Request, data: Data) -> Wish:

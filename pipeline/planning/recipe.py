@@ -4,6 +4,7 @@ A recipe may come from a stranger: it is refused if it is larger or deeper than 
 has aliases, which can grow when read, or tags, which can act when read.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +161,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Parses a recipe from the bytes of the file at `path`."""
+    """Parses a recipe from the bytes of the file at `path`.
+
+    A stage's `path: ./photos` begins at the folder of that file.
+    """
     if len(data) > MOST_BYTES:
         raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(path), "a recipe is a small file")
     try:
@@ -215,6 +219,9 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 recipe.where(stage),
                 f"write `{stage}: {{uses: kind.name, from: …}}`",
             )
+        place = keys.get("path")
+        if isinstance(place, str) and place.startswith(("./", "../")):
+            keys["path"] = os.path.normpath(path.parent / place)
     for text in overrides:
         override(recipe, text)
     return recipe

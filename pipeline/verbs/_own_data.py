@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
@@ -28,6 +29,7 @@ ROLES = {
     "height": "pictures' height",
 }
 FORMS = ("parquet", "webdataset", "huggingface")
+ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
 WEB = ("hf://datasets/", "hf://", "http://", "https://")
 SHOWN = 5  # rows
 NARROWEST = 12  # columns of a terminal that a text gets at least
@@ -68,12 +70,34 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> "Start":
-    """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`."""
+def one_data(data: str, more: Sequence[str], command: str) -> None:
+    """Raises RecipeError for further files, as a shell makes them of a glob without quotes."""
+    paths = [data, *more]
+    if not all(map(os.path.exists, paths)):
+        return
+    folders = {os.path.dirname(path) for path in paths}
+    suffixes = {os.path.splitext(path)[1] for path in paths}
+    glob = os.path.join(*folders, f"*{''.join(suffixes)}") if len(folders) == 1 else ""
+    do = "give one path: a folder, or a glob in quotes"
+    if glob and len(suffixes) == 1:
+        do = f"quote it: {command} {shlex.quote(glob)}"
+    raise RecipeError(
+        f"{len(paths):,} files: the shell wrote a glob out, or these are several", "DATA", do
+    )
+
+
+def started(
+    options: argparse.Namespace, verb: str, recipe: Path, run_as: str, asks: bool
+) -> "Start":
+    """Identifies the data and makes a recipe; asks open questions on a terminal if `asks`.
+
+    `recipe` is the file that will hold it.
+    """
     from clipmill.pipeline.own_data.start import Request, start
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
+    given = [path for path in (options.data, options.trusted) if path]
     while True:
         request = Request(
             path=_whole_path(options.data),
@@ -83,6 +107,8 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
             trusted=options.trusted and _whole_path(options.trusted),
             keep=options.keep,
             to=tuple(dict.fromkeys(options.to or Request.to)),
+            folder=os.path.abspath(recipe.parent),
+            moving=frozenset(_whole_path(path) for path in given if _is_relative(path)),
         )
         try:
             return start(request, command(options, verb), run_as)
@@ -120,6 +146,18 @@ def page(start: "Start", path: str, overrides: Sequence[str] = ()) -> str:
     lines += [f"  {'note':<16} {note}".replace("\n", f"\n{'':<19}") for note in notes]
     lines += ["", *_table(start.preview.rows.slice(0, SHOWN), data.scores), ""]
     return "\n".join([*lines, _usable(start.preview, data.rows)])
+
+
+def refuse_unusable(start: "Start", path: str) -> None:
+    """Raises RecipeError if no row that was looked at can be used: a run would keep none."""
+    causes = start.preview.unusable
+    if sum(causes.values()) < start.preview.looked_at:
+        return
+    do = "give data whose first rows can be read, or mend these"
+    names = [f"--{ROLE_OF[cause]} NAME" for cause in causes if cause in ROLE_OF]
+    if names and start.data.columns:
+        do = f"name the column that holds them: {' or '.join(names)}"
+    raise RecipeError(_usable(start.preview, start.data.rows), path, do)
 
 
 def _usable(preview: "Preview", rows: int | None) -> str:
@@ -184,8 +222,12 @@ def _ask(unsure: "UnsureError") -> str | None:
             return names[int(word) - 1]
 
 
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not os.path.isabs(os.path.expanduser(path))
+
+
 def _whole_path(path: str) -> str:
-    """Returns the absolute path, so that the recipe runs anywhere; refuses URIs with keys."""
+    """Returns the absolute path; refuses URIs with keys."""
     from clipmill.metadata.keys import without_keys
     from clipmill.metadata.storage import KEYS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import run as runs
 from clipmill.pipeline.verbs._options import add_executor, add_retry, beside
-from clipmill.pipeline.verbs._own_data import add_data, page, started
+from clipmill.pipeline.verbs._own_data import add_data, page, refuse_unusable, started
 
 if TYPE_CHECKING:
     from clipmill.pipeline.engine.run import Outcome
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]
     again = shlex.join(["clipmill", "run", str(recipe), "--out", options.out, *sets])
-    start = started(options, "curate", again, asks=False)
+    start = started(options, "curate", recipe, again, asks=False)
     is_there = recipe.exists()
     before = recipe.read_text(encoding="utf-8", errors="replace") if is_there else None
     if before is not None and not is_untouched(before):
@@ -60,13 +60,15 @@ def run(options: argparse.Namespace) -> int:
             where=str(recipe),
             do=f"run it:  {again}\n         or give another --out",
         )
-    if before is not None and path_in_yaml(start.data) not in before:
+    if before is not None and not any(path_in_yaml(path) in before for path in start.paths):
         do = "give another --out, or delete that folder and its recipe"
         raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
     if before is None and os.path.lexists(page_file):
         do = "give another --out, or move it away"
         raise RecipeError("a file that is there already", str(page_file), do)
     print(page(start, options.data, options.overrides), end="\n\n", flush=True)
+    if not any(override.startswith("pool.") for override in options.overrides):
+        refuse_unusable(start, options.data)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")
     parser = argparse.ArgumentParser()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._own_data import add_data, page, started
+from clipmill.pipeline.verbs._own_data import add_data, page, refuse_unusable, started
 
 HELP = "look at data of your own, and write a recipe for them"
 EXAMPLES = """\
@@ -36,8 +36,9 @@ def run(options: argparse.Namespace) -> int:
             "a file that is there already", str(options.out), "give another name: --out FILE"
         )
     next_command = f"clipmill run {shlex.quote(str(options.out))} --out run"
-    start = started(options, "init", next_command, asks=True)
+    start = started(options, "init", options.out, next_command, asks=True)
     print(page(start, options.data))
+    refuse_unusable(start, options.data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("x", encoding="utf-8") as file:
         file.write(start.recipe)

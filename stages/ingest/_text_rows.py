@@ -18,6 +18,7 @@ from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ingest._columns import require
+from clipmill.stages.ingest._fields import value_at
 from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
@@ -270,7 +271,7 @@ def json_rows(
             for line, row in zip(batch, objects, strict=True)
         ]
         yield (
-            {name: [row.get(name) if row else None for row in objects] for name in columns},
+            {name: [value_at(row, name) if row else None for row in objects] for name in columns},
             pa.array(raw, pa.string()),
         )
 

@@ -14,13 +14,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.globs import open_pool
-from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
+from clipmill.metadata.schema import (
+    CAPTIONS,
+    IMAGE,
+    IMAGE_BYTES,
+    REASON,
+    SHA256,
+    TEXT,
+    UID,
+    URL,
+    Column,
+)
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import require
+from clipmill.stages.ingest._fields import captions_of, paths_in, paths_of, rows_at
 from clipmill.stages.ingest._text_rows import (
+    BOM,
     MAX_LINE_BYTES,
     Dialect,
     Rows,
@@ -30,7 +42,6 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.tables.parquet_rows import parquet_rows
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -57,9 +68,10 @@ class ImageFolder(DatasetStage):
 
     url is the path below the folder, and uid the hash of that and the caption. Caption:
     `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
-    is relative to it; else the .txt of the image's stem, without white space at its ends. In a list
-    of captions the first that is not empty counts. An image that is gone, may not be read
-    (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
+    is relative to it; else the .txt of the image's stem, without white space at its ends. A
+    byte-order mark is no letter. In a list of captions the first that is not empty counts;
+    `all_captions` keeps the others. An image that is gone, may not be read (`unreadable`) or is
+    above `max_image_bytes` (`too_large`) is null.
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
@@ -67,17 +79,22 @@ class ImageFolder(DatasetStage):
     Example: {path: pictures}
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ()
-    writes = (URL, TEXT, IMAGE, IMAGE_BYTES, SHA256)
     reasons = ("too_large", "unreadable", "bad_caption")
 
     path: NonEmpty = location()  # the folder, here or s3://…
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
+    all_captions: bool = later(False)  # of a list also those after the first, as `captions`
     max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        more = (CAPTIONS,) if self.all_captions else ()
+        return URL, TEXT, *more, IMAGE, IMAGE_BYTES, SHA256
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, IMAGE_SUFFIXES, "pool"))
@@ -144,7 +161,7 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
             row_of(stage, storage, (name, size), captions, texts) for name, size in source["images"]
         )
         for batch in in_batches(rows, lambda row: len(row[IMAGE.name] or b"")):
-            yield fitted(batch)
+            yield fitted(stage, batch)
 
 
 def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str, Any]:
@@ -154,13 +171,13 @@ def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str
     names: list[str] = []
     with suppress(*UNREADABLE), io.BufferedReader(storage.open(path), 1 << 20) as file:
         if path.endswith(".parquet"):
-            names = pq.ParquetFile(file).schema_arrow.names
+            names = paths_of(pq.ParquetFile(file).schema_arrow)
         elif path.endswith(".csv"):
             names, _ = read_header(file, Dialect(delimiter=","))
         else:
             lines = islice(lines_of(file, MAX_LINE_BYTES), LOOKED_AT)
             objects = (json_object(line) or {} for line in lines if isinstance(line, bytes))
-            names = list(dict.fromkeys(name for record in objects for name in record))
+            names = list(dict.fromkeys(path for record in objects for path in paths_in(record)))
     if names:
         do = f"give each row the path of its image as `{FILE_NAME}`"
         require({FILE_NAME: FILE_NAME}, names, where, do)
@@ -182,15 +199,15 @@ def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple
         texts = rows[caption_col]
         texts = texts if isinstance(texts, list) else texts.to_pylist()
         for name, text in zip(names.to_pylist(), texts, strict=True):
-            first = next(filter(None, text), None) if isinstance(text, list) else text
-            yield f"{folder}{name}", first
+            is_empty = isinstance(text, list) and not any(text)
+            yield f"{folder}{name}", None if is_empty else text
 
 
 def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[Rows]:
     """Yields the rows of a metadata file, streamed."""
     if path.endswith(".parquet"):
         whole = {"path": path, "start": 0, "stop": None}
-        for tables in parquet_rows(storage, [whole], columns):
+        for tables in rows_at(storage, [whole], columns):
             yield from map(unparsed_nowhere, tables)
         return
     with io.BufferedReader(storage.open(path), 1 << 20) as file:
@@ -212,9 +229,11 @@ def row_of(
     text, most = captions.get(name), stage.max_caption_bytes
     beside = f"{stem_of(name)}.txt"
     is_long = False
+    if isinstance(text, list) and not stage.all_captions:
+        text = next(filter(None, text))
     if text is None and beside in texts:
         read = read_if_allowed(storage, beside, most + 1) or b""
-        text, is_long = read.strip(), len(read) > most
+        text, is_long = read.removeprefix(BOM).strip(), len(read) > most
     return {
         URL.name: name,
         TEXT.name: None if is_long else text,
@@ -235,18 +254,21 @@ def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
         return None
 
 
-def fitted(rows: list[dict[str, Any]]) -> pa.Table:
+def fitted(stage: ImageFolder, rows: list[dict[str, Any]]) -> pa.Table:
     """Returns images in the columns that the stage writes."""
-    fits = {c.name: fit([row[c.name] for row in rows], c.dtype) for c in ImageFolder.writes}
-    values = {name: column for name, (column, _) in fits.items()}
+    plain = (URL, IMAGE, IMAGE_BYTES, SHA256)
+    values = {c.name: fit([row[c.name] for row in rows], c.dtype)[0] for c in plain}
+    texts, misfit = captions_of([row[TEXT.name] for row in rows], stage.all_captions)
+    values |= texts
     masks = {
         code: pa.array([row[code] for row in rows], pa.bool_())
         for code in ("too_large", "unreadable")
     }
     is_long = pa.array([row["is_long"] for row in rows], pa.bool_())
-    masks["bad_caption"] = any_of([fits[TEXT.name][1], is_long], len(rows))
+    masks["bad_caption"] = any_of([misfit, is_long], len(rows))
     known = uid_column(None, values[URL.name], values[TEXT.name])
-    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+    stored = {column.name: values[column.name] for column in stage.writes}
+    return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})
 
 
 def stem_of(name: str) -> str:

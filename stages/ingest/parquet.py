@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
+    CAPTIONS,
     IMAGE,
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
@@ -28,7 +29,7 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
@@ -39,11 +40,19 @@ from clipmill.stages.ingest._columns import (
     try_first,
 )
 from clipmill.stages.ingest._extra import check_extra, source_columns
+from clipmill.stages.ingest._fields import (
+    caption_of,
+    captions_of,
+    one_array,
+    paths_of,
+    rows_at,
+    type_at,
+    without_mark,
+)
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,
     parquet_counts,
-    parquet_rows,
     scan_parquet,
 )
 from clipmill.stages.ops.tables.pools import (
@@ -69,10 +78,11 @@ class Parquet(DatasetStage):
     """Link, image, caption and embeddings of every row, as found; null, with a reason, if unfit.
 
     Image: bytes, or Hugging Face's struct of bytes and path. Caption: a text, or the first that is
-    not empty in a list of texts (or of structs with `text`, as in an export); `extra` keeps the
-    list. url: that of `url_col`, else the image's path. sha256 is that of the image's bytes,
-    checked against `sha256_col` (`hash_mismatch`); without images it is the one that a download
-    must have. Embeddings are stored as float32 of `embedding_width`; of another width, or with NaN,
+    not empty in a list of texts (or of structs with `text`, as in an export); `all_captions` keeps
+    the others. A column is a name or a dotted path into structs, `caption.en`. url: that of
+    `url_col`, else the image's path. sha256 is that of the image's bytes, checked against
+    `sha256_col` (`hash_mismatch`); without images it is that which a download must have.
+    Embeddings are stored as float32 of `embedding_width`; of another width, or with NaN,
     `bad_embedding`. A null caption or embedding is no fault. uid: 16 bytes or 32 hex digits in
     `uid_col` (else `bad_uid`); without it the hash of caption and url, or, without a url, of
     caption and place in the pool, `0.parquet/ROW`.
@@ -91,6 +101,8 @@ class Parquet(DatasetStage):
     image_col: NonEmpty | None = None  # column of the images: bytes, or structs with `bytes`
     url_col: NonEmpty | None = None  # column of the link
     caption_col: NonEmpty | None = None  # column of the caption, or of a list of captions
+    all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id: 16 bytes or 32 hex digits; null: the hash of caption and link or place
     uid_col: NonEmpty | None = None
     width_col: NonEmpty | None = None  # column of the image's width, in pixels
@@ -121,6 +133,7 @@ class Parquet(DatasetStage):
             ((URL,), self.url_col or self.image_col),
             ((IMAGE, IMAGE_BYTES), self.image_col),
             ((TEXT,), self.caption_col),
+            ((CAPTIONS,), self.caption_col and self.all_captions),
             ((ORIGINAL_WIDTH,), self.width_col),
             ((ORIGINAL_HEIGHT,), self.height_col),
             ((SHA256,), self.image_col or self.sha256_col),
@@ -186,12 +199,12 @@ def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str
     groups, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
         return {"groups": groups}
-    require(stage.names, schema.names, where)
-    if stage.image_col and not holds_images(dtype := schema.field(stage.image_col).type):
+    require(stage.names, paths_of(schema), where)
+    if stage.image_col and not holds_images(dtype := type_at(schema, stage.image_col)):
         do = "name a column of bytes, or of structs with `bytes`; links belong in `url_col`"
         raise StageError(f"'{stage.image_col}' is {dtype}, not images", where, do)
     for key in ("image_embedding_col", "text_embedding_col"):
-        dtype = schema.field(name).type if (name := getattr(stage, key)) else None
+        dtype = type_at(schema, name) if (name := getattr(stage, key)) else None
         if (
             dtype
             and pa.types.is_fixed_size_list(dtype)
@@ -220,7 +233,7 @@ def read(
 
     with failing_its_shard(where):
         batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
-        each = parquet_rows(storage, group, names, batch_rows)
+        each = rows_at(storage, group, names, batch_rows)
         for source, tables in zip(group, each, strict=True):
             yield stored(tables, source["start"])
 
@@ -244,8 +257,12 @@ def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str 
             masks["hash_mismatch"] = pc.fill_null(differs, False)
     if stage.url_col:
         masks["no_url"] = pc.fill_null(pc.equal(values[URL.name], ""), True)
-    if stage.caption_col:
-        values[TEXT.name], misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+    if stage.caption_col and stage.all_captions:
+        texts, misfits[TEXT.name] = captions_of(rows[stage.caption_col], all_captions=True)
+        values |= texts
+    elif stage.caption_col:
+        caption, misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+        values[TEXT.name] = without_mark(caption) if stage.strip_bom else caption
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
     if uid is not None:
         masks["bad_uid"] = uid.is_null()
@@ -287,34 +304,12 @@ def refuse_unfit(
         refuse_misfits(without, paths, masks["no_image"], where, "without bytes: paths alone")
 
 
-TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
-LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 BINARY_TYPES = (
     pa.types.is_binary,
     pa.types.is_large_binary,
     pa.types.is_binary_view,
     pa.types.is_fixed_size_binary,
 )
-
-
-def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
-    """Returns a caption per row, of a list the first that is not empty; and which are invalid.
-
-    An item may be a struct with a `text`, as in `texts` of an export; a list of empty ones is null.
-    """
-    array = one_array(values)
-    if not _is_list(array.type):
-        return fit(_text_of(array), pa.string())
-    text, misfit = fit(_text_of(pc.list_flatten(array)), pa.string())
-    row_T = pc.list_parent_indices(array).to_numpy()
-    is_filled_T = np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), False))
-    filled_T = np.flatnonzero(is_filled_T)
-    row_S, first_S = np.unique(row_T[filled_T], return_index=True)
-    index_N = np.zeros(len(array), np.int64)
-    index_N[row_S] = filled_T[first_S]
-    has_N = np.isin(np.arange(len(array)), row_S)
-    bad_N = np.isin(np.arange(len(array)), row_T[np.asarray(misfit)]) & ~has_N
-    return text.take(pa.array(index_N, mask=~has_N)), pa.array(bad_N)
 
 
 def images_of(values: Values) -> tuple[pa.Array, pa.Array]:
@@ -342,23 +337,3 @@ def digests_of(images: pa.Array) -> pa.Array:
         None if image is None else hashlib.sha256(image).hexdigest() for image in images.to_pylist()
     )
     return pa.array(list(views), pa.string())
-
-
-def one_array(values: Values) -> pa.Array:
-    """Returns the values as one array."""
-    if isinstance(values, list):
-        return pa.array(values)
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-
-
-def _is_list(dtype: pa.DataType) -> bool:
-    return any(is_one(dtype) for is_one in LIST_TYPES)
-
-
-def _text_of(array: pa.Array) -> pa.Array:
-    """Returns the texts of structs that hold one; anything else as it is."""
-    if pa.types.is_struct(array.type):
-        for name in TEXT_FIELDS:
-            if array.type.get_field_index(name) >= 0:
-                return pc.struct_field(array, name)
-    return array

@@ -12,7 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.globs import open_pool
-from clipmill.metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
+from clipmill.metadata.schema import (
+    CAPTIONS,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REASON,
+    TEXT,
+    UID,
+    URL,
+    Column,
+)
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
@@ -26,6 +35,7 @@ from clipmill.stages.ingest._columns import (
     try_first,
 )
 from clipmill.stages.ingest._extra import check_extra, source_columns
+from clipmill.stages.ingest._fields import captions_of, paths_of, rows_at, without_mark
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -43,7 +53,6 @@ from clipmill.stages.ops.tables.parquet_rows import (
     counted,
     groups_in,
     joined,
-    parquet_rows,
     scan_parquet,
 )
 from clipmill.stages.ops.tables.pools import (
@@ -73,11 +82,12 @@ class UrlList(DatasetStage):
 
     The uid is the 32 hex digits of `uid_col`; the hash of url and text without that column, or
     if it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
-    nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`). A null
-    caption is no fault. A file without rows is a shard without rows. A file without a header is
-    read with `columns: [text, url]`, a plain list of links (.txt, one a line, where `path` names
-    it) with `caption_col: null`, a spreadsheet's CSV with `delimiter: ";"` and `encoding: cp1252`;
-    UTF-16 is known by the file's first bytes.
+    nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`), a list of
+    captions without `all_captions` too. A column of JSON or Parquet is a name or a dotted path,
+    `image.url`. A null caption is no fault. A file without rows is a shard without rows. A file
+    without a header is read with `columns: [text, url]`, a plain list of links (.txt, one a line,
+    where `path` names it) with `caption_col: null`, a spreadsheet's CSV with `delimiter: ";"` and
+    `encoding: cp1252`; UTF-16 is known by the file's first bytes.
 
     Source: img2dataset's column names. Its CSV reader fails a file with one bad row; ours does not.
     Error: a file is known by name, size and time of change. A compressed file is one shard, for
@@ -94,6 +104,8 @@ class UrlList(DatasetStage):
     path: NonEmpty = location()  # a file, a folder or a glob, here or s3://…
     url_col: NonEmpty = "url"  # column of the link
     caption_col: NonEmpty | None = "text"  # column of the caption; null if there is none
+    all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id of 32 hex digits; null: the hash of link and caption
     uid_col: NonEmpty | None = None
     width_col: NonEmpty | None = None  # column of the image's width, in pixels
@@ -118,12 +130,18 @@ class UrlList(DatasetStage):
         except LookupError as error:
             do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
             raise RecipeError(f"{error}", "key `encoding`", do) from error
-        check_extra(self.extra, [source.column.name for source in source_columns(self, OWN, {})])
+        own = [source.column.name for source in source_columns(self, OWN, {})]
+        check_extra(self.extra, [*own, *([CAPTIONS.name] if self.keeps_lists else [])])
 
     @property
     def fitted_columns(self) -> list[SourceColumn]:
         """Returns the stored columns, each with its name in the files; `extra` ones last."""
         return source_columns(self, OWN, self.extra)
+
+    @property
+    def keeps_lists(self) -> bool:
+        """Returns whether it reads lists of captions."""
+        return self.all_captions and self.caption_col is not None
 
     @property
     def dialect(self) -> Dialect:
@@ -139,7 +157,8 @@ class UrlList(DatasetStage):
 
     @property
     def writes(self) -> tuple[Column, ...]:
-        return tuple(source.column for source in self.fitted_columns)
+        more = (CAPTIONS,) if self.keeps_lists else ()
+        return *(source.column for source in self.fitted_columns), *more
 
     @property
     def names(self) -> dict[str, str]:
@@ -190,7 +209,7 @@ def scan(
     if file["path"].lower().endswith(PARQUET):
         groups, schema = scan_parquet(storage, file, stage.shard_rows)
         if schema is not None:
-            require(stage.names, schema.names, f"{storage}/{file['path']}")
+            require(stage.names, paths_of(schema), f"{storage}/{file['path']}")
         return {"groups": groups}
     shard_rows = stage.shard_rows if is_cut else None
     sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
@@ -213,7 +232,7 @@ def read(
 
     if group[0]["path"].lower().endswith(PARQUET):
         with failing_its_shard(where):
-            for tables in parquet_rows(storage, group, names):
+            for tables in rows_at(storage, group, names):
                 yield stored(map(unparsed_nowhere, tables))
     else:
         for source in group:
@@ -226,7 +245,14 @@ def as_stored(
     """Returns rows of a file in the stage's columns; `tried` is the `where` of `fitted`."""
     if tried:
         refuse_unparsed(stage, unparsed, tried)
-    values, misfits = fitted(stage.fitted_columns, rows, tried)
+    plain = [c for c in stage.fitted_columns if c.key != "caption_col" or not stage.keeps_lists]
+    values, misfits = fitted(plain, rows, tried)
+    if stage.keeps_lists:
+        name = str(stage.caption_col)
+        texts, misfits[TEXT.name] = captions_of(rows[name], all_captions=True)
+        values |= texts
+    elif stage.strip_bom and stage.caption_col:
+        values[TEXT.name] = without_mark(values[TEXT.name])
     url = values[URL.name]
     text = values.get(TEXT.name, pa.nulls(len(unparsed), pa.string()))
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
@@ -241,7 +267,8 @@ def as_stored(
         "no_url": pc.fill_null(pc.equal(url, ""), True),
         "bad_value": any_of(list(misfits.values()), len(unparsed)),
     }
-    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+    stored = {column.name: values[column.name] for column in stage.writes}
+    return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})
 
 
 def refuse_unparsed(stage: UrlList, unparsed: pa.Array, where: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
+    CAPTIONS,
     HEIGHT,
     IMAGE,
     IMAGE_BYTES,
@@ -24,10 +25,12 @@ from clipmill.metadata.schema import (
     UID,
     URL,
     WIDTH,
+    Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._fields import captions_of, value_at
 from clipmill.stages.ops.tables import tars
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
@@ -62,12 +65,12 @@ class WebDataset(DatasetStage):
     A sample is a run of members that share their path up to the first dot of the name; it also ends
     where a suffix repeats, because tars may be joined, and the next may begin with the key that
     this one ends with. A hard link, as GNU tar writes for a file that has two names, is the file
-    that it leads to; another link, or a device, is `unreadable`. Caption: the .txt, else `caption`
-    of the .json. url and sizes: the .json. sha256 is that of the stored bytes, not that of the
+    that it leads to; another link, or a device, is `unreadable`. Caption: the .json's at
+    `caption_col`, a key or a dotted path; else the .txt, else `caption` of the .json. A byte-order
+    mark is no letter. url and sizes: the .json. sha256 is that of the stored bytes, not that of the
     .json: img2dataset states that of the file before it resizes, and some write one for all. uid:
-    32 hex digits `uid` in the .json (else `bad_uid`), or the hash of url and caption; without a
-    url, that of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to
-    disk.
+    32 hex digits in the .json (else `bad_uid`), or the hash of url and caption; without a url, that
+    of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
@@ -75,15 +78,35 @@ class WebDataset(DatasetStage):
     Example: {path: tars}
     """
 
-    version = 3
+    version = 4
     determinism = "exact"
     takes = ()
-    writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
     reasons = ("too_large", "unreadable", "no_image", "unparsable_json", "bad_uid", "bad_value")
 
     path: NonEmpty = location()  # folder or glob of tars, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
     max_sample_bytes: OneUp = later(256 << 20)  # most bytes of a sample's files together
+    caption_col: NonEmpty | None = later(None)  # key of the caption in the .json, as `en.text`
+    all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    url_col: NonEmpty = later(URL.name)  # key of the link in the .json
+    uid_col: NonEmpty = later(UID.name)  # key of an id of 32 hex digits
+    width_col: NonEmpty = later(ORIGINAL_WIDTH.name)  # key of the image's width, in pixels
+    height_col: NonEmpty = later(ORIGINAL_HEIGHT.name)  # key of its height
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        more = (CAPTIONS,) if self.all_captions else ()
+        return IMAGE, IMAGE_BYTES, TEXT, *more, *FROM_JSON, SHA256
+
+    def in_json(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the .json states, by column."""
+        paths = {
+            URL: self.url_col,
+            UID: self.uid_col,
+            ORIGINAL_WIDTH: self.width_col,
+            ORIGINAL_HEIGHT: self.height_col,
+        }
+        return {c.name: value_at(info, paths.get(c, c.name)) for c in (*FROM_JSON, UID)}
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))
@@ -104,11 +127,11 @@ def read(
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
-        yield fitted(source["path"], [])
+        yield fitted(stage, source["path"], [])
         limits = stage.max_member_bytes, stage.max_sample_bytes
         tar_samples = islice(samples(members(file, where), *limits), rows)
         for batch in in_batches(tar_samples, size_of):
-            yield fitted(source["path"], batch)
+            yield fitted(stage, source["path"], batch)
 
 
 def members(file: Any, where: str) -> Iterator[Member]:
@@ -186,22 +209,24 @@ def size_of(sample: tuple[str, Members]) -> int:
     return sum(map(len, sample[1].values()))
 
 
-def row_of(place: str, parts: Members) -> dict[str, Any]:
+def row_of(stage: WebDataset, place: str, parts: Members) -> dict[str, Any]:
     """Returns image, caption, fields of the .json and reason of a sample, as plain values."""
     files = {suffix: data for suffix, data in parts.items() if isinstance(data, bytes)}
     first = next((suffix for suffix in parts if f".{suffix}" in IMAGES), "")
     image = files.get(first)
     stated = json_object(files.get("json") or b"{}")
     info = stated or {}
+    text = files.get("txt") if "txt" in parts else info.get("caption")
+    named = value_at(info, stage.caption_col) if stage.caption_col else None
+    values = stage.in_json(info)
     hashed = hashlib.sha256(image).hexdigest() if image is not None else None
     return {
-        **{column.name: info.get(column.name) for column in FROM_JSON},
+        **values,
         IMAGE.name: image,
         IMAGE_BYTES.name: len(image) if image is not None else None,
-        TEXT.name: files.get("txt") if "txt" in parts else info.get("caption"),
+        TEXT.name: text if named is None else named,
         SHA256.name: hashed,
-        UID.name: info.get("uid"),
-        "place": info.get("url") or place,
+        "place": values[URL.name] or place,
         "too_large": "too_large" in parts.values(),
         "unreadable": "unreadable" in parts.values(),
         "no_image": image is None,
@@ -209,19 +234,22 @@ def row_of(place: str, parts: Members) -> dict[str, Any]:
     }
 
 
-def fitted(tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
+def fitted(stage: WebDataset, tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
     """Returns samples in the columns that the stage writes."""
-    rows = [row_of(f"{tar}/{key}", parts) for key, parts in batch]
-    column = {name: [row[name] for row in rows] for name in row_of("", {})}
-    fits = {item.name: fit(column[item.name], item.dtype) for item in WebDataset.writes}
-    values = {name: fitted for name, (fitted, _) in fits.items()}
+    rows = [row_of(stage, f"{tar}/{key}", parts) for key, parts in batch]
+    column = {name: [row[name] for row in rows] for name in row_of(stage, "", {})}
+    plain = (IMAGE, IMAGE_BYTES, *FROM_JSON, SHA256)
+    fits = {item.name: fit(column[item.name], item.dtype) for item in plain}
+    texts, misfit = captions_of(column[TEXT.name], stage.all_captions)
+    values = texts | {name: fitted for name, (fitted, _) in fits.items()}
     uid = uid_values(column[UID.name])
     place, _ = fit(column["place"], pa.string())
     stated = pa.array([item is not None for item in column[UID.name]], pa.bool_())
     masks = {
         **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:4]},
         "bad_uid": pc.and_(stated, uid.is_null()),
-        "bad_value": any_of([misfit for _, misfit in fits.values()], len(rows)),
+        "bad_value": any_of([misfit, *(misfit for _, misfit in fits.values())], len(rows)),
     }
     known = uid_column(uid, place, values[TEXT.name])
-    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+    stored = {item.name: values[item.name] for item in stage.writes}
+    return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})

@@ -87,21 +87,17 @@ def joined(groups: Sequence[list[Source]]) -> list[list[Source]]:
     return units
 
 
-def whole(rows: pa.Table) -> pa.Table:
-    """Returns the rows as the file has them."""
-    return rows
-
-
 def parquet_rows(
     storage: Storage,
     sources: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
     at_once: int = 1,
-    convert: Callable[[pa.Table], pa.Table] = whole,
+    convert: Callable[[pa.Table], pa.Table] = lambda rows: rows,
 ) -> Iterator[Iterator[pa.Table]]:
     """Yields the rows of each source in turn, of the columns that the file has, streamed.
 
+    Of a dotted path into a struct, `caption.en`, the struct has that part alone.
     The sources are of one file, in its order. Those that start in one row group read it once, from
     its first row, because Parquet has no other way in. The last of them may reach into the next
     group, of which only its rows are read. Batches are cut from the group's start, so that a source
@@ -115,7 +111,8 @@ def parquet_rows(
     ):
         sizes = sizes_of_groups(parquet)
         end_G = np.cumsum(sizes, dtype=np.int64)
-        present = [name for name in columns if name in parquet.schema_arrow.names]
+        names = parquet.schema_arrow.names
+        present = [path for path in columns if {path, path.partition(".")[0]} & {*names}]
 
         def begins_in(source: Mapping[str, Any]) -> int:
             return int(np.searchsorted(end_G, source["start"], "right"))
@@ -172,7 +169,8 @@ def rows_at_once(
     Values of one width take what they take. No other value is larger than its column's chunk, and
     one in a dictionary may stand in every row.
     """
-    width_of = {f.name: width(f.type) for f in parquet.schema_arrow if f.name in columns}
+    tops = {*columns, *(path.partition(".")[0] for path in columns)}
+    width_of = {f.name: width(f.type) for f in parquet.schema_arrow if f.name in tops}
     chunks = (
         parquet.metadata.row_group(group).column(column)
         for group in groups

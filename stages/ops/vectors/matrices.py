@@ -86,14 +86,10 @@ def blocks(rows: int) -> Iterator[slice]:
 
 def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns (N,) the dot product of each row of a with that of b, summed in float64."""
-    return _wide_dot(a_ND, b_ND).astype(np.float32)
-
-
-def _wide_dot(a_ND, b_ND):
     dot_N = np.empty(len(a_ND))
     for part in blocks(len(a_ND)):
         dot_N[part] = np.vecdot(a_ND[part].astype(np.float64), b_ND[part].astype(np.float64))
-    return dot_N
+    return dot_N.astype(np.float32)
 
 
 def _fixed_rows(chunk: pa.FixedSizeListArray, width: int) -> NDArray[np.float32]:

@@ -63,9 +63,12 @@ def test_captions_that_sell_or_fit_any_picture_leave_and_a_short_ones_language_i
 
 @pytest.mark.slow("two whole runs")
 def test_one_command_gives_exports_a_report_and_a_recipe_and_again_finds_all_done(
-    scored, curate, clipmill, tmp_path
+    scored, curate, clipmill, tmp_path, monkeypatch
 ):
-    said = curate(scored)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = curate(f"../{scored.name}")
+    assert "path: ./scored.parquet " in (tmp_path / "run.yaml").read_text()
     assert kept(clipmill, tmp_path) == 24
     assert f"report: {tmp_path}/run.html" in said.out
     assert "clipmill report" not in said.out
@@ -235,3 +238,18 @@ def test_links_into_ones_own_network_are_told_and_the_refusal_names_the_flag(
     assert mended.code == 0
     assert f"  clipmill report --run {tmp_path}/run\n" in mended.out  # curate alone draws it
     assert clipmill("report", "--run", tmp_path / "run").out == f"{tmp_path}/run.html\n"
+
+
+def test_every_text_of_a_list_leaves(drawn, curate, tmp_path):
+    texts = [[pair.caption, f"{pair.caption} again", pair.caption] for pair in drawn[:6]]
+    table = pa.table({"image": [pair.image for pair in drawn[:6]], "captions": texts})
+    pq.write_table(table, tmp_path / "it.parquet")
+    assert (
+        "captions holds lists: the first text is the caption"
+        in curate(tmp_path / "it.parquet", "--to", "parquet", "huggingface").out
+    )
+    for form in ("parquet", "huggingface"):
+        (shards,) = (tmp_path / "run").glob(f"stages/{form}-*/out")
+        rows = pq.read_table(next(shards.rglob("*.parquet"))).to_pylist()
+        left = sorted([text["text"] for text in row["texts"]] for row in rows)
+        assert left == sorted(row[:2] for row in texts)

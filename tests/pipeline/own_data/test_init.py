@@ -136,6 +136,23 @@ def test_a_value_that_yaml_would_read_otherwise_is_quoted(clipmill, tmp_path):
     assert pool["path"] == str(folder / "it.csv")
 
 
+def test_a_recipe_and_its_data_move_together(clipmill, tmp_path, monkeypatch):
+    (tmp_path / "a" / "recipes").mkdir(parents=True)
+    (tmp_path / "a" / "it.csv").write_text(TWO)
+    (tmp_path / "a" / "fit.csv").write_text(TWO.replace("title", "x").replace("alt", "text"))
+    monkeypatch.chdir(tmp_path / "a")
+    words = ("--caption", "alt", "--trusted", "fit.csv", "--out", "recipes/mine.yaml")
+    assert clipmill("init", "it.csv", *words).code == 0
+    recipe = tmp_path / "b" / "recipes" / "mine.yaml"
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert recipe_of(recipe)["stages"]["pool"]["path"] == "../it.csv"
+    assert recipe_of(recipe)["stages"]["trusted"]["path"] == "../fit.csv"
+    monkeypatch.chdir("/")
+    for given in ((), ("--set", f"pool.path=.{tmp_path}/b/it.csv")):  # what is typed begins here
+        pool, *_ = clipmill("plan", recipe, "--json", *given).json["stages"]
+        assert pool["source"]["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -185,6 +202,38 @@ def test_a_uri_with_keys_is_refused(clipmill, tmp_path):
     assert said.code == 2
     assert "KEY:SECRET" not in said.err
     assert "AWS_ACCESS_KEY_ID" in said.err
+
+
+@pytest.mark.parametrize("verb", ["init", "curate"])
+def test_a_glob_that_the_shell_wrote_out_is_to_be_quoted(verb, clipmill, tmp_path):
+    for name in ("a.csv", "b.csv", "c.tsv"):
+        (tmp_path / name).write_text(TWO)
+    said = clipmill(verb, tmp_path / "a.csv", tmp_path / "b.csv", "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "2 files: the shell wrote a glob out" in said.err
+    assert f"quote it: clipmill {verb} '{tmp_path}/*.csv'" in said.err
+    said = clipmill(verb, tmp_path / "a.csv", tmp_path / "c.tsv", "--out", tmp_path / "run")
+    assert "give one path: a folder, or a glob in quotes" in said.err
+    said = clipmill(verb, tmp_path / "a.csv", "more", "--out", tmp_path / "run")
+    assert "more than it takes: more" in said.err
+
+
+@pytest.mark.parametrize("verb", ["init", "curate"])
+def test_data_of_which_no_row_can_be_used_are_shown_and_not_run(verb, drawn, clipmill, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for pair in drawn[:4]:
+        (folder / pair.name).write_bytes(pair.image)
+        (folder / pair.name).with_suffix(".txt").write_text(" ")
+    said = clipmill(verb, folder, "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "link or file" in said.out
+    assert "of all 4 rows, 0 can be used: 4 have no caption\n  where: " in said.err
+    assert "give data whose first rows can be read, or mend these" in said.err
+    (tmp_path / "data" / "it.csv").write_text("url,text,no\nhttps://a.test/1,a b, \n")
+    told = clipmill(verb, folder / "it.csv", "--caption", "no", "--out", tmp_path / "run").err
+    assert "name the column that holds them: --caption NAME" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 HEAD = """

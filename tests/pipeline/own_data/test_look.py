@@ -272,3 +272,20 @@ def test_a_column_that_is_asked_for_of_pictures_is_refused(tmp_path):
     put(tmp_path, **{"1.jpg": "", "1.txt": "a"})
     with pytest.raises(RecipeError, match="pictures have no columns"):
         look(tmp_path, caption="text")
+
+
+@pytest.mark.parametrize(
+    ("role", "column", "said"),
+    [
+        ("image", "title", "'title' holds no pictures: a red shoe"),
+        ("image", "link", "'link' holds links: https://a.test/1"),
+        ("url", "title", "'title' holds no links: a red shoe"),
+    ],
+)
+def test_an_answer_that_holds_something_else_is_told_what(role, column, said, tmp_path):
+    put(tmp_path, **{"a.csv": "link,title\nhttps://a.test/1,a red shoe\n"})
+    with pytest.raises(RecipeError) as error:
+        look(tmp_path / "a.csv", **{role: column})
+    found, where, do = error.value.args
+    assert (found, where) == (said, f"--{role}, {tmp_path}/a.csv")
+    assert ("--url link" in do) is (column == "link")

@@ -99,3 +99,9 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest():
 def test_a_column_without_values_has_no_role():
     found = roles(url=LINKS, text=TEXTS, image=pa.nulls(3), title=pa.nulls(3, pa.string()))
     assert (found.image, found.caption) == (None, "text")
+
+
+def test_an_id_is_no_score():
+    ids = {"SAMPLE_ID": [1.0, 2.0, 3.0], "image_id": [1.0, 2.0, 3.0], "rowId": [1.0, 2.0, 3.0]}
+    found = roles(url=LINKS, text=TEXTS, valid=[0.5, 0.5, 0.1], **ids)
+    assert found.scores == ("valid",)

@@ -129,3 +129,19 @@ def test_a_stages_name_that_names_no_folder_is_refused(mine):
         with pytest.raises(RecipeError, match=f"name of {letters} characters") as error:
             load_recipe(str(mine))
         assert error.value.args[1:] == (f"{mine}:1", "use 100 at most: it names a folder")
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [("./a.csv", "b/a.csv"), ("../a.csv", "a.csv"), ("a.csv", "a.csv"), ("s3://a/b", "s3://a/b")],
+)
+def test_a_path_that_begins_with_a_dot_begins_at_the_recipes_folder(
+    place, found, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.yaml").write_text(TEXT.replace("a.csv", place))
+    assert load_recipe("b/mine.yaml").stages["pool"]["path"] == found
+    whole = load_recipe(str(tmp_path / "b" / "mine.yaml")).stages["pool"]["path"]
+    assert whole == (str(tmp_path / found) if place.startswith(".") else place)
+    assert load_recipe("b/mine.yaml", ["pool.path=./c"]).stages["pool"]["path"] == "./c"

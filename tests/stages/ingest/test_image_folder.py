@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -172,3 +173,35 @@ def test_a_changed_file_changes_the_digest_of_its_shard(folder, run, name):
 def test_a_folder_without_images_stops_the_stage(tmp_path, run):
     with pytest.raises(StageError, match="no file"):
         run(ImageFolder(path=str(tmp_path)))
+
+
+def test_a_byte_order_mark_is_no_letter_of_a_caption(folder, pool_of):
+    (folder / "a.txt").write_bytes("\ufeff one\n".encode())
+    (folder / "b" / "metadata.jsonl").write_text(
+        "".join(
+            json.dumps({"file_name": name, "text": "\ufefftwo"}) + "\n"
+            for name in ("2.png", "10.webp")
+        ),
+        encoding="utf-8-sig",
+    )
+    rows = pool_of(ImageFolder(path=str(folder)))
+    assert captions(rows) == {"a.JPG": "one", "b/10.webp": "two", "b/2.png": "two"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_lists_of_captions_at_a_dotted_path_are_kept_whole(kind, folder, pool_of):
+    table = [{"file_name": "a.JPG", "says": {"en": ["one", "two"]}},
+             {"file_name": "b/2.png", "says": {"en": [""]}}]  # fmt: skip
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), folder / "metadata.parquet")
+    else:
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)))
+    stage = ImageFolder(path=str(folder), caption_col="says.en", all_captions=True)
+    rows = pool_of(stage)
+    assert captions(rows) == {"a.JPG": "one", "b/10.webp": None, "b/2.png": "two's caption"}
+    assert [row and [text["text"] for text in row] for row in rows["captions"].to_pylist()] == [
+        *(["two"], None, None)
+    ]
+    assert captions(pool_of(replace(stage, all_captions=False)))["a.JPG"] == "one"
+    with pytest.raises(StageError, match=r"no column 'says\.de'"):
+        pool_of(replace(stage, caption_col="says.de"))

@@ -1,6 +1,7 @@
 """Parquet: images, captions, embeddings and uids as data sets hold them, and what does not fit."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -334,3 +335,47 @@ def test_a_few_values_that_do_not_fit_stop_nothing(tmp_path, pool_of):
     pool = pool_of(Parquet(path=str(tmp_path), url_col="url", extra={"x": "int8"}))
     assert pool["x"].to_pylist() == [5] * 16 + [None] * 14
     assert pool["reason"].to_pylist() == [None] * 16 + ["bad_value"] * 14
+
+
+def test_a_dotted_path_names_a_field_of_a_struct_and_a_column_called_so_goes_first(
+    tmp_path, pool_of
+):
+    deep = [{"en": {"long": "a b"}, "de": "c"}, {"en": None, "de": "d"}, None]
+    columns = {
+        "image": pa.array([{"url": f"u{i}", "body": body} for i, body in enumerate(BODIES)]),
+        "caption": pa.array(deep),
+        "caption.de": ["first", "of", "all"],
+        "more": pa.array([{"id": f"{i:032x}"} for i in range(3)]),
+    }
+    write(tmp_path, columns, row_group_size=2)
+    stage = Parquet(
+        **{"path": str(tmp_path), "url_col": "image.url", "image_col": "image.body"},
+        **{
+            "caption_col": "caption.en.long",
+            "uid_col": "more.id",
+            "extra": {"caption.de": "string"},
+        },
+    )
+    pool = pool_of(stage)
+    assert pool["url"].to_pylist() == ["u0", "u1", "u2"]
+    assert pool["image"].to_pylist() == BODIES
+    assert pool["text"].to_pylist() == ["a b", None, None]
+    assert pool["caption.de"].to_pylist() == ["first", "of", "all"]
+    assert [uid.hex() for uid in pool["uid"].to_pylist()] == [f"{i:032x}" for i in range(3)]
+    with pytest.raises(StageError, match=r"did you mean `caption_col: caption\.en\.long`"):
+        pool_of(replace(stage, caption_col="caption.en.lang"))
+
+
+def test_all_captions_of_a_list_are_kept_the_first_as_the_text(tmp_path, pool_of):
+    """Where it is asked for: what runs have stored stays."""
+    lists = pa.array([["\ufeffa", "b", "", "c"], [" ", "d"], ["", None], None])
+    write(tmp_path, {"url": ["u"] * 4, "c": lists})
+    stage = Parquet(path=str(tmp_path), url_col="url", caption_col="c", all_captions=True)
+    pool = pool_of(stage)
+    assert pool["text"].to_pylist() == ["a", "d", None, None]
+    assert pool["captions"].type == TEXTS.dtype
+    texts = [row and [text["text"] for text in row] for row in pool["captions"].to_pylist()]
+    assert texts == [["b", "c"], None, None, None]
+    own = {"source": "original", "label": "original", "model": None, "prompt_id": None}
+    assert pool["captions"].to_pylist()[0][0] == {"text": "b", **own}
+    assert "captions" not in pool_of(replace(stage, all_captions=False)).column_names

@@ -464,3 +464,21 @@ def test_a_run_folder_with_scans_of_before_there_were_groups_is_found_done(tmp_p
     capsys.readouterr()
     assert main(command) == 0
     assert "pool: found done" in capsys.readouterr().err
+
+
+def test_json_is_read_by_dotted_paths_and_lists_of_captions_whole(tmp_path, pool_of):
+    rows = [
+        {"image": {"url": "u0"}, "says": {"en": ["a", {"raw": "b"}, "a"]}},
+        {"image": {"url": "u1"}, "says": {"en": "c"}},
+        {"image": {"url": "u2"}, "says": {"en": [{"n": 1}]}},
+        {"image": "u3", "says": None},
+    ]
+    path = write(tmp_path, "0.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    stage = {"path": path, "url_col": "image.url", "caption_col": "says.en"}
+    pool = pool_of(UrlList(**stage, all_captions=True))
+    assert pool["url"].to_pylist() == ["u0", "u1", "u2", None]
+    assert pool["text"].to_pylist() == ["a", "c", None, None]
+    texts = [row and [text["text"] for text in row] for row in pool["captions"].to_pylist()]
+    assert texts == [["b", "a"], None, None, None]
+    assert pool["reason"].to_pylist() == [None, None, "bad_value", "no_url"]
+    assert pool_of(UrlList(**stage))["reason"].to_pylist()[0] == "bad_value"

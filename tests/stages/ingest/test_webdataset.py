@@ -269,3 +269,26 @@ def test_a_tar_of_two_thousand_long_names_fails_its_shard_by_name(tmp_path, run)
     [shard] = run(WebDataset(path=str(tmp_path))).shards
     assert isinstance(shard, ShardError)
     assert "0.tar" in shard.args[1]
+
+
+def test_a_byte_order_mark_is_no_letter_of_a_caption(rows_of):
+    members = ("0.jpg", b"a"), ("0.txt", "\ufeffa shoe"), ("1.jpg", b"b"), ("1.json", BOTH)
+    assert [row["text"] for row in rows_of(*members)] == ["a shoe", "json's"]
+
+
+BOTH = {"caption": "\ufeffjson's", "meta": {"en": ["two", "three"], "link": "u", "id": "0f" * 16}}
+
+
+def test_keys_of_the_json_are_named_by_dotted_paths(rows_of):
+    members = (
+        ("0.jpg", b"a"),
+        ("0.txt", "a shoe"),
+        ("0.json", BOTH),
+        ("1.jpg", b"b"),
+        ("1.txt", "x"),
+    )
+    keys = {"caption_col": "meta.en", "url_col": "meta.link", "uid_col": "meta.id"}
+    first, second = rows_of(*members, **keys, all_captions=True)
+    assert (first["text"], first["url"], first["uid"]) == ("two", "u", b"\x0f" * 16)
+    assert [text["text"] for text in first["captions"]] == ["three"]
+    assert (second["text"], second["captions"], second["reason"]) == ("x", None, None)

@@ -1,0 +1,179 @@
+"""Reads fields of rows: by dotted paths, and captions, of which a row may have a list.
+
+A dotted path, `caption.en`, is a field of a struct or a key of an object in JSON; a column or key
+that is itself called so goes first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_LIST
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tables.parquet_rows import Source, parquet_rows
+from clipmill.stages.ops.tables.pools import BATCH_ROWS, Values, fit
+
+# Shapes: N rows, T texts in all their lists.
+
+TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
+LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+MARK = "\ufeff"  # a byte-order mark, which is no letter of a caption
+
+
+def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
+    """Returns a caption per row, of a list the first that is not empty; and which are invalid.
+
+    An item may be a struct with a `text`, as in `texts` of an export; a list of empty ones is null.
+    """
+    array = one_array(values)
+    if not _is_list(array.type):
+        return fit(_text_of(array), pa.string())
+    return _first(*_listed(array))[:2]
+
+
+def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array], pa.Array]:
+    """Returns `text`, and which are invalid; of lists with the others of each as `captions`.
+
+    A byte-order mark before the first letter is left out.
+    """
+    if not all_captions:
+        text, misfit = fit(values, pa.string())
+        return {TEXT.name: without_mark(text)}, misfit
+    text, misfit, row_T, rows = _listed(values)
+    text = without_mark(text)
+    caption, bad, more = _first(text, misfit, row_T, rows)
+    count_N = np.bincount(row_T[more], minlength=rows)
+    own = pa.array(np.full(len(more), ORIGINAL), pa.string())
+    part = {"text": text.take(pa.array(more)), "source": own, "label": own}
+    fields = list(TEXT_LIST.value_type)
+    columns = [part.get(field.name, pa.nulls(len(more), field.type)) for field in fields]
+    others = pa.ListArray.from_arrays(
+        pa.array(np.append(0, np.cumsum(count_N)), pa.int32()),
+        pa.StructArray.from_arrays(columns, fields=fields),
+        mask=pa.array(count_N == 0),
+    )
+    return {TEXT.name: caption, CAPTIONS.name: others}, bad
+
+
+def without_mark(text: pa.Array) -> pa.Array:
+    """Returns texts without a byte-order mark before their first letter."""
+    return pc.utf8_ltrim(text, MARK)
+
+
+def one_array(values: Values) -> pa.Array:
+    """Returns the values as one array."""
+    if isinstance(values, list):
+        return pa.array(values)
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _listed(values: Values) -> tuple[pa.Array, pa.Array, NDArray[np.int64], int]:
+    """Returns the texts of all rows, which are invalid, the row of each, and the rows' number."""
+    if isinstance(values, list):
+        lists = [row if isinstance(row, list) else [] if row is None else [row] for row in values]
+        row_T = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+        items: Values = [_text_in(item) for items in lists for item in items]
+    else:
+        array = one_array(values)
+        is_list = _is_list(array.type)
+        row_T = pc.list_parent_indices(array).to_numpy() if is_list else np.arange(len(array))
+        items = _text_of(pc.list_flatten(array) if is_list else array)
+    return *fit(items, pa.string()), row_T, len(values)
+
+
+def _first(
+    text: pa.Array, misfit: pa.Array, row_T: NDArray[np.int64], rows: int
+) -> tuple[pa.Array, pa.Array, NDArray[np.int64]]:
+    """Returns each row's first text that is not empty, which have only bad ones, and the others."""
+    is_filled_T = np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), False))
+    filled_T = np.flatnonzero(is_filled_T)
+    row_S, first_S = np.unique(row_T[filled_T], return_index=True)
+    index_N = np.zeros(rows, np.int64)
+    index_N[row_S] = filled_T[first_S]
+    has_N = np.isin(np.arange(rows), row_S)
+    bad_N = np.isin(np.arange(rows), row_T[np.asarray(misfit)]) & ~has_N
+    others = np.delete(filled_T, first_S)
+    return text.take(pa.array(index_N, mask=~has_N)), pa.array(bad_N), others
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    return any(is_one(dtype) for is_one in LIST_TYPES)
+
+
+def _text_of(array: pa.Array) -> pa.Array:
+    """Returns the texts of structs that hold one; anything else as it is."""
+    if pa.types.is_struct(array.type):
+        for name in TEXT_FIELDS:
+            if array.type.get_field_index(name) >= 0:
+                return pc.struct_field(array, name)
+    return array
+
+
+def _text_in(item: Any) -> Any:
+    """Returns the text of an object that holds one; anything else as it is."""
+    if isinstance(item, dict):
+        return next((item[name] for name in TEXT_FIELDS if name in item), item)
+    return item
+
+
+def rows_at(
+    storage: Storage, group: Sequence[Source], paths: Sequence[str], batch_rows: int = BATCH_ROWS
+) -> Iterator[Iterator[pa.Table]]:
+    """Yields the rows of each source of a Parquet file, in columns that are named by the paths."""
+    return parquet_rows(storage, group, paths, batch_rows, convert=partial(_flat, paths))
+
+
+def _flat(paths: Sequence[str], table: pa.Table) -> pa.Table:
+    """Returns the columns at the paths that are there; a path into another type gives none."""
+    columns = {}
+    for path in paths:
+        name, *below = [path] if path in table.column_names else path.split(".")
+        if type_at(table.schema, path) is not None:
+            columns[path] = pc.struct_field(table[name], below) if below else table[name]
+    return pa.table(columns) if columns else table
+
+
+def paths_of(schema: pa.Schema) -> list[str]:
+    """Returns the names of columns, then the dotted paths of fields in structs."""
+    paths, waiting = schema.names, [(field.name, field.type) for field in schema]
+    while waiting:
+        path, dtype = waiting.pop()
+        if pa.types.is_struct(dtype):
+            inner = [(f"{path}.{field.name}", field.type) for field in dtype]
+            paths += [name for name, _ in inner if name not in schema.names]
+            waiting += inner
+    return paths
+
+
+def type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """Returns the type of a column, or of the field at a dotted path; None if there is none."""
+    name, *below = [path] if path in schema.names else path.split(".")
+    dtype = schema.field(name).type if name in schema.names else None
+    for name in below:
+        if dtype is None or not pa.types.is_struct(dtype) or dtype.get_field_index(name) < 0:
+            return None
+        dtype = dtype.field(name).type
+    return dtype
+
+
+def value_at(record: Mapping[str, Any], path: str) -> Any:
+    """Returns the value of a key, or at a dotted path into objects; None if there is none."""
+    name, dot, below = path.partition(".")
+    if path in record or not dot:
+        return record.get(path)
+    inner = record.get(name)
+    return value_at(inner, below) if isinstance(inner, dict) else None
+
+
+def paths_in(record: Mapping[str, Any], before: str = "") -> list[str]:
+    """Returns the keys of an object, and the dotted paths to those of objects in it."""
+    paths = []
+    for name, value in record.items():
+        paths.append(before + name)
+        paths += paths_in(value, f"{before}{name}.") if isinstance(value, dict) else []
+    return paths
