@@ -303,6 +303,7 @@ def test_answers_are_a_line_in_a_plain_terminal(run, pictures):
     assert "caption_words >= 2: 5" in repr(answers[4])
 
 
+@pytest.mark.slow("a worker of a loader starts")
 def test_pairs_are_a_torch_dataset_that_workers_read_by_themselves(run):
     from torch.utils.data import DataLoader
 
@@ -330,6 +331,7 @@ def test_pairs_are_a_hugging_face_dataset(run, tmp_path, monkeypatch):
     assert [row["image"].size for row in found] == [picture.size for picture, _ in pairs]
 
 
+@pytest.mark.slow("a whole run")
 def test_data_of_ones_own_become_a_run_with_its_report(pictures, tmp_path):
     recipe = clipmill.init(pictures, to=["webdataset"])
     assert "export.webdataset" in recipe

@@ -43,6 +43,7 @@ def kept(clipmill, tmp_path) -> int:
     return end["kept"]
 
 
+@pytest.mark.slow("a whole run")
 def test_captions_that_sell_or_fit_any_picture_leave_and_a_short_ones_language_is_kept(
     drawn, curate, clipmill, tmp_path
 ):
