@@ -23,6 +23,7 @@ from clipmill.pipeline.stage import (
     StreamFunction,
     Worker,
     location,
+    uncounted,
 )
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Limits
@@ -227,11 +228,18 @@ def seeds_of(batch: pa.Table, worker: Worker, prompt: str) -> list[int]:
     return (bits_of(batch, worker, f"answer {prompt}") >> np.uint64(33)).tolist()
 
 
-async def all_of(waiting: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Awaits all concurrently and returns their results; if one fails, cancels the others."""
+async def all_of(
+    waiting: Iterable[Coroutine[Any, Any, T]], done: Callable[[], None] = uncounted
+) -> list[T]:
+    """Awaits all concurrently and returns their results; if one fails, cancels the others.
+
+    Calls `done` at the end of each.
+    """
     import asyncio
 
     tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
+    for task in tasks:
+        task.add_done_callback(lambda _: done())
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

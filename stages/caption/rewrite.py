@@ -155,7 +155,8 @@ async def rewritten(
             return "no_text" if caption is None else "empty_text"
         return await all_of(ask(row, caption, index) for index in range(len(asks)))
 
-    rows = await all_of(ask_row(row, caption) for row, caption in enumerate(captions))
+    waiting = (ask_row(row, caption) for row, caption in enumerate(captions))
+    rows = await all_of(waiting, worker.row_done)
     return columns_of(rows, worker, settings.model)
 
 

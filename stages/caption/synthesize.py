@@ -206,7 +206,8 @@ async def synthesized(
             for candidate in range(settings.candidates)
         )
 
-    rows = await all_of(ask_row(number, image) for number, image in enumerate(images))
+    waiting = (ask_row(number, image) for number, image in enumerate(images))
+    rows = await all_of(waiting, worker.row_done)
     if judge is not None:
         image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
         rows = await loop.run_in_executor(threads, best, rows, image_ND, settings.candidates, judge)
