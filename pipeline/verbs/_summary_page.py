@@ -24,7 +24,7 @@ def text(
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
     sections += [["", *scored.splitlines(), ""]] if scored else []
-    sections += [_written(summary), _warnings(summary), _notes(summary)]
+    sections += [_texts(summary), _written(summary), _warnings(summary), _notes(summary)]
     sections += [_next(summary, again, is_complete, sets)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
@@ -72,6 +72,14 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
     first = "lost first to" if ending.is_first else "lost to"
     table = [f"  {count:>11,} {count / ending.rows:>6.1%}  {cause}" for count, cause in rows]
     return [f"{head}; {first}", *table]
+
+
+def _texts(summary: "Summary") -> list[str]:
+    """Returns a line for each stage that lost texts."""
+    if summary.texts is None:
+        return ["texts", "  the funnel counts them, as the pool is large"]
+    lines = [f"  {one_line(texts.sentence)}" for texts in summary.texts if texts.lost]
+    return ["texts", *lines] if lines else []
 
 
 def _written(summary: "Summary") -> list[str]:

@@ -19,10 +19,10 @@ from clipmill.pipeline.ledger.selection.causes import (
     Cause,
     causes,
     failed_later,
+    is_end,
     later_stages,
     through_masks,
 )
-from clipmill.pipeline.ledger.selection.funnel import is_end
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.ran import RanRecipe
 from clipmill.pipeline.run_folder.state import RunState, plan_of, seen_through, summary

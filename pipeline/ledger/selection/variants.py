@@ -12,8 +12,7 @@ from clipmill.metadata.scan import Scan
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError
 from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.selection.causes import failed_later, later_stages
-from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.causes import failed_later, is_end, later_stages
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
