@@ -5,10 +5,11 @@ of texts its texts; a large pool goes without, so that no run waits for its summ
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow.compute as pc
 
@@ -65,7 +66,8 @@ class Passing:
 class Summary:
     """The outcome of a run; `endings` is empty until all stages of rows are complete.
 
-    `texts` are those of each stage; null in a pool that is too large to count them here.
+    `texts` are those of each stage; null in a pool that is too large to count them here. `stale`
+    are variants that a retry has made stale, each with the command that makes it again.
 
     `report` is null if the page beside the run folder is missing or outdated. `set_aside` counts
     failed shards, by stage; `notes` are the stages' remarks on their input, and on models that
@@ -84,6 +86,7 @@ class Summary:
     notes: dict[str, tuple[str, ...]]
     report: str | None
     texts: tuple[StageTexts, ...] | None = ()
+    stale: tuple[tuple[int, str], ...] = ()
 
     @property
     def empty(self) -> tuple[str, ...]:
@@ -94,7 +97,12 @@ class Summary:
         )
 
 
-def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] = ()) -> Summary:
+def summary(
+    state: RunState,
+    seconds: float | None = None,
+    retry: Iterable[str] = (),
+    stale: Mapping[int, str] = MappingProxyType({}),
+) -> Summary:
     """Returns what a run of `seconds` left, which was to `retry` these reasons."""
     stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
     done = [stage.planned for stage in stages if stage.complete]
@@ -115,6 +123,7 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
         notes=notes(state),
         report=_report(state),
         texts=texts_if_few(state),
+        stale=tuple(stale.items()),
     )
 
 

@@ -107,6 +107,11 @@ def _warnings(summary: "Summary") -> list[str]:
     for stage, count in summary.set_aside.items():
         lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")
     lines += [f"  --retry {reason}: no row ever failed for it" for reason in summary.never]
+    for number, again in summary.stale:
+        lines += [
+            f"  variant {number} is stale: it shares rows that were tried again. Run",
+            f"  {again}",
+        ]
     return ["warnings", *lines] if lines else []
 
 
