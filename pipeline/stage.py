@@ -244,6 +244,11 @@ class Stage(ABC):
         """
         return {}
 
+    @property
+    def least_rows(self) -> tuple[str, int] | None:
+        """Returns a setting and the rows that it wants: the plan refuses a pool of fewer."""
+        return None
+
     def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few need more
         """Raises ClipmillError if its settings do not fit the types of the columns it reads.
 
