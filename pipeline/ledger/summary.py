@@ -104,9 +104,6 @@ def summary(
     stale: Mapping[int, str] = MappingProxyType({}),
 ) -> Summary:
     """Returns what a run of `seconds` left, which was to `retry` these reasons."""
-    stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
-    done = [stage.planned for stage in stages if stage.complete]
-    is_whole = len(done) == len(stages)
     failures = {
         name: sum(failure is not None for failure in stage.failures.values())
         for name, stage in state.stages.items()
@@ -115,7 +112,7 @@ def summary(
         run=str(state.run),
         seconds=seconds,
         stages=len(state.stages),
-        endings=tuple(_endings(state, done)) if is_whole else (),
+        endings=endings(state),
         exports=exports(state),
         passing=tuple(_passing(state)),
         set_aside={name: count for name, count in failures.items() if count},
@@ -148,11 +145,17 @@ def _report(state: RunState) -> str | None:
     return str(page) if page.stat().st_mtime_ns >= newest else None
 
 
-def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
-    """Yields final selects, and stages outside their lineage without a value for any row.
+def endings(state: RunState) -> tuple[Ending, ...]:
+    """Returns final selects, and stages outside their lineage without a value for any row.
 
-    If there are none, yields the last stage of rows.
+    If there are none, the last stage of rows; nothing until all stages of rows are complete.
     """
+    stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
+    done = [stage.planned for stage in stages if stage.complete]
+    return tuple(_endings(state, done)) if len(done) == len(stages) else ()
+
+
+def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
     ends = [planned for planned in done if is_end(planned, done)]
     covered = {name for end in ends for name in _line(state, end.name)}
     for planned in done:

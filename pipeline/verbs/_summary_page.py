@@ -116,9 +116,8 @@ def _warnings(summary: "Summary") -> list[str]:
 
 
 def _notes(summary: "Summary") -> list[str]:
-    lines = [
-        f"  {stage}: {one_line(note)}" for stage, notes in summary.notes.items() for note in notes
-    ]
+    each = [(stage, note) for stage, notes in summary.notes.items() for note in notes]
+    lines = [f"  {stage}: {' '.join(note.split())}" for stage, note in each]  # never cut
     return ["notes", *lines] if lines else []
 
 

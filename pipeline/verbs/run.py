@@ -91,8 +91,8 @@ def run(
             try:
                 then(outcome)
                 still_whole = [other.number for other in whole(others, folder)]
-                made_stale = [it for it in others if it.number not in still_whole]
-                stale = {it.number: run_again(folder, it) for it in made_stale}
+                made_stale = [other for other in others if other.number not in still_whole]
+                stale = {other.number: run_again(folder, other) for other in made_stale}
                 answer = summary(outcome.state, time.monotonic() - began, options.retry, stale)
                 if options.json:
                     outcome_json = {**as_json(outcome), "summary": answer_json(answer)}

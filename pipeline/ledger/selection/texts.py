@@ -112,8 +112,8 @@ def _said(planned: PlannedStage, reason: str) -> str:
 
 
 def _lists(planned: PlannedStage) -> list[str]:
-    written = {column.name for column in planned.stage.writes}
-    return [name for name in (CAPTIONS.name, TEXTS.name) if name in written]
+    lists = {column.name for column in planned.stage.writes if column.dtype == TEXT_LIST}
+    return [name for name in (CAPTIONS.name, TEXTS.name) if name in lists]
 
 
 def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, Binding]:
@@ -130,14 +130,14 @@ def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, B
         read = [(p.name, TEXTS.name) for p in before if TEXTS.name in _lists(p)][-1:]
         read = read or [(p.name, CAPTIONS.name) for p in before if CAPTIONS.name in _lists(p)]
         columns = [KEEP.name] if is_last and read else []
-    elif TEXTS.name in own:
+    elif TEXTS.name in _lists(planned):
         bindings = {} if planned.is_root else planned.bindings[0]
         read = [b for b in bindings.values() if type_of(plan.stages[b[0]].stage, b[1]) == TEXT_LIST]
         is_judged = bindings.get(TEXTS.name) in read
         read = ([] if is_judged else [bindings[TEXT.name]] if TEXT.name in bindings else []) + read
         columns = [TEXTS.name, REASONS]
     else:
-        columns = [CAPTIONS.name, CAPTIONS_MISSING.name] if CAPTIONS.name in own else []
+        columns = [CAPTIONS.name, CAPTIONS_MISSING.name] if _lists(planned) else []
         own[REASON.name] = (name, REASON.name)
         columns += [REASON.name] if columns else []
     bound = {column: own[column] for column in columns if column in own}
