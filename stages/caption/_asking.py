@@ -4,10 +4,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
@@ -125,6 +126,16 @@ class Outcome:
     reason: str | None = None
     prompt_id: str | None
     label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Decoding):
+    """Nguyen et al.'s decoding, except the length, which the prompt sets."""
+
+    max_tokens: OneUp = 1024  # cap of an answer, besides that of the prompt's file
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.75
+    top_k: OneUp | None = 50
+    min_tokens: OneUp | None = 5
 
 
 @dataclass(frozen=True, kw_only=True)
