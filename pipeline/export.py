@@ -83,8 +83,11 @@ def export(
     out: str | None,
     executor: "Executor",
     watcher: "Watcher",
+    replaces: bool = False,
 ) -> Exported:
     """Writes the rows to a folder; StageError if there are none.
+
+    RecipeError if the folder holds another export, unless this one `replaces` it.
 
     Without `out` they stay in the run folder; an equal export stage of the recipe is used if there
     is one. The result's `out` is the stage's folder then.
@@ -111,14 +114,14 @@ def export(
         )
         check_done(running.state, plan.stages[name])
         try:
-            result = _run_and_copy(running, plan.stages[name], stage, target)
+            result = _run_and_copy(running, plan.stages[name], stage, target, replaces)
         except DamagedError as damage:
             folder = running.state.stages[name].folder
             if damage.folder != folder.uri:
                 raise
             take_away(folder, damage.name)
             running.state.rescan(name)
-            result = _run_and_copy(running, plan.stages[name], stage, target)
+            result = _run_and_copy(running, plan.stages[name], stage, target, replaces)
         finally:
             owned.sweep()
     return dataclasses.replace(
@@ -135,7 +138,7 @@ def _equal_stage(state: RunState, planned: PlannedStage) -> str | None:
 
 
 def _run_and_copy(
-    running: Running, planned: PlannedStage, stage: str, target: Storage | None
+    running: Running, planned: PlannedStage, stage: str, target: Storage | None, replaces: bool
 ) -> Exported:
     """Runs the export unless it is done, and copies missing files."""
     for stopped in DatasetJob(running, planned).run():
@@ -163,12 +166,22 @@ def _run_and_copy(
         is_selected=KEEP.name in planned.bindings[0],
         files=tuple(files),
         bytes=sum(sizes[name] for name in files),
-        copied=_copy(stage_state, files, target) if target else 0,
+        copied=_copy(stage_state, files, target, replaces) if target else 0,
     )
 
 
-def _copy(stage_state: StageState, files: list[str], target: Storage) -> int:
+def _copy(stage_state: StageState, files: list[str], target: Storage, replaces: bool) -> int:
     """Copies files that the folder lacks, dataset.json last; returns how many."""
+    is_there = target.has(SUMMARY)
+    if is_there and target.sha256(SUMMARY) != stage_state.folder.sha256(f"out/{SUMMARY}"):
+        if not replaces:
+            do = "give another --out, or --replace, which deletes that export"
+            raise RecipeError("the folder holds another export", str(target), do)
+        names = [entry.name for entry in target.entries(below=True)]
+        gone = [name for name in names if name == SUMMARY or _may_be_exported(name)]
+        refuse_others(target, {name.partition("/")[0] for name in gone}, "give another --out")
+        for name in gone:
+            target.delete(name)
     _refuse_other_files(target, files)
     outputs = Outputs(stage_state.folder)
     sizes = {entry.name: entry.size for entry in target.entries(below=True)}

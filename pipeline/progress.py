@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.record import Failure, Record
 from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS
 from clipmill.pipeline.run_folder.live import LEAST_S, Live, LiveRun, Look, Status, Watcher
 from clipmill.pipeline.run_folder.words import KINDS, duration
 from clipmill.pipeline.terminal import bars, drawing, harmless, one_line
@@ -243,9 +244,11 @@ def _how_far(stage: Live) -> list[str]:
     """Returns shards done, or a call's units done and progress inside the foremost unit."""
     if stage.counts_shards:
         total = "?" if stage.total is None else f"{stage.total:,}"
-        inside = sum(piece.done for piece in stage.pieces.values() if piece.what == "rows")
-        rows = stage.rows + int(inside)
-        doing = sorted({piece.what for piece in stage.pieces.values()} - {"rows"})
+        rows = stage.rows + int(stage.inside(ROWS))
+        again = [piece for piece in stage.pieces.values() if piece.what == MORE_ROWS]
+        doing = [f"{stage.inside(MORE_ROWS):,.0f} of {sum(p.all for p in again):,.0f} {MORE_ROWS}"]
+        doing = doing if again else []
+        doing += sorted({piece.what for piece in stage.pieces.values()} - {ROWS, MORE_ROWS})
         counted = [f"{rows:,} rows"] if rows else []
         return [f"{stage.shards:,} of {total} shards", *counted, *doing]
     foremost = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)

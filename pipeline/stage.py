@@ -90,6 +90,10 @@ def unpinned(what: str, sha256: str) -> None:
     """Does nothing: outside a run there is no earlier digest to compare with."""
 
 
+def uncounted() -> None:
+    """Does nothing: outside a run no rows are counted."""
+
+
 def untold(done: float, all: float, what: str = "", **values: float) -> None:
     """Does nothing: outside a run no progress is shown."""
 
@@ -103,6 +107,7 @@ class Worker:
     `centroids: "stage:x"` name, else None. `pin(what, sha256)` checks bytes from outside the run,
     such as weights: StageError if this stage had others before. `tell(120, 235, "steps", loss=…)`
     reports the progress of a long piece of work; call it often, a few reports a second are shown.
+    `row_done()` tells that one row of a batch is computed, so that progress moves inside a batch.
     `answers` are the stored ones of a `recorded` stage; `budget(limits)` is shared by its workers;
     `took(…)` records the usage of an answer. `environment(packages)` returns a Python with these
     packages, made once a machine; `start_helper(command, …)` starts a process that always ends
@@ -118,6 +123,7 @@ class Worker:
     centroids: str | None = None
     pin: Callable[[str, str], None] = unpinned
     tell: Callable[..., None] = untold
+    row_done: Callable[[], None] = uncounted
     answers: Answers = field(default_factory=Remembered)
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget
     took: Callable[[Usage], None] = ignored
@@ -237,6 +243,11 @@ class Stage(ABC):
         They count like settings: a stage with a changed prompt has another fingerprint.
         """
         return {}
+
+    @property
+    def least_rows(self) -> tuple[str, int] | None:
+        """Returns a setting and the rows that it wants: the plan refuses a pool of fewer."""
+        return None
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few need more
         """Raises ClipmillError if its settings do not fit the types of the columns it reads.

@@ -90,6 +90,7 @@ class TextServer:
     key: str = ""  # asked for where it is not empty
     script: Script = lambda asked: None
     joins: bool = False  # the two captions that a prompt quotes
+    paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")  # of questions
     template: int = 0  # tokens of each prompt beside its words
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)  # requests, by digest of the body
@@ -116,8 +117,8 @@ class TextServer:
 
     async def _up(self) -> None:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._answer)
-        app.router.add_post("/v1/completions", self._answer)
+        for path in self.paths:
+            app.router.add_post(path, self._answer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/counts", self._counts)
         app.router.add_get("/bodies", self._bodies)

@@ -21,8 +21,9 @@ from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.engine.functions import Batch, Functions
 from clipmill.pipeline.engine.partial_results import PartialResults
-from clipmill.pipeline.executors.telling import ProgressReporter
+from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressReporter
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.provided import ignored
 from clipmill.pipeline.run_folder.done import parents_of
 from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows
 from clipmill.pipeline.stage import RowStage
@@ -87,7 +88,7 @@ class Computation:
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
         batches = self._due(planned, reading, due_N, bool(records))
         with (
-            self._progress([planned], int(np.count_nonzero(due_N))) as tell,
+            self._progress([planned], int(np.count_nonzero(due_N)), bool(records)) as tell,
             self._file(planned, records) as file,
             self._partials(planned) as partials,
             closing(self.functions.through(planned, batches, self.item.shard, partials)) as answers,
@@ -147,21 +148,36 @@ class Computation:
 
     @contextlib.contextmanager
     def _progress(
-        self, stages: Sequence[PlannedStage], rows: int
+        self, stages: Sequence[PlannedStage], rows: int, is_later: bool = False
     ) -> Iterator[Callable[[int], None]]:
-        """Yields a function that reports progress: called with the number of rows just computed."""
+        """Yields a function that reports progress: called with the number of rows just computed.
+
+        Between its calls, rows count that every stage which streams has done.
+        """
         reporter = ProgressReporter(tuple(planned.name for planned in stages), str(self.item.shard))
-        done, total = 0, rows
+        done, total = 0, max(rows, 1)
+        row_stages = ((p.name, p.stage) for p in stages if isinstance(p.stage, RowStage))
+        inside = dict.fromkeys((name for name, stage in row_stages if stage.streams), 0)
+
+        def report() -> None:
+            far = max(done, min(inside.values(), default=0))
+            reporter(min(far, total), total, MORE_ROWS if is_later else ROWS)
 
         def more(rows: int) -> None:
             nonlocal done
             done += rows
-            reporter(done, max(done, total, 1), "rows")
+            report()
 
+        def row_done(name: str) -> None:
+            inside[name] = inside.get(name, 0) + 1
+            report()
+
+        self.functions.row_done = row_done
         more(0)
         try:
             yield more
         finally:
+            self.functions.row_done = ignored
             reporter.over()
 
     def _partials(self, planned: PlannedStage) -> AbstractContextManager[PartialResults | None]:

@@ -92,6 +92,7 @@ class Functions:
         self.chain = chain
         self.scratch = scratch
         self.took = took
+        self.row_done: Callable[[str], None] = ignored  # called with a stage's name
         self.answers = StoredAnswers(chain.run.child(ANSWERS))
         self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
         self._opened: dict[str, RowFunction | StreamFunction] = {}
@@ -196,6 +197,7 @@ class Functions:
             answers=self.answers,
             budget=partial(self._budget, folder.child(BUDGET)),
             took=self.took,
+            row_done=lambda: self.row_done(planned.name),
             hold=self._helpers.append,
         )
         return planned.stage.open(worker)

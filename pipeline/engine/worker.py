@@ -14,7 +14,7 @@ from clipmill.pipeline.executors.telling import reporting
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered, Usage, ignored
 from clipmill.pipeline.run_folder.pins import pin
-from clipmill.pipeline.stage import Environment, Worker, unpinned, untold
+from clipmill.pipeline.stage import Environment, Worker, uncounted, unpinned, untold
 
 VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # the part of a requirement after its name
 
@@ -27,6 +27,7 @@ def worker_of(
     model: Storage | None = None,
     centroids: Storage | None = None,
     tell: Callable[..., None] = untold,
+    row_done: Callable[[], None] = uncounted,
     answers: Answers | None = None,
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget,
     took: Callable[[Usage], None] = ignored,
@@ -49,6 +50,7 @@ def worker_of(
         centroids=centroids.uri if centroids else None,
         pin=partial(pin, folder, planned.name) if folder else unpinned,
         tell=tell,
+        row_done=row_done,
         answers=answers if answers and is_recorded else Remembered(),
         budget=budget if is_recorded else LocalBudget,
         took=took,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+ROWS, MORE_ROWS = "rows", "more rows"  # of a shard; of a pass over a shard that is stored already
 TELL_S = 0.5  # between two events of a worker on one shard or unit
 
 

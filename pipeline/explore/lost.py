@@ -15,9 +15,10 @@ from clipmill.pipeline.ledger.selection.causes import (
     Cause,
     causes,
     failed_later,
+    is_end,
     later_stages,
 )
-from clipmill.pipeline.ledger.selection.funnel import in_order, is_end
+from clipmill.pipeline.ledger.selection.funnel import in_order
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.state import RunState
 

@@ -18,6 +18,7 @@ from clipmill.pipeline.ledger.rows.pictures import (
 )
 from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, rows_at
+from clipmill.pipeline.ledger.summary import texts_if_few
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.report.pictures import small_picture
 from clipmill.pipeline.run_folder.state import RunState, summary
@@ -41,6 +42,7 @@ def run_facts(state: RunState, roots: dict[str, Columns]) -> dict[str, Any]:
             }
             for name, stage in state.stages.items()
         ],
+        "texts": [texts.sentence for texts in texts_if_few(state) or () if texts.lost],
     }
 
 

@@ -1,26 +1,27 @@
 """Summarises how a run ended: rows kept, first causes of losses, and failures to retry.
 
-Rows and reasons come from the records. First causes open a small column of each shard; in a large
-pool the select's own reasons replace them, so that no run waits for its summary.
+Rows and reasons come from the records. First causes open a small column of each shard, and counts
+of texts its texts; a large pool goes without, so that no run waits for its summary.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.ledger.findings.notes import notes
-from clipmill.pipeline.ledger.selection.causes import Cause, causes
+from clipmill.pipeline.ledger.selection.causes import Cause, causes, is_end
 from clipmill.pipeline.ledger.selection.exports import Export, exports
-from clipmill.pipeline.ledger.selection.funnel import is_end
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.ledger.selection.texts import StageTexts, has_texts, stage_texts
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.ran import newest_name
-from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.state import RunState, StageState
 
 # Largest pool whose first causes are counted: half a second.
 MOST_ROWS, MOST_SHARDS = 2_000_000, 500
@@ -65,6 +66,9 @@ class Passing:
 class Summary:
     """The outcome of a run; `endings` is empty until all stages of rows are complete.
 
+    `texts` are those of each stage; null in a pool that is too large to count them here. `stale`
+    are variants that a retry has made stale, each with the command that makes it again.
+
     `report` is null if the page beside the run folder is missing or outdated. `set_aside` counts
     failed shards, by stage; `notes` are the stages' remarks on their input, and on models that
     score their own training data; `never` are reasons given to `--retry` that no row has ever
@@ -81,6 +85,8 @@ class Summary:
     never: tuple[str, ...]
     notes: dict[str, tuple[str, ...]]
     report: str | None
+    texts: tuple[StageTexts, ...] | None = ()
+    stale: tuple[tuple[int, str], ...] = ()
 
     @property
     def empty(self) -> tuple[str, ...]:
@@ -91,11 +97,13 @@ class Summary:
         )
 
 
-def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] = ()) -> Summary:
+def summary(
+    state: RunState,
+    seconds: float | None = None,
+    retry: Iterable[str] = (),
+    stale: Mapping[int, str] = MappingProxyType({}),
+) -> Summary:
     """Returns what a run of `seconds` left, which was to `retry` these reasons."""
-    stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
-    done = [stage.planned for stage in stages if stage.complete]
-    is_whole = len(done) == len(stages)
     failures = {
         name: sum(failure is not None for failure in stage.failures.values())
         for name, stage in state.stages.items()
@@ -104,14 +112,26 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
         run=str(state.run),
         seconds=seconds,
         stages=len(state.stages),
-        endings=tuple(_endings(state, done)) if is_whole else (),
+        endings=endings(state),
         exports=exports(state),
         passing=tuple(_passing(state)),
         set_aside={name: count for name, count in failures.items() if count},
         never=tuple(reason for reason in retry if not _occurred(state, reason)),
         notes=notes(state),
         report=_report(state),
+        texts=texts_if_few(state),
+        stale=tuple(stale.items()),
     )
+
+
+def texts_if_few(state: RunState) -> tuple[StageTexts, ...] | None:
+    """Returns the texts of each stage; None if some stage has texts in a large pool."""
+    roots = [stage for stage in state.stages.values() if stage.planned.is_root]
+    return stage_texts(state) if all(map(_is_small, roots)) or not has_texts(state) else None
+
+
+def _is_small(root: StageState) -> bool:
+    return root.shards.rows <= MOST_ROWS and len(root.shards) <= MOST_SHARDS
 
 
 def _report(state: RunState) -> str | None:
@@ -125,11 +145,17 @@ def _report(state: RunState) -> str | None:
     return str(page) if page.stat().st_mtime_ns >= newest else None
 
 
-def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
-    """Yields final selects, and stages outside their lineage without a value for any row.
+def endings(state: RunState) -> tuple[Ending, ...]:
+    """Returns final selects, and stages outside their lineage without a value for any row.
 
-    If there are none, yields the last stage of rows.
+    If there are none, the last stage of rows; nothing until all stages of rows are complete.
     """
+    stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
+    done = [stage.planned for stage in stages if stage.complete]
+    return tuple(_endings(state, done)) if len(done) == len(stages) else ()
+
+
+def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
     ends = [planned for planned in done if is_end(planned, done)]
     covered = {name for end in ends for name in _line(state, end.name)}
     for planned in done:
@@ -167,9 +193,7 @@ def _counts(state: RunState, name: str) -> Counter[str]:
 def _ending(state: RunState, planned: PlannedStage) -> Ending:
     counts = _counts(state, planned.name)
     rows, kept = counts.total(), counts.pop("")
-    root = state.stages[planned.root]
-    is_small = rows <= MOST_ROWS and len(root.shards) <= MOST_SHARDS
-    is_first = planned.is_select and is_small
+    is_first = planned.is_select and _is_small(state.stages[planned.root])
     own: Counter[Cause] = Counter({(planned.name, reason): n for reason, n in counts.items()})
     lost = _first_causes(state, planned) if is_first and own else own
     return Ending(

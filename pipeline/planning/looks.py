@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from clipmill.metadata.compaction import COMPACTED
+from clipmill.metadata.record import MANIFEST, Manifest
+from clipmill.metadata.schema import KEEP, REPEATS
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import KEYS, Storage, wants_keys
 from clipmill.pipeline.errors import ClipmillError, RecipeError, ShardError
 from clipmill.pipeline.planning.elsewhere import digest_of
@@ -37,9 +40,13 @@ class Seen:
 def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> dict[str, Seen]:
     """Checks the sources of the stages; returns the results by stage, see `refuse_missing`."""
     until = time.monotonic() + seconds
-    looks = []
+    looks, known = [], dict[str, Seen]()
     for planned in plan.stages.values():
-        if run is None or not (run.child(planned.folder).has(COMPACTED) or _lies_in(planned, run)):
+        if run is not None and run.child(planned.folder).has(COMPACTED):
+            manifest = read_sealed_as(run.child(planned.folder), MANIFEST, Manifest)
+            if planned.is_root and manifest:
+                known[planned.name] = Seen(rows=manifest.rows, is_late=False)
+        elif run is None or not _lies_in(planned, run):
             seen = Seen()
             args = (planned, plan.read_of(planned.name), seen, until)
             thread = threading.Thread(target=_look, args=args, name=LOOKING, daemon=True)
@@ -47,7 +54,7 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
             looks.append((planned, seen, thread))
     for _, _, thread in looks:
         thread.join(max(0.0, until - time.monotonic()))
-    return {planned.name: seen for planned, seen, _ in looks}
+    return known | {planned.name: seen for planned, seen, _ in looks}
 
 
 def are_late() -> bool:
@@ -56,10 +63,45 @@ def are_late() -> bool:
 
 
 def refuse_missing(plan: Plan, seen: Mapping[str, Seen]) -> None:
-    """Raises RecipeError if a source that the recipe names is missing or of another kind."""
+    """Raises RecipeError if a source that the recipe names is missing or of another kind, or has
+    fewer rows than a stage wants."""
     for name, source in seen.items():
         if source.error is not None:
             raise _as_recipe_error(plan, plan.stages[name], source.error)
+    for planned in plan.stages.values():
+        least, most = planned.stage.least_rows, _most_rows(plan, seen, planned)
+        if least and most is not None and least[1] > most:
+            key, wanted = least
+            raise RecipeError(
+                f"'{planned.name}' wants {wanted:,} rows, and there are {most:,} at most",
+                plan.recipe.where_said(planned.name, f"key `{key}`"),
+                f"lower `{key}`, or give more rows",
+            )
+
+
+def _most_rows(plan: Plan, seen: Mapping[str, Seen], planned: PlannedStage) -> int | None:
+    """Returns the most rows that reach a stage; None if that is not known."""
+    if planned.data:
+        names = [planned.data, *([planned.kept_by] if planned.kept_by else [])]
+        rows = [_kept(plan, seen, plan.stages[name]) for name in names]
+        is_repeated = REPEATS.name in planned.mask
+        return None if is_repeated else min((n for n in rows if n is not None), default=None)
+    if not planned.root or any(REPEATS.name in bound for bound in planned.bindings):
+        return None
+    if planned.is_root and planned.parents:
+        rows = [_kept(plan, seen, plan.stages[name]) for name in planned.parents]
+        return None if None in rows else sum(filter(None, rows))
+    if planned.is_root:
+        return seen[planned.name].rows if planned.name in seen else None
+    before = planned.bindings[0].get(KEEP.name, (planned.root, ""))[0]
+    return _kept(plan, seen, plan.stages[before])
+
+
+def _kept(plan: Plan, seen: Mapping[str, Seen], planned: PlannedStage) -> int | None:
+    """Returns the most rows that a stage keeps of those that reach it."""
+    most = _most_rows(plan, seen, planned)
+    size: int | None = getattr(planned.stage, "rows", None) if planned.is_select else None
+    return most if size is None else size if most is None else min(size, most)
 
 
 def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> None:

@@ -19,6 +19,7 @@ from clipmill.pipeline.ledger.findings.planted import last_planted
 from clipmill.pipeline.ledger.proof.results import Results, losses, results
 from clipmill.pipeline.ledger.rows.captions import captions
 from clipmill.pipeline.ledger.selection.funnel import Funnel, funnel
+from clipmill.pipeline.ledger.summary import endings
 from clipmill.pipeline.ledger.work import StageWork, work
 from clipmill.pipeline.report.balances import balance_section
 from clipmill.pipeline.report.captions import caption_section
@@ -45,6 +46,7 @@ def report(state: RunState, baselines: Sequence[str] = (), variant: int | None =
         run=_run(state, variant),
         funnel=rows,
         ends=ends,
+        endings=() if rows.ends else endings(state),
         results=worth,
         work=costs,
         sections=list(_sections(state, rows, ends, worth, costs)),

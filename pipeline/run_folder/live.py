@@ -24,7 +24,7 @@ from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor
-from clipmill.pipeline.executors.telling import ProgressEvent
+from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressEvent
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import other_code
 from clipmill.pipeline.run_folder.state import RunState, StageState, latest
@@ -135,11 +135,14 @@ class Live:
         """True where progress counts shards, False where it counts a call's units."""
         return self.is_row or not self.all_units
 
+    def inside(self, *kinds: str) -> float:
+        """Returns the rows of these kinds that are computed in shards not stored yet."""
+        return sum(piece.done for piece in self.pieces.values() if piece.what in kinds)
+
     def rows_per_s(self, now: float) -> float | None:
         """Returns rows computed a second in this run; None without rows or in the first second."""
         elapsed = self.elapsed(now)
-        inside = sum(piece.done for piece in self.pieces.values() if piece.what == "rows")
-        rows = self.computed + inside
+        rows = self.computed + self.inside(ROWS, MORE_ROWS)
         return rows / elapsed if elapsed and elapsed >= LEAST_S and rows else None
 
     def elapsed(self, now: float) -> float | None:
@@ -457,7 +460,9 @@ class LiveReporter:
             stage.pieces.pop(str(record.shard), None)
             stage.total = total
             stage.shards = stage.shards + 1 if total is None else min(total, stage.shards + 1)
-            stage.rows += record.rows
+            # A later pass is over a shard whose rows may be counted already.
+            rows = stage.rows + record.rows
+            stage.rows = self.state.stages[name].shards.rows if record.number else rows
             stage.computed += record.computed
             stage.seconds += record.seconds
             if record.number == 0:  # reasons of later passes are counted when the stage has ended

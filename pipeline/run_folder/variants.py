@@ -4,16 +4,19 @@ A run stores its recipe in `recipes/` as it begins, unless the run before had th
 are one variant if seed, stages and settings are equal; their files and `--until` do not matter.
 """
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.fingerprint import digest, plain
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.recipe import RECIPES, recipe_in
 from clipmill.pipeline.run_folder.ran import RanRecipe, ran_names, read_ran
 from clipmill.pipeline.run_folder.sessions import ends
 
@@ -88,6 +91,21 @@ def variant(run: Storage, number: int) -> Variant:
             "clipmill diff --run … lists them",
         )
     return known[number - 1]
+
+
+def run_again(run: Storage, variant: Variant) -> str:
+    """Returns the command that runs a variant, and a remark if its recipe has changed since."""
+    ran, path = variant.ran, Path(variant.ran["path"])
+    name = path.stem if path.parent == RECIPES else str(path)
+    sets = [word for text in ran["overrides"] for word in ("--set", text)]
+    command = shlex.join(["clipmill", "run", name, *sets, "--out", str(run)])
+    try:
+        recipe = recipe_in(path.read_bytes(), path, ran["overrides"])
+        is_same = [recipe.seed, plain(recipe.stages)] == [ran["seed"], ran["stages"]]
+    except (OSError, RecipeError):
+        is_same = False
+    changed = f", once {path} is as it was: recipes/{variant.file} has its stages"
+    return command if is_same else command + changed
 
 
 def changes(before: RanRecipe, after: RanRecipe) -> Changes:

@@ -66,7 +66,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--trusted", metavar="DATA", help="the score: learned from pairs whose captions fit"
     )
     selection.add_argument(
-        "--to", nargs="+", choices=FORMS, help="forms of the export (default: parquet)"
+        "--to",
+        nargs="+",
+        action="extend",
+        choices=FORMS,
+        help="forms of the export (default: parquet)",
     )
 
 

@@ -24,7 +24,7 @@ def text(
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
     sections += [["", *scored.splitlines(), ""]] if scored else []
-    sections += [_written(summary), _warnings(summary), _notes(summary)]
+    sections += [_texts(summary), _written(summary), _warnings(summary), _notes(summary)]
     sections += [_next(summary, again, is_complete, sets)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
@@ -74,6 +74,14 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
     return [f"{head}; {first}", *table]
 
 
+def _texts(summary: "Summary") -> list[str]:
+    """Returns a line for each stage that lost texts."""
+    if summary.texts is None:
+        return ["texts", "  the funnel counts them, as the pool is large"]
+    lines = [f"  {one_line(texts.sentence)}" for texts in summary.texts if texts.lost]
+    return ["texts", *lines] if lines else []
+
+
 def _written(summary: "Summary") -> list[str]:
     from clipmill.pipeline.run_folder.words import size
 
@@ -99,13 +107,17 @@ def _warnings(summary: "Summary") -> list[str]:
     for stage, count in summary.set_aside.items():
         lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")
     lines += [f"  --retry {reason}: no row ever failed for it" for reason in summary.never]
+    for number, again in summary.stale:
+        lines += [
+            f"  variant {number} is stale: it shares rows that were tried again. Run",
+            f"  {again}",
+        ]
     return ["warnings", *lines] if lines else []
 
 
 def _notes(summary: "Summary") -> list[str]:
-    lines = [
-        f"  {stage}: {one_line(note)}" for stage, notes in summary.notes.items() for note in notes
-    ]
+    each = [(stage, note) for stage, notes in summary.notes.items() for note in notes]
+    lines = [f"  {stage}: {' '.join(note.split())}" for stage, note in each]  # never cut
     return ["notes", *lines] if lines else []
 
 

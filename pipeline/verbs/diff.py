@@ -247,6 +247,7 @@ def _below(variant: "Tried") -> Iterator[str]:
     if by_state:
         words = "; ".join(f"{', '.join(stages)}: {how}" for how, stages in by_state.items())
         yield f"not done: {words}"
+        yield f"do:       {variant.again}"
 
 
 def change_lines(changes: "Changes") -> Iterator[str]:

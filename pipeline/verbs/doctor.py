@@ -85,7 +85,7 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
         _memory(),
         _disk(out or "."),
         _files(),
-        *map(_model, models),
+        *(finding for model in models for finding in _model(model)),
     ]
 
 
@@ -204,20 +204,20 @@ def _files() -> Finding:
     return Finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
 
 
-def _model(model: str) -> Finding:
-    """Checks that a model loads, or answers."""
+def _model(model: str) -> list[Finding]:
+    """Checks that a model loads, or answers what stages ask."""
     name = f"model {without_keys(model)}"
     try:
-        (finding,) = _findings_on("model", model)
+        findings = _findings_on("model", model)
     except ClipmillError as error:
-        return Finding(name, "bad", error.args[0], error.args[2])
+        return [Finding(name, "bad", error.args[0], error.args[2])]
     except ImportError as error:
         do = install(error.name or "") or f"pip install {error.name}"
-        return Finding(name, "bad", str(error), do)
+        return [Finding(name, "bad", str(error), do)]
     except (ValueError, OSError) as error:  # from a user's own scheme
         do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
-        return Finding(name, "bad", str(error), do)
-    return replace(finding, name=name)
+        return [Finding(name, "bad", str(error), do)]
+    return [replace(each, name=name + each.name.removeprefix(model)) for each in findings]
 
 
 def examine_tasks(folder: str) -> list[Finding]:

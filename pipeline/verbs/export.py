@@ -65,6 +65,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dropped", metavar="REASON", help="the rows that a stage lost for this reason, instead"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="delete another export that --out holds"
+    )
     add_json(parser)
     add_executor(parser)
 
@@ -89,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         lost = dropped(state, options.dropped, options.stage)
         request = replace(request, stage=lost.stage, dropped=lost.reason, decided=lost.decided)
     with executor(options) as workers, watcher() as watch:
-        answer = export(state, request, options.out, workers, watch)
+        answer = export(state, request, options.out, workers, watch, options.replace)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
 

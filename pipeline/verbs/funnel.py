@@ -11,6 +11,7 @@ from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, ope
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.funnel import Funnel, StageRows
+    from clipmill.pipeline.ledger.selection.texts import StageTexts
 
 HELP = "where the pool's rows went, by stage and reason"
 EXAMPLES = """\
@@ -59,6 +60,8 @@ def text(funnel: "Funnel", roots: Collection[str]) -> str:
                 f"{'':<{width}}    {'no row for':<12} {stage.listed['missing']:>10,}"
                 f"  of {stage.listed['uids']:,} listed uids"
             )
+    for texts in funnel.texts:
+        lines += _texts(texts)
     if funnel.repeated_uids:
         lines += ["", f"{funnel.repeated_uids:>10,}  rows have the uid of an earlier row"]
     for end in funnel.ends:
@@ -92,6 +95,18 @@ def text(funnel: "Funnel", roots: Collection[str]) -> str:
             f" keeps, read from '{subset.data}'{lacking}",
         ]
     return "\n".join(lines)
+
+
+def _texts(texts: "StageTexts") -> Iterator[str]:
+    """Yields a stage's texts like the rows of an end: those it read, lost by reason, and kept."""
+    total = sum(texts.texts.values())
+    yield from ("", f"{total:>10,} {_share(total, total)}  texts of '{texts.stage}'")
+    for reason, counts in texts.lost.items():
+        lost = sum(counts.values())
+        yield f"{-lost:>10,} {_share(lost, total)}  {one_line(reason)}"
+    kept = ", ".join(f"{texts.kept[name]:,} of {texts.texts[name]:,} {name}" for name in texts.kept)
+    stay = sum(texts.kept.values())
+    yield f"{stay:>10,} {_share(stay, total)}  stay: {one_line(kept)}"
 
 
 def _unfinished(funnel: "Funnel") -> list[str]:

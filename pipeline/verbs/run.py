@@ -58,6 +58,7 @@ def run(
     from clipmill.pipeline.engine.run import run_plan
     from clipmill.pipeline.engine.verify import heal
     from clipmill.pipeline.ledger.answer import as_json as answer_json
+    from clipmill.pipeline.ledger.selection.variants import sharing, whole
     from clipmill.pipeline.ledger.summary import summary
     from clipmill.pipeline.planning.looks import look, refuse_missing
     from clipmill.pipeline.planning.retries import check_retry
@@ -65,6 +66,7 @@ def run(
     from clipmill.pipeline.run_folder.claim import other_code
     from clipmill.pipeline.run_folder.ran import forgotten
     from clipmill.pipeline.run_folder.sessions import session
+    from clipmill.pipeline.run_folder.variants import run_again
     from clipmill.pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)
@@ -72,6 +74,13 @@ def run(
     for note in [*notes(plan), *other_code(plan, folder), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
     retry, healed = tuple(options.retry), set[str]()
+    others = sharing(plan, folder, retry) if retry else []
+    for other in others:
+        print(
+            f"clipmill: note: --retry makes variant {other.number} stale, which shares rows that"
+            f" are tried again; it is made again by {run_again(folder, other)}",
+            file=sys.stderr,
+        )
     with executor(options) as workers:
         refuse_missing(plan, look(plan, folder))
         while True:
@@ -81,7 +90,10 @@ def run(
                 )
             try:
                 then(outcome)
-                answer = summary(outcome.state, time.monotonic() - began, options.retry)
+                still_whole = [other.number for other in whole(others, folder)]
+                made_stale = [other for other in others if other.number not in still_whole]
+                stale = {other.number: run_again(folder, other) for other in made_stale}
+                answer = summary(outcome.state, time.monotonic() - began, options.retry, stale)
                 if options.json:
                     outcome_json = {**as_json(outcome), "summary": answer_json(answer)}
                     shown = json.dumps(outcome_json, indent=1)

@@ -77,9 +77,18 @@ def text(why: "Why", has_all: bool = False) -> str:
         shown |= {*end.deciding}
     captions = [row.values[TEXT.name] for row in why.stages if TEXT.name in row.values]
     lines += [f"caption: {one_line(captions[-1])}"] if captions and captions[-1] else []
+    lines += [_texts(texts) for texts in why.captions if texts.chosen_by]
     lines += _picture(why.picture)
     lines += [f"exported by '{export.stage}' to {export.file}" for export in why.exported]
     return "\n".join([*lines, *(_stored(why) if has_all else [])])
+
+
+def _texts(texts: "Texts") -> str:
+    """Returns `texts: 1 of 2 stay in 'chosen'; left out: made by text_copy_ratio`."""
+    gone = [item for item in texts.texts if item.reason]
+    causes = ", ".join(f"{item.source or 'one'} by {one_line(item.reason)}" for item in gone)
+    kept = f"texts: {len(texts.texts) - len(gone)} of {len(texts.texts)} stay"
+    return f"{kept} in '{texts.chosen_by}'{f'; left out: {causes}' if gone else ''}"
 
 
 def _beside(rule: "Deciding") -> str:

@@ -4,10 +4,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
@@ -23,6 +24,7 @@ from clipmill.pipeline.stage import (
     StreamFunction,
     Worker,
     location,
+    uncounted,
 )
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Limits
@@ -127,6 +129,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled(Decoding):
+    """Nguyen et al.'s decoding, except the length, which the prompt sets."""
+
+    max_tokens: OneUp = 1024  # cap of an answer, besides that of the prompt's file
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.75
+    top_k: OneUp | None = 50
+    min_tokens: OneUp | None = 5
+
+
+@dataclass(frozen=True, kw_only=True)
 class AskingStage(RowStage):
     """A row stage whose texts are answers of a language model, within limits."""
 
@@ -227,11 +239,18 @@ def seeds_of(batch: pa.Table, worker: Worker, prompt: str) -> list[int]:
     return (bits_of(batch, worker, f"answer {prompt}") >> np.uint64(33)).tolist()
 
 
-async def all_of(waiting: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Awaits all concurrently and returns their results; if one fails, cancels the others."""
+async def all_of(
+    waiting: Iterable[Coroutine[Any, Any, T]], done: Callable[[], None] = uncounted
+) -> list[T]:
+    """Awaits all concurrently and returns their results; if one fails, cancels the others.
+
+    Calls `done` at the end of each.
+    """
     import asyncio
 
     tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
+    for task in tasks:
+        task.add_done_callback(lambda _: done())
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

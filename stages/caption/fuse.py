@@ -119,5 +119,6 @@ async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker
         return await all_of(ask(seeds[number], text, caption) for caption in generated[number])
 
     texts = batch[TEXT.name].to_pylist()
-    rows = await all_of(ask_row(number, text) for number, text in enumerate(texts))
+    waiting = (ask_row(number, text) for number, text in enumerate(texts))
+    rows = await all_of(waiting, worker.row_done)
     return columns_of(rows, worker, settings.model)

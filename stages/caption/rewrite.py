@@ -1,5 +1,6 @@
 """Rewrites captions by a language model that does not see the image."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,14 @@ from msgspec import Meta
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import TEXT
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
+from clipmill.pipeline.stage import (
+    Environment,
+    Finding,
+    NonEmpty,
+    OneUp,
+    StreamFunction,
+    Worker,
+)
 from clipmill.stages.caption._asking import (
     AskingStage,
     Outcome,
@@ -73,6 +81,15 @@ class Bank:
         return drawn
 
 
+def proof(
+    model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
+) -> list[Finding] | None:
+    """Tries a model with what caption stages ask; returns None for one that writes nothing."""
+    from clipmill.stages.caption._proof import findings_on
+
+    return findings_on(model, worker, missing, Rewrite, rewritten)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rewrite(AskingStage):
     """Rewrites of the caption, `per_style` of each style; null if no answer has a text.
@@ -101,7 +118,7 @@ class Rewrite(AskingStage):
     decoding: OneLine = OneLine()
 
     version = 1
-    proofs = (("model", generator.proof),)
+    proofs = (("model", proof),)
     reads = (TEXT,)
     reasons = ("no_text", "empty_text", *generator.REASONS)
 
@@ -155,7 +172,8 @@ async def rewritten(
             return "no_text" if caption is None else "empty_text"
         return await all_of(ask(row, caption, index) for index in range(len(asks)))
 
-    rows = await all_of(ask_row(row, caption) for row, caption in enumerate(captions))
+    waiting = (ask_row(row, caption) for row, caption in enumerate(captions))
+    rows = await all_of(waiting, worker.row_done)
     return columns_of(rows, worker, settings.model)
 
 

@@ -19,6 +19,7 @@ from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
     AskingStage,
     Outcome,
+    Sampled,
     all_of,
     cleaned,
     columns_of,
@@ -27,7 +28,7 @@ from clipmill.stages.caption._asking import (
 )
 from clipmill.stages.caption._prompts import Template
 from clipmill.stages.models import generator
-from clipmill.stages.models.generator import Asker, Decoding, Prompt
+from clipmill.stages.models.generator import Asker, Prompt
 from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
 from clipmill.stages.ops.images.pixels import UNDECODABLE
 from clipmill.stages.ops.vectors.matrices import as_matrix
@@ -37,16 +38,6 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 MOST_WORDS = 64  # cap of the pool's caption, if a prompt has a place for it
 PLACES = ("text",)
 QUALITY = 90  # of JPEG, as in most data sets
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled(Decoding):
-    """Nguyen et al.'s decoding, except the length, which the prompt sets."""
-
-    max_tokens: OneUp = 1024  # cap of an answer, besides that of the prompt's file
-    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.75
-    top_k: OneUp | None = 50
-    min_tokens: OneUp | None = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +65,7 @@ class Synthesize(AskingStage):
     # model that scores the candidates, as open_clip:NAME/TAG; it must be that of image_embedding
     best_by: NonEmpty | None = None
     # how answers are drawn; null leaves it to the server: OpenAI's have no top_k, min_tokens
-    decoding: Sampled = Sampled()
+    decoding: Sampled = Sampled()  # noqa: RUF009  # frozen
     # cores of one worker, for a server that it starts and for images (some 450 small ones a second)
     cpus: OneUp = location(1)
 
@@ -206,7 +197,8 @@ async def synthesized(
             for candidate in range(settings.candidates)
         )
 
-    rows = await all_of(ask_row(number, image) for number, image in enumerate(images))
+    waiting = (ask_row(number, image) for number, image in enumerate(images))
+    rows = await all_of(waiting, worker.row_done)
     if judge is not None:
         image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
         rows = await loop.run_in_executor(threads, best, rows, image_ND, settings.candidates, judge)

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from clipmill.pipeline.stage import uncounted
 from clipmill.stages.download._rows import Answer, allowed, reason_of
 
 AGENT = "clipmill"
@@ -96,7 +97,9 @@ class Client:
             directive.strip().lower() for directive in rules.disallowed_header_directives
         )
 
-    async def fetch_all(self, urls: list[str]) -> list[Answer]:
+    async def fetch_all(
+        self, urls: list[str], done: Callable[[], None] = uncounted
+    ) -> list[Answer]:
         """Returns the answer of every URL, in order; `keep` turns a body into `kept`, in a thread.
 
         A URL that another call waits for is fetched once for both. At most `concurrency` bodies
@@ -108,6 +111,8 @@ class Client:
             asyncio.get_running_loop().set_default_executor(executor)
             self.session = await anext(self._open)
         tasks = [self._task(url) for url in urls]
+        for task in tasks:
+            task.add_done_callback(lambda _: done())
         try:
             return await asyncio.gather(*tasks)
         finally:

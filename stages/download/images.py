@@ -69,7 +69,7 @@ class DownloadImages(Download):
         async def downloaded(batch: pa.Table) -> pa.Table:
             wished = wishes(batch, self.verify_sha256)
             urls = to_fetch(wished, self.verify_sha256)
-            answers = dict(zip(urls, await client.fetch_all(urls), strict=True))
+            answers = dict(zip(urls, await client.fetch_all(urls, worker.row_done), strict=True))
             return answered(wished, self.verify_sha256, answers)
 
         return partial(ahead, start=downloaded, rows_ahead=ROWS_A_SLOT * self.concurrency)

@@ -96,6 +96,7 @@ class Client:
         self.ended: StageError | None = None  # after which no request is sent
         self.has_answered = False
         self.failed = 0  # answers in a row
+        self.said = ""  # by the server, when it last refused a request
         self.lives = 0  # revivals of the server
         # Tokens to reserve beside one for each byte of a prompt, without and with an image.
         self.more_tokens = [TEMPLATE_TOKENS, IMAGE_TOKENS]
@@ -155,6 +156,7 @@ class Client:
             start = now()
             reply = await self._to_its_end(opened, ask, reserved, min(limits.timeout_s, left_s))
             left_s -= now() - start
+            self.said = reply.message
             if reply.answer is not None:
                 self.has_answered, self.failed = True, 0
                 return reply.answer
@@ -341,9 +343,9 @@ class Client:
         if status == 408:
             return Reply(reason="answer_timeout", message=message, may_cost=True)
         if status == 413 or TOO_LONG.search(message):
-            return Reply(answer=Generated(reason="prompt_too_long"))
+            return Reply(answer=Generated(reason="prompt_too_long"), message=message)
         if FILTERED.search(message):
-            return Reply(answer=Generated(reason="refused_content"))
+            return Reply(answer=Generated(reason="refused_content"), message=message)
         return Reply(reason="bad_request", message=message)
 
     async def _no_model(self, opened: Opened, path: str, message: str) -> StageError:

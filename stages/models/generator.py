@@ -23,7 +23,7 @@ prompt, image, decoding, candidate and seed. Transient failures (a time-out) are
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -33,7 +33,7 @@ from msgspec import Meta
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.stage import Environment, Finding, NonEmpty, OneUp, Usage, Worker
+from clipmill.pipeline.stage import Environment, NonEmpty, OneUp, Usage, Worker
 from clipmill.stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
 from clipmill.stages.models.endpoint import REASONS as REASONS
 from clipmill.stages.models.endpoint import REFUSALS, Endpoint
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     import asyncio  # which a plan and a worker that asks nothing do without
 
 Form = Literal["chat", "completion"]
-QUESTION = "Say hello."  # of a proof
-PROOF_TOKENS, MOST_SHOWN = 8, 40  # of its answer; characters of it
-PROOF_S = 60.0
 SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
 
 
@@ -107,47 +104,6 @@ def refuse_blind(model: str) -> None:
         raise RecipeError(f"{model} takes texts alone, no image", "key `model`", do)
 
 
-def proof(
-    model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
-) -> list[Finding] | None:
-    """Tries a model with a short question; the finding shows the beginning of its answer.
-
-    Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
-    server of our own; does not build a missing Python.
-    """
-    import asyncio
-    import time
-
-    if model == "reference" or model.partition(":")[0] not in SCHEMES:
-        return None
-    look_for(model)
-    if packages := missing(environments_of(model)):
-        do = "the first run makes it, in some minutes"
-        return [Finding(model, "note", f"no Python with {', '.join(packages)} is made yet", do)]
-    asker = open_asker(
-        model,
-        worker,
-        decoding=Decoding(max_tokens=PROOF_TOKENS),
-        limits=Limits(timeout_s=PROOF_S, deadline_s=PROOF_S, retries=0),
-        form="chat",
-    )
-    began = time.monotonic()
-    answer = asyncio.run(asker.ask(Prompt(text=QUESTION), seed=0))
-    took_s = time.monotonic() - began
-    if answer.reason is None:
-        assert answer.text is not None
-        found = f"answers in {took_s:.1f} s: {answer.text[:MOST_SHOWN]!r}"
-        return [Finding(model, "good", found)]
-    advice = {
-        **ADVICE,
-        "empty_answer": "it may think before it writes: raise decoding.max_tokens",
-        "bad_request": "where it is not tuned to chat, write form: completion into the recipe",
-    }
-    do = advice.get(answer.reason, "see its log")
-    is_note = answer.reason == "empty_answer"
-    return [Finding(model, "note" if is_note else "bad", f"no answer: {answer.reason}", do)]
-
-
 class Asker:
     """A cached client of one endpoint, within limits; stored answers cost nothing."""
 
@@ -171,6 +127,13 @@ class Asker:
         self.decoding = {name: value for name, value in settings if value not in (None, ())}
         self.max_tokens = decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
+
+    def like(self, worker: Worker, *, decoding: Decoding, form: Form) -> "Asker":
+        """Returns an asker of the same endpoint, which asks otherwise."""
+        limits, where = self.limits, self.client.where
+        return Asker(
+            self.endpoint, worker, decoding=decoding, limits=limits, form=form, where=where
+        )
 
     async def ask(self, prompt: Prompt, *, seed: int, candidate: int = 0) -> Generated:
         """Returns the stored answer, or the server's; equal requests in flight share one.

@@ -59,6 +59,10 @@ class SizedSelect(DatasetStage):
             raise RecipeError(f"{found} how much stays", "its settings", do)
 
     @property
+    def least_rows(self) -> tuple[str, int] | None:
+        return ("rows", self.rows) if self.rows else None
+
+    @property
     def resources(self) -> Resources:  # all centroids, and the clusters of a partition
         return Resources(memory_gb=self.memory_gb)
 

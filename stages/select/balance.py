@@ -112,6 +112,10 @@ class Balance(DatasetStage):
             do = "give a finite `t` or a `tail_share`, or leave per_language out"
             raise RecipeError(f"per_language with {name}: {value}", "key `per_language`", do)
 
+    @property
+    def least_rows(self) -> tuple[str, int] | None:
+        return ("rows", self.rows) if self.rows else None
+
     def look(self) -> None:
         need_file(self.concepts, "concepts", "make a list with `clipmill concepts build`")
 

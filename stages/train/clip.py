@@ -132,6 +132,10 @@ class ClipTraining(DatasetStage):
             )
 
     @property
+    def least_rows(self) -> tuple[str, int]:
+        return "batch_size", self.fixed.batch_size
+
+    @property
     def fixed(self) -> Scale:
         """The scale, with this stage's own settings."""
         own = {name: getattr(self, name) for name in OF_SCALE}

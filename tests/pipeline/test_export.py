@@ -254,6 +254,23 @@ def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_p
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00009.parquet"]
 
 
+def test_another_export_is_replaced_only_where_that_is_asked_for(export, tmp_path):
+    out = tmp_path / "out"
+    assert export("subset", "parquet").code == 0
+    (out / "mine.txt").write_text("a note")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    said = export("fused", "parquet")
+    assert said.code == 2
+    assert f"the folder holds another export\n  where: {out}\n" in said.err
+    assert "--replace" in said.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert "mine.txt" in export("fused", "webdataset", "--replace").err, "it is no export's"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "mine.txt").unlink()
+    files = export("fused", "webdataset", "--replace", "--json").json["files"]
+    assert sorted(files) == sorted(path.name for path in out.iterdir())
+
+
 WRONG = [
     ("--stage subste --to parquet", "did you mean 'subset'"),
     ("--stage shards --to uid_list", "name a select stage: subset"),

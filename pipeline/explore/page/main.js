@@ -122,6 +122,7 @@ function showMenus() {
     type: "checkbox", checked: view.columns.includes(each.id),
     onchange: (event) => change({ columns: event.target.checked ? [...view.columns, each.id] : view.columns.filter((id) => id !== each.id) }, true),
   }), ` ${each.id}`)));
+  $("texts").replaceChildren(...run.facts.texts.map((said) => make("p", {}, plain(said))));
   const waiting = run.facts.stages.filter((each) => !each.is_complete);
   $("unfinished").hidden = !waiting.length && pictures;
   $("unfinished").textContent = [

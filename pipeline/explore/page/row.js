@@ -29,6 +29,7 @@ export async function showRow(row) {
     make("p", { className: "soft" }, `shard ${why.shard}, position ${why.position}${why.copies > 1 ? `; this uid stands in ${why.copies} rows, and the first is told of` : ""}`),
     ...why.ends.map((end) => make("p", { className: end.kept ? "stays" : "goes" }, plain(end.sentence))),
     ...why.exported.map((file) => make("p", { className: "soft" }, `exported by '${file.stage}' to ${file.file}`)),
+    ...(why.captions ?? []).flatMap((list) => list.texts.map((each) => text(each, list.chosen_by))),
     ...why.stages.map(stage),
   );
 }
@@ -37,6 +38,12 @@ export function closeRow() {
   $("row").hidden = true;
   document.body.classList.remove("looking");
   before?.focus();
+}
+
+function text(of, chosenBy) {
+  const verdict = of.reason ? `left out by '${chosenBy}': ${plain(of.reason)}` : chosenBy ? `stays in '${chosenBy}'` : "";
+  return make("p", { className: of.reason ? "goes" : "" }, make("bdi", {}, plain(of.text ?? "no text")),
+    make("small", {}, ` ${plain(of.source ?? "unknown")} ${verdict}`));
 }
 
 function stage(of) {

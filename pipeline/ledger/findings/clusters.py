@@ -19,7 +19,7 @@ from clipmill.pipeline.ledger.findings.cluster_counts import (
 )
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import artifacts, stored
-from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.causes import is_end
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 

@@ -31,6 +31,7 @@ LISTS = (TEXTS.name, CAPTIONS.name, REASONS, "text_scores")
 EXAMPLES = 20
 NO_SOURCE = "unknown"
 NO_VERDICT = "no_verdict"  # the select has no verdict on the row
+Counts = Counter[tuple[str, str | None]]  # source and reason, None for kept ones, to texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +188,16 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
     names = (TEXTS.name, REASONS, FELL_BACK)
     bound = {name: source for name, source in captions.bound.items() if name in names}
     shards = stored(state, root, bound)
-    counts: Counter[tuple[str, str | None]] = Counter()
+    counts: Counts = Counter()
     rows = fell_back = 0
     examples: list[tuple[int, Place]] = []
     indices = range(len(shards))
     for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
-        counts.update(_by_reason(table))
-        count_N = pc.list_value_length(table[TEXTS.name]).fill_null(0).to_numpy()
+        texts = table[TEXTS.name]
+        count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
+        source = pc.struct_field(pc.list_flatten(texts), "source").fill_null(NO_SOURCE)
+        chosen = verdicts(table[REASONS], count_N) if captions.chosen_by else None
+        counts.update(by_reason(source, chosen))
         rows += int(np.count_nonzero(count_N))
         if captions.chosen_by:
             fell_back += int(pc.sum(table[FELL_BACK].cast(pa.int64())).as_py() or 0)
@@ -222,21 +226,21 @@ def _first_original(source_and_reason: tuple[str, str | None]) -> tuple[bool, st
     return source_and_reason[0] != "original", source_and_reason[0]
 
 
-def _by_reason(table: pa.Table) -> dict[tuple[str, str | None], int]:
-    """Counts the texts of a shard by source and reason."""
-    texts = table[TEXTS.name]
-    source = pc.struct_field(pc.list_flatten(texts), "source").fill_null(NO_SOURCE)
-    reasons = pa.nulls(len(source), pa.string())
-    if REASONS in table.column_names:
-        count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
-        fits_N = pc.list_value_length(table[REASONS]).fill_null(0).to_numpy() == count_N
-        fits_V = np.repeat(fits_N, count_N)
-        reason_V = pc.list_flatten(table[REASONS].filter(pa.array(fits_N)))
-        taken = reason_V.take(pa.array(np.cumsum(fits_V) - 1, mask=~fits_V))
-        reasons = pc.if_else(pa.array(fits_V), taken, NO_VERDICT)
-    counted = pa.table({"source": source, "reason": reasons}).group_by(["source", "reason"])
+def verdicts(reasons: pa.ChunkedArray, count_N: NDArray[np.int64]) -> pa.Array:
+    """Returns (V,) the reason of each text; NO_VERDICT in a row without a reason for each text."""
+    fits_N = pc.list_value_length(reasons).fill_null(0).to_numpy() == count_N
+    fits_V = np.repeat(fits_N, count_N)
+    reason_V = pc.list_flatten(reasons.filter(pa.array(fits_N)))
+    taken = reason_V.take(pa.array(np.cumsum(fits_V) - 1, mask=~fits_V))
+    return pc.if_else(pa.array(fits_V), taken, NO_VERDICT)
+
+
+def by_reason(source_V: pa.Array, reason_V: pa.Array | None = None) -> Counts:
+    """Counts texts by source and reason; without reasons all are kept."""
+    reason_V = pa.nulls(len(source_V), pa.string()) if reason_V is None else reason_V
+    counted = pa.table({"source": source_V, "reason": reason_V}).group_by(["source", "reason"])
     rows = counted.aggregate([([], "count_all")]).to_pylist()
-    return {(row["source"], row["reason"]): row["count_all"] for row in rows}
+    return Counter({(row["source"], row["reason"]): row["count_all"] for row in rows})
 
 
 def _least(

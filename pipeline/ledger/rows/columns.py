@@ -46,10 +46,10 @@ def column_at(plan: Plan, stage: str, column: str) -> Binding:
             do = did_you_mean(last, [*_written(plan, source), REASON.name], f"'{source}' writes")
             raise RecipeError(f"'{source}' writes no '{last}'", where, do)
         return (root if last == UID.name else source), last
-    line = _line(plan, stage)
+    line = line_of(plan, stage)
     writers = [name for name in same if column in _written(plan, name)]
     near = [name for name in writers if name in line]  # a later one hides its ancestors
-    near = [n for n in near if not any(n in _line(plan, other) for other in near if other != n)]
+    near = [n for n in near if not any(n in line_of(plan, other) for other in near if other != n)]
     if len(near or writers) == 1:
         return (near or writers)[0], column
     if writers:
@@ -68,7 +68,7 @@ def _written(plan: Plan, stage: str) -> list[str]:
     return [column.name for column in columns_of(plan.stages[stage].stage)]
 
 
-def _line(plan: Plan, stage: str) -> set[str]:
+def line_of(plan: Plan, stage: str) -> set[str]:
     """Returns the stage and its ancestors."""
     line = {stage}
     names = [stage]

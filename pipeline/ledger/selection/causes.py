@@ -68,6 +68,14 @@ def _earlier(plan: Plan, end: str, code: str) -> str | None:
     return before[0] if before else None
 
 
+def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
+    """Returns whether a stage is a select that no other select in `done` builds on."""
+    kept = (planned.name, KEEP.name)
+    return planned.is_select and not any(
+        kept in bound.values() for other in done if other.is_select for bound in other.bindings
+    )
+
+
 def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
     """Returns the stages after a select that compute its rows and are no selects."""
     after = {end}

@@ -1,4 +1,4 @@
-"""Counts a pool's rows at every stage by reason, and each lost row at its first cause.
+"""Counts a pool's rows at every stage by reason, its texts, and each lost row at its first cause.
 
 At every stage: rows = fine + not selected + failed + upstream + dropped; checked here and when a
 stage finishes. A row that ends undefined at a select stage is counted at the earliest stage that
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from clipmill.metadata.outputs import OUT
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import ShardState
-from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
@@ -34,13 +34,14 @@ from clipmill.pipeline.ledger.selection.causes import (
     Cause,
     causes,
     failed_later,
+    is_end,
     later_stages,
     left_out,
     taken_by,
 )
 from clipmill.pipeline.ledger.selection.exports import Export, Subset, exports, subsets
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
-from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.ledger.selection.texts import StageTexts, stage_texts
 from clipmill.pipeline.run_folder.state import RunState, StageState
 from clipmill.pipeline.run_folder.words import BEFORE
 
@@ -107,6 +108,7 @@ class Funnel:
     ends: tuple[End, ...]
     exports: tuple[Export, ...]
     subsets: tuple[Subset, ...] = ()
+    texts: tuple[StageTexts, ...] = ()
 
 
 def funnel(state: RunState) -> Funnel:
@@ -136,6 +138,7 @@ def funnel(state: RunState) -> Funnel:
         ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
         exports=exports(state),
         subsets=subsets(state),
+        texts=stage_texts(state),
     )
 
 
@@ -266,14 +269,6 @@ def _different(uid_N: Rows) -> Rows:
     uid_N = uid_N[np.lexsort((uid_N["b"], uid_N["a"]))]  # np.unique takes four times as long
     is_new_N = (np.diff(uid_N["a"]) != 0) | (np.diff(uid_N["b"]) != 0)
     return np.asarray(uid_N[np.append(True, is_new_N)])
-
-
-def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
-    """Returns whether a stage is a select that no other select in `done` builds on."""
-    kept = (planned.name, KEEP.name)
-    return planned.is_select and not any(
-        kept in bound.values() for other in done if other.is_select for bound in other.bindings
-    )
 
 
 def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:

@@ -19,14 +19,14 @@ from clipmill.pipeline.ledger.selection.causes import (
     Cause,
     causes,
     failed_later,
+    is_end,
     later_stages,
     through_masks,
 )
-from clipmill.pipeline.ledger.selection.funnel import is_end
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.ran import RanRecipe
 from clipmill.pipeline.run_folder.state import RunState, plan_of, seen_through, summary
-from clipmill.pipeline.run_folder.variants import Variant, variants
+from clipmill.pipeline.run_folder.variants import Variant, run_again, variants
 
 # Shapes: N rows of a shard.
 
@@ -111,7 +111,7 @@ def side_of(text: str, run: str | None) -> Side:
     chosen = _variant(storage, number)
     state = seen_through(plan_of(chosen.ran, storage), storage)
     name = without_keys(text)
-    return Side(name, chosen, state, _stage(state, name, stage))
+    return Side(name, chosen, state, _stage(state, name, stage, run_again(storage, chosen)))
 
 
 def _variant(run: Storage, number: str | None) -> Variant:
@@ -132,8 +132,11 @@ def _variant(run: Storage, number: str | None) -> Variant:
     )
 
 
-def _stage(state: RunState, side: str, stage: str | None) -> str:
-    """Returns the stage to compare; if none is named, the last select of the recipe."""
+def _stage(state: RunState, side: str, stage: str | None, again: str) -> str:
+    """Returns the stage to compare; if none is named, the last select of the recipe.
+
+    `again` is the command that runs the recipe to its end.
+    """
     stages = state.plan.stages
     with_rows = {name: planned for name, planned in stages.items() if planned.gives_rows}
     if stage is None:
@@ -146,10 +149,10 @@ def _stage(state: RunState, side: str, stage: str | None) -> str:
         raise RecipeError(problem, f"'{side}', run {state.run}", do)
     if not state.stages[stage].complete:
         done = [name for name in with_rows if state.stages[name].complete]
-        named = f", or name a stage that is: {', '.join(done)}" if done else ""
+        named = f"; or name a stage that is: {', '.join(done)}" if done else ""
         raise RecipeError(
             f"'{stage}' is not complete: {summary(state.stages[stage])}",
             f"'{side}', run {state.run}",
-            f"run the recipe to its end{named}",
+            f"{again}{named}",
         )
     return stage

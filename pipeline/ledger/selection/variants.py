@@ -4,6 +4,8 @@ Rows are counted from the records. A file is opened only if a stage after the la
 rows, which are not kept then, or if several passes made a shard.
 """
 
+import contextlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -12,12 +14,13 @@ from clipmill.metadata.scan import Scan
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError
 from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.selection.causes import failed_later, later_stages
-from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.causes import failed_later, is_end, later_stages
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.ran import ran_names
 from clipmill.pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
-from clipmill.pipeline.run_folder.variants import Changes, Variant, changes, variants
+from clipmill.pipeline.run_folder.variants import Changes, Variant, changes, run_again, variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Tried:
     left: dict[str, str]
     ends: tuple[KeptBy, ...]
     refused: str = ""
+    again: str = ""  # the command that makes the stages of `left`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,36 @@ def _tried(run: Storage, variant: Variant, differs: Changes, scans: dict[str, Sc
         left={name: _so_far(stage) for name, stage in stages.items() if not stage.complete},
         ends=kept_by_ends(state) if state else (),
         refused=refused,
+        again=run_again(run, variant) if any(not s.complete for s in stages.values()) else "",
     )
+
+
+def sharing(plan: Plan, run: Storage, retry: Collection[str]) -> list[Variant]:
+    """Returns the other variants, whole now, that a retry makes stale: it computes rows anew of a
+    stage that they share, and they have stages of their own."""
+    if not retry or not ran_names(run):
+        return []
+    stages = RunState(plan, run).stages
+    shared = {s.planned.folder for s in stages.values() if _is_retried(s, retry)}
+    own = {stage.planned.folder for stage in stages.values()}
+    theirs = [(variant, {*variant.ran["folders"].values()}) for variant in variants(run)[0]]
+    return whole(
+        [variant for variant, folders in theirs if shared & folders and folders - own], run
+    )
+
+
+def whole(listed: Iterable[Variant], run: Storage) -> list[Variant]:
+    """Returns the variants whose stages are all complete."""
+    found, scans = [], dict[str, Scan]()
+    for variant in listed:
+        with contextlib.suppress(ClipmillError):
+            stages = seen_through(plan_of(variant.ran, run), run, scans).stages
+            found += [variant] if all(stage.complete for stage in stages.values()) else []
+    return found
+
+
+def _is_retried(stage: StageState, retry: Collection[str]) -> bool:
+    return bool({*retry} & {*stage.planned.stage.transient} & {*stage.codes})
 
 
 def _so_far(stage: StageState) -> str:

@@ -1,11 +1,15 @@
 """Passes: what a wider mask or a retry adds to a shard, and how readers see all of it as one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.run_folder.live import live_run, read_live
+from clipmill.pipeline.executors import telling
+from clipmill.pipeline.executors.telling import ProgressEvent
+from clipmill.pipeline.progress import stage_line
+from clipmill.pipeline.run_folder.live import LiveReporter, live_run, read_live
 from tests.engine_stages.harness import toy_stages
 from tests.pipeline.conftest import Engine
 
@@ -181,6 +185,26 @@ def test_a_retry_that_fails_again_may_be_retried(engine, moody):
     assert seen(engine) == [5]
     assert [record.computed for record in third.records("copy")[0]] == [12, 2, 1]
     assert third.column("copy", "copy") == list(range(31))
+
+
+def test_progress_of_a_retry_never_passes_the_rows_there_are(engine, moody, monkeypatch):
+    moody([5, 6, 13])
+    said: list[str] = []
+    monkeypatch.setattr(telling, "TELL_S", 0)
+    take = LiveReporter.on_event
+
+    def look(self: LiveReporter, event: ProgressEvent) -> None:
+        take(self, event)
+        stage = self.look().stages["copy"]
+        if stage.status == "running":
+            said.append(stage_line(stage, 0.0))
+
+    monkeypatch.setattr(LiveReporter, "on_event", look)
+    moody([5], retry=("timeout",))
+    rows = [int(count) for line in said for count in re.findall(r"shards, (\d+) rows", line)]
+    assert rows
+    assert set(rows) == {31}
+    assert "4 of 4 shards, 31 rows, 1 of 1 more rows, 3 failed" in said
 
 
 def test_a_retry_without_anything_to_retry_writes_nothing(engine, moody):

@@ -1,5 +1,6 @@
 """The run as it stands: what workers say in NumPy's numbers, or too late."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,11 +11,14 @@ import pytest
 from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.executors import telling as told
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.executors.telling import ProgressEvent
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import live, lock
 from clipmill.pipeline.run_folder.live import LiveReporter, read_live
@@ -142,3 +146,30 @@ def test_a_worker_that_is_stopped_stands_in_what_is_stored(telling, monkeypatch)
             assert time.monotonic() < limit
             time.sleep(0.01)
     assert read_live(telling.folder).halted == []
+
+
+def test_progress_moves_inside_a_batch_of_captions_and_of_links(tmp_path, monkeypatch):
+    rows = [{"url": f"http://127.0.0.1:1/{n}", "text": f"the {n}th boat"} for n in range(20)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(told, "TELL_S", 0)
+    done: dict[str, set[float]] = {"made": set(), "images": set()}
+    take = LiveReporter.on_event
+
+    def note(self: LiveReporter, event: ProgressEvent) -> None:
+        for name in {*event.stages} & done.keys():
+            done[name] |= {event.done} if event.all else set()
+        take(self, event)
+
+    monkeypatch.setattr(LiveReporter, "on_event", note)
+    stages = {
+        "pool": {"uses": "ingest.url_list", "path": str(tmp_path / "pool.jsonl")},
+        "made": {"uses": "caption.rewrite", "from": "pool", "model": "reference"},
+        "images": {"uses": "download.images", "from": "pool", "retries": 0},
+    }
+    plan = make_plan(Recipe(name="one", path="one.yaml", seed=0, stages=stages))
+    run = Storage(str(tmp_path / "run"))
+    run_plan(plan, run, LocalExecutor(0), Lines(), keep_going=True)
+    assert {name: len(counts) > 3 and max(counts) for name, counts in done.items()} == {
+        "made": 20,
+        "images": 20,
+    }

@@ -29,3 +29,6 @@ def test_a_column_is_needed_once_a_stage_reads_it(clipmill, tmp_path):
     assert said.code == 1
     assert f"no column '{B32}', and a stage reads it" in said.out + said.err
     assert f"{tmp_path}/pool/0.parquet" in said.out + said.err
+    for verb in (("plan",), ("run", "--out", tmp_path / "new")):
+        said = clipmill(*verb, tmp_path / "it.yaml")
+        assert (said.code, f"no column '{B32}', and a stage" in said.err) == (2, True), verb

@@ -100,3 +100,9 @@ def test_while_a_stage_of_rows_is_not_complete_nothing_has_ended(moody, engine):
     more = f"  copy: {{uses: toy.moody, from: numbers, script: {engine.folder}/mood.json}}\n"
     answer = summary(engine.run(more, out="torn").outcome.state)
     assert (answer.endings, answer.empty, answer.set_aside) == ((), (), {"copy": 1})
+
+
+def test_no_note_is_cut_however_long_it_is(moody):
+    note = "expect these to be kept first, " * 20 + "99 of 100\nof them"
+    answer = replace(summary(moody([])), notes={"copy": (note,)})
+    assert f"notes\n  copy: {' '.join(note.split())}\n" in text(answer, "again", True)

@@ -14,10 +14,13 @@ from clipmill.pipeline.ledger.selection.diff import diff
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.selection.sides import side_of
 from clipmill.pipeline.ledger.selection.variants import kept_by_ends, tried
+from clipmill.pipeline.own_code import VARIABLE
 from clipmill.pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.run_folder.variants import run_again, variants
 from clipmill.pipeline.verbs.diff import variants_text as text
 from tests import numbered
 from tests.artefacts import linked
+from tests.engine_stages.harness import STAGES, write_pool
 from tests.pipeline.ledger.test_funnel import opened
 from tests.pipeline.run_folder.test_variants import write
 
@@ -75,12 +78,14 @@ def test_what_is_not_done_is_said_and_the_page_has_it_all(other, tmp_path):
     late = latest(str(tmp_path / "run")).stages["late"]
     late.folder.delete(late.scan.records[1][0].name)
     page = text(tried(str(tmp_path / "run"))).splitlines()
+    changed = variants(Storage(str(tmp_path / "run")))[0][1]
     assert page[0] == f"{tmp_path / 'run'}: 2 variants; * ran last"
-    assert page[5].startswith("*  2  numbered  20")
-    assert page[5].endswith("UTC  11 of 20 rows kept by 'first'; 4 of 7 stages done")
-    assert page[6:] == [
+    assert page[6].startswith("*  2  numbered  20")
+    assert page[6].endswith("UTC  11 of 20 rows kept by 'first'; 4 of 7 stages done")
+    assert page[7:] == [
         "        last.where: e <> 9 AND b < 18 -> e <> 13 AND b < 18",
         "        not done: late: 2 of 3 shards; last, uids: to be made again",
+        f"        do:       {run_again(Storage(str(tmp_path / 'run')), changed)}",
     ]
 
 
@@ -159,3 +164,41 @@ def test_the_list_as_json(folder, clipmill):
     ]
     assert clipmill("diff", "--run", folder / "none").code == 2
     assert Storage(str(folder / "run")).has("run.json")
+
+
+def test_a_retry_says_which_variants_it_makes_stale_and_their_command(
+    tmp_path, clipmill, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, str(STAGES / "stages"))
+    pool, script, out = write_pool(tmp_path / "pool", [20, 11]), tmp_path / "mood.json", "run"
+    monkeypatch.chdir(tmp_path)
+    script.write_text('{"timeout": [5, 13]}')
+    recipe = f"""
+stages:
+  numbers: {{uses: toy.numbers, path: {pool}, shard_rows: 12}}
+  copy: {{uses: toy.moody, from: numbers, script: {script}}}
+  after: {{uses: toy.power, from: copy, read: {{number: copy.copy}}}}
+  few: {{uses: select.where, from: after, where: power < 200}}
+"""
+    (tmp_path / "it.yaml").write_text(recipe)
+    run = ("run", "it.yaml", "--out", out, "--workers", 0)
+    other = ("--set", "few.where=power < 100")
+    assert clipmill(*run).code == clipmill(*run, *other).code == 0
+    script.write_text("{}")
+    again = f"clipmill run it.yaml --set 'few.where=power < 100' --out {tmp_path / out}"
+    retried = clipmill(*run, "--retry", "timeout")
+    assert "note: --retry makes variant 2 stale, which shares rows that" in retried.err
+    assert f"it is made again by {again}\n" in retried.err
+    assert "  variant 2 is stale: it shares rows that were tried again. Run\n" in retried.out
+    assert f"\n  {again}\n" in retried.out
+    assert f"        do:       {again}" in clipmill("diff", "--run", out).out.splitlines()
+    refused = clipmill("diff", 1, 2, "--run", out)
+    assert (refused.code, f"  do:    {again}; or name" in refused.err) == (2, True)
+    assert "stale" not in clipmill(*run, "--retry", "timeout").err, "nothing is left to retry"
+    assert clipmill(*run, *other).code == clipmill("diff", 1, 2, "--run", out).code == 0
+    (tmp_path / "it.yaml").write_text(recipe.replace("< 200", "< 201"))
+    known, _ = variants(Storage(out))
+    assert run_again(Storage(out), known[0]) == (
+        f"clipmill run it.yaml --out {tmp_path / out}, once it.yaml is as it was:"
+        f" recipes/{known[0].file} has its stages"
+    )

@@ -112,6 +112,16 @@ def test_on_a_terminal_it_asks_and_the_recipe_says_what_was_answered(tmp_path):
     assert yaml.safe_load(text)["stages"]["pool"]["caption_col"] == "alt"
 
 
+def test_forms_add_up_however_they_are_named(photos, clipmill, tmp_path):
+    out = ("--out", tmp_path / "mine.yaml")
+    for forms in (("--to", "webdataset", "parquet"), ("--to", "webdataset", "--to", "parquet")):
+        assert clipmill("init", photos, *out, *forms).code == 0
+        stages = recipe_of(tmp_path / "mine.yaml")["stages"].values()
+        uses = {keys["uses"] for keys in stages if keys["uses"].startswith("export.")}
+        assert uses >= {"export.webdataset", "export.parquet"}
+        (tmp_path / "mine.yaml").unlink()
+
+
 def test_the_table_fits_the_terminal(clipmill, tmp_path, monkeypatch):
     long = f"https://a.test/{'x' * 200}.jpg"
     (tmp_path / "it.csv").write_text(f"url,text,score\n{long},{'a word ' * 40},0.123456789\n")

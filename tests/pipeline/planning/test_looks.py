@@ -9,10 +9,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.planning.looks import look, refuse_missing
+from clipmill.pipeline.planning.looks import Seen, look, refuse_missing
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.stages.ingest.url_list import UrlList
@@ -63,6 +64,63 @@ def test_a_source_that_is_not_there_is_refused_with_the_line(plan_of):
     assert "nothing is there" in found
     assert "mine.yaml:2, stage 'pool', key 'path': " in where
     assert "a file, a folder or a glob" in do
+
+
+CUT = (
+    "images: {uses: download.images, from: pool}",
+    "some: {uses: select.sample, from: images, MORE}",
+    "shards: {uses: export.parquet, from: some}",
+    "model: {uses: train.clip, data: shards, model: reference, samples_seen: 64, batch_size: 4,"
+    " warmup_steps: 0}",
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sample", "most"),
+    [(3, "fraction: 1.0", 3), (4, "fraction: 1.0", None), (9, "rows: 3", 3)],
+)
+def test_a_batch_larger_than_its_rows_is_refused_before_the_run(rows, sample, most, plan_of):
+    plan = plan_of(TEXTS, *(line.replace("MORE", sample) for line in CUT))
+    seen = {"pool": Seen(rows=rows)}
+    if most is None:
+        refuse_missing(plan, seen)
+        return
+    with pytest.raises(RecipeError) as error:
+        refuse_missing(plan, seen)
+    found, where, do = error.value.args
+    assert found == f"'model' wants 4 rows, and there are {most} at most"
+    assert "stage 'model', key 'batch_size'" in where
+    assert do == "lower `batch_size`, or give more rows"
+
+
+WANTS = """
+stages:
+  pool:  {uses: ingest.image_folder, path: pictures}
+  emb:   {uses: embed.clip, from: pool, model: reference}
+  cells: {uses: cluster.kmeans, from: emb, clusters: 2}
+  few:   {uses: select.density, from: cells, centroids: "stage:cells", rows: 3}
+"""
+
+
+def test_more_rows_than_there_are_are_refused_before_a_run_and_once_the_pool_is_done(
+    tmp_path, clipmill, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "it.yaml").write_text(WANTS)
+    wrong = (
+        "'few' wants 3 rows, and there are 2 at most\n  where: it.yaml:6, stage 'few', key 'rows'"
+    )
+    out = ("it.yaml", "--out", "run")
+    for command in (("plan", "it.yaml"), ("run", *out)):
+        said = clipmill(*command)
+        assert (said.code, wrong in said.err) == (2, True), command
+    assert clipmill("run", *out, "--workers", 0, "--until", "pool").code == 0
+    said = clipmill("plan", *out)
+    assert (said.code, wrong in said.err) == (2, True)
+    assert clipmill("plan", *out, "--set", "few.rows=2").code == 0
 
 
 def test_a_source_without_the_columns_is_refused_with_the_nearest(plan_of):

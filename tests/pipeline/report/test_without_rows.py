@@ -66,3 +66,17 @@ def test_a_run_that_has_done_nothing_is_sent_to_run_first(clipmill, run, tmp_pat
         made.unlink()
     said = clipmill("funnel", "--run", run)
     assert (said.code, "run the recipe first" in said.err) == (2, True)
+
+
+def test_a_run_without_a_select_has_a_headline(clipmill, tmp_path):
+    rows = "url,text\nhttp://a.test/1,two cats\nhttp://a.test/2,\nhttp://a.test/3,a dog\n"
+    (tmp_path / "pool.csv").write_text(rows)
+    pool = f"pool: {{uses: ingest.url_list, path: {tmp_path / 'pool.csv'}}}"
+    words = "words: {uses: annotate.caption, from: pool}"
+    (tmp_path / "it.yaml").write_text(f"stages:\n  {pool}\n  {words}\n")
+    said = clipmill("run", tmp_path / "it.yaml", "--out", tmp_path / "run", "--workers", 0)
+    assert "2 of 3 rows kept by 'words' (66.7%); lost to\n" in said.out
+    assert clipmill("report", "--run", tmp_path / "run").code == 0
+    page = (tmp_path / "run.html").read_text()
+    assert '<p class="headline"><b>2 of 3 rows have a value of words, 66.7%; no select' in page
+    assert "The others lack it for <code>no_text</code> in words (1)." in page

@@ -5,16 +5,24 @@ import re
 import shutil
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from clipmill.metadata.schema import IMAGE
 from clipmill.pipeline.engine import environments
+from clipmill.pipeline.engine.streaming import EventLoop, streamed
+from clipmill.pipeline.stage import Worker
 from clipmill.pipeline.verbs.doctor import Finding, examine, text
+from clipmill.stages.caption._proof import RED, ROW
+from clipmill.stages.caption.rewrite import Rewrite
+from clipmill.stages.caption.synthesize import Synthesize
 from clipmill.stages.models import vllm, vllm_server
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import write_model
-from tests.text_server import TextServer, every
+from tests.text_server import Asked, TextServer, every
 
 
 def by_name(*models: str, out: str | None = None) -> dict[str, Finding]:
@@ -72,13 +80,54 @@ def test_a_model_whose_weights_are_broken_is_bad(tmp_path, damage):
     assert finding.found.startswith("64 of 64 vectors are zero or not finite")
 
 
-def test_a_server_that_has_the_model_is_good_for_one_short_answer(clipmill):
+def test_a_model_is_asked_exactly_what_the_caption_stages_ask(clipmill):
     with TextServer().running() as server:
-        said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
+        model = f"openai:{server.url}#{server.model}"
+        said = clipmill("doctor", "--model", model)
         assert said.code == 0, said.out
-        assert "answers in" in said.out
-        (asked,) = server.bodies
-    assert asked["max_tokens"] == 8
+        assert re.search(rf"^ok    model {model} +rewrites in \d", said.out, re.MULTILINE)
+        assert re.search(
+            rf"^ok    model {model}, pictures +captions one in", said.out, re.MULTILINE
+        )
+        rewrite, picture = server.bodies
+        server.bodies.clear()
+        stage = Rewrite(model=model, styles=("human",))
+        seer = Synthesize(model=model)
+        seen = pa.table({"uid": ROW["uid"], "image": pa.array([RED], IMAGE.dtype)})
+        for row, each in ((ROW, stage), (seen, seer)):
+            worker = Worker(seed=0, stage="doctor", device="cpu", threads=1, scratch=Path())
+            with closing(EventLoop()) as events:
+                (answer,) = streamed(each.open(worker), iter([row]), events, "here")
+            assert answer["reason"].to_pylist() == [None]
+        of_stages = server.bodies
+    assert of_stages[0] == rewrite
+    assert {**of_stages[1], "seed": 0} == {**picture, "seed": 0}
+
+
+def test_a_server_without_completions_is_asked_in_the_other_form(clipmill):
+    server = TextServer()
+    server.paths = ("/v1/chat/completions",)
+    with server.running():
+        said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
+    assert said.code == 0, said.out
+    assert "write form: chat into caption.rewrite: as completion it says HTTP 404 at" in said.out
+
+
+def test_the_form_and_the_decoding_that_a_server_takes_are_found_by_asking(clipmill):
+    def chat_alone(asked: Asked) -> str | None:
+        return "400" if "prompt" in asked.body or "top_k" in asked.body else None
+
+    with TextServer(script=chat_alone).running() as server:
+        said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
+    assert said.code == 0, said.out
+    own = r"bad_request \(HTTP 400: Unrecognized request argument supplied: top_k"
+    for do in (
+        f"write form: chat into caption.rewrite: as completion it says {own}",
+        r"write decoding: \{top_k: null, min_tokens: null\} into caption.synthesize: with them it"
+        f" says {own}",
+    ):
+        assert re.search(do, said.out), said.out
+    assert said.out.count("note  model openai:") == 2
 
 
 @pytest.mark.parametrize(
@@ -86,7 +135,7 @@ def test_a_server_that_has_the_model_is_good_for_one_short_answer(clipmill):
     [
         ("stand-inn", (), "bad", "has no model 'stand-inn'", "did you mean 'stand-in'?"),
         ("stand-in", ("500",), "bad", "no answer: server_error", "look at the server's log"),
-        ("stand-in", ("400",), "bad", "no answer: bad_request", "form: completion"),
+        ("stand-in", ("400",), "bad", "no answer: bad_request (HTTP 400: Unrec", "know a setting"),
         ("stand-in", ("mute",), "note", "no answer: empty_answer", "decoding.max_tokens"),
         ("stand-in", ("401",), "bad", "refuses the key", "set OPENAI_API_KEY"),
     ],

@@ -15,9 +15,13 @@ FELL_BACK = Column("fell_back", pa.bool_(), "verdict", "Whether only the origina
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen(RowStage):
-    """Texts of at least so many words; the first of a row where none is."""
+    """Texts of at least so many words; the first of a row where none is.
+
+    The last one that stays is left out without a reason where it `forgets`.
+    """
 
     min_words: int = 3
+    forgets: bool = False
 
     version = 1
     determinism = "exact"
@@ -35,6 +39,7 @@ class Chosen(RowStage):
                 stay = [0] if fell_back else stay
                 too_few = [None if n in stay else "min_words" for n in range(len(texts))]
                 scores = row["text_clip_score"]
+                stay = stay[:-1] if self.forgets else stay
                 out["texts"].append([texts[n] for n in stay] or None)
                 out["text_scores"].append([scores[n] for n in stay] or None)
                 out["text_reasons"].append(too_few or None)

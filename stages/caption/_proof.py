@@ -1,0 +1,130 @@
+"""Tries a model with what caption stages ask: one rewrite, and one caption of a picture."""
+
+import base64
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from clipmill.metadata.schema import CAPTIONS, REASON, TEXT, UID
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Environment, Finding, Worker
+from clipmill.stages.caption import _prompts
+from clipmill.stages.caption._asking import Sampled
+from clipmill.stages.models import generator
+from clipmill.stages.models.generator import ADVICE, Asker, Form, Limits, Prompt
+
+SECONDS, MOST_SHOWN = 60.0, 40  # for an answer; characters of it
+ROW = pa.table({UID.name: pa.array([bytes(16)], UID.dtype), TEXT.name: ["Two dogs, on a beach"]})
+RED = base64.b64decode(  # a JPEG of 64 x 64 pixels
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1"
+    "tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk"
+    "pKSkpKSkpKSkpKSkpKSkpKSkpKSkpKT/wAARCABAAEADASIAAhEBAxEB/8QAFQABAQAAAAAAAAAAAAAAAAAAAAT/xA"
+    "AUEAEAAAAAAAAAAAAAAAAAAAAA/8QAFgEBAQEAAAAAAAAAAAAAAAAAAAQF/8QAFBEBAAAAAAAAAAAAAAAAAAAAAP/a"
+    "AAwDAQACEQMRAD8AhATtgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB//9k="
+)
+DO = ADVICE | {"empty_answer": "it may think before it writes: raise decoding.max_tokens"}
+NO_FORM = ("HTTP 404", "there is no")  # errors of a server that may know another form
+Answered = tuple[str | None, str]  # a text, or None; then the reason, and what the server said
+
+
+def findings_on(
+    model: str,
+    worker: Worker,
+    missing: Callable[[Sequence[Environment]], list[str]],
+    stage: Callable[..., Any],
+    rewritten: Callable[..., Awaitable[pa.Table]],
+) -> list[Finding] | None:
+    """Asks a model what caption.rewrite (`stage`, `rewritten`) asks, and, where it may see, what
+    caption.synthesize does.
+
+    Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
+    server of our own; does not build a missing Python.
+    """
+    import asyncio
+
+    if model == "reference" or model.partition(":")[0] not in generator.SCHEMES:
+        return None
+    generator.look_for(model)
+    if packages := missing(generator.environments_of(model)):
+        do = "the first run makes it, in some minutes"
+        return [Finding(model, "note", f"no Python with {', '.join(packages)} is made yet", do)]
+    limits = Limits(timeout_s=SECONDS, deadline_s=SECONDS, retries=0)
+    settings = stage(model=model, styles=("human",), limits=limits)
+    return asyncio.run(_findings(model, worker, settings, rewritten))
+
+
+async def _findings(
+    model: str, worker: Worker, settings: Any, rewritten: Callable[..., Awaitable[pa.Table]]
+) -> list[Finding]:
+    first = settings.asker(worker, settings.form)  # starts a server, if the model has one
+
+    async def rewrite(form: Form) -> Answered:
+        asker = first.like(worker, decoding=settings.decoding, form=form)
+        table = await rewritten(ROW, settings=settings, asker=asker, worker=worker)
+        texts, reason = (table[name][0].as_py() for name in (CAPTIONS.name, REASON.name))
+        return (texts[0]["text"], "") if texts else (None, _said(reason, asker))
+
+    async def caption(decoding: Sampled) -> Answered:
+        template = _prompts.load("short", "prompts")
+        asker = first.like(worker, decoding=decoding, form="chat")
+        prompt = Prompt(
+            text=template.text, system=template.system, image=RED, max_tokens=template.max_tokens
+        )
+        answer = await asker.ask(prompt, seed=0)
+        return answer.text, "" if answer.text else _said(answer.reason or "", asker)
+
+    findings = [await _rewriting(model, rewrite)]
+    try:
+        generator.refuse_blind(model)
+    except RecipeError:
+        return findings
+    return [*findings, await _seeing(model, caption)] if findings[0].verdict != "bad" else findings
+
+
+def _said(reason: str, asker: Asker) -> str:
+    return f"{reason} ({asker.client.said})" if asker.client.said else reason
+
+
+async def _rewriting(model: str, ask: Callable[[Form], Awaitable[Answered]]) -> Finding:
+    """Asks in both forms, until one is answered."""
+    began, refused = time.monotonic(), ""
+    for form in ("completion", "chat"):
+        try:
+            text, said = await ask(form)
+        except StageError as error:
+            if form == "chat" or not error.args[0].startswith(NO_FORM):
+                raise
+            text, said = None, error.args[0]
+        if text is not None:
+            found = f"rewrites in {time.monotonic() - began:.1f} s: {text[:MOST_SHOWN]!r}"
+            if not refused:
+                return Finding(model, "good", found)
+            do = f"write form: chat into caption.rewrite: as completion it says {refused}"
+            return Finding(model, "note", found, do)
+        refused = refused or said
+        if not said.startswith(("bad_request", "empty_answer", *NO_FORM)):
+            break
+    verdict: Literal["note", "bad"] = "note" if refused.startswith("empty_answer") else "bad"
+    do = DO.get(refused.partition(" ")[0], "see its log")
+    return Finding(model, verdict, f"no answer: {refused}", do)
+
+
+async def _seeing(model: str, ask: Callable[[Sampled], Awaitable[Answered]]) -> Finding:
+    """Asks for a caption of a picture: as the stage does, else with what all servers know."""
+    began, name, refused = time.monotonic(), f"{model}, pictures", ""
+    for decoding in (Sampled(), replace(Sampled(), top_k=None, min_tokens=None)):
+        try:
+            text, said = await ask(decoding)
+        except StageError as error:
+            text, said = None, error.args[0]
+        if text is not None:
+            found = f"captions one in {time.monotonic() - began:.1f} s: {text[:MOST_SHOWN]!r}"
+            do = "decoding: {top_k: null, min_tokens: null}"
+            do = f"write {do} into caption.synthesize: with them it says {refused}"
+            return Finding(name, "note" if refused else "good", found, do if refused else "")
+        refused = refused or said
+    do = "for caption.synthesize and caption.fuse take a model that sees"
+    return Finding(name, "note", f"no caption: {refused}", do)
