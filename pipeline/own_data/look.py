@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data import folders
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.folders import pictures, tars
 from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
-from clipmill.pipeline.own_data.roles import Roles, private_links, roles_of
+from clipmill.pipeline.own_data.roles import Roles, is_image, private_links, roles_of
 from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
@@ -21,29 +22,46 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by s
 NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text"}
 
 
-def look_at(path: str, answers: Mapping[str, str]) -> Data:
-    """Identifies data; RecipeError if no stage reads them, UnsureError for an open question."""
+def look_at(path: str, answers: Mapping[str, str], pictures: str | None = None) -> Data:
+    """Identifies data; RecipeError if no stage reads them, UnsureError for an open question.
+
+    `pictures` is the folder where the paths of a table start, if not its own.
+    """
+    data = _look_at(path, answers)
+    if not pictures:
+        return data
+    if data.uses != "ingest.table" or data.is_linked:
+        do = "leave it out: it is for tables with paths of pictures"
+        raise RecipeError(f"--pictures, and {data.what}", redacted(path), do)
+    return replace(data, settings={"pictures": pictures} | data.settings)
+
+
+def _look_at(path: str, answers: Mapping[str, str]) -> Data:
     layout = layout_of(path)
     if layout.kind == "pictures":
-        return pictures(layout, answers)
+        return folders.pictures(layout, answers)
     if layout.kind == ".tar":
-        return tars(layout, answers)
+        return folders.tars(layout, answers)
     shown = redacted(layout.path)
     if layout.kind == ".parquet":
         sample = parquet_sample(layout.storage, layout.files)
         if _is_datacomp(layout, sample.table):
             return _datacomp(layout, sample)
-        return _parquet(layout, sample, roles_of(sample.table, answers, shown))
+        return _rows(layout, sample, roles_of(sample.table, answers, shown))
     sample = text_sample(layout.storage, layout.files, layout.kind)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
-    return _text(layout, sample, roles_of(sample.table, answers, shown))
+    roles = roles_of(sample.table, answers, shown)
+    return (_rows if roles.image else _text)(layout, sample, roles)
 
 
-def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
-    """Describes Parquet with any columns."""
+def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
+    """Describes Parquet with any columns, and other tables with pictures or paths of them."""
     if not (roles.image or roles.url):
         raise _no_picture(layout, sample)
+    is_parquet = layout.kind == ".parquet"
+    is_named = roles.image is not None and not is_image(sample.table[roles.image])
+    names, form = _form(layout, sample, roles) if not is_parquet else ({}, {})
     columns_by_key = {
         "image_col": roles.image,
         "url_col": roles.url,
@@ -59,23 +77,27 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
     for name in (roles.image_embedding, roles.text_embedding):
         if name:
             width = next((len(vector) for vector in sample.table[name] if vector.is_valid), width)
-    settings: dict[str, Any] = {key: name for key, name in columns_by_key.items() if name}
+    settings = form | {key: names.get(name, name) for key, name in columns_by_key.items() if name}
     notes = _splits(layout) + (() if roles.image else private_links(sample.table[roles.url]))
-    if roles.image and roles.sha256 and not _agree(sample.table, roles.image, roles.sha256):
+    has_bytes = roles.image is not None and not is_named
+    if has_bytes and roles.sha256 and not _agree(sample.table, str(roles.image), roles.sha256):
         del settings["sha256_col"]
         notes += (f"{roles.sha256} is not that of the pictures here, which were made smaller",)
     if width:
         settings["embedding_width"] = width
     if roles.scores:
-        settings["extra"] = {name: str(sample.table[name].type) for name in roles.scores}
-    holds = "pictures in it" if roles.image else "links"
+        types = {name: str(sample.table[name].type) for name in roles.scores}
+        settings["extra"] = {
+            names.get(name, name): types[name] if is_parquet else "double" for name in types
+        }
+    holds = "paths of pictures" if is_named else "pictures in it" if roles.image else "links"
     captions = "captions" if roles.caption else "no captions"
     notes += () if roles.caption else (NO_CAPTIONS,)
     wrote = ", clipmill's export" if dataset_card(layout.storage) else ""
     return Data(
         path=layout.path,
         what=f"{_files(layout)} with {holds} and {captions}{wrote}",
-        uses="ingest.parquet",
+        uses="ingest.parquet" if is_parquet and not is_named else "ingest.table",
         settings=settings | {"shard_rows": shard_rows(sample.rows)},
         rows=sample.rows,
         is_exact=sample.is_exact,
@@ -93,27 +115,15 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     """Describes CSV, TSV, JSON lines and plain lists."""
     if not roles.url:
         raise _no_picture(layout, sample)
-    settings: dict[str, Any] = {}
+    names, settings = _form(layout, sample, roles)
     is_csv = not layout.kind.startswith((".json", ".ndjson"))
     is_list = is_csv and len(sample.table.column_names) == 1
-    names = {name: name for name in sample.table.column_names}
-    if is_csv and not sample.has_header:
-        plain = {roles.url: "url", roles.caption: "text"}
-        names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
-        if not is_list:  # a first row of one link is no header
-            settings["columns"] = list(names.values())
-    if is_csv and sample.delimiter not in ("", DELIMITERS[layout.kind]):
-        settings["delimiter"] = sample.delimiter
-    if sample.encoding:
-        settings["encoding"] = sample.encoding
     settings["url_col"] = names[roles.url]
     settings["caption_col"] = names[roles.caption] if roles.caption else None
     more = {"uid_col": roles.uid, "width_col": roles.width, "height_col": roles.height}
     settings |= {key: names[name] for key, name in more.items() if name}
     if roles.scores:
         settings["extra"] = {names[name]: "double" for name in roles.scores}
-    if is_csv and not sample.is_quoted:
-        settings["quoted"] = False
     holds = "links" + (" and captions" if roles.caption else ", no captions")
     header = "" if not is_csv or sample.has_header or is_list else " without a header"
     notes = ("letters are read as Windows writes them: look at the rows below",)
@@ -135,6 +145,26 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
             *(() if roles.caption or is_list else (NO_CAPTIONS,)),
         ),
     )
+
+
+def _form(layout: Layout, sample: Sample, roles: Roles) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the names that columns of a text file get, and the settings that tell its form."""
+    settings: dict[str, Any] = {}
+    names = {name: name for name in sample.table.column_names}
+    if layout.kind.startswith((".json", ".ndjson")):
+        return names, {"encoding": sample.encoding} if sample.encoding else {}
+    if not sample.has_header:
+        plain = {roles.url: "url", roles.caption: "text", roles.image: "image"}
+        names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
+        if len(names) > 1 or roles.image:  # a first row of one link is no header
+            settings["columns"] = list(names.values())
+    if sample.delimiter not in ("", DELIMITERS[layout.kind]):
+        settings["delimiter"] = sample.delimiter
+    if sample.encoding:
+        settings["encoding"] = sample.encoding
+    if not sample.is_quoted:
+        settings["quoted"] = False
+    return names, settings
 
 
 def _is_datacomp(layout: Layout, table: pa.Table) -> bool:
@@ -215,6 +245,6 @@ def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
     return RecipeError(
         found=f"no column of links or of pictures among {names}",
         where=where,
-        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file;\n"
-        "         names of picture files belong in a metadata.csv beside them, as file_name",
+        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file, or"
+        " for paths of picture files",
     )

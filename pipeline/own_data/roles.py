@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.own_data.layouts import PICTURES
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.terminal import one_line
 
@@ -22,7 +23,11 @@ NAMES = {  # in lower case, letters and digits only
         *("text", "texts", "caption", "captions", "alt", "alttext", "alttexts", "title"),
         *("description", "prompt", "sentence", "sentences", "imagecaption", "imagedescription"),
     ),
-    "image": ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
+    "image": (
+        *("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
+        *("filepath", "filename", "path", "file", "imagepath", "imagefile", "imgpath", "name"),
+        *("imagename", "imagefilename", "imgfile", "imgname", "photopath", "picturepath", "fname"),
+    ),
     "uid": ("uid", "uidhex", "uuid", "id", "key", "hash"),
     "sha256": ("sha256", "imagesha256"),
     "width": ("originalwidth", "width", "imagewidth", "imgwidth"),
@@ -34,6 +39,7 @@ RESERVED = (  # names with a fixed meaning in a run
     *("repeats", "loss_weight"),
 )
 MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+PATH = rf"(?i)^\s*(file://|[a-z]:)?[^:]*\.({'|'.join(suffix[1:] for suffix in PICTURES)})\s*$"
 ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
@@ -71,7 +77,9 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
                 do=did_you_mean(name, table.column_names, "columns here"),
             )
     by_role: dict[str, str | None] = {}
-    for role, fits in FITS.items():
+    for role, fits in FITS:
+        if fits is is_path and (by_role["image"] or by_role["url"]):
+            continue
         taken = {*by_role.values(), *answers.values()} - {None}
         free = [name for name in table.column_names if name not in taken]
         by_role[role] = answers.get(role) or _column_of(role, fits, table.select(free), where)
@@ -160,6 +168,13 @@ def is_image(values: pa.ChunkedArray) -> bool:
     return bool(first.startswith(MAGIC) or first[4:8] == b"ftyp")
 
 
+def is_path(values: pa.ChunkedArray) -> bool:
+    """Returns whether most values are paths of picture files, or file:// links."""
+    if pa.types.is_struct(values.type) and values.type.get_field_index("path") >= 0:
+        values = pc.struct_field(values, "path")
+    return _most_match(values, PATH)
+
+
 def is_caption(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are texts with letters, not links or hexadecimal ids."""
     values = _texts(values)
@@ -182,15 +197,16 @@ def _is_whole(values: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_integer(values.type))
 
 
-FITS: dict[str, Callable[[pa.ChunkedArray], bool]] = {
-    "image": is_image,
-    "url": is_url,
-    "uid": _is_uid,
-    "sha256": lambda values: _most_match(values, r"^[0-9a-fA-F]{64}$"),
-    "width": _is_whole,
-    "height": _is_whole,
-    "caption": is_caption,
-}
+FITS: tuple[tuple[str, Callable[[pa.ChunkedArray], bool]], ...] = (
+    ("image", is_image),
+    ("url", is_url),
+    ("image", is_path),  # where there is neither
+    ("uid", _is_uid),
+    ("sha256", lambda values: _most_match(values, r"^[0-9a-fA-F]{64}$")),
+    ("width", _is_whole),
+    ("height", _is_whole),
+    ("caption", is_caption),
+)
 
 
 def _has_words(values: pa.ChunkedArray) -> bool:

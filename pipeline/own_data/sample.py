@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.roles import PATH
 
 ROWS = 1000
 BLOCK_BYTES = 4 << 20  # read of the first file's text
@@ -119,7 +121,9 @@ def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
     head = text[: 64 << 10]
     delimiter = _delimiter(head, suffix)
     first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter or "\0"), [])
-    has_header = not any(value.strip().startswith(LINKS) for value in first)
+    has_header = not any(
+        value.strip().startswith(LINKS) or re.match(PATH, value) for value in first
+    )
     # A field that begins and ends with a quote was quoted; a stray quote, as in CC3M, was not.
     fields = [field for line in head.splitlines()[:1000] for field in line.split(delimiter or "\0")]
     is_quoted = any(len(field) > 1 and field[0] == field[-1] == '"' for field in fields)

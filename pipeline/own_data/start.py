@@ -23,6 +23,7 @@ class Request:
 
     path: str
     columns: Mapping[str, str]  # role to column
+    pictures: str | None = None  # folder where the paths of a table start
     score: str | None = None
     model: str | None = None
     trusted: str | None = None
@@ -41,7 +42,7 @@ class Start:
 
 def start(request: Request, made_by: str, run_as: str) -> Start:
     """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
-    data = look_at(request.path, request.columns)
+    data = look_at(request.path, request.columns, request.pictures)
     text = starter(data, wish_of(request, data), made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROLES = {
     "url": "links",
     "caption": "captions",
-    "image": "pictures",
+    "image": "pictures, or paths of their files",
     "uid": "ids",
     "sha256": "pictures' SHA-256",
     "width": "pictures' width",
@@ -41,7 +41,8 @@ CAUSES = {  # an ingest stage's reason, in words
     "bad_embedding": "a vector of another width",
     "bad_caption": "a caption that is no UTF-8",
     "too_large": "a file that is too large",
-    "unreadable": "a file that cannot be read",
+    "unreadable": "a file that is gone or cannot be read",
+    "outside": "a path that leads out of the folder",
     "hash_mismatch": "another SHA-256 than stated",
 }
 
@@ -52,6 +53,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     columns = parser.add_argument_group("columns of a table, where their names do not tell")
     for role, words in ROLES.items():
         columns.add_argument(f"--{role}", metavar="COLUMN", help=f"the {words}")
+    columns.add_argument(
+        "--pictures", metavar="FOLDER", help="where paths of pictures start (default: the table's)"
+    )
     selection = parser.add_argument_group("what is kept")
     selection.add_argument(
         "--keep", type=float, metavar="SHARE", help="the best share by a score: 0.3 is 30 %%"
@@ -78,6 +82,7 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
         request = Request(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
+            pictures=options.pictures and _whole_path(options.pictures),
             score=options.score,
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
@@ -95,7 +100,7 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
 def command(options: argparse.Namespace, verb: str) -> str:
     """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
-    for name in (*ROLES, "keep", "score", "model", "trusted"):
+    for name in (*ROLES, "pictures", "keep", "score", "model", "trusted"):
         value = getattr(options, name)
         words += [f"--{name}", f"{value:g}" if name == "keep" else value] if value else []
     words += ["--to", *options.to] if options.to else []

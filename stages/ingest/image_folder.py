@@ -41,6 +41,7 @@ from clipmill.stages.ops.tables.pools import (
     in_batches,
     json_object,
     list_files,
+    read_if_allowed,
     sizes_of,
     uid_column,
 )
@@ -225,14 +226,6 @@ def row_of(
         "unreadable": body is None,
         "is_long": is_long,
     }
-
-
-def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
-    """Returns the file's first bytes, at most `most`; None if it is gone or forbidden."""
-    try:
-        return storage.read_at(name, 0, most)
-    except (FileNotFoundError, PermissionError):
-        return None
 
 
 def fitted(rows: list[dict[str, Any]]) -> pa.Table:

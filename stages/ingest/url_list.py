@@ -1,6 +1,5 @@
 """Reads a pool from a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from clipmill.pipeline.dataset import Context, Inputs, Task
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     SourceColumn,
@@ -108,16 +107,7 @@ class UrlList(DatasetStage):
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and (
-            len(self.delimiter) != 1 or not self.delimiter.isascii()
-        ):
-            do = 'write one character, as delimiter: ";" or delimiter: "\\t"'
-            raise RecipeError(repr(self.delimiter), "key `delimiter`", do)
-        try:
-            codecs.lookup(self.encoding or "utf-8")
-        except LookupError as error:
-            do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
-            raise RecipeError(f"{error}", "key `encoding`", do) from error
+        self.dialect.check()
         check_extra(self.extra, [source.column.name for source in source_columns(self, OWN, {})])
 
     @property

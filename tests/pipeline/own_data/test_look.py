@@ -245,13 +245,32 @@ def test_what_no_stage_reads_is_refused_with_what_to_do(files, said, tmp_path):
 def test_pictures_that_are_only_named_and_types_of_any_kind_are_no_traceback(tmp_path):
     named = pa.array([{"bytes": None, "path": "a.jpg"}])
     pq.write_table(pa.table({"image": named, "text": ["a b"]}), tmp_path / "a.parquet")
-    assert "file_name" in str(refused(tmp_path / "a.parquet"))
+    assert look(tmp_path / "a.parquet").uses == "ingest.table"
     rows = {"url": ["https://a.test/1"], "half": pa.array([1], pa.float16()), "none": pa.nulls(1)}
     rows["map"] = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32()))
     pq.write_table(pa.table(rows), tmp_path / "b.parquet")
     found = look(tmp_path / "b.parquet")
     assert found.settings["extra"] == {"half": "halffloat"}
     assert not found.has_captions
+
+
+@pytest.mark.parametrize("name", ["filepath", "path", "file_name", "image", "whatever"])
+def test_a_table_of_paths_is_known_by_its_values(name, tmp_path):
+    put(tmp_path, **{"a.csv": f"title,{name}\na dog,imgs/1.jpg\na cat,file:///data/2.PNG\n"})
+    found = look(tmp_path / "a.csv")
+    assert found.uses == "ingest.table"
+    assert found.settings == {"image_col": name, "caption_col": "title", "shard_rows": 100}
+    assert not found.is_linked
+
+
+def test_a_table_of_paths_without_a_header_and_two_columns_of_paths(tmp_path):
+    put(tmp_path, **{"a.tsv": "1.jpg\ta dog\n2.jpg\ta cat\n"})
+    assert look(tmp_path / "a.tsv").settings["columns"] == ["image", "text"]
+    put(tmp_path, **{"a.csv": "front,back,title\n1.jpg,2.jpg,a dog\n"})
+    assert refused(tmp_path / "a.csv", UnsureError).ask == "image"
+    assert look(tmp_path / "a.csv", image="back").settings["image_col"] == "back"
+    put(tmp_path, **{"b.csv": "url,path,title\nhttps://a.test/1,2.jpg,a dog\n"})
+    assert look(tmp_path / "b.csv").uses == "ingest.url_list"  # links come first
 
 
 def test_a_uri_of_no_known_kind_is_refused(tmp_path):

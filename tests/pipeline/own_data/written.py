@@ -192,6 +192,30 @@ def metadata_csv(folder: Path, pairs: list[Pair]) -> Path:
     return folder
 
 
+def beside(folder: Path, pairs: list[Pair], pictures: str) -> list[str]:
+    """The pictures in a folder of their own; their paths."""
+    (folder / pictures).mkdir(parents=True)
+    for pair in pairs:
+        (folder / pictures / pair.name).write_bytes(pair.image)
+    return [f"{pictures}/{pair.name}" for pair in pairs]
+
+
+def open_clips_csv(folder: Path, pairs: list[Pair]) -> Path:
+    """What open_clip trains from: `--csv-img-key filepath --csv-caption-key title`, tabs."""
+    table = frame(pairs, title="caption")
+    table.insert(0, "filepath", beside(folder, pairs, "images"))
+    table.to_csv(folder / "it.csv", sep="\t", index=False)
+    return folder / "it.csv"
+
+
+def parquet_of_file_links(folder: Path, pairs: list[Pair]) -> Path:
+    """Whole file:// links, as a script writes `path.as_uri()`."""
+    table = frame(pairs, caption="caption")
+    table["image"] = [(folder / path).as_uri() for path in beside(folder, pairs, "my pictures")]
+    table.to_parquet(folder / "it.parquet")
+    return folder / "it.parquet"
+
+
 LAYOUTS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
@@ -199,5 +223,6 @@ LAYOUTS: dict[str, Writer] = {
         *(duckdb_parquet, duckdb_csv, spreadsheet_csv, browsers_list, pictures_and_texts),
         *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
         *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
+        *(open_clips_csv, parquet_of_file_links),
     )
 }
