@@ -14,6 +14,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES)
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
@@ -45,12 +46,11 @@ class Layout:
     files: Sequence[FoundFile]
     beside: Sequence[str] = ()  # files that belong to these, such as captions
     aside: Mapping[str, int] = field(default_factory=dict)  # unused files, by suffix
+    tables: Sequence[FoundFile] = ()  # that may name the pictures
+    question: UnsureError | None = None  # if none of them does
 
 
-CAPTIONS = (
-    "a table of the pictures' captions is read where it is named metadata.csv, and has the columns"
-    " file_name and text"
-)
+CAPTIONS = "a table of captions is read where one of its columns has the paths of these pictures"
 
 
 def layout_of(path: str) -> Layout:
@@ -87,19 +87,27 @@ def layout_of(path: str) -> Layout:
             where=shown,
             do=INSTEAD.get(kind, f"give {KNOWN}"),
         )
+    tables: list[FoundFile] = []
+    question = None
+    if "pictures" in data and pattern == "**":
+        tables = [file for file in files if file.name in beside and is_metadata(file.name)]
+        tables += [file for kind, own in data.items() if kind != "pictures" for file in own]
     if len(data) > 1:
         paths = {
             _path(path, kind, files): f"{len(files):,} file{'s' * (len(files) > 1)}"
             for kind, files in data.items()
         }
-        raise UnsureError(
+        question = UnsureError(
             ask="data",
             candidates=paths,
             where=shown,
             do=f"give one of them: {'  or  '.join(paths)}"
             + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
-    ((kind, data_files),) = data.items()
+        if not tables or not set(data) <= {"pictures", *FORMS}:
+            raise question
+    kind = "pictures" if tables else next(iter(data))
+    data_files = data[kind]
     # Narrow the path to one suffix: of a folder, a stage for tables would read the other tables,
     # too, and a plain list only if the path names it.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
@@ -118,7 +126,20 @@ def layout_of(path: str) -> Layout:
         files=data_files,
         beside=sorted(beside),
         aside=_counts(aside),
+        tables=tables,
+        question=question,
     )
+
+
+def is_metadata(name: str) -> bool:
+    """Returns whether pictures beside a file of this name have their captions in it."""
+    return name.rpartition("/")[2] in METADATA
+
+
+def below(path: str, name: str) -> str:
+    """Returns the path of a file in a folder, before the options of a URI."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return f"{head.rstrip('/')}/{name}".rstrip("/") + mark + query
 
 
 def counted(counts: Mapping[str, int]) -> str:
@@ -173,11 +194,7 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
         if stem_of(name) in stems and suffix_of(name) in (".txt", ".json", ".parquet", ".npz")
     }
     if "pictures" in by_kind:
-        beside |= {
-            name
-            for name in every
-            if name.rpartition("/")[2] in ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-        }
+        beside |= {name for name in every if is_metadata(name)}
     tables = {stem_of(file.name) for file in by_kind.get(".parquet", ())}
     beside |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
     return beside
@@ -190,13 +207,13 @@ def _counts(kinds: Mapping[str, Sequence[FoundFile]]) -> dict[str, int]:
 
 def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
     """Returns a glob of one kind of files below a folder; the path itself if it is no folder."""
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    head = path.partition("?")[0] if "://" in path else path
     if "*" in head or (len(files) == 1 and head.endswith(files[0].name)):
         return path
     suffixes = Counter(file.name[len(stem_of(file.name)) :] for file in files)
     suffix = suffixes.most_common(1)[0][0]
     deep = "**/" if any("/" in file.name for file in files) else ""
-    return f"{head.rstrip('/')}/{deep}*{suffix}{mark}{query}"
+    return below(path, f"{deep}*{suffix}")
 
 
 def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) -> None:

@@ -11,15 +11,24 @@ from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data import folders
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
-from clipmill.pipeline.own_data.roles import Roles, is_image, private_links, roles_of
-from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
+from clipmill.pipeline.own_data.layouts import (
+    Layout,
+    below,
+    dataset_card,
+    is_metadata,
+    layout_of,
+    suffix_of,
+)
+from clipmill.pipeline.own_data.roles import Roles, as_paths, is_image, private_links, roles_of
+from clipmill.pipeline.own_data.sample import Sample, form_sample, parquet_sample, text_sample
+from clipmill.pipeline.own_data.unsure import UnsureError
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
+TRIED = 16  # tables beside pictures, most
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
-NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text"}
+NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"}
 
 
 def look_at(path: str, answers: Mapping[str, str], pictures: str | None = None) -> Data:
@@ -38,21 +47,66 @@ def look_at(path: str, answers: Mapping[str, str], pictures: str | None = None) 
 
 def _look_at(path: str, answers: Mapping[str, str]) -> Data:
     layout = layout_of(path)
+    if layout.tables and (data := _beside(layout, answers)):
+        return data
+    if layout.question:
+        raise layout.question
     if layout.kind == "pictures":
         return folders.pictures(layout, answers)
     if layout.kind == ".tar":
         return folders.tars(layout, answers)
+    sample = _sample(layout)
+    if layout.kind == ".parquet" and _is_datacomp(layout, sample.table):
+        return _datacomp(layout, sample)
     shown = redacted(layout.path)
-    if layout.kind == ".parquet":
-        sample = parquet_sample(layout.storage, layout.files)
-        if _is_datacomp(layout, sample.table):
-            return _datacomp(layout, sample)
-        return _rows(layout, sample, roles_of(sample.table, answers, shown))
-    sample = text_sample(layout.storage, layout.files, layout.kind)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
     roles = roles_of(sample.table, answers, shown)
-    return (_rows if roles.image else _text)(layout, sample, roles)
+    return (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
+
+
+def _sample(layout: Layout) -> Sample:
+    """Returns the first rows of a table."""
+    if layout.kind == ".parquet":
+        return parquet_sample(layout.storage, layout.files)
+    return form_sample(layout.storage, layout.files) or text_sample(
+        layout.storage, layout.files, layout.kind
+    )
+
+
+def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
+    """Describes the table that names the pictures of a folder; None if none of its tables does.
+
+    UnsureError if several do.
+    """
+    names = {file.name for file in layout.files}
+    found: dict[str, Data] = {}
+    for file in layout.tables[:TRIED]:
+        path = below(layout.path, file.name)
+        table = replace(layout, kind=suffix_of(file.name), path=path, files=[file], aside={})
+        try:
+            sample = _sample(table)
+            if is_metadata(file.name) and "file_name" in sample.table.column_names:
+                continue  # which the stage for folders reads
+            roles = roles_of(sample.table, answers, path, is_beside=True)
+        except UnsureError:
+            raise
+        except RecipeError:  # no table
+            continue
+        if not roles.image:
+            continue
+        values = as_paths(sample.table[roles.image]).drop_null().to_pylist()
+        start = folders.start_of(values, names, file.name)
+        if start is not None:
+            data = _rows(table, sample, roles)
+            own = file.name.rpartition("/")[0]
+            settings = {"pictures": below(layout.path, start)} if start != own else {}
+            found[path] = replace(data, settings=settings | data.settings)
+    if len(found) > 1:
+        rows = {path: f"{data.rows:,} rows" for path, data in found.items()}
+        do = f"give one of them, and the pictures: {next(iter(found))} --pictures {layout.path}"
+        raise UnsureError("data", rows, redacted(layout.path), do)
+    return next(iter(found.values()), None)
 
 
 def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
@@ -61,7 +115,7 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
         raise _no_picture(layout, sample)
     is_parquet = layout.kind == ".parquet"
     is_named = roles.image is not None and not is_image(sample.table[roles.image])
-    names, form = _form(layout, sample, roles) if not is_parquet else ({}, {})
+    names, form = _form(layout, sample, roles) if sample.is_text else ({}, {})
     columns_by_key = {
         "image_col": roles.image,
         "url_col": roles.url,
@@ -88,7 +142,7 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
     if roles.scores:
         types = {name: str(sample.table[name].type) for name in roles.scores}
         settings["extra"] = {
-            names.get(name, name): types[name] if is_parquet else "double" for name in types
+            names.get(name, name): "double" if sample.is_text else types[name] for name in types
         }
     holds = "paths of pictures" if is_named else "pictures in it" if roles.image else "links"
     captions = "captions" if roles.caption else "no captions"

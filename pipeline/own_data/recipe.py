@@ -22,6 +22,7 @@ COMMENTS = {  # comment on each setting of an ingest stage
     "pictures": "the folder where the paths of the pictures start",
     "url_col": "column of the links",
     "caption_col": "column of the captions",
+    "caption": "of pictures without one; {class} is their folder's name",
     "uid_col": "column of the ids, 32 hex digits each",
     "width_col": "column of the pictures' width",
     "height_col": "column of the pictures' height",

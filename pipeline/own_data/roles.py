@@ -64,8 +64,13 @@ class Roles:
     text_embedding: str | None
 
 
-def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
-    """Finds the column of each role; `answers` come first. UnsureError if two fit alike."""
+def roles_of(
+    table: pa.Table, answers: Mapping[str, str], where: str, is_beside: bool = False
+) -> Roles:
+    """Finds the column of each role; `answers` come first. UnsureError if two fit alike.
+
+    Of a table beside pictures their paths count, and links do not.
+    """
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise RecipeError(f"two columns named '{twice[0]}'", where, "rename one of them")
@@ -78,6 +83,9 @@ def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
             )
     by_role: dict[str, str | None] = {}
     for role, fits in FITS:
+        if is_beside and fits in (is_image, is_url):
+            by_role[role] = answers.get(role)
+            continue
         if fits is is_path and (by_role["image"] or by_role["url"]):
             continue
         taken = {*by_role.values(), *answers.values()} - {None}
@@ -170,9 +178,14 @@ def is_image(values: pa.ChunkedArray) -> bool:
 
 def is_path(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are paths of picture files, or file:// links."""
+    return _most_match(as_paths(values), PATH)
+
+
+def as_paths(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the paths in a column of structs that have one; another column as it is."""
     if pa.types.is_struct(values.type) and values.type.get_field_index("path") >= 0:
-        values = pc.struct_field(values, "path")
-    return _most_match(values, PATH)
+        return pc.struct_field(values, "path")
+    return values
 
 
 def is_caption(values: pa.ChunkedArray) -> bool:
@@ -218,8 +231,9 @@ def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Flattens a column of texts, lists of texts, or lists of structs with `text`, to texts."""
     if _is_list(values.type):
         values = pc.list_flatten(values)
-        if pa.types.is_struct(values.type) and values.type.get_field_index("text") >= 0:
-            values = pc.struct_field(values, "text")
+        for name in ("text", "raw"):  # an export's, and COCO's sentences
+            if pa.types.is_struct(values.type) and values.type.get_field_index(name) >= 0:
+                return pc.struct_field(values, name)
     return values
 
 

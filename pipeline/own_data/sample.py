@@ -17,6 +17,7 @@ from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.roles import PATH
+from clipmill.pipeline.planning.settings import stage_class
 
 ROWS = 1000
 BLOCK_BYTES = 4 << 20  # read of the first file's text
@@ -39,6 +40,27 @@ class Sample:
     has_header: bool = True
     is_quoted: bool = True
     encoding: str | None = None  # if it is neither UTF-8 nor UTF-16
+    is_text: bool = False  # lines, as the above tell
+
+
+def form_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample | None:
+    """Samples files that `ingest.table` alone reads, as it does; None of text and Parquet."""
+    read: Any = stage_class("ingest.table", "")
+    sampled = []
+    for file in files[:COUNTED_FILES]:
+        try:
+            found = read.sample(storage, file.name, ROWS)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(storage, file, error) from None
+        if found is None:
+            return None
+        sampled.append(found)
+    rows = sum(rows for _, rows in sampled)
+    return Sample(
+        table=_plain(sampled[0][0]),
+        rows=round(rows * len(files) / len(sampled)),
+        is_exact=len(files) == len(sampled),
+    )
 
 
 def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
@@ -73,7 +95,7 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
     block, is_whole, encoding = _first_block(storage, files[0])
     where = f"{storage}/{files[0].name}"
     is_csv = not suffix.startswith((".json", ".ndjson"))
-    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block, where)}
+    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block)}
     table = form.pop("table")
     if is_csv and is_whole and len(files) == 1:
         rows, is_exact = form.pop("parsed"), True
@@ -87,6 +109,7 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
         rows=rows,
         is_exact=is_exact,
         encoding=encoding,
+        is_text=True,
         **form,
     )
 
@@ -189,15 +212,8 @@ def _read_csv(
         raise RecipeError(f"no table: {error}", where, "save it as CSV in UTF-8") from None
 
 
-def _json_table(text: str, where: str) -> pa.Table:
+def _json_table(text: str) -> pa.Table:
     """Parses JSON lines; skips those that are no object."""
-    if text.lstrip().startswith("["):
-        raise RecipeError(
-            found="a JSON array",
-            where=where,
-            do='write one JSON object a line:  python -c "import json, sys;'
-            ' [print(json.dumps(row)) for row in json.load(sys.stdin)]" < IN.json > OUT.jsonl',
-        )
     rows = []
     for line in text.splitlines()[: 2 * ROWS]:
         try:

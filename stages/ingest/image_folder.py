@@ -58,8 +58,9 @@ class ImageFolder(DatasetStage):
 
     url is the path below the folder, and uid the hash of that and the caption. Caption:
     `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
-    is relative to it; else the .txt of the image's stem, without white space at its ends. In a list
-    of captions the first that is not empty counts. An image that is gone, may not be read
+    is relative to it; else the .txt of the image's stem, without white space at its ends; else
+    `caption`, where {class} is the name of the image's folder, with spaces for its `_` and `-`. In
+    a list of captions the first that is not empty counts. An image that is gone, may not be read
     (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
@@ -77,6 +78,7 @@ class ImageFolder(DatasetStage):
     path: NonEmpty = location()  # the folder, here or s3://…
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
+    caption: NonEmpty | None = later(None)  # of images without one: "a photo of a {class}"
     max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
@@ -216,6 +218,9 @@ def row_of(
     if text is None and beside in texts:
         read = read_if_allowed(storage, beside, most + 1) or b""
         text, is_long = read.strip(), len(read) > most
+    if text is None and stage.caption and "/" in name:
+        kind = name.split("/")[-2].replace("_", " ").replace("-", " ")
+        text = stage.caption.replace("{class}", kind)
     return {
         URL.name: name,
         TEXT.name: None if is_long else text,

@@ -33,13 +33,14 @@ from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
+    check_extra,
     fitted,
     refuse_misfits,
     refuse_uids,
     require,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,

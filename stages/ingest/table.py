@@ -39,7 +39,9 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images, one_array
+from clipmill.stages.ops.tables.forms import column, is_form, opened
 from clipmill.stages.ops.tables.parquet_rows import (
+    Positioned,
     Source,
     counted,
     joined,
@@ -48,6 +50,7 @@ from clipmill.stages.ops.tables.parquet_rows import (
 )
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
+    Values,
     any_of,
     failing_its_shard,
     first_rows,
@@ -121,6 +124,19 @@ class Table(Parquet):
             storage, _ = open_pool(self.path)
             yield from (counted(storage, file, self.shard_rows) for file in files)
 
+    @classmethod
+    def sample(cls, storage: Storage, path: str, rows: int) -> tuple[pa.Table, int] | None:
+        """Returns a file's first rows, and how many it has; None of text and Parquet.
+
+        pa.ArrowException and OSError where it is broken.
+        """
+        if not is_form(storage, path):
+            return None
+        with opened(storage, path) as form:
+            empty = pa.table({name: pa.array([], pa.string()) for name in form.names})
+            first = next(form.tables(), empty)
+            return first.slice(0, rows), form.rows()
+
     def head(self, rows: int) -> pa.Table:
         groups = (
             group
@@ -143,13 +159,27 @@ def scan(
 ) -> dict[str, Any]:
     """Returns the file's sources, in groups that are read as one."""
     storage, _ = open_pool(stage.path)
+    where = f"{storage}/{file['path']}"
+    source = {"path": file["path"], "digest": file["digest"]}
+    if is_form(storage, file["path"]):
+        source["is_form"] = True
+        try:
+            with opened(storage, file["path"]) as form:
+                names, rows = form.names, form.rows() if is_cut else 1 << 62
+        except (pa.ArrowException, OSError):
+            return {"groups": [[{**source, "start": 0, "stop": None}]]}  # reading fails its shard
+        require(stage.names, names, where)
+        starts = range(0, max(rows, 1), stage.shard_rows) if is_cut else [0]
+        stops = (min(start + stage.shard_rows, rows) if is_cut else rows for start in starts)
+        bounds = zip(starts, stops, strict=True)
+        return {"groups": [[{**source, "start": start, "stop": stop} for start, stop in bounds]]}
     if not is_parquet(file["path"]):
         shard_rows = stage.shard_rows if is_cut else None
         sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
         return {"groups": [[source] for source in sources]}
     groups, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is not None:
-        require(stage.names, schema.names, f"{storage}/{file['path']}")
+        require(stage.names, schema.names, where)
     return {"groups": groups}
 
 
@@ -161,13 +191,13 @@ def read(
     path = group[0]["path"]
     where = f"{storage}/{path}"
     names = list(dict.fromkeys(stage.names.values()))
-    pictures = Pictures(stage, storage, path)
+    pictures = Pictures(stage, storage, group[0])
 
     def stored(batches: Iterator[Rows]) -> Iterator[pa.Table]:
         yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
         with failing_its_shard(where, UnicodeError):
             for rows, unparsed in batches:
-                table = pa.table({name: values_of(rows[name]) for name in rows})
+                table = pa.table({name: array_of(rows[name]) for name in rows})
                 for part, paths, more in pictures.loaded(table):
                     first, unparsed = unparsed[: len(part)], unparsed[len(part) :]
                     if is_tried and more:
@@ -181,6 +211,12 @@ def read(
             batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
             for tables in parquet_rows(storage, group, names, batch_rows):
                 yield stored(map(unparsed_nowhere, tables))
+    elif "is_form" in group[0]:
+        with failing_its_shard(where), opened(storage, path) as form:
+            rows = Positioned((table.select(names) for table in form.tables()), 0, BATCH_ROWS)
+            for source in group:
+                bounds = source["start"], source["stop"] or 1 << 62
+                yield stored(map(unparsed_nowhere, rows.between(*bounds)))
     else:
         for source in group:
             yield stored(text_rows(storage, source, names, stage.dialect))
@@ -191,23 +227,20 @@ def without_link(names: pa.Array, values: Mapping[str, pa.Array]) -> pa.Array:
     return pc.coalesce(names, values[SHA256.name]) if SHA256.name in values else names
 
 
-def values_of(values: Any) -> pa.Array:
-    """Returns a column as one array; values of several types as text."""
-    try:
-        return one_array(values)
-    except (pa.ArrowException, OverflowError):
-        texts = [None if value is None else str(value) for value in values]
-        return pa.array(texts, pa.string())
+def array_of(values: Values) -> pa.Array:
+    """Returns a column as one array."""
+    return column(values) if isinstance(values, list) else one_array(values)
 
 
 class Pictures:
     """The pictures of a table's rows: what a value holds, or the file that it names."""
 
-    def __init__(self, stage: Table, storage: Storage, table: str) -> None:
+    def __init__(self, stage: Table, storage: Storage, source: Source) -> None:
+        table = source["path"]
         self.column, self.most = stage.image_col, stage.max_image_bytes
         self.storage = Storage(stage.pictures) if stage.pictures else storage
         self.below = "" if stage.pictures else table[: table.rfind("/") + 1]
-        self.is_text = not is_parquet(table)  # whose values are bytes
+        self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
 
     def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
         """Yields the rows with bytes and path of each picture, paths of files, and their reasons.

@@ -17,14 +17,15 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     SourceColumn,
+    check_extra,
     fitted,
     is_most,
     refuse_uids,
     require,
     shortened,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,

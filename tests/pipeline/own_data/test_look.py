@@ -230,7 +230,8 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.csv": "url,text,text\nhttps://a.test/1,a b,c d\n"}, "two columns named 'text'"),
         ({"a.csv": "id,name\n1,Anna\n"}, "no column of links or of pictures among 'id', 'name'"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
-        ({"a.json": '[{"url": "https://a.test"}]'}, "one JSON object a line"),
+        ({"a.json": '[{"url": "https://a.test"}, '}, "a file that cannot be read: JSON that ends"),
+        ({"a.json": '{"images": [], "annotations": []}'}, "no array of objects"),
         ({"a.jsonl": "no\n"}, "no rows"),
         ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),
         ({"d.arrow": "", "state.json": "{}"}, "load_from_disk"),
@@ -277,9 +278,48 @@ def test_a_uri_of_no_known_kind_is_refused(tmp_path):
     assert "give a path, or a URI of file, s3" in str(refused("foo://bucket/data"))
 
 
-def test_a_table_of_captions_beside_pictures_is_told_its_name(tmp_path):
-    put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n1.jpg,a dog\n"})
-    assert "is read where it is named metadata.csv" in str(refused(tmp_path, UnsureError))
+@pytest.mark.parametrize(
+    ("table", "rows", "pictures"),
+    [
+        ("captions.txt", "image,caption\na/1.jpg,a dog\na/2.jpg,a cat\n", None),
+        ("metadata.csv", "filename;prompt\n1.jpg;a dog\n2.jpg;a cat\n", "a"),
+        ("a/labels.csv", "filename,label\n1.jpg,a dog\n2.jpg,a cat\n", None),
+        ("a/b/labels.tsv", "name\tlabel\na/1.jpg\ta dog\na/2.jpg\ta cat\n", ""),
+        ("it.json", json.dumps([{"img": f"{i}.jpg", "text": "a dog"} for i in (1, 2)]), "a"),
+        ("a/it.json", json.dumps({"images": [{"path": "1.jpg", "text": "a dog"}]}, indent=1), None),
+    ],
+)
+def test_a_table_beside_pictures_names_them_in_any_column(table, rows, pictures, tmp_path):
+    put(tmp_path, **{"a/1.jpg": "", "a/2.jpg": "", table: rows})
+    found = look(tmp_path)
+    assert (found.uses, found.path) == ("ingest.table", f"{tmp_path}/{table}")
+    there = None if pictures is None else str(tmp_path / pictures)
+    assert found.settings.get("pictures") == there
+    assert set(found.columns) == {"image", "caption"}
+
+
+def test_a_table_beside_pictures_that_names_others_is_a_question(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n2.jpg,a dog\n"})
+    assert "is read where one of its columns has the paths" in str(refused(tmp_path, UnsureError))
+    put(tmp_path, **{"captions.txt": "image,caption\n1.jpg,a dog\n", "more.csv": "a,b\n1.jpg,a\n"})
+    error = refused(tmp_path, UnsureError)
+    assert list(error.candidates) == [f"{tmp_path}/captions.txt", f"{tmp_path}/more.csv"]
+    assert f"captions.txt --pictures {tmp_path}" in str(error)
+
+
+def test_pictures_may_start_elsewhere_and_only_of_a_table_of_paths(tmp_path):
+    put(tmp_path, **{"a.csv": "image,caption\n2.jpg,a dog\n", "b.csv": ROWS})
+    assert look_at(f"{tmp_path}/a.csv", {}, "/data").settings["pictures"] == "/data"
+    with pytest.raises(RecipeError, match="--pictures, and CSV of links and captions"):
+        look_at(f"{tmp_path}/b.csv", {}, "/data")
+
+
+def test_folders_that_are_classes_are_told_and_taken(tmp_path):
+    put(tmp_path, **{"train/tabby_cat/1.jpg": "", "train/dog/1.jpg": ""})
+    assert '--caption "a photo of a {class}"' in look(tmp_path).notes[1]
+    found = look(tmp_path, caption="a photo of a {class}")
+    assert found.settings == {"caption": "a photo of a {class}", "shard_rows": 100}
+    assert found.has_captions
 
 
 def test_an_empty_folder_is_not_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,40 @@ def parquet_of_file_links(folder: Path, pairs: list[Pair]) -> Path:
     return folder / "it.parquet"
 
 
+def metadata_of_any_columns(folder: Path, pairs: list[Pair]) -> Path:
+    beside(folder, pairs, "train")
+    frame(pairs, photo="name", prompt="caption").to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def flickrs_captions(folder: Path, pairs: list[Pair]) -> Path:
+    """Flickr8k's: Images/ and a captions.txt with commas."""
+    beside(folder, pairs, "Images")
+    frame(pairs, image="name", caption="caption").to_csv(folder / "captions.txt", index=False)
+    return folder
+
+
+def coco(folder: Path, pairs: list[Pair]) -> Path:
+    """COCO's folders, with boxes that are of no use here beside the captions."""
+    beside(folder, pairs, "val2017")
+    images = [
+        {"id": i * 7, "file_name": p.name, "coco_url": p.url, "flickr_url": p.url, "height": 90}
+        for i, p in enumerate(pairs)
+    ]
+    notes = [{"image_id": i * 7, "id": i, "caption": p.caption} for i, p in enumerate(pairs)]
+    boxes = [{"image_id": 0, "bbox": [0, 0, 1, 1]}]
+    (folder / "annotations").mkdir()
+    for name, annotations in (("captions_val2017", notes[::-1]), ("instances_val2017", boxes)):
+        whole = {"info": {"year": 2017}, "images": images, "annotations": annotations}
+        (folder / "annotations" / f"{name}.json").write_text(json.dumps(whole))
+    return folder
+
+
+def pandas_json_array(folder: Path, pairs: list[Pair]) -> Path:
+    frame(pairs, url="url", caption="caption").to_json(folder / "it.json", orient="records")
+    return folder / "it.json"
+
+
 LAYOUTS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
@@ -223,6 +258,7 @@ LAYOUTS: dict[str, Writer] = {
         *(duckdb_parquet, duckdb_csv, spreadsheet_csv, browsers_list, pictures_and_texts),
         *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
         *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
-        *(open_clips_csv, parquet_of_file_links),
+        *(open_clips_csv, parquet_of_file_links, metadata_of_any_columns, flickrs_captions),
+        *(coco, pandas_json_array),
     )
 }

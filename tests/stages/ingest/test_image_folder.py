@@ -172,3 +172,15 @@ def test_a_changed_file_changes_the_digest_of_its_shard(folder, run, name):
 def test_a_folder_without_images_stops_the_stage(tmp_path, run):
     with pytest.raises(StageError, match="no file"):
         run(ImageFolder(path=str(tmp_path)))
+
+
+def test_a_folders_name_makes_the_caption_of_a_picture_without_one(folder, pool_of):
+    (folder / "tabby_cat").mkdir()
+    (folder / "tabby_cat" / "1.png").write_bytes(b"one")
+    rows = pool_of(ImageFolder(path=str(folder), caption="a photo of a {class}"))
+    assert captions(rows) == {
+        "a.JPG": None,
+        "b/10.webp": "a photo of a b",
+        "b/2.png": "two's caption",
+        "tabby_cat/1.png": "a photo of a tabby cat",
+    }

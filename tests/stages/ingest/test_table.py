@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import uid_of
-from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.stages.ingest.table import Table
+from clipmill.stages.ops.tables import forms
 
 NAMES = ("imgs/a.jpg", "imgs/b.png", "imgs/c.webp")
 
@@ -34,6 +36,8 @@ def put(path, values: list[str]) -> str:
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".jsonl":
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2))
     else:
         mark = {".csv": ",", ".tsv": "\t"}[path.suffix]
         path.write_text(
@@ -47,7 +51,7 @@ def table(path: str, **settings) -> Table:
 
 
 @pytest.mark.parametrize("shard_rows", [2, 100])
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_paths_are_read_below_the_tables_folder(suffix, shard_rows, folder, pool_of):
     path = put(folder / f"pairs.{suffix}", list(NAMES))
     texts, bodies = [f"a red shoe {i}" for i in range(3)], [name.encode() for name in NAMES]
@@ -152,3 +156,54 @@ def test_base64_and_structs_of_bytes_or_a_path_are_pictures_too(folder, pool_of)
     rows = pool_of(table(str(folder / "own.parquet")))
     assert rows["image"].to_pylist() == [body, b"imgs/a.jpg"]
     assert rows["url"].to_pylist() == ["x.png", "imgs/a.jpg"]
+
+
+def test_cocos_captions_are_joined_with_their_images(folder, pool_of):
+    images = [{"id": i, "file_name": name} for i, name in enumerate(NAMES)]
+    notes = [{"image_id": i, "caption": f"{word} {i}"} for i in (2, 0) for word in ("a dog", "two")]
+    coco = {"info": {"year": 2017}, "annotations": notes, "images": images, "licenses": []}
+    (folder / "captions.json").write_text(json.dumps(coco))
+    rows = pool_of(
+        Table(path=str(folder / "captions.json"), image_col="file_name", caption_col="caption")
+    )
+    assert rows["url"].to_pylist() == list(NAMES)
+    assert rows["text"].to_pylist() == ["a dog 0", None, "a dog 2"]
+
+
+def test_json_is_read_across_its_blocks_and_a_value_that_is_no_object_keeps_its_place(
+    folder, pool_of, monkeypatch
+):
+    monkeypatch.setattr(forms, "CHUNK_BYTES", 7)
+    rows = [{"filepath": name, "title": 'caf\u00e9 "]},{ \\ ' * 9, "n": 12} for name in NAMES]
+    text = json.dumps([rows[0], 125, *rows[1:]], ensure_ascii=False)
+    (folder / "pairs.json").write_text(f"\ufeff \n{text}\n", encoding="utf-8")
+    found = pool_of(table(str(folder / "pairs.json"), extra={"n": "int64"}, shard_rows=3))
+    assert found["n"].to_pylist() == [12, None, 12, 12]
+    assert found["text"].to_pylist()[3] == rows[2]["title"]
+
+
+@pytest.mark.parametrize("text", ["[1, ", '[{"filepath": "imgs/a.jpg"}, {"fi', '[{"filepath": }]'])
+def test_json_that_ends_early_fails_its_shard_alone(text, folder, run):
+    put(folder / "a.csv", ["imgs/a.jpg"])
+    (folder / "b.json").write_text(text)
+    good, bad = run(table(str(folder))).shards
+    assert good["image"].to_pylist() == [b"imgs/a.jpg"]
+    assert isinstance(bad, ShardError)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ('{"a": 1}\n{"a": 2}\n', False),
+        ('{"a": 1}\n', False),
+        ('{\n{"a": 2}\n', False),
+        ('\n\n [\n{"a": 1}]', True),
+        ('{\n "images": []}', True),
+        ('{"data": [1]}\n', True),
+        ('{"data": [1]}\n{"data": [1]}\n', False),
+        ("", False),
+    ],
+)
+def test_a_document_is_told_from_lines(text, is_one, tmp_path):
+    (tmp_path / "it.json").write_text(text)
+    assert forms.is_form(Storage(str(tmp_path)), "it.json") is is_one
