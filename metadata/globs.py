@@ -7,6 +7,11 @@ from pyarrow import fs
 
 from clipmill.metadata.storage import Storage
 
+ARROW = (".arrow", ".arrows", ".feather", ".ipc")
+DATABASES = (".sqlite", ".sqlite3", ".db", ".duckdb")
+SHEETS = (".xlsx", ".xlsm")
+FORMS = (*ARROW, *DATABASES, *SHEETS)  # of tables beside text and Parquet
+
 
 @dataclass(frozen=True)
 class FoundFile:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
+from clipmill.metadata import archives
 from clipmill.metadata.faults import reached
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
@@ -57,8 +58,20 @@ class Entry:
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system and path of a URI or a plain local path.
 
-    Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`.
+    Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`. The path
+    of a zip is a folder of its files.
     """
+    if parts := archives.split(uri):
+        filesystem, path = _open_uri(parts[0])
+        try:
+            if inside := archives.opened(filesystem, path):
+                return inside, parts[1]
+        except OSError as error:
+            raise UriError(f"cannot open {redacted(uri)}: {error}") from None
+    return _open_uri(uri)
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     whole = uri

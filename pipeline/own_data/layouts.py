@@ -1,9 +1,11 @@
 """Finds the layout of files at a path: pictures, tars or tables, and files beside them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from clipmill.metadata import globs
 from clipmill.metadata.globs import FoundFile, files_of, open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage, UriError
@@ -13,26 +15,23 @@ from clipmill.pipeline.own_data.unsure import UnsureError
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
-FORMS = (".parquet", *TABLES)
+FORMS = (".parquet", *TABLES, *globs.FORMS)
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
-    ".xlsx": "save the sheet as CSV UTF-8, and give that file",
     ".xls": "save the sheet as CSV UTF-8, and give that file",
     ".ods": "save the sheet as CSV UTF-8, and give that file",
-    ".zip": "unpack it, and give the folder",
+    ".zip": "give the .zip itself",
     ".tar.gz": "unpack it (`gunzip`), and give the .tar",
     ".tgz": "unpack it (`gunzip`), and give the .tar",
     ".7z": "unpack it, and give the folder",
-    ".feather": "write it as Parquet:  pandas.read_feather(IN).to_parquet(OUT)",
     ".pkl": "write it as Parquet:  pandas.read_pickle(IN).to_parquet(OUT)",
-    ".db": "write the table as Parquet or CSV, and give that file",
-    ".sqlite": "write the table as Parquet or CSV, and give that file",
 }
 KNOWN = (
-    "CSV, TSV, JSON lines, Parquet, a list of links, a folder of pictures with captions, WebDataset"
-    " tars, or the folder that img2dataset, DataComp, Hugging Face or clipmill wrote"
+    "CSV, TSV, JSON, Parquet, Arrow, Excel, SQLite, DuckDB, a list of links, a folder of pictures"
+    " with captions, WebDataset tars, a zip of these, or the folder that img2dataset, DataComp,"
+    " Hugging Face or clipmill wrote"
 )
 
 
@@ -61,6 +60,7 @@ def layout_of(path: str) -> Layout:
         files = files_of(path)
     except UriError as error:
         do = "give a path, or a URI of file, s3, gs, abfs or hdfs"
+        do = do if "://" in path else "put the whole file in its place"
         raise RecipeError(str(error), shown, do) from None
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
@@ -68,7 +68,6 @@ def layout_of(path: str) -> Layout:
         what = what if is_there else "nothing there"
         raise RecipeError(what, shown, f"give a path that holds data: {KNOWN}")
     names = [file.name for file in files]
-    _refuse_saved_to_disk(storage, names, shown)
     _refuse_uid_list(storage, names, shown)
     by_kind = _by_kind(files)
     # A glob of pictures does not match the captions beside them: list the folder.
@@ -173,7 +172,7 @@ def _by_kind(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
 
 
 def _is_data(kind: str) -> bool:
-    return kind in ("pictures", ".tar", ".parquet", *TABLES)
+    return kind in ("pictures", ".tar", *FORMS)
 
 
 def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
@@ -184,7 +183,8 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
         for name in every
         if name.rpartition("/")[2].lower().startswith(DOCUMENTS)
         or name.endswith(("_stats.json", ".places.npy"))
-        or name.rpartition("/")[2] in (OWN, "dataset_dict.json", "dataset_info.json")
+        or name.rpartition("/")[2] in (OWN, "dataset_dict.json", "dataset_info.json", "state.json")
+        or re.search(r"(^|/)cache-[^/]*\.arrow$", name)  # of `datasets`
     }
     stems = {stem_of(file.name) for kind in ("pictures", ".tar") for file in by_kind.get(kind, ())}
     stems |= {name.rpartition("/")[0] for name in every if "/" in name and "pictures" in by_kind}
@@ -210,23 +210,13 @@ def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
     head = path.partition("?")[0] if "://" in path else path
     if "*" in head or (len(files) == 1 and head.endswith(files[0].name)):
         return path
+    # What `save_to_disk` wrote, without the cache that may lie beside.
+    is_saved = all(file.name.rpartition("/")[2].startswith("data-") for file in files)
+    start = "data-" if kind == ".arrow" and is_saved else ""
     suffixes = Counter(file.name[len(stem_of(file.name)) :] for file in files)
     suffix = suffixes.most_common(1)[0][0]
     deep = "**/" if any("/" in file.name for file in files) else ""
-    return below(path, f"{deep}*{suffix}")
-
-
-def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) -> None:
-    """Raises RecipeError for the Arrow files of `save_to_disk`, which only `datasets` reads."""
-    arrow = [name for name in names if name.endswith(".arrow")]
-    if arrow and any(name.rpartition("/")[2] == "state.json" for name in names):
-        split = "" if "dataset_dict.json" not in names else "['train']"
-        raise RecipeError(
-            found="a dataset that `save_to_disk` wrote: Arrow files",
-            where=shown,
-            do='write it as Parquet, and give that file:  python -c "from datasets import'
-            f" load_from_disk; load_from_disk('{shown}'){split}.to_parquet('mine.parquet')\"",
-        )
+    return below(path, f"{deep}{start}*{suffix}")
 
 
 def _refuse_uid_list(storage: Storage, names: Sequence[str], shown: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipmill.metadata.globs import ARROW, DATABASES, SHEETS
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data import folders
@@ -28,15 +29,31 @@ DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 TRIED = 16  # tables beside pictures, most
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
-NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"}
+NAMES = {
+    **{".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"},
+    **dict.fromkeys(ARROW, "Arrow"),
+    **dict.fromkeys(DATABASES, "database"),
+    **dict.fromkeys(SHEETS, "Excel"),
+}
 
 
-def look_at(path: str, answers: Mapping[str, str], pictures: str | None = None) -> Data:
+def look_at(
+    path: str,
+    answers: Mapping[str, str],
+    pictures: str | None = None,
+    table: str | None = None,
+) -> Data:
     """Identifies data; RecipeError if no stage reads them, UnsureError for an open question.
 
-    `pictures` is the folder where the paths of a table start, if not its own.
+    `pictures` is the folder where the paths of a table start, if not its own; `table` is the one
+    of a database that is meant.
     """
-    data = _look_at(path, answers)
+    data = _look_at(path, answers, table)
+    if table and data.uses != "ingest.table":
+        do = "leave it out: it is for databases and workbooks"
+        raise RecipeError(f"--table, and {data.what}", redacted(path), do)
+    if table:
+        data = replace(data, settings={"table": table} | data.settings)
     if not pictures:
         return data
     if data.uses != "ingest.table" or data.is_linked:
@@ -45,7 +62,7 @@ def look_at(path: str, answers: Mapping[str, str], pictures: str | None = None) 
     return replace(data, settings={"pictures": pictures} | data.settings)
 
 
-def _look_at(path: str, answers: Mapping[str, str]) -> Data:
+def _look_at(path: str, answers: Mapping[str, str], name: str | None) -> Data:
     layout = layout_of(path)
     if layout.tables and (data := _beside(layout, answers)):
         return data
@@ -55,7 +72,7 @@ def _look_at(path: str, answers: Mapping[str, str]) -> Data:
         return folders.pictures(layout, answers)
     if layout.kind == ".tar":
         return folders.tars(layout, answers)
-    sample = _sample(layout)
+    sample = _sample(layout, name)
     if layout.kind == ".parquet" and _is_datacomp(layout, sample.table):
         return _datacomp(layout, sample)
     shown = redacted(layout.path)
@@ -65,11 +82,11 @@ def _look_at(path: str, answers: Mapping[str, str]) -> Data:
     return (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
 
 
-def _sample(layout: Layout) -> Sample:
-    """Returns the first rows of a table."""
+def _sample(layout: Layout, name: str | None = None) -> Sample:
+    """Returns the first rows of a table, of a database the one with this name."""
     if layout.kind == ".parquet":
         return parquet_sample(layout.storage, layout.files)
-    return form_sample(layout.storage, layout.files) or text_sample(
+    return form_sample(layout.storage, layout.files, name) or text_sample(
         layout.storage, layout.files, layout.kind
     )
 
@@ -283,7 +300,8 @@ def _files(layout: Layout) -> str:
 
 def _splits(layout: Layout) -> tuple[str, ...]:
     """Returns a note if several splits of a Hugging Face folder are read as one."""
-    first = [file.name.rpartition("/")[2].partition("-")[0] for file in layout.files]
+    parts = [file.name.split("/") for file in layout.files]
+    first = [name for *folders, base in parts for name in (*folders[-1:], base.partition("-")[0])]
     splits = [name for name in dict.fromkeys(first) if name in ("train", "test", "validation")]
     if len(splits) < 2:
         return ()

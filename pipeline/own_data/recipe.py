@@ -19,6 +19,7 @@ COMMENTS = {  # comment on each setting of an ingest stage
     "delimiter": "what stands between two columns",
     "encoding": "how letters are stored: utf-8, cp1252 and others",
     "image_col": "column of the pictures",
+    "table": "the table or the sheet that is read",
     "pictures": "the folder where the paths of the pictures start",
     "url_col": "column of the links",
     "caption_col": "column of the captions",

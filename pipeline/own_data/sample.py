@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.own_data.roles import PATH
+from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.settings import stage_class
 
 ROWS = 1000
@@ -43,15 +45,22 @@ class Sample:
     is_text: bool = False  # lines, as the above tell
 
 
-def form_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample | None:
+def form_sample(storage: Storage, files: Sequence[FoundFile], table: str | None) -> Sample | None:
     """Samples files that `ingest.table` alone reads, as it does; None of text and Parquet."""
     read: Any = stage_class("ingest.table", "")
     sampled = []
     for file in files[:COUNTED_FILES]:
+        where = f"{storage}/{file.name}"
         try:
-            found = read.sample(storage, file.name, ROWS)
+            names = [] if table else read.names_in(storage, file.name)
+            if len(names) > 1:
+                do = f"say which: --table {shlex.quote(names[0])}"
+                raise UnsureError("table", dict.fromkeys(names, ""), where, do)
+            found = read.sample(storage, file.name, ROWS, table)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(storage, file, error) from None
+        except StageError as error:  # here the data are an argument
+            raise RecipeError(*error.args) from None
         if found is None:
             return None
         sampled.append(found)

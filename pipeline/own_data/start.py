@@ -24,6 +24,7 @@ class Request:
     path: str
     columns: Mapping[str, str]  # role to column
     pictures: str | None = None  # folder where the paths of a table start
+    table: str | None = None  # of a database with several
     score: str | None = None
     model: str | None = None
     trusted: str | None = None
@@ -42,7 +43,7 @@ class Start:
 
 def start(request: Request, made_by: str, run_as: str) -> Start:
     """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
-    data = look_at(request.path, request.columns, request.pictures)
+    data = look_at(request.path, request.columns, request.pictures, request.table)
     text = starter(data, wish_of(request, data), made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")

@@ -56,6 +56,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     columns.add_argument(
         "--pictures", metavar="FOLDER", help="where paths of pictures start (default: the table's)"
     )
+    columns.add_argument("--table", metavar="NAME", help="of a database or workbook with several")
     selection = parser.add_argument_group("what is kept")
     selection.add_argument(
         "--keep", type=float, metavar="SHARE", help="the best share by a score: 0.3 is 30 %%"
@@ -83,6 +84,7 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
             pictures=options.pictures and _whole_path(options.pictures),
+            table=options.table,
             score=options.score,
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
@@ -100,7 +102,7 @@ def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> 
 def command(options: argparse.Namespace, verb: str) -> str:
     """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
-    for name in (*ROLES, "pictures", "keep", "score", "model", "trusted"):
+    for name in (*ROLES, "pictures", "table", "keep", "score", "model", "trusted"):
         value = getattr(options, name)
         words += [f"--{name}", f"{value:g}" if name == "keep" else value] if value else []
     words += ["--to", *options.to] if options.to else []

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
-from clipmill.metadata.globs import open_pool
+from clipmill.metadata.globs import FORMS, open_pool
 from clipmill.metadata.schema import IMAGE, REASON, SHA256, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
@@ -39,7 +39,7 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images, one_array
-from clipmill.stages.ops.tables.forms import column, is_form, opened
+from clipmill.stages.ops.tables.forms import column, is_form, names_in, opened
 from clipmill.stages.ops.tables.parquet_rows import (
     Positioned,
     Source,
@@ -71,17 +71,20 @@ NOT_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
 class Table(Parquet):
     """Link, image, caption and embeddings of every row of any table; null, with a reason, if unfit.
 
-    Read are CSV, TSV, JSON lines and Parquet. Image: bytes, Base64, or the path of a file, also as
-    a file:// link. A path starts at `pictures`, or without it at the table's own folder, and never
-    leads out of there (`outside`): not by `..`, nor as a whole path, nor to names that begin with a
-    dot. A file that is gone or may not be read is `unreadable`, one above `max_image_bytes`
-    `too_large`. url: that of `url_col`, else the path. uid: that of `uid_col`, or the hash of
-    caption and link, else path, else the image's SHA-256. All else is as in `ingest.parquet` and
-    `ingest.url_list`.
+    Read are CSV, TSV, JSON (lines, arrays, COCO's captions), Parquet, Arrow and Feather, SQLite,
+    DuckDB and Excel; the last three may hold several tables, of which `table` names one. Image:
+    bytes, Base64, or the path of a file, also as a file:// link. A path starts at `pictures`, or
+    without it at the table's own folder, and never leads out of there (`outside`): not by `..`, nor
+    as a whole path, nor to names that begin with a dot. A file that is gone or may not be read is
+    `unreadable`, one above `max_image_bytes` `too_large`. url: that of `url_col`, else the path.
+    uid: that of `uid_col`, or the hash of caption and link, else path, else the image's SHA-256.
+    All else is as in `ingest.parquet` and `ingest.url_list`.
 
     Source: the CSV that open_clip trains from; img2dataset's column names.
     Error: a table is known by name, size and time of change, and its pictures by their paths: one
-        that changes is not noticed. Links that lie in the folder are followed.
+        that changes is not noticed. Links that lie in the folder are followed. A file that is
+        neither text nor Parquet is read by one worker; a COCO file is held in memory, and so is a
+        batch of Arrow.
     Example: {path: pairs.csv, image_col: filepath, caption_col: title}
     """
 
@@ -93,6 +96,7 @@ class Table(Parquet):
     image_col: NonEmpty | None = None  # column of the images: bytes, Base64, or paths of files
     pictures: NonEmpty | None = location(None)  # folder where paths start; null: the table's own
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
+    table: NonEmpty | None = None  # of a database or a workbook with several: table, view or sheet
     quoted: bool = True  # false for raw TSV, whose captions hold stray quotes
     columns: tuple[NonEmpty, ...] = ()  # names, for text without a header: [filepath, text]
     delimiter: NonEmpty | None = None  # default: comma in .csv, tab in .tsv and .txt
@@ -112,7 +116,7 @@ class Table(Parquet):
     def listed(self, stage: str) -> list[dict[str, Any]]:
         """Returns its files; plain text only if `path` names it."""
         named = self.path.partition("?")[0].lower().endswith(PLAIN_SUFFIXES)
-        suffixes = PLAIN_SUFFIXES if named else (*PARQUET_SUFFIXES, *TEXT_SUFFIXES)
+        suffixes = PLAIN_SUFFIXES if named else (*PARQUET_SUFFIXES, *TEXT_SUFFIXES, *FORMS)
         return list_files(self.path, suffixes, stage)
 
     def files(self) -> dict[str, int]:
@@ -125,17 +129,21 @@ class Table(Parquet):
             yield from (counted(storage, file, self.shard_rows) for file in files)
 
     @classmethod
-    def sample(cls, storage: Storage, path: str, rows: int) -> tuple[pa.Table, int] | None:
+    def sample(
+        cls, storage: Storage, path: str, rows: int, table: str | None
+    ) -> tuple[pa.Table, int] | None:
         """Returns a file's first rows, and how many it has; None of text and Parquet.
 
         pa.ArrowException and OSError where it is broken.
         """
         if not is_form(storage, path):
             return None
-        with opened(storage, path) as form:
+        with opened(storage, path, table) as form:
             empty = pa.table({name: pa.array([], pa.string()) for name in form.names})
-            first = next(form.tables(), empty)
+            first = next(form.tables(form.names), empty)
             return first.slice(0, rows), form.rows()
+
+    names_in = staticmethod(names_in)  # for whoever describes data
 
     def head(self, rows: int) -> pa.Table:
         groups = (
@@ -164,7 +172,7 @@ def scan(
     if is_form(storage, file["path"]):
         source["is_form"] = True
         try:
-            with opened(storage, file["path"]) as form:
+            with opened(storage, file["path"], stage.table) as form:
                 names, rows = form.names, form.rows() if is_cut else 1 << 62
         except (pa.ArrowException, OSError):
             return {"groups": [[{**source, "start": 0, "stop": None}]]}  # reading fails its shard
@@ -212,8 +220,8 @@ def read(
             for tables in parquet_rows(storage, group, names, batch_rows):
                 yield stored(map(unparsed_nowhere, tables))
     elif "is_form" in group[0]:
-        with failing_its_shard(where), opened(storage, path) as form:
-            rows = Positioned((table.select(names) for table in form.tables()), 0, BATCH_ROWS)
+        with failing_its_shard(where), opened(storage, path, stage.table) as form:
+            rows = Positioned(form.tables(names), 0, BATCH_ROWS)
             for source in group:
                 bounds = source["start"], source["stop"] or 1 << 62
                 yield stored(map(unparsed_nowhere, rows.between(*bounds)))

@@ -3,46 +3,107 @@
 import codecs
 import io
 import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
+from zipfile import ZipFile
 
 import pyarrow as pa
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.globs import ARROW, DATABASES, FORMS, SHEETS
+from clipmill.metadata.limits import limit
+from clipmill.metadata.scratch import scratch_folder
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError, StageError
+from clipmill.pipeline.extras import missing
 from clipmill.stages.ops.tables.pools import in_batches, json_object
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
 CHUNK_BYTES = 1 << 20
+FETCHED = 64  # rows of a database at a time, which may hold pictures
 ARRAYS = ("images", "annotations", "data", "rows")  # of a JSON object, that hold rows
 
 
 @dataclass(frozen=True)
 class Form:
-    """An opened table: names of its columns, and a function that streams its rows."""
+    """An opened table: names of its columns, and functions that stream and count its rows."""
 
     names: list[str]
-    tables: Callable[[], Iterator[pa.Table]]
+    tables: Callable[[Sequence[str]], Iterator[pa.Table]]  # of the columns with these names
+    counted: Callable[[], int] | None = None
 
     def rows(self) -> int:
         """Returns the number of all rows."""
-        return sum(map(len, self.tables()))
+        if self.counted:
+            return self.counted()
+        return sum(map(len, self.tables(self.names[:1]))) if self.names else 0
 
 
 def is_form(storage: Storage, path: str) -> bool:
     """Returns whether `opened` reads this file: by its name, of JSON by its start."""
-    return ".json" in path.lower()[-9:] and is_document(storage, path)
+    name = path.lower()
+    return name.endswith(FORMS) or (".json" in name[-9:] and is_document(storage, path))
 
 
 @contextmanager
-def opened(storage: Storage, path: str) -> Iterator[Form]:
-    """Opens a table; pa.ArrowInvalid where it is broken, then or when its rows are read."""
-    yield json_form(storage, path)
+def opened(storage: Storage, path: str, table: str | None = None) -> Iterator[Form]:
+    """Opens a table, of several in a file the one with a name; StageError where it is unclear.
+
+    pa.ArrowInvalid where it is broken, then or when its rows are read.
+    """
+    name = path.lower()
+    if name.endswith(ARROW):
+        yield arrow_form(storage, path)
+    elif not name.endswith(FORMS):
+        yield json_form(storage, path)
+    else:
+        with database(storage, path) as source:
+            yield source.form(chosen(source.names(), table, f"{storage}/{path}"))
+
+
+def names_in(storage: Storage, path: str) -> list[str]:
+    """Returns the tables of a database, or the sheets of a workbook; none of another file."""
+    if not path.lower().endswith((*DATABASES, *SHEETS)):
+        return []
+    with database(storage, path) as source:
+        return source.names()
+
+
+def chosen(names: Sequence[str], table: str | None, where: str) -> str:
+    """Returns the table that is meant."""
+    shown = ", ".join(map(repr, names)) or "none"
+    if table is None and len(names) != 1:
+        do = "name one of them: `table: NAME`, or --table NAME to `init`"
+        raise StageError(f"{len(names)} tables: {shown}", where, do)
+    return table or names[0]
+
+
+def column(values: list[Any]) -> pa.Array:
+    """Returns values as an array; as text if their types differ, or Arrow has none for them."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        texts = [None if value is None else str(value) for value in values]
+        return pa.array(texts, pa.string())
+
+
+def in_tables(rows: Iterable[Sequence[Any]], names: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields rows as tables, cut after 32 MB."""
+    for batch in in_batches(rows, row_bytes):
+        columns = zip(*batch, strict=True)
+        yield pa.table([column(list(values)) for values in columns], names=list(names))
+
+
+def row_bytes(row: Sequence[Any]) -> int:
+    """Returns about the bytes of a row, which may hold pictures."""
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
 @contextmanager
@@ -50,7 +111,9 @@ def as_arrows_errors() -> Iterator[None]:
     """Turns a parser's error into pa.ArrowInvalid."""
     try:
         yield
-    except UNPARSED as error:
+    except (ClipmillError, OSError, pa.ArrowException):
+        raise
+    except Exception as error:  # sqlite3.Error, duckdb.Error, BadZipFile, KeyError of a sheet
         raise pa.ArrowInvalid(str(error) or repr(error)) from error
 
 
@@ -89,9 +152,8 @@ def json_form(storage: Storage, path: str) -> Form:
             else:
                 yield from rows_of(reader.members())
 
-    def tables() -> Iterator[pa.Table]:
-        for batch in in_batches(items(), row_bytes):
-            yield pa.table({name: column([row.get(name) for row in batch]) for name in names})
+    def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
+        yield from in_tables(([row.get(name) for name in wanted] for row in items()), wanted)
 
     names = list(dict.fromkeys(name for row in islice(items(), LOOKED_AT) for name in row))
     return Form(names, tables)
@@ -100,11 +162,6 @@ def json_form(storage: Storage, path: str) -> Form:
 def as_row(item: Any) -> Mapping[str, Any]:
     """Returns an object; an empty one for another value, which keeps its place."""
     return item if isinstance(item, dict) else {}
-
-
-def row_bytes(row: Mapping[str, Any]) -> int:
-    """Returns about the bytes of a row's texts, which may hold pictures."""
-    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 def rows_of(members: Iterator[tuple[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -198,10 +255,193 @@ class JsonReader:
                 self.value()
 
 
-def column(values: list[Any]) -> pa.Array:
-    """Returns values as an array; as text if their types differ."""
+# Arrow IPC, as a file (Feather) or a stream (`save_to_disk`)
+
+
+def arrow_form(storage: Storage, path: str) -> Form:
+    """Opens an Arrow file or stream. A batch of it is held in memory."""
+
+    def batches(wanted: Sequence[str] | None) -> Iterator[Any]:
+        with storage.open(path) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+            if wanted is None:
+                yield reader.schema
+                return
+            places = [reader.schema.get_field_index(name) for name in wanted]
+            options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+            file.seek(0)
+            if is_file:
+                reader = pa.ipc.open_file(file, options=options)
+                yield from map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                yield from pa.ipc.open_stream(file, options=options)
+
+    def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
+        for batch in batches(wanted):
+            batch.validate(full=True)  # offsets that lead out of it would end the process
+            yield pa.table([plain(batch[name]) for name in wanted], names=list(wanted))
+
+    return Form(next(batches(None)).names, tables)
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """Returns an array without dictionary and views, which few functions take."""
+    if pa.types.is_dictionary(array.type):
+        return plain(array.dictionary).take(array.indices)
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return array.cast(views.get(array.type, array.type))
+
+
+# Databases and workbooks, which have several tables
+
+
+@contextmanager
+def database(storage: Storage, path: str) -> Iterator["Sql | Workbook"]:
+    """Opens a database or a workbook, for reading only; one of another machine is copied first."""
+    where = f"{storage}/{path}"
+    with ExitStack() as stack, as_arrows_errors():
+        place = Path(storage.locate(path))
+        if not storage.is_local:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=scratch_folder()))
+            place = Path(folder, Path(path).name)
+            storage.download(path, place)
+        with place.open("rb") as file:
+            head = file.read(16)
+        if path.lower().endswith(SHEETS):
+            source: Sql | Workbook = Workbook(place, where)
+        elif head.startswith(b"SQLite format 3"):
+            source = Sql(sqlite(place), SQLITE_TABLES, "rowid")
+        elif head[8:12] == b"DUCK":
+            source = Sql(duckdb(place, where), DUCKDB_TABLES)
+        else:
+            raise pa.ArrowInvalid("no database of SQLite or DuckDB")
+        stack.callback(source.close)
+        yield source
+
+
+SQLITE_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+DUCKDB_TABLES = (
+    "SELECT table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
+    " AND table_schema = 'main'"
+)
+
+
+def sqlite(place: Path) -> Any:
+    """Opens SQLite read-only. What another process has not written back yet is read, too."""
+    import sqlite3
+
+    log = place.with_name(f"{place.name}-wal")
+    is_still = not log.exists() or not log.stat().st_size
+    uri = f"file:{quote(str(place))}?mode=ro" + ("&immutable=1" if is_still else "")
+    connection = sqlite3.connect(uri, uri=True)
+    connection.execute("PRAGMA trusted_schema = OFF")  # a view calls no function that acts
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    return connection
+
+
+def duckdb(place: Path, where: str) -> Any:
+    """Opens DuckDB read-only; its views read no other file, and nothing is installed."""
     try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        texts = [None if value is None else str(value) for value in values]
-        return pa.array(texts, pa.string())
+        import duckdb
+    except ImportError as error:
+        raise missing("duckdb", where) from error
+    options = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+    return duckdb.connect(str(place), read_only=True, config={**options, "threads": "1"})
+
+
+class Sql:
+    """A database by Python's interface for them."""
+
+    def __init__(self, connection: Any, listing: str, order: str = "") -> None:
+        self.connection, self.listing, self.order = connection, listing, order
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def names(self) -> list[str]:
+        return sorted(row[0] for row in self.rows(self.listing))
+
+    def form(self, table: str) -> Form:
+        """Opens a table, or a view. Rows come in the order in which they are stored."""
+
+        def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
+            query = f"SELECT {', '.join(map(quoted, wanted))} FROM {quoted(table)}"
+            yield from in_tables(self.rows(query, self.ordered(table)), wanted)
+
+        with as_arrows_errors():
+            cursor = self.connection.cursor()
+            cursor.execute(f"SELECT * FROM {quoted(table)} LIMIT 0")
+            names = [entry[0] for entry in cursor.description]
+        count = f"SELECT count(*) FROM {quoted(table)}"
+        return Form(names, tables, lambda: int(next(self.rows(count))[0]))
+
+    def ordered(self, table: str) -> str:
+        """Returns the clause of a table's own order; views have none, and some tables."""
+        if not self.order:
+            return ""
+        try:
+            clause = f" ORDER BY {self.order}"
+            self.connection.execute(f"SELECT 1 FROM {quoted(table)}{clause} LIMIT 0")
+            return clause
+        except self.connection.OperationalError:
+            return ""
+
+    def rows(self, query: str, clause: str = "") -> Iterator[Sequence[Any]]:
+        with as_arrows_errors():
+            cursor = self.connection.cursor()
+            cursor.execute(query + clause)
+            while rows := cursor.fetchmany(FETCHED):
+                yield from rows
+
+
+def quoted(name: str) -> str:
+    """Returns a name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Workbook:
+    """A workbook of Excel: the first row of a sheet names its columns."""
+
+    def __init__(self, place: Path, where: str) -> None:
+        try:
+            import openpyxl
+        except ImportError as error:
+            raise missing("openpyxl", where) from error
+        with ZipFile(place) as packed:
+            size, most = sum(info.file_size for info in packed.infolist()), limit("MAX_BATCH_BYTES")
+        ratio = limit("MAX_ZIP_RATIO")
+        if size > max(most, ratio * place.stat().st_size):
+            found = f"its sheets take {size:,} bytes, {ratio:,} times its own"
+            raise pa.ArrowInvalid(f"{found}: a bomb, or raise CLIPMILL_MAX_ZIP_RATIO")
+        self.book = openpyxl.load_workbook(place, read_only=True, data_only=True, keep_links=False)
+
+    def close(self) -> None:
+        self.book.close()
+
+    def names(self) -> list[str]:
+        return [sheet.title for sheet in self.book.worksheets if next(self.rows(sheet.title), None)]
+
+    def form(self, table: str) -> Form:
+        """Opens a sheet; empty rows are passed over."""
+        header = next(self.rows(table), ())
+        names = [str(cell) for cell in header if cell is not None]
+        places = {str(cell): place for place, cell in enumerate(header) if cell is not None}
+        if len(places) < len(names):
+            raise pa.ArrowInvalid(f"columns of one name among {', '.join(names)}")
+
+        def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
+            rows = islice(self.rows(table), 1, None)
+            cells = [places[name] for name in wanted]
+            yield from in_tables(([row[cell] for cell in cells] for row in rows), wanted)
+
+        return Form(names, tables)
+
+    def rows(self, sheet: str) -> Iterator[Sequence[Any]]:
+        with as_arrows_errors():
+            width = 0
+            for row in self.book[sheet].iter_rows(values_only=True):
+                if any(cell is not None for cell in row):
+                    width = width or len(row)
+                    yield (*row, *[None] * (width - len(row)))

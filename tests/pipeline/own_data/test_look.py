@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -221,8 +223,12 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
     [
         ({}, "nothing there"),
         ({"a.pdf": "%PDF"}, "no data that can be read: 1 .pdf"),
-        ({"a.xlsx": "PK"}, "save the sheet as CSV UTF-8"),
-        ({"a.zip": "PK"}, "unpack it"),
+        ({"a.ods": "PK"}, "save the sheet as CSV UTF-8"),
+        ({"a.xlsx": "PK"}, "a file that cannot be read: File is not a zip file"),
+        ({"a.db": "PK"}, "no database of SQLite or DuckDB"),
+        ({"a.sqlite": "SQLite format 3\0" + "x" * 99}, "a file that cannot be read"),
+        ({"a.feather": "FEA1"}, "a file that cannot be read"),
+        ({"a.zip": "PK"}, "give the .zip itself"),
         ({"a.tar.gz": "PK"}, "gunzip"),
         ({"a.csv": ""}, "no rows"),
         ({"a.csv": "\n\n"}, "no rows"),
@@ -234,7 +240,7 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.json": '{"images": [], "annotations": []}'}, "no array of objects"),
         ({"a.jsonl": "no\n"}, "no rows"),
         ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),
-        ({"d.arrow": "", "state.json": "{}"}, "load_from_disk"),
+        ({"data-0.arrow": "", "state.json": "{}"}, "a file that cannot be read"),
         ({"dataset.json": '{"format": "uid_list"}', "uids.npy": ""}, "a list of uids"),
     ],
 )
@@ -312,6 +318,36 @@ def test_pictures_may_start_elsewhere_and_only_of_a_table_of_paths(tmp_path):
     assert look_at(f"{tmp_path}/a.csv", {}, "/data").settings["pictures"] == "/data"
     with pytest.raises(RecipeError, match="--pictures, and CSV of links and captions"):
         look_at(f"{tmp_path}/b.csv", {}, "/data")
+
+
+def test_of_a_database_with_several_tables_one_is_asked_for(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "it.db")) as connection, connection:
+        for name in ("pairs", "users"):
+            connection.execute(f"CREATE TABLE {name} (url, caption)")
+            connection.execute(f"INSERT INTO {name} VALUES ('https://a.test/1', 'a dog')")
+    error = refused(tmp_path, UnsureError)
+    assert (error.ask, list(error.candidates)) == ("table", ["pairs", "users"])
+    found = look_at(str(tmp_path), {}, table="users")
+    assert found.what == "database with links and captions"
+    assert found.settings["table"] == "users"
+    with pytest.raises(RecipeError, match="no such table"):
+        look_at(str(tmp_path), {}, table="none")
+    put(tmp_path / "b", **{"a.csv": ROWS})
+    with pytest.raises(RecipeError, match="--table, and CSV"):
+        look_at(f"{tmp_path}/b", {}, table="users")
+
+
+def test_what_save_to_disk_wrote_is_read_without_its_cache(tmp_path):
+    table = pa.table({"url": ["https://a.test/1"], "text": ["a dog"]})
+    for name in ("train/data-00000", "test/data-00000", "test/cache-1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with pa.ipc.new_stream(str(tmp_path / f"{name}.arrow"), table.schema) as sink:
+            sink.write_table(table)
+        put(tmp_path / name.partition("/")[0], **{"state.json": "{}", "dataset_info.json": "{}"})
+    put(tmp_path, **{"dataset_dict.json": "{}"})
+    found = look(tmp_path)
+    assert (found.path, found.rows) == (f"{tmp_path}/**/data-*.arrow", 2)
+    assert found.notes[0].startswith("splits test, train are read as one")
 
 
 def test_folders_that_are_classes_are_told_and_taken(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,6 +252,88 @@ def pandas_json_array(folder: Path, pairs: list[Pair]) -> Path:
     return folder / "it.json"
 
 
+def saved_to_disk(folder: Path, pairs: list[Pair]) -> Path:
+    """Two splits of a dataset with pictures, a cache of a filter beside."""
+    import datasets
+
+    rows = {"image": [{"bytes": p.image, "path": p.name} for p in pairs]}
+    rows["caption"] = [p.caption for p in pairs]
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    parts = {"train": whole.select(range(20)), "test": whole.select(range(20, len(pairs)))}
+    datasets.DatasetDict(parts).save_to_disk(str(folder / "it"), num_shards={"train": 2, "test": 1})
+    (cache,) = (folder / "it" / "test").glob("*.arrow")
+    cache.with_name("cache-0123456789.arrow").write_bytes(cache.read_bytes())
+    return folder / "it"
+
+
+def polars_ipc(folder: Path, pairs: list[Pair]) -> Path:
+    import polars as pl
+
+    table = pl.DataFrame({"link": [p.url for p in pairs], "alt": [p.caption for p in pairs]})
+    table.with_columns(shop=pl.lit("a").cast(pl.Categorical)).write_ipc(
+        folder / "it.arrow", compression="zstd"
+    )
+    return folder / "it.arrow"
+
+
+def pandas_feather(folder: Path, pairs: list[Pair]) -> Path:
+    frame(pairs, picture="image", caption="caption").to_feather(folder / "it.feather")
+    return folder / "it.feather"
+
+
+def sqlite(folder: Path, pairs: list[Pair]) -> Path:
+    """A table of bytes as an app keeps them, with an index that holds another order."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(folder / "it.db")) as connection, connection:
+        connection.execute("CREATE TABLE photos (id INTEGER PRIMARY KEY, body BLOB, title TEXT)")
+        rows = [(p.image, p.caption) for p in pairs]
+        connection.executemany("INSERT INTO photos (body, title) VALUES (?, ?)", rows)
+        connection.execute("CREATE INDEX by_title ON photos (title DESC, body)")
+    return folder / "it.db"
+
+
+def duckdb_file(folder: Path, pairs: list[Pair]) -> Path:
+    import duckdb
+
+    shown = frame(pairs, link="url", title="caption")  # noqa: F841  # DuckDB finds it by name
+    with duckdb.connect(str(folder / "it.duckdb")) as connection:
+        connection.sql("CREATE TABLE pairs AS SELECT * FROM shown")
+    return folder / "it.duckdb"
+
+
+def excel(folder: Path, pairs: list[Pair]) -> Path:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.create_sheet("Sheet2")
+    sheet = book.active
+    for row in [
+        ("sku", "image_link", "alt"),
+        *((i, p.url, p.caption) for i, p in enumerate(pairs)),
+    ]:
+        sheet.append(row)
+    book.save(folder / "it.xlsx")
+    return folder / "it.xlsx"
+
+
+def zipped(writer: Writer) -> Writer:
+    """What another writer made, in a zip as a file manager packs it."""
+
+    def write(folder: Path, pairs: list[Pair]) -> Path:
+        inside = folder / "packed" / "my data"
+        inside.mkdir(parents=True)
+        writer(inside, pairs)
+        shutil.make_archive(str(folder / "it"), "zip", folder / "packed")
+        shutil.rmtree(folder / "packed")
+        return folder / "it.zip"
+
+    write.__name__ = f"zip_of_{writer.__name__}"
+    return write
+
+
 LAYOUTS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
@@ -259,6 +342,8 @@ LAYOUTS: dict[str, Writer] = {
         *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
         *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
         *(open_clips_csv, parquet_of_file_links, metadata_of_any_columns, flickrs_captions),
-        *(coco, pandas_json_array),
+        *(coco, pandas_json_array, saved_to_disk, polars_ipc, pandas_feather, sqlite, duckdb_file),
+        *(excel, *map(zipped, (pictures_and_texts, excel, flickrs_captions, open_clips_csv))),
+        *map(zipped, (sqlite, hugging_face, webdataset_tars)),
     )
 }
