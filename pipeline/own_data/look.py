@@ -20,7 +20,14 @@ from clipmill.pipeline.own_data.layouts import (
     layout_of,
     suffix_of,
 )
-from clipmill.pipeline.own_data.roles import Roles, as_paths, is_image, private_links, roles_of
+from clipmill.pipeline.own_data.roles import (
+    Roles,
+    as_paths,
+    is_base64,
+    is_image,
+    private_links,
+    roles_of,
+)
 from clipmill.pipeline.own_data.sample import Sample, form_sample, parquet_sample, text_sample
 from clipmill.pipeline.own_data.unsure import UnsureError
 
@@ -161,7 +168,8 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
         settings["extra"] = {
             names.get(name, name): "double" if sample.is_text else types[name] for name in types
         }
-    holds = "paths of pictures" if is_named else "pictures in it" if roles.image else "links"
+    has_paths = is_named and not is_base64(sample.table[roles.image])
+    holds = "paths of pictures" if has_paths else "pictures in it" if roles.image else "links"
     captions = "captions" if roles.caption else "no captions"
     notes += () if roles.caption else (NO_CAPTIONS,)
     wrote = ", clipmill's export" if dataset_card(layout.storage) else ""

@@ -39,6 +39,9 @@ RESERVED = (  # names with a fixed meaning in a run
     *("repeats", "loss_weight"),
 )
 MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+BASE64 = (  # as the bytes of a JPEG, PNG, GIF, WebP, BMP or TIFF begin
+    r"^\s*(data:[^,]*;base64,)?(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0AK)[\w+/\s]{60}"
+)
 PATH = rf"(?i)^\s*(file://|[a-z]:)?[^:]*\.({'|'.join(suffix[1:] for suffix in PICTURES)})\s*$"
 ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
@@ -83,10 +86,10 @@ def roles_of(
             )
     by_role: dict[str, str | None] = {}
     for role, fits in FITS:
-        if is_beside and fits in (is_image, is_url):
+        if is_beside and fits in (is_image, is_base64, is_url):
             by_role[role] = answers.get(role)
             continue
-        if fits is is_path and (by_role["image"] or by_role["url"]):
+        if by_role.get(role) or (fits is is_path and by_role["url"]):
             continue
         taken = {*by_role.values(), *answers.values()} - {None}
         free = [name for name in table.column_names if name not in taken]
@@ -176,6 +179,11 @@ def is_image(values: pa.ChunkedArray) -> bool:
     return bool(first.startswith(MAGIC) or first[4:8] == b"ftyp")
 
 
+def is_base64(values: pa.ChunkedArray) -> bool:
+    """Returns whether most values are pictures as text, or data: links of them."""
+    return _most_match(values, BASE64)
+
+
 def is_path(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are paths of picture files, or file:// links."""
     return _most_match(as_paths(values), PATH)
@@ -212,6 +220,7 @@ def _is_whole(values: pa.ChunkedArray) -> bool:
 
 FITS: tuple[tuple[str, Callable[[pa.ChunkedArray], bool]], ...] = (
     ("image", is_image),
+    ("image", is_base64),
     ("url", is_url),
     ("image", is_path),  # where there is neither
     ("uid", _is_uid),

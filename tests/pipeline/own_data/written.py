@@ -1,5 +1,6 @@
 """Data of each layout, written by the tool that people write them with."""
 
+import base64
 import csv
 import hashlib
 import json
@@ -319,6 +320,22 @@ def excel(folder: Path, pairs: list[Pair]) -> Path:
     return folder / "it.xlsx"
 
 
+def csv_of_base64(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, caption="caption")
+    table["image"] = [base64.b64encode(p.image).decode() for p in pairs]
+    table.to_csv(folder / "it.csv", index=False)
+    return folder / "it.csv"
+
+
+def json_lines_of_data_links(folder: Path, pairs: list[Pair]) -> Path:
+    """Pictures as a web page holds them, links beside."""
+    table = frame(pairs, source_url="url", prompt="caption")
+    head = "data:image/jpeg;base64,"
+    table["picture"] = [head + base64.encodebytes(p.image).decode() for p in pairs]
+    table.to_json(folder / "it.jsonl", orient="records", lines=True)
+    return folder / "it.jsonl"
+
+
 def zipped(writer: Writer) -> Writer:
     """What another writer made, in a zip as a file manager packs it."""
 
@@ -344,6 +361,7 @@ LAYOUTS: dict[str, Writer] = {
         *(open_clips_csv, parquet_of_file_links, metadata_of_any_columns, flickrs_captions),
         *(coco, pandas_json_array, saved_to_disk, polars_ipc, pandas_feather, sqlite, duckdb_file),
         *(excel, *map(zipped, (pictures_and_texts, excel, flickrs_captions, open_clips_csv))),
+        *(csv_of_base64, json_lines_of_data_links),
         *map(zipped, (sqlite, hugging_face, webdataset_tars)),
     )
 }
