@@ -10,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,8 @@ from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import scratch_folder
 
 IN_MEMORY_BYTES = 64 << 20  # larger members are unpacked to scratch disk while they are read
+KEPT = 4  # opened zips
+_opened: dict[tuple[str, int | None, int | None], fs.FileSystem] = {}
 UNSAFE = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|//|\0")  # a name that leads out, or nowhere
 
 
@@ -30,23 +31,23 @@ def split(uri: str) -> tuple[str, str] | None:
     return (found[1] + mark + query, (found[2] or "").strip("/")) if found else None
 
 
-def opened(filesystem: fs.FileSystem, path: str) -> fs.FileSystem | None:
+def opened(uri: str, filesystem: fs.FileSystem, path: str) -> fs.FileSystem | None:
     """Returns a zip's files as a file system; None if no file has this path.
 
-    MemberError for a file that is no zip.
+    MemberError for a file that is no zip. Those who read the same share its list of members.
     """
     info = filesystem.get_file_info(path)
     if not info.is_file:
         return None
-    place = path if isinstance(filesystem, fs.LocalFileSystem) else filesystem
-    with as_os_errors(path):
-        return fs.PyFileSystem(ZipFiles(_archive(place, path, info.size, info.mtime_ns)))
-
-
-@lru_cache(maxsize=4)
-def _archive(place: Any, path: str, size: int, mtime_ns: int) -> zipfile.ZipFile:
-    """Opens a zip once for all who read the same."""
-    return zipfile.ZipFile(place if place == path else place.open_input_file(path))
+    key = uri, info.size, info.mtime_ns
+    if key not in _opened:
+        is_local = isinstance(filesystem, fs.LocalFileSystem)
+        with as_os_errors(path):
+            archive = zipfile.ZipFile(path if is_local else filesystem.open_input_file(path))
+        while len(_opened) >= KEPT:
+            _opened.pop(next(iter(_opened)), None)
+        _opened[key] = fs.PyFileSystem(ZipFiles(archive))
+    return _opened[key]
 
 
 class MemberError(PermissionError):

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from clipmill.metadata import archives
+from clipmill.metadata import archives, elsewhere
 from clipmill.metadata.faults import reached
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
@@ -35,6 +35,9 @@ from clipmill.metadata.scratch import scratch_folder
 T = TypeVar("T")
 
 
+# URIs that pyarrow opens by itself.
+NATIVE = tuple(f"{kind}://" for kind in ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs"))
+NATIVE += ("viewfs://", "mock://")
 HIDDEN = ".tmp-"  # prefix of local objects that are being written
 BLOCK_BYTES = 8 << 20
 COPIED_BYTES = 5 << 30  # largest object that S3 copies by itself
@@ -43,7 +46,11 @@ RETRY_S = (0.1, 0.3, 1.0, 3.0)  # waits: a store that fails is asked five times
 
 
 class UriError(FileNotFoundError):
-    """A URI that cannot be opened; its message holds no keys."""
+    """A URI that cannot be opened; its message holds no keys. `package` is what it needs."""
+
+    def __init__(self, message: str, package: str = "") -> None:
+        super().__init__(message)
+        self.package = package
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if parts := archives.split(uri):
         filesystem, path = _open_uri(parts[0])
         try:
-            if inside := archives.opened(filesystem, path):
+            if inside := archives.opened(parts[0], filesystem, path):
                 return inside, parts[1]
         except OSError as error:
             raise UriError(f"cannot open {redacted(uri)}: {error}") from None
@@ -75,6 +82,15 @@ def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     whole = uri
+    if not uri.startswith(NATIVE):
+        try:
+            return elsewhere.opened(uri)
+        except ImportError as error:
+            name = str(error.name).partition(".")[0]
+            message = f"cannot open {redacted(uri)}: the package '{name}' is not installed"
+            raise UriError(message, name) from None
+        except ValueError as error:
+            raise UriError(f"cannot open {redacted(uri)}: {error}") from None
     if uri.startswith("s3://"):  # one request for a small object, not three of a multipart upload
         whole += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     try:
@@ -109,7 +125,10 @@ class Storage:
 
     def locate(self, name: str) -> str:
         """Returns an object's path for self.fs."""
-        return f"{self.path}/{name}"
+        if not self.path.startswith(elsewhere.WEB):
+            return f"{self.path}/{name}"
+        head, mark, query = self.path.partition("?")  # a token, perhaps
+        return f"{head}/{name}{mark}{query}"
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

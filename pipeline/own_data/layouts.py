@@ -10,6 +10,7 @@ from clipmill.metadata.globs import FoundFile, files_of, open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage, UriError
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.extras import install
 from clipmill.pipeline.own_data.unsure import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -17,6 +18,8 @@ PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES, *globs.FORMS)
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+BROWSER = "look at the address in a browser: it may be gone, or ask for a login"
+WEB = ("http://", "https://", "hf://")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
@@ -61,12 +64,20 @@ def layout_of(path: str) -> Layout:
     except UriError as error:
         do = "give a path, or a URI of file, s3, gs, abfs or hdfs"
         do = do if "://" in path else "put the whole file in its place"
+        do = (install(error.package) or f"pip install {error.package}") if error.package else do
         raise RecipeError(str(error), shown, do) from None
+    except OSError as error:
+        if not path.startswith(WEB):
+            raise
+        raise RecipeError(
+            f"no answer that helps: {error}", shown, "look at it in a browser"
+        ) from None
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
         what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
         what = what if is_there else "nothing there"
-        raise RecipeError(what, shown, f"give a path that holds data: {KNOWN}")
+        do = BROWSER if path.startswith(WEB) else f"give a path that holds data: {KNOWN}"
+        raise RecipeError(what, shown, do)
     names = [file.name for file in files]
     _refuse_uid_list(storage, names, shown)
     by_kind = _by_kind(files)

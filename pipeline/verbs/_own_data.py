@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,7 +29,7 @@ ROLES = {
     "height": "pictures' height",
 }
 FORMS = ("parquet", "webdataset", "huggingface")
-WEB = ("hf://datasets/", "hf://", "http://", "https://")
+HUB = re.compile(r"https://huggingface\.co/datasets/([^/?]+/[^/?]+)/?(tree/.*)?$")
 SHOWN = 5  # rows
 NARROWEST = 12  # columns of a terminal that a text gets at least
 CAUSES = {  # an ingest stage's reason, in words
@@ -198,13 +199,8 @@ def _whole_path(path: str) -> str:
 
     if not path:
         raise RecipeError("an empty path", "DATA", "name a file, a folder, a glob or a URI")
-    if path.startswith(WEB):
-        do = "download it first, for example with: " + (
-            f"hf download --repo-type dataset --local-dir data {path.removeprefix(WEB[0])}"
-            if path.startswith(WEB[0])
-            else f"curl -LO {shlex.quote(path)}"
-        )
-        raise RecipeError("data on the web", path, do)
+    if page := HUB.match(path):
+        raise RecipeError("a page of the Hub", path, f"give the data:  hf://datasets/{page[1]}")
     if without_keys(path) != path:
         raise RecipeError("a URI with keys in it", path, f"a recipe stores no keys: {KEYS}")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
