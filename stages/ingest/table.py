@@ -61,9 +61,8 @@ from clipmill.stages.ops.tables.pools import (
 )
 
 OF_FILES = ("outside", "unreadable", "too_large")  # reasons of pictures that are files
-BASE64 = re.compile(
-    r"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,})=*\s*"
-)  # a path has a dot
+# A path has a dot, or is shorter.
+BASE64 = re.compile(r"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,})=*\s*")
 NOT_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
 
 
@@ -273,7 +272,7 @@ class Pictures:
         """Returns bytes, name, the path of a file, and a reason if there are no bytes."""
         found = value.as_py()
         if isinstance(found, dict):
-            if found["bytes"]:
+            if isinstance(found.get("bytes"), bytes) and found["bytes"]:
                 return found["bytes"], found.get("path"), None, None
             found = found.get("path")
         text = found.decode(errors="replace") if isinstance(found, bytes) else str(found or "")
@@ -306,9 +305,9 @@ class Pictures:
         if "/" not in path:
             path = path.replace("\\", "/")  # as Windows writes it
         for folder in (self.storage.uri, self.storage.path):
-            path = path.removeprefix(f"{folder}/{self.below}")
+            path = path.removeprefix(f"{folder.rstrip('/')}/{self.below}")
+        is_within = "://" not in path and not path.startswith("/")
         path = posixpath.normpath(path)
-        is_within = not path.startswith("/") and "://" not in value.removeprefix("file://")
         return path if is_within and not any(part[:1] == "." for part in path.split("/")) else None
 
     def refuse(self, paths: pa.Array, masks: Mapping[str, pa.Array], where: str) -> None:

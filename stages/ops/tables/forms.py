@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from clipmill.stages.ops.tables.pools import in_batches, json_object
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
+JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 CHUNK_BYTES = 1 << 20
 FETCHED = 64  # rows of a database at a time, which may hold pictures
 ARRAYS = ("images", "annotations", "data", "rows")  # of a JSON object, that hold rows
@@ -49,7 +51,7 @@ class Form:
 def is_form(storage: Storage, path: str) -> bool:
     """Returns whether `opened` reads this file: by its name, of JSON by its start."""
     name = path.lower()
-    return name.endswith(FORMS) or (".json" in name[-9:] and is_document(storage, path))
+    return name.endswith(FORMS) or bool(JSON.search(name) and is_document(storage, path))
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def is_document(storage: Storage, path: str) -> bool:
         return first.startswith(b"[")
     row = json_object(first)
     if row is None:
-        return json_object(second) is None
+        return json_object(second) is None and ".json." in f"{path.lower()}."
     return not second and any(isinstance(row.get(name), list) for name in ARRAYS)
 
 
@@ -149,12 +151,14 @@ def json_form(storage: Storage, path: str) -> Form:
             reader = JsonReader(stream)
             if reader.skip() == "[":
                 yield from map(as_row, reader.items())
-            else:
-                yield from rows_of(reader.members())
+                return
+            held.extend([] if held else rows_of(reader.members()))
+            yield from held
 
     def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
         yield from in_tables(([row.get(name) for name in wanted] for row in items()), wanted)
 
+    held: list[Mapping[str, Any]] = []  # of an object
     names = list(dict.fromkeys(name for row in islice(items(), LOOKED_AT) for name in row))
     return Form(names, tables)
 

@@ -74,6 +74,7 @@ def test_paths_are_read_below_the_tables_folder(suffix, shard_rows, folder, pool
         ("imgs\\a.jpg", None),
         ("{folder}/imgs/a.jpg", None),
         ("file://{folder}/imgs/a.jpg", None),
+        ("FILE://{folder}/imgs/a.jpg", None),
         ("file://localhost{folder}/imgs/%61.jpg", None),
         ("imgs/gone.jpg", "unreadable"),
         ("imgs", "unreadable"),
@@ -109,6 +110,14 @@ def test_a_table_below_the_path_has_its_own_folder_and_pictures_names_another(fo
     assert pool_of(table(str(folder)))["reason"].to_pylist() == ["unreadable", "outside"]
     there = table(str(folder), pictures=str(folder))
     assert pool_of(there)["reason"].to_pylist() == [None, "outside"]
+
+
+def test_whole_paths_may_start_at_the_root_and_a_struct_may_lack_fields(folder, pool_of):
+    path = put(folder / "pairs.jsonl", [f"{folder}/imgs/a.jpg"])
+    assert pool_of(table(path, pictures="/"))["image"].to_pylist() == [b"imgs/a.jpg"]
+    lines = [{"filepath": {"path": "imgs/a.jpg"}, "title": "a b"}, {"filepath": {}, "title": "b"}]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert pool_of(table(path))["image"].to_pylist() == [b"imgs/a.jpg", None]
 
 
 def test_most_paths_that_lead_nowhere_are_an_error_that_says_what_to_write(folder, run):
@@ -207,3 +216,8 @@ def test_json_that_ends_early_fails_its_shard_alone(text, folder, run):
 def test_a_document_is_told_from_lines(text, is_one, tmp_path):
     (tmp_path / "it.json").write_text(text)
     assert forms.is_form(Storage(str(tmp_path)), "it.json") is is_one
+
+
+def test_a_broken_line_of_a_file_of_lines_is_no_document(tmp_path):
+    (tmp_path / "it.jsonl").write_text('{"url": \n')
+    assert not forms.is_form(Storage(str(tmp_path)), "it.jsonl")
