@@ -1,6 +1,7 @@
 """Identifies the data at a path: layout, columns, and the ingest stage that reads them."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,7 @@ def look_at(
     `pictures` is the folder where the paths of a table start, if not its own; `table` is the one
     of a database that is meant.
     """
-    data = _look_at(path, answers, table)
+    data = _look_at(path, answers, table, pictures is not None)
     if table and data.uses != "ingest.table":
         do = "leave it out: it is for databases and workbooks"
         raise RecipeError(f"--table, and {data.what}", redacted(path), do)
@@ -69,7 +70,7 @@ def look_at(
     return replace(data, settings={"pictures": pictures} | data.settings)
 
 
-def _look_at(path: str, answers: Mapping[str, str], name: str | None) -> Data:
+def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictures: bool) -> Data:
     layout = layout_of(path)
     if layout.tables and (data := _beside(layout, answers)):
         return data
@@ -85,7 +86,9 @@ def _look_at(path: str, answers: Mapping[str, str], name: str | None) -> Data:
     shown = redacted(layout.path)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
-    roles = roles_of(sample.table, answers, shown)
+    roles = roles_of(sample.table, answers, shown, is_beside=has_pictures)
+    if has_pictures and not roles.image:
+        roles = roles_of(sample.table, answers, shown)
     return (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
 
 
@@ -105,6 +108,7 @@ def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
     """
     names = {file.name for file in layout.files}
     found: dict[str, Data] = {}
+    commands: list[str] = []
     for file in layout.tables[:TRIED]:
         path = below(layout.path, file.name)
         table = replace(layout, kind=suffix_of(file.name), path=path, files=[file], aside={})
@@ -124,11 +128,12 @@ def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
         if start is not None:
             data = _rows(table, sample, roles)
             own = file.name.rpartition("/")[0]
-            settings = {"pictures": below(layout.path, start)} if start != own else {}
-            found[path] = replace(data, settings=settings | data.settings)
+            settings = {"pictures": below(layout.path, start)}
+            found[path] = replace(data, settings=(settings if start != own else {}) | data.settings)
+            commands.append(shlex.join([path, "--pictures", settings["pictures"]]))
     if len(found) > 1:
         rows = {path: f"{data.rows:,} rows" for path, data in found.items()}
-        do = f"give one of them, and the pictures: {next(iter(found))} --pictures {layout.path}"
+        do = "give one of them, with where its pictures start:  " + "  or  ".join(commands)
         raise UnsureError("data", rows, redacted(layout.path), do)
     return next(iter(found.values()), None)
 

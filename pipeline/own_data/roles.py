@@ -72,7 +72,7 @@ def roles_of(
 ) -> Roles:
     """Finds the column of each role; `answers` come first. UnsureError if two fit alike.
 
-    Of a table beside pictures their paths count, and links do not.
+    Of a table whose pictures lie beside, paths count, and links do not.
     """
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:

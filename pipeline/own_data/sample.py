@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.own_data.roles import PATH
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.settings import stage_class
@@ -50,14 +50,17 @@ def form_sample(storage: Storage, files: Sequence[FoundFile], table: str | None)
     read: Any = stage_class("ingest.table", "")
     sampled = []
     for file in files[:COUNTED_FILES]:
-        where = f"{storage}/{file.name}"
+        where, names = f"{storage}/{file.name}", []
         try:
-            names = [] if table else read.names_in(storage, file.name)
-            if len(names) > 1:
+            names = read.names_in(storage, file.name)
+            if len(names) > 1 and not table:
                 do = f"say which: --table {shlex.quote(names[0])}"
                 raise UnsureError("table", dict.fromkeys(names, ""), where, do)
             found = read.sample(storage, file.name, ROWS, table)
         except (pa.ArrowException, OSError) as error:
+            if table and names and table not in names:
+                do = did_you_mean(table, names, "tables here")
+                raise RecipeError(f"no table '{table}'", where, do) from None
             raise _unreadable(storage, file, error) from None
         except StageError as error:  # here the data are an argument
             raise RecipeError(*error.args) from None

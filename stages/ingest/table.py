@@ -38,7 +38,7 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images, one_array
+from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images
 from clipmill.stages.ops.tables.forms import column, is_form, names_in, opened
 from clipmill.stages.ops.tables.parquet_rows import (
     Positioned,
@@ -50,7 +50,6 @@ from clipmill.stages.ops.tables.parquet_rows import (
 )
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
-    Values,
     any_of,
     failing_its_shard,
     first_rows,
@@ -204,7 +203,7 @@ def read(
         yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
         with failing_its_shard(where, UnicodeError):
             for rows, unparsed in batches:
-                table = pa.table({name: array_of(rows[name]) for name in rows})
+                table = pa.table({name: column(rows[name]) for name in rows})
                 for part, paths, more in pictures.loaded(table):
                     first, unparsed = unparsed[: len(part)], unparsed[len(part) :]
                     if is_tried and more:
@@ -232,11 +231,6 @@ def read(
 def without_link(names: pa.Array, values: Mapping[str, pa.Array]) -> pa.Array:
     """Returns what tells rows without a link apart: a line or a path, else the SHA-256."""
     return pc.coalesce(names, values[SHA256.name]) if SHA256.name in values else names
-
-
-def array_of(values: Values) -> pa.Array:
-    """Returns a column as one array."""
-    return column(values) if isinstance(values, list) else one_array(values)
 
 
 class Pictures:
@@ -292,9 +286,8 @@ class Pictures:
             if is_name and self.storage.fs.get_file_info(place).type != FileType.Directory:
                 raise
             body = None
-        if body is None or len(body) > self.most:
-            return None, name, name, "unreadable" if body is None else "too_large"
-        return body, name, name, None
+        reason = "unreadable" if body is None else "too_large" if len(body) > self.most else None
+        return None if reason else body, name, name, reason
 
     def name_of(self, value: str) -> str | None:
         """Returns a path relative to the folder; None if it leads out of it or is hidden."""

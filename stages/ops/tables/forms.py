@@ -23,7 +23,7 @@ from clipmill.metadata.scratch import scratch_folder
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, StageError
 from clipmill.pipeline.extras import missing
-from clipmill.stages.ops.tables.pools import in_batches, json_object
+from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches, json_object
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
@@ -87,8 +87,10 @@ def chosen(names: Sequence[str], table: str | None, where: str) -> str:
     return table or names[0]
 
 
-def column(values: list[Any]) -> pa.Array:
-    """Returns values as an array; as text if their types differ, or Arrow has none for them."""
+def column(values: Values) -> pa.Array:
+    """Returns values as one array; as text if their types differ, or Arrow has none for them."""
+    if not isinstance(values, list):
+        return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
@@ -134,7 +136,8 @@ def is_document(storage: Storage, path: str) -> bool:
     row = json_object(first)
     if row is None:
         return json_object(second) is None and ".json." in f"{path.lower()}."
-    return not second and any(isinstance(row.get(name), list) for name in ARRAYS)
+    has_rows = any(isinstance(row.get(name), list) for name in ARRAYS)
+    return not second and (has_rows or next(iter(row), "").lower().endswith(IMAGE_SUFFIXES))
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
@@ -169,25 +172,32 @@ def as_row(item: Any) -> Mapping[str, Any]:
 
 
 def rows_of(members: Iterator[tuple[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of an object: COCO's images with their captions, else the first array's."""
+    """Yields the rows of an object: COCO's images with their captions, else the first array's.
+
+    Of an object of texts alone: each name, with its captions.
+    """
     arrays: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    texts: dict[str, list[str]] = defaultdict(list)
     for name, item in members:
         if isinstance(item, dict):
             arrays[name].append(item)
-    if not arrays:
-        raise ValueError("no array of objects")
-    if "images" not in arrays or "annotations" not in arrays:
-        name = next((name for name in ARRAYS if name in arrays), next(iter(arrays)))
-        yield from arrays[name]
-        return
-    captions: dict[Any, list[str]] = defaultdict(list)
-    for note in arrays["annotations"]:
+        elif isinstance(item, str):
+            texts[name].append(item)
+    captions: dict[str, list[str]] = defaultdict(list)
+    for note in arrays.get("annotations", ()):
         if isinstance(note.get("caption"), str):
             captions[str(note.get("image_id"))].append(note["caption"])
-    if not captions:
+    if captions and "images" in arrays:
+        for image in arrays["images"]:
+            yield {**image, "caption": captions.get(str(image.get("id")))}
+    elif "images" in arrays and "annotations" in arrays:
         raise ValueError("annotations without a caption")
-    for image in arrays["images"]:
-        yield {**image, "caption": captions.get(str(image.get("id")))}
+    elif arrays:
+        yield from arrays[next((name for name in ARRAYS if name in arrays), next(iter(arrays)))]
+    elif texts:
+        yield from ({"file_name": name, "caption": texts[name]} for name in texts)
+    else:
+        raise ValueError("neither an array of objects nor captions")
 
 
 class JsonReader:
@@ -243,7 +253,7 @@ class JsonReader:
         self.place += 1
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Takes an object; yields the name of each array in it, with each of its values."""
+        """Takes an object; yields its names with texts, and with each value of an array."""
         self.place += 1
         while (letter := self.skip()) != "}":
             if letter == ",":
@@ -255,8 +265,8 @@ class JsonReader:
             self.place += 1
             if self.skip() == "[":
                 yield from ((str(name), item) for item in self.items())
-            else:
-                self.value()
+            elif isinstance(value := self.value(), str):
+                yield str(name), value
 
 
 # Arrow IPC, as a file (Feather) or a stream (`save_to_disk`)
@@ -316,7 +326,7 @@ def database(storage: Storage, path: str) -> Iterator["Sql | Workbook"]:
         if path.lower().endswith(SHEETS):
             source: Sql | Workbook = Workbook(place, where)
         elif head.startswith(b"SQLite format 3"):
-            source = Sql(sqlite(place), SQLITE_TABLES, "rowid")
+            source = Sql(sqlite(place), SQLITE_TABLES, "NOT INDEXED")
         elif head[8:12] == b"DUCK":
             source = Sql(duckdb(place, where), DUCKDB_TABLES)
         else:
@@ -358,8 +368,8 @@ def duckdb(place: Path, where: str) -> Any:
 class Sql:
     """A database by Python's interface for them."""
 
-    def __init__(self, connection: Any, listing: str, order: str = "") -> None:
-        self.connection, self.listing, self.order = connection, listing, order
+    def __init__(self, connection: Any, listing: str, as_stored: str = "") -> None:
+        self.connection, self.listing, self.as_stored = connection, listing, as_stored
 
     def close(self) -> None:
         self.connection.close()
@@ -371,8 +381,8 @@ class Sql:
         """Opens a table, or a view. Rows come in the order in which they are stored."""
 
         def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
-            query = f"SELECT {', '.join(map(quoted, wanted))} FROM {quoted(table)}"
-            yield from in_tables(self.rows(query, self.ordered(table)), wanted)
+            query = f"SELECT {', '.join(map(quoted, wanted))} FROM {quoted(table)} {self.as_stored}"
+            yield from in_tables(self.rows(query), wanted)
 
         with as_arrows_errors():
             cursor = self.connection.cursor()
@@ -381,21 +391,10 @@ class Sql:
         count = f"SELECT count(*) FROM {quoted(table)}"
         return Form(names, tables, lambda: int(next(self.rows(count))[0]))
 
-    def ordered(self, table: str) -> str:
-        """Returns the clause of a table's own order; views have none, and some tables."""
-        if not self.order:
-            return ""
-        try:
-            clause = f" ORDER BY {self.order}"
-            self.connection.execute(f"SELECT 1 FROM {quoted(table)}{clause} LIMIT 0")
-            return clause
-        except self.connection.OperationalError:
-            return ""
-
-    def rows(self, query: str, clause: str = "") -> Iterator[Sequence[Any]]:
+    def rows(self, query: str) -> Iterator[Sequence[Any]]:
         with as_arrows_errors():
             cursor = self.connection.cursor()
-            cursor.execute(query + clause)
+            cursor.execute(query)
             while rows := cursor.fetchmany(FETCHED):
                 yield from rows
 

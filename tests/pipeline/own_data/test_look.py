@@ -237,7 +237,7 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.csv": "id,name\n1,Anna\n"}, "no column of links or of pictures among 'id', 'name'"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
         ({"a.json": '[{"url": "https://a.test"}, '}, "a file that cannot be read: JSON that ends"),
-        ({"a.json": '{"images": [], "annotations": []}'}, "no array of objects"),
+        ({"a.json": '{"images": [], "annotations": []}'}, "neither an array of objects nor"),
         ({"a.jsonl": "no\n"}, "no rows"),
         ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),
         ({"data-0.arrow": "", "state.json": "{}"}, "a file that cannot be read"),
@@ -292,6 +292,7 @@ def test_a_uri_of_no_known_kind_is_refused(tmp_path):
         ("a/labels.csv", "filename,label\n1.jpg,a dog\n2.jpg,a cat\n", None),
         ("a/b/labels.tsv", "name\tlabel\na/1.jpg\ta dog\na/2.jpg\ta cat\n", ""),
         ("it.json", json.dumps([{"img": f"{i}.jpg", "text": "a dog"} for i in (1, 2)]), "a"),
+        ("it.json", json.dumps({"1.jpg": "a dog", "2.jpg": ["a cat", "a red cat"]}), "a"),
         ("a/it.json", json.dumps({"images": [{"path": "1.jpg", "text": "a dog"}]}, indent=1), None),
     ],
 )
@@ -304,13 +305,25 @@ def test_a_table_beside_pictures_names_them_in_any_column(table, rows, pictures,
     assert set(found.columns) == {"image", "caption"}
 
 
+def test_two_of_cocos_tables_are_a_question_and_one_with_its_pictures_is_taken(tmp_path):
+    for part in ("train", "val"):
+        links = {"coco_url": "http://a.test/1.jpg", "flickr_url": "http://a.test/1.jpg"}
+        image = {"id": 1, "file_name": "1.jpg", **links}
+        coco = {"images": [image], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+        put(tmp_path, **{f"{part}/1.jpg": "", f"notes/{part}.json": json.dumps(coco)})
+    error = refused(tmp_path, UnsureError)
+    assert list(error.candidates) == [f"{tmp_path}/notes/{part}.json" for part in ("train", "val")]
+    found = look_at(f"{tmp_path}/notes/val.json", {}, f"{tmp_path}/val")
+    assert found.settings["image_col"] == "file_name"
+
+
 def test_a_table_beside_pictures_that_names_others_is_a_question(tmp_path):
     put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n2.jpg,a dog\n"})
     assert "is read where one of its columns has the paths" in str(refused(tmp_path, UnsureError))
     put(tmp_path, **{"captions.txt": "image,caption\n1.jpg,a dog\n", "more.csv": "a,b\n1.jpg,a\n"})
     error = refused(tmp_path, UnsureError)
     assert list(error.candidates) == [f"{tmp_path}/captions.txt", f"{tmp_path}/more.csv"]
-    assert f"captions.txt --pictures {tmp_path}" in str(error)
+    assert f"{tmp_path}/captions.txt --pictures {tmp_path}  or  " in str(error)
 
 
 def test_pictures_may_start_elsewhere_and_only_of_a_table_of_paths(tmp_path):
@@ -330,7 +343,7 @@ def test_of_a_database_with_several_tables_one_is_asked_for(tmp_path):
     found = look_at(str(tmp_path), {}, table="users")
     assert found.what == "database with links and captions"
     assert found.settings["table"] == "users"
-    with pytest.raises(RecipeError, match="no such table"):
+    with pytest.raises(RecipeError, match="no table 'none'"):
         look_at(str(tmp_path), {}, table="none")
     put(tmp_path / "b", **{"a.csv": ROWS})
     with pytest.raises(RecipeError, match="--table, and CSV"):
