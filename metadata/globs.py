@@ -7,6 +7,11 @@ from pyarrow import fs
 
 from clipmill.metadata.storage import Storage
 
+ARROW = (".arrow", ".arrows", ".feather", ".ipc")
+DATABASES = (".sqlite", ".sqlite3", ".db", ".duckdb")
+SHEETS = (".xlsx", ".xlsm")
+FORMS = (*ARROW, *DATABASES, *SHEETS)  # of tables beside text and Parquet
+
 
 @dataclass(frozen=True)
 class FoundFile:
@@ -39,10 +44,14 @@ def open_pool(path: str) -> tuple[Storage, str]:
 def files_of(path: str) -> list[FoundFile]:
     """Returns the files of a path, sorted by name; without hidden files and hidden folders."""
     storage, pattern = open_pool(path)
+    if "*" not in pattern:  # one file, whose folder may hold millions, or give no list
+        info = storage.fs.get_file_info(storage.locate(pattern))
+        is_file = info.type == fs.FileType.File and not pattern.startswith(".")
+        return [FoundFile(pattern, info.size or 0, info.mtime_ns)] if is_file else []
     glob = _glob(pattern)
     selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
     files = (
-        FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size, info.mtime_ns)
+        FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size or 0, info.mtime_ns)
         for info in storage.fs.get_file_info(selector)
         if info.type == fs.FileType.File
     )

@@ -23,6 +23,9 @@ DEFAULTS = {
     # Bytes of all rows read from such a file, to the file's bytes. Captions and links take at most
     # 10 times their file, columns of a few words some hundred times.
     "MAX_PARQUET_RATIO": 1_000,
+    # Bytes of a member of a zip, to those it is packed in, above MAX_BATCH_BYTES. Tables of words
+    # take some 20 times as many.
+    "MAX_ZIP_RATIO": 200,
     # A text file of an evaluation task. ImageNet-21k's class names take half a megabyte.
     "MAX_TASK_TEXT_BYTES": 8 << 20,
     # Each class is a vector in memory. ImageNet-21k has 21,841.

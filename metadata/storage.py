@@ -26,6 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
+from clipmill.metadata import archives, elsewhere
+from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.faults import reached
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
@@ -41,10 +43,6 @@ KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: no run stores the keys 
 RETRY_S = (0.1, 0.3, 1.0, 3.0)  # waits: a store that fails is asked five times
 
 
-class UriError(FileNotFoundError):
-    """A URI that cannot be opened; its message holds no keys."""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One object of a listing."""
@@ -57,11 +55,25 @@ class Entry:
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system and path of a URI or a plain local path.
 
-    Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`.
+    Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`. The path
+    of a zip is a folder of its files.
     """
+    if parts := archives.split(uri):
+        filesystem, path = _open_uri(parts[0])
+        try:
+            if inside := archives.opened(parts[0], filesystem, path):
+                return inside, parts[1]
+        except OSError as error:
+            raise UriError(f"cannot open {redacted(uri)}: {error}") from None
+    return _open_uri(uri)
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     whole = uri
+    if not uri.startswith(elsewhere.NATIVE):
+        return elsewhere.opened(uri)
     if uri.startswith("s3://"):  # one request for a small object, not three of a multipart upload
         whole += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     try:
@@ -96,7 +108,10 @@ class Storage:
 
     def locate(self, name: str) -> str:
         """Returns an object's path for self.fs."""
-        return f"{self.path}/{name}"
+        if not self.path.startswith(elsewhere.WEB):
+            return f"{self.path}/{name}"
+        head, mark, query = self.path.partition("?")  # a token, perhaps
+        return f"{head}/{name}{mark}{query}"
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

@@ -145,7 +145,8 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
             raise
         return _say(missing(error.name, shlex.join(["clipmill", *arguments[:1]])), WRONG)
     except OSError as error:  # of the run folder; stages raise errors of their own
-        from clipmill.metadata.storage import KEYS, UriError, wants_keys
+        from clipmill.metadata.elsewhere import UriError
+        from clipmill.metadata.storage import KEYS, wants_keys
 
         if isinstance(error, UriError):
             do = "write a path, or a URI such as s3://bucket/folder"

@@ -44,7 +44,7 @@ from clipmill.stages.ops.images.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
-SOURCES = ("pool", "list", "rows", "folder", "tars")
+SOURCES = ("pool", "list", "rows", "folder", "tars", "named")
 ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],
@@ -220,6 +220,7 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
     }
     for name in SOURCES:
         stages[name]["path"] = str(folder / name)
+    stages["named"]["pictures"] = str(folder / "folder")
     stages["listed"]["path"] = str(folder / "listed.txt")
     if files > 1:
         stages["both"]["from"] = ["tars", "folder"]
@@ -298,7 +299,7 @@ def write_site(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
-    """The same rows five times: Parquet, CSV, Parquet with images, BMP with captions, tars.
+    """The same rows six times: Parquet, CSV, Parquet with images, BMP with captions, tars, paths.
 
     Of several files the last has no rows.
     """
@@ -314,6 +315,11 @@ def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
         with (folder / "list" / f"{number}.csv").open("w", encoding="utf-8", newline="") as file:
             lines = pool.slice(start, size).to_pylist()
             csv.writer(file).writerows([names, *(line.values() for line in lines)])
+        with (folder / "named" / f"{number}.tsv").open("w", encoding="utf-8", newline="") as file:
+            named = [
+                (f"{row['number']:03d}.bmp", row["text"]) for row in rows[start : start + size]
+            ]
+            csv.writer(file, delimiter="\t").writerows([("file", "text"), *named])
         with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
             for row in rows[start : start + size]:
                 add_sample(tar, row)

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -329,6 +332,21 @@ def test_pairs_are_a_hugging_face_dataset(run, tmp_path, monkeypatch):
     assert found["text"] == pairs.captions
     assert found["uid"] == pairs.uids
     assert [row["image"].size for row in found] == [picture.size for picture, _ in pairs]
+
+
+def test_a_recipe_takes_pictures_and_table_and_no_place_of_its_own(pictures, tmp_path, monkeypatch):
+    (tmp_path / "it.csv").write_text("filepath,title\n" + "".join(
+        f"{path.name},a red shoe\n" for path in Path(pictures).glob("*.png")))  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    recipe = clipmill.init("it.csv", pictures=os.path.relpath(pictures), table=None)
+    assert f"pictures: {pictures} " in recipe
+    with closing(sqlite3.connect("it.db")) as connection, connection:
+        for table in ("pairs", "others"):
+            connection.execute(f"CREATE TABLE {table} AS SELECT '1.png' AS path, 'a b' AS text")
+    assert "table: pairs " in clipmill.init("it.db", pictures=pictures, table="pairs")
+    for name in ("folder", "moving", "path"):
+        with pytest.raises(clipmill.RecipeError, match=f"no option '{name}'"):
+            clipmill.init("it.csv", **{name: "."})
 
 
 @pytest.mark.slow("a whole run")

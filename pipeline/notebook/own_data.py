@@ -9,7 +9,8 @@ from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.own_data.start import Request, start
 
 COLUMNS = ("url", "caption", "image", "uid", "sha256", "width", "height")
-OPTIONS = tuple({field.name for field in fields(Request)} - {"path", "columns"})
+OWN = {"path", "columns", "folder", "moving"}  # of a request: given otherwise, or not at all
+OPTIONS = tuple({field.name for field in fields(Request)} - OWN)
 
 
 def recipe_of(data: str, options: Mapping[str, Any]) -> str:
@@ -24,8 +25,7 @@ def recipe_of(data: str, options: Mapping[str, Any]) -> str:
     wishes = {name: options[name] for name in OPTIONS if name in options}
     if "to" in wishes:
         wishes["to"] = (wishes["to"],) if isinstance(wishes["to"], str) else tuple(wishes["to"])
-    if "trusted" in wishes:
-        wishes["trusted"] = _whole(wishes["trusted"])
+    wishes |= {name: _whole(wishes[name]) for name in ("pictures", "trusted") if wishes.get(name)}
     columns = {name: options[name] for name in COLUMNS if name in options}
     request = Request(path=_whole(data), columns=columns, **wishes)
     return start(request, "clipmill.init", "clipmill run RECIPE --out RUN").recipe

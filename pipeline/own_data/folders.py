@@ -2,8 +2,10 @@
 
 import io
 import json
+import posixpath
 import tarfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -16,19 +18,28 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
+from clipmill.pipeline.own_data.layouts import (
+    Layout,
+    dataset_card,
+    is_metadata,
+    stem_of,
+    suffix_of,
+)
 from clipmill.pipeline.own_data.roles import check_answers, has_mark, is_list, is_url, roles_of
 from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, text_sample
 
 TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
 JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
-KEEP_MARKS = ("ingest.parquet", "ingest.url_list")  # if not asked: what is stored stays
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# If not asked, what is stored stays.
+KEEP_MARKS = ("ingest.parquet", "ingest.url_list", "ingest.table")
 
 
 def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
     """Describes a folder of pictures, with captions in other files."""
-    tables = [name for name in layout.beside if name.rpartition("/")[2] in METADATA]
+    kinds = answers.get("caption", "")
+    if "{class}" in kinds:
+        answers = {role: name for role, name in answers.items() if role != "caption"}
+    tables = [name for name in layout.beside if is_metadata(name)]
     table, caption = _captions_in(layout, tables[0], answers) if tables else (None, None)
     if not tables:
         _refuse_answers(answers, layout, "pictures have no columns")
@@ -47,9 +58,14 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         else "captions in a .txt beside each"
     )
     notes: tuple[str, ...] = ()
-    if not with_caption:
+    if "{class}" in kinds:
+        settings["caption"] = kinds
+        where_captions, with_caption = "captions of their folders' names", rows
+    elif not with_caption:
         where_captions = "no captions"
         notes = ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
+        if any("/" in file.name for file in layout.files):
+            notes += ('folders that are classes:  --caption "a photo of a {class}"',)
     elif with_caption < rows:
         notes = (f"pictures without a file for their caption: {rows - with_caption:,}",)
     data = Data(
@@ -78,6 +94,28 @@ def _captions_in(
     named = [column for column in table.column_names if column != "file_name"]
     table = table.select(named)
     return table, roles_of(table, answers, f"{layout.storage}/{name}").caption
+
+
+def start_of(values: Sequence[Any], names: Set[str], table: str) -> str | None:
+    """Returns the folder where most paths of a table start, or None; its own comes first.
+
+    `names` are the pictures below the folder that holds the table, too.
+    """
+    own = table.rpartition("/")[0]
+    wanted = [posixpath.normpath(str(value).strip().replace("\\", "/")) for value in values]
+    if 2 * sum(posixpath.join(own, value) in names for value in wanted) > len(wanted):
+        return own
+    by_base: dict[str, list[str]] = {}
+    for name in names:
+        by_base.setdefault(name.rpartition("/")[2], []).append(name)
+    starts = Counter(
+        name.removesuffix(value).rstrip("/")
+        for value in wanted
+        for name in by_base.get(value.rpartition("/")[2], ())
+        if f"/{name}".endswith(f"/{value}")
+    )
+    best, count = max(starts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+    return best if 2 * count > len(wanted) else None
 
 
 def tars(layout: Layout, answers: Mapping[str, str]) -> Data:

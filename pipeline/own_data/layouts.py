@@ -1,37 +1,41 @@
 """Finds the layout of files at a path: pictures, tars or tables, and files beside them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from clipmill.metadata import globs
+from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.globs import FoundFile, files_of, open_pool
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.storage import Storage, UriError
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.extras import install
 from clipmill.pipeline.own_data.unsure import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
-FORMS = (".parquet", *TABLES)
+FORMS = (".parquet", *TABLES, *globs.FORMS)
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+BROWSER = "look at the address in a browser: it may be gone, or ask for a login"
+WEB = ("http://", "https://", "hf://")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
-    ".xlsx": "save the sheet as CSV UTF-8, and give that file",
     ".xls": "save the sheet as CSV UTF-8, and give that file",
     ".ods": "save the sheet as CSV UTF-8, and give that file",
-    ".zip": "unpack it, and give the folder",
+    ".zip": "give the .zip itself",
     ".tar.gz": "unpack it (`gunzip`), and give the .tar",
     ".tgz": "unpack it (`gunzip`), and give the .tar",
     ".7z": "unpack it, and give the folder",
-    ".feather": "write it as Parquet:  pandas.read_feather(IN).to_parquet(OUT)",
     ".pkl": "write it as Parquet:  pandas.read_pickle(IN).to_parquet(OUT)",
-    ".db": "write the table as Parquet or CSV, and give that file",
-    ".sqlite": "write the table as Parquet or CSV, and give that file",
 }
 KNOWN = (
-    "CSV, TSV, JSON lines, Parquet, a list of links, a folder of pictures with captions, WebDataset"
-    " tars, or the folder that img2dataset, DataComp, Hugging Face or clipmill wrote"
+    "CSV, TSV, JSON, Parquet, Arrow, Excel, SQLite, DuckDB, a list of links, a folder of pictures"
+    " with captions, WebDataset tars, a zip of these, or the folder that img2dataset, DataComp,"
+    " Hugging Face or clipmill wrote"
 )
 
 
@@ -45,12 +49,11 @@ class Layout:
     files: Sequence[FoundFile]
     beside: Sequence[str] = ()  # files that belong to these, such as captions
     aside: Mapping[str, int] = field(default_factory=dict)  # unused files, by suffix
+    tables: Sequence[FoundFile] = ()  # that may name the pictures
+    question: UnsureError | None = None  # if none of them does
 
 
-CAPTIONS = (
-    "a table of the pictures' captions is read where it is named metadata.csv, and has the columns"
-    " file_name and text"
-)
+CAPTIONS = "a table of captions is read where one of its columns has the paths of these pictures"
 
 
 def layout_of(path: str) -> Layout:
@@ -61,14 +64,22 @@ def layout_of(path: str) -> Layout:
         files = files_of(path)
     except UriError as error:
         do = "give a path, or a URI of file, s3, gs, abfs or hdfs"
+        do = do if "://" in path else "put the whole file in its place"
+        do = (install(error.package) or f"pip install {error.package}") if error.package else do
         raise RecipeError(str(error), shown, do) from None
+    except OSError as error:
+        if not path.startswith(WEB):
+            raise
+        raise RecipeError(
+            f"no answer that helps: {error}", shown, "look at it in a browser"
+        ) from None
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
         what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
         what = what if is_there else "nothing there"
-        raise RecipeError(what, shown, f"give a path that holds data: {KNOWN}")
+        do = BROWSER if path.startswith(WEB) else f"give a path that holds data: {KNOWN}"
+        raise RecipeError(what, shown, do)
     names = [file.name for file in files]
-    _refuse_saved_to_disk(storage, names, shown)
     _refuse_uid_list(storage, names, shown)
     by_kind = _by_kind(files)
     # A glob of pictures does not match the captions beside them: list the folder.
@@ -87,19 +98,27 @@ def layout_of(path: str) -> Layout:
             where=shown,
             do=INSTEAD.get(kind, f"give {KNOWN}"),
         )
+    tables: list[FoundFile] = []
+    question = None
+    if "pictures" in data and pattern == "**":
+        tables = [file for file in files if file.name in beside and is_metadata(file.name)]
+        tables += [file for kind, own in data.items() if kind != "pictures" for file in own]
     if len(data) > 1:
         paths = {
             _path(path, kind, files): f"{len(files):,} file{'s' * (len(files) > 1)}"
             for kind, files in data.items()
         }
-        raise UnsureError(
+        question = UnsureError(
             ask="data",
             candidates=paths,
             where=shown,
             do=f"give one of them: {'  or  '.join(paths)}"
             + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
-    ((kind, data_files),) = data.items()
+        if not tables or not set(data) <= {"pictures", *FORMS}:
+            raise question
+    kind = "pictures" if tables else next(iter(data))
+    data_files = data[kind]
     # Narrow the path to one suffix: of a folder, a stage for tables would read the other tables,
     # too, and a plain list only if the path names it.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
@@ -118,7 +137,20 @@ def layout_of(path: str) -> Layout:
         files=data_files,
         beside=sorted(beside),
         aside=_counts(aside),
+        tables=tables,
+        question=question,
     )
+
+
+def is_metadata(name: str) -> bool:
+    """Returns whether pictures beside a file of this name have their captions in it."""
+    return name.rpartition("/")[2] in METADATA
+
+
+def below(path: str, name: str) -> str:
+    """Returns the path of a file in a folder, before the options of a URI."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return f"{head.rstrip('/')}/{name}".rstrip("/") + mark + query
 
 
 def counted(counts: Mapping[str, int]) -> str:
@@ -152,7 +184,7 @@ def _by_kind(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
 
 
 def _is_data(kind: str) -> bool:
-    return kind in ("pictures", ".tar", ".parquet", *TABLES)
+    return kind in ("pictures", ".tar", *FORMS)
 
 
 def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
@@ -163,7 +195,8 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
         for name in every
         if name.rpartition("/")[2].lower().startswith(DOCUMENTS)
         or name.endswith(("_stats.json", ".places.npy"))
-        or name.rpartition("/")[2] in (OWN, "dataset_dict.json", "dataset_info.json")
+        or name.rpartition("/")[2] in (OWN, "dataset_dict.json", "dataset_info.json", "state.json")
+        or re.search(r"(^|/)cache-[^/]*\.arrow$", name)  # of `datasets`
     }
     stems = {stem_of(file.name) for kind in ("pictures", ".tar") for file in by_kind.get(kind, ())}
     stems |= {name.rpartition("/")[0] for name in every if "/" in name and "pictures" in by_kind}
@@ -173,11 +206,7 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
         if stem_of(name) in stems and suffix_of(name) in (".txt", ".json", ".parquet", ".npz")
     }
     if "pictures" in by_kind:
-        beside |= {
-            name
-            for name in every
-            if name.rpartition("/")[2] in ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-        }
+        beside |= {name for name in every if is_metadata(name)}
     tables = {stem_of(file.name) for file in by_kind.get(".parquet", ())}
     beside |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
     return beside
@@ -190,26 +219,16 @@ def _counts(kinds: Mapping[str, Sequence[FoundFile]]) -> dict[str, int]:
 
 def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
     """Returns a glob of one kind of files below a folder; the path itself if it is no folder."""
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    head = path.partition("?")[0] if "://" in path else path
     if "*" in head or (len(files) == 1 and head.endswith(files[0].name)):
         return path
+    # What `save_to_disk` wrote, without the cache that may lie beside.
+    is_saved = all(file.name.rpartition("/")[2].startswith("data-") for file in files)
+    start = "data-" if kind == ".arrow" and is_saved else ""
     suffixes = Counter(file.name[len(stem_of(file.name)) :] for file in files)
     suffix = suffixes.most_common(1)[0][0]
     deep = "**/" if any("/" in file.name for file in files) else ""
-    return f"{head.rstrip('/')}/{deep}*{suffix}{mark}{query}"
-
-
-def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) -> None:
-    """Raises RecipeError for the Arrow files of `save_to_disk`, which only `datasets` reads."""
-    arrow = [name for name in names if name.endswith(".arrow")]
-    if arrow and any(name.rpartition("/")[2] == "state.json" for name in names):
-        split = "" if "dataset_dict.json" not in names else "['train']"
-        raise RecipeError(
-            found="a dataset that `save_to_disk` wrote: Arrow files",
-            where=shown,
-            do='write it as Parquet, and give that file:  python -c "from datasets import'
-            f" load_from_disk; load_from_disk('{shown}'){split}.to_parquet('mine.parquet')\"",
-        )
+    return below(path, f"{deep}{start}*{suffix}")
 
 
 def _refuse_uid_list(storage: Storage, names: Sequence[str], shown: str) -> None:

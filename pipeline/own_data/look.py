@@ -3,50 +3,155 @@
 import hashlib
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
+from clipmill.metadata.globs import ARROW, DATABASES, SHEETS
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data import folders
 from clipmill.pipeline.own_data.data import Data, shard_rows
-from clipmill.pipeline.own_data.folders import pictures, tars, with_texts
-from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
-from clipmill.pipeline.own_data.roles import Roles, example, is_url, private_links, roles_of
-from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
+from clipmill.pipeline.own_data.layouts import (
+    Layout,
+    below,
+    dataset_card,
+    is_metadata,
+    layout_of,
+    suffix_of,
+)
+from clipmill.pipeline.own_data.roles import (
+    Roles,
+    as_paths,
+    example,
+    has_words,
+    is_base64,
+    is_image,
+    is_path,
+    is_url,
+    private_links,
+    roles_of,
+)
+from clipmill.pipeline.own_data.sample import Sample, form_sample, parquet_sample, text_sample
+from clipmill.pipeline.own_data.unsure import UnsureError
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
+TRIED = 16  # tables beside pictures, most
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
-NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text"}
+NAMES = {
+    **{".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"},
+    **dict.fromkeys(ARROW, "Arrow"),
+    **dict.fromkeys(DATABASES, "database"),
+    **dict.fromkeys(SHEETS, "Excel"),
+}
 
 
-def look_at(path: str, answers: Mapping[str, str]) -> Data:
-    """Identifies data; RecipeError if no stage reads them, UnsureError for an open question."""
+def look_at(
+    path: str,
+    answers: Mapping[str, str],
+    pictures: str | None = None,
+    table: str | None = None,
+) -> Data:
+    """Identifies data; RecipeError if no stage reads them, UnsureError for an open question.
+
+    `pictures` is the folder where the paths of a table start, if not its own; `table` is the one
+    of a database that is meant.
+    """
+    data = _look_at(path, answers, table, pictures is not None)
+    if table and data.uses != "ingest.table":
+        do = "leave it out: it is for databases and workbooks"
+        raise RecipeError(f"--table, and {data.what}", redacted(path), do)
+    if table:
+        data = replace(data, settings={"table": table} | data.settings)
+    if not pictures:
+        return data
+    if data.uses != "ingest.table" or data.is_linked:
+        do = "leave it out: it is for tables with paths of pictures"
+        raise RecipeError(f"--pictures, and {data.what}", redacted(path), do)
+    return replace(data, settings={"pictures": pictures} | data.settings)
+
+
+def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictures: bool) -> Data:
     layout = layout_of(path)
+    if layout.tables and (data := _beside(layout, answers)):
+        return data
+    if layout.question:
+        raise layout.question
     if layout.kind == "pictures":
-        return pictures(layout, answers)
+        return folders.pictures(layout, answers)
     if layout.kind == ".tar":
-        return tars(layout, answers)
+        return folders.tars(layout, answers)
+    sample = _sample(layout, name)
+    if layout.kind == ".parquet" and _is_datacomp(layout, sample.table):
+        return _datacomp(layout, sample)
     shown = redacted(layout.path)
-    if layout.kind == ".parquet":
-        sample = parquet_sample(layout.storage, layout.files)
-        if _is_datacomp(layout, sample.table):
-            return _datacomp(layout, sample)
-        roles = roles_of(sample.table, answers, shown)
-        return with_texts(_parquet(layout, sample, roles), sample.table, roles.caption)
-    sample = text_sample(layout.storage, layout.files, layout.kind)
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
-    roles = roles_of(sample.table, answers, shown)
-    return with_texts(_text(layout, sample, roles), sample.table, roles.caption)
+    roles = roles_of(sample.table, answers, shown, is_beside=has_pictures)
+    if has_pictures and not roles.image:
+        roles = roles_of(sample.table, answers, shown)
+    described = (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
+    return folders.with_texts(described, sample.table, roles.caption)
 
 
-def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
-    """Describes Parquet with any columns."""
+def _sample(layout: Layout, name: str | None = None) -> Sample:
+    """Returns the first rows of a table, of a database the one with this name."""
+    if layout.kind == ".parquet":
+        return parquet_sample(layout.storage, layout.files)
+    return form_sample(layout.storage, layout.files, name) or text_sample(
+        layout.storage, layout.files, layout.kind
+    )
+
+
+def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
+    """Describes the table that names the pictures of a folder; None if none of its tables does.
+
+    UnsureError if several do.
+    """
+    names = {file.name for file in layout.files}
+    found: dict[str, Data] = {}
+    commands: list[str] = []
+    for file in layout.tables[:TRIED]:
+        path = below(layout.path, file.name)
+        table = replace(layout, kind=suffix_of(file.name), path=path, files=[file], aside={})
+        try:
+            sample = _sample(table)
+            if is_metadata(file.name) and "file_name" in sample.table.column_names:
+                continue  # which the stage for folders reads
+            roles = roles_of(sample.table, answers, path, is_beside=True)
+        except UnsureError:
+            raise
+        except RecipeError:  # no table
+            continue
+        if not roles.image:
+            continue
+        values = as_paths(sample.table[roles.image]).drop_null().to_pylist()
+        start = folders.start_of(values, names, file.name)
+        if start is not None:
+            data = folders.with_texts(_rows(table, sample, roles), sample.table, roles.caption)
+            own = file.name.rpartition("/")[0]
+            settings = {"pictures": below(layout.path, start)}
+            found[path] = replace(data, settings=(settings if start != own else {}) | data.settings)
+            commands.append(shlex.join([path, "--pictures", settings["pictures"]]))
+    if len(found) > 1:
+        rows = {path: f"{data.rows:,} rows" for path, data in found.items()}
+        do = "give one of them, with where its pictures start:  " + "  or  ".join(commands)
+        raise UnsureError("data", rows, redacted(layout.path), do)
+    return next(iter(found.values()), None)
+
+
+def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
+    """Describes Parquet with any columns, and other tables with pictures or paths of them."""
     if not (roles.image or roles.url):
-        raise _no_picture(layout, sample, roles)
+        raise _no_picture(layout, sample)
+    if roles.image:
+        _refuse_text(sample.table[roles.image], roles.image, layout)
+    is_parquet = layout.kind == ".parquet"
+    is_named = roles.image is not None and not is_image(sample.table[roles.image])
+    names, form = _form(layout, sample, roles) if sample.is_text else ({}, {})
     columns_by_key = {
         "image_col": roles.image,
         "url_col": roles.url,
@@ -62,23 +167,28 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
     for name in (roles.image_embedding, roles.text_embedding):
         if name:
             width = next((len(vector) for vector in sample.table[name] if vector.is_valid), width)
-    settings: dict[str, Any] = {key: name for key, name in columns_by_key.items() if name}
+    settings = form | {key: names.get(name, name) for key, name in columns_by_key.items() if name}
     notes = _splits(layout) + (() if roles.image else private_links(sample.table[roles.url]))
-    if roles.image and roles.sha256 and not _agree(sample.table, roles.image, roles.sha256):
+    has_bytes = roles.image is not None and not is_named
+    if has_bytes and roles.sha256 and not _agree(sample.table, str(roles.image), roles.sha256):
         del settings["sha256_col"]
         notes += (f"{roles.sha256} is not that of the pictures here, which were made smaller",)
     if width:
         settings["embedding_width"] = width
     if roles.scores:
-        settings["extra"] = {name: str(sample.table[name].type) for name in roles.scores}
-    holds = "pictures in it" if roles.image else "links"
+        types = {name: str(sample.table[name].type) for name in roles.scores}
+        settings["extra"] = {
+            names.get(name, name): "double" if sample.is_text else types[name] for name in types
+        }
+    has_paths = is_named and not is_base64(sample.table[roles.image])
+    holds = "paths of pictures" if has_paths else "pictures in it" if roles.image else "links"
     captions = "captions" if roles.caption else "no captions"
     notes += () if roles.caption else (NO_CAPTIONS,)
     wrote = ", clipmill's export" if dataset_card(layout.storage) else ""
     return Data(
         path=layout.path,
         what=f"{_files(layout)} with {holds} and {captions}{wrote}",
-        uses="ingest.parquet",
+        uses="ingest.parquet" if is_parquet and not is_named else "ingest.table",
         settings=settings | {"shard_rows": shard_rows(sample.rows)},
         rows=sample.rows,
         is_exact=sample.is_exact,
@@ -94,29 +204,17 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
 
 def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     """Describes CSV, TSV, JSON lines and plain lists."""
-    if not roles.url or roles.image:
-        raise _no_picture(layout, sample, roles)
-    settings: dict[str, Any] = {}
+    if not roles.url:
+        raise _no_picture(layout, sample)
+    names, settings = _form(layout, sample, roles)
     is_csv = not layout.kind.startswith((".json", ".ndjson"))
     is_list = is_csv and len(sample.table.column_names) == 1
-    names = {name: name for name in sample.table.column_names}
-    if is_csv and not sample.has_header:
-        plain = {roles.url: "url", roles.caption: "text"}
-        names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
-        if not is_list:  # a first row of one link is no header
-            settings["columns"] = list(names.values())
-    if is_csv and sample.delimiter not in ("", DELIMITERS[layout.kind]):
-        settings["delimiter"] = sample.delimiter
-    if sample.encoding:
-        settings["encoding"] = sample.encoding
     settings["url_col"] = names[roles.url]
     settings["caption_col"] = names[roles.caption] if roles.caption else None
     more = {"uid_col": roles.uid, "width_col": roles.width, "height_col": roles.height}
     settings |= {key: names[name] for key, name in more.items() if name}
     if roles.scores:
         settings["extra"] = {names[name]: "double" for name in roles.scores}
-    if is_csv and not sample.is_quoted:
-        settings["quoted"] = False
     holds = "links" + (" and captions" if roles.caption else ", no captions")
     header = "" if not is_csv or sample.has_header or is_list else " without a header"
     notes = ("letters are read as Windows writes them: look at the rows below",)
@@ -138,6 +236,26 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
             *(() if roles.caption or is_list else (NO_CAPTIONS,)),
         ),
     )
+
+
+def _form(layout: Layout, sample: Sample, roles: Roles) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the names that columns of a text file get, and the settings that tell its form."""
+    settings: dict[str, Any] = {}
+    names = {name: name for name in sample.table.column_names}
+    if layout.kind.startswith((".json", ".ndjson")):
+        return names, {"encoding": sample.encoding} if sample.encoding else {}
+    if not sample.has_header:
+        plain = {roles.url: "url", roles.caption: "text", roles.image: "image"}
+        names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
+        if len(names) > 1 or roles.image:  # a first row of one link is no header
+            settings["columns"] = list(names.values())
+    if sample.delimiter not in ("", DELIMITERS[layout.kind]):
+        settings["delimiter"] = sample.delimiter
+    if sample.encoding:
+        settings["encoding"] = sample.encoding
+    if not sample.is_quoted:
+        settings["quoted"] = False
+    return names, settings
 
 
 def _is_datacomp(layout: Layout, table: pa.Table) -> bool:
@@ -202,28 +320,36 @@ def _files(layout: Layout) -> str:
 
 def _splits(layout: Layout) -> tuple[str, ...]:
     """Returns a note if several splits of a Hugging Face folder are read as one."""
-    first = [file.name.rpartition("/")[2].partition("-")[0] for file in layout.files]
+    parts = [file.name.split("/") for file in layout.files]
+    first = [name for *folders, base in parts for name in (*folders[-1:], base.partition("-")[0])]
     splits = [name for name in dict.fromkeys(first) if name in ("train", "test", "validation")]
     if len(splits) < 2:
         return ()
     return (f"splits {', '.join(splits)} are read as one; give a glob for one of them",)
 
 
-def _no_picture(layout: Layout, sample: Sample, roles: Roles) -> RecipeError:
-    """Returns the error for a table without links and pictures, or of texts called pictures."""
+def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
+    """Returns the error for a table without links and pictures."""
     names = ", ".join(map(repr, sample.table.column_names))
     where = redacted(layout.path)
     if not len(sample.table):
         return RecipeError(f"no rows below {names}", where, "give a file that holds some")
-    if roles.image:
-        values = sample.table[roles.image]
-        do = "names of picture files belong in a metadata.csv beside them, as file_name"
-        do = f"give them as --url {shlex.quote(roles.image)}" if is_url(values) else do
-        found = f"'{roles.image}' holds {'links' if is_url(values) else 'no pictures'}"
-        return RecipeError(f"{found}: {example(values)}", f"--image, {where}", do)
     return RecipeError(
         found=f"no column of links or of pictures among {names}",
         where=where,
-        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file;\n"
-        "         names of picture files belong in a metadata.csv beside them, as file_name",
+        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file, or"
+        " for paths of picture files",
     )
+
+
+def _refuse_text(values: pa.ChunkedArray, name: str, layout: Layout) -> None:
+    """Raises RecipeError if what is called pictures are links, or texts that are no paths."""
+    do = "name a column of pictures, or of the paths of their files"
+    if is_url(values):
+        found, do = "links", f"give them as --url {shlex.quote(name)}"
+    elif has_words(values) and not is_path(values) and not is_base64(values):
+        found = "no pictures"
+    else:
+        return
+    where = f"--image, {redacted(layout.path)}"
+    raise RecipeError(f"'{name}' holds {found}: {example(values)}", where, do)

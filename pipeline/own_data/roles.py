@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.own_data.layouts import PICTURES
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.terminal import one_line
 
@@ -22,7 +23,11 @@ NAMES = {  # in lower case, letters and digits only
         *("text", "texts", "caption", "captions", "alt", "alttext", "alttexts", "title"),
         *("description", "prompt", "sentence", "sentences", "imagecaption", "imagedescription"),
     ),
-    "image": ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
+    "image": (
+        *("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
+        *("filepath", "filename", "path", "file", "imagepath", "imagefile", "imgpath", "name"),
+        *("imagename", "imagefilename", "imgfile", "imgname", "photopath", "picturepath", "fname"),
+    ),
     "uid": ("uid", "uidhex", "uuid", "id", "key", "hash"),
     "sha256": ("sha256", "imagesha256"),
     "width": ("originalwidth", "width", "imagewidth", "imgwidth"),
@@ -35,6 +40,10 @@ RESERVED = (  # names with a fixed meaning in a run
     *("repeats", "loss_weight"),
 )
 MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+BASE64 = (  # as the bytes of a JPEG, PNG, GIF, WebP, BMP or TIFF begin
+    r"^\s*(data:[^,]*;base64,)?(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0AK)[\w+/\s]{60}"
+)
+PATH = rf"(?i)^\s*(file://|[a-z]:)?[^:]*\.({'|'.join(suffix[1:] for suffix in PICTURES)})\s*$"
 ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
@@ -60,14 +69,24 @@ class Roles:
     text_embedding: str | None
 
 
-def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
-    """Finds the column of each role; `answers` come first. UnsureError if two fit alike."""
+def roles_of(
+    table: pa.Table, answers: Mapping[str, str], where: str, is_beside: bool = False
+) -> Roles:
+    """Finds the column of each role; `answers` come first. UnsureError if two fit alike.
+
+    Of a table whose pictures lie beside, paths count, and links do not.
+    """
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
         raise RecipeError(f"two columns named '{twice[0]}'", where, "rename one of them")
     check_answers(table, answers, where)
     by_role: dict[str, str | None] = {}
-    for role, fits in FITS.items():
+    for role, fits in FITS:
+        if is_beside and fits in (is_image, is_base64, is_url):
+            by_role[role] = answers.get(role)
+            continue
+        if by_role.get(role) or (fits is is_path and by_role["url"]):
+            continue
         taken = {*by_role.values(), *answers.values()} - {None}
         free = [name for name in table.column_names if name not in taken]
         by_role[role] = answers.get(role) or _column_of(role, fits, table.select(free), where)
@@ -107,7 +126,7 @@ def _column_of(
 ) -> str | None:
     """Returns a role's column: one that fits by values and name, else the only candidate."""
     fitting = [name for name in table.column_names if fits(table[name])]
-    worded = [name for name in fitting if role != "caption" or _has_words(table[name])]
+    worded = [name for name in fitting if role != "caption" or has_words(table[name])]
     by_level = [[name for name in fitting if _level(role, name) == level] for level in (0, 1)]
     if role in ("url", "caption", "image"):
         by_level.append([name for name in worded if _level(role, name) == 2])
@@ -193,6 +212,23 @@ def is_image(values: pa.ChunkedArray) -> bool:
     return bool(first.startswith(MAGIC) or first[4:8] == b"ftyp")
 
 
+def is_base64(values: pa.ChunkedArray) -> bool:
+    """Returns whether most values are pictures as text, or data: links of them."""
+    return _most_match(values, BASE64)
+
+
+def is_path(values: pa.ChunkedArray) -> bool:
+    """Returns whether most values are paths of picture files, or file:// links."""
+    return _most_match(as_paths(values), PATH)
+
+
+def as_paths(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the paths in a column of structs that have one; another column as it is."""
+    if pa.types.is_struct(values.type) and values.type.get_field_index("path") >= 0:
+        return pc.struct_field(values, "path")
+    return values
+
+
 def is_caption(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are texts with letters, not links or hexadecimal ids."""
     values = _texts(values)
@@ -215,18 +251,21 @@ def _is_whole(values: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_integer(values.type))
 
 
-FITS: dict[str, Callable[[pa.ChunkedArray], bool]] = {
-    "image": is_image,
-    "url": is_url,
-    "uid": _is_uid,
-    "sha256": lambda values: _most_match(values, r"^[0-9a-fA-F]{64}$"),
-    "width": _is_whole,
-    "height": _is_whole,
-    "caption": is_caption,
-}
+FITS: tuple[tuple[str, Callable[[pa.ChunkedArray], bool]], ...] = (
+    ("image", is_image),
+    ("image", is_base64),
+    ("url", is_url),
+    ("image", is_path),  # where there is neither
+    ("uid", _is_uid),
+    ("sha256", lambda values: _most_match(values, r"^[0-9a-fA-F]{64}$")),
+    ("width", _is_whole),
+    ("height", _is_whole),
+    ("caption", is_caption),
+)
 
 
-def _has_words(values: pa.ChunkedArray) -> bool:
+def has_words(values: pa.ChunkedArray) -> bool:
+    """Returns whether most values are several words."""
     values = _texts(values)
     return _most_match(values, r"\S\s+\S|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}")
 

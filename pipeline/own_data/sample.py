@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +19,10 @@ import pyarrow.parquet as pq
 from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.own_data.roles import PATH
+from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.planning.settings import stage_class
 
 ROWS = 1000
 HEAD = 64 << 10  # characters by which the form of a CSV is guessed
@@ -43,6 +47,37 @@ class Sample:
     has_header: bool = True
     is_quoted: bool = True
     encoding: str | None = None  # if it is neither UTF-8 nor UTF-16
+    is_text: bool = False  # lines, as the above tell
+
+
+def form_sample(storage: Storage, files: Sequence[FoundFile], table: str | None) -> Sample | None:
+    """Samples files that `ingest.table` alone reads, as it does; None of text and Parquet."""
+    read: Any = stage_class("ingest.table", "")
+    sampled = []
+    for file in files[:COUNTED_FILES]:
+        where, names = f"{storage}/{file.name}", []
+        try:
+            names = read.names_in(storage, file.name)
+            if len(names) > 1 and not table:
+                do = f"say which: --table {shlex.quote(names[0])}"
+                raise UnsureError("table", dict.fromkeys(names, ""), where, do)
+            found = read.sample(storage, file.name, ROWS, table)
+        except (pa.ArrowException, OSError) as error:
+            if table and names and table not in names:
+                do = did_you_mean(table, names, "tables here")
+                raise RecipeError(f"no table '{table}'", where, do) from None
+            raise _unreadable(storage, file, error) from None
+        except StageError as error:  # here the data are an argument
+            raise RecipeError(*error.args) from None
+        if found is None:
+            return None
+        sampled.append(found)
+    rows = sum(rows for _, rows in sampled)
+    return Sample(
+        table=_plain(sampled[0][0]),
+        rows=round(rows * len(files) / len(sampled)),
+        is_exact=len(files) == len(sampled),
+    )
 
 
 def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
@@ -77,7 +112,7 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
     block, is_whole, encoding = _first_block(storage, files[0])
     where = f"{storage}/{files[0].name}"
     is_csv = not suffix.startswith((".json", ".ndjson"))
-    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block, where)}
+    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block)}
     table = form.pop("table")
     if is_csv and is_whole and len(files) == 1:
         rows, is_exact = form.pop("parsed"), True
@@ -91,6 +126,7 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
         rows=rows,
         is_exact=is_exact,
         encoding=encoding,
+        is_text=True,
         **form,
     )
 
@@ -126,7 +162,9 @@ def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
     delimiter = _delimiter(head, suffix, where)
     is_quoted = delimiter == "," or _is_quoted(text, delimiter or "\0")
     first = next(iter(_rows(head, delimiter or "\0", is_quoted)), [])
-    has_header = not any(value.strip().startswith(LINKS) for value in first)
+    has_header = not any(
+        value.strip().startswith(LINKS) or re.match(PATH, value) for value in first
+    )
     names = first if has_header else [f"column {i + 1}" for i in range(len(first))]
     table = pa.table({name: pa.array([], pa.string()) for name in names})
     skipped = []
@@ -226,15 +264,8 @@ def _read_csv(
         raise RecipeError(f"no table: {error}", where, "save it as CSV in UTF-8") from None
 
 
-def _json_table(text: str, where: str) -> pa.Table:
+def _json_table(text: str) -> pa.Table:
     """Parses JSON lines; skips those that are no object."""
-    if text.lstrip().startswith("["):
-        raise RecipeError(
-            found="a JSON array",
-            where=where,
-            do='write one JSON object a line:  python -c "import json, sys;'
-            ' [print(json.dumps(row)) for row in json.load(sys.stdin)]" < IN.json > OUT.jsonl',
-        )
     rows = []
     for line in text.splitlines()[: 2 * ROWS]:
         try:

@@ -24,6 +24,8 @@ class Request:
 
     path: str
     columns: Mapping[str, str]  # role to column
+    pictures: str | None = None  # folder where the paths of a table start
+    table: str | None = None  # of a database with several
     score: str | None = None
     model: str | None = None
     trusted: str | None = None
@@ -45,7 +47,7 @@ class Start:
 
 def start(request: Request, made_by: str, run_as: str) -> Start:
     """Makes a recipe, plans it and reads its first rows; UnsureError for an open question."""
-    data = look_at(request.path, request.columns)
+    data = look_at(request.path, request.columns, request.pictures, request.table)
     wish = wish_of(request, data)
     text = starter(data, wish, made_by, run_as)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,13 +61,22 @@ def start(request: Request, made_by: str, run_as: str) -> Start:
     except ClipmillError as error:  # of a stage; here the data are an argument
         raise RecipeError(*error.args) from None
     paths = data.path, _beside(data.path, request.folder)
-    if request.path in request.moving:
-        data = replace(data, path=paths[1])
-    if wish.trusted and request.trusted in request.moving:
-        there = _beside(wish.trusted.path, request.folder)
-        wish = replace(wish, trusted=replace(wish.trusted, path=there))
+    data = _moved(data, request, request.path, request.pictures or request.path)
+    if wish.trusted:
+        trusted = _moved(wish.trusted, request, request.trusted, request.trusted)
+        wish = replace(wish, trusted=trusted)
     text = starter(data, wish, made_by, run_as)
     return Start(data=data, preview=rows, recipe=text, paths=paths)
+
+
+def _moved(data: Data, request: Request, path: str | None, pictures: str | None) -> Data:
+    """Returns data with those of their paths relative to the recipe that were given so."""
+    if path in request.moving:
+        data = replace(data, path=_beside(data.path, request.folder))
+    if "pictures" in data.settings and pictures in request.moving:
+        there = _beside(data.settings["pictures"], request.folder)
+        data = replace(data, settings=data.settings | {"pictures": there})
+    return data
 
 
 def _beside(path: str, folder: str) -> str:

@@ -163,7 +163,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Parses a recipe from the bytes of the file at `path`.
 
-    A stage's `path: ./photos` begins at the folder of that file.
+    A stage's `path: ./photos` begins at the folder of that file, and so does `pictures`.
     """
     if len(data) > MOST_BYTES:
         raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(path), "a recipe is a small file")
@@ -219,9 +219,10 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 recipe.where(stage),
                 f"write `{stage}: {{uses: kind.name, from: …}}`",
             )
-        place = keys.get("path")
-        if isinstance(place, str) and place.startswith(("./", "../")):
-            keys["path"] = os.path.normpath(path.parent / place)
+        for key in ("path", "pictures"):
+            place = keys.get(key)
+            if isinstance(place, str) and place.startswith(("./", "../")):
+                keys[key] = os.path.normpath(path.parent / place)
     for text in overrides:
         override(recipe, text)
     return recipe

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ROLES = {
     "url": "links",
     "caption": "captions",
-    "image": "pictures",
+    "image": "pictures, or paths of their files",
     "uid": "ids",
     "sha256": "pictures' SHA-256",
     "width": "pictures' width",
@@ -30,7 +31,7 @@ ROLES = {
 }
 FORMS = ("parquet", "webdataset", "huggingface")
 ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
-WEB = ("hf://datasets/", "hf://", "http://", "https://")
+HUB = re.compile(r"https://huggingface\.co/datasets/([^/?]+/[^/?]+)/?(tree/.*)?$")
 SHOWN = 5  # rows
 NARROWEST = 12  # columns of a terminal that a text gets at least
 CAUSES = {  # an ingest stage's reason, in words
@@ -43,7 +44,8 @@ CAUSES = {  # an ingest stage's reason, in words
     "bad_embedding": "a vector of another width",
     "bad_caption": "a caption that is no UTF-8",
     "too_large": "a file that is too large",
-    "unreadable": "a file that cannot be read",
+    "unreadable": "a file that is gone or cannot be read",
+    "outside": "a path that leads out of the folder",
     "hash_mismatch": "another SHA-256 than stated",
 }
 
@@ -54,6 +56,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     columns = parser.add_argument_group("columns of a table, where their names do not tell")
     for role, words in ROLES.items():
         columns.add_argument(f"--{role}", metavar="COLUMN", help=f"the {words}")
+    columns.add_argument(
+        "--pictures", metavar="FOLDER", help="where paths of pictures start (default: the table's)"
+    )
+    columns.add_argument("--table", metavar="NAME", help="of a database or workbook with several")
     selection = parser.add_argument_group("what is kept")
     selection.add_argument(
         "--keep", type=float, metavar="SHARE", help="the best share by a score: 0.3 is 30 %%"
@@ -101,11 +107,13 @@ def started(
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
-    given = [path for path in (options.data, options.trusted) if path]
+    given = [path for path in (options.data, options.pictures, options.trusted) if path]
     while True:
         request = Request(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
+            pictures=options.pictures and _whole_path(options.pictures),
+            table=options.table,
             score=options.score,
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
@@ -125,7 +133,7 @@ def started(
 def command(options: argparse.Namespace, verb: str) -> str:
     """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
-    for name in (*ROLES, "keep", "score", "model", "trusted"):
+    for name in (*ROLES, "pictures", "table", "keep", "score", "model", "trusted"):
         value = getattr(options, name)
         words += [f"--{name}", f"{value:g}" if name == "keep" else value] if value else []
     words += ["--to", *options.to] if options.to else []
@@ -237,13 +245,8 @@ def _whole_path(path: str) -> str:
 
     if not path:
         raise RecipeError("an empty path", "DATA", "name a file, a folder, a glob or a URI")
-    if path.startswith(WEB):
-        do = "download it first, for example with: " + (
-            f"hf download --repo-type dataset --local-dir data {path.removeprefix(WEB[0])}"
-            if path.startswith(WEB[0])
-            else f"curl -LO {shlex.quote(path)}"
-        )
-        raise RecipeError("data on the web", path, do)
+    if page := HUB.match(path):
+        raise RecipeError("a page of the Hub", path, f"give the data:  hf://datasets/{page[1]}")
     if without_keys(path) != path:
         raise RecipeError("a URI with keys in it", path, f"a recipe stores no keys: {KEYS}")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

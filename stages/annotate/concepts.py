@@ -20,7 +20,8 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
-from clipmill.stages.ops.outside import concept_list, need_file
+from clipmill.stages.ops.concepts import concept_list
+from clipmill.stages.ops.outside import need_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.stream import Streamed
 from clipmill.stages.clip.telemetry import Log
 from clipmill.stages.clip.towers import MAX_LOG_SCALE, Towers, matrices_first
-from clipmill.stages.ops.vectors.half import half
+from clipmill.stages.models.saved import half
 
 # Shapes: N rows and M texts of this process, B rows of the batch; N images or texts, T tokens of
 # all texts, D width of the embedding.

@@ -1,5 +1,6 @@
 """Reads rows of text files: CSV, TSV and JSON lines, cut by byte offsets and streamed."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -16,9 +17,9 @@ import pyarrow.csv as pacsv
 
 from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.ingest._columns import require
-from clipmill.stages.ingest._fields import value_at
+from clipmill.stages.ops.tables.dotted import value_at
 from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
@@ -48,6 +49,19 @@ class Dialect:
     columns: tuple[str, ...] = ()  # in order, of a file without a header
     encoding: str | None = None  # default: UTF-8, or UTF-16 if a file begins as such
     max_line_bytes: int = MAX_LINE_BYTES  # of JSON
+
+    def check(self) -> None:
+        """Raises RecipeError for a delimiter or an encoding that there is not."""
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or not self.delimiter.isascii()
+        ):
+            do = 'write one character, as delimiter: ";" or delimiter: "\\t"'
+            raise RecipeError(repr(self.delimiter), "key `delimiter`", do)
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
+            raise RecipeError(f"{error}", "key `encoding`", do) from error
 
     def of(self, path: str, header: Sequence[str] = ()) -> "Dialect":
         """Returns the dialect of one file: no quotes in JSON, nor in a plain list of one column."""

@@ -29,8 +29,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._captions import captions_of
 from clipmill.stages.ingest._columns import require
-from clipmill.stages.ingest._fields import captions_of, paths_in, paths_of, rows_at
 from clipmill.stages.ingest._text_rows import (
     BOM,
     MAX_LINE_BYTES,
@@ -42,6 +42,7 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
+from clipmill.stages.ops.tables.dotted import paths_in, paths_of, rows_at
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -52,6 +53,7 @@ from clipmill.stages.ops.tables.pools import (
     in_batches,
     json_object,
     list_files,
+    read_if_allowed,
     sizes_of,
     uid_column,
 )
@@ -68,7 +70,8 @@ class ImageFolder(DatasetStage):
 
     url is the path below the folder, and uid the hash of that and the caption. Caption:
     `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
-    is relative to it; else the .txt of the image's stem, without white space at its ends. A
+    is relative to it; else the .txt of the image's stem, without white space at its ends; else
+    `caption`, where {class} is the name of the image's folder, with spaces for its `_` and `-`. A
     byte-order mark is no letter. In a list of captions the first that is not empty counts;
     `all_captions` keeps the others. An image that is gone, may not be read (`unreadable`) or is
     above `max_image_bytes` (`too_large`) is null.
@@ -88,6 +91,7 @@ class ImageFolder(DatasetStage):
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    caption: NonEmpty | None = later(None)  # of images without one: "a photo of a {class}"
     max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
@@ -234,6 +238,9 @@ def row_of(
     if text is None and beside in texts:
         read = read_if_allowed(storage, beside, most + 1) or b""
         text, is_long = read.removeprefix(BOM).strip(), len(read) > most
+    if text is None and stage.caption and "/" in name:
+        kind = name.split("/")[-2].replace("_", " ").replace("-", " ")
+        text = stage.caption.replace("{class}", kind)
     return {
         URL.name: name,
         TEXT.name: None if is_long else text,
@@ -244,14 +251,6 @@ def row_of(
         "unreadable": body is None,
         "is_long": is_long,
     }
-
-
-def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
-    """Returns the file's first bytes, at most `most`; None if it is gone or forbidden."""
-    try:
-        return storage.read_at(name, 0, most)
-    except (FileNotFoundError, PermissionError):
-        return None
 
 
 def fitted(stage: ImageFolder, rows: list[dict[str, Any]]) -> pa.Table:

@@ -1,10 +1,11 @@
 """Reads a pool from Parquet files: links, images, captions, embeddings, and any other column."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,25 +31,19 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._captions import caption_of, captions_of, one_array, without_mark
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
+    check_extra,
     fitted,
     refuse_misfits,
     refuse_uids,
     require,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
-from clipmill.stages.ingest._fields import (
-    caption_of,
-    captions_of,
-    one_array,
-    paths_of,
-    rows_at,
-    type_at,
-    without_mark,
-)
+from clipmill.stages.ops.tables.dotted import paths_of, rows_at, type_at
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,
@@ -228,8 +223,8 @@ def read(
         yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
         with failing_its_shard(where):
             for rows in tables:
-                yield as_stored(stage, rows, path, row, where if is_tried else None)
-                row += len(rows)
+                place = partial(places, path, range(row, row := row + len(rows)))
+                yield as_stored(stage, rows, place, where if is_tried else None)
 
     with failing_its_shard(where):
         batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
@@ -238,13 +233,25 @@ def read(
             yield stored(tables, source["start"])
 
 
-def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str | None) -> pa.Table:
-    """Returns rows of a file, from its row `first` on, in the columns that the stage writes.
+def places(path: str, rows: range, values: Mapping[str, pa.Array]) -> pa.Array:
+    """Returns the place of each row in the pool."""
+    return pa.array([f"{path}/{row}" for row in rows], pa.string())
 
-    `tried` is the `where` of `fitted`.
+
+def as_stored(
+    stage: Parquet,
+    rows: pa.Table,
+    place: Callable[[Mapping[str, pa.Array]], pa.Array],
+    tried: str | None,
+    more: Mapping[str, pa.Array] = MappingProxyType({}),
+) -> pa.Table:
+    """Returns rows of a file in the columns that the stage writes.
+
+    `place` gives, from these columns, what stands for a missing link in the uid; `more` are reasons
+    that are known already; `tried` is the `where` of `fitted`.
     """
     values, misfits = fitted(stage.fitted_columns, rows, tried)
-    masks = dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))
+    masks = {**more, **dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))}
     if stage.image_col:
         image, name = images_of(rows[stage.image_col])
         digest, stated = digests_of(image), values.get(SHA256.name)
@@ -274,9 +281,8 @@ def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str 
     link = values[URL.name] if stage.url_col else pa.nulls(len(rows), pa.string())
     text = values.get(TEXT.name, pa.nulls(len(rows), pa.string()))
     stored = {column.name: values[column.name] for column in stage.writes}
-    if link.null_count:  # the place stands for a missing link
-        places = pa.array([f"{path}/{first + number}" for number in range(len(rows))], pa.string())
-        link = pc.coalesce(link, places)
+    if link.null_count:
+        link = pc.coalesce(link, place(values))
     known = uid_column(uid, link, text)
     return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})
 

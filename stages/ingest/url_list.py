@@ -1,6 +1,5 @@
 """Reads a pool from a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,19 +22,20 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs, Task
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._captions import captions_of, without_mark
 from clipmill.stages.ingest._columns import (
     SourceColumn,
+    check_extra,
     fitted,
     is_most,
     refuse_uids,
     require,
     shortened,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
-from clipmill.stages.ingest._fields import captions_of, paths_of, rows_at, without_mark
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -48,6 +48,7 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
+from clipmill.stages.ops.tables.dotted import paths_of, rows_at
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     counted,
@@ -120,16 +121,7 @@ class UrlList(DatasetStage):
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and (
-            len(self.delimiter) != 1 or not self.delimiter.isascii()
-        ):
-            do = 'write one character, as delimiter: ";" or delimiter: "\\t"'
-            raise RecipeError(repr(self.delimiter), "key `delimiter`", do)
-        try:
-            codecs.lookup(self.encoding or "utf-8")
-        except LookupError as error:
-            do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
-            raise RecipeError(f"{error}", "key `encoding`", do) from error
+        self.dialect.check()
         own = [source.column.name for source in source_columns(self, OWN, {})]
         check_extra(self.extra, [*own, *([CAPTIONS.name] if self.keeps_lists else [])])
 

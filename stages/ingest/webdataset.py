@@ -30,8 +30,9 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ingest._fields import captions_of, value_at
+from clipmill.stages.ingest._captions import captions_of
 from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tables.dotted import value_at
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from clipmill.stages.models.saved import weights_digest
+from clipmill.stages.models.saved import half, weights_digest
 from clipmill.stages.ops.outside import need_weights
-from clipmill.stages.ops.vectors.half import half
 
 # Shapes: N texts, D width of the features, B batch, T tokens, E the width inside the network.
 

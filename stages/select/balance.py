@@ -28,7 +28,8 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from clipmill.stages.ops.outside import concept_list, listing_digest, need_file
+from clipmill.stages.ops.concepts import concept_list
+from clipmill.stages.ops.outside import listing_digest, need_file
 from clipmill.stages.ops.tables.rows import added
 from clipmill.stages.select._draws import (
     SUMMARY,

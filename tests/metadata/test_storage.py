@@ -5,8 +5,9 @@ import pickle
 import pytest
 
 from clipmill.metadata import storage
+from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.storage import Storage, UriError, local_path
+from clipmill.metadata.storage import Storage, local_path
 
 SECRET = "s3://KEY:SECRET@bucket/run?endpoint_override=127.0.0.1:1&scheme=http"
 

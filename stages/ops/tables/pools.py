@@ -14,6 +14,7 @@ from pyarrow.fs import FileType
 from clipmill.metadata.globs import files_of, open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import from_hex, uid_of
 from clipmill.pipeline.errors import RetryableError, ShardError, StageError
 
@@ -46,6 +47,14 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
             do="give a file, a folder or a glob that holds the pool",
         )
     return files
+
+
+def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
+    """Returns the file's first bytes, at most `most`; None if it is gone or forbidden."""
+    try:
+        return storage.read_at(name, 0, most)
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:

@@ -58,6 +58,21 @@ def test_cells_that_span_lines_are_read_though_no_other_is_quoted(
     assert read(tmp_path / f"it.{suffix}") == texts
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_table_of_paths_has_cells_that_span_lines_and_marks_too(delimiter, drawn, tmp_path):
+    for pair in drawn[:4]:
+        (tmp_path / pair.name).write_bytes(pair.image)
+    lines = ["\ufeffa red\nshoe", "two, three; four", 'a "blue"\n\nchair', "plain"]
+    rows = zip((pair.name for pair in drawn), lines, strict=False)
+    (tmp_path / "it.csv").write_text(by_excel([("filepath", "title"), *rows], delimiter))
+    for data in (tmp_path / "it.csv", tmp_path):  # the folder of both, too
+        begun = started(data)
+        assert (begun.data.uses, begun.data.rows) == ("ingest.table", 4)
+        assert begun.preview.unusable == {}
+        assert begun.preview.rows["text"].to_pylist() == [lines[0].strip("\ufeff"), *lines[1:]]
+        assert "byte-order mark" in begun.data.notes[-1]
+
+
 def test_quotes_after_the_first_64_kilobytes_are_seen(tmp_path):
     texts = [*["x " * 600] * 59, "two\nlines"]
     rows = by_excel([("url", "text"), *zip(LINKS, texts, strict=True)], "\t")

@@ -4,11 +4,15 @@ import os
 import pty
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import yaml
 
-from tests.pipeline.own_data.written import pandas_parquet_of_laion, pictures_and_texts
+from clipmill.pipeline.planning.recipe import load_recipe
+from tests.pipeline.own_data.written import LAYOUTS, pandas_parquet_of_laion, pictures_and_texts
 
 TWO = "url,title,alt\nhttps://a.test/1.jpg,a red shoe,two shoes\nhttps://a.test/2.jpg,b c,d e\n"
 
@@ -163,6 +167,24 @@ def test_a_recipe_and_its_data_move_together(clipmill, tmp_path, monkeypatch):
         assert pool["source"]["rows"] == 2
 
 
+def test_pictures_of_a_table_move_with_it(drawn, clipmill, tmp_path, monkeypatch):
+    """Where they start: given relative, found in a folder, given whole."""
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "imgs" / "1.jpg").write_bytes(drawn[0].image)
+    (tmp_path / "lists" / "it.csv").write_text("filepath,title\n1.jpg,a red shoe\n")
+    monkeypatch.chdir(tmp_path / "lists")
+    recipe, whole = tmp_path / "lists" / "mine.yaml", str(tmp_path / "imgs")
+    for given in (("it.csv", "--pictures", "../imgs"), ("..",), ("it.csv", "--pictures", whole)):
+        assert clipmill("init", *given, "--out", "mine.yaml").code == 0
+        pool = recipe_of(recipe)["stages"]["pool"]
+        assert (pool["path"], pool["pictures"]) == (
+            *("./it.csv", whole if whole in given else "../imgs"),
+        )
+        assert load_recipe(str(recipe)).stages["pool"]["pictures"] == whole
+        recipe.unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -188,15 +210,41 @@ def test_wrong_wishes_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("data", "do"),
     [
-        ("https://a.test/data.csv", "curl -LO https://a.test/data.csv"),
-        ("hf://datasets/a/b", "hf download --repo-type dataset --local-dir data a/b"),
+        ("https://huggingface.co/datasets/a/b", "hf://datasets/a/b"),
+        ("https://huggingface.co/datasets/a/b/tree/main", "hf://datasets/a/b"),
         ("", "name a file, a folder, a glob or a URI"),
     ],
 )
-def test_data_on_the_web_are_not_fetched(data, do, clipmill, tmp_path):
+def test_a_page_about_data_and_an_empty_path_are_none(data, do, clipmill, tmp_path):
     said = clipmill("init", data, "--out", tmp_path / "mine.yaml")
     assert said.code == 2
     assert do in said.err
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_data_on_the_web_are_read_where_they_lie(pairs, kept, clipmill, tmp_path):
+    """A table and a zip of pictures, of a server on loopback; a file that is not there."""
+    www = tmp_path / "www"
+    www.mkdir()
+    LAYOUTS["pandas_csv"](www, pairs)
+    LAYOUTS["zip_of_flickrs_captions"](www, pairs)
+    handler = partial(Quiet, directory=www)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for name in ("it.csv", "it.zip"):
+            said = clipmill("init", f"{url}/{name}", "--out", tmp_path / f"{name}.yaml")
+            assert said.code == 0, said.err
+            assert "all 26 rows can be used" in said.out
+            assert f"path: {url}/{name}" in (tmp_path / f"{name}.yaml").read_text().replace('"', "")
+        gone = clipmill("init", f"{url}/gone.csv", "--out", tmp_path / "gone.yaml")
+        server.shutdown()
+    assert gone.code == 2
+    assert "look at the address in a browser" in gone.err
 
 
 def test_a_tar_that_is_none_is_an_argument_that_is_wrong(clipmill, tmp_path):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -221,8 +223,12 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
     [
         ({}, "nothing there"),
         ({"a.pdf": "%PDF"}, "no data that can be read: 1 .pdf"),
-        ({"a.xlsx": "PK"}, "save the sheet as CSV UTF-8"),
-        ({"a.zip": "PK"}, "unpack it"),
+        ({"a.ods": "PK"}, "save the sheet as CSV UTF-8"),
+        ({"a.xlsx": "PK"}, "a file that cannot be read: File is not a zip file"),
+        ({"a.db": "PK"}, "no database of SQLite or DuckDB"),
+        ({"a.sqlite": "SQLite format 3\0" + "x" * 99}, "a file that cannot be read"),
+        ({"a.feather": "FEA1"}, "a file that cannot be read"),
+        ({"a.zip": "PK"}, "give the .zip itself"),
         ({"a.tar.gz": "PK"}, "gunzip"),
         ({"a.csv": ""}, "no rows"),
         ({"a.csv": "\n\n"}, "no rows"),
@@ -230,10 +236,11 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.csv": "url,text,text\nhttps://a.test/1,a b,c d\n"}, "two columns named 'text'"),
         ({"a.csv": "id,name\n1,Anna\n"}, "no column of links or of pictures among 'id', 'name'"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
-        ({"a.json": '[{"url": "https://a.test"}]'}, "one JSON object a line"),
+        ({"a.json": '[{"url": "https://a.test"}, '}, "a file that cannot be read: JSON that ends"),
+        ({"a.json": '{"images": [], "annotations": []}'}, "neither an array of objects nor"),
         ({"a.jsonl": "no\n"}, "no rows"),
         ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),
-        ({"d.arrow": "", "state.json": "{}"}, "load_from_disk"),
+        ({"data-0.arrow": "", "state.json": "{}"}, "a file that cannot be read"),
         ({"dataset.json": '{"format": "uid_list"}', "uids.npy": ""}, "a list of uids"),
     ],
 )
@@ -245,7 +252,7 @@ def test_what_no_stage_reads_is_refused_with_what_to_do(files, said, tmp_path):
 def test_pictures_that_are_only_named_and_types_of_any_kind_are_no_traceback(tmp_path):
     named = pa.array([{"bytes": None, "path": "a.jpg"}])
     pq.write_table(pa.table({"image": named, "text": ["a b"]}), tmp_path / "a.parquet")
-    assert "file_name" in str(refused(tmp_path / "a.parquet"))
+    assert look(tmp_path / "a.parquet").uses == "ingest.table"
     rows = {"url": ["https://a.test/1"], "half": pa.array([1], pa.float16()), "none": pa.nulls(1)}
     rows["map"] = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32()))
     pq.write_table(pa.table(rows), tmp_path / "b.parquet")
@@ -254,13 +261,114 @@ def test_pictures_that_are_only_named_and_types_of_any_kind_are_no_traceback(tmp
     assert not found.has_captions
 
 
+@pytest.mark.parametrize("name", ["filepath", "path", "file_name", "image", "whatever"])
+def test_a_table_of_paths_is_known_by_its_values(name, tmp_path):
+    put(tmp_path, **{"a.csv": f"title,{name}\na dog,imgs/1.jpg\na cat,file:///data/2.PNG\n"})
+    found = look(tmp_path / "a.csv")
+    assert found.uses == "ingest.table"
+    assert found.settings == {"image_col": name, "caption_col": "title", "shard_rows": 100}
+    assert not found.is_linked
+
+
+def test_a_table_of_paths_without_a_header_and_two_columns_of_paths(tmp_path):
+    put(tmp_path, **{"a.tsv": "1.jpg\ta dog\n2.jpg\ta cat\n"})
+    assert look(tmp_path / "a.tsv").settings["columns"] == ["image", "text"]
+    put(tmp_path, **{"a.csv": "front,back,title\n1.jpg,2.jpg,a dog\n"})
+    assert refused(tmp_path / "a.csv", UnsureError).ask == "image"
+    assert look(tmp_path / "a.csv", image="back").settings["image_col"] == "back"
+    put(tmp_path, **{"b.csv": "url,path,title\nhttps://a.test/1,2.jpg,a dog\n"})
+    assert look(tmp_path / "b.csv").uses == "ingest.url_list"  # links come first
+
+
 def test_a_uri_of_no_known_kind_is_refused(tmp_path):
     assert "give a path, or a URI of file, s3" in str(refused("foo://bucket/data"))
 
 
-def test_a_table_of_captions_beside_pictures_is_told_its_name(tmp_path):
-    put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n1.jpg,a dog\n"})
-    assert "is read where it is named metadata.csv" in str(refused(tmp_path, UnsureError))
+@pytest.mark.parametrize(
+    ("table", "rows", "pictures"),
+    [
+        ("captions.txt", "image,caption\na/1.jpg,a dog\na/2.jpg,a cat\n", None),
+        ("metadata.csv", "filename;prompt\n1.jpg;a dog\n2.jpg;a cat\n", "a"),
+        ("a/labels.csv", "filename,label\n1.jpg,a dog\n2.jpg,a cat\n", None),
+        ("a/b/labels.tsv", "name\tlabel\na/1.jpg\ta dog\na/2.jpg\ta cat\n", ""),
+        ("it.json", json.dumps([{"img": f"{i}.jpg", "text": "a dog"} for i in (1, 2)]), "a"),
+        ("it.json", json.dumps({"1.jpg": "a dog", "2.jpg": ["a cat", "a red cat"]}), "a"),
+        ("a/it.json", json.dumps({"images": [{"path": "1.jpg", "text": "a dog"}]}, indent=1), None),
+    ],
+)
+def test_a_table_beside_pictures_names_them_in_any_column(table, rows, pictures, tmp_path):
+    put(tmp_path, **{"a/1.jpg": "", "a/2.jpg": "", table: rows})
+    found = look(tmp_path)
+    assert (found.uses, found.path) == ("ingest.table", f"{tmp_path}/{table}")
+    there = None if pictures is None else str(tmp_path / pictures)
+    assert found.settings.get("pictures") == there
+    assert set(found.columns) == {"image", "caption"}
+
+
+def test_two_of_cocos_tables_are_a_question_and_one_with_its_pictures_is_taken(tmp_path):
+    for part in ("train", "val"):
+        links = {"coco_url": "http://a.test/1.jpg", "flickr_url": "http://a.test/1.jpg"}
+        image = {"id": 1, "file_name": "1.jpg", **links}
+        coco = {"images": [image], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+        put(tmp_path, **{f"{part}/1.jpg": "", f"notes/{part}.json": json.dumps(coco)})
+    error = refused(tmp_path, UnsureError)
+    assert list(error.candidates) == [f"{tmp_path}/notes/{part}.json" for part in ("train", "val")]
+    found = look_at(f"{tmp_path}/notes/val.json", {}, f"{tmp_path}/val")
+    assert found.settings["image_col"] == "file_name"
+
+
+def test_a_table_beside_pictures_that_names_others_is_a_question(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n2.jpg,a dog\n"})
+    assert "is read where one of its columns has the paths" in str(refused(tmp_path, UnsureError))
+    put(tmp_path, **{"captions.txt": "image,caption\n1.jpg,a dog\n", "more.csv": "a,b\n1.jpg,a\n"})
+    error = refused(tmp_path, UnsureError)
+    assert list(error.candidates) == [f"{tmp_path}/captions.txt", f"{tmp_path}/more.csv"]
+    assert f"{tmp_path}/captions.txt --pictures {tmp_path}  or  " in str(error)
+
+
+def test_pictures_may_start_elsewhere_and_only_of_a_table_of_paths(tmp_path):
+    put(tmp_path, **{"a.csv": "image,caption\n2.jpg,a dog\n", "b.csv": ROWS})
+    assert look_at(f"{tmp_path}/a.csv", {}, "/data").settings["pictures"] == "/data"
+    with pytest.raises(RecipeError, match="--pictures, and CSV of links and captions"):
+        look_at(f"{tmp_path}/b.csv", {}, "/data")
+
+
+def test_of_a_database_with_several_tables_one_is_asked_for(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "it.db")) as connection, connection:
+        for name in ("pairs", "users"):
+            connection.execute(f"CREATE TABLE {name} (url, caption)")
+            connection.execute(f"INSERT INTO {name} VALUES ('https://a.test/1', 'a dog')")
+    error = refused(tmp_path, UnsureError)
+    assert (error.ask, list(error.candidates)) == ("table", ["pairs", "users"])
+    found = look_at(str(tmp_path), {}, table="users")
+    assert found.what == "database with links and captions"
+    assert found.settings["table"] == "users"
+    with pytest.raises(RecipeError, match="no table 'none'"):
+        look_at(str(tmp_path), {}, table="none")
+    put(tmp_path / "b", **{"a.csv": ROWS})
+    with pytest.raises(RecipeError, match="--table, and CSV"):
+        look_at(f"{tmp_path}/b", {}, table="users")
+
+
+def test_what_save_to_disk_wrote_is_read_without_its_cache(tmp_path):
+    table = pa.table({"url": ["https://a.test/1"], "text": ["a dog"]})
+    for name in ("train/data-00000", "test/data-00000", "test/cache-1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with pa.ipc.new_stream(str(tmp_path / f"{name}.arrow"), table.schema) as sink:
+            sink.write_table(table)
+        put(tmp_path / name.partition("/")[0], **{"state.json": "{}", "dataset_info.json": "{}"})
+    put(tmp_path, **{"dataset_dict.json": "{}"})
+    found = look(tmp_path)
+    assert (found.path, found.rows) == (f"{tmp_path}/**/data-*.arrow", 2)
+    assert found.notes[0].startswith("splits test, train are read as one")
+
+
+def test_folders_that_are_classes_are_told_and_taken(tmp_path):
+    put(tmp_path, **{"train/tabby_cat/1.jpg": "", "train/dog/1.jpg": ""})
+    assert '--caption "a photo of a {class}"' in look(tmp_path).notes[1]
+    found = look(tmp_path, caption="a photo of a {class}")
+    assert found.settings == {"caption": "a photo of a {class}", "shard_rows": 100}
+    assert found.has_captions
 
 
 def test_an_empty_folder_is_not_nothing(tmp_path):

@@ -1,3 +1,5 @@
+import base64
+
 import pyarrow as pa
 import pytest
 
@@ -48,6 +50,13 @@ def test_a_column_of_an_image_name_that_holds_links_is_the_link():
 def test_pictures_are_known_by_their_bytes(image):
     found = roles(picture=image, sentence=TEXTS, origin=LINKS)
     assert (found.image, found.url, found.caption) == ("picture", "origin", "sentence")
+
+
+def test_pictures_are_known_by_their_base64_too_and_before_links_and_paths():
+    text = base64.b64encode(JPEG * 9).decode()
+    for value in (text, f"data:image/jpeg;base64,{text}"):
+        found = roles(a=[value] * 3, link=LINKS, path=["1.jpg"] * 3, caption=TEXTS)
+        assert (found.image, found.url, found.caption) == ("a", "link", "caption")
 
 
 def test_lists_of_texts_are_captions_and_lists_of_numbers_vectors():

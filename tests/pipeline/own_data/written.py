@@ -1,8 +1,11 @@
 """Data of each layout, written by the tool that people write them with."""
 
+import base64
 import csv
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +195,162 @@ def metadata_csv(folder: Path, pairs: list[Pair]) -> Path:
     return folder
 
 
+def beside(folder: Path, pairs: list[Pair], pictures: str) -> list[str]:
+    """The pictures in a folder of their own; their paths."""
+    (folder / pictures).mkdir(parents=True)
+    for pair in pairs:
+        (folder / pictures / pair.name).write_bytes(pair.image)
+    return [f"{pictures}/{pair.name}" for pair in pairs]
+
+
+def open_clips_csv(folder: Path, pairs: list[Pair]) -> Path:
+    """What open_clip trains from: `--csv-img-key filepath --csv-caption-key title`, tabs."""
+    table = frame(pairs, title="caption")
+    table.insert(0, "filepath", beside(folder, pairs, "images"))
+    table.to_csv(folder / "it.csv", sep="\t", index=False)
+    return folder / "it.csv"
+
+
+def parquet_of_file_links(folder: Path, pairs: list[Pair]) -> Path:
+    """Whole file:// links, as a script writes `path.as_uri()`."""
+    table = frame(pairs, caption="caption")
+    table["image"] = [(folder / path).as_uri() for path in beside(folder, pairs, "my pictures")]
+    table.to_parquet(folder / "it.parquet")
+    return folder / "it.parquet"
+
+
+def metadata_of_any_columns(folder: Path, pairs: list[Pair]) -> Path:
+    beside(folder, pairs, "train")
+    frame(pairs, photo="name", prompt="caption").to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def flickrs_captions(folder: Path, pairs: list[Pair]) -> Path:
+    """Flickr8k's: Images/ and a captions.txt with commas."""
+    beside(folder, pairs, "Images")
+    frame(pairs, image="name", caption="caption").to_csv(folder / "captions.txt", index=False)
+    return folder
+
+
+def coco(folder: Path, pairs: list[Pair]) -> Path:
+    """COCO's folders, with boxes that are of no use here beside the captions."""
+    beside(folder, pairs, "val2017")
+    images = [
+        {"id": i * 7, "file_name": p.name, "coco_url": p.url, "flickr_url": p.url, "height": 90}
+        for i, p in enumerate(pairs)
+    ]
+    notes = [{"image_id": i * 7, "id": i, "caption": p.caption} for i, p in enumerate(pairs)]
+    boxes = [{"image_id": 0, "bbox": [0, 0, 1, 1]}]
+    (folder / "annotations").mkdir()
+    for name, annotations in (("captions_val2017", notes[::-1]), ("instances_val2017", boxes)):
+        whole = {"info": {"year": 2017}, "images": images, "annotations": annotations}
+        (folder / "annotations" / f"{name}.json").write_text(json.dumps(whole))
+    return folder
+
+
+def pandas_json_array(folder: Path, pairs: list[Pair]) -> Path:
+    frame(pairs, url="url", caption="caption").to_json(folder / "it.json", orient="records")
+    return folder / "it.json"
+
+
+def saved_to_disk(folder: Path, pairs: list[Pair]) -> Path:
+    """Two splits of a dataset with pictures, a cache of a filter beside."""
+    import datasets
+
+    rows = {"image": [{"bytes": p.image, "path": p.name} for p in pairs]}
+    rows["caption"] = [p.caption for p in pairs]
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    parts = {"train": whole.select(range(20)), "test": whole.select(range(20, len(pairs)))}
+    datasets.DatasetDict(parts).save_to_disk(str(folder / "it"), num_shards={"train": 2, "test": 1})
+    (cache,) = (folder / "it" / "test").glob("*.arrow")
+    cache.with_name("cache-0123456789.arrow").write_bytes(cache.read_bytes())
+    return folder / "it"
+
+
+def polars_ipc(folder: Path, pairs: list[Pair]) -> Path:
+    import polars as pl
+
+    table = pl.DataFrame({"link": [p.url for p in pairs], "alt": [p.caption for p in pairs]})
+    table.with_columns(shop=pl.lit("a").cast(pl.Categorical)).write_ipc(
+        folder / "it.arrow", compression="zstd"
+    )
+    return folder / "it.arrow"
+
+
+def pandas_feather(folder: Path, pairs: list[Pair]) -> Path:
+    frame(pairs, picture="image", caption="caption").to_feather(folder / "it.feather")
+    return folder / "it.feather"
+
+
+def sqlite(folder: Path, pairs: list[Pair]) -> Path:
+    """A table of bytes as an app keeps them, with an index that holds another order."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(folder / "it.db")) as connection, connection:
+        connection.execute("CREATE TABLE photos (id INTEGER PRIMARY KEY, body BLOB, title TEXT)")
+        rows = [(p.image, p.caption) for p in pairs]
+        connection.executemany("INSERT INTO photos (body, title) VALUES (?, ?)", rows)
+        connection.execute("CREATE INDEX by_title ON photos (title DESC, body)")
+    return folder / "it.db"
+
+
+def duckdb_file(folder: Path, pairs: list[Pair]) -> Path:
+    import duckdb
+
+    shown = frame(pairs, link="url", title="caption")  # noqa: F841  # DuckDB finds it by name
+    with duckdb.connect(str(folder / "it.duckdb")) as connection:
+        connection.sql("CREATE TABLE pairs AS SELECT * FROM shown")
+    return folder / "it.duckdb"
+
+
+def excel(folder: Path, pairs: list[Pair]) -> Path:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.create_sheet("Sheet2")
+    sheet = book.active
+    for row in [
+        ("sku", "image_link", "alt"),
+        *((i, p.url, p.caption) for i, p in enumerate(pairs)),
+    ]:
+        sheet.append(row)
+    book.save(folder / "it.xlsx")
+    return folder / "it.xlsx"
+
+
+def csv_of_base64(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, caption="caption")
+    table["image"] = [base64.b64encode(p.image).decode() for p in pairs]
+    table.to_csv(folder / "it.csv", index=False)
+    return folder / "it.csv"
+
+
+def json_lines_of_data_links(folder: Path, pairs: list[Pair]) -> Path:
+    """Pictures as a web page holds them, links beside."""
+    table = frame(pairs, source_url="url", prompt="caption")
+    head = "data:image/jpeg;base64,"
+    table["picture"] = [head + base64.encodebytes(p.image).decode() for p in pairs]
+    table.to_json(folder / "it.jsonl", orient="records", lines=True)
+    return folder / "it.jsonl"
+
+
+def zipped(writer: Writer) -> Writer:
+    """What another writer made, in a zip as a file manager packs it."""
+
+    def write(folder: Path, pairs: list[Pair]) -> Path:
+        inside = folder / "packed" / "my data"
+        inside.mkdir(parents=True)
+        writer(inside, pairs)
+        shutil.make_archive(str(folder / "it"), "zip", folder / "packed")
+        shutil.rmtree(folder / "packed")
+        return folder / "it.zip"
+
+    write.__name__ = f"zip_of_{writer.__name__}"
+    return write
+
+
 LAYOUTS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
@@ -199,5 +358,10 @@ LAYOUTS: dict[str, Writer] = {
         *(duckdb_parquet, duckdb_csv, spreadsheet_csv, browsers_list, pictures_and_texts),
         *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
         *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
+        *(open_clips_csv, parquet_of_file_links, metadata_of_any_columns, flickrs_captions),
+        *(coco, pandas_json_array, saved_to_disk, polars_ipc, pandas_feather, sqlite, duckdb_file),
+        *(excel, *map(zipped, (pictures_and_texts, excel, flickrs_captions, open_clips_csv))),
+        *(csv_of_base64, json_lines_of_data_links),
+        *map(zipped, (sqlite, hugging_face, webdataset_tars)),
     )
 }

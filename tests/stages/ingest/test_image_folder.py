@@ -205,3 +205,15 @@ def test_lists_of_captions_at_a_dotted_path_are_kept_whole(kind, folder, pool_of
     assert captions(pool_of(replace(stage, all_captions=False)))["a.JPG"] == "one"
     with pytest.raises(StageError, match=r"no column 'says\.de'"):
         pool_of(replace(stage, caption_col="says.de"))
+
+
+def test_a_folders_name_makes_the_caption_of_a_picture_without_one(folder, pool_of):
+    (folder / "tabby_cat").mkdir()
+    (folder / "tabby_cat" / "1.png").write_bytes(b"one")
+    rows = pool_of(ImageFolder(path=str(folder), caption="a photo of a {class}"))
+    assert captions(rows) == {
+        "a.JPG": None,
+        "b/10.webp": "a photo of a b",
+        "b/2.png": "two's caption",
+        "tabby_cat/1.png": "a photo of a tabby cat",
+    }

@@ -5,8 +5,8 @@ import types
 import pytest
 import torch
 
+from clipmill.stages.models.saved import half
 from clipmill.stages.models.text_features import dtype_of
-from clipmill.stages.ops.vectors.half import half
 from tests.stages.clip.test_loop import trainer
 
 

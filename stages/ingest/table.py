@@ -1,0 +1,327 @@
+"""Reads a pool from tables of any form, whose pictures are links, bytes, Base64 or paths."""
+
+import base64
+import errno
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.fs import FileType
+
+from clipmill.metadata.globs import FORMS, open_pool
+from clipmill.metadata.schema import IMAGE, REASON, SHA256, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import NonEmpty, OneUp, location
+from clipmill.stages.ingest._columns import (
+    PARQUET_SUFFIXES,
+    SourceColumn,
+    refuse_misfits,
+    require,
+    try_first,
+)
+from clipmill.stages.ingest._text_rows import (
+    MAX_LINE_BYTES,
+    PLAIN_SUFFIXES,
+    TEXT_SUFFIXES,
+    Dialect,
+    Rows,
+    scan_text,
+    text_rows,
+    unparsed_nowhere,
+)
+from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images
+from clipmill.stages.ops.tables.dotted import paths_of, rows_at
+from clipmill.stages.ops.tables.forms import column, is_form, names_in, opened
+from clipmill.stages.ops.tables.parquet_rows import (
+    Positioned,
+    Source,
+    counted,
+    joined,
+    scan_parquet,
+)
+from clipmill.stages.ops.tables.pools import (
+    BATCH_ROWS,
+    any_of,
+    failing_its_shard,
+    first_rows,
+    in_batches,
+    list_files,
+    read_if_allowed,
+    sizes_of,
+)
+
+OF_FILES = ("outside", "unreadable", "too_large")  # reasons of pictures that are files
+# A path has a dot, or is shorter.
+BASE64 = re.compile(r"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,})=*\s*")
+NOT_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Parquet):
+    """Link, image, caption and embeddings of every row of any table; null, with a reason, if unfit.
+
+    Read are CSV, TSV, JSON (lines, arrays, COCO's captions), Parquet, Arrow and Feather, SQLite,
+    DuckDB and Excel; the last three may hold several tables, of which `table` names one. Image:
+    bytes, Base64, or the path of a file, also as a file:// link. A path starts at `pictures`, or
+    without it at the table's own folder, and never leads out of there (`outside`): not by `..`, nor
+    as a whole path, nor to names that begin with a dot. A file that is gone or may not be read is
+    `unreadable`, one above `max_image_bytes` `too_large`. url: that of `url_col`, else the path.
+    uid: that of `uid_col`, or the hash of caption and link, else path, else the image's SHA-256.
+    All else is as in `ingest.parquet` and `ingest.url_list`.
+
+    Source: the CSV that open_clip trains from; img2dataset's column names.
+    Error: a table is known by name, size and time of change, and its pictures by their paths: one
+        that changes is not noticed. Links that lie in the folder are followed. A file that is
+        neither text nor Parquet is read by one worker; a COCO file is held in memory, and so is a
+        batch of Arrow.
+    Example: {path: pairs.csv, image_col: filepath, caption_col: title}
+    """
+
+    version = 1
+    determinism = "exact"
+    takes = ()
+    reasons = ("unparsable", *OF_FILES, *Parquet.reasons)  # type: ignore[assignment]  # more
+
+    image_col: NonEmpty | None = None  # column of the images: bytes, Base64, or paths of files
+    pictures: NonEmpty | None = location(None)  # folder where paths start; null: the table's own
+    max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
+    table: NonEmpty | None = None  # of a database or a workbook with several: table, view or sheet
+    quoted: bool = True  # false for raw TSV, whose captions hold stray quotes
+    columns: tuple[NonEmpty, ...] = ()  # names, for text without a header: [filepath, text]
+    delimiter: NonEmpty | None = None  # default: comma in .csv, tab in .tsv and .txt
+    encoding: NonEmpty | None = None  # default: UTF-8, or UTF-16 if a file begins so
+    max_line_bytes: OneUp = MAX_LINE_BYTES  # a longer line of JSON is `unparsable`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.dialect.check()
+
+    @property
+    def dialect(self) -> Dialect:
+        """Returns the format of its text files."""
+        options = self.quoted, self.delimiter, self.columns, self.encoding
+        return Dialect(*options, max_line_bytes=self.max_line_bytes)
+
+    def listed(self, stage: str) -> list[dict[str, Any]]:
+        """Returns its files; plain text only if `path` names it."""
+        named = self.path.partition("?")[0].lower().endswith(PLAIN_SUFFIXES)
+        suffixes = PLAIN_SUFFIXES if named else (*PARQUET_SUFFIXES, *TEXT_SUFFIXES, *FORMS)
+        return list_files(self.path, suffixes, stage)
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(self.listed("pool"))
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        files = self.listed("pool")
+        if all(is_parquet(file["path"]) for file in files):  # else only reading tells
+            storage, _ = open_pool(self.path)
+            yield from (counted(storage, file, self.shard_rows) for file in files)
+
+    @classmethod
+    def sample(
+        cls, storage: Storage, path: str, rows: int, table: str | None
+    ) -> tuple[pa.Table, int] | None:
+        """Returns a file's first rows, and how many it has; None of text and Parquet.
+
+        pa.ArrowException and OSError where it is broken.
+        """
+        if not is_form(storage, path):
+            return None
+        with opened(storage, path, table) as form:
+            empty = pa.table({name: pa.array([], pa.string()) for name in form.names})
+            first = next(form.tables(form.names), empty)
+            return first.slice(0, rows), form.rows()
+
+    names_in = staticmethod(names_in)  # for whoever describes data
+
+    def head(self, rows: int) -> pa.Table:
+        groups = (
+            group
+            for file in self.listed("pool")
+            for group in scan(self, file, None, is_cut=False)["groups"]
+        )
+        sources = chain.from_iterable(read(self, group, None, is_tried=True) for group in groups)
+        return first_rows(chain.from_iterable(sources), rows)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        scanned = ctx.map(partial(scan, self), self.listed(ctx.worker.stage))
+        groups = [group for file in scanned for group in file["groups"]]
+        ctx.map(partial(try_first, partial(read, self)), groups[:1])
+        units = groups if self.image_col else joined(groups)
+        ctx.create_shards_together(partial(read, self), units)
+
+
+def scan(
+    stage: Table, file: Mapping[str, Any], task: Task | None, is_cut: bool = True
+) -> dict[str, Any]:
+    """Returns the file's sources, in groups that are read as one."""
+    storage, _ = open_pool(stage.path)
+    where = f"{storage}/{file['path']}"
+    source = {"path": file["path"], "digest": file["digest"]}
+    if is_form(storage, file["path"]):
+        source["is_form"] = True
+        try:
+            with opened(storage, file["path"], stage.table) as form:
+                paths, rows = form.paths, form.rows() if is_cut else 1 << 62
+        except (pa.ArrowException, OSError):
+            return {"groups": [[{**source, "start": 0, "stop": None}]]}  # reading fails its shard
+        require(stage.names, paths, where)
+        starts = range(0, max(rows, 1), stage.shard_rows) if is_cut else [0]
+        stops = (min(start + stage.shard_rows, rows) if is_cut else rows for start in starts)
+        bounds = zip(starts, stops, strict=True)
+        return {"groups": [[{**source, "start": start, "stop": stop} for start, stop in bounds]]}
+    if not is_parquet(file["path"]):
+        shard_rows = stage.shard_rows if is_cut else None
+        sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
+        return {"groups": [[source] for source in sources]}
+    groups, schema = scan_parquet(storage, file, stage.shard_rows)
+    if schema is not None:
+        require(stage.names, paths_of(schema), where)
+    return {"groups": groups}
+
+
+def read(
+    stage: Table, group: Sequence[Source], task: Task | None, is_tried: bool = False
+) -> Iterator[Iterator[pa.Table]]:
+    """Yields each source's rows in the stage's columns; one empty table if there are none."""
+    storage, _ = open_pool(stage.path)
+    path = group[0]["path"]
+    where = f"{storage}/{path}"
+    names = list(dict.fromkeys(stage.names.values()))
+    pictures = Pictures(stage, storage, group[0])
+
+    def stored(batches: Iterator[Rows]) -> Iterator[pa.Table]:
+        yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
+        with failing_its_shard(where, UnicodeError):
+            for rows, unparsed in batches:
+                table = pa.table({name: column(rows[name]) for name in rows})
+                for part, paths, more in pictures.loaded(table):
+                    first, unparsed = unparsed[: len(part)], unparsed[len(part) :]
+                    if is_tried and more:
+                        pictures.refuse(paths, more, where)
+                    known = {"unparsable": first.is_valid(), **more}
+                    place = partial(without_link, pc.coalesce(first, paths))
+                    yield as_stored(stage, part, place, where if is_tried else None, known)
+
+    if is_parquet(path):
+        with failing_its_shard(where):
+            batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
+            for tables in rows_at(storage, group, names, batch_rows):
+                yield stored(map(unparsed_nowhere, tables))
+    elif "is_form" in group[0]:
+        with failing_its_shard(where), opened(storage, path, stage.table) as form:
+            rows = Positioned(form.tables(names), 0, BATCH_ROWS)
+            for source in group:
+                bounds = source["start"], source["stop"] or 1 << 62
+                yield stored(map(unparsed_nowhere, rows.between(*bounds)))
+    else:
+        for source in group:
+            yield stored(text_rows(storage, source, names, stage.dialect))
+
+
+def without_link(names: pa.Array, values: Mapping[str, pa.Array]) -> pa.Array:
+    """Returns what tells rows without a link apart: a line or a path, else the SHA-256."""
+    return pc.coalesce(names, values[SHA256.name]) if SHA256.name in values else names
+
+
+class Pictures:
+    """The pictures of a table's rows: what a value holds, or the file that it names."""
+
+    def __init__(self, stage: Table, storage: Storage, source: Source) -> None:
+        table = source["path"]
+        self.column, self.most = stage.image_col, stage.max_image_bytes
+        self.storage = Storage(stage.pictures) if stage.pictures else storage
+        self.below = "" if stage.pictures else table[: table.rfind("/") + 1]
+        self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
+
+    def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
+        """Yields the rows with bytes and path of each picture, paths of files, and their reasons.
+
+        Files are read until they take 32 MB.
+        """
+        values = rows[self.column] if self.column else None
+        if values is None or (not self.is_text and holds_bytes(values)):
+            yield rows, pa.nulls(len(rows), pa.string()), {}
+            return
+        start, column = 0, rows.column_names.index(self.column)
+        for batch in in_batches(map(self.picture, values), lambda picture: len(picture[0] or b"")):
+            bodies, names, paths, reasons = zip(*batch, strict=True)
+            fields = pa.array(bodies, IMAGE.dtype), pa.array(names, pa.string())
+            pictures = pa.StructArray.from_arrays(fields, ["bytes", "path"])
+            part = rows.slice(start, len(batch)).set_column(column, self.column, pictures)
+            masks = {code: pa.array([reason == code for reason in reasons]) for code in OF_FILES}
+            yield part, pa.array(paths, pa.string()), masks
+            start += len(batch)
+
+    def picture(self, value: pa.Scalar) -> tuple[bytes | None, str | None, str | None, str | None]:
+        """Returns bytes, name, the path of a file, and a reason if there are no bytes."""
+        found = value.as_py()
+        if isinstance(found, dict):
+            if isinstance(found.get("bytes"), bytes) and found["bytes"]:
+                return found["bytes"], found.get("path"), None, None
+            found = found.get("path")
+        text = found.decode(errors="replace") if isinstance(found, bytes) else str(found or "")
+        if encoded := BASE64.fullmatch(text):
+            with suppress(ValueError):
+                return base64.b64decode(encoded[1] + "=="), None, None, None
+        if encoded or not text.strip():
+            return None, None, None, None
+        name = self.name_of(text)
+        if name is None:
+            return None, text, text, "outside"
+        place = self.storage.locate(self.below + name)
+        try:
+            body = read_if_allowed(self.storage, self.below + name, self.most + 1)
+        except (OSError, ValueError) as error:
+            is_name = isinstance(error, OSError) and error.errno not in NOT_NAMES
+            if is_name and self.storage.fs.get_file_info(place).type != FileType.Directory:
+                raise
+            body = None
+        reason = "unreadable" if body is None else "too_large" if len(body) > self.most else None
+        return None if reason else body, name, name, reason
+
+    def name_of(self, value: str) -> str | None:
+        """Returns a path relative to the folder; None if it leads out of it or is hidden."""
+        path = value.strip()
+        if path.lower().startswith("file://"):
+            parts = urlsplit(path)
+            path = unquote(parts.path) if parts.netloc in ("", "localhost") else "//"
+        if "/" not in path:
+            path = path.replace("\\", "/")  # as Windows writes it
+        for folder in (self.storage.uri, self.storage.path):
+            path = path.removeprefix(f"{folder.rstrip('/')}/{self.below}")
+        is_within = "://" not in path and not path.startswith("/")
+        path = posixpath.normpath(path)
+        return path if is_within and not any(part[:1] == "." for part in path.split("/")) else None
+
+    def refuse(self, paths: pa.Array, masks: Mapping[str, pa.Array], where: str) -> None:
+        """Raises StageError if most paths lead nowhere."""
+        source = SourceColumn("image_col", str(self.column), IMAGE)
+        folder = f"{self.storage}/{self.below}".rstrip("/")
+        missing = any_of([masks["outside"], masks["unreadable"]], len(paths))
+        do = "name the folder where they start: `pictures: FOLDER`, or --pictures FOLDER to `init`"
+        if any("://" in (path or "") for path in paths.to_pylist()):
+            do = "links belong in `url_col`"
+        refuse_misfits(source, paths, missing, where, f"no files below {folder}", do)
+
+
+def holds_bytes(values: pa.ChunkedArray) -> bool:
+    """Returns whether a column has the pictures' bytes, in all of its structs if these may not."""
+    if not holds_images(values.type):
+        return False
+    is_struct = pa.types.is_struct(values.type) and values.type.get_field_index("path") >= 0
+    return not is_struct or not pc.struct_field(values, "bytes").null_count
+
+
+def is_parquet(path: str) -> bool:
+    """Returns whether this is a Parquet file, by its name."""
+    return path.lower().endswith(PARQUET_SUFFIXES)

@@ -1,0 +1,136 @@
+"""Tables of databases, workbooks and Arrow: as they are stored, opened for reading only."""
+
+import builtins
+import sqlite3
+import zipfile
+from contextlib import closing
+
+import pyarrow as pa
+import pytest
+
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.ops.tables.forms import names_in, opened
+
+
+def rows_of(path, table=None, names=None) -> list[dict]:
+    with opened(Storage(str(path.parent)), path.name, table) as form:
+        names = names or form.names
+        tables = list(form.tables(names))
+        assert form.rows() == sum(map(len, tables))
+        return [dict(zip(names, row, strict=True)) for it in tables for row in rows_in(it)]
+
+
+def rows_in(table: pa.Table):
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = tmp_path / "it.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE one (name, body)")
+        connection.execute("CREATE INDEX other_order ON one (name DESC, body)")
+        rows = [("a", b"\xff\x00"), ("b", "text"), ("c", 12), (None, None)]
+        connection.executemany("INSERT INTO one VALUES (?, ?)", rows)
+        connection.execute('CREATE TABLE "t""w; o" (x PRIMARY KEY) WITHOUT ROWID')
+        connection.execute('INSERT INTO "t""w; o" VALUES (1)')
+        connection.execute("CREATE VIEW seen AS SELECT upper(name) AS name FROM one")
+    return path
+
+
+def test_sqlite_is_read_in_the_order_of_its_rows(database):
+    assert [row["name"] for row in rows_of(database, "one")] == ["a", "b", "c", None]
+    assert [*rows_of(database, "one", ["name"])[0]] == ["name"]
+    assert rows_of(database, 't"w; o') == [{"x": 1}]
+    assert rows_of(database, "seen")[0] == {"name": "A"}
+
+
+def test_of_several_tables_one_is_named(database):
+    assert names_in(Storage(str(database.parent)), "it.db") == ["one", 't"w; o']
+    with pytest.raises(StageError, match="2 tables: 'one'") as error:
+        rows_of(database)
+    assert "`table: NAME`" in str(error.value)
+    with pytest.raises(pa.ArrowInvalid, match="no such table"):
+        rows_of(database, "none")
+
+
+def test_sqlite_is_left_as_it_is_with_what_is_not_written_back(database, tmp_path):
+    before = database.read_bytes()
+    rows_of(database, "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["it.db"]
+    assert database.read_bytes() == before
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("INSERT INTO one VALUES ('late', 1)")
+        other.commit()
+        assert [row["name"] for row in rows_of(database, "one")][-1] == "late"
+
+
+def test_a_view_of_duckdb_reads_no_other_file(tmp_path):
+    import duckdb
+
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    with duckdb.connect(str(tmp_path / "it.duckdb")) as connection:
+        connection.sql("CREATE TABLE pairs AS SELECT range AS n, uuid() AS id FROM range(3000)")
+        connection.sql(f"CREATE VIEW seen AS SELECT * FROM read_csv('{tmp_path}/secret.csv')")
+    assert [row["n"] for row in rows_of(tmp_path / "it.duckdb")] == list(range(3000))
+    with pytest.raises(pa.ArrowInvalid, match="disabled"):
+        rows_of(tmp_path / "it.duckdb", "seen")
+
+
+def test_a_sheet_has_its_names_in_its_first_row_and_empty_rows_are_passed_over(tmp_path):
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    rows = [(), ("url", None, "n"), ("a", "x", 1), (None,) * 3, ("b", None, "two")]
+    for number, row in enumerate(rows, 1):
+        for place, value in enumerate(row, 1):
+            book.active.cell(number, place, value)
+    book.create_sheet("empty")
+    book.save(tmp_path / "it.xlsx")
+    assert rows_of(tmp_path / "it.xlsx") == [{"url": "a", "n": "1"}, {"url": "b", "n": "two"}]
+    book.create_sheet("more").append(["x", "x"])
+    book.save(tmp_path / "it.xlsx")
+    assert names_in(Storage(str(tmp_path)), "it.xlsx") == ["Sheet", "more"]
+    with pytest.raises(pa.ArrowInvalid, match="columns of one name among x, x"):
+        rows_of(tmp_path / "it.xlsx", "more")
+
+
+def test_a_workbook_that_is_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_MAX_BATCH_BYTES", "1000")
+    with zipfile.ZipFile(tmp_path / "it.xlsx", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("xl/sharedStrings.xml", bytes(1 << 20))
+    with pytest.raises(pa.ArrowInvalid, match="a bomb"):
+        rows_of(tmp_path / "it.xlsx")
+
+
+def test_arrow_is_read_as_a_file_and_as_a_stream_column_by_column(tmp_path):
+    table = pa.table(
+        {
+            "body": pa.array([b"a", None], pa.binary_view()),
+            "kind": pa.array(["x", "x"], pa.string_view()).dictionary_encode(),
+            "n": [1, 2],
+        }
+    )
+    for name, new in (("it.arrow", pa.ipc.new_stream), ("it.feather", pa.ipc.new_file)):
+        with new(str(tmp_path / name), table.schema) as sink:
+            sink.write_table(table, max_chunksize=1)
+        expected = [{"n": 1, "kind": "x", "body": b"a"}, {"n": 2, "kind": "x", "body": None}]
+        assert rows_of(tmp_path / name, names=["n", "kind", "body"]) == expected
+
+
+@pytest.mark.parametrize("module", ["openpyxl", "duckdb"])
+def test_a_package_that_is_missing_is_named_with_its_extra(module, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == module:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    path = tmp_path / {"openpyxl": "it.xlsx", "duckdb": "it.duckdb"}[module]
+    path.write_bytes(b"x" * 8 + b"DUCK" + b"x" * 99)
+    with pytest.raises(RecipeError, match=r"clipmill\[tables\]"):
+        rows_of(path)
