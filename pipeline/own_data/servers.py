@@ -27,22 +27,22 @@ class Captioner:
     sees: bool | None = None
 
 
-def captioner(asked: str) -> Captioner:
+def captioner(model: str) -> Captioner:
     """Returns the model that is named, or with `auto` the one that a server here offers.
 
     A model that sees goes before others. UnsureError if there are several, RecipeError for none.
     """
-    if asked != AUTO:
-        return Captioner(model=asked, sees=False if BLIND.fullmatch(asked) else None)
-    found = [model for server, port in PORTS.items() for model in _offered(server, port)]
-    found = [model for model in found if model.sees] or found
+    if model != AUTO:
+        return Captioner(model=model, sees=False if BLIND.fullmatch(model) else None)
+    found = [offer for server, port in PORTS.items() for offer in _offered(server, port)]
+    found = [offer for offer in found if offer.sees] or found
     if not found:
         ports = ", ".join(f"{port} ({server})" for server, port in PORTS.items())
         do = f"start one: {START}; or name one that listens elsewhere: --captions openai:URL#MODEL"
         raise RecipeError(f"no model answers at 127.0.0.1, ports {ports}", "--captions auto", do)
     if len(found) > 1:
         do = f"name one: --captions '{found[0].model}'"
-        names = {model.model: f"by {model.server}" for model in found}
+        names = {offer.model: f"by {offer.server}" for offer in found}
         raise UnsureError("captions", names, "--captions auto", do)
     return found[0]
 
