@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 HELP = "data of your own to a training set: init, run and report in one"
 EXAMPLES = """\
 clipmill curate photos/ --out run
-clipmill curate shop.csv --out run --to webdataset
 clipmill curate laion.parquet --out run --keep 0.3 --score similarity
 clipmill curate photos/ --out run --keep 0.3 --trusted checked/
-clipmill curate photos/ --out run --captions auto   # and more captions, by a model here
+clipmill curate photos/ --out run --captions auto  # by a model here
 """
 SHOWN = 10  # rows with their new captions
 
