@@ -164,7 +164,14 @@ def test_one_command_asks_the_model_here_and_shows_ten_rows(photos, ports, clipm
     assert server.asked.total() == len(rows) == 5
 
 
-def test_a_model_that_sees_no_picture_rewrites_and_needs_captions(photos, clipmill, tmp_path):
+def test_a_model_that_sees_no_picture_rewrites_and_needs_captions(
+    photos, ports, clipmill, tmp_path
+):
+    with answering(LLAMA) as port:
+        ports(llama_server=port)
+        clipmill("init", photos, "--captions", "auto", "--out", tmp_path / "c.yaml")
+    made = yaml.safe_load((tmp_path / "c.yaml").read_text())["stages"]["made"]
+    assert (made["uses"], made["form"]) == ("caption.rewrite", "chat")
     text = clipmill("init", photos, "--captions", "smollm2", "--out", tmp_path / "a.yaml")
     assert text.code == 0, text.err
     stages = yaml.safe_load((tmp_path / "a.yaml").read_text())["stages"]
