@@ -40,6 +40,9 @@ def test_it_plans_from_the_published_layout_to_the_scores(published, clipmill):
     places = ("--set", f"pool.path={published}/metadata")
     places += ("--set", f"scores.tasks={published}/tasks")
     said = clipmill("plan", "datacomp-small", *places, "--json")
+    assert (said.code, "'models' wants 4,096 rows, and there are 20" in said.err) == (2, True)
+    places += ("--set", "models.batch_size=4")
+    said = clipmill("plan", "datacomp-small", *places, "--json")
     assert said.code == 0, said.err
     stages = {stage["name"]: stage for stage in json.loads(said.out)["stages"]}
     assert list(stages) == ["pool", "subset", "uids", "images", "shards", "models", "scores"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -59,4 +60,5 @@ def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
 def _fullest(folder: Storage) -> str:
     """Returns the place with the least room of those written to: a failed write names no file."""
     places = [str(scratch_folder()), *([folder.path] if folder.is_local else [])]
-    return min(reversed(places), key=lambda place: shutil.disk_usage(place).free)
+    by_disk = {os.stat(place).st_dev: place for place in places}  # its room changes as we look
+    return min(by_disk.values(), key=lambda place: shutil.disk_usage(place).free)

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.own_data.data import Data
+from clipmill.pipeline.own_data.servers import Captioner
 
 PLAIN = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other values in YAML 1.1
@@ -63,12 +64,19 @@ class Wish:
     model: str | None = None  # scores how well captions fit
     trusted: Data | None = None  # pairs that a filter network learns from
     keep: float | None = None  # share of the rows, the best by score
+    captioner: Captioner | None = None  # the model that writes more captions
     to: Sequence[str] = ("parquet",)  # forms of the export
 
     @property
     def is_scored(self) -> bool:
         """Returns whether the recipe computes a score itself."""
         return self.model is not None or self.trusted is not None
+
+    @property
+    def writes(self) -> str:
+        """Returns the stage that writes captions: from pictures, unless the model sees none."""
+        is_blind = self.captioner is not None and self.captioner.sees is False
+        return "caption.rewrite" if is_blind else "caption.synthesize"
 
     @property
     def column(self) -> str | None:

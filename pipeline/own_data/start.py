@@ -11,6 +11,7 @@ from clipmill.pipeline.own_data.data import Data
 from clipmill.pipeline.own_data.look import look_at
 from clipmill.pipeline.own_data.preview import Preview, preview
 from clipmill.pipeline.own_data.recipe import Wish, starter
+from clipmill.pipeline.own_data.servers import captioner
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
@@ -30,6 +31,7 @@ class Request:
     model: str | None = None
     trusted: str | None = None
     keep: float | None = None
+    captions: str | None = None  # the model that writes more; auto: that of a server here
     to: tuple[str, ...] = ("parquet",)
     folder: str = "."  # of the recipe
     moving: frozenset[str] = frozenset()  # paths that are kept relative to it
@@ -99,6 +101,10 @@ def wish_of(request: Request, data: Data) -> Wish:
     if not data.has_captions and (request.model or request.trusted):
         do = f"leave out --{ways[0]}: it scores how well captions fit"
         raise RecipeError("data without captions", data.path, do)
+    captions = captioner(request.captions) if request.captions else None
+    if captions and captions.sees is False and not data.has_captions:
+        do = "name a model that takes pictures"
+        raise RecipeError(f"data without captions, and {captions.model}", data.path, do)
     score = request.score
     if score and score not in data.scores:
         do = did_you_mean(score, data.scores, "columns of numbers here")
@@ -116,6 +122,7 @@ def wish_of(request: Request, data: Data) -> Wish:
         model=request.model,
         trusted=_trusted(request.trusted) if request.trusted else None,
         keep=request.keep,
+        captioner=captions,
         to=request.to,
     )
 

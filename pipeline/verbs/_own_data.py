@@ -72,6 +72,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--trusted", metavar="DATA", help="the score: learned from pairs whose captions fit"
     )
     selection.add_argument(
+        "--captions",
+        metavar="MODEL",
+        help="more captions, by openai:URL#MODEL, gguf:FILE and others; auto: by the model that"
+        " Ollama, vLLM or llama-server offers on this machine",
+    )
+    selection.add_argument(
         "--to",
         nargs="+",
         action="extend",
@@ -118,6 +124,7 @@ def started(
             model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
             keep=options.keep,
+            captions=options.captions,
             to=tuple(dict.fromkeys(options.to or Request.to)),
             folder=os.path.abspath(recipe.parent),
             moving=frozenset(_whole_path(path) for path in given if _is_relative(path)),
@@ -133,7 +140,8 @@ def started(
 def command(options: argparse.Namespace, verb: str) -> str:
     """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
-    for name in (*ROLES, "pictures", "table", "keep", "score", "model", "trusted"):
+    names = (*ROLES, "pictures", "table", "keep", "score", "model", "trusted", "captions")
+    for name in names:
         value = getattr(options, name)
         words += [f"--{name}", f"{value:g}" if name == "keep" else value] if value else []
     words += ["--to", *options.to] if options.to else []

@@ -3,23 +3,28 @@
 import argparse
 import os
 import shlex
+import shutil
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.terminal import aligned, one_line
+from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs import run as runs
 from clipmill.pipeline.verbs._options import add_executor, add_retry, beside
 from clipmill.pipeline.verbs._own_data import add_data, page, refuse_unusable, started
 
 if TYPE_CHECKING:
     from clipmill.pipeline.engine.run import Outcome
+    from clipmill.pipeline.run_folder.state import RunState
 
 HELP = "data of your own to a training set: init, run and report in one"
 EXAMPLES = """\
 clipmill curate photos/ --out run
-clipmill curate shop.csv --out run --to webdataset
 clipmill curate laion.parquet --out run --keep 0.3 --score similarity
 clipmill curate photos/ --out run --keep 0.3 --trusted checked/
+clipmill curate photos/ --out run --captions auto  # by a model here
 """
+SHOWN = 10  # rows with their new captions
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the recipe, runs it and writes the report; returns the run's exit code."""
     from clipmill.pipeline.own_data.recipe import is_untouched, path_in_yaml, signed
     from clipmill.pipeline.report.build import report
+    from clipmill.pipeline.run_folder.state import latest
 
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]
@@ -87,5 +93,22 @@ def run(options: argparse.Namespace) -> int:
     except RecipeError:  # nothing has run: the recipe is as it was
         recipe.unlink() if before is None else recipe.write_text(before, encoding="utf-8")
         raise
+    if options.captions and code == DONE:
+        print("\n".join(captions_text(latest(options.out))), end="\n\n")
     print(f"recipe: {recipe}; change a line, then: {again}")
     return code
+
+
+def captions_text(state: "RunState") -> list[str]:
+    """Returns the first rows as lines: the caption as found beside the first one that was made."""
+    from clipmill.metadata.schema import ORIGINAL, TEXT, TEXTS
+    from clipmill.pipeline.ledger.rows.table import table
+
+    kept = "best" if "best" in state.stages else "unique"
+    columns = [TEXT.name, f"chosen.{TEXTS.name}"]
+    rows = table(state, kept, columns, stacklevel=2).head(SHOWN).collect()
+    lines = [("as found", "as made")]
+    for found, texts in rows.select(columns).iter_rows():
+        made = [text["text"] for text in texts or () if text["source"] != ORIGINAL]
+        lines.append((one_line(found or ""), one_line(made[0]) if made else "(none passed)"))
+    return aligned(lines, width=shutil.get_terminal_size((120, 24)).columns)

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 HELP = "variants of a run; rows that one gained and lost, by cause"
 EXAMPLES = """\
 clipmill diff --run run               # the variants of a folder, by number
-clipmill diff --run run --free 1      # what only the first holds on disk; --delete deletes it
+clipmill diff --run run --free 1      # what only that holds on disk
 clipmill diff 1 2 --run run           # two of them
-clipmill diff good unique --run run   # two stages
 clipmill diff run@1:good other:good   # two runs of one pool
 """
 MOST = 240  # characters of a setting's value

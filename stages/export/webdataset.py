@@ -42,6 +42,7 @@ class WebDataset(PictureExport):
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
     Copies are named as by DataComp's resharder, which numbers single rows, too (UID-0). A key a
     text is for open_clip's `--json-text-key "caption;caption_1"`, which skips lists.
+    Error: open_clip 3.3 reads the tars with webdataset up to 0.2.86, and no later one.
     Example: {after: [ingest.webdataset]}
     """
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from clipmill.metadata.schema import REASON, UID
 from clipmill.metadata.shard import ShardWriter
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import failures
 from clipmill.pipeline.engine.failures import storage_error
 from clipmill.pipeline.errors import RetryableError, StageError
 from tests.engine_stages.harness import meaning
@@ -63,6 +65,18 @@ def test_a_full_disk_stops_the_stage_and_other_trouble_is_tried_again():
 def test_a_copy_names_the_disk_that_is_full_and_not_the_file_that_is_copied():
     full = OSError(errno.ENOSPC, "no room", "scratch/model.safetensors", None, "run/out/.tmp-1")
     assert storage_error(full, "here", HERE).args[1] == "run/out/.tmp-1, here"
+
+
+def test_of_one_disk_the_run_folder_is_named_however_its_room_changes(tmp_path, monkeypatch):
+    room = iter([7, 5])
+    monkeypatch.setattr(failures, "scratch_folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        failures.shutil, "disk_usage", lambda place: SimpleNamespace(free=next(room))
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    full = storage_error(OSError(errno.ENOSPC, "no room"), "here", Storage(str(folder)))
+    assert full.args[1] == f"{folder}, here"
 
 
 def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
