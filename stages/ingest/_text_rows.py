@@ -29,6 +29,7 @@ PLAIN_SUFFIXES = tuple(f".txt{pack}" for pack in ("", *PACKED))  # read where `p
 TEXT_SUFFIXES = tuple(
     f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)
 )
+HEAD_BYTES = 4 << 20  # read of a file of which the first rows are asked for
 BLOCK_BYTES = 16 << 20  # no row of a CSV file may be longer
 MAX_LINE_BYTES = 16 << 20  # of JSON, with its end: a link and captions, not pictures
 BOM = b"\xef\xbb\xbf"
@@ -81,7 +82,7 @@ def scan_text(
     shard_rows: int | None,
     dialect: Dialect,
 ) -> list[dict[str, Any]]:
-    """Returns a source for each `shard_rows` rows, by byte offsets; without it, one for all rows.
+    """Returns a source for each `shard_rows` rows, by byte offsets; without it, one for the first.
 
     A file in UTF-16 or a compressed one is one source, because it cannot be entered midway.
     """
@@ -105,10 +106,14 @@ def scan_text(
         dialect = dialect.of(file["path"], header)
         offsets: list[int | None] = [start, None]
         is_packed = file["path"].lower().endswith(PACKED)
-        if shard_rows and not is_packed and not wide(dialect.encoding):
-            with open_range(storage, file["path"], start, file["size"]) as stream:
-                starts, size = row_starts(stream, shard_rows, dialect.quoted)
-            offsets = [*(start + offset for offset in starts), start + size]
+        if not is_packed and not wide(dialect.encoding):
+            stop = file["size"] if shard_rows else min(file["size"], start + HEAD_BYTES)
+            with open_range(storage, file["path"], start, stop) as stream:
+                starts, size = row_starts(stream, shard_rows or 1, dialect.quoted)
+            if shard_rows:
+                offsets = [*(start + offset for offset in starts), start + size]
+            elif stop < file["size"] and len(starts) > 1:
+                offsets = [start, start + starts[-1]]
     except OSError:
         return [{**source, "start": 0, "stop": None, "header": []}]  # reading it fails its shard
     except UnicodeError as error:

@@ -15,7 +15,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import uid_of
 from clipmill.pipeline.cli import main
 from clipmill.pipeline.errors import RecipeError, ShardError, StageError
-from clipmill.stages.ingest.url_list import UrlList
+from clipmill.stages.ingest import _text_rows
+from clipmill.stages.ingest.url_list import UrlList, list_files, scan
 
 ROWS: dict[str, list] = {
     "url": [f"http://a/{i}" for i in range(7)],
@@ -482,3 +483,15 @@ def test_json_is_read_by_dotted_paths_and_lists_of_captions_whole(tmp_path, pool
     assert texts == [["b", "a"], None, None, None]
     assert pool["reason"].to_pylist() == [None, None, "bad_value", "no_url"]
     assert pool_of(UrlList(**stage))["reason"].to_pylist()[0] == "bad_value"
+
+
+def test_first_rows_are_read_from_the_begin_of_a_large_file(tmp_path, monkeypatch):
+    rows = "".join(f'http://a/{row},"line\n{row}"\n' for row in range(1000))
+    write(tmp_path, "0.csv", f"url,text\n{rows}")
+    monkeypatch.setattr(_text_rows, "HEAD_BYTES", 100)
+    stage = UrlList(path=str(tmp_path))
+    (file,) = list_files(stage.path, stage.suffixes, "pool")
+    (((source,),),) = scan(stage, file, None, is_cut=False).values()
+    assert 0 < source["stop"] - source["start"] <= 100
+    assert stage.head(3)["text"].to_pylist() == ["line\n0", "line\n1", "line\n2"]
+    assert stage.head(1000).num_rows < 10
