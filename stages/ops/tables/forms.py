@@ -31,6 +31,7 @@ MAX_ITEM_BYTES = 16 << 20  # of JSON
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 CHUNK_BYTES = 1 << 20
 FETCHED = 64  # rows of a database at a time, which may hold pictures
+ANSWERERS = ("gpt", "assistant")  # in a conversation, who says what a picture shows
 ARRAYS = ("images", "annotations", "data", "rows")  # of a JSON object, that hold rows
 
 
@@ -173,8 +174,18 @@ def json_form(storage: Storage, path: str) -> Form:
 
 
 def as_row(item: Any) -> Mapping[str, Any]:
-    """Returns an object; an empty one for another value, which keeps its place."""
-    return item if isinstance(item, dict) else {}
+    """Returns an object; an empty one for another value, which keeps its place.
+
+    LLaVA's `conversations` become `caption`, the answers alone.
+    """
+    if not isinstance(item, dict):
+        return {}
+    turns = item.get("conversations")
+    if "caption" in item or not isinstance(turns, list):
+        return item
+    rest = {name: value for name, value in item.items() if name != "conversations"}
+    answers = [turn for turn in map(as_row, turns) if turn.get("from") in ANSWERERS]
+    return rest | {"caption": [str(turn.get("value")) for turn in answers]}
 
 
 def rows_of(members: Iterator[tuple[str, Any]]) -> Iterator[Mapping[str, Any]]:

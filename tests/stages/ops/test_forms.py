@@ -1,6 +1,7 @@
 """Tables of databases, workbooks and Arrow: as they are stored, opened for reading only."""
 
 import builtins
+import json
 import sqlite3
 import zipfile
 from contextlib import closing
@@ -134,3 +135,16 @@ def test_a_package_that_is_missing_is_named_with_its_extra(module, tmp_path, mon
     path.write_bytes(b"x" * 8 + b"DUCK" + b"x" * 99)
     with pytest.raises(RecipeError, match=r"clipmill\[tables\]"):
         rows_of(path)
+
+
+def test_llavas_conversations_are_captions_of_what_was_answered(tmp_path):
+    talks = [
+        [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}],
+        [{"from": "human", "value": "Hm?"}],
+    ]
+    rows = [{"image": f"{i}.jpg", "conversations": talk} for i, talk in enumerate(talks)]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    assert rows_of(tmp_path / "talks.json") == [
+        {"image": "0.jpg", "caption": ["a dog"]},
+        {"image": "1.jpg", "caption": []},
+    ]
