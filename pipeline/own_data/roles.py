@@ -48,6 +48,7 @@ ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
 )
+SPEAKERS = {"from", "role"}  # fields of a conversation's turns
 TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
 EXAMPLE = 32  # characters of an example value
 LEAST_WIDTH = 16  # shortest list that counts as an embedding
@@ -275,7 +276,9 @@ def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     if is_list(values.type):
         values = pc.list_flatten(values)
         if pa.types.is_struct(values.type):
-            names = [name for name in TEXT_FIELDS if values.type.get_field_index(name) >= 0]
+            fields = {field.name for field in values.type}
+            is_talk = bool(fields & SPEAKERS)  # its first text is a question
+            names = [name for name in TEXT_FIELDS if name in fields and not is_talk]
             values = pc.struct_field(values, names[0]) if names else values
     return values
 

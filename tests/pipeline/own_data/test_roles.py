@@ -91,6 +91,11 @@ def test_a_plain_caption_goes_before_structs_of_texts():
     assert roles(url=LINKS, texts=texts, caption=TEXTS).caption == "caption"
 
 
+def test_a_conversation_is_no_caption_as_it_begins_with_a_question():
+    talks = pa.array([[{"from": "human", "value": text}] for text in TEXTS])
+    assert roles(url=LINKS, conversations=talks).caption is None
+
+
 def test_two_that_fit_alike_are_a_question_with_examples():
     with pytest.raises(UnsureError) as unsure:
         roles(url=LINKS, title=TEXTS, alt=["nothing here"] * 3)
