@@ -25,7 +25,7 @@ from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.tables.rows import put_table
 from clipmill.stages.ops.tasks import evaluation
 from clipmill.stages.ops.tasks.evaluation import PARQUET, Request
-from clipmill.stages.ops.vectors.centroids import MARK, Centroids
+from clipmill.stages.ops.vectors.centroids import MARK, Centroids, file_or_folder
 from clipmill.stages.ops.vectors.centroids import read as read_centroids
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 from clipmill.stages.ops.vectors.nearest import nearest_centre
@@ -194,17 +194,6 @@ class Targets:
             where=f"stage '{self.stage}', keys `targets` and `model`",
             do="name the model of the pool's embeddings, or give Parquet files with that column",
         )
-
-
-def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
-    """Returns the folder, and the one Parquet file in it if that is named."""
-    folder, pattern = open_pool(uri)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(".parquet"):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
 
 
 def listing_digest(targets: str) -> str:

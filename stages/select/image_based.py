@@ -31,7 +31,7 @@ from clipmill.pipeline.stage import (
 from clipmill.stages.models import image_text, images
 from clipmill.stages.ops.outside import STAGE, named, need_either
 from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
-from clipmill.stages.ops.vectors.centroids import look_for
+from clipmill.stages.ops.vectors.centroids import file_or_folder, look_for
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
@@ -106,8 +106,6 @@ class ImageBased(DatasetStage):
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
-        from clipmill.stages.select._targets import file_or_folder
-
         if named(self.targets):
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
             folder, file = file_or_folder(self.targets, "key `targets`")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.schema import CLUSTER_ID
@@ -59,6 +60,17 @@ def to_table(centroids: Centroids) -> pa.Table:
     )
     marks = {"metric": centroids.metric, "column": centroids.column, "model": centroids.model}
     return table.replace_schema_metadata({MARK + k: v for k, v in marks.items() if v})
+
+
+def file_or_folder(uri: str, where: str) -> tuple[Storage, str | None]:
+    """Returns the folder, and the one Parquet file in it if that is named."""
+    folder, pattern = open_pool(uri)
+    if pattern == "**":
+        return folder, None
+    if not pattern.endswith(".parquet"):
+        do = "write the vectors as Parquet, as docs/clusters.md shows"
+        raise StageError(f"'{pattern}' is no Parquet file", where, do)
+    return folder, pattern
 
 
 def look_for(setting: str | None) -> None:
