@@ -159,6 +159,7 @@ TEXT_LIST = pa.list_(
 )
 ORIGINAL = "original"  # source and label of the pool's own caption
 TEXT_FIELDS = tuple(field.name for field in TEXT_LIST.value_type)
+CAPTION_FIELDS = ("text", "caption", "raw", "value")  # of a struct in found data, the first it has
 CAPTIONS = Column("captions", TEXT_LIST, "captions", "Texts that a stage made or found for a row.")
 CAPTIONS_MISSING = Column(
     "captions_missing", pa.int32(), "texts", "How many that the stage asked for it did not get."

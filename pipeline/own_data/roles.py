@@ -9,6 +9,7 @@ from ipaddress import ip_address
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.metadata.schema import CAPTION_FIELDS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.own_data.layouts import PICTURES
 from clipmill.pipeline.own_data.unsure import UnsureError
@@ -49,7 +50,6 @@ ALLOW = (
     "or run with --set images.allow_private_addresses=true"
 )
 SPEAKERS = {"from", "role"}  # fields of a conversation's turns
-TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
 EXAMPLE = 32  # characters of an example value
 LEAST_WIDTH = 16  # shortest list that counts as an embedding
 
@@ -265,6 +265,9 @@ FITS: tuple[tuple[str, Callable[[pa.ChunkedArray], bool]], ...] = (
 )
 
 
+NAMED = tuple(dict.fromkeys(role for role, _ in FITS))  # roles that a user may name a column for
+
+
 def has_words(values: pa.ChunkedArray) -> bool:
     """Returns whether most values are several words."""
     values = _texts(values)
@@ -278,7 +281,7 @@ def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         if pa.types.is_struct(values.type):
             fields = {field.name for field in values.type}
             is_talk = bool(fields & SPEAKERS)  # its first text is a question
-            names = [name for name in TEXT_FIELDS if name in fields and not is_talk]
+            names = [name for name in CAPTION_FIELDS if name in fields and not is_talk]
             values = pc.struct_field(values, names[0]) if names else values
     return values
 

@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_LIST
+from clipmill.metadata.schema import CAPTION_FIELDS, CAPTIONS, ORIGINAL, TEXT, TEXT_LIST
 from clipmill.stages.ops.tables.pools import Values, fit
 
 # Shapes: N rows, T texts in all their lists.
 
-TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
 LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 MARK = "\ufeff"  # a byte-order mark, which is no letter of a caption
 
@@ -100,7 +99,7 @@ def _is_list(dtype: pa.DataType) -> bool:
 def _text_of(array: pa.Array) -> pa.Array:
     """Returns the texts of structs that hold one; anything else as it is."""
     if pa.types.is_struct(array.type):
-        for name in TEXT_FIELDS:
+        for name in CAPTION_FIELDS:
             if array.type.get_field_index(name) >= 0:
                 return pc.struct_field(array, name)
     return array
@@ -109,5 +108,5 @@ def _text_of(array: pa.Array) -> pa.Array:
 def _text_in(item: Any) -> Any:
     """Returns the text of an object that holds one; anything else as it is."""
     if isinstance(item, dict):
-        return next((item[name] for name in TEXT_FIELDS if name in item), item)
+        return next((item[name] for name in CAPTION_FIELDS if name in item), item)
     return item
