@@ -115,7 +115,7 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
             print(f"clipmill {_version()}")
             return DONE
         if options.completion:
-            print(_completion(parser, options.completion))
+            print(_completion(options.completion))
             return DONE
         if options.verb is None:
             print(parser.format_help(), end="")
@@ -237,10 +237,11 @@ def _parser() -> _Parser:
     return parser
 
 
-def _completion(parser: _Parser, shell: str) -> str:
+def _completion(shell: str) -> str:
     """Returns a script for the shell; stages, runs and recipes it completes as files."""
     import shtab
 
+    parser = _parser.__wrapped__()  # one of its own, as it is changed
     for action in parser._actions:  # the help lists verbs by itself, and hides argparse's list
         action.help = "verb" if isinstance(action, argparse._SubParsersAction) else action.help
     return str(shtab.complete(parser, shell))

@@ -459,6 +459,7 @@ def test_commands_to_paste_hold_paths_with_spaces(clipmill, tmp_path):
 
 
 def test_a_shell_completes_verbs_options_and_choices(clipmill, tmp_path):
+    help_before = clipmill("--help").out
     script = tmp_path / "completion.bash"
     script.write_text(
         clipmill("--completion", "bash").out
@@ -474,3 +475,4 @@ try clipmill fun; try clipmill export --t; try clipmill export --to web; try cli
     done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["funnel", "--to", "webdataset", "--vary"], done.stderr
     assert "#compdef clipmill" in clipmill("--completion", "zsh").out
+    assert clipmill("--help").out == help_before  # within one process, too
