@@ -125,6 +125,7 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
                 raise RecipeError("no such folder", f"--stages {folder}", "check the path")
             own_code.add(folder)
         if is_alone:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers have limits of their own
             hide_pandas()
         code = int(options.verb.run(options))
         sys.stdout.flush()  # here a closed pipe is no error

@@ -192,6 +192,8 @@ def ends_of(
 
 def by_hash(key: str, count: int, table: pa.Table) -> NDArray[np.int64]:
     """Returns (N,) partitions by hash of the key; all nulls share one."""
+    if count == 1:
+        return np.zeros(len(table), np.int64)
     import polars as pl  # late, as in stages: planning does not need it
 
     hashes = pl.Series(key, table[key]).hash(seed=0)
