@@ -115,11 +115,12 @@ def _is_scheme(source: bytes) -> bool:
 def _adapter(model: str) -> tuple[ModuleType, str]:
     """Returns the module of a model's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
-    if scheme not in schemes():
+    module = "checkpoint" if scheme == "stage" else scheme
+    file = own_code.find(f"models.{module}")
+    if not file or not _is_scheme(file.read()):
         raise RecipeError(
             f"unknown scheme {scheme!r}",
             f"model {model!r}",
             f"{did_you_mean(scheme, schemes())} (a scheme is a file stages/models/<scheme>.py)",
         )
-    module = "checkpoint" if scheme == "stage" else scheme
     return own_code.load(f"models.{module}", f"model {model!r}"), name
