@@ -1,4 +1,4 @@
-"""`clipmill submit`: sends a run to a Ray cluster as a job, and follows it.
+"""`clipmill submit`: sends a run to a Ray cluster as a job; follows, asks after and stops it.
 
 It sends one zip: the recipe, your own stages as `own_code` read them, and the files of clipmill in
 OURS, so that the cluster runs what was planned here. Packages and keys are the cluster's own.
@@ -7,6 +7,7 @@ refused.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ from clipmill.metadata.keys import redacted, without_keys
 from clipmill.metadata.storage import local_path
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError
-from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
+from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a followed head that is silent this long is given up
 POLL_S = 1.0
+STOP_S = 60.0  # a driver that is stopped ends what its workers have in hand
 POOLS = "pipeline/pools"  # makes test pools: no run needs it
 OURS = (  # the only files of clipmill that are sent
     *("__init__.py", "metadata/**/*.py", "pipeline/**/*.py", "stages/**/*.py"),
@@ -47,21 +49,21 @@ MACHINES = "nodes?view=hostNameList"
 
 @dataclass(frozen=True)
 class Job:
-    """A run on a cluster: the job's id and the head's address."""
+    """A run on a cluster: the job's id, the head's address and the run folder."""
 
     id: str
     address: str
+    out: str
 
     def __str__(self) -> str:
         return f"job {self.id} at {redacted(self.address)}"
 
     @property
     def how_to(self) -> str:
-        """Returns Ray's commands to follow and to stop it."""
-        ray = "RAY_AUTH_MODE=token ray" if token() else "ray"
-        target = f"{self.id} --address {redacted(self.address)}"
+        """Returns the commands to follow and to stop it."""
+        job = f"--out {shlex.quote(self.out)} --address {redacted(self.address)}"
         return (
-            f"  follow it: {ray} job logs --follow {target}\n  stop it:   {ray} job stop {target}"
+            f"  follow it: clipmill submit --logs {job}\n  stop it:   clipmill submit --stop {job}"
         )
 
 
@@ -77,38 +79,23 @@ def send(
     workers: int | None = None,
 ) -> Job:
     """Submits the job with the files of `contents`; RecipeError if that fails, without a job."""
-    if not address.startswith(("http://", "https://")) or has_keys(address):
-        raise RecipeError(
-            found=f"'{redacted(address)}' is no address of a dashboard",
-            where="--address",
-            do="give http://HOST:8265, where HOST is the head",
-        )
     more = [f"--set={override}" for override in plan.recipe.overrides]
     more += [f"--until={until}"] if until else []
     more += [f"--retry={reason}" for reason in retry]
     more += ["--keep-going"] if keep_going else []
     more += [f"--workers={workers}"] if workers is not None else []
-    try:
-        return asyncio.run(_send(plan, address.rstrip("/"), out, more, packed(sent)))
-    except NO_CONTACT as error:
-        raise RecipeError(
-            found=f"no Ray head answers: {_words(error)}",
-            where=f"--address {redacted(address)}",
-            do="check the address, which is the dashboard's; a head has one where ray[default] is",
-        ) from None
+    return asyncio.run(_send(plan, address, out, more, packed(sent)))
 
 
 async def _send(plan: Plan, address: str, out: str, more: list[str], package: bytes) -> Job:
-    async with opened(address) as head:
-        async with asyncio.timeout(CONNECT_S):
-            await head.fetch("api/version")
+    async with _reached(address) as head:
         out, absolute = _paths(plan, out, await _is_all_here(head))
         await _refuse_running(head, out)
         recipe = Path(plan.recipe.path)
         command = ["clipmill", "run", f"recipe/{recipe.name}", "--out", out]
         command += ["--executor=ray", "--address=auto", *more, *absolute]
         word = re.sub("[^A-Za-z0-9]+", "-", recipe.stem)
-        job = Job(f"clipmill-{word}-{uuid.uuid4().hex[:8]}", address)
+        job = Job(f"clipmill-{word}-{uuid.uuid4().hex[:8]}", head.address, out)
         body = {
             "submission_id": job.id,
             "entrypoint": shlex.join(command),
@@ -117,6 +104,82 @@ async def _send(plan: Plan, address: str, out: str, more: list[str], package: by
         }
         await head.fetch("api/jobs/", "POST", json=body)
         return job
+
+
+@contextlib.asynccontextmanager
+async def _reached(address: str) -> AsyncIterator[Head]:
+    """Opens the head at an address; RecipeError where none answers."""
+    if not address.startswith(("http://", "https://")) or has_keys(address):
+        raise RecipeError(
+            found=f"'{redacted(address)}' is no address of a dashboard",
+            where="--address",
+            do="give http://HOST:8265, where HOST is the head",
+        )
+    try:
+        async with opened(address.rstrip("/")) as head:
+            async with asyncio.timeout(CONNECT_S):
+                await head.fetch("api/version")
+            yield head
+    except NO_CONTACT as error:
+        raise RecipeError(
+            found=f"no Ray head answers: {_words(error)}",
+            where=f"--address {redacted(address)}",
+            do="check the address, which is the dashboard's; a head has one where ray[default] is",
+        ) from None
+
+
+# A job that was sent
+
+
+def find(address: str, out: str) -> Job:
+    """Returns the last job that was sent for a run folder; RecipeError if there is none."""
+    return asyncio.run(_find(address, out))
+
+
+async def _find(address: str, out: str) -> Job:
+    async with _reached(address) as head:
+        path = local_path(out)  # where all of a cluster is this machine, it has the whole path
+        names = {out, os.path.abspath(path.expanduser())} if path is not None else {out}
+        mine = [job for job in await head.fetch("api/jobs/") if _out_of(job) in names]
+        if not mine:
+            raise RecipeError(
+                found="no job of this run folder",
+                where=f"--out {redacted(out)} --address {redacted(address)}",
+                do="give --out as it was submitted; a head that began anew knows of no job",
+            )
+        last = max(mine, key=lambda job: job.get("start_time") or 0)
+        return Job(last["submission_id"], head.address, _out_of(last))
+
+
+def _out_of(job: dict[str, Any]) -> str:
+    return str((job.get("metadata") or {}).get("clipmill_out", ""))
+
+
+def status(job: Job) -> int:
+    """Prints how a job is; returns 0, or the exit code of a run that has ended."""
+    found = asyncio.run(_ask(job, f"api/jobs/{job.id}"))
+    times = [found.get(name) for name in ("start_time", "end_time")]  # in ms
+    since = [f"{time.strftime('%F %T', time.gmtime(ms / 1000))} UTC" for ms in times if ms]
+    print(f"{job}: {found['status'].lower()}, {' to '.join(since) or 'not begun'}")
+    return _exit_code(job, found) if found["status"] in ENDED else 0
+
+
+def stop(job: Job) -> int:
+    """Stops a job and waits for its end; returns 0, or 1 if it doesn't end in time."""
+    asyncio.run(_ask(job, f"api/jobs/{job.id}/stop", "POST"))
+    deadline_s = time.monotonic() + STOP_S
+    while (ended := asyncio.run(_ask(job, f"api/jobs/{job.id}"))["status"]) not in ENDED:
+        if time.monotonic() > deadline_s:
+            do = "ask again with --status; its driver ends what it has in hand"
+            raise ClipmillError(f"it works on after {STOP_S:.0f} s", str(job), do)
+        time.sleep(POLL_S)
+    print(f"{job}: {ended.lower()}" + ("; submit again to go on" if ended == "STOPPED" else ""))
+    return 0
+
+
+async def _ask(job: Job, path: str, method: str = "GET") -> Any:
+    async with _reached(job.address) as head:
+        return await head.fetch(path, method)
 
 
 def follow(job: Job) -> int:
@@ -239,9 +302,8 @@ def _paths(plan: Plan, out: str, is_here: bool) -> tuple[str, list[str]]:
 
 async def _refuse_running(head: Head, out: str) -> None:
     for other in await head.fetch("api/jobs/"):
-        is_mine = (other.get("metadata") or {}).get("clipmill_out") == out
-        if is_mine and other["status"] not in ENDED:
-            job = Job(other["submission_id"], head.address)
+        if _out_of(other) == out and other["status"] not in ENDED:
+            job = Job(other["submission_id"], head.address, out)
             raise RecipeError(
                 found=f"{job} works in this run folder",
                 where=redacted(out),

@@ -37,10 +37,12 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """Adds `RECIPE`, `--set`, `--until`, read by `planned`, and `--stages`."""
     parser.add_argument(
-        "recipe", help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`"
+        "recipe",
+        nargs=nargs,
+        help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`",
     )
     parser.add_argument(
         "--set",

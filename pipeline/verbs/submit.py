@@ -1,23 +1,28 @@
-"""`clipmill submit`: runs a recipe on a Ray cluster, and follows it from here."""
+"""`clipmill submit`: runs a recipe on a Ray cluster; follows, asks after and stops it from here."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_recipe, add_retry, check_workers, planned
 from clipmill.pipeline.verbs._signals import exit_code
 
+if TYPE_CHECKING:
+    from clipmill.pipeline.submit import Job
+
 HELP = "run a recipe on a Ray cluster, and follow it from here"
 EXAMPLES = """\
 clipmill submit mine.yaml --address http://head:8265 --out s3://bucket/run
 clipmill submit mine.yaml --address http://head:8265 --out s3://a/r --no-wait
+clipmill submit --logs --address http://head:8265 --out s3://a/r
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_recipe(parser)
+    add_recipe(parser, nargs="?")
     parser.add_argument(
         "--address", metavar="URL", required=True, help="dashboard of the cluster: http://HOST:8265"
     )
@@ -35,16 +40,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print what would be sent, and send nothing"
     )
     parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
+    sent = parser.add_mutually_exclusive_group()
+    sent.add_argument(
+        "--status", action="store_true", help="without RECIPE: print how the job of --out is"
+    )
+    sent.add_argument("--logs", action="store_true", help="follow the job of --out to its end")
+    sent.add_argument("--stop", action="store_true", help="stop the job of --out")
 
 
 def run(options: argparse.Namespace) -> int:
     """Lists the files, submits the job, prints its log to the end; returns its exit code."""
+    asks = options.status or options.logs or options.stop
+    if asks == (options.recipe is not None):
+        options.parser.error("RECIPE, or one of --status, --logs and --stop: not both, not none")
+    if asks:
+        return _ask(options)
     plan = planned(options)
     from clipmill.pipeline.planning.retries import check_retry
 
     check_retry(plan, options.retry)
     check_workers(options.workers)
-    from clipmill.pipeline.submit import check_keys, contents, follow, listed, send
+    from clipmill.pipeline.submit import check_keys, contents, listed, send
 
     check_keys(plan, options.out)
     sent = contents(Path(plan.recipe.path))
@@ -62,8 +78,20 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
     )
     print(f"{job}\n{job.how_to}", file=sys.stderr)
-    if options.no_wait:
-        return DONE
+    return DONE if options.no_wait else _follow(job)
+
+
+def _ask(options: argparse.Namespace) -> int:
+    """Answers about a job that was sent."""
+    from clipmill.pipeline.submit import find, status, stop
+
+    job = find(options.address, options.out)
+    return status(job) if options.status else stop(job) if options.stop else _follow(job)
+
+
+def _follow(job: "Job") -> int:
+    from clipmill.pipeline.submit import follow
+
     try:
         return follow(job)
     except KeyboardInterrupt as stop:

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.own_code import VARIABLE
 from tests.engine_stages.harness import STAGES, meaning, write_pool
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(180)]
@@ -118,11 +119,11 @@ class User:
     begun: list[subprocess.Popen] = field(default_factory=list)
 
     def begin(self, *arguments: str) -> subprocess.Popen:
-        path = os.pathsep.join([str(STAGES), os.getcwd()])
+        own = {"PYTHONPATH": os.getcwd(), VARIABLE: str(STAGES / "stages")}
         process = subprocess.Popen(
             [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
             cwd=self.folder,
-            env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": path},
+            env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, **own},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -258,7 +259,10 @@ def test_killed_and_submitted_again_a_run_has_the_bytes_of_a_local_one(user):
     assert code == 2
     assert "works in this run folder" in output
     [job] = [job for job in user.head.get("api/jobs/") if job["submission_id"]]
-    assert f"ray job stop {job['submission_id']} --address {user.head.address}" in output
+    at = f"--out {run} --address {user.head.address}"
+    assert f"clipmill submit --stop {at}" in output
+    code, output = outcome(user.begin("submit", "--status", *at.split()))
+    assert (code, f"{job['submission_id']} at {user.head.address}: running" in output) == (0, True)
     assert TOKEN not in json.dumps(job)
 
     os.kill(json.loads((run / "lock.json").read_text())["pid"], signal.SIGKILL)
@@ -292,3 +296,31 @@ def test_a_stage_that_fails_is_heard_here_and_ends_with_1(user):
     assert code == 1
     assert "moody: 1 of 7 shards" in output
     assert "ZeroDivisionError: in a bad mood" in output
+
+
+def test_a_job_is_stopped_and_followed_from_another_folder_and_goes_on_when_submitted(user):
+    run, gate = user.folder / "run", user.folder / "gate"
+    gate.unlink()
+    os.mkfifo(gate)
+    at = ("--out", str(run), "--address", user.head.address)
+    code, output = outcome(user.submit("--no-wait"))
+    assert code == 0, output
+    follower = user.begin("submit", "--logs", *at)
+    while not list(run.glob("stages/held-*/000000.json")):
+        wait(follower, 0.1)
+        assert follower.poll() is None, outcome(follower)
+    code, output = outcome(user.begin("submit", "--stop", *at))
+    assert code == 0, output
+    assert "stopped; submit again to go on" in output
+    code, output = outcome(follower)
+    assert code == 130, output
+    assert "numbers: done in" in output
+
+    gate.unlink()
+    gate.write_text("open")
+    code, output = outcome(user.submit())
+    assert code == 0, output
+    assert "numbers: found done" in output
+    code, output = outcome(user.begin("submit", "--status", *at))
+    assert code == 0, output
+    assert "succeeded" in output

@@ -21,6 +21,9 @@ class Head:
     jobs: list[dict[str, Any]] = field(default_factory=list)  # that were there before
     logs: list[list[str]] = field(default_factory=lambda: [["done\n"]])  # a connection each
     ended: dict[str, Any] = field(default_factory=lambda: {"status": "SUCCEEDED"})
+    later: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # what `ended` becomes, answer by answer
     pause_s: float = 0.0  # before each word of a log
     token: str | None = None
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)  # by pattern of a path
@@ -58,8 +61,12 @@ class Head:
             case "PUT", "api", "packages", "gcs", name:
                 self.packages[name] = await request.read()
                 return web.Response()
+            case "POST", "api", "jobs", _, "stop":
+                self.ended, self.later = {"status": "RUNNING"}, [{"status": "STOPPED"}]
+                return web.json_response({"stopped": True})
             case "GET", "api", "jobs", _:
-                return web.json_response(self.ended)
+                ended, self.ended = self.ended, self.later.pop(0) if self.later else self.ended
+                return web.json_response(ended)
             case "GET", "api", "jobs", _, "logs":
                 return web.json_response({"logs": "".join(self.logs[-1])})
             case "GET", "api", "jobs", _, "logs", "tail":

@@ -403,7 +403,8 @@ def test_a_job_that_works_in_the_run_folder_is_told_with_what_to_do(head, send, 
     said = send(out="run")
     assert said.code == 2
     assert f"job clipmill-it-1 at {head.address} works in this run folder" in said.err
-    assert f"ray job stop clipmill-it-1 --address {head.address}" in said.err
+    stop = f"clipmill submit --stop --out {folder}/run --address {head.address}"
+    assert stop in said.err
     assert head.sent == []
     assert send(out="other").code == 0
 
@@ -479,8 +480,8 @@ def test_a_head_that_is_lost_for_good_ends_it_with_what_to_do(head, send, monkey
 def test_no_wait_ends_when_the_job_is_made(head, send):
     said = send("--no-wait")
     assert (said.code, said.out) == (0, "")
-    job = head.sent[0]["submission_id"]
-    assert f"ray job logs --follow {job} --address {head.address}" in said.err
+    follow = f"clipmill submit --logs --out s3://bucket/run --address {head.address}"
+    assert f"  follow it: {follow}\n" in said.err
     assert head.asked[-1] == "POST /api/jobs/"
 
 
@@ -501,17 +502,85 @@ def test_stopped_by_hand_the_job_goes_on_and_it_is_said_how_to_follow_and_stop_i
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     _, _, after = err.partition("not followed any more; the job goes on\n")
-    job = head.sent[0]["submission_id"]
-    assert f"follow it: ray job logs --follow {job} --address {head.address}" in after
-    assert f"stop it:   ray job stop {job} --address {head.address}" in after
+    at = f"--out {folder}/run --address {head.address}"
+    assert f"follow it: clipmill submit --logs {at}\n" in after
+    assert f"stop it:   clipmill submit --stop {at}\n" in after
     assert "Traceback" not in err
     assert not [asked for asked in head.asked if "stop" in asked]
 
 
-def test_who_shows_a_token_is_told_to_have_rays_commands_show_it_too(head, send, monkeypatch):
-    assert "  stop it:   ray job stop" in send().err
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "open sesame")
-    assert "  stop it:   RAY_AUTH_MODE=token ray job stop" in send().err
+# A job that was sent
+
+
+@pytest.fixture
+def ask(clipmill, folder, head):
+    """Asks about the job of a run folder."""
+    mine = {"clipmill_out": f"{folder}/run"}
+    head.jobs = [
+        {"submission_id": None, "type": "DRIVER", "status": "RUNNING", "metadata": None},
+        LISTED | {"metadata": mine, "submission_id": "clipmill-it-0", "start_time": 10**12},
+        LISTED | {"metadata": mine, "start_time": 2 * 10**12},
+        LISTED | {"metadata": {"clipmill_out": "s3://other"}, "start_time": 3 * 10**12},
+    ]
+
+    def ask(what: str, *more: str):
+        return clipmill("submit", what, "--out", "run", "--address", head.address, *more)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "words"),
+    [
+        ({"status": "RUNNING", "start_time": 1.8e12}, 0, "running, 2027-01-15 08:00:00 UTC"),
+        ({"status": "PENDING"}, 0, "pending, not begun"),
+        ({"status": "SUCCEEDED", "start_time": 0, "end_time": 0}, 0, "succeeded"),
+        ({"status": "FAILED", "driver_exit_code": 2}, 2, "failed"),
+        ({"status": "STOPPED"}, 130, "stopped"),
+    ],
+)
+def test_the_status_of_the_last_job_of_a_run_folder_is_told(ended, code, words, head, ask):
+    head.ended = ended
+    said = ask("--status")
+    assert said.code == code
+    assert f"job clipmill-it-1 at {head.address}: {words}" in said.out
+
+
+def test_its_log_is_followed_from_anywhere_and_its_exit_code_is_the_runs(head, ask):
+    head.logs = [["one\n", CUT], ["one\n", "two\n"]]
+    head.ended = {"status": "FAILED", "driver_exit_code": 1}
+    said = ask("--logs")
+    assert (said.code, said.out) == (1, "one\ntwo\n")
+    assert "GET /api/jobs/clipmill-it-1/logs/tail" in head.asked
+
+
+def test_it_is_stopped_and_waited_for(head, ask):
+    head.ended = {"status": "RUNNING"}
+    said = ask("--stop")
+    assert said.code == 0
+    assert "clipmill-it-1" in said.out
+    assert "stopped; submit again to go on" in said.out
+    assert head.asked.count("POST /api/jobs/clipmill-it-1/stop") == 1
+    assert head.asked.count("GET /api/jobs/clipmill-it-1") == 2  # the first says that it runs
+
+
+def test_a_job_that_works_on_though_it_was_stopped_is_told(head, ask, monkeypatch):
+    monkeypatch.setattr(submit, "STOP_S", 0.0)
+    said = ask("--stop")
+    assert said.code == 1
+    assert "it works on after 0 s" in said.err
+
+
+def test_a_run_folder_without_a_job_and_a_recipe_too_many_end_with_2(head, ask, clipmill):
+    head.jobs = head.jobs[:1]
+    said = ask("--status")
+    assert said.code == 2
+    assert "no job of this run folder" in said.err
+    assert "--out as it was submitted" in said.err
+    for wrong in (["it.yaml", "--logs"], []):
+        said = clipmill("submit", *wrong, "--out", "run", "--address", head.address)
+        assert said.code == 2
+        assert "RECIPE, or one of --status, --logs and --stop" in said.err
 
 
 def test_what_the_documents_submit_can_be_submitted(head, clipmill, folder):
