@@ -251,7 +251,9 @@ def _how_far(stage: Live) -> list[str]:
         doing += sorted({piece.what for piece in stage.pieces.values()} - {ROWS, MORE_ROWS})
         counted = [f"{rows:,} rows"] if rows else []
         return [f"{stage.shards:,} of {total} shards", *counted, *doing]
-    foremost = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)
+    pieces = {key: piece for key, piece in stage.pieces.items() if piece.what != key}
+    also = sorted(stage.pieces.keys() - pieces.keys())  # without a measure
+    foremost = max(pieces.values(), key=lambda piece: piece.done, default=None)
     if foremost and stage.all_units == 1:
         head = f"{stage.call}: {foremost.done:,.0f} of {foremost.all:,.0f} {foremost.what}".rstrip()
     else:
@@ -259,7 +261,7 @@ def _how_far(stage: Live) -> list[str]:
         if foremost:
             head += f", one at {foremost.done:,.0f} of {foremost.all:,.0f} {foremost.what}".rstrip()
     values = foremost.values.items() if foremost else ()
-    return [head, *(f"{name} {value:.4g}" for name, value in values)]
+    return [head, *(f"{name} {value:.4g}" for name, value in values), *also]
 
 
 def _speed(stage: Live, now: float) -> list[str]:

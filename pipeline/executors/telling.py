@@ -6,6 +6,7 @@ They are no results: one that is late or lost changes nothing. An executor passe
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ROWS, MORE_ROWS = "rows", "more rows"  # of a shard; of a pass over a shard that is stored already
+COMPILING = "compiling once"
 TELL_S = 0.5  # between two events of a worker on one shard or unit
 
 
@@ -71,6 +73,31 @@ def reporting(stage: str, what: str) -> Iterator[None]:
         tell(ProgressEvent((stage,), what))
 
 
+class _Compiling:
+    """A listener of Numba's: reports as progress that code is compiled, once for an install.
+
+    The stages are those whose shard or unit began last in this process.
+    """
+
+    stages: tuple[str, ...] = ()
+    _depth = 0
+
+    def notify(self, event: Any) -> None:
+        self._depth += 1 if event.is_start else -1
+        if self._depth == (1 if event.is_start else 0):
+            all = float(event.is_start)
+            tell(ProgressEvent(self.stages, COMPILING, all=all, what=COMPILING))
+
+    def listen(self, stages: tuple[str, ...]) -> None:
+        """Reports what is compiled from now on for `stages`, where Numba is imported."""
+        if (events := sys.modules.get("numba.core.event")) is not None:
+            if not self.stages:
+                events.Listener.register(_Compiling)
+                events.register("numba:compile", self)
+            self.stages = stages
+
+
+_compiling = _Compiling()
 _lock = threading.Lock()
 _late: dict["ProgressReporter", ProgressEvent] = {}  # newest delayed event of each reporter
 _sender = 0  # pid of the process whose thread sends delayed events; a fork has none
@@ -86,6 +113,9 @@ class ProgressReporter:
     stages: tuple[str, ...]
     key: str
     _sent_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _compiling.listen(self.stages)
 
     def __call__(self, done: float, all: float, what: str = "", **values: float) -> None:
         plain = {name: float(value) for name, value in values.items()}  # may be NumPy scalars

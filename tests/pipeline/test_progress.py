@@ -67,6 +67,12 @@ def test_what_a_worker_does_before_its_first_row_is_said_once():
     assert stage_line(begun, NOW) == "0 of 2 shards, making a Python with one, two"
 
 
+def test_that_code_is_compiled_is_said_beside_how_far_a_call_is():
+    pieces = {"0": Piece(0, 1), "compiling once": Piece(0, 1, "compiling once")}
+    near = running(is_row=False, call="comparing captions", all_units=1, pieces=pieces)
+    assert stage_line(near, NOW) == "comparing captions: 0 of 1, compiling once"
+
+
 def test_what_was_there_before_is_not_counted_as_speed():
     resumed = running(shards=6, found=4, total=8, rows=600, computed=200)
     assert stage_line(resumed, NOW) == "6 of 8 shards, 20 s left, 600 rows, 10 rows/s"

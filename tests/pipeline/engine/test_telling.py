@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numba import njit
 
 from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.sealed import put_sealed, read_sealed
@@ -55,6 +56,17 @@ def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     teller(np.int64(3), np.int64(12), "steps", loss=np.float32(0.5))
     put_sealed(Storage(str(tmp_path)), "it.json", vars(said[0]), point="live")
     assert (read_sealed(Storage(str(tmp_path)), "it.json") or {})["values"] == {"loss": 0.5}
+
+
+def test_code_that_is_compiled_is_told_of_the_stage_that_works_and_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(told, "tell", said.append)
+    told.ProgressReporter(("near", "far"), "0")
+    inner = njit(lambda x: x + 1)
+    outer = njit(lambda x: inner(x) * 2)
+    assert [outer(2), outer(3)] == [6, 8]
+    words = [(event.stages, event.key, event.all) for event in said]
+    assert words == [(("near", "far"), told.COMPILING, 1.0), (("near", "far"), told.COMPILING, 0.0)]
 
 
 def test_a_word_that_comes_too_soon_is_sent_later_and_none_of_what_is_over(monkeypatch):
