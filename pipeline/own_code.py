@@ -71,8 +71,13 @@ _held = _Held()
 
 
 def add(folder: Path) -> None:
-    """Adds a folder, if it exists; all folders are read again on next use."""
-    if folder.is_dir() and not folder.samefile(OURS):
+    """Adds a folder, if it exists; all folders are read again on next use.
+
+    clipmill's own is none, be it the one that runs or that of a checkout, whose package links to
+    it: recipes lie beside `stages/` there.
+    """
+    ours = [it for it in (OURS, folder.parent / "clipmill" / "stages") if it.is_dir()]
+    if folder.is_dir() and not any(map(folder.samefile, ours)):
         _held.added.append(folder.resolve())
     _held.read_from = None
 

@@ -66,7 +66,8 @@ def _small(body: bytes, side: int) -> Image.Image:
     """Returns the first frame, upright, on white."""
     opened = Image.open(BytesIO(body), formats=FORMATS)
     tile_area = np.prod([getattr(opened, "tag_v2", {}).get(tag, 1) for tag in TILE_SIDES])
-    in_python_area = opened.width * opened.height if opened.tile[0][0] == "bmp_rle" else 0
+    decoder = opened.tile[0][0] if opened.tile else ""  # a WebP has no tiles
+    in_python_area = opened.width * opened.height if decoder == "bmp_rle" else 0
     if tile_area > MAX_TILE_PIXELS or in_python_area > MAX_PYTHON_PIXELS:
         raise Image.DecompressionBombError
     opened.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG no larger than needed

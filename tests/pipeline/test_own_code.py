@@ -426,3 +426,14 @@ def test_the_plan_names_the_files_with_their_digests(project, clipmill):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert f"own code: {file} (SHA-256 {digest[:12]})" in said.out
         assert clipmill("plan", "mine/it.yaml", "--json").json["own_code"][str(file)] == digest
+
+
+def test_the_stages_of_a_checkout_are_no_own_ones_where_another_clipmill_runs(
+    tmp_path, monkeypatch
+):
+    """As after `pip install .`, with a recipe in the checkout."""
+    checkout = Path(__file__).parents[2] / "stages"
+    shutil.copytree(checkout / "select", tmp_path / "installed" / "select")
+    monkeypatch.setattr(own_code, "OURS", tmp_path / "installed")
+    own_code.add(checkout)
+    assert own_code.own() == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.pipeline.report.pictures import LARGE, SMALL, picture
+from clipmill.pipeline.report.pictures import FORMATS, LARGE, SMALL, picture
 from tests.hostile_pictures import commented, in_runs, saved, scanned, segmented, tiff
 
 TILE = (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1)
@@ -28,6 +28,11 @@ def test_a_photograph_becomes_a_small_jpeg_that_keeps_its_shape():
     assert Image.open(BytesIO(b64decode(data))).size == (made["width"], made["height"])
     assert (made["width"], made["height"]) == (SMALL, SMALL // 2)
     assert (picture(encoded(noise), LARGE) or {})["width"] == LARGE
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_of_each_format_is_shown(kind):
+    assert seen(encoded(np.full((30, 40, 3), 200, np.uint8), kind)).shape == (30, 40, 3)
 
 
 def test_a_drawing_becomes_a_png_and_a_small_one_is_not_enlarged():
