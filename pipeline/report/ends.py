@@ -56,7 +56,7 @@ def sections_of(
     part = partial(section, number=number, end=end)
     if barely:
         samples = [{**seen[place], "values": values} for place, values in barely.items()]
-        yield part("barely", f"Kept, but barely{several}", samples=samples)
+        yield part("barely", f"Kept, nearest to a threshold{several}", samples=samples)
     if surveyed.scores:
         title = f"Scores and thresholds{several}"
         scores = [_score(score, surveyed.cuts) for score in surveyed.scores]

@@ -101,7 +101,8 @@ class Live:
     causes: list[Cause] = field(default_factory=list)
     changed: int = 0  # files that are gone or have another size
     call: str = ""  # in words
-    call_began: float = 0.0
+    call_began: float = 0.0  # its first progress: before that it may wait for a worker
+    call_moved: float = 0.0  # its last progress
     units: int = 0
     all_units: int = 0
     pieces: dict[str, Piece] = field(default_factory=dict)
@@ -157,7 +158,7 @@ class Live:
         if self.counts_shards:
             before, spent = self.found / (self.total or 1), now - self.began
         else:
-            before, spent = 0.0, now - self.call_began
+            before, spent = 0.0, self.call_moved - self.call_began
         if share <= before or spent < LEAST_S:
             return None
         return spent * (1 - share) / (share - before)
@@ -476,8 +477,9 @@ class LiveReporter:
         with self._lock:
             stage = self.live.stages[name]
             self._begin(stage)
+            stage.call_moved = time.time()
             if stage.call != words or not done:
-                stage.call_began = time.time()
+                stage.call_began = stage.call_moved
             if stage.call != words or done in (0, total):
                 stage.pieces = {}
             stage.call, stage.units, stage.all_units = words, done, total
@@ -493,6 +495,9 @@ class LiveReporter:
                     stage.pieces.pop(event.key, None)
                 elif stage.status not in ("done", "found", "failed"):  # else the event is late
                     self._begin(stage)
+                    stage.call_moved = time.time()
+                    if not stage.pieces and not stage.units:
+                        stage.call_began = stage.call_moved
                     piece = Piece(event.done, event.all, event.what, event.values)
                     stage.pieces[event.key] = piece
 

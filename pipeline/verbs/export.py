@@ -112,7 +112,7 @@ def text(answer: "Exported") -> str:
     if left_out and answer.dropped is None:
         lines.append(f"left out of {answer.rows:,}: {left_out}")
     if not answer.is_selected and answer.dropped is None:
-        lines.append(f"{stage} is no select stage, and none stands before it: no rule was asked")
+        lines.append(f"no stage up to {stage} drops rows: all that have a value are here")
     if not answer.copied:
         lines.append("found done: nothing was written")
     return "\n".join(lines)

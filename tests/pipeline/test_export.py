@@ -102,7 +102,10 @@ def test_a_list_of_uids_needs_no_image(export, every_stage, tmp_path):
 
 
 def test_every_row_leaves_where_no_select_stage_stands_before(export, tmp_path):
-    assert "'both' is no select stage, and none stands before it" in export("both", "parquet").out
+    assert (
+        "no stage up to 'both' drops rows: all that have a value are here"
+        in export("both", "parquet").out
+    )
     assert "select stage" not in export("subset", "csv", path="more").out
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert card["counts"]["rows"] == 240

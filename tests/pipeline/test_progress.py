@@ -91,10 +91,24 @@ def test_a_training_says_step_loss_and_time_left():
         gives_rows=False,
         call="training",
         call_began=NOW - 20,
+        call_moved=NOW,
         all_units=1,
         pieces={"0": Piece(50, 200, "steps", {"loss": 3.21456})},
     )
     assert stage_line(training, NOW) == "training: 50 of 200 steps, 1:00 left, loss 3.215"
+
+
+def test_a_call_that_waits_for_workers_has_no_more_time_left_the_longer_it_waits():
+    waits = running(
+        is_row=False,
+        call="training",
+        call_began=NOW - 80,
+        call_moved=NOW - 60,
+        units=1,
+        all_units=2,
+    )
+    assert stage_line(waits, NOW) == "training: 1 of 2, 20 s left"
+    assert stage_line(waits, NOW + 600) == "training: 1 of 2, 20 s left"
 
 
 def test_a_call_says_its_units_and_how_far_one_in_hand_is():

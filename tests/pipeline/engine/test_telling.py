@@ -185,3 +185,14 @@ def test_progress_moves_inside_a_batch_of_captions_and_of_links(tmp_path, monkey
         "made": 20,
         "images": 20,
     }
+
+
+def test_the_time_that_a_call_waits_for_its_first_worker_is_not_counted(telling):
+    telling.unit("square", "map", 0, 1, "training")
+    square = telling.live.stages["square"]
+    square.call_began = square.call_moved = time.time() - 3600
+    telling.on_event(ProgressEvent(("square",), "0", 1.0, 4.0, "steps"))
+    assert square.call_began > time.time() - 60
+    began = square.call_began
+    telling.on_event(ProgressEvent(("square",), "0", 2.0, 4.0, "steps"))
+    assert square.call_began == began < square.call_moved

@@ -43,4 +43,4 @@ def test_rows_that_are_barely_kept_come_from_each_rule_in_turn_and_nearest_first
 
 
 def test_the_page_shows_rows_that_are_barely_kept(html):
-    assert "Kept, but barely" in html
+    assert "Kept, nearest to a threshold" in html

@@ -78,5 +78,5 @@ def test_a_run_without_a_select_has_a_headline(clipmill, tmp_path):
     assert "2 of 3 rows kept by 'words' (66.7%); lost to\n" in said.out
     assert clipmill("report", "--run", tmp_path / "run").code == 0
     page = (tmp_path / "run.html").read_text()
-    assert '<p class="headline"><b>2 of 3 rows have a value of words, 66.7%; no select' in page
+    assert '<p class="headline"><b>2 of 3 rows have a value of words, 66.7%; no stage' in page
     assert "The others lack it for <code>no_text</code> in words (1)." in page
