@@ -266,7 +266,9 @@ def _how_far(stage: Live) -> list[str]:
 
 def _speed(stage: Live, now: float) -> list[str]:
     rate = stage.rows_per_s(now)
-    return [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"] if rate else []
+    if not rate or rate < 0.05:
+        return []
+    return [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"]
 
 
 def _missing(stage: Live) -> list[str]:

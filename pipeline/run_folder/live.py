@@ -460,13 +460,18 @@ class LiveReporter:
             self._begin(stage, record.seconds)
             stage.pieces.pop(str(record.shard), None)
             stage.total = total
-            stage.shards = stage.shards + 1 if total is None else min(total, stage.shards + 1)
+            again = stage.shards == total  # all are counted: this one is made again
+            stage.shards += not again
             # A later pass is over a shard whose rows may be counted already.
-            rows = stage.rows + record.rows
-            stage.rows = self.state.stages[name].shards.rows if record.number else rows
+            if record.number:
+                stage.rows = self.state.stages[name].shards.rows
+            elif not again:
+                stage.rows += record.rows
             stage.computed += record.computed
             stage.seconds += record.seconds
-            if record.number == 0:  # reasons of later passes are counted when the stage has ended
+            if (
+                record.number == 0 and not again
+            ):  # reasons of later passes are counted when the stage has ended
                 for code, rows in record.counts.items():
                     stage.reasons[code] = stage.reasons.get(code, 0) + rows
             if stage.is_row and stage.shards == total and stage.found < total:

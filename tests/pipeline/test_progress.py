@@ -83,6 +83,8 @@ def test_no_rate_and_no_time_left_is_told_of_less_than_a_second():
     assert stage_line(brief, NOW) == "1 of 2 shards, 2,500 rows"
     done = stage(status="done", began=NOW - 0.5, ended=NOW, rows=2500, computed=2500)
     assert stage_line(done, NOW) == "done in 0.5 s, 2,500 rows"
+    one = stage(status="done", began=NOW - 30, ended=NOW, rows=2500, computed=1)
+    assert stage_line(one, NOW) == "done in 30 s, 2,500 rows"
 
 
 def test_a_training_says_step_loss_and_time_left():

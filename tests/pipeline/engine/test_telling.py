@@ -187,6 +187,13 @@ def test_progress_moves_inside_a_batch_of_captions_and_of_links(tmp_path, monkey
     }
 
 
+def test_a_shard_that_is_made_again_is_not_counted_twice(telling):
+    square = telling.live.stages["square"]
+    for shard in (0, 1, 1):
+        telling.shard("square", replace(RECORD, shard=shard), 2)
+    assert (square.shards, square.rows, square.reasons) == (2, 10, {"": 8, "odd": 2})
+
+
 def test_the_time_that_a_call_waits_for_its_first_worker_is_not_counted(telling):
     telling.unit("square", "map", 0, 1, "training")
     square = telling.live.stages["square"]
