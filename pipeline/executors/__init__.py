@@ -10,8 +10,9 @@ threads at once. An executor knows nothing of the work itself.
 worker that dies is replaced, and its item is tried again without limit: the function counts its
 attempts in storage. If the item has a field `begun`, it is then set to True, so that a count is
 read only if there can be one; if the worker's machine went away, to False. A field `ended` gets the
-reason if the executor ended the worker, else an empty string. Workers that die before a step has
-started end the stream.
+reason if the executor or the kernel ended the worker, else an empty string; a field `killed` is
+raised by one if somebody else did, as far as a local one can know. Workers that die before a step
+has started end the stream.
 
 **Resources.** Running workers never need more CPUs, memory or GPUs in sum than there are.
 - CPUs: `--workers` of them locally and on a Ray that the run starts; a step that asks for more gets

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import sweep_scratch
 from clipmill.pipeline.dataset import Rank
-from clipmill.pipeline.errors import RankDiedError, StageError
+from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step, machine
 from clipmill.pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
 from clipmill.pipeline.executors.ranks import Ends, as_rank, free_address
@@ -33,6 +34,7 @@ from clipmill.pipeline.stage import Resources
 
 ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCH_S = 0.2  # between looks at what workers take
 LOOPBACK = "127.0.0.1"  # where ranks meet
 ROUNDING = 1e-6  # of ten shares of 0.1
@@ -120,6 +122,8 @@ class LocalExecutor(Dispatcher):
             return
         self._watched_s = now_s
         taken = {it: machine.resident_bytes(it.process.pid) for it in self._living if not it.ended}
+        for worker, bytes_ in taken.items():
+            worker.taken = bytes_
         busy = [worker for worker in taken if worker.job]
         if not busy or sum(taken.values()) <= self._most_bytes:
             return
@@ -143,7 +147,7 @@ class LocalExecutor(Dispatcher):
                     item = stream.begin(number)
                     if stream.ranks:
                         item = Rank(rank=item, of=stream.ranks, rendezvous=address)
-                    worker.job = (stream, number, item)
+                    worker.job, worker.oom_kills = (stream, number, item), machine.oom_kills()
                     if worker.ready:
                         self._send(worker)
                 return True
@@ -298,14 +302,17 @@ class LocalExecutor(Dispatcher):
         self._end([worker])
         stream.busy -= 1
         code = worker.process.returncode
+        is_killed = self._is_killed(worker)
         if stream.ranks:
             found = f"rank {item.rank} of {stream.ranks} died (exit code {code})"
             found += f": {worker.ended}" if worker.ended else ""
             do = "look for a crash or too little memory, then run again"
-            stream.fail(RankDiedError(found, stream.steps[number].name, do))
+            died = RankLostError if is_killed else RankDiedError
+            stream.fail(died(found, stream.steps[number].name, do))
             return
         if hasattr(item, "ended"):
             item.ended = worker.ended
+            item.killed += is_killed
         stream.again(number, item)
         if stream.ids[number] not in worker.started:
             stream.early_deaths[number] += 1
@@ -314,6 +321,24 @@ class LocalExecutor(Dispatcher):
                 found += f": {worker.ended}" if worker.ended else ""
                 where = f"step {stream.steps[number].name}"
                 stream.fail(StageError(found, where, "run with --workers 0 to see why"))
+
+    def _is_killed(self, worker: LocalWorker) -> bool:
+        """Returns whether somebody else killed a worker: not its work, we or the kernel.
+
+        The kernel's killer sends the same signal, but counts; what it ended is told as ours is.
+        Where nothing counts, it may have been the kernel.
+        """
+        if worker.ended or -worker.process.returncode not in FROM_OUTSIDE:
+            return False
+        before, now = worker.oom_kills, machine.oom_kills()
+        if before is None or now is None:
+            return False
+        if before != now:
+            worker.ended = (
+                "the kernel had no more memory for it; when last looked at, it took"
+                f" {worker.taken / 2**30:.1f} GB"
+            )
+        return before == now
 
     def _end(self, workers: Sequence[LocalWorker]) -> None:
         for worker in workers:

@@ -1,12 +1,13 @@
 """Finds this machine's resources for workers: memory, GPUs, thread limits and import path."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
+DRIVER_GPUS, KERNEL = Path("/proc/driver/nvidia/gpus"), Path("/proc/vmstat")
 
 
 def thread_limits(cpus: float) -> dict[str, str]:
@@ -26,7 +27,7 @@ def import_path() -> list[str]:
 def memory_gb() -> float:
     """Returns memory in GB of 2**30 bytes: the machine's, or a container's lower limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in _limit_files():
+    for file in _cgroup_files("memory.max", "memory.limit_in_bytes"):
         text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
         limits += [int(text)] if text.isdigit() else []  # "max": no limit
     return min(limits) / 2**30
@@ -46,8 +47,21 @@ def resident_bytes(pid: int) -> int:
     return sum(int(words[1]) << 10 for words in lines if words and words[0] in names)
 
 
-def _limit_files() -> list[Path]:
-    """Lists the files with memory limits of this process's cgroup and the cgroups above it."""
+def oom_kills() -> int | None:
+    """Returns how many processes the kernel ended for lack of memory; None if it does not say.
+
+    Counts those of this process's cgroup, which its workers share; where it has none, all.
+    """
+    for file in [*_cgroup_files("memory.events", "memory.oom_control"), KERNEL]:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            counts = dict(line.split(" ", 1) for line in file.read_text("ascii").splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return None
+
+
+def _cgroup_files(name: str, first_version: str) -> list[Path]:
+    """Lists the files of this name of this process's cgroup and the cgroups above it."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -57,9 +71,8 @@ def _limit_files() -> list[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             top = CGROUPS / controllers
-            name = "memory.limit_in_bytes" if controllers else "memory.max"
-            own = top / path.lstrip("/")
-            files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)]
+            own, file = top / path.lstrip("/"), first_version if controllers else name
+            files += [folder / file for folder in (own, *own.parents) if folder.is_relative_to(top)]
     return files
 
 

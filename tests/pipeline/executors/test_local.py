@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.errors import RankDiedError, RankLostError, ShardError, StageError
 from clipmill.pipeline.executors import Step, local_worker, machine
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.stage import Resources
@@ -55,6 +55,17 @@ def test_idle_workers_of_every_profile_stay_while_memory_lasts(single):
     }
     seen[ONE] |= set(single.stream([step(pid, ONE)], range(2)))
     assert [len(pids) for pids in seen.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(("counts", "lost"), [([3, 3], True), ([3, 4], False), ([3, None], False)])
+def test_a_rank_that_somebody_killed_is_lost_and_no_crash(
+    counts, lost, single, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine, "oom_kills", iter(counts).__next__)
+    with pytest.raises(RankDiedError) as caught:
+        single.launch(partial(die_four_times, tmp_path), 1, ONE)
+    assert isinstance(caught.value, RankLostError) == lost
+    assert ("the kernel had no more memory" in str(caught.value)) == (counts == [3, 4])
 
 
 @pytest.mark.chaos

@@ -49,6 +49,30 @@ def test_memory_is_what_the_container_may_have(line, file, text, limit_gb, tmp_p
     assert machine.memory_gb() == (limit_gb or whole_gb)
 
 
+@pytest.mark.parametrize(
+    ("line", "file", "text"),
+    [
+        ("0::/job", "job/memory.events", "low 0\noom 9\noom_kill 3\n"),
+        ("4:memory:/job", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+        ("0::/job", "vmstat", "pgfault 9\noom_kill 3\n"),
+        ("3:cpu:/job", "vmstat", "pgfault 9\n"),
+        ("3:cpu:/job", "cpu/job/memory.events", "oom_kill 3\n"),
+    ],
+    ids=["cgroup 2", "cgroup 1", "machine", "old kernel", "unknown"],
+)
+def test_the_kernels_kills_are_counted_where_it_counts_them(
+    line, file, text, tmp_path, monkeypatch, request
+):
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "KERNEL", tmp_path / "vmstat")
+    (tmp_path / "own").write_text(f"{line}\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    is_known = request.node.callspec.id not in ("old kernel", "unknown")
+    assert machine.oom_kills() == (3 if is_known else None)
+
+
 @pytest.mark.parametrize("first", ["", "here"])
 def test_workers_import_nothing_from_the_working_folder_that_python_puts_in_front(
     first, monkeypatch, tmp_path

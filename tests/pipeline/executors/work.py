@@ -63,6 +63,7 @@ class Weighed:
     i: int
     begun: bool = False
     ended: str = ""
+    killed: int = 0
 
 
 def grow_on_seven(item: Weighed) -> Weighed:
