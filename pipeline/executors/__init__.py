@@ -19,8 +19,8 @@ has started end the stream.
   all, and runs one item at a time.
 - Memory: the machine's, or the container's. GPUs: those in CUDA_VISIBLE_DEVICES, else all that the
   driver lists. Each worker sees its own GPUs only; workers of 0.5 share one.
-- If local workers together take more than CLIPMILL_MAX_MEMORY_PERCENT of the memory, the busy one
-  furthest above its declared memory is ended, before the kernel ends another. On a cluster Ray ends
+- If local workers and what they started take more than CLIPMILL_MAX_MEMORY_PERCENT of the memory,
+  the busy one furthest above its declared memory is ended, before the kernel ends another. Ray ends
   workers where a machine has little left: the one furthest above is blamed, the others try again.
 - A worker that asks for more memory or GPUs than there are is refused, with the figures.
 - A cluster has the resources of its nodes, and may grow.

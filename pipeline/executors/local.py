@@ -54,7 +54,7 @@ class LocalExecutor(Dispatcher):
         self.side_by_side = self.workers > 0
         self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
         self._most_bytes = self._memory_gb * 2**30 * limit("MAX_MEMORY_PERCENT") / 100
-        self._watched_s = 0.0
+        self._next_look_s = 0.0
         self._living: list[LocalWorker] = []
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
@@ -115,24 +115,38 @@ class LocalExecutor(Dispatcher):
     def _end_one_too_large(self) -> None:
         """Where workers take too much memory together, ends the one that is least in its rights.
 
-        It is looked at a few times a second: what is taken sooner is the kernel's to answer.
+        What a worker started is its own, a model's server too: a stage declares memory for both.
+        They are looked at a few times a second, a twentieth of the time at most; what is taken
+        sooner is the kernel's to answer.
         """
         now_s = time.monotonic()
-        if now_s < self._watched_s + WATCH_S:
+        if now_s < self._next_look_s:
             return
-        self._watched_s = now_s
-        taken = {it: machine.resident_bytes(it.process.pid) for it in self._living if not it.ended}
-        for worker, bytes_ in taken.items():
-            worker.taken = bytes_
-        busy = [worker for worker in taken if worker.job]
-        if not busy or sum(taken.values()) <= self._most_bytes:
+        families = {it: machine.family(it.process.pid) for it in self._living if not it.ended}
+        found = _taken(families, shared_once=False)
+        if sum(map(sum, found.values())) > self._most_bytes:  # the exact sum may be less
+            found = _taken(families, shared_once=True)
+        self._next_look_s = time.monotonic() + max(WATCH_S, 20 * (time.monotonic() - now_s))
+        for worker, bytes_ in found.items():
+            worker.taken = sum(bytes_)
+        busy = [worker for worker in found if worker.job]
+        all_taken = sum(worker.taken for worker in found)
+        if not busy or all_taken <= self._most_bytes:
             return
-        worst = max(busy, key=lambda it: taken[it] - it.resources.memory_gb * 2**30)
+        worst = max(busy, key=lambda it: it.taken - it.resources.memory_gb * 2**30)
+        most, largest = max(zip(found[worst], families[worst], strict=True))
+        child = machine.program(largest) if largest != worst.process.pid else ""
         worst.ended = (
-            f"it took {taken[worst] / 2**30:.1f} GB of memory, and all workers"
-            f" {sum(taken.values()) / 2**30:.1f} of the {self._most_bytes / 2**30:.1f} GB they may"
+            f"it took {worst.taken / 2**30:.1f} GB of memory"
+            + (f", {most / 2**30:.1f} of them its child {child}" if child else "")
+            + f", and all workers {all_taken / 2**30:.1f} of the {self._most_bytes / 2**30:.1f} GB"
+            " they may"
         )
+        started = machine.family(worst.process.pid)[1:]
         worst.process.kill()
+        for pid in started:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def _place_one(self) -> bool:
         """Gives one item, or all ranks of a launch, to workers; false where nothing fits.
@@ -350,6 +364,16 @@ class LocalExecutor(Dispatcher):
 
     def _ring(self) -> None:
         self._ringer.send_bytes(b"")
+
+
+def _taken(
+    families: Mapping[LocalWorker, Sequence[int]], shared_once: bool
+) -> dict[LocalWorker, list[int]]:
+    """Returns the memory of each process of each worker's family; a worker alone shares none."""
+    return {
+        worker: [machine.resident_bytes(pid, shared_once and len(pids) > 1) for pid in pids]
+        for worker, pids in families.items()
+    }
 
 
 def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:

@@ -1,6 +1,7 @@
 """What a machine has: limits of containers, visible GPUs."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -94,3 +95,27 @@ def test_memory_that_no_file_holds_is_counted_and_a_process_that_ended_has_none(
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert 25e6 < int(said.stdout) < 60e6
     assert machine.resident_bytes(2**22 + 1) == 0  # above the highest number of a process
+    assert machine.family(2**22 + 1) == [2**22 + 1]
+
+
+FORKS = r"""
+import os, sys, time
+held = b"x" * 60_000_000
+os.fork() or os.fork() or os.fork()
+os.write(1, b"%d\n" % os.getpid())
+time.sleep(60)
+"""
+
+
+def test_a_family_is_found_whole_and_pages_that_its_members_share_count_once():
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE) as first:
+        said = {int(first.stdout.readline()) for _ in range(4)}
+        found = machine.family(first.pid)
+        taken = [sum(machine.resident_bytes(pid, once) for pid in found) for once in (False, True)]
+        named = machine.program(first.pid)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+    assert set(found) == said
+    assert taken[0] > 230e6
+    assert 60e6 < taken[1] < 110e6
+    assert named.endswith(f"(process {first.pid})")
