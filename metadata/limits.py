@@ -12,8 +12,9 @@ import os
 UNPARSED = (ValueError, RecursionError, MemoryError)
 
 DEFAULTS = {
-    # Of this machine or its container, for all local workers together. Above it the worker furthest
-    # above its stage's declaration is ended: the kernel might kill an innocent one, or the run.
+    # Of this machine or its container, for all local workers and what they start together. Above it
+    # the worker furthest above its stage's declaration is ended: the kernel might kill an innocent
+    # one, or the run.
     "MAX_MEMORY_PERCENT": 90,
     # PAX records and long names, which tarfile reads whole. A path has at most 4 kB.
     "MAX_TAR_HEADER_BYTES": 1 << 20,

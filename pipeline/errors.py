@@ -5,7 +5,7 @@ ClipmillError
   StageError         a stage cannot go on; exit code 1, finished shards stay
   LostLockError      another run has the folder; exit code 1, this one writes no more
   RankDiedError      a process of a launch has died; the launch starts again
-    RankLostError    its machine is lost; the launch starts again without limit
+    RankLostError    it was killed, or its machine is lost; the launch starts again, uncounted
   ShardError         this shard failed; the others go on
     RetryableError   this attempt failed; the shard is tried again
     CrashedError     it ended its worker each time; left alone until asked
@@ -77,7 +77,7 @@ class RankDiedError(ClipmillError):
 
 
 class RankLostError(RankDiedError):
-    """Ends an attempt because a machine is lost; does not count against the work."""
+    """Ends an attempt because of a kill or a lost machine; does not count against the work."""
 
 
 class ShardError(ClipmillError):

@@ -73,11 +73,11 @@ def ignored(_: object) -> None:
 class Environment:
     """Another Python environment: its packages, as pip names them."""
 
-    packages: tuple[str, ...]
-    with_dependencies: bool = True  # false: these packages and no others
-    without: tuple[str, ...] = ()  # dependencies to uninstall again at the end
-    hashes: tuple[str, ...] = ()  # SHA-256 of the files that pip may install; empty: any
-    versions: tuple[str, ...] = ()  # pip's constraints for their dependencies
+    packages: tuple[str, ...]  # where a Python has these, it is used as it is
+    without: tuple[str, ...] = ()  # unless it has one of these
+    # Else all that is installed, each with the digests of the files that may be taken:
+    # "a==1.0 --hash=sha256:…". Empty: the packages and what they need, in any version.
+    requirements: tuple[str, ...] = ()
     imports: str = ""  # its main module, which `clipmill doctor --model` imports
 
 

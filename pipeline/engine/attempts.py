@@ -1,8 +1,8 @@
 """Counts attempts at a piece of work in storage before each starts, so that a crash is seen.
 
 Success or a clean error removes the count. Work that ends its worker three times within one run
-fails. The count starts anew after a run that was killed as a whole or a cluster machine that went
-away: neither tells anything of the work.
+fails. Workers that somebody else killed do not count, and the count starts anew after a run that
+was killed as a whole or a cluster machine that went away: none tells anything of the work.
 """
 
 import json
@@ -25,7 +25,7 @@ from clipmill.pipeline.errors import (
 T = TypeVar("T")
 FOLDER = "attempts"  # of a row stage's shards: removed all at once, in few requests
 LOOK = "look for a crash in its native code or for too little memory"
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS, MAX_KILLED = 3, 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def attempt(
     begun: bool = True,
     keep_count: bool = False,
     ended: str = "",
+    killed: int = 0,
 ) -> T:
     """Returns the result of work(number), tried up to three times on a RetryableError.
 
@@ -57,10 +58,17 @@ def attempt(
     worker; that count stays.
 
     `begun=False`: no worker can have died of this work, so no earlier count is read. `keep_count`:
-    the count outlives a success; the caller removes it. `ended`: why the executor ended the last
-    worker, if it did.
+    the count outlives a success; the caller removes it. `ended`: why the executor or the kernel
+    ended the last worker, if they did. `killed`: attempts in this run whose workers somebody else
+    killed; with MAX_KILLED of them it is a StageError, as the run would go on for ever.
     """
-    if _begin(folder, name, inputs, run, most, begun) < least:
+    if killed >= MAX_KILLED:
+        raise StageError(
+            f"{place} was killed from outside {killed} times, and got no further",
+            str(folder),
+            "see who kills its workers; then run again: it goes on, and counts from zero",
+        )
+    if _begin(folder, name, inputs, run, most + killed, begun) < least:
         raise CrashedError(
             f"{place} ended its worker {most} times" + (f": {ended}" if ended else ""),
             str(folder),

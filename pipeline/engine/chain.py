@@ -36,7 +36,8 @@ class ShardItem:
     set_aside: dict[str, Failure]  # failures of earlier runs
     unchecked: frozenset[str]  # stages to write without page checksums, as their lost file was
     begun: bool = True  # a worker may have died of it, so its attempts were counted
-    ended: str = ""  # why the executor ended the last worker on it, if it did
+    ended: str = ""  # why the executor or the kernel ended the last worker on it, if they did
+    killed: int = 0  # workers on it that somebody else killed
     new_records: list[tuple[str, Record]] = field(default_factory=list)  # stored by this run
     damaged: list[DamagedError] = field(default_factory=list)
 

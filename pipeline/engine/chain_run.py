@@ -104,6 +104,7 @@ class ChainRun:
                 begun=item.begun,
                 keep_count=keep_count,
                 ended=item.ended,
+                killed=item.killed,
             )
         except DamagedError as damaged:  # an earlier stage's file, to be recomputed first
             item.damaged.append(damaged)

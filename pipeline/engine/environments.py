@@ -22,17 +22,20 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Environment
 
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
-LOCK, PACKAGES = ".lock", "packages.txt"
-REQUIREMENTS, VERSIONS = "requirements.txt", "constraints.txt"  # as pip reads them
+OTHER_FILE = re.compile(r"^ +(\S+) from .*?^ +Got +(\w+)$", re.DOTALL | re.MULTILINE)  # pip's words
+LOCK, PACKAGES, REQUIREMENTS = ".lock", "packages.txt", "requirements.txt"
 
 
 def python_of(environment: Environment) -> Path:
     """Returns a Python that has the packages: this one if it does, else one made in the cache.
 
-    Raises StageError with pip's own words if it cannot be made.
+    Raises StageError with pip's own words if it cannot be made, and where anything might be taken.
     """
     if python := made(environment):
         return python
+    if loose := [line for line in environment.requirements if " --hash=sha256:" not in line]:
+        do = "write --hash=sha256:… behind it, for each file that may be taken"
+        raise StageError(f"any file would do for {loose[0]}", "the requirements of a Python", do)
     place = _place(environment)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +74,8 @@ def cache_folder() -> Path:
 
 
 def _place(environment: Environment) -> Path:
-    packages = sorted(environment.packages)
-    without = sorted(environment.without)  # if empty, names are those of before the key existed
-    more = [*without, *sorted(environment.hashes), *sorted(environment.versions)]
-    key = [packages, environment.with_dependencies, *more, sys.version, sysconfig.get_platform()]
+    what = (environment.packages, environment.without, environment.requirements)
+    key = [*map(sorted, what), sys.version, sysconfig.get_platform()]
     return cache_folder() / digest(key)[:16]
 
 
@@ -109,22 +110,13 @@ def _make(environment: Environment, place: Path) -> None:
     new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".new", dir=place.parent))
     try:
         _run([sys.executable, "-m", "venv", str(new)], new, environment)
-        only = [] if environment.with_dependencies else ["--no-deps"]
-        pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
         what = list(environment.packages)
-        if environment.hashes:  # pip reads hashes from a file only
-            hashes = " ".join(f"--hash=sha256:{sha256}" for sha256 in environment.hashes)
-            lines = [f"{package} {hashes}" for package in what]
-            (new / REQUIREMENTS).write_text("\n".join(lines), "utf-8")
-            what = ["--require-hashes", "--requirement", str(new / REQUIREMENTS)]
-        if environment.versions:
-            (new / VERSIONS).write_text("\n".join(environment.versions), "utf-8")
-            what += ["--constraint", str(new / VERSIONS)]
-        _run([*pip, "install", *only, *what], new, environment)
-        if environment.without:  # pip cannot leave out a package's dependency
-            _run([*pip, "uninstall", "--yes", *environment.without], new, environment)
-        lines = [*environment.packages, *(f"without {package}" for package in environment.without)]
-        (new / PACKAGES).write_text("\n".join(lines), encoding="utf-8")
+        if environment.requirements:  # pip reads digests from a file only
+            (new / REQUIREMENTS).write_text("\n".join(environment.requirements), "utf-8")
+            what = ["--no-deps", "--require-hashes", "--requirement", str(new / REQUIREMENTS)]
+        pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
+        _run([*pip, "install", *what], new, environment)
+        (new / PACKAGES).write_text("\n".join(environment.packages), encoding="utf-8")
         new.rename(place)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -139,18 +131,27 @@ def _run(command: Sequence[str], folder: Path, environment: Environment) -> None
     finally:
         end(process)
     if code:
+        found, do = _fault(log.read_text(encoding="utf-8", errors="replace"), code)
         raise StageError(
-            f"no Python with {', '.join(environment.packages)} can be made: {_fault(log, code)}",
+            f"no Python with {', '.join(environment.packages)} can be made: {found}",
             f"`python -m {command[2]}`, for the cache of environments {folder.parent}",
-            "see that pip reaches its index and that there is a wheel for"
-            f" Python {sys.version_info.major}.{sys.version_info.minor} on this machine;"
-            " or install these packages beside clipmill, and that Python is used",
+            f"{do}; or install these packages beside clipmill, and that Python is used",
         )
 
 
-def _fault(log: Path, code: int) -> str:
-    """Returns pip's last error lines, without the addresses it reached for."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _fault(log: str, code: int) -> tuple[str, str]:
+    """Returns pip's last error lines, without the addresses it reached for, and what to do."""
+    if other := OTHER_FILE.search(log):
+        return (
+            f"{other[1]} has digest {other[2][:12]}…, which is none of those known",
+            "take it from the index where it was published (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL):"
+            " another build or a changed file is not installed",
+        )
+    lines = log.splitlines()
     errors = [line.partition("ERROR: ")[2] for line in lines if line.startswith("ERROR: ")]
     texts = errors or lines[-1:] or [f"exit code {code}"]
-    return ADDRESS.sub("…", "; ".join(dict.fromkeys(texts[-2:])))
+    return (
+        ADDRESS.sub("…", "; ".join(dict.fromkeys(texts[-2:]))),
+        "see that pip reaches its index and that there is a wheel for"
+        f" Python {sys.version_info.major}.{sys.version_info.minor} on this machine",
+    )

@@ -1,6 +1,7 @@
 """Launches ranks that work side by side; if one dies, all begin again together."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,13 +32,14 @@ def launch(
     """Runs fn on all ranks; returns the result of rank 0.
 
     Attempts are counted as for units. The count starts anew after a new checkpoint, since the next
-    attempt is other work, and after a machine went away.
+    attempt is other work. Ranks that were killed, or whose machine went away, do not count.
     """
     run = calls.run
     resources, folder = run.planned.stage.resources, run.folder
     place = f"stage '{run.planned.name}', {call.rpartition('/')[2]}"
     work = partial(_launched, fn, task, place)
     calls.report(call, 0, workers)
+    lost = Counter[str]()  # attempts, by what they began with
     while True:
         stored = folder.entries(f"{calls.name}/{CHECKPOINTS}", below=True)
         inputs = digest([workers, *sorted(entry.name for entry in stored)])
@@ -50,10 +52,10 @@ def launch(
                 run.run_id,
                 place,
                 most=MOST_ATTEMPTS,
+                killed=lost[inputs],
             )
         except RankDiedError as died:
-            if isinstance(died, RankLostError):
-                attempts.end(folder, call)
+            lost[inputs] += isinstance(died, RankLostError)
             calls.report(call, 0, workers, f"begun again, as {died.args[0]}")
         else:
             calls.report(call, workers, workers)

@@ -39,7 +39,8 @@ class Unit:
     key: str
     input: Any
     begun: bool = True  # a worker may have died of it, so its attempts were counted
-    ended: str = ""  # why the executor ended the last worker on it, if it did
+    ended: str = ""  # why the executor or the kernel ended the last worker on it, if they did
+    killed: int = 0  # workers on it that somebody else killed
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class UnitsRun:
                 place,
                 begun=unit.begun,
                 ended=unit.ended,
+                killed=unit.killed,
             )
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)

@@ -10,16 +10,17 @@ threads at once. An executor knows nothing of the work itself.
 worker that dies is replaced, and its item is tried again without limit: the function counts its
 attempts in storage. If the item has a field `begun`, it is then set to True, so that a count is
 read only if there can be one; if the worker's machine went away, to False. A field `ended` gets the
-reason if the executor ended the worker, else an empty string. Workers that die before a step has
-started end the stream.
+reason if the executor or the kernel ended the worker, else an empty string; a field `killed` is
+raised by one if somebody else did, as far as a local one can know. Workers that die before a step
+has started end the stream.
 
 **Resources.** Running workers never need more CPUs, memory or GPUs in sum than there are.
 - CPUs: `--workers` of them locally and on a Ray that the run starts; a step that asks for more gets
   all, and runs one item at a time.
 - Memory: the machine's, or the container's. GPUs: those in CUDA_VISIBLE_DEVICES, else all that the
   driver lists. Each worker sees its own GPUs only; workers of 0.5 share one.
-- If local workers together take more than CLIPMILL_MAX_MEMORY_PERCENT of the memory, the busy one
-  furthest above its declared memory is ended, before the kernel ends another. On a cluster Ray ends
+- If local workers and what they started take more than CLIPMILL_MAX_MEMORY_PERCENT of the memory,
+  the busy one furthest above its declared memory is ended, before the kernel ends another. Ray ends
   workers where a machine has little left: the one furthest above is blamed, the others try again.
 - A worker that asks for more memory or GPUs than there are is refused, with the figures.
 - A cluster has the resources of its nodes, and may grow.

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import sweep_scratch
 from clipmill.pipeline.dataset import Rank
-from clipmill.pipeline.errors import RankDiedError, StageError
+from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step, machine
 from clipmill.pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
 from clipmill.pipeline.executors.ranks import Ends, as_rank, free_address
@@ -33,6 +34,7 @@ from clipmill.pipeline.stage import Resources
 
 ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCH_S = 0.2  # between looks at what workers take
 LOOPBACK = "127.0.0.1"  # where ranks meet
 ROUNDING = 1e-6  # of ten shares of 0.1
@@ -52,7 +54,7 @@ class LocalExecutor(Dispatcher):
         self.side_by_side = self.workers > 0
         self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
         self._most_bytes = self._memory_gb * 2**30 * limit("MAX_MEMORY_PERCENT") / 100
-        self._watched_s = 0.0
+        self._next_look_s = 0.0
         self._living: list[LocalWorker] = []
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
@@ -113,22 +115,38 @@ class LocalExecutor(Dispatcher):
     def _end_one_too_large(self) -> None:
         """Where workers take too much memory together, ends the one that is least in its rights.
 
-        It is looked at a few times a second: what is taken sooner is the kernel's to answer.
+        What a worker started is its own, a model's server too: a stage declares memory for both.
+        They are looked at a few times a second, a twentieth of the time at most; what is taken
+        sooner is the kernel's to answer.
         """
         now_s = time.monotonic()
-        if now_s < self._watched_s + WATCH_S:
+        if now_s < self._next_look_s:
             return
-        self._watched_s = now_s
-        taken = {it: machine.resident_bytes(it.process.pid) for it in self._living if not it.ended}
-        busy = [worker for worker in taken if worker.job]
-        if not busy or sum(taken.values()) <= self._most_bytes:
+        families = {it: machine.family(it.process.pid) for it in self._living if not it.ended}
+        found = _taken(families, shared_once=False)
+        if sum(map(sum, found.values())) > self._most_bytes:  # the exact sum may be less
+            found = _taken(families, shared_once=True)
+        self._next_look_s = time.monotonic() + max(WATCH_S, 20 * (time.monotonic() - now_s))
+        for worker, bytes_ in found.items():
+            worker.taken = sum(bytes_)
+        busy = [worker for worker in found if worker.job]
+        all_taken = sum(worker.taken for worker in found)
+        if not busy or all_taken <= self._most_bytes:
             return
-        worst = max(busy, key=lambda it: taken[it] - it.resources.memory_gb * 2**30)
+        worst = max(busy, key=lambda it: it.taken - it.resources.memory_gb * 2**30)
+        most, largest = max(zip(found[worst], families[worst], strict=True))
+        child = machine.program(largest) if largest != worst.process.pid else ""
         worst.ended = (
-            f"it took {taken[worst] / 2**30:.1f} GB of memory, and all workers"
-            f" {sum(taken.values()) / 2**30:.1f} of the {self._most_bytes / 2**30:.1f} GB they may"
+            f"it took {worst.taken / 2**30:.1f} GB of memory"
+            + (f", {most / 2**30:.1f} of them its child {child}" if child else "")
+            + f", and all workers {all_taken / 2**30:.1f} of the {self._most_bytes / 2**30:.1f} GB"
+            " they may"
         )
+        started = machine.family(worst.process.pid)[1:]
         worst.process.kill()
+        for pid in started:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def _place_one(self) -> bool:
         """Gives one item, or all ranks of a launch, to workers; false where nothing fits.
@@ -143,7 +161,7 @@ class LocalExecutor(Dispatcher):
                     item = stream.begin(number)
                     if stream.ranks:
                         item = Rank(rank=item, of=stream.ranks, rendezvous=address)
-                    worker.job = (stream, number, item)
+                    worker.job, worker.oom_kills = (stream, number, item), machine.oom_kills()
                     if worker.ready:
                         self._send(worker)
                 return True
@@ -298,14 +316,17 @@ class LocalExecutor(Dispatcher):
         self._end([worker])
         stream.busy -= 1
         code = worker.process.returncode
+        is_killed = self._is_killed(worker)
         if stream.ranks:
             found = f"rank {item.rank} of {stream.ranks} died (exit code {code})"
             found += f": {worker.ended}" if worker.ended else ""
             do = "look for a crash or too little memory, then run again"
-            stream.fail(RankDiedError(found, stream.steps[number].name, do))
+            died = RankLostError if is_killed else RankDiedError
+            stream.fail(died(found, stream.steps[number].name, do))
             return
         if hasattr(item, "ended"):
             item.ended = worker.ended
+            item.killed += is_killed
         stream.again(number, item)
         if stream.ids[number] not in worker.started:
             stream.early_deaths[number] += 1
@@ -314,6 +335,24 @@ class LocalExecutor(Dispatcher):
                 found += f": {worker.ended}" if worker.ended else ""
                 where = f"step {stream.steps[number].name}"
                 stream.fail(StageError(found, where, "run with --workers 0 to see why"))
+
+    def _is_killed(self, worker: LocalWorker) -> bool:
+        """Returns whether somebody else killed a worker: not its work, we or the kernel.
+
+        The kernel's killer sends the same signal, but counts; what it ended is told as ours is.
+        Where nothing counts, it may have been the kernel.
+        """
+        if worker.ended or -worker.process.returncode not in FROM_OUTSIDE:
+            return False
+        before, now = worker.oom_kills, machine.oom_kills()
+        if before is None or now is None:
+            return False
+        if before != now:
+            worker.ended = (
+                "the kernel had no more memory for it; when last looked at, it took"
+                f" {worker.taken / 2**30:.1f} GB"
+            )
+        return before == now
 
     def _end(self, workers: Sequence[LocalWorker]) -> None:
         for worker in workers:
@@ -325,6 +364,16 @@ class LocalExecutor(Dispatcher):
 
     def _ring(self) -> None:
         self._ringer.send_bytes(b"")
+
+
+def _taken(
+    families: Mapping[LocalWorker, Sequence[int]], shared_once: bool
+) -> dict[LocalWorker, list[int]]:
+    """Returns the memory of each process of each worker's family; a worker alone shares none."""
+    return {
+        worker: [machine.resident_bytes(pid, shared_once and len(pids) > 1) for pid in pids]
+        for worker, pids in families.items()
+    }
 
 
 def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:

@@ -50,6 +50,8 @@ class LocalWorker:
     started: list[str] = field(default_factory=list)  # ids of steps whose function it has
     job: tuple[Stream, int, Item] | None = None  # stream, step number and current item
     ended: str = ""  # why we ended it, if we did
+    taken: int = 0  # bytes of memory, when last looked at
+    oom_kills: int | None = None  # the kernel's count when it got its job
 
 
 def start_worker(

@@ -14,9 +14,10 @@ from clipmill.stages.ops.outside import need_file
 
 # A prebuilt wheel of llama.cpp (MIT), the only one tested; one person builds it, so it is pinned.
 LLAMA = "xllamacpp==2026.10.11549"
-LLAMA_SHA256 = (
-    "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",  # manylinux, x86_64
-    "e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",  # aarch64
+LLAMA_WHEELS = (
+    f"{LLAMA}"
+    " --hash=sha256:c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261"  # x86_64
+    " --hash=sha256:e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e"  # aarch64
 )
 # Concurrent answers: 16 are no faster than 8 on two cores; a GPU has room for more. A slot caches
 # 2,048 tokens, in 16-bit keys and values: 23 kB a token for SmolLM2-135M, 131 kB for a 7B with
@@ -30,11 +31,7 @@ def environments(name: str) -> tuple[Environment, ...]:
     if not model:
         do = "write gguf:FILE, or gguf:FILE#PROJECTOR"
         raise RecipeError("no file is named", f"key `model`, 'gguf:{name}'", do)
-    return (
-        Environment(
-            packages=(LLAMA,), with_dependencies=False, hashes=LLAMA_SHA256, imports="xllamacpp"
-        ),
-    )
+    return (Environment(packages=(LLAMA,), requirements=(LLAMA_WHEELS,), imports="xllamacpp"),)
 
 
 def sees(name: str) -> bool:

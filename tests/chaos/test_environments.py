@@ -22,7 +22,7 @@ MAKE = """
 import sys
 from clipmill.pipeline.engine.environments import python_of
 from clipmill.pipeline.stage import Environment
-print(python_of(Environment(packages=(sys.argv[1],), with_dependencies=False)))
+print(python_of(Environment(packages=("tiny-thing==1.0",), requirements=(sys.argv[1],))))
 """
 
 
@@ -31,6 +31,7 @@ def wheel(tmp_path, monkeypatch) -> Path:
     """A package that needs another one, which does not exist."""
     monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     return write_wheel(tmp_path, "tiny_thing", "Requires-Dist: nosuch-thing\n")
 
 
@@ -46,6 +47,11 @@ def write_wheel(folder: Path, name: str, needs: str = "", version: str = "1.0") 
     return path
 
 
+def known(wheel: Path) -> str:
+    """Returns the requirement of the wheel and of no other file."""
+    return f"tiny-thing==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+
+
 def says(python: Path) -> str:
     code = "import tiny_thing; print(tiny_thing.SAYS)"
     return subprocess.run(
@@ -54,7 +60,7 @@ def says(python: Path) -> str:
 
 
 def making(wheel: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", MAKE, str(wheel)]
+    command = [sys.executable, "-c", MAKE, known(wheel)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -72,7 +78,7 @@ def test_killed_on_the_way_nothing_is_half_made_and_two_at_once_make_one(wheel, 
         process.send_signal(signal.SIGKILL)
     assert inside
     assert not left_after(inside, 10)
-    environment = Environment(packages=(str(wheel),), with_dependencies=False)
+    environment = Environment(packages=("tiny-thing==1.0",), requirements=(known(wheel),))
     assert made(environment) is None
 
     with making(wheel) as one, making(wheel) as other:
@@ -104,38 +110,26 @@ def test_what_pip_cannot_find_is_told_and_leaves_nothing(wheel, tmp_path, monkey
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def test_a_file_of_another_digest_is_not_installed(wheel, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-
-    def python(*hashes: str) -> Path:
-        packages = ("tiny-thing==1.0",)
-        return python_of(Environment(packages=packages, with_dependencies=False, hashes=hashes))
-
-    with pytest.raises(StageError, match="THESE PACKAGES DO NOT MATCH THE HASHES"):
-        python("0" * 64)
+def test_a_file_of_another_digest_is_refused_by_its_name(wheel, tmp_path):
+    environment = Environment(packages=("tiny-thing==1.0",), requirements=(known(wheel),))
+    good = wheel.read_bytes()
+    with zipfile.ZipFile(wheel, "a") as file:
+        file.writestr("more.py", "")
+    changed = hashlib.sha256(wheel.read_bytes()).hexdigest()[:12]
+    with pytest.raises(StageError, match=f"tiny-thing==1.0 has digest {changed}…") as error:
+        python_of(environment)
+    assert "PIP_INDEX_URL" in error.value.args[2]
     assert not all_made()
-    assert says(python("0" * 64, sha256)) == "here"
+    wheel.write_bytes(good)
+    assert says(python_of(environment)) == "here"
 
 
-def test_what_packages_bring_comes_in_the_version_that_is_pinned(wheel, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    for version in ("1.0", "2.0"):
-        write_wheel(tmp_path, "nosuch_thing", version=version)
-    for versions, expected in (((), "2.0"), (("nosuch-thing==1.0",), "1.0")):
-        python = python_of(Environment(packages=(str(wheel),), versions=versions))
-        code = "import importlib.metadata as m; print(m.version('nosuch-thing'))"
-        said = subprocess.run(
-            [python, "-I", "-c", code], capture_output=True, check=True, text=True
-        )
-        assert said.stdout.strip() == expected
-
-
-def test_what_is_to_be_left_out_is_taken_out_and_recorded(wheel, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+def test_what_is_known_is_installed_and_no_newer_version_and_nothing_beside(wheel, tmp_path):
+    write_wheel(tmp_path, "tiny_thing", version="1.0.post1")
     write_wheel(tmp_path, "nosuch_thing")
-    python = python_of(Environment(packages=(str(wheel),), without=("nosuch-thing",)))
-    assert says(python) == "here"
-    with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run([python, "-I", "-c", "import nosuch_thing"], check=True)
-    assert list(all_made().values()) == [f"{wheel}, without nosuch-thing"]
+    environment = Environment(packages=("tiny-thing>=1",), requirements=(known(wheel),))
+    code = "import importlib.metadata as m; print(*sorted(d.name for d in m.distributions()))"
+    said = subprocess.run(
+        [python_of(environment), "-I", "-c", code], capture_output=True, check=True, text=True
+    )
+    assert set(said.stdout.split()) - {"setuptools"} == {"pip", "tiny_thing"}

@@ -1,10 +1,13 @@
 """Attempts at a piece of work: how often it is tried, and what a crash leaves behind."""
 
+import json
+
 import pytest
 
 from clipmill.metadata import storage
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.attempts import attempt, fail, forget
 from clipmill.pipeline.errors import (
     CrashedError,
@@ -13,6 +16,7 @@ from clipmill.pipeline.errors import (
     ShardError,
     StageError,
 )
+from clipmill.pipeline.executors import machine
 
 
 class KilledError(BaseException):
@@ -101,6 +105,43 @@ def test_work_that_ends_its_worker_three_times_in_a_run_is_a_crash(tmp_path):
         work.attempt(ended="it took 9 GB")
     assert caught.value.args[2].startswith("give fewer workers")
     assert len(work.numbers) == 3
+
+
+def test_workers_killed_from_outside_are_no_crashes_but_no_run_goes_on_for_ever(tmp_path):
+    work = Work(tmp_path)
+    for number in range(attempts.MAX_KILLED):
+        killed(work, killed=number)
+    with pytest.raises(StageError, match="shard 0 was killed from outside 20 times"):
+        work.attempt(killed=attempts.MAX_KILLED)
+    for number in range(attempts.MAX_KILLED):
+        killed(work, run="next", killed=number)
+    for _ in range(3):
+        killed(work, run="other", killed=1)
+    killed(work, run="other", killed=1)
+    with pytest.raises(CrashedError, match="ended its worker 3 times"):
+        work.attempt(run="other", killed=1)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("by", ["somebody", "the kernel"])
+def test_a_shard_whose_worker_was_killed_is_set_aside_where_the_kernel_did_it(
+    by, engine, tmp_path, monkeypatch
+):
+    counter, script = tmp_path / "vmstat", tmp_path / "mood.json"
+    counter.write_text("pgfault 7\noom_kill 0\n")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(machine, "KERNEL", counter)
+    raised = {"counter": str(counter)} if by == "the kernel" else {}
+    script.write_text(json.dumps({"killed": {"13": 4}, **raised}))
+    stages = f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n"
+    ran = engine.run(stages, workers=1)
+    assert ran.complete == (by == "somebody")
+    if by == "the kernel":
+        failure = ran.failures("copy")[1]
+        assert failure.crashed
+        assert "ended its worker 3 times: the kernel had no more memory" in failure.found
+        assert failure.found.endswith(" GB")
+    assert sorted(ran.column("copy", "copy", 0)) == sorted(ran.column("numbers", "number", 0))
 
 
 def test_a_count_starts_again_for_other_inputs_for_another_run_and_when_forgotten(tmp_path):

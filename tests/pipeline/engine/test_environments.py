@@ -10,6 +10,15 @@ from clipmill.pipeline.engine.environments import all_made, cache_folder, made, 
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Environment
 
+OTHER_FILE = """\
+ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated
+    b-c==1.0 from https://index.example/b_c-1.0.whl (from -r requirements.txt (line 2)):
+        Expected sha256 0000
+        Expected     or 1111
+             Got        abcdef0123456789
+
+"""
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
@@ -48,8 +57,8 @@ def test_packages_with_and_without_what_and_the_python_name_the_place(monkeypatc
     }
     assert len(places) == 1
     places.add(environments._place(Environment(packages=("a",))))
-    places.add(environments._place(Environment(packages=("a", "b"), with_dependencies=False)))
-    places.add(environments._place(Environment(packages=("a", "b"), without=("c",))))
+    for one in ({"without": ("c",)}, {"requirements": ("c",)}):
+        places.add(environments._place(Environment(packages=("a", "b"), **one)))
     monkeypatch.setattr(sys, "version", "3.99.0")
     places.add(environments._place(Environment(packages=("a", "b"))))
     assert len(places) == 5
@@ -72,21 +81,33 @@ def test_a_cache_that_cannot_be_written_is_an_error(cache):
 
 
 @pytest.mark.parametrize(
-    ("log", "said"),
+    ("log", "said", "do"),
     [
-        ("WARNING: Retrying\nERROR: No matching distribution found for x\n", "No matching"),
-        ("ERROR: Could not fetch https://me:key@index.example/simple/x: 404\n", "fetch … 404"),
-        ("ERROR: HTTPSConnectionPool(host='index.example', port=443)\n", "host=…, port=443"),
-        ("Traceback\nModuleNotFoundError: ensurepip\n", "ModuleNotFoundError: ensurepip"),
-        ("", "exit code 7"),
+        (
+            "WARNING: Retrying\nERROR: No matching distribution found for x\n",
+            "No matching",
+            "index",
+        ),
+        ("ERROR: Could not fetch https://me:key@index.example/simple/x: 404\n", "fetch … 404", ""),
+        ("ERROR: HTTPSConnectionPool(host='index.example', port=443)\n", "host=…, port=443", ""),
+        ("Traceback\nModuleNotFoundError: ensurepip\n", "ModuleNotFoundError: ensurepip", ""),
+        ("", "exit code 7", ""),
+        (OTHER_FILE, "b-c==1.0 has digest abcdef012345…, which is none", "where it was published"),
     ],
 )
-def test_what_pip_says_is_told_without_addresses(log, said, tmp_path):
-    (tmp_path / "log").write_text(log)
-    found = environments._fault(tmp_path / "log", 7)
+def test_what_pip_says_is_told_without_addresses(log, said, do):
+    found, to_do = environments._fault(log, 7)
     assert said in found
+    assert do in to_do
     assert "example" not in found
     assert "key" not in found
+
+
+def test_a_requirement_for_which_any_file_would_do_is_refused(cache):
+    lines = ("a==1.0 --hash=sha256:00", "b-c==1.0")
+    with pytest.raises(StageError, match=r"any file would do for b-c==1\.0"):
+        python_of(Environment(packages=("nosuch-package",), requirements=lines))
+    assert not cache.exists()
 
 
 def test_nothing_is_made_yet():

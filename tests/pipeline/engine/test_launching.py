@@ -51,12 +51,12 @@ def test_ranks_that_die_four_times_stop_their_stage_until_it_is_told_to_try_agai
     assert not count.exists()
 
 
-def deaths_with_their_machines(inputs, ctx):
+def deaths_with_their_machines(inputs, ctx, most=12):
     """More than a launch may have of its own, before its first checkpoint."""
     executor, launched, deaths = ctx.calls.run.executor, ctx.calls.run.executor.launch, []
 
     def lost(*given):
-        if len(deaths) < 12:
+        if len(deaths) < most:
             deaths.append(given)
             raise RankLostError("a rank of 1 died", "launch", "run again")
         return launched(*given)
@@ -69,8 +69,18 @@ def one(rank, task):
     return {"one": 1}
 
 
-def test_ranks_that_go_with_their_machines_begin_again_for_as_long_as_that_takes(program):
+def test_ranks_that_go_with_their_machines_begin_again(program):
     assert program("deaths_with_their_machines").column("it", "value") == [1] * 31
+
+
+def deaths_without_end(inputs, ctx):
+    deaths_with_their_machines(inputs, ctx, most=99)
+
+
+def test_ranks_that_somebody_kills_again_and_again_end_their_run(program):
+    said = program("deaths_without_end").error("it")
+    assert "stage 'it', 01-launch was killed from outside 20 times, and got no further" in said
+    assert program("deaths_with_their_machines").complete
 
 
 def an_error_of_one_line(inputs, ctx):

@@ -1,6 +1,7 @@
 """What is the local executor's own: processes that stay, pipes that break, work in this process."""
 
 import os
+import re
 import signal
 import threading
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.errors import RankDiedError, RankLostError, ShardError, StageError
 from clipmill.pipeline.executors import Step, local_worker, machine
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.stage import Resources
@@ -21,6 +22,7 @@ from tests.pipeline.executors.work import (
     die_four_times,
     die_in_mid_answer,
     fail_on_seven,
+    grow_a_child_on_seven,
     grow_on_seven,
     pid,
     see_gpus,
@@ -57,17 +59,35 @@ def test_idle_workers_of_every_profile_stay_while_memory_lasts(single):
     assert [len(pids) for pids in seen.values()] == [1, 1]
 
 
+@pytest.mark.parametrize(("counts", "lost"), [([3, 3], True), ([3, 4], False), ([3, None], False)])
+def test_a_rank_that_somebody_killed_is_lost_and_no_crash(
+    counts, lost, single, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine, "oom_kills", iter(counts).__next__)
+    with pytest.raises(RankDiedError) as caught:
+        single.launch(partial(die_four_times, tmp_path), 1, ONE)
+    assert isinstance(caught.value, RankLostError) == lost
+    assert ("the kernel had no more memory" in str(caught.value)) == (counts == [3, 4])
+
+
 @pytest.mark.chaos
-def test_a_worker_that_takes_too_much_memory_is_ended_alone_and_its_item_is_told():
+@pytest.mark.parametrize("by", ["itself", "a child"])
+def test_a_worker_that_takes_too_much_memory_is_ended_alone_and_its_item_is_told(by, tmp_path):
+    grow = grow_on_seven if by == "itself" else partial(grow_a_child_on_seven, tmp_path / "pid")
     with closing(LocalExecutor(2)) as executor:
         first = [worker for worker in executor.stream([step(pid)], range(4))]
         held = sum(machine.resident_bytes(worker) for worker in set(first))
         executor._most_bytes = held + (160 << 20)
         items = [Weighed(i) for i in range(20)]
-        done = sorted(executor.stream([step(grow_on_seven)], items), key=lambda item: item.i)
+        done = sorted(executor.stream([step(grow)], items), key=lambda item: item.i)
     assert [item.i for item in done] == list(range(20))
     assert [item.i for item in done if item.ended] == [7]
     assert done[7].ended.startswith("it took 0.")
+    assert not done[7].killed
+    if by == "a child":
+        child = (tmp_path / "pid").read_text()
+        assert re.search(rf"0\.\d of them its child python\S* \(process {child}\)", done[7].ended)
+        until(lambda: machine.resident_bytes(int(child)) == 0)
 
 
 def test_an_idle_worker_ends_where_another_profile_lacks_its_gpu(single, tmp_path):

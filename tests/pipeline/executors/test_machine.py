@@ -1,6 +1,7 @@
 """What a machine has: limits of containers, visible GPUs."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -49,6 +50,30 @@ def test_memory_is_what_the_container_may_have(line, file, text, limit_gb, tmp_p
     assert machine.memory_gb() == (limit_gb or whole_gb)
 
 
+@pytest.mark.parametrize(
+    ("line", "file", "text"),
+    [
+        ("0::/job", "job/memory.events", "low 0\noom 9\noom_kill 3\n"),
+        ("4:memory:/job", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+        ("0::/job", "vmstat", "pgfault 9\noom_kill 3\n"),
+        ("3:cpu:/job", "vmstat", "pgfault 9\n"),
+        ("3:cpu:/job", "cpu/job/memory.events", "oom_kill 3\n"),
+    ],
+    ids=["cgroup 2", "cgroup 1", "machine", "old kernel", "unknown"],
+)
+def test_the_kernels_kills_are_counted_where_it_counts_them(
+    line, file, text, tmp_path, monkeypatch, request
+):
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "KERNEL", tmp_path / "vmstat")
+    (tmp_path / "own").write_text(f"{line}\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    is_known = request.node.callspec.id not in ("old kernel", "unknown")
+    assert machine.oom_kills() == (3 if is_known else None)
+
+
 @pytest.mark.parametrize("first", ["", "here"])
 def test_workers_import_nothing_from_the_working_folder_that_python_puts_in_front(
     first, monkeypatch, tmp_path
@@ -70,3 +95,27 @@ def test_memory_that_no_file_holds_is_counted_and_a_process_that_ended_has_none(
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert 25e6 < int(said.stdout) < 60e6
     assert machine.resident_bytes(2**22 + 1) == 0  # above the highest number of a process
+    assert machine.family(2**22 + 1) == [2**22 + 1]
+
+
+FORKS = r"""
+import os, sys, time
+held = b"x" * 60_000_000
+os.fork() or os.fork() or os.fork()
+os.write(1, b"%d\n" % os.getpid())
+time.sleep(60)
+"""
+
+
+def test_a_family_is_found_whole_and_pages_that_its_members_share_count_once():
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE) as first:
+        said = {int(first.stdout.readline()) for _ in range(4)}
+        found = machine.family(first.pid)
+        taken = [sum(machine.resident_bytes(pid, once) for pid in found) for once in (False, True)]
+        named = machine.program(first.pid)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+    assert set(found) == said
+    assert taken[0] > 230e6
+    assert 60e6 < taken[1] < 110e6
+    assert named.endswith(f"(process {first.pid})")

