@@ -76,7 +76,7 @@ def add(folder: Path) -> None:
     clipmill's own is none, be it the one that runs or that of a checkout, whose package links to
     it: recipes lie beside `stages/` there.
     """
-    ours = [it for it in (OURS, folder.parent / "clipmill" / "stages") if it.is_dir()]
+    ours = [place for place in (OURS, folder.parent / "clipmill" / "stages") if place.is_dir()]
     if folder.is_dir() and not any(map(folder.samefile, ours)):
         _held.added.append(folder.resolve())
     _held.read_from = None
