@@ -17,7 +17,7 @@ def check_retry(plan: Plan, reasons: Sequence[str]) -> None:
             found = f"'{reason}' is a reason that does not pass: no row is tried again for it"
             raise RecipeError(found, "--retry", f"reasons that pass, here: {', '.join(known)}")
         raise RecipeError(
-            f"no stage here has '{reason}' as a reason that passes",
+            f"'{reason}' is no reason that can be retried here",
             "--retry",
             did_you_mean(reason, known, "reasons that pass, here"),
         )

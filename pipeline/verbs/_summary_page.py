@@ -102,7 +102,7 @@ def _warnings(summary: "Summary") -> list[str]:
         named = ", ".join(f"{count:,} {reason}" for reason, count in parts)
         lines.append(
             f"  {passing.stage}: {failed / passing.rows:.1%} of {passing.rows:,} rows failed for"
-            f" reasons that may pass: {named}"
+            f" reasons that may be temporary: {named}"
         )
     for stage, count in summary.set_aside.items():
         lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")

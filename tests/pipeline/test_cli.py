@@ -190,7 +190,10 @@ def test_links_that_all_fail_end_with_1_and_the_command_that_tries_them_again(tm
         first, do, *_ = empty.out.splitlines()
         assert first == "0 of 40 rows kept by 'subset': images: refused took 40"
         assert do == f"  do:    {advice}; then run again with --retry refused"
-        assert "images: 100.0% of 40 rows failed for reasons that may pass: 40 refused" in empty.out
+        assert (
+            "images: 100.0% of 40 rows failed for reasons that may be temporary: 40 refused"
+            in empty.out
+        )
         assert retry in empty.out
     assert clipmill(*run).out.startswith("images: 100% of the first 30 rows failed")
     never = clipmill(*run, "--keep-going", "--retry", "host_down")

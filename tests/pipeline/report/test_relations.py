@@ -114,7 +114,7 @@ def test_the_page_has_the_counts_of_the_ledger(state, html):
 @pytest.mark.parametrize("sampled", [20, 60])
 def test_a_sample_is_said_to_be_one(sampled, state, monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.ledger.selection.relations.SAMPLED", sampled)
-    is_said = "chosen by a hash of their uid. all rows" in Page(report(state)).text
+    is_said = "drawn at random. all rows" in Page(report(state)).text
     assert is_said is (sampled < 60)
 
 
