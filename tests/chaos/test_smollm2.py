@@ -65,6 +65,6 @@ def test_doctor_asks_it_once_and_ends_its_server(scheme, worker, clipmill):
     before = serving(gguf_server.__file__)
     said = clipmill("doctor", "--model", model)
     assert said.code == 0, said.out
-    assert re.search(rf"^ok    model {model} +answers in ", said.out, re.MULTILINE)
+    assert re.search(rf"^ok    model {model} +rewrites in ", said.out, re.MULTILINE)
     gc.collect()
     assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)
