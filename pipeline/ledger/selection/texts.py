@@ -128,7 +128,8 @@ def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, B
         line = line_of(plan, name)
         before = [p for p in plan.stages.values() if p.name in line and p.root == planned.root]
         read = [(p.name, TEXTS.name) for p in before if TEXTS.name in _lists(p)][-1:]
-        read = read or [(p.name, CAPTIONS.name) for p in before if CAPTIONS.name in _lists(p)]
+        lists = [p for p in before if CAPTIONS.name in _lists(p)]
+        read = read or [(p.name, name) for p in lists for name in _own_texts(p)]
         columns = [KEEP.name] if is_last and read else []
     elif TEXTS.name in _lists(planned):
         bindings = {} if planned.is_root else planned.bindings[0]
@@ -137,11 +138,17 @@ def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, B
         read = ([] if is_judged else [bindings[TEXT.name]] if TEXT.name in bindings else []) + read
         columns = [TEXTS.name, REASONS]
     else:
-        columns = [CAPTIONS.name, CAPTIONS_MISSING.name] if _lists(planned) else []
+        columns = [*_own_texts(planned), CAPTIONS_MISSING.name] if _lists(planned) else []
         own[REASON.name] = (name, REASON.name)
         columns += [REASON.name] if columns else []
     bound = {column: own[column] for column in columns if column in own}
     return bound | ({f"<{n}": source for n, source in enumerate(read)} if bound else {})
+
+
+def _own_texts(planned: PlannedStage) -> list[str]:
+    """Returns the columns of texts that a stage with a list of captions brings; a pool's has the
+    first of them apart."""
+    return [TEXT.name, CAPTIONS.name] if planned.is_root else [CAPTIONS.name]
 
 
 def _shard(name: str, columns: Sequence[str], shards: PoolShards, index: int) -> Counts:
@@ -149,7 +156,8 @@ def _shard(name: str, columns: Sequence[str], shards: PoolShards, index: int) ->
     table = shards.table(index)
     read = [column for column in columns if column.startswith("<")]
     if CAPTIONS.name in columns:
-        counts = by_reason(_sources(table, [CAPTIONS.name])[0])
+        lists = [name for name in (TEXT.name, CAPTIONS.name) if name in columns]
+        counts = by_reason(_sources(table, lists)[0])
         if CAPTIONS_MISSING.name in columns:
             reasons = table[REASON.name].cast(pa.string()).fill_null(BESIDE)
             missing = pa.table({"reason": reasons, "texts": table[CAPTIONS_MISSING.name]})

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import clipmill as cm
 from clipmill.pipeline.own_data.look import look_at
 from clipmill.pipeline.own_data.recipe import Wish, starter
 from clipmill.pipeline.pools.server import start_server
@@ -254,3 +255,5 @@ def test_every_text_of_a_list_leaves(drawn, curate, tmp_path):
         rows = pq.read_table(next(shards.rglob("*.parquet"))).to_pylist()
         left = sorted([text["text"] for text in row["texts"]] for row in rows)
         assert left == sorted(row[:2] for row in texts)
+    counted = {told.stage: told for told in cm.open(tmp_path / "run").funnel().texts}
+    assert counted["pool"].texts == counted["unique"].kept == {"original": 12}  # first ones too
