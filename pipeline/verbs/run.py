@@ -173,7 +173,8 @@ def text(outcome: "Outcome") -> str:
     """Returns that the run is done, or what stopped it and which shards failed."""
     state = outcome.state
     if outcome.complete:
-        return f"done: {len(state.stages)} stages in {state.run}"
+        stages = f"{len(state.stages)} stage{'s' if len(state.stages) > 1 else ''}"
+        return f"done: {stages} in {state.run}"
     lines = []
     for error, names in _stops(outcome).values():
         lines.append(f"{', '.join(names)}: {error}\n")
