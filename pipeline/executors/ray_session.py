@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -23,6 +24,7 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.executors import machine
 
 OBJECT_STORE_BYTES = 512 * 2**20  # for names, not rows; Ray's default is a third of the memory
+VERSION = re.compile(r"^ +(Ray|Python): (\S+)", re.MULTILINE)  # in Ray's words on a mismatch
 ANSWER_S = 10.0  # for a cluster to answer first
 VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
 
@@ -99,6 +101,14 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
             **new,
         )
     except (OSError, ValueError, RuntimeError, RayError) as error:
+        versions = [" ".join(found) for found in VERSION.findall(str(error))]
+        if len(versions) == 4:  # of the cluster, then of this process
+            there, here = (" and ".join(pair) for pair in (versions[:2], versions[2:]))
+            raise RecipeError(
+                found=f"the cluster has {there}, here is {here}",
+                where=f"--address {address}",
+                do="use the cluster's versions here, or `clipmill submit`, which needs neither",
+            ) from None
         raise RecipeError(
             found=f"no Ray {'answers' if address else 'starts'}: {first_line(error)}",
             where=f"--address {address}" if address else "--executor ray",
