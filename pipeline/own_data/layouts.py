@@ -25,7 +25,7 @@ BROWSER = "look at the address in a browser: it may be gone, or ask for a login"
 WEB = ("http://", "https://", "hf://")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 SIDECARS = (".txt", ".caption", ".captions", ".json")  # files of one caption, likeliest first
-LOOKED_AT, ALIKE = 1000, 8  # pictures by which their place is found; files of one name, most
+LOOKED_AT, ALIKE = 200, 1000  # pictures by which their place is found; files of one name, most
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
     ".xls": "save the sheet as CSV UTF-8, and give that file",
@@ -192,30 +192,44 @@ def _by_kind(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
 
 def captions_of(pictures: Sequence[str], files: Mapping[str, Sequence[FoundFile]]) -> str:
     """Returns where most pictures' captions lie, from their folders on; "" if nowhere."""
-    by_base = defaultdict(list)
-    for suffix in SIDECARS:
-        for file in files.get(suffix, ()):
-            by_base[stem_of(file.name.rpartition("/")[2])].append(file.name)
+    by_base, beside = defaultdict(list), defaultdict(list)
+    for file in (file for suffix in SIDECARS for file in files.get(suffix, ())):
+        folder, _, base = stem_of(file.name).rpartition("/")
+        by_base[base].append(file.name)
+        beside[folder, base].append(file.name)
+    few = pictures[:: len(pictures) // LOOKED_AT + 1]
     places: Counter[str] = Counter()
-    for picture in pictures[:LOOKED_AT]:
+    for picture in few:
         folder, _, base = picture.rpartition("/")
+        split = posixpath.basename(folder)
         for part, stem in (("{name}", stem_of(base)), ("{file}", base)):
-            for name in by_base[stem][:ALIKE]:
-                way = posixpath.relpath(posixpath.dirname(f"/{name}"), f"/{folder}")
-                end = name[len(stem_of(name)) :]
-                places[posixpath.normpath(f"{way}/{part}{end}")] += 1
+            names = beside[folder, stem] or by_base[stem][:ALIKE]
+            ways = {
+                name: posixpath.relpath(f"/{posixpath.dirname(name)}", f"/{folder}")
+                for name in names
+            }
+            near = min((way.count("..") for way in ways.values()), default=0)
+            for name, way in ways.items():
+                if way.count("..") == near:
+                    above, _, last = way.rpartition("/")
+                    way = f"{above}/{{folder}}" if above and last == split else way
+                    end = name[len(stem_of(name)) :]
+                    places[posixpath.normpath(f"{way}/{part}{end}")] += 1
 
     def rank(place: str) -> tuple[bool, int, int]:
         suffix = SIDECARS.index(suffix_of(place))
-        return 2 * places[place] >= len(pictures[:LOOKED_AT]), -suffix, places[place]
+        return 2 * places[place] >= len(few), -suffix, places[place]
 
     return max(places, key=rank, default="")
 
 
 def caption_path(picture: str, place: str) -> str:
     """Returns the path of a picture's caption, by the place where captions lie."""
+    if place.startswith("{name}."):  # a million of these in half a second
+        return stem_of(picture) + place.removeprefix("{name}")
     folder, _, base = picture.rpartition("/")
-    path = place.replace("{name}", stem_of(base)).replace("{file}", base)
+    path = place.replace("{folder}", posixpath.basename(folder))
+    path = path.replace("{name}", stem_of(base)).replace("{file}", base)
     return posixpath.normpath(posixpath.join(folder, path))
 
 

@@ -63,10 +63,8 @@ def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array]
 def answers_of(values: Values) -> pa.Array:
     """Returns the answers in each conversation, a list of turns; other values as they are."""
     array = one_array(values)
-    turn = array.type.value_type if _is_list(array.type) else array.type
-    if turn is array.type or not pa.types.is_struct(turn):
-        return array
-    for names in TURNS.items():
+    turn = array.type.value_type if _is_list(array.type) else pa.null()
+    for names in TURNS.items() if pa.types.is_struct(turn) else ():
         if min(map(turn.get_field_index, names)) >= 0:
             who, said = (pl.element().struct.field(name) for name in names)
             return pl.Series(array).list.eval(said.filter(who.is_in(ANSWERERS))).to_arrow()

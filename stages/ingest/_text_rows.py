@@ -25,7 +25,6 @@ from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t", "token": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")
 PACKED = (".gz", ".bz2", ".zst")
-# Read where `path` names them; Flickr's captions end in .token.
 PLAIN_SUFFIXES = tuple(f"{kind}{pack}" for kind in (".txt", ".token") for pack in ("", *PACKED))
 TEXT_SUFFIXES = tuple(
     f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)

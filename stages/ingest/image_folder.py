@@ -95,8 +95,8 @@ class ImageFolder(DatasetStage):
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
-    # from the image's folder on: {name} is the image's without its suffix, {file} with it; for
-    # images/cat.jpg and captions/cat.txt "../captions/{name}.txt"
+    # from the image's folder on: {name} is the image's without its suffix, {file} with it, {folder}
+    # its folder's; for images/cat.jpg and captions/cat.txt "../captions/{name}.txt"
     caption_files: NonEmpty = later("{name}.txt")
     caption_key: NonEmpty | None = later(None)  # of the caption, as `en.text`, where they are JSON
     caption: NonEmpty | None = later(None)  # of images without one: "a photo of a {class}"
@@ -141,8 +141,11 @@ class ImageFolder(DatasetStage):
 
     def beside(self, name: str) -> str:
         """Returns the path of the file that may hold an image's caption."""
+        if self.caption_files.startswith("{name}."):  # fast, for most
+            return stem_of(name) + self.caption_files.removeprefix("{name}")
         folder, _, file = name.rpartition("/")
-        path = self.caption_files.replace("{name}", stem_of(file)).replace("{file}", file)
+        path = self.caption_files.replace("{folder}", posixpath.basename(folder))
+        path = path.replace("{name}", stem_of(file)).replace("{file}", file)
         return posixpath.normpath(posixpath.join(folder, path))
 
     def source_of(self, images: list[dict[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:

@@ -272,8 +272,7 @@ def as_stored(
     if stage.url_col:
         masks["no_url"] = pc.fill_null(pc.equal(values[URL.name], ""), True)
     found = rows[stage.caption_col] if stage.caption_col else None
-    if found is not None and stage.answers:
-        found = answers_of(found)
+    found = answers_of(found) if found is not None and stage.answers else found
     if found is not None and stage.all_captions:
         texts, misfits[TEXT.name] = captions_of(found, all_captions=True)
         values |= texts

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, groupby
 from operator import eq
 from typing import Any
@@ -91,6 +91,13 @@ def _ends(path: str) -> list[str]:
     return [stem.lstrip("0") if stem.isdecimal() else stem, *folders[::-1]]
 
 
+@lru_cache(maxsize=1)
+def by_end(uri: str, below: str, digest: str) -> ByEnd:
+    """Returns the pictures of a folder below another; held for the next shard of a table."""
+    names = [file.name.removeprefix(below) for file in files_of(uri) if file.name.startswith(below)]
+    return ByEnd(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table(Parquet):
     """Link, image, caption and embeddings of every row of any table; null, with a reason, if unfit.
@@ -101,9 +108,8 @@ class Table(Parquet):
     without it at the table's own folder, and never leads out of there (`outside`): not by `..`, nor
     as a whole path, nor to names that begin with a dot, nor by a symbolic link, unless
     `follow_links`. A file that is gone or may not be read is `unreadable`, one above
-    `max_image_bytes` `too_large`. url: that of `url_col`, else the path.
-    uid: that of `uid_col`, or the hash of caption and link, else path, else the image's SHA-256.
-    All else is as in `ingest.parquet` and `ingest.url_list`.
+    `max_image_bytes` `too_large`. url: that of `url_col`, else the path. uid: that of `uid_col`, or
+    the hash of caption and link, else path, else the image's SHA-256. The rest: `ingest.parquet`.
 
     Source: the CSV that open_clip trains from; img2dataset's column names.
     Error: a table is known by name, size and time of change, and its pictures by their paths: one
@@ -271,9 +277,7 @@ class Pictures:
         self.follow = stage.follow_links
         self.storage = Storage(stage.pictures) if stage.pictures else storage
         self.below = "" if stage.pictures else table[: table.rfind("/") + 1]
-        files = files_of(self.storage.uri) if stage.search else ()
-        names = [f.name.removeprefix(self.below) for f in files if f.name.startswith(self.below)]
-        self.ends = ByEnd(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        self.ends = by_end(self.storage.uri, self.below, source["digest"]) if stage.search else None
         self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
 
     def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
@@ -311,9 +315,7 @@ class Pictures:
                 return base64.b64decode(encoded[1] + "=="), None, None, None
         if encoded or not text.strip():
             return None, None, None, None
-        name = self.name_of(text)
-        if name not in self.ends.names:
-            name = self.ends.find(text) or name
+        name = (self.ends and self.ends.find(text)) or self.name_of(text)
         if name is None or (leads_out(self.storage, self.below + name) and not self.follow):
             return None, text, text, "outside"
         place = self.storage.locate(self.below + name)

@@ -30,6 +30,7 @@ from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches,
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
+NAN = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")  # as Python writes them
 WHOLE = (".json", ".jsonl", ".ndjson")  # not packed
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 FETCHED = 64  # rows of a database at a time, which may hold pictures
@@ -158,6 +159,8 @@ def json_form(storage: Storage, path: str) -> Form:
     place, is_here = storage.locate(path), storage.is_local and path.lower().endswith(WHOLE)
     with pa.memory_map(place) if is_here else storage.fs.open_input_stream(place) as file:
         data = memoryview(file.read_buffer() if is_here else file.read())
+    if re.search(rb"NaN|Infinity", data):
+        data = memoryview(NAN.sub(rb"\1null", bytes(data)))
     with as_arrows_errors():
         rows = rows_of(data[3:] if bytes(data[:3]) == codecs.BOM_UTF8 else data)
         first = [*islice(rows(), LOOKED_AT)]

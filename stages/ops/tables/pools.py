@@ -52,10 +52,9 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
 
 def leads_out(storage: Storage, name: str) -> bool:
     """Returns whether a symbolic link takes a file's path out of its folder."""
-    if not storage.is_local or "\0" in name:
-        return False
     root = os.path.join(os.path.realpath(storage.path), "")
-    return not os.path.realpath(storage.locate(name)).startswith(root)
+    may_lead = storage.is_local and "\0" not in name
+    return may_lead and not os.path.realpath(storage.locate(name)).startswith(root)
 
 
 def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:

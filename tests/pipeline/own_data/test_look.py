@@ -127,6 +127,26 @@ def test_pictures_with_texts_or_metadata_or_without(tmp_path):
     assert found.notes == ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
 
 
+@pytest.mark.parametrize(
+    ("picture", "caption", "place"),
+    [
+        ("{n}/0.jpg", "{n}/0.txt", "{name}.txt"),
+        ("{n}/images/0.jpg", "{n}/captions/0.txt", "../captions/{name}.txt"),
+        ("images/{n}/0.jpg", "captions/{n}/0.txt", "../../captions/{folder}/{name}.txt"),
+        ("{n}/0.jpg", "{n}/0.jpg.caption", "{file}.caption"),
+        ("{n}/0.jpg", "{n}/text/0.json", "text/{name}.json"),
+    ],
+)
+def test_captions_of_pictures_of_one_name_are_those_nearest_by(picture, caption, place, tmp_path):
+    text = '{"text": "a red shoe"}' if place.endswith("json") else "a red shoe"
+    names = [str(n) for n in range(30)]
+    put(tmp_path, **{picture.format(n=n): "" for n in names})
+    put(tmp_path, **{caption.format(n=n): text for n in names})
+    found = look(tmp_path)
+    assert (found.has_captions, found.notes) == (True, ())
+    assert found.settings.get("caption_files", "{name}.txt") == place
+
+
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
     assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}

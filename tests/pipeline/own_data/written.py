@@ -264,6 +264,17 @@ def captions_in_a_folder_of_their_own(folder: Path, pairs: list[Pair]) -> Path:
     return folder
 
 
+def captions_by_split(folder: Path, pairs: list[Pair]) -> Path:
+    """images/train, images/val, and the same folders below labels."""
+    for split, part in (("train", pairs[:14]), ("val", pairs[14:])):
+        beside(folder, part, f"images/{split}")
+        (folder / "labels" / split).mkdir(parents=True)
+        for pair in part:
+            caption = (folder / "labels" / split / pair.name).with_suffix(".txt")
+            caption.write_text(pair.caption)
+    return folder
+
+
 def trainers_caption_files(folder: Path, pairs: list[Pair]) -> Path:
     """kohya's trainer, by its default: cat.caption beside cat.jpg."""
     for pair, path in zip(pairs, beside(folder, pairs, "10_dog"), strict=True):
@@ -488,6 +499,6 @@ LAYOUTS: dict[str, Writer] = {
         *(flickrs_tokens, captions_in_a_folder_of_their_own, trainers_caption_files),
         *(trainers_metadata, json_files_beside, packed_tars, names_without_suffix, messages),
         *(paths_of_another_machine, a_table_in_a_folder_beside, llavas_json_lines, llavas_parquet),
-        *(pandas_json_of_columns, json_of_two_arrays),
+        *(pandas_json_of_columns, json_of_two_arrays, captions_by_split),
     )
 }
