@@ -22,7 +22,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import (
-    PACKED_TARS,
+    TARS,
     Layout,
     caption_path,
     dataset_card,
@@ -222,7 +222,7 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
     """
     first = layout.files[0].name
     body = io.BytesIO(layout.storage.read_at(first, 0, TAR_BYTES))
-    if first.lower().endswith(PACKED_TARS):
+    if first.lower().endswith(TARS[1:]):
         with suppress(zlib.error):
             body = io.BytesIO(zlib.decompressobj(31).decompress(body.read(), TAR_BYTES))
     records, has_txt = [], False

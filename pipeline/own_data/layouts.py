@@ -17,7 +17,7 @@ from clipmill.pipeline.own_data.unsure import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
-PACKED_TARS = (".tar.gz", ".tgz")
+TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES, *globs.FORMS)
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -171,8 +171,8 @@ def suffix_of(name: str) -> str:
     for pack in PACKED:
         if base.endswith(pack) and base.removesuffix(pack).endswith(TABLES):
             base = base.removesuffix(pack)
-    if base.endswith(PACKED_TARS):
-        return ".tar"
+    if base.endswith(".tar.gz"):
+        return ".tar.gz"
     stem, dot, suffix = base.rpartition(".")
     return dot + suffix if stem else ""
 
@@ -234,7 +234,7 @@ def caption_path(picture: str, place: str) -> str:
 
 
 def _is_data(kind: str) -> bool:
-    return kind in ("pictures", ".tar", *FORMS)
+    return kind in ("pictures", *TARS, *FORMS)
 
 
 def _beside(by_kind: Mapping[str, Sequence[FoundFile]], captions: str) -> set[str]:

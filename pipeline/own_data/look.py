@@ -18,6 +18,7 @@ from clipmill.pipeline.own_data import folders
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import (
     PICTURES,
+    TARS,
     Layout,
     below,
     dataset_card,
@@ -88,7 +89,7 @@ def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictur
         raise layout.question
     if layout.kind == "pictures":
         return folders.pictures(layout, answers)
-    if layout.kind == ".tar":
+    if layout.kind in TARS:
         return folders.tars(layout, answers)
     sample = _sample(layout, name)
     if layout.kind == ".parquet" and _is_datacomp(layout, sample.table):

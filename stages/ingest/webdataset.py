@@ -116,15 +116,19 @@ class WebDataset(DatasetStage):
         return {c.name: value_at(info, paths.get(c, c.name)) for c in (*FROM_JSON, UID)}
 
     def files(self) -> dict[str, int]:
-        return sizes_of(list_files(self.path, TARS, "pool"))
+        return sizes_of(self.listed("pool"))
+
+    def listed(self, stage: str) -> list[dict[str, Any]]:
+        """Returns its tars; packed ones if there are no others."""
+        tars = list_files(self.path, TARS, stage)
+        return [tar for tar in tars if tar["path"].lower().endswith(TARS[0])] or tars
 
     def head(self, rows: int) -> pa.Table:
-        tars = list_files(self.path, TARS, "pool")
+        tars = self.listed("pool")
         return first_rows((table for tar in tars for table in read(self, tar, None, rows)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        tars = list_files(self.path, TARS, ctx.worker.stage)
-        ctx.create_shards(partial(read, self), tars)
+        ctx.create_shards(partial(read, self), self.listed(ctx.worker.stage))
 
 
 def read(
