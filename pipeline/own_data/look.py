@@ -166,13 +166,14 @@ def _values(sample: Sample, image: str) -> list[Any]:
 
 
 def _named(table: pa.Table, ends: Any) -> str | None:
-    """Returns the column that names pictures without their suffix, or None."""
-    columns: list[str] = table.column_names
-    for name in columns:
+    """Returns the column that names most pictures without their suffix, or None."""
+    named: dict[str, set[str]] = {}
+    for name in table.column_names:
         values = [str(value) for value in table[name].drop_null().to_pylist()[:NAMED]]
-        if values and 2 * sum(ends.find(value) is not None for value in values) > len(values):
-            return name
-    return None
+        found = [value for value in values if ends.find(value) is not None]
+        if 2 * len(found) > len(values):
+            named[name] = set(found)  # a label may be a name, too, but of few
+    return max(named, key=lambda name: len(named[name]), default=None)
 
 
 def _near(layout: Layout) -> tuple[str, list[str]]:

@@ -147,6 +147,14 @@ def test_captions_of_pictures_of_one_name_are_those_nearest_by(picture, caption,
     assert found.settings.get("caption_files", "{name}.txt") == place
 
 
+def test_a_column_that_names_most_pictures_without_a_suffix_is_theirs(tmp_path):
+    rows = "".join(f"{n % 2},{n:04d},a red shoe {n}\n" for n in range(30))
+    put(tmp_path, **{"it.csv": f"label,number,text\n{rows}"})
+    put(tmp_path, **{f"all/{n:04d}.jpg": "" for n in range(30)})
+    assert look(tmp_path).columns == {"image": "number", "caption": "text"}
+    assert look(tmp_path).settings["search"]
+
+
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
     assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}
