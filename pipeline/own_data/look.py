@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from clipmill.metadata.globs import ARROW, DATABASES, SHEETS, files_of
+from clipmill.metadata.globs import ARROW, DATABASES, SHEETS
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
@@ -45,7 +45,7 @@ from clipmill.pipeline.planning.settings import stage_class
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
-TRIED = 16  # tables beside pictures, and folders beside a table, most
+TRIED, FOLDERS = 16, 64  # tables beside pictures, and folders near a table, most
 NAMED, FEW = 100, 8  # values that are looked for as pictures: by their names, as files
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
 NAMES = {
@@ -100,6 +100,8 @@ def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictur
     roles = roles_of(sample.table, answers, shown, is_beside=has_pictures)
     if has_pictures and not roles.image:
         roles = roles_of(sample.table, answers, shown)
+    if not (roles.image or roles.url or has_pictures) and (image := _named_near(layout, sample)):
+        roles = roles_of(sample.table, {"image": image, **answers}, shown, is_beside=True)
     described = (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
     if roles.image and not described.is_linked and not has_pictures and described.has_paths:
         described = _placed(described, layout, sample, roles)
@@ -176,19 +178,39 @@ def _named(table: pa.Table, ends: Any) -> str | None:
     return max(named, key=lambda name: len(named[name]), default=None)
 
 
-def _near(layout: Layout) -> tuple[str, list[str]]:
-    """Returns a folder near a table, and its pictures: its own, with all below, or one beside."""
+def _named_near(layout: Layout, sample: Sample) -> str | None:
+    """Returns the column that names pictures near a table without their suffix, or None."""
+    try:
+        return _named(sample.table, _by_end(_near(layout)[1]))
+    except OSError:  # no folders, as on the web
+        return None
+
+
+def _near(layout: Layout) -> tuple[Storage, list[str]]:
+    """Returns the folder of a table, or the one above it, and its pictures, three folders deep."""
     storage = layout.storage
-    of_own = [file.name for file in files_of(storage.uri) if suffix_of(file.name) in PICTURES]
-    if of_own or not storage.is_local:
-        return storage.uri, of_own
+    names = _pictures_in(storage)
+    if names or not storage.is_local:
+        return storage, names
     parent = Storage(posixpath.dirname(storage.uri))
-    listed = parent.fs.get_file_info(fs.FileSelector(parent.path))
-    beside = [info.base_name for info in listed if info.type == fs.FileType.Directory][:TRIED]
-    patterns = (f"{parent.uri}/{name}/*" for name in beside if name[0] != ".")
-    found = [(p, file.name) for p in patterns for file in files_of(p)]
-    names = [f"{posixpath.basename(p[:-2])}/{name}" for p, name in found]
-    return parent.uri, [name for name in names if suffix_of(name) in PICTURES]
+    return parent, _pictures_in(parent)
+
+
+def _pictures_in(storage: Storage) -> list[str]:
+    names, folders = list[str](), [""]
+    for _ in range(3):  # all of a home would take minutes
+        found = [
+            info
+            for folder in folders[:FOLDERS]
+            for info in storage.fs.get_file_info(
+                fs.FileSelector(storage.locate(folder).rstrip("/"))
+            )
+            if info.base_name[:1] != "."
+        ]
+        paths = {info.path[len(storage.path) :].lstrip("/"): info.type for info in found}
+        names += [path for path in paths if suffix_of(path) in PICTURES]
+        folders = sorted(path for path, kind in paths.items() if kind == fs.FileType.Directory)
+    return names
 
 
 def _placed(data: Data, layout: Layout, sample: Sample, roles: Roles) -> Data:
@@ -203,12 +225,12 @@ def _placed(data: Data, layout: Layout, sample: Sample, roles: Roles) -> Data:
         folder, names = _near(layout)
     except OSError:  # no folders, as on the web
         return data
-    table = layout.files[0].name if folder == layout.storage.uri else ""
+    table = layout.files[0].name if folder is layout.storage else ""
     start, settings = folders.start_of(values, _by_end(names), table)
     if start is None:
         return data
     if start != own or not table:
-        settings |= {"pictures": below(folder, start)}
+        settings |= {"pictures": below(folder.uri, start)}
     return replace(data, settings=settings | data.settings)
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -153,6 +154,7 @@ def test_a_column_that_names_most_pictures_without_a_suffix_is_theirs(tmp_path):
     put(tmp_path, **{f"all/{n:04d}.jpg": "" for n in range(30)})
     assert look(tmp_path).columns == {"image": "number", "caption": "text"}
     assert look(tmp_path).settings["search"]
+    assert look(tmp_path / "it.csv") == replace(look(tmp_path), aside={})
 
 
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
