@@ -169,9 +169,13 @@ def start_of(values: Sequence[Any], ends: Any, table: str) -> tuple[str | None, 
         for name in by_base.get(value.rpartition("/")[2], ())
         if f"/{name}".endswith(f"/{value}")
     )
-    best, count = max(starts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-    if 2 * count > len(wanted):
-        return best, {}
+    most = max(starts.values(), default=0)
+    best = [start for start, count in starts.items() if count == most]
+    if len(best) > 1:  # of train/ and val/ that in the table's name, captions_train.json
+        base = posixpath.basename(table)
+        best = [start for start in best if start and posixpath.basename(start) in base]
+    if 2 * most > len(wanted) and len(best) == 1:
+        return best[0], {}
     is_found = 2 * sum(ends.find(value) is not None for value in wanted) > len(wanted)
     return ("", {"search": True}) if is_found else (None, {})
 

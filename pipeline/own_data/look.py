@@ -187,9 +187,13 @@ def _named_near(layout: Layout, sample: Sample) -> str | None:
 
 
 def _near(layout: Layout) -> tuple[Storage, list[str]]:
-    """Returns the folder of a table, or the one above it, and its pictures, three folders deep."""
+    """Returns the folder of a table, a zip there or the one above, and its pictures."""
     storage = layout.storage
     names = _pictures_in(storage)
+    zips = [entry.name for entry in storage.entries() if entry.name.lower().endswith(".zip")]
+    if len(zips) == 1 and not names:
+        storage = Storage(below(storage.uri, zips[0]))
+        names = _pictures_in(storage)
     if names or not storage.is_local:
         return storage, names
     parent = Storage(posixpath.dirname(storage.uri))

@@ -157,6 +157,15 @@ def test_a_column_that_names_most_pictures_without_a_suffix_is_theirs(tmp_path):
     assert look(tmp_path / "it.csv") == replace(look(tmp_path), aside={})
 
 
+def test_pictures_of_the_same_names_in_two_folders_are_not_taken_by_chance(tmp_path):
+    table = {"it.csv": "file,text\n" + "".join(f"{n}.jpg,a red shoe {n}\n" for n in range(9))}
+    put(tmp_path / "lists", **table)
+    for folder in ("a", "b"):
+        put(tmp_path / folder, **{f"{n}.jpg": "" for n in range(9)})
+    assert look(tmp_path / "lists" / "it.csv").settings.keys().isdisjoint({"pictures", "search"})
+    assert "2 may be the data" in str(refused(tmp_path, UnsureError))
+
+
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
     assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}

@@ -331,6 +331,14 @@ def a_table_in_a_folder_beside(folder: Path, pairs: list[Pair]) -> Path:
     return folder / "labels" / "train.csv"
 
 
+def a_zip_beside_its_table(folder: Path, pairs: list[Pair]) -> Path:
+    beside(folder, pairs, "packed/images")
+    shutil.make_archive(str(folder / "images"), "zip", folder / "packed")
+    shutil.rmtree(folder / "packed")
+    frame(pairs, image="name", caption="caption").to_csv(folder / "captions.csv", index=False)
+    return folder
+
+
 def llavas_conversations(folder: Path, pairs: list[Pair]) -> list[dict]:
     ask = {"from": "human", "value": "<image>\nDescribe it."}
     return [
@@ -500,5 +508,6 @@ LAYOUTS: dict[str, Writer] = {
         *(trainers_metadata, json_files_beside, packed_tars, names_without_suffix, messages),
         *(paths_of_another_machine, a_table_in_a_folder_beside, llavas_json_lines, llavas_parquet),
         *(pandas_json_of_columns, json_of_two_arrays, captions_by_split),
+        a_zip_beside_its_table,
     )
 }
