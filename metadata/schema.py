@@ -159,6 +159,8 @@ TEXT_LIST = pa.list_(
 )
 ORIGINAL = "original"  # source and label of the pool's own caption
 TEXT_FIELDS = tuple(field.name for field in TEXT_LIST.value_type)
+TURNS = {"from": "value", "role": "content"}  # a turn's field of who speaks, and of what is said
+ANSWERERS = ("gpt", "assistant")  # who says what a picture shows
 CAPTION_FIELDS = ("text", "caption", "raw", "value")  # of a struct in found data, the first it has
 CAPTIONS = Column("captions", TEXT_LIST, "captions", "Texts that a stage made or found for a row.")
 CAPTIONS_MISSING = Column(

@@ -12,6 +12,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.stages.caption import _prompts, rewrite
 from clipmill.stages.caption.rewrite import prompt_for
+from clipmill.stages.models.generator import question_of
 from tests.test_docs import Follower, blocks
 
 PAGE = (Path(__file__).parents[1] / "docs" / "captions.md").read_text(encoding="utf-8")
@@ -42,7 +43,8 @@ def test_the_prompt_that_the_guide_shows_is_one_that_is_asked():
     pairs = [pair for line in shown.split("\n\n") for pair in bank.pairs if pair[0] in line]
     caption = shown.splitlines()[-1].removesuffix(" =>")
     assert len(pairs) == 3
-    assert prompt_for(bank.instruction, pairs, caption, "completion").text == shown.rstrip("\n")
+    prompt = prompt_for(bank.instruction, pairs, caption)
+    assert question_of(prompt, "completion")["prompt"] == shown.rstrip("\n")
 
 
 def test_the_runs_of_the_guide_are_planned(tmp_path):

@@ -109,9 +109,13 @@ def test_images_are_bytes_as_stored_and_say_what_is_missing(run, pictures):
     assert found["0" * 32].missing == "no row has this uid"
     assert list(found) == [*rows["uid"], "0" * 32], "in the order asked"
     assert repr(found) == "<11 images, 1 of them missing>"
+    short = run.images("few", [uid[:8] for uid in rows["uid"]])
+    assert [*short] == [uid[:8] for uid in rows["uid"]]
+    assert [one.uid for one in short.values()] == [*rows["uid"]]
+    assert [one.image for one in short.values()] == images[:10]
     assert "it cannot be shown" in page(found), "of an empty file"
     assert Image.open(io.BytesIO(images[0])).width == 40
-    with pytest.raises(RecipeError, match="give 32 hex digits"):
+    with pytest.raises(RecipeError, match="give its 32 hex digits, or 8 or more"):
         run.images("few", ["zz"])
 
 

@@ -23,7 +23,8 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.ran import newest_name
 from clipmill.pipeline.run_folder.state import RunState, StageState
 
-# Largest pool whose first causes are counted, in half a second, and its texts, a million a second.
+# Largest pool whose first causes are counted, in half a second. Texts, a million a second and a
+# shard at a time, are counted of any at a run's end, on a page of the explorer's of such a one.
 MOST_ROWS, MOST_SHARDS = 2_000_000, 500
 READERS = 8  # threads, which mostly wait for a store
 
@@ -66,7 +67,7 @@ class Passing:
 class Summary:
     """The outcome of a run; `endings` is empty until all stages of rows are complete.
 
-    `texts` are those of each stage; null in a pool that is too large to count them here. `stale`
+    `texts` are those of each stage. `stale`
     are variants that a retry has made stale, each with the command that makes it again.
 
     `report` is null if the page beside the run folder is missing or outdated. `set_aside` counts
@@ -85,7 +86,7 @@ class Summary:
     never: tuple[str, ...]
     notes: dict[str, tuple[str, ...]]
     report: str | None
-    texts: tuple[StageTexts, ...] | None = ()
+    texts: tuple[StageTexts, ...] = ()
     stale: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -119,7 +120,7 @@ def summary(
         never=tuple(reason for reason in retry if not _occurred(state, reason)),
         notes=notes(state),
         report=_report(state),
-        texts=texts_if_few(state),
+        texts=stage_texts(state),
         stale=tuple(stale.items()),
     )
 

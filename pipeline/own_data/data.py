@@ -21,6 +21,7 @@ class Data:
     scores: tuple[str, ...] = ()
     is_linked: bool = False  # pictures are fetched from links
     has_captions: bool = True
+    has_paths: bool = False  # pictures are files that a column names
     embedding_width: int | None = None
     aside: Mapping[str, int] = field(default_factory=dict)  # unused files, by suffix
     notes: tuple[str, ...] = ()

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import posixpath
 import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -16,18 +18,29 @@ import pyarrow as pa
 from clipmill.metadata.globs import files_of
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import (
+    TARS,
     Layout,
+    caption_path,
     dataset_card,
     is_metadata,
-    stem_of,
     suffix_of,
 )
-from clipmill.pipeline.own_data.roles import check_answers, has_mark, is_list, is_url, roles_of
+from clipmill.pipeline.own_data.roles import (
+    check_answers,
+    has_mark,
+    is_caption,
+    is_list,
+    is_talk,
+    is_url,
+    roles_of,
+)
 from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, text_sample
 
+FEW = 64  # files of captions that are looked at
 TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
 JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
 # If not asked, what is stored stays.
@@ -41,21 +54,36 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         answers = {role: name for role, name in answers.items() if role != "caption"}
     tables = [name for name in layout.beside if is_metadata(name)]
     table, caption = _captions_in(layout, tables[0], answers) if tables else (None, None)
-    if not tables:
+    found = set(layout.beside)
+    texts = [
+        name for file in layout.files if (name := caption_path(file.name, layout.captions)) in found
+    ]
+    place, key = layout.captions, None
+    if not tables and texts and place.lower().endswith(".json"):
+        key, table = _in_json(layout, texts, answers)
+        place = place if key else ""
+    elif not tables:
         _refuse_answers(answers, layout, "pictures have no columns")
-    stems = {stem_of(name) for name in layout.beside if name.lower().endswith(".txt")}
+    if place not in ("", "{name}.txt") and not key and not _have_words(layout.storage, texts):
+        place = ""
     folders = tuple(name.rpartition("/")[0] for name in tables) if caption else ()
     with_caption = sum(
-        stem_of(file.name) in stems
+        (bool(place) and caption_path(file.name, place) in found)
         or any(not folder or file.name.startswith(f"{folder}/") for folder in folders)
         for file in layout.files
     )
     rows = len(layout.files)
     settings: dict[str, Any] = {"caption_col": caption} if caption not in (None, "text") else {}
+    if place not in ("", "{name}.txt"):
+        settings["caption_files"] = place
+    if key:
+        settings["caption_key"] = key
     where_captions = (
         f"captions in {tables[0].rpartition('/')[2]}"
         if caption
-        else "captions in a .txt beside each"
+        else f"captions in {place}"
+        if place.startswith("..")
+        else f"captions in a {suffix_of(place) or '.txt'} beside each"
     )
     notes: tuple[str, ...] = ()
     if "{class}" in kinds:
@@ -74,12 +102,38 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         uses="ingest.image_folder",
         settings={**settings, "shard_rows": shard_rows(rows)},
         rows=rows,
-        columns={"caption": caption} if caption else {},
+        columns={"caption": found_in} if (found_in := caption or key) else {},
         has_captions=bool(with_caption),
         aside=layout.aside,
         notes=notes,
     )
-    return data if table is None else with_texts(data, table, caption)
+    return data if table is None else with_texts(data, table, caption or key)
+
+
+def _in_json(
+    layout: Layout, names: Sequence[str], answers: Mapping[str, str]
+) -> tuple[str | None, pa.Table]:
+    """Returns the key of the captions in files of JSON, one a picture, and the first of these."""
+    records = []
+    for name in _inside(layout.storage, names):
+        with suppress(*UNPARSED):
+            record = json.loads(layout.storage.read_at(name, 0, JSON_BYTES))
+            records += [record] if isinstance(record, dict) else []
+    table = records_sample(records)
+    return roles_of(table, answers, redacted(layout.path)).caption, table
+
+
+def _inside(storage: Storage, names: Sequence[str]) -> list[str]:
+    """Returns the first files, without links, which may lead out of the folder."""
+    local = storage.is_local
+    return [name for name in names[:FEW] if not (local and os.path.islink(storage.locate(name)))]
+
+
+def _have_words(storage: Storage, names: Sequence[str]) -> bool:
+    """Returns whether captions are that, not the numbers of boxes."""
+    few = _inside(storage, names)
+    texts = [storage.read_at(name, 0, 1024).decode(errors="ignore") for name in few]
+    return is_caption(pa.chunked_array([pa.array(texts, pa.string())])) if texts else True
 
 
 def _captions_in(
@@ -96,15 +150,16 @@ def _captions_in(
     return table, roles_of(table, answers, f"{layout.storage}/{name}").caption
 
 
-def start_of(values: Sequence[Any], names: Set[str], table: str) -> str | None:
-    """Returns the folder where most paths of a table start, or None; its own comes first.
+def start_of(values: Sequence[Any], ends: Any, table: str) -> tuple[str | None, dict[str, Any]]:
+    """Returns the folder where most paths of a table start, or None, and settings to find them.
 
-    `names` are the pictures below the folder that holds the table, too.
+    Its own comes first. `ends` are the pictures below the folder that holds the table, too.
     """
+    names = ends.names
     own = table.rpartition("/")[0]
     wanted = [posixpath.normpath(str(value).strip().replace("\\", "/")) for value in values]
     if 2 * sum(posixpath.join(own, value) in names for value in wanted) > len(wanted):
-        return own
+        return own, {}
     by_base: dict[str, list[str]] = {}
     for name in names:
         by_base.setdefault(name.rpartition("/")[2], []).append(name)
@@ -114,8 +169,15 @@ def start_of(values: Sequence[Any], names: Set[str], table: str) -> str | None:
         for name in by_base.get(value.rpartition("/")[2], ())
         if f"/{name}".endswith(f"/{value}")
     )
-    best, count = max(starts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-    return best if 2 * count > len(wanted) else None
+    most = max(starts.values(), default=0)
+    best = [start for start, count in starts.items() if count == most]
+    if len(best) > 1:  # of train/ and val/ that in the table's name, captions_train.json
+        base = posixpath.basename(table)
+        best = [start for start in best if start and posixpath.basename(start) in base]
+    if 2 * most > len(wanted) and len(best) == 1:
+        return best[0], {}
+    is_found = 2 * sum(ends.find(value) is not None for value in wanted) > len(wanted)
+    return ("", {"search": True}) if is_found else (None, {})
 
 
 def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
@@ -162,7 +224,11 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
 
     A tar that cannot be read has none: the stage that reads it tells.
     """
-    body = io.BytesIO(layout.storage.read_at(layout.files[0].name, 0, TAR_BYTES))
+    first = layout.files[0].name
+    body = io.BytesIO(layout.storage.read_at(first, 0, TAR_BYTES))
+    if first.lower().endswith(TARS[1:]):
+        with suppress(zlib.error):
+            body = io.BytesIO(zlib.decompressobj(31).decompress(body.read(), TAR_BYTES))
     records, has_txt = [], False
     with (
         suppress(tarfile.TarError, OSError, *UNPARSED),
@@ -185,7 +251,11 @@ def with_texts(data: Data, table: pa.Table, caption: str | None) -> Data:
     """Returns the data with all texts of a column of lists, without byte-order marks; says so."""
     if caption not in table.column_names:
         return data
-    if is_list(table[caption].type):
+    if is_talk(table[caption].type):
+        data = replace(data, settings=data.settings | {"answers": True})
+        setting = "all_captions"
+        note = f"{caption} holds conversations: the answers are the captions"
+    elif is_list(table[caption].type):
         setting = "all_captions"
         note = f"{caption} holds lists: the first text is the caption, the others leave with it"
     elif data.uses in KEEP_MARKS and has_mark(table[caption]):

@@ -1,7 +1,8 @@
 """Finds the layout of files at a path: pictures, tars or tables, and files beside them."""
 
+import posixpath
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,19 +17,20 @@ from clipmill.pipeline.own_data.unsure import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
+TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 FORMS = (".parquet", *TABLES, *globs.FORMS)
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 BROWSER = "look at the address in a browser: it may be gone, or ask for a login"
 WEB = ("http://", "https://", "hf://")
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
+SIDECARS = (".txt", ".caption", ".captions", ".json")  # files of one caption, likeliest first
+LOOKED_AT, ALIKE = 200, 1000  # pictures by which their place is found; files of one name, most
 OWN = "dataset.json"  # clipmill's exports write it; `datasets` writes another file of that name
 INSTEAD = {  # what to do with data in forms that no stage reads
     ".xls": "save the sheet as CSV UTF-8, and give that file",
     ".ods": "save the sheet as CSV UTF-8, and give that file",
     ".zip": "give the .zip itself",
-    ".tar.gz": "unpack it (`gunzip`), and give the .tar",
-    ".tgz": "unpack it (`gunzip`), and give the .tar",
     ".7z": "unpack it, and give the folder",
     ".pkl": "write it as Parquet:  pandas.read_pickle(IN).to_parquet(OUT)",
 }
@@ -48,6 +50,7 @@ class Layout:
     storage: Storage
     files: Sequence[FoundFile]
     beside: Sequence[str] = ()  # files that belong to these, such as captions
+    captions: str = ""  # where a picture's caption lies, from its folder on: `{name}.txt`
     aside: Mapping[str, int] = field(default_factory=dict)  # unused files, by suffix
     tables: Sequence[FoundFile] = ()  # that may name the pictures
     question: UnsureError | None = None  # if none of them does
@@ -84,7 +87,9 @@ def layout_of(path: str) -> Layout:
     by_kind = _by_kind(files)
     # A glob of pictures does not match the captions beside them: list the folder.
     has_more = "pictures" in by_kind and pattern != "**"
-    beside = _beside(_by_kind(files_of(storage.uri)) if has_more else by_kind)
+    every = _by_kind(files_of(storage.uri)) if has_more else by_kind
+    captions = captions_of([file.name for file in by_kind.get("pictures", ())], every)
+    beside = _beside(every, captions)
     kinds = {
         kind: data_files
         for kind, every in by_kind.items()
@@ -136,6 +141,7 @@ def layout_of(path: str) -> Layout:
         storage=storage,
         files=data_files,
         beside=sorted(beside),
+        captions=captions,
         aside=_counts(aside),
         tables=tables,
         question=question,
@@ -161,6 +167,7 @@ def counted(counts: Mapping[str, int]) -> str:
 def suffix_of(name: str) -> str:
     """Returns a name's last suffix in lower case; for a table, without that of compression."""
     base = name.rpartition("/")[2].lower()
+    base = base[:-6] + ".txt" if base.endswith(".token") else base  # Flickr8k's captions
     for pack in PACKED:
         if base.endswith(pack) and base.removesuffix(pack).endswith(TABLES):
             base = base.removesuffix(pack)
@@ -183,11 +190,54 @@ def _by_kind(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
     return by_kind
 
 
+def captions_of(pictures: Sequence[str], files: Mapping[str, Sequence[FoundFile]]) -> str:
+    """Returns where most pictures' captions lie, from their folders on; "" if nowhere."""
+    by_base, beside = defaultdict(list), defaultdict(list)
+    for file in (file for suffix in SIDECARS for file in files.get(suffix, ())):
+        folder, _, base = stem_of(file.name).rpartition("/")
+        by_base[base].append(file.name)
+        beside[folder, base].append(file.name)
+    few = pictures[:: len(pictures) // LOOKED_AT + 1]
+    places: Counter[str] = Counter()
+    for picture in few:
+        folder, _, base = picture.rpartition("/")
+        split = posixpath.basename(folder)
+        for part, stem in (("{name}", stem_of(base)), ("{file}", base)):
+            names = beside[folder, stem] or by_base[stem][:ALIKE]
+            ways = {
+                name: posixpath.relpath(f"/{posixpath.dirname(name)}", f"/{folder}")
+                for name in names
+            }
+            near = min((way.count("..") for way in ways.values()), default=0)
+            for name, way in ways.items():
+                if way.count("..") == near:
+                    above, _, last = way.rpartition("/")
+                    way = f"{above}/{{folder}}" if above and last == split else way
+                    end = name[len(stem_of(name)) :]
+                    places[posixpath.normpath(f"{way}/{part}{end}")] += 1
+
+    def rank(place: str) -> tuple[bool, int, int]:
+        suffix = SIDECARS.index(suffix_of(place))
+        return 2 * places[place] >= len(few), -suffix, places[place]
+
+    return max(places, key=rank, default="")
+
+
+def caption_path(picture: str, place: str) -> str:
+    """Returns the path of a picture's caption, by the place where captions lie."""
+    if place.startswith("{name}."):  # a million of these in half a second
+        return stem_of(picture) + place.removeprefix("{name}")
+    folder, _, base = picture.rpartition("/")
+    path = place.replace("{folder}", posixpath.basename(folder))
+    path = path.replace("{name}", stem_of(base)).replace("{file}", base)
+    return posixpath.normpath(posixpath.join(folder, path))
+
+
 def _is_data(kind: str) -> bool:
-    return kind in ("pictures", ".tar", *FORMS)
+    return kind in ("pictures", *TARS, *FORMS)
 
 
-def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
+def _beside(by_kind: Mapping[str, Sequence[FoundFile]], captions: str) -> set[str]:
     """Returns the files that describe others: captions, counts, documents."""
     every = [file.name for files in by_kind.values() for file in files]
     beside = {
@@ -207,6 +257,8 @@ def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
     }
     if "pictures" in by_kind:
         beside |= {name for name in every if is_metadata(name)}
+        pictures = by_kind["pictures"] if captions else ()
+        beside |= {caption_path(file.name, captions) for file in pictures} & set(every)
     tables = {stem_of(file.name) for file in by_kind.get(".parquet", ())}
     beside |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
     return beside

@@ -1,19 +1,24 @@
 """Identifies the data at a path: layout, columns, and the ingest stage that reads them."""
 
 import hashlib
+import posixpath
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs
 
 from clipmill.metadata.globs import ARROW, DATABASES, SHEETS
 from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data import folders
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.layouts import (
+    PICTURES,
+    TARS,
     Layout,
     below,
     dataset_card,
@@ -35,11 +40,13 @@ from clipmill.pipeline.own_data.roles import (
 )
 from clipmill.pipeline.own_data.sample import Sample, form_sample, parquet_sample, text_sample
 from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.planning.settings import stage_class
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
-TRIED = 16  # tables beside pictures, most
+TRIED, FOLDERS = 16, 64  # tables beside pictures, and folders near a table, most
+NAMED, FEW = 100, 8  # values that are looked for as pictures: by their names, as files
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
 NAMES = {
     **{".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"},
@@ -82,7 +89,7 @@ def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictur
         raise layout.question
     if layout.kind == "pictures":
         return folders.pictures(layout, answers)
-    if layout.kind == ".tar":
+    if layout.kind in TARS:
         return folders.tars(layout, answers)
     sample = _sample(layout, name)
     if layout.kind == ".parquet" and _is_datacomp(layout, sample.table):
@@ -93,7 +100,11 @@ def _look_at(path: str, answers: Mapping[str, str], name: str | None, has_pictur
     roles = roles_of(sample.table, answers, shown, is_beside=has_pictures)
     if has_pictures and not roles.image:
         roles = roles_of(sample.table, answers, shown)
+    if not (roles.image or roles.url or has_pictures) and (image := _named_near(layout, sample)):
+        roles = roles_of(sample.table, {"image": image, **answers}, shown, is_beside=True)
     described = (_rows if roles.image or not sample.is_text else _text)(layout, sample, roles)
+    if roles.image and not described.is_linked and not has_pictures and described.has_paths:
+        described = _placed(described, layout, sample, roles)
     return folders.with_texts(described, sample.table, roles.caption)
 
 
@@ -111,7 +122,7 @@ def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
 
     UnsureError if several do.
     """
-    names = {file.name for file in layout.files}
+    ends = _by_end(file.name for file in layout.files)
     found: dict[str, Data] = {}
     commands: list[str] = []
     for file in layout.tables[:TRIED]:
@@ -122,25 +133,109 @@ def _beside(layout: Layout, answers: Mapping[str, str]) -> Data | None:
             if is_metadata(file.name) and "file_name" in sample.table.column_names:
                 continue  # which the stage for folders reads
             roles = roles_of(sample.table, answers, path, is_beside=True)
+            if not roles.image and (named := _named(sample.table, ends)):
+                roles = roles_of(sample.table, {"image": named, **answers}, path, is_beside=True)
         except UnsureError:
             raise
         except RecipeError:  # no table
             continue
         if not roles.image:
             continue
-        values = as_paths(sample.table[roles.image]).drop_null().to_pylist()
-        start = folders.start_of(values, names, file.name)
+        own = file.name.rpartition("/")[0]
+        start, settings = folders.start_of(_values(sample, roles.image), ends, file.name)
         if start is not None:
             data = folders.with_texts(_rows(table, sample, roles), sample.table, roles.caption)
-            own = file.name.rpartition("/")[0]
-            settings = {"pictures": below(layout.path, start)}
-            found[path] = replace(data, settings=(settings if start != own else {}) | data.settings)
-            commands.append(shlex.join([path, "--pictures", settings["pictures"]]))
+            place = {"pictures": below(layout.path, start)}
+            settings |= place if start != own else {}
+            found[path] = replace(data, settings=settings | data.settings)
+            commands.append(shlex.join([path, "--pictures", place["pictures"]]))
     if len(found) > 1:
         rows = {path: f"{data.rows:,} rows" for path, data in found.items()}
         do = "give one of them, with where its pictures start:  " + "  or  ".join(commands)
         raise UnsureError("data", rows, redacted(layout.path), do)
     return next(iter(found.values()), None)
+
+
+def _by_end(names: Iterable[str]) -> Any:
+    """Returns pictures by the ends of their paths, as the stage finds them."""
+    stage: Any = stage_class("ingest.table", "")
+    return stage.by_end(names)
+
+
+def _values(sample: Sample, image: str) -> list[Any]:
+    values: list[Any] = as_paths(sample.table[image]).drop_null().to_pylist()
+    return values
+
+
+def _named(table: pa.Table, ends: Any) -> str | None:
+    """Returns the column that names most pictures without their suffix, or None."""
+    named: dict[str, set[str]] = {}
+    for name in table.column_names:
+        values = [str(value) for value in table[name].drop_null().to_pylist()[:NAMED]]
+        found = [value for value in values if ends.find(value) is not None]
+        if 2 * len(found) > len(values):
+            named[name] = set(found)  # a label may be a name, too, but of few
+    return max(named, key=lambda name: len(named[name]), default=None)
+
+
+def _named_near(layout: Layout, sample: Sample) -> str | None:
+    """Returns the column that names pictures near a table without their suffix, or None."""
+    try:
+        return _named(sample.table, _by_end(_near(layout)[1]))
+    except OSError:  # no folders, as on the web
+        return None
+
+
+def _near(layout: Layout) -> tuple[Storage, list[str]]:
+    """Returns the folder of a table, a zip there or the one above, and its pictures."""
+    storage = layout.storage
+    names = _pictures_in(storage)
+    zips = [entry.name for entry in storage.entries() if entry.name.lower().endswith(".zip")]
+    if len(zips) == 1 and not names:
+        storage = Storage(below(storage.uri, zips[0]))
+        names = _pictures_in(storage)
+    if names or not storage.is_local:
+        return storage, names
+    parent = Storage(posixpath.dirname(storage.uri))
+    return parent, _pictures_in(parent)
+
+
+def _pictures_in(storage: Storage) -> list[str]:
+    names, folders = list[str](), [""]
+    for _ in range(3):  # all of a home would take minutes
+        found = [
+            info
+            for folder in folders[:FOLDERS]
+            for info in storage.fs.get_file_info(
+                fs.FileSelector(storage.locate(folder).rstrip("/"))
+            )
+            if info.base_name[:1] != "."
+        ]
+        paths = {info.path[len(storage.path) :].lstrip("/"): info.type for info in found}
+        names += [path for path in paths if suffix_of(path) in PICTURES]
+        folders = sorted(path for path, kind in paths.items() if kind == fs.FileType.Directory)
+    return names
+
+
+def _placed(data: Data, layout: Layout, sample: Sample, roles: Roles) -> Data:
+    """Returns a table of paths with where they start, if most are no files in its folder."""
+    values = _values(sample, str(roles.image))[:NAMED]
+    try:
+        storage, own = layout.storage, layout.files[0].name.rpartition("/")[0]
+        places = [storage.locate(posixpath.join(own, str(value))) for value in values[:FEW]]
+        infos = storage.fs.get_file_info(places)
+        if 2 * sum(info.type == fs.FileType.File for info in infos) > len(infos):
+            return data
+        folder, names = _near(layout)
+    except OSError:  # no folders, as on the web
+        return data
+    table = layout.files[0].name if folder is layout.storage else ""
+    start, settings = folders.start_of(values, _by_end(names), table)
+    if start is None:
+        return data
+    if start != own or not table:
+        settings |= {"pictures": below(folder.uri, start)}
+    return replace(data, settings=settings | data.settings)
 
 
 def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
@@ -196,6 +291,7 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
         scores=roles.scores,
         is_linked=roles.image is None,
         has_captions=roles.caption is not None,
+        has_paths=has_paths,
         embedding_width=width,
         aside=layout.aside,
         notes=notes,

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import CAPTION_FIELDS
+from clipmill.metadata.schema import ANSWERERS, CAPTION_FIELDS, TURNS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.own_data.layouts import PICTURES
 from clipmill.pipeline.own_data.unsure import UnsureError
@@ -23,6 +23,7 @@ NAMES = {  # in lower case, letters and digits only
     "caption": (
         *("text", "texts", "caption", "captions", "alt", "alttext", "alttexts", "title"),
         *("description", "prompt", "sentence", "sentences", "imagecaption", "imagedescription"),
+        *("conversations", "conversation", "messages"),
     ),
     "image": (
         *("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
@@ -44,12 +45,12 @@ MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 BASE64 = (  # as the bytes of a JPEG, PNG, GIF, WebP, BMP or TIFF begin
     r"^\s*(data:[^,]*;base64,)?(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0AK)[\w+/\s]{60}"
 )
-PATH = rf"(?i)^\s*(file://|[a-z]:)?[^:]*\.({'|'.join(suffix[1:] for suffix in PICTURES)})\s*$"
+KINDS = "|".join(suffix[1:] for suffix in PICTURES)
+PATH = rf"(?i)^\s*(file://|[a-z]:)?[^:]*\.({KINDS})(#\d+)?\s*$"  # Flickr8k's cat.jpg#0
 ALLOW = (
     "uncomment allow_private_addresses in the recipe,\n"
     "or run with --set images.allow_private_addresses=true"
 )
-SPEAKERS = {"from", "role"}  # fields of a conversation's turns
 EXAMPLE = 32  # characters of an example value
 LEAST_WIDTH = 16  # shortest list that counts as an embedding
 
@@ -227,6 +228,10 @@ def as_paths(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns the paths in a column of structs that have one; another column as it is."""
     if pa.types.is_struct(values.type) and values.type.get_field_index("path") >= 0:
         return pc.struct_field(values, "path")
+    if is_list(values.type) and _is_text(values.type.value_type):
+        lengths = pc.list_value_length(values)
+        if pc.all(pc.equal(lengths, 1)).as_py():  # a list of one path each
+            return pc.list_flatten(values)
     return values
 
 
@@ -280,10 +285,20 @@ def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         values = pc.list_flatten(values)
         if pa.types.is_struct(values.type):
             fields = {field.name for field in values.type}
-            is_talk = bool(fields & SPEAKERS)  # its first text is a question
-            names = [name for name in CAPTION_FIELDS if name in fields and not is_talk]
+            names = [name for name in CAPTION_FIELDS if name in fields]
+            for who, said in TURNS.items():
+                if {who, said} <= fields:  # its first text is a question
+                    names = [said]
+                    speakers = pc.struct_field(values, who)
+                    values = values.filter(pc.is_in(speakers, pa.array(ANSWERERS)))
             values = pc.struct_field(values, names[0]) if names else values
     return values
+
+
+def is_talk(dtype: pa.DataType) -> bool:
+    """Returns whether values are conversations: lists of turns."""
+    turn = dtype.value_type if is_list(dtype) else dtype
+    return _is_list_of_structs(dtype) and any(turn.get_field_index(name) >= 0 for name in TURNS)
 
 
 def _is_list_of_structs(dtype: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Preflight: checks the sources that a recipe names for 2 s before anything runs, in threads.
 
-Not checked are sources of stages that are done in the run folder, and paths within the run folder,
-which may be made later.
+Not checked are sources of stages that are done in the run folder, besides columns that stages to
+come read from there, and paths within the run folder, which may be made later.
 """
 
 import contextlib
@@ -41,17 +41,23 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
     """Checks the sources of the stages; returns the results by stage, see `refuse_missing`."""
     until = time.monotonic() + seconds
     looks, known = [], dict[str, Seen]()
-    for planned in plan.stages.values():
-        if run is not None and run.child(planned.folder).has(COMPACTED):
+    stages = plan.stages.values()
+    done = {p.name for p in stages if run is not None and run.child(p.folder).has(COMPACTED)}
+    for planned in stages:
+        seen, names = Seen(), plan.read_of(planned.name, done)
+        if run is not None and planned.name in done:
             manifest = read_sealed_as(run.child(planned.folder), MANIFEST, Manifest)
-            if planned.is_root and manifest:
-                known[planned.name] = Seen(rows=manifest.rows, is_late=False)
-        elif run is None or not _lies_in(planned, run):
-            seen = Seen()
-            args = (planned, plan.read_of(planned.name), seen, until)
-            thread = threading.Thread(target=_look, args=args, name=LOOKING, daemon=True)
-            thread.start()  # so that a store without an answer does not delay the command
-            looks.append((planned, seen, thread))
+            if not planned.is_root or not manifest:
+                continue
+            known[planned.name] = seen = Seen(rows=manifest.rows, is_late=False)
+            if not names or not _is_there(planned):
+                continue
+        elif run is not None and _lies_in(planned, run):
+            continue
+        args = (planned, names, seen, until)
+        thread = threading.Thread(target=_look, args=args, name=LOOKING, daemon=True)
+        thread.start()  # so that a store without an answer does not delay the command
+        looks.append((planned, seen, thread))
     for _, _, thread in looks:
         thread.join(max(0.0, until - time.monotonic()))
     return known | {planned.name: seen for planned, seen, _ in looks}
@@ -105,12 +111,15 @@ def _kept(plan: Plan, seen: Mapping[str, Seen], planned: PlannedStage) -> int | 
 
 
 def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> None:
-    stage = planned.stage
+    stage, is_done = planned.stage, seen.rows is not None
     try:
         with contextlib.suppress(ShardError):  # a damaged file costs its shards, not the run
-            stage.look()
+            if not is_done:
+                stage.look()
             if isinstance(stage, DatasetStage) and stage.files():
                 stage.check_columns(names)
+        if is_done:
+            return
         if planned.elsewhere is not None:
             digest_of(planned.elsewhere, "key `data`")
         files = stage.files() if isinstance(stage, DatasetStage) else {}
@@ -120,6 +129,13 @@ def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> N
             seen.rows, seen.shards = _summed(stage.counts(), until)
     except Exception as error:  # a user's stage may raise anything; the main thread reports it
         seen.error = error
+
+
+def _is_there(planned: PlannedStage) -> bool:
+    """Returns whether a stage's source is still there."""
+    with contextlib.suppress(ClipmillError, OSError):
+        return isinstance(planned.stage, DatasetStage) and bool(planned.stage.files())
+    return False
 
 
 def _summed(counts: Iterable[tuple[int, int]], until: float) -> tuple[int, int] | tuple[None, None]:

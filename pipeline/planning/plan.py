@@ -4,7 +4,7 @@ Opens no data: a plan of fifteen stages takes a fraction of a second.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -44,11 +44,12 @@ class Plan:
                 left += (*self.stages[stage].needs, *self.stages[stage].parents)
         return needed
 
-    def read_of(self, name: str) -> frozenset[str]:
-        """Returns the columns of a stage that stages of this plan read."""
+    def read_of(self, name: str, besides: Set[str] = frozenset()) -> frozenset[str]:
+        """Returns the columns of a stage that stages of this plan read, besides some."""
         bound = [
             binding
             for planned in self.stages.values()
+            if planned.name not in besides
             for bindings in (*planned.bindings, planned.mask)
             for binding in bindings.values()
         ]

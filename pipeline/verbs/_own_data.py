@@ -174,6 +174,8 @@ def refuse_unusable(start: "Start", path: str) -> None:
     if sum(causes.values()) < start.preview.looked_at:
         return
     do = "give data whose first rows can be read, or mend these"
+    if "outside" in causes:
+        do = "their links lead out of the folder: give a copy by `cp -RL`, without links"
     names = [f"--{ROLE_OF[cause]} NAME" for cause in causes if cause in ROLE_OF]
     if names and start.data.columns:
         do = f"name the column that holds them: {' or '.join(names)}"

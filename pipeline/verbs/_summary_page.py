@@ -76,8 +76,6 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
 
 def _texts(summary: "Summary") -> list[str]:
     """Returns a line for each stage that lost texts."""
-    if summary.texts is None:
-        return ["texts", "  the funnel counts them, as the pool is large"]
     lines = [f"  {one_line(texts.sentence)}" for texts in summary.texts if texts.lost]
     return ["texts", *lines] if lines else []
 

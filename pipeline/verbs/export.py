@@ -35,9 +35,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
+        action="extend",
+        nargs="+",
         choices=("parquet", "webdataset", "huggingface", "map", "csv", "jsonl", "uid_list"),
         help="with pictures: parquet, webdataset, huggingface; for embedding-atlas: map;"
-        " tables: csv, jsonl; ids: uid_list",
+        " tables: csv, jsonl; ids: uid_list; several: each in a folder of --out",
     )
     parser.add_argument(
         "--out", required=True, metavar="URI", help="folder to write to: a path or s3://…"
@@ -79,6 +81,7 @@ def _names(names: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the files; prints how many rows were exported and how many left out."""
+    from clipmill.metadata.storage import Storage
     from clipmill.pipeline.export import ExportRequest, export
     from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.dropped import dropped
@@ -86,14 +89,24 @@ def run(options: argparse.Namespace) -> int:
 
     state = opened(options)
     request = ExportRequest(
-        to=options.to, stage=options.stage, columns=options.columns, captions=options.captions
+        to=options.to[0], stage=options.stage, columns=options.columns, captions=options.captions
     )
+    out = Storage(options.out)
+    outs = {to: out.child(to).uri for to in options.to}
+    outs = outs if len(outs) > 1 else dict.fromkeys(outs, options.out)
     if options.dropped is not None:
         lost = dropped(state, options.dropped, options.stage)
         request = replace(request, stage=lost.stage, dropped=lost.reason, decided=lost.decided)
     with executor(options) as workers, watcher() as watch:
-        answer = export(state, request, options.out, workers, watch, options.replace)
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+        answers = [
+            export(state, replace(request, to=to), place, workers, watch, options.replace)
+            for to, place in outs.items()
+        ]
+    if options.json:
+        shown = [as_json(answer) for answer in answers]
+        print(json.dumps(shown if len(shown) > 1 else shown[0], indent=1))
+    else:
+        print(*map(text, answers), sep="\n")
     return DONE
 
 

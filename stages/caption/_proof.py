@@ -26,8 +26,7 @@ RED = base64.b64decode(  # a JPEG of 64 x 64 pixels
     "AAwDAQACEQMRAD8AhATtgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB//9k="
 )
 DO = ADVICE | {"empty_answer": "it may think before it writes: raise decoding.max_tokens"}
-NO_FORM = ("HTTP 404", "there is no")  # errors of a server that may know another form
-Answered = tuple[str | None, str]  # a text, or None; then the reason, and what the server said
+Answered = tuple[str | None, str]  # a text and its form; or None, the reason and the server's words
 
 
 def findings_on(
@@ -65,7 +64,7 @@ async def _findings(
         asker = first.like(worker, decoding=settings.decoding, form=form)
         table = await rewritten(ROW, settings=settings, asker=asker, worker=worker)
         texts, reason = (table[name][0].as_py() for name in (CAPTIONS.name, REASON.name))
-        return (texts[0]["text"], "") if texts else (None, _said(reason, asker))
+        return (texts[0]["text"], f"as {asker.form}") if texts else (None, _said(reason, asker))
 
     async def caption(decoding: Sampled) -> Answered:
         template = _prompts.load("short", "prompts")
@@ -89,23 +88,16 @@ def _said(reason: str, asker: Asker) -> str:
 
 
 async def _rewriting(model: str, ask: Callable[[Form], Awaitable[Answered]]) -> Finding:
-    """Asks in both forms, until one is answered."""
+    """Asks as the stage does; as chat, too, a model that completes nothing."""
     began, refused = time.monotonic(), ""
     for form in ("completion", "chat"):
-        try:
-            text, said = await ask(form)
-        except StageError as error:
-            if form == "chat" or not error.args[0].startswith(NO_FORM):
-                raise
-            text, said = None, error.args[0]
+        text, said = await ask(form)
         if text is not None:
-            found = f"rewrites in {time.monotonic() - began:.1f} s: {text[:MOST_SHOWN]!r}"
-            if not refused:
-                return Finding(model, "good", found)
+            found = f"rewrites in {time.monotonic() - began:.1f} s, {said}: {text[:MOST_SHOWN]!r}"
             do = f"write form: chat into caption.rewrite: as completion it says {refused}"
-            return Finding(model, "note", found, do)
+            return Finding(model, "note" if refused else "good", found, do if refused else "")
         refused = refused or said
-        if not said.startswith(("bad_request", "empty_answer", *NO_FORM)):
+        if not said.startswith("empty_answer"):
             break
     verdict: Literal["note", "bad"] = "note" if refused.startswith("empty_answer") else "bad"
     do = DO.get(refused.partition(" ")[0], "see its log")

@@ -56,7 +56,7 @@ class Fuse(AskingStage):
     captions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("captions",)
     prompt: NonEmpty = "veclip"  # veclip, afc, or a YAML file of your own
     attempts: OneUp = 3  # cap on answers, until one is a caption
-    form: Form = "chat"  # completion for models that are not tuned to chat
+    form: Form = "chat"  # asked first; completion for models that are not tuned to chat
     decoding: Fused = Fused()
 
     version = 1

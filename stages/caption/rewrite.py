@@ -114,7 +114,7 @@ class Rewrite(AskingStage):
     per_style: OneUp = 1  # rewrites of each style
     pairs: Annotated[int, Meta(ge=1, le=8)] = 3  # example pairs before the caption
     max_caption_words: OneUp = 64  # cap; a longer caption is cut
-    form: Form = "completion"  # as published; chat for servers without completions
+    form: Form = "completion"  # asked first, as published; chat where a server knows only that
     decoding: OneLine = OneLine()
 
     version = 1
@@ -161,7 +161,7 @@ async def rewritten(
     async def ask(row: int, caption: str, index: int) -> Outcome:
         bank, number = asks[index]
         examples = bank.examples(drawn[index][row], settings.pairs)
-        prompt = prompt_for(bank.instruction, examples, caption, settings.form)
+        prompt = prompt_for(bank.instruction, examples, caption)
         answer = await asker.ask(prompt, seed=seeds[index][row], candidate=number)
         text = sentence_of(answer.text or "", caption)
         reason = answer.reason or (None if text else "empty_answer")
@@ -177,14 +177,9 @@ async def rewritten(
     return columns_of(rows, worker, settings.model)
 
 
-def prompt_for(
-    instruction: str, examples: list[tuple[str, str]], caption: str, form: Form
-) -> Prompt:
+def prompt_for(instruction: str, examples: list[tuple[str, str]], caption: str) -> Prompt:
     """Returns the prompt of one caption; a chat model gets the instruction as system message."""
-    text = prompt_of(examples, caption)
-    if form == "chat":
-        return Prompt(system=f"{instruction} {ALONE}", text=text)
-    return Prompt(text=f"{instruction}\n\n{text}")
+    return Prompt(text=prompt_of(examples, caption), system=instruction, to_chat=ALONE)
 
 
 ARROW = "=>"

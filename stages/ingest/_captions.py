@@ -3,11 +3,20 @@
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTION_FIELDS, CAPTIONS, ORIGINAL, TEXT, TEXT_LIST
+from clipmill.metadata.schema import (
+    ANSWERERS,
+    CAPTION_FIELDS,
+    CAPTIONS,
+    ORIGINAL,
+    TEXT,
+    TEXT_LIST,
+    TURNS,
+)
 from clipmill.stages.ops.tables.pools import Values, fit
 
 # Shapes: N rows, T texts in all their lists.
@@ -49,6 +58,17 @@ def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array]
         mask=pa.array(count_N == 0),
     )
     return {TEXT.name: caption, CAPTIONS.name: others}, bad
+
+
+def answers_of(values: Values) -> pa.Array:
+    """Returns the answers in each conversation, a list of turns; other values as they are."""
+    array = one_array(values)
+    turn = array.type.value_type if _is_list(array.type) else pa.null()
+    for names in TURNS.items() if pa.types.is_struct(turn) else ():
+        if min(map(turn.get_field_index, names)) >= 0:
+            who, said = (pl.element().struct.field(name) for name in names)
+            return pl.Series(array).list.eval(said.filter(who.is_in(ANSWERERS))).to_arrow()
+    return array
 
 
 def without_mark(text: pa.Array) -> pa.Array:

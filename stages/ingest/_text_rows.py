@@ -22,10 +22,10 @@ from clipmill.stages.ingest._columns import require
 from clipmill.stages.ops.tables.dotted import value_at
 from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
-DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
+DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t", "token": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")
 PACKED = (".gz", ".bz2", ".zst")
-PLAIN_SUFFIXES = tuple(f".txt{pack}" for pack in ("", *PACKED))  # read where `path` names them
+PLAIN_SUFFIXES = tuple(f"{kind}{pack}" for kind in (".txt", ".token") for pack in ("", *PACKED))
 TEXT_SUFFIXES = tuple(
     f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)
 )

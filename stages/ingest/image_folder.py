@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.tables.dotted import paths_in, paths_of, rows_at
+from clipmill.stages.ops.tables.dotted import paths_in, paths_of, rows_at, value_at
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -52,6 +53,7 @@ from clipmill.stages.ops.tables.pools import (
     fit,
     in_batches,
     json_object,
+    leads_out,
     list_files,
     read_if_allowed,
     sizes_of,
@@ -70,11 +72,13 @@ class ImageFolder(DatasetStage):
 
     url is the path below the folder, and uid the hash of that and the caption. Caption:
     `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
-    is relative to it; else the .txt of the image's stem, without white space at its ends; else
-    `caption`, where {class} is the name of the image's folder, with spaces for its `_` and `-`. A
-    byte-order mark is no letter. In a list of captions the first that is not empty counts;
-    `all_captions` keeps the others. An image that is gone, may not be read (`unreadable`) or is
-    above `max_image_bytes` (`too_large`) is null.
+    is relative to it; else the file that `caption_files` names, by default the .txt of its stem,
+    without white space at its ends, or what a .json has at `caption_key`; else `caption`, where
+    {class} is the name of the image's folder, with spaces for its `_` and `-`. A byte-order mark is
+    no letter. In a list of captions the first that is not empty counts; `all_captions` keeps the
+    others. An image that is gone, may not be read (`unreadable`) or is above `max_image_bytes`
+    (`too_large`) is null, and so is one whose symbolic link leads out of the folder (`outside`),
+    unless `follow_links`; captions out there are not read.
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
@@ -82,17 +86,22 @@ class ImageFolder(DatasetStage):
     Example: {path: pictures}
     """
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = ()
-    reasons = ("too_large", "unreadable", "bad_caption")
+    reasons = ("too_large", "outside", "unreadable", "bad_caption")
 
     path: NonEmpty = location()  # the folder, here or s3://…
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # column of captions; null skips metadata files
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    # from the image's folder on: {name} is the image's without its suffix, {file} with it, {folder}
+    # its folder's; for images/cat.jpg and captions/cat.txt "../captions/{name}.txt"
+    caption_files: NonEmpty = later("{name}.txt")
+    caption_key: NonEmpty | None = later(None)  # of the caption, as `en.text`, where they are JSON
     caption: NonEmpty | None = later(None)  # of images without one: "a photo of a {class}"
-    max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
+    max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger file is a `bad_caption`
+    follow_links: bool = later(False)  # also out of the folder: for folders of your own
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     @property
@@ -124,27 +133,39 @@ class ImageFolder(DatasetStage):
     def sources(self, images: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
         """Returns one source per shard of these images."""
         folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
-        beside = (*IMAGE_SUFFIXES, ".txt", *(METADATA if self.caption_col else ()))
+        suffix = posixpath.splitext(self.caption_files)[1].lower()
+        beside = (*IMAGE_SUFFIXES, suffix, *(METADATA if self.caption_col else ()))
         files = {file["path"]: file for file in list_files(folder, beside, stage)}
         shards = range(0, len(images), self.shard_rows)
-        return [source_of(images[i : i + self.shard_rows], files) for i in shards]
+        return [self.source_of(images[i : i + self.shard_rows], files) for i in shards]
 
+    def beside(self, name: str) -> str:
+        """Returns the path of the file that may hold an image's caption."""
+        if self.caption_files.startswith("{name}."):  # fast, for most
+            return stem_of(name) + self.caption_files.removeprefix("{name}")
+        folder, _, file = name.rpartition("/")
+        path = self.caption_files.replace("{folder}", posixpath.basename(folder))
+        path = path.replace("{name}", stem_of(file)).replace("{file}", file)
+        return posixpath.normpath(posixpath.join(folder, path))
 
-def source_of(images: list[dict[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns one shard's source: its images, and the files that hold their captions."""
-    names = [image["path"] for image in images]
-    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in files]
-    folders = sorted({folder for name in names for folder in folders_above(name)})
-    metadata = [
-        path for folder in folders for path in (folder + name for name in METADATA) if path in files
-    ]
-    digests = [files[path]["digest"] for path in (*names, *texts, *metadata)]
-    return {
-        "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-        "images": [[image["path"], image["size"]] for image in images],
-        "texts": texts,
-        "metadata": metadata,  # sorted, so that a nearer one comes later
-    }
+    def source_of(self, images: list[dict[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns one shard's source: its images, and the files that hold their captions."""
+        names = [image["path"] for image in images]
+        texts = [text for text in map(self.beside, names) if text in files]
+        folders = sorted({folder for name in names for folder in folders_above(name)})
+        metadata = [
+            path
+            for folder in folders
+            for path in (folder + name for name in METADATA)
+            if path in files
+        ]
+        digests = [files[path]["digest"] for path in (*names, *texts, *metadata)]
+        return {
+            "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+            "images": [[image["path"], image["size"]] for image in images],
+            "texts": texts,
+            "metadata": metadata,  # sorted, so that a nearer one comes later
+        }
 
 
 def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> Iterator[pa.Table]:
@@ -153,6 +174,8 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
     captions: dict[str, Any] = {}
     names = {name for name, _ in source["images"]}
     for path in source["metadata"]:
+        if leads_out(storage, path) and not stage.follow_links:
+            continue
         with failing_its_shard(f"{storage}/{path}"):
             captions |= {
                 name: text
@@ -229,15 +252,19 @@ def row_of(
     """Returns path, caption, bytes and reason of one image, as plain values."""
     name, size = image
     is_small = size <= stage.max_image_bytes
-    body = read_if_allowed(storage, name, stage.max_image_bytes) if is_small else None
+    is_outside = not stage.follow_links and leads_out(storage, name)
+    is_read = is_small and not is_outside
+    body = read_if_allowed(storage, name, stage.max_image_bytes) if is_read else None
     text, most = captions.get(name), stage.max_caption_bytes
-    beside = f"{stem_of(name)}.txt"
+    beside = stage.beside(name)
     is_long = False
-    if isinstance(text, list) and not stage.all_captions:
-        text = next(filter(None, text))
-    if text is None and beside in texts:
+    if text is None and beside in texts and (stage.follow_links or not leads_out(storage, beside)):
         read = read_if_allowed(storage, beside, most + 1) or b""
         text, is_long = read.removeprefix(BOM).strip(), len(read) > most
+        if stage.caption_key:
+            text = value_at(json_object(text) or {}, stage.caption_key)
+    if isinstance(text, list) and not stage.all_captions:
+        text = next(filter(None, text), None)
     if text is None and stage.caption and "/" in name:
         kind = name.split("/")[-2].replace("_", " ").replace("-", " ")
         text = stage.caption.replace("{class}", kind)
@@ -248,6 +275,7 @@ def row_of(
         IMAGE_BYTES.name: len(body) if body is not None else None,
         SHA256.name: hashlib.sha256(body).hexdigest() if body is not None else None,
         "too_large": not is_small,
+        "outside": is_outside,
         "unreadable": body is None,
         "is_long": is_long,
     }
@@ -261,7 +289,7 @@ def fitted(stage: ImageFolder, rows: list[dict[str, Any]]) -> pa.Table:
     values |= texts
     masks = {
         code: pa.array([row[code] for row in rows], pa.bool_())
-        for code in ("too_large", "unreadable")
+        for code in ("too_large", "outside", "unreadable")
     }
     is_long = pa.array([row["is_long"] for row in rows], pa.bool_())
     masks["bad_caption"] = any_of([misfit, is_long], len(rows))

@@ -31,7 +31,13 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ingest._captions import caption_of, captions_of, one_array, without_mark
+from clipmill.stages.ingest._captions import (
+    answers_of,
+    caption_of,
+    captions_of,
+    one_array,
+    without_mark,
+)
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
@@ -97,6 +103,7 @@ class Parquet(DatasetStage):
     url_col: NonEmpty | None = None  # column of the link
     caption_col: NonEmpty | None = None  # column of the caption, or of a list of captions
     all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    answers: bool = later(False)  # of a conversation, a list of turns, the answers are the captions
     strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id: 16 bytes or 32 hex digits; null: the hash of caption and link or place
     uid_col: NonEmpty | None = None
@@ -264,11 +271,13 @@ def as_stored(
             masks["hash_mismatch"] = pc.fill_null(differs, False)
     if stage.url_col:
         masks["no_url"] = pc.fill_null(pc.equal(values[URL.name], ""), True)
-    if stage.caption_col and stage.all_captions:
-        texts, misfits[TEXT.name] = captions_of(rows[stage.caption_col], all_captions=True)
+    found = rows[stage.caption_col] if stage.caption_col else None
+    found = answers_of(found) if found is not None and stage.answers else found
+    if found is not None and stage.all_captions:
+        texts, misfits[TEXT.name] = captions_of(found, all_captions=True)
         values |= texts
-    elif stage.caption_col:
-        caption, misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+    elif found is not None:
+        caption, misfits[TEXT.name] = caption_of(found)
         values[TEXT.name] = without_mark(caption) if stage.strip_bom else caption
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
     if uid is not None:

@@ -4,11 +4,12 @@ import base64
 import errno
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import chain, groupby
+from operator import eq
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
-from clipmill.metadata.globs import FORMS, open_pool
+from clipmill.metadata.globs import FORMS, files_of, open_pool
 from clipmill.metadata.schema import IMAGE, REASON, SHA256, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
-from clipmill.pipeline.stage import NonEmpty, OneUp, location
+from clipmill.pipeline.stage import NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
@@ -50,10 +51,12 @@ from clipmill.stages.ops.tables.parquet_rows import (
 )
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
+    IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,
     first_rows,
     in_batches,
+    leads_out,
     list_files,
     read_if_allowed,
     sizes_of,
@@ -65,6 +68,36 @@ BASE64 = re.compile(r"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,})=*\s*"
 NOT_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
 
 
+class ByEnd:
+    """Pictures, found by the ends of paths: names without a suffix, zeros or #0, then folders."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = set(names)
+        ends = sorted((_ends(name), name) for name in self.names)
+        self._by_base = {base: [*each] for base, each in groupby(ends, lambda pair: pair[0][0])}
+
+    def find(self, path: str) -> str | None:
+        """Returns the picture that shares most with a path; None if there is none, or two."""
+        ends = _ends(path)
+        alike = self._by_base.get(ends[0], ())
+        ranked = sorted(([*map(eq, ends, way), False].index(False), name) for way, name in alike)
+        is_tied = len(ranked) > 1 and ranked[-2][0] == ranked[-1][0]
+        return ranked[-1][1] if ranked and not is_tied else None
+
+
+def _ends(path: str) -> list[str]:
+    *folders, base = re.sub(r"#\d+$", "", path.strip()).replace("\\", "/").lower().split("/")
+    stem = base[: base.rindex(".")] if base.endswith(IMAGE_SUFFIXES) else base
+    return [stem.lstrip("0") if stem.isdecimal() else stem, *folders[::-1]]
+
+
+@lru_cache(maxsize=1)
+def by_end(uri: str, below: str, digest: str) -> ByEnd:
+    """Returns the pictures of a folder below another; held for the next shard of a table."""
+    names = [file.name.removeprefix(below) for file in files_of(uri) if file.name.startswith(below)]
+    return ByEnd(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table(Parquet):
     """Link, image, caption and embeddings of every row of any table; null, with a reason, if unfit.
@@ -73,26 +106,28 @@ class Table(Parquet):
     DuckDB and Excel; the last three may hold several tables, of which `table` names one. Image:
     bytes, Base64, or the path of a file, also as a file:// link. A path starts at `pictures`, or
     without it at the table's own folder, and never leads out of there (`outside`): not by `..`, nor
-    as a whole path, nor to names that begin with a dot. A file that is gone or may not be read is
-    `unreadable`, one above `max_image_bytes` `too_large`. url: that of `url_col`, else the path.
-    uid: that of `uid_col`, or the hash of caption and link, else path, else the image's SHA-256.
-    All else is as in `ingest.parquet` and `ingest.url_list`.
+    as a whole path, nor to names that begin with a dot, nor by a symbolic link, unless
+    `follow_links`. A file that is gone or may not be read is `unreadable`, one above
+    `max_image_bytes` `too_large`. url: that of `url_col`, else the path. uid: that of `uid_col`, or
+    the hash of caption and link, else path, else the image's SHA-256. The rest: `ingest.parquet`.
 
     Source: the CSV that open_clip trains from; img2dataset's column names.
     Error: a table is known by name, size and time of change, and its pictures by their paths: one
-        that changes is not noticed. Links that lie in the folder are followed. A file that is
-        neither text nor Parquet is read by one worker; a COCO file is held in memory, and so is a
-        batch of Arrow.
+        that changes is not noticed. A file that is neither text nor Parquet is read by one worker;
+        of COCO's captions some 2 bytes a byte are held in memory, and so is a batch of Arrow.
     Example: {path: pairs.csv, image_col: filepath, caption_col: title}
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ()
     reasons = ("unparsable", *OF_FILES, *Parquet.reasons)  # type: ignore[assignment]  # more
 
     image_col: NonEmpty | None = None  # column of the images: bytes, Base64, or paths of files
     pictures: NonEmpty | None = location(None)  # folder where paths start; null: the table's own
+    # a path that leads nowhere is the picture there whose path ends alike, but for the suffix
+    search: bool = later(False)
+    follow_links: bool = later(False)  # also out of the folder: for folders of your own
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     table: NonEmpty | None = None  # of a database or a workbook with several: table, view or sheet
     quoted: bool = True  # false for raw TSV, whose captions hold stray quotes
@@ -141,7 +176,7 @@ class Table(Parquet):
             first = next(form.tables(form.names), empty)
             return first.slice(0, rows), form.rows()
 
-    names_in = staticmethod(names_in)  # for whoever describes data
+    names_in, by_end = staticmethod(names_in), ByEnd  # for whoever describes data
 
     def head(self, rows: int) -> pa.Table:
         groups = (
@@ -239,8 +274,10 @@ class Pictures:
     def __init__(self, stage: Table, storage: Storage, source: Source) -> None:
         table = source["path"]
         self.column, self.most = stage.image_col, stage.max_image_bytes
+        self.follow = stage.follow_links
         self.storage = Storage(stage.pictures) if stage.pictures else storage
         self.below = "" if stage.pictures else table[: table.rfind("/") + 1]
+        self.ends = by_end(self.storage.uri, self.below, source["digest"]) if stage.search else None
         self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
 
     def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
@@ -269,14 +306,17 @@ class Pictures:
             if isinstance(found.get("bytes"), bytes) and found["bytes"]:
                 return found["bytes"], found.get("path"), None, None
             found = found.get("path")
+        if isinstance(found, list) and len(found) == 1:
+            [found] = found
         text = found.decode(errors="replace") if isinstance(found, bytes) else str(found or "")
+        text = str(found) if isinstance(found, int) else text
         if encoded := BASE64.fullmatch(text):
             with suppress(ValueError):
                 return base64.b64decode(encoded[1] + "=="), None, None, None
         if encoded or not text.strip():
             return None, None, None, None
-        name = self.name_of(text)
-        if name is None:
+        name = (self.ends and self.ends.find(text)) or self.name_of(text)
+        if name is None or (leads_out(self.storage, self.below + name) and not self.follow):
             return None, text, text, "outside"
         place = self.storage.locate(self.below + name)
         try:

@@ -1,7 +1,9 @@
 """Reads a pool that is already downloaded: the tar files that img2dataset writes."""
 
+import gzip
 import hashlib
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,7 @@ from clipmill.metadata.schema import (
     WIDTH,
     Column,
 )
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
@@ -49,6 +52,8 @@ from clipmill.stages.ops.tables.pools import (
 )
 
 IMAGES = (*IMAGE_SUFFIXES, ".bin")  # .bin: export.webdataset's name for unknown formats
+TARS = (".tar", ".tar.gz", ".tgz")
+UNPACKED = (gzip.BadGzipFile, zlib.error)  # raised by unpacking, with EOFError
 FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)
 BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros that end it
 
@@ -75,7 +80,8 @@ class WebDataset(DatasetStage):
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
-    Error: a file is known by name, size and time of change.
+    Error: a file is known by name, size and time of change. A packed tar is unpacked twice, to
+        see its end.
     Example: {path: tars}
     """
 
@@ -84,7 +90,7 @@ class WebDataset(DatasetStage):
     takes = ()
     reasons = ("too_large", "unreadable", "no_image", "unparsable_json", "bad_uid", "bad_value")
 
-    path: NonEmpty = location()  # folder or glob of tars, here or s3://…
+    path: NonEmpty = location()  # folder or glob of tars, also .tar.gz, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
     max_sample_bytes: OneUp = later(256 << 20)  # most bytes of a sample's files together
     caption_col: NonEmpty | None = later(None)  # key of the caption in the .json, as `en.text`
@@ -110,15 +116,19 @@ class WebDataset(DatasetStage):
         return {c.name: value_at(info, paths.get(c, c.name)) for c in (*FROM_JSON, UID)}
 
     def files(self) -> dict[str, int]:
-        return sizes_of(list_files(self.path, (".tar",), "pool"))
+        return sizes_of(self.listed("pool"))
+
+    def listed(self, stage: str) -> list[dict[str, Any]]:
+        """Returns its tars; packed ones if there are no others."""
+        tars = list_files(self.path, TARS, stage)
+        return [tar for tar in tars if tar["path"].lower().endswith(TARS[0])] or tars
 
     def head(self, rows: int) -> pa.Table:
-        tars = list_files(self.path, (".tar",), "pool")
+        tars = self.listed("pool")
         return first_rows((table for tar in tars for table in read(self, tar, None, rows)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        tars = list_files(self.path, (".tar",), ctx.worker.stage)
-        ctx.create_shards(partial(read, self), tars)
+        ctx.create_shards(partial(read, self), self.listed(ctx.worker.stage))
 
 
 def read(
@@ -127,12 +137,18 @@ def read(
     """Yields the tar's samples, or its first `rows`, streamed; one empty table if none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{source['path']}"
-    with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
+    with failing_its_shard(where, tarfile.TarError, *UNPACKED), opened(storage, source) as file:
         yield fitted(stage, source["path"], [])
         limits = stage.max_member_bytes, stage.max_sample_bytes
         tar_samples = islice(samples(members(file, where), *limits), rows)
         for batch in in_batches(tar_samples, size_of):
             yield fitted(stage, source["path"], batch)
+
+
+def opened(storage: Storage, source: Mapping[str, Any]) -> Any:
+    """Opens a tar; one that is packed by gzip is unpacked as it is read."""
+    file = storage.open(source["path"])
+    return gzip.GzipFile(fileobj=file) if source["path"].lower().endswith(TARS[1:]) else file
 
 
 def members(file: Any, where: str) -> Iterator[Member]:

@@ -50,6 +50,7 @@ class Ask:
     body: Callable[[], dict[str, Any]]
     text_bytes: int  # of the prompt, and so a bound on its tokens: each has a byte or more
     has_image: bool
+    is_probe: bool  # of the form that the server takes
     max_tokens: int
     keep: Callable[[Generated], None]
 
@@ -94,6 +95,9 @@ class Client:
         self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
         self.ended: StageError | None = None  # after which no request is sent
+        self.is_settled = True  # the form of questions; else a 404 is a reason, `no_form`
+        self.is_doubted = False  # and the last was refused: others are not sent
+        self.no_form: StageError | None = None  # the last refusal of it
         self.has_answered = False
         self.failed = 0  # answers in a row
         self.said = ""  # by the server, when it last refused a request
@@ -201,6 +205,8 @@ class Client:
         spent: Mapping[str, float] = {}
         try:
             self._still_on()
+            if self.is_doubted and not (self.is_settled or ask.has_image or ask.is_probe):
+                return Reply(reason="unsent")
             body = ask.body()
             spent = reserved  # unless the outcome costs less
             reply = await self._request(opened, ask.path, body, limit)
@@ -225,7 +231,9 @@ class Client:
     def _failed(self, reply: Reply) -> Generated:
         """Returns the reason as an answer; raises StageError if the server is to blame."""
         self.failed += reply.reason in (*TRANSIENT, "bad_request")
-        if not reply.is_refused and self.failed < FAILED_IN_A_ROW:
+        self.is_doubted = reply.reason in ("bad_request", "no_form", "unsent")
+        is_early = not self.is_settled or self.failed < FAILED_IN_A_ROW
+        if not reply.is_refused and is_early:
             return Generated(reason=reply.reason)
         found = f"the server at {self.endpoint.url} is gone: {reply.message}"
         if not reply.is_refused:
@@ -301,7 +309,10 @@ class Client:
                 if response.status == 200:
                     return Reply(answer=answer_of(msgspec.json.decode(raw)), may_cost=True)
                 if response.status == 404:
-                    raise await self._no_model(opened, path, self._message(raw))
+                    self.no_form = await self._no_form(opened, path, self._message(raw))
+                    if self.is_settled:
+                        raise self.no_form
+                    return Reply(reason="no_form", message=self.no_form.args[0])
                 wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
                 return self._refusal(response.status, self._message(raw), wait_s)
         except TimeoutError:
@@ -348,8 +359,8 @@ class Client:
             return Reply(answer=Generated(reason="refused_content"), message=message)
         return Reply(reason="bad_request", message=message)
 
-    async def _no_model(self, opened: Opened, path: str, message: str) -> StageError:
-        """Returns the error for a 404: the URL, the path or the model is wrong."""
+    async def _no_form(self, opened: Opened, path: str, message: str) -> StageError:
+        """Returns the error for a 404 at a path; raises it if the model is wrong."""
         url, model = self.endpoint.url, self.endpoint.model
         try:
             async with opened.session.get(self._url("models"), allow_redirects=False) as response:
@@ -362,10 +373,10 @@ class Client:
                 "mend the URL: with most servers it ends in /v1",
             )
         if model in names:
-            do = "take another model, or another `form` where the stage has that setting"
+            do = "take another model: it answers neither as completion nor as chat"
             return StageError(f"HTTP 404 at {path} for '{model}': {message}", self.where, do)
         do = f"write one that the server has after the #: {did_you_mean(model, names, 'it has')}"
-        return StageError(f"the server at {url} has no model '{model}'", self.where, do)
+        raise StageError(f"the server at {url} has no model '{model}'", self.where, do)
 
     def _message(self, raw: bytes) -> str:
         """Returns the error message of OpenAI's protocol, or the beginning of the body."""

@@ -16,8 +16,9 @@ The file of a scheme, stages/models/SCHEME.py, has two functions that take the N
     look(name)                      raises StageError at plan if the model's files are missing
     sees(name)                      returns whether it takes images; without it, any model may
 
-A good answer is stored, and its request is never sent again: the key is the digest of model,
-prompt, image, decoding, candidate and seed. Transient failures (a time-out) are never stored.
+A good answer is stored, and its request is never sent again: the key is the digest of model, form,
+prompt, image, decoding, candidate and seed. So is the form that a server takes, by model and form
+asked first. Transient failures (a time-out) are never stored.
 """
 
 import base64
@@ -26,7 +27,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
@@ -41,10 +42,8 @@ from clipmill.stages.models.endpoint import TRANSIENT as TRANSIENT
 from clipmill.stages.models.endpoint import Generated as Generated
 from clipmill.stages.models.endpoint import Limits as Limits
 
-if TYPE_CHECKING:
-    import asyncio  # which a plan and a worker that asks nothing do without
-
-Form = Literal["chat", "completion"]
+Form = Literal["chat", "completion"]  # asked first; the other, where a server knows only that
+NO_FORM = ("no_form", "bad_request", "unsent")  # of a server that may know the other form
 SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
 
 
@@ -54,8 +53,12 @@ class Prompt:
 
     text: str
     system: str = ""
+    to_chat: str = ""  # said after the system message, to a chat model
     image: bytes | None = None
     max_tokens: int | None = None  # of the answer, if fewer than the decoding's
+
+
+PROBE = Prompt(text="A dog on a beach =>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,9 @@ class Asker:
         form: Form,
         where: str,
     ) -> None:
-        from clipmill.stages.models.client import Client  # aiohttp: not while a recipe is planned
+        import asyncio  # which a plan and a worker that asks nothing do without
+
+        from clipmill.stages.models.client import Client  # aiohttp, likewise
         from clipmill.stages.models.spending import Spending
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
@@ -127,6 +132,9 @@ class Asker:
         self.decoding = {name: value for name, value in settings if value not in (None, ())}
         self.max_tokens = decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
+        first = json.dumps([endpoint.identity, "form", form])
+        self._form_key, self._finding = hashlib.sha256(first.encode()).digest(), asyncio.Lock()
+        self.client.is_settled = endpoint.inside is not None  # which takes both
 
     def like(self, worker: Worker, *, decoding: Decoding, form: Form) -> "Asker":
         """Returns an asker of the same endpoint, which asks otherwise."""
@@ -138,15 +146,47 @@ class Asker:
     async def ask(self, prompt: Prompt, *, seed: int, candidate: int = 0) -> Generated:
         """Returns the stored answer, or the server's; equal requests in flight share one.
 
-        Raises StageError if no request can be answered: no server, no such model, no budget.
+        A server that refuses the first questions is asked once which form it takes. Raises
+        StageError if no request can be answered: no server, no such model, no budget.
         """
+        [stored] = [None] if self.client.is_settled else self.answers.get([self._form_key])
+        if stored is not None:
+            self.form, self.client.is_settled = cast(Form, stored.decode()), True
+        form = self.form
+        answer = await self._asked(prompt, form, seed, candidate)
+        if answer.reason in NO_FORM and prompt.image is None:
+            async with self._finding:
+                if not self.client.is_settled:
+                    await self._find_form()
+            if self.form != form or answer.reason == "unsent":
+                return await self._asked(prompt, self.form, seed, candidate)
+        elif answer.text and not self.client.is_settled:
+            self._settle(form)
+        if answer.reason == "no_form":
+            raise cast(Exception, self.client.no_form)
+        return answer
+
+    async def _find_form(self) -> None:
+        """Takes the first form in which a server answers what any model can."""
+        forms: tuple[Form, ...] = self.form, "chat" if self.form == "completion" else "completion"
+        for form in forms:
+            if (await self._asked(PROBE, form, 0, 0)).reason in (None, "empty_answer"):
+                return self._settle(form)
+        self.client.is_settled = True
+
+    def _settle(self, form: Form) -> None:
+        self.form, self.client.is_settled = form, True
+        self.answers.put(self._form_key, form.encode())
+
+    async def _asked(self, prompt: Prompt, form: Form, seed: int, candidate: int) -> Generated:
+        """Returns the answer in a form, or a reason."""
         import asyncio
 
         # Servers may take 31 bits only; each candidate gets a seed of its own.
         drawn = (seed ^ (candidate * 0x9E3779B97F4A7C15)) % 2**31
-        question = {**self._question(prompt), **self.decoding, "seed": drawn}
+        question = {**question_of(prompt, form), **self.decoding, "seed": drawn}
         question["max_tokens"] = min(self.max_tokens, prompt.max_tokens or self.max_tokens)
-        key = self._key(question, prompt.image, candidate)
+        key = self._key(question, form, prompt.image, candidate)
         while True:
             [stored] = self.answers.get([key])
             if stored is not None:
@@ -162,7 +202,7 @@ class Asker:
                 return other.result()
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._from_server(prompt, question, key)
+            answer = await self._from_server(prompt, question, form, key)
         except BaseException as error:
             future.set_exception(error) if isinstance(error, Exception) else future.cancel()
             future.cancelled() or future.exception()  # retrieved, as no one may be waiting
@@ -172,20 +212,15 @@ class Asker:
         future.set_result(answer)
         return answer
 
-    def _question(self, prompt: Prompt) -> dict[str, Any]:
-        """Returns the request's messages or prompt; the image is added when it is sent."""
-        if self.form == "completion":
-            return {"prompt": "\n\n".join(filter(None, [prompt.system, prompt.text]))}
-        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        return {"messages": [*system, {"role": "user", "content": prompt.text}]}
-
-    def _key(self, body: Mapping[str, Any], image: bytes | None, candidate: int) -> bytes:
+    def _key(
+        self, body: Mapping[str, Any], form: Form, image: bytes | None, candidate: int
+    ) -> bytes:
         digest = hashlib.sha256(image).hexdigest() if image is not None else None
-        parts = [self.endpoint.identity, self.form, body, digest, candidate]
+        parts = [self.endpoint.identity, form, body, digest, candidate]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
     async def _from_server(
-        self, prompt: Prompt, question: Mapping[str, Any], key: bytes
+        self, prompt: Prompt, question: Mapping[str, Any], form: Form, key: bytes
     ) -> Generated:
         """Returns the server's answer, within limits and budget; stores a good one."""
         from clipmill.stages.models.client import Ask
@@ -195,10 +230,11 @@ class Asker:
                 self.answers.put(key, _stored(answer))
 
         ask = Ask(
-            path="chat/completions" if self.form == "chat" else "completions",
+            path="chat/completions" if form == "chat" else "completions",
             body=lambda: self._body(prompt, question),
-            text_bytes=len((prompt.system + prompt.text).encode()),
+            text_bytes=len((prompt.system + prompt.to_chat + prompt.text).encode()),
             has_image=prompt.image is not None,
+            is_probe=prompt is PROBE,
             max_tokens=question["max_tokens"],
             keep=keep,
         )
@@ -212,6 +248,15 @@ class Asker:
             content = [image, {"type": "text", "text": prompt.text}]
             body["messages"] = [*body["messages"][:-1], {"role": "user", "content": content}]
         return body
+
+
+def question_of(prompt: Prompt, form: Form) -> dict[str, Any]:
+    """Returns a request's messages or prompt; the image is added when it is sent."""
+    if form == "completion":
+        return {"prompt": "\n\n".join(filter(None, [prompt.system, prompt.text]))}
+    system = " ".join(filter(None, [prompt.system, prompt.to_chat]))
+    first = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*first, {"role": "user", "content": prompt.text}]}
 
 
 def _stored(answer: Generated) -> bytes:

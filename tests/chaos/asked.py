@@ -101,11 +101,13 @@ def keys_of(body: Mapping[str, Any]) -> set[bytes]:
 
 
 def stored_in(run: str) -> dict[bytes, bytes]:
-    """Every answer that lies in a run folder, the least of each request."""
+    """Every answer that lies in a run folder, the least of each request; not the server's form."""
     folder = Storage(run).child(FOLDER)
     found: dict[bytes, bytes] = {}
     for file in all_files(folder):
         for key, answer in opened(folder, file.name, file.size):
+            if answer in (b"chat", b"completion"):
+                continue
             found[key] = min(answer, found.get(key, answer))
     return found
 

@@ -95,6 +95,15 @@ def test_a_map_holds_dropped_rows_too_and_says_which_are_kept(export, kept, tmp_
     assert (tmp_path / "out" / "map.parquet").read_bytes() == before
 
 
+def test_several_forms_leave_at_once_each_in_a_folder_of_its_name(export, kept, tmp_path):
+    said = export("subset", "csv", "--to", "uid_list", "jsonl", "--json")
+    assert said.code == 0
+    assert [answer["exported"] for answer in said.json] == [len(kept)] * 3
+    out = tmp_path / "out"
+    files = {path.relative_to(out).as_posix() for path in out.glob("*/*") if path.suffix != ".md"}
+    assert files >= {"csv/rows.csv", "uid_list/uids.npy", "jsonl/rows.jsonl"}
+
+
 def test_a_list_of_uids_needs_no_image(export, every_stage, tmp_path):
     assert export("lang", "uid_list").code == 0
     uids = np.load(tmp_path / "out" / "uids.npy")

@@ -13,7 +13,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.columns import column_at
 from clipmill.pipeline.ledger.rows.stage_row import StageRow
 from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
-from clipmill.pipeline.ledger.rows.uids import rows_of_uids
+from clipmill.pipeline.ledger.rows.uids import digits_of, rows_by_digits, rows_of_uids
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
@@ -94,6 +94,7 @@ def _taken_from(state: RunState, root: str, shard: int) -> tuple[str | None, int
 
 
 NO_ROW = "no row has this uid"
+UID_DIGITS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +110,22 @@ class StoredImage:
 def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, StoredImage]:
     """Returns the picture of each uid over a stage's rows; the first row's for repeated uids.
 
-    All are held in memory; only row groups with these rows are read. RecipeError if no stage
-    stores pictures of these rows, or a uid does not have 32 hex digits.
+    Of a uid the first 8 hex digits suffice. All are held in memory; only row groups with these rows
+    are read. RecipeError if no stage stores pictures of these rows, or a uid is none, or several.
     """
     source, _ = column_at(state.plan, stage, IMAGE.name)
-    digits = list(dict.fromkeys(_digits(uid) for uid in uids))
-    places = places_of_uids(state, stage, digits)
+    whole = {digits: digits for digits in map(_digits, uids)}
+    found = rows_by_digits(state, [digits for digits in whole if len(digits) < UID_DIGITS])
+    whole |= {digits: rows[0].uid.hex() for digits, rows in found.items() if rows}
+    known = [uid for uid in whole.values() if len(uid) == UID_DIGITS]
+    places = places_of_uids(state, stage, known)
     stored = sorted({place for place in places.values() if place[0] in state.stages[source].shards})
     text = binding(state, stage, TEXT.name)
     bound = {"image": (source, IMAGE.name), "reason": (source, REASON.name)}
     rows = rows_at(state, bound | ({"text": text} if text else {}), stored)
     by_place = dict(zip(stored, rows, strict=True))
     answer = {}
-    for uid in digits:
+    for digits, uid in whole.items():
         place = places.get(uid)
         row = by_place.get(place, {}) if place else {}
         image = row.get("image")
@@ -132,7 +136,7 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
             missing = f"'{source}' has not come to shard {place[0]}"
         elif image is None:
             missing = in_words(row["reason"]) if row["reason"] else f"'{source}' stored none"
-        answer[uid] = StoredImage(uid=uid, image=image, text=row.get("text"), missing=missing)
+        answer[digits] = StoredImage(uid=uid, image=image, text=row.get("text"), missing=missing)
     return answer
 
 
@@ -146,11 +150,9 @@ def places_of_uids(state: RunState, stage: str, uids: list[str]) -> dict[str, Pl
 
 
 def _digits(uid: str) -> str:
-    digits = str(uid).strip().lower()
-    if len(digits) != 32 or set(digits) - set("0123456789abcdef"):
-        raise RecipeError(
-            f"{uid!r} is no uid", "uids", "give 32 hex digits, as a table's `uid` has"
-        )
+    digits = digits_of(str(uid))
+    if digits is None:
+        raise RecipeError(f"{uid!r} is no uid", "uids", "give its 32 hex digits, or 8 or more")
     return digits
 
 

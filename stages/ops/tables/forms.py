@@ -2,20 +2,22 @@
 
 import codecs
 import io
-import json
 import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 from zipfile import ZipFile
 
 import pyarrow as pa
+from msgspec import Raw
+from msgspec.json import decode as parse
 
 from clipmill.metadata.globs import ARROW, DATABASES, FORMS, SHEETS
 from clipmill.metadata.limits import limit
@@ -28,10 +30,10 @@ from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches,
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
+NAN = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")  # as Python writes them
+WHOLE = (".json", ".jsonl", ".ndjson")  # not packed
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
-CHUNK_BYTES = 1 << 20
 FETCHED = 64  # rows of a database at a time, which may hold pictures
-ANSWERERS = ("gpt", "assistant")  # in a conversation, who says what a picture shows
 ARRAYS = ("images", "annotations", "data", "rows")  # of a JSON object, that hold rows
 
 
@@ -131,8 +133,8 @@ def is_document(storage: Storage, path: str) -> bool:
     """Returns whether a file is one JSON value, not an object a line."""
     with storage.fs.open_input_stream(storage.locate(path)) as file:  # unpacks
         stream = io.BufferedReader(file)
-        lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in lines_of(stream))
-        filled = filter(None, lines)
+        lines = (stream.readline(MAX_ITEM_BYTES) for _ in range(LOOKED_AT))
+        filled = filter(None, (line.removeprefix(codecs.BOM_UTF8).strip() for line in lines))
         first, second = next(filled, b""), next(filled, b"")
     if not first.startswith(b"{"):
         return first.startswith(b"[")
@@ -140,150 +142,85 @@ def is_document(storage: Storage, path: str) -> bool:
     if row is None:
         return json_object(second) is None and ".json." in f"{path.lower()}."
     has_rows = any(isinstance(row.get(name), list) for name in ARRAYS)
-    return not second and (has_rows or next(iter(row), "").lower().endswith(IMAGE_SUFFIXES))
-
-
-def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yields the first lines, cut where they are too long to be rows."""
-    for _ in range(LOOKED_AT):
-        yield stream.readline(MAX_ITEM_BYTES)
+    inner = [set(value) if isinstance(value, dict) else set() for value in row.values()]
+    is_table = len(inner) > 1 and (bool(set.intersection(*inner)) or is_columns(row))
+    is_named = next(iter(row), "").lower().endswith(IMAGE_SUFFIXES)
+    return not second and (has_rows or is_table or is_named)
 
 
 def json_form(storage: Storage, path: str) -> Form:
-    """Opens a JSON document. Rows of an array are streamed, an object is held in memory."""
-
-    def items() -> Iterator[Mapping[str, Any]]:
-        with storage.fs.open_input_stream(storage.locate(path)) as stream, as_arrows_errors():
-            reader = JsonReader(stream)
-            if reader.skip() == "[":
-                yield from map(as_row, reader.items())
-                return
-            held.extend([] if held else rows_of(reader.members()))
-            yield from held
+    """Opens a JSON document, mapped into memory if it lies here. Its rows are parsed one by one."""
 
     def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
-        yield from in_tables(([value_at(row, path) for path in wanted] for row in items()), wanted)
+        with as_arrows_errors():
+            values = ([value_at(row, path) for path in wanted] for row in rows())
+            yield from in_tables(values, wanted)
 
-    held: list[Mapping[str, Any]] = []  # of an object
-    names: dict[str, None] = {}
-    paths: dict[str, None] = {}
-    for row in islice(items(), LOOKED_AT):
-        names |= dict.fromkeys(row)
-        paths |= dict.fromkeys(paths_in(row))
-    return Form([*names], [*paths], tables)
+    place, is_here = storage.locate(path), storage.is_local and path.lower().endswith(WHOLE)
+    with pa.memory_map(place) if is_here else storage.fs.open_input_stream(place) as file:
+        data = memoryview(file.read_buffer() if is_here else file.read())
+    if re.search(rb"NaN|Infinity", data):
+        data = memoryview(NAN.sub(rb"\1null", bytes(data)))
+    with as_arrows_errors():
+        rows = rows_of(data[3:] if bytes(data[:3]) == codecs.BOM_UTF8 else data)
+        first = [*islice(rows(), LOOKED_AT)]
+    paths = dict.fromkeys(path for row in first for path in paths_in(row))
+    return Form([*dict.fromkeys(chain.from_iterable(first))], [*paths], tables)
 
 
-def as_row(item: Any) -> Mapping[str, Any]:
-    """Returns an object; an empty one for another value, which keeps its place.
+def rows_of(data: memoryview) -> Callable[[], Iterator[Mapping[str, Any]]]:
+    """Returns a function that yields a document's rows: of an array, its items.
 
-    LLaVA's `conversations` become `caption`, the answers alone.
+    Of an object COCO's images with their captions, else its first array of objects, else `named`.
     """
-    if not isinstance(item, dict):
-        return {}
-    turns = item.get("conversations")
-    if "caption" in item or not isinstance(turns, list):
-        return item
-    rest = {name: value for name, value in item.items() if name != "conversations"}
-    answers = [turn for turn in map(as_row, turns) if turn.get("from") in ANSWERERS]
-    return rest | {"caption": [str(turn.get("value")) for turn in answers]}
-
-
-def rows_of(members: Iterator[tuple[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of an object: COCO's images with their captions, else the first array's.
-
-    Of an object of texts alone: each name, with its captions.
-    """
-    arrays: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    texts: dict[str, list[str]] = defaultdict(list)
-    for name, item in members:
-        if isinstance(item, dict):
-            arrays[name].append(item)
-        elif isinstance(item, str):
-            texts[name].append(item)
+    if bytes(data[:4096]).lstrip().startswith(b"["):
+        return partial(map, as_row, parse(data, type=list[Raw]))
+    members = parse(data, type=dict[str, Raw])
+    lists = {n: parse(raw, type=list[Raw]) for n, raw in members.items() if bytes(raw)[:1] == b"["}
+    arrays = {n: items for n, items in lists.items() if items and bytes(items[0])[:1] == b"{"}
     captions: dict[str, list[str]] = defaultdict(list)
-    for note in arrays.get("annotations", ()):
-        if isinstance(note.get("caption"), str):
-            captions[str(note.get("image_id"))].append(note["caption"])
-    if captions and "images" in arrays:
-        for image in arrays["images"]:
-            yield {**image, "caption": captions.get(str(image.get("id")))}
-    elif "images" in arrays and "annotations" in arrays:
-        raise ValueError("annotations without a caption")
-    elif arrays:
-        yield from arrays[next((name for name in ARRAYS if name in arrays), next(iter(arrays)))]
-    elif texts:
-        yield from ({"file_name": name, "caption": texts[name]} for name in texts)
-    else:
+    for note in map(as_row, arrays.get("annotations", ())):
+        if isinstance(text := note.get("caption"), str):
+            captions[str(note.get("image_id"))].append(text)
+    if "images" in arrays and "annotations" in arrays:
+        if not captions:
+            raise ValueError("annotations without a caption")
+        images = partial(map, as_row, arrays["images"])
+        return lambda: ({**row, "caption": captions.get(str(row.get("id")))} for row in images())
+    if not arrays:
+        return partial(iter, named(parse(data, type=dict[str, Any])))
+    return partial(
+        map, as_row, arrays[next((n for n in ARRAYS if n in arrays), next(iter(arrays)))]
+    )
+
+
+def as_row(item: Raw) -> Mapping[str, Any]:
+    """Returns an object; an empty one for another value, which keeps its place."""
+    return row if isinstance(row := parse(item), dict) else {}
+
+
+def named(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns each name with its captions or its fields; of columns, their rows."""
+    if is_columns(values):
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    texts = {name: [value] if isinstance(value, str) else value for name, value in values.items()}
+    texts = {name: value for name, value in texts.items() if isinstance(value, list)}
+    objects = {name: value for name, value in values.items() if isinstance(value, dict)}
+    if any(texts.values()):
+        return [{"file_name": name, "caption": texts[name]} for name in texts]
+    if len(objects) < 2:
         raise ValueError("neither an array of objects nor captions")
+    keys = [*next(iter(objects.values()))]
+    if all(map(str.isdecimal, keys)):  # of the rows, in columns, as pandas writes them
+        return [{name: objects[name].get(key) for name in objects} for key in keys]
+    return [{"file_name": name, **objects[name]} for name in objects]
 
 
-class JsonReader:
-    """A JSON text that is read value by value; ValueError where it is none, or ends early."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.text, self.place, self.is_whole = stream, "", 0, False
-        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self.parse = json.JSONDecoder().raw_decode
-
-    def skip(self) -> str:
-        """Returns the next letter that is no white space, without taking it; "" at the end."""
-        while True:
-            while self.place < len(self.text):
-                if not (letter := self.text[self.place]).isspace():
-                    return letter
-                self.place += 1
-            if not self.more():
-                return ""
-
-    def more(self) -> bool:
-        """Reads on; returns False at the end. Twice as much each time, for one long value."""
-        rest = self.text[self.place :]
-        block = self.stream.read(max(CHUNK_BYTES, len(rest)))
-        self.text, self.place = rest + self.decode(block, final=not block), 0
-        self.is_whole = not block
-        return bool(block)
-
-    def value(self) -> Any:
-        """Takes the next value."""
-        self.skip()
-        while True:
-            try:
-                value, end = self.parse(self.text, self.place)
-                if end < len(self.text) or self.is_whole:  # a number may go on
-                    self.place = end
-                    return value
-            except json.JSONDecodeError:
-                if self.is_whole or len(self.text) - self.place > MAX_ITEM_BYTES:
-                    raise
-            self.more()
-
-    def items(self) -> Iterator[Any]:
-        """Takes the values of an array."""
-        self.place += 1
-        while (letter := self.skip()) != "]":
-            if not letter:
-                raise ValueError("JSON that ends early")
-            if letter == ",":
-                self.place += 1
-            else:
-                yield self.value()
-        self.place += 1
-
-    def members(self) -> Iterator[tuple[str, Any]]:
-        """Takes an object; yields its names with texts, and with each value of an array."""
-        self.place += 1
-        while (letter := self.skip()) != "}":
-            if letter == ",":
-                self.place += 1
-                continue
-            name = self.value()
-            if self.skip() != ":":
-                raise ValueError("JSON that ends early")
-            self.place += 1
-            if self.skip() == "[":
-                yield from ((str(name), item) for item in self.items())
-            elif isinstance(value := self.value(), str):
-                yield str(name), value
+def is_columns(arrays: Mapping[str, Any]) -> bool:
+    """Returns whether arrays are columns: as long as each other, and one of links."""
+    lists = [value for value in arrays.values() if isinstance(value, list) and value]
+    is_even = len(lists) == len(arrays) > len({*map(len, lists)}) == 1
+    return is_even and any(str(value[0]).startswith("http") for value in lists)
 
 
 # Arrow IPC, as a file (Feather) or a stream (`save_to_disk`)

@@ -1,6 +1,7 @@
 """Lists a pool's files, and fits their values to declared columns."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isnan
@@ -47,6 +48,13 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
             do="give a file, a folder or a glob that holds the pool",
         )
     return files
+
+
+def leads_out(storage: Storage, name: str) -> bool:
+    """Returns whether a symbolic link takes a file's path out of its folder."""
+    root = os.path.join(os.path.realpath(storage.path), "")
+    may_lead = storage.is_local and "\0" not in name
+    return may_lead and not os.path.realpath(storage.locate(name)).startswith(root)
 
 
 def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:

@@ -228,11 +228,12 @@ def test_the_last_lines_of_a_run_say_how_many_texts_stay_and_why_the_others_went
     ]
 
 
-def test_a_large_pool_says_where_its_texts_are_counted(fails, monkeypatch):
+def test_the_texts_of_a_large_pool_are_counted_too_at_a_runs_end(fails, monkeypatch):
+    few = summary(fails).texts
     monkeypatch.setattr(summaries, "MOST_ROWS", 0)
-    answer = summary(fails)
-    assert answer.texts is None
-    assert "texts\n  the funnel counts them" in _summary_page.text(answer, "again", True)
+    assert summary(fails).texts == few
+    assert "texts\n  65 of 68 texts" in _summary_page.text(summary(fails), "again", True)
+    assert not Session(str(fails.run), fails.run.path + "/new.yaml").facts()["texts"]
 
 
 def test_funnel_report_explorer_notebook_and_why_tell_of_texts(fails):

@@ -4,6 +4,7 @@ import gzip
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -127,6 +128,44 @@ def test_pictures_with_texts_or_metadata_or_without(tmp_path):
     assert found.notes == ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
 
 
+@pytest.mark.parametrize(
+    ("picture", "caption", "place"),
+    [
+        ("{n}/0.jpg", "{n}/0.txt", "{name}.txt"),
+        ("{n}/images/0.jpg", "{n}/captions/0.txt", "../captions/{name}.txt"),
+        ("images/{n}/0.jpg", "captions/{n}/0.txt", "../../captions/{folder}/{name}.txt"),
+        ("{n}/0.jpg", "{n}/0.jpg.caption", "{file}.caption"),
+        ("{n}/0.jpg", "{n}/text/0.json", "text/{name}.json"),
+    ],
+)
+def test_captions_of_pictures_of_one_name_are_those_nearest_by(picture, caption, place, tmp_path):
+    text = '{"text": "a red shoe"}' if place.endswith("json") else "a red shoe"
+    names = [str(n) for n in range(30)]
+    put(tmp_path, **{picture.format(n=n): "" for n in names})
+    put(tmp_path, **{caption.format(n=n): text for n in names})
+    found = look(tmp_path)
+    assert (found.has_captions, found.notes) == (True, ())
+    assert found.settings.get("caption_files", "{name}.txt") == place
+
+
+def test_a_column_that_names_most_pictures_without_a_suffix_is_theirs(tmp_path):
+    rows = "".join(f"{n % 2},{n:04d},a red shoe {n}\n" for n in range(30))
+    put(tmp_path, **{"it.csv": f"label,number,text\n{rows}"})
+    put(tmp_path, **{f"all/{n:04d}.jpg": "" for n in range(30)})
+    assert look(tmp_path).columns == {"image": "number", "caption": "text"}
+    assert look(tmp_path).settings["search"]
+    assert look(tmp_path / "it.csv") == replace(look(tmp_path), aside={})
+
+
+def test_pictures_of_the_same_names_in_two_folders_are_not_taken_by_chance(tmp_path):
+    table = {"it.csv": "file,text\n" + "".join(f"{n}.jpg,a red shoe {n}\n" for n in range(9))}
+    put(tmp_path / "lists", **table)
+    for folder in ("a", "b"):
+        put(tmp_path / folder, **{f"{n}.jpg": "" for n in range(9)})
+    assert look(tmp_path / "lists" / "it.csv").settings.keys().isdisjoint({"pictures", "search"})
+    assert "2 may be the data" in str(refused(tmp_path, UnsureError))
+
+
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
     assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}
@@ -229,14 +268,14 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.sqlite": "SQLite format 3\0" + "x" * 99}, "a file that cannot be read"),
         ({"a.feather": "FEA1"}, "a file that cannot be read"),
         ({"a.zip": "PK"}, "give the .zip itself"),
-        ({"a.tar.gz": "PK"}, "gunzip"),
+        ({"a.7z": "7z"}, "unpack it, and give the folder"),
         ({"a.csv": ""}, "no rows"),
         ({"a.csv": "\n\n"}, "no rows"),
         ({"a.csv": "url,text\n"}, "no rows below 'url', 'text'"),
         ({"a.csv": "url,text,text\nhttps://a.test/1,a b,c d\n"}, "two columns named 'text'"),
         ({"a.csv": "id,name\n1,Anna\n"}, "no column of links or of pictures among 'id', 'name'"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
-        ({"a.json": '[{"url": "https://a.test"}, '}, "a file that cannot be read: JSON that ends"),
+        ({"a.json": '[{"url": "https://a.test"}, '}, "a file that cannot be read: Input data was"),
         ({"a.json": '{"images": [], "annotations": []}'}, "neither an array of objects nor"),
         ({"a.jsonl": "no\n"}, "no rows"),
         ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),

@@ -94,6 +94,8 @@ def test_a_plain_caption_goes_before_structs_of_texts():
 def test_a_conversation_is_no_caption_as_it_begins_with_a_question():
     talks = pa.array([[{"from": "human", "value": text}] for text in TEXTS])
     assert roles(url=LINKS, conversations=talks).caption is None
+    talks = pa.array([[{"role": "assistant", "content": text}] for text in TEXTS])
+    assert roles(url=LINKS, conversations=talks).caption == "conversations"
 
 
 def test_two_that_fit_alike_are_a_question_with_examples():

@@ -248,6 +248,147 @@ def coco(folder: Path, pairs: list[Pair]) -> Path:
     return folder
 
 
+def flickrs_tokens(folder: Path, pairs: list[Pair]) -> Path:
+    """Flickr8k's as its authors gave it: names with a caption's number, no header."""
+    beside(folder, pairs, "Flicker8k_Dataset")
+    lines = [f"{p.name}#0\t{p.caption}\n" for p in pairs]
+    (folder / "Flickr8k.token").write_text("".join(lines))
+    return folder
+
+
+def captions_in_a_folder_of_their_own(folder: Path, pairs: list[Pair]) -> Path:
+    for pair, path in zip(pairs, beside(folder, pairs, "train/images"), strict=True):
+        caption = folder / path.replace("/images/", "/captions/")
+        caption.parent.mkdir(exist_ok=True)
+        caption.with_suffix(".txt").write_text(pair.caption)
+    return folder
+
+
+def captions_by_split(folder: Path, pairs: list[Pair]) -> Path:
+    """images/train, images/val, and the same folders below labels."""
+    for split, part in (("train", pairs[:14]), ("val", pairs[14:])):
+        beside(folder, part, f"images/{split}")
+        (folder / "labels" / split).mkdir(parents=True)
+        for pair in part:
+            caption = (folder / "labels" / split / pair.name).with_suffix(".txt")
+            caption.write_text(pair.caption)
+    return folder
+
+
+def trainers_caption_files(folder: Path, pairs: list[Pair]) -> Path:
+    """kohya's trainer, by its default: cat.caption beside cat.jpg."""
+    for pair, path in zip(pairs, beside(folder, pairs, "10_dog"), strict=True):
+        (folder / path).with_suffix(".caption").write_text(pair.caption)
+    return folder
+
+
+def trainers_metadata(folder: Path, pairs: list[Pair]) -> Path:
+    """kohya's `merge_captions_to_metadata.py`: an object a picture, by names without a suffix."""
+    beside(folder, pairs, "img")
+    fields = {Path(p.name).stem: {"caption": p.caption, "tags": "a, b"} for p in pairs}
+    (folder / "meta_cap.json").write_text(json.dumps(fields, indent=2))
+    return folder
+
+
+def json_files_beside(folder: Path, pairs: list[Pair]) -> Path:
+    """A generator's settings beside each picture, its prompt among them."""
+    for i, (pair, path) in enumerate(zip(pairs, beside(folder, pairs, "out"), strict=True)):
+        record = {"prompt": pair.caption, "seed": i, "sampler": {"name": "k_euler"}}
+        (folder / path).with_suffix(".json").write_text(json.dumps(record))
+    return folder
+
+
+def packed_tars(folder: Path, pairs: list[Pair]) -> Path:
+    """A folder of pictures and texts, by `tar czf`."""
+    for pair, path in zip(pairs, beside(folder, pairs, "mine"), strict=True):
+        (folder / path).with_suffix(".txt").write_text(pair.caption)
+    shutil.make_archive(str(folder / "it"), "gztar", folder, "mine")
+    shutil.rmtree(folder / "mine")
+    return folder
+
+
+def names_without_suffix(folder: Path, pairs: list[Pair]) -> Path:
+    """A contest's: pictures in train/, their ids in a table beside."""
+    beside(folder, pairs, "train")
+    table = frame(pairs, caption="caption")
+    table.insert(0, "image_id", [Path(p.name).stem for p in pairs])
+    table.to_csv(folder / "train.csv", index=False)
+    return folder
+
+
+def paths_of_another_machine(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, caption="caption")
+    paths = beside(folder, pairs, "images/a")
+    table["path"] = [f"/home/someone/data/{path}" for path in paths]
+    table.to_parquet(folder / "it.parquet")
+    return folder / "it.parquet"
+
+
+def a_table_in_a_folder_beside(folder: Path, pairs: list[Pair]) -> Path:
+    beside(folder, pairs, "images")
+    (folder / "labels").mkdir()
+    frame(pairs, file="name", caption="caption").to_csv(folder / "labels/train.csv", index=False)
+    return folder / "labels" / "train.csv"
+
+
+def a_zip_beside_its_table(folder: Path, pairs: list[Pair]) -> Path:
+    beside(folder, pairs, "packed/images")
+    shutil.make_archive(str(folder / "images"), "zip", folder / "packed")
+    shutil.rmtree(folder / "packed")
+    frame(pairs, image="name", caption="caption").to_csv(folder / "captions.csv", index=False)
+    return folder
+
+
+def llavas_conversations(folder: Path, pairs: list[Pair]) -> list[dict]:
+    ask = {"from": "human", "value": "<image>\nDescribe it."}
+    return [
+        {"id": str(i), "image": path, "conversations": [ask, {"from": "gpt", "value": p.caption}]}
+        for i, (p, path) in enumerate(zip(pairs, beside(folder, pairs, "images"), strict=True))
+    ]
+
+
+def llavas_json_lines(folder: Path, pairs: list[Pair]) -> Path:
+    rows = llavas_conversations(folder, pairs)
+    (folder / "it.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder / "it.jsonl"
+
+
+def llavas_parquet(folder: Path, pairs: list[Pair]) -> Path:
+    import datasets
+
+    rows = llavas_conversations(folder, pairs)
+    datasets.Dataset.from_list(rows).to_parquet(str(folder / "it.parquet"))
+    return folder / "it.parquet"
+
+
+def messages(folder: Path, pairs: list[Pair]) -> Path:
+    """What LLaMA-Factory trains from: `messages` and a list of one picture."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>Describe it."},
+                {"role": "assistant", "content": pair.caption},
+            ],
+            "images": [path],
+        }
+        for pair, path in zip(pairs, beside(folder, pairs, "images"), strict=True)
+    ]
+    (folder / "it.json").write_text(json.dumps(rows))
+    return folder / "it.json"
+
+
+def pandas_json_of_columns(folder: Path, pairs: list[Pair]) -> Path:
+    frame(pairs, url="url", caption="caption").to_json(folder / "it.json")
+    return folder / "it.json"
+
+
+def json_of_two_arrays(folder: Path, pairs: list[Pair]) -> Path:
+    """SBU's: an array of links and one of captions."""
+    arrays = {"image_urls": [p.url for p in pairs], "captions": [p.caption for p in pairs]}
+    (folder / "it.json").write_text(json.dumps(arrays))
+    return folder / "it.json"
+
+
 def pandas_json_array(folder: Path, pairs: list[Pair]) -> Path:
     frame(pairs, url="url", caption="caption").to_json(folder / "it.json", orient="records")
     return folder / "it.json"
@@ -363,5 +504,10 @@ LAYOUTS: dict[str, Writer] = {
         *(excel, *map(zipped, (pictures_and_texts, excel, flickrs_captions, open_clips_csv))),
         *(csv_of_base64, json_lines_of_data_links),
         *map(zipped, (sqlite, hugging_face, webdataset_tars)),
+        *(flickrs_tokens, captions_in_a_folder_of_their_own, trainers_caption_files),
+        *(trainers_metadata, json_files_beside, packed_tars, names_without_suffix, messages),
+        *(paths_of_another_machine, a_table_in_a_folder_beside, llavas_json_lines, llavas_parquet),
+        *(pandas_json_of_columns, json_of_two_arrays, captions_by_split),
+        a_zip_beside_its_table,
     )
 }

@@ -12,7 +12,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.stages.caption._asking import bits_of, seeds_of
 from clipmill.stages.caption.rewrite import OneLine, Rewrite, bank_of, prompt_for
-from clipmill.stages.models.generator import Limits
+from clipmill.stages.models.generator import Limits, question_of
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.text_server import TextServer
 
@@ -55,14 +55,12 @@ def test_cores_for_its_server_are_the_workers_and_change_nothing_that_is_stored(
 def test_a_prompt_has_the_papers_form_to_the_byte():
     pairs = [("a dog", "one dog"), ("a cat", "one cat"), ("a hen", "one hen")]
     text = "a dog => one dog\n\na cat => one cat\n\na hen => one hen\n\ntwo birds =>"
-    whole = prompt_for("Say it anew:", pairs, "two birds", "completion")
-    assert (whole.text, whole.system) == (f"Say it anew:\n\n{text}", "")
-    assert whole.text.splitlines()[8] == "two birds =>", "their answer is on the ninth line"
-    chat = prompt_for("Say it anew:", pairs, "two birds", "chat")
-    assert (chat.text, chat.system) == (
-        text,
-        "Say it anew: Answer with the new caption alone, on one line.",
-    )
+    prompt = prompt_for("Say it anew:", pairs, "two birds")
+    whole = question_of(prompt, "completion")["prompt"]
+    assert whole == f"Say it anew:\n\n{text}"
+    assert whole.splitlines()[8] == "two birds =>", "their answer is on the ninth line"
+    system, user = (said["content"] for said in question_of(prompt, "chat")["messages"])
+    assert (user, system) == (text, "Say it anew: Answer with the new caption alone, on one line.")
 
 
 def test_rows_with_one_caption_ask_two_questions():

@@ -14,6 +14,34 @@ from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.stages.ingest.image_folder import ImageFolder, read
 
 
+def test_no_link_leads_out_of_the_folder_unless_that_is_allowed(tmp_path, pool_of):
+    """A stranger's folder could bring in any file of its reader's."""
+    folder, own = tmp_path / "given", tmp_path / "own"
+    folder.mkdir()
+    own.mkdir()
+    for place in (folder, own):
+        (place / "a.jpg").write_bytes(b"image")
+        (place / "a.txt").write_text("a secret")
+    (own / "metadata.csv").write_text("file_name,text\ninside.jpg,a secret\n")
+    for name, target in (
+        ("file.jpg", own / "a.jpg"),
+        ("inside.jpg", folder / "a.jpg"),
+        ("inside.txt", own / "a.txt"),
+        ("metadata.csv", own / "metadata.csv"),
+        ("way", own),
+    ):
+        (folder / name).symlink_to(target)
+    stage = ImageFolder(path=str(folder))
+    rows = pool_of(stage)
+    assert rows["url"].to_pylist() == ["a.jpg", "file.jpg", "inside.jpg", "way/a.jpg"]
+    assert rows["reason"].to_pylist() == [None, "outside", None, "outside"]
+    assert rows["image"].to_pylist() == [b"image", None, b"image", None]
+    assert rows["text"].to_pylist() == ["a secret", None, None, None]
+    rows = pool_of(replace(stage, follow_links=True))
+    assert rows["image"].to_pylist() == [b"image"] * 4
+    assert rows["text"].to_pylist() == ["a secret", None, "a secret", "a secret"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     files = {

@@ -11,7 +11,7 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import uid_of
 from clipmill.pipeline.errors import ShardError, StageError
-from clipmill.stages.ingest.table import Table
+from clipmill.stages.ingest.table import ByEnd, Table
 from clipmill.stages.ops.tables import forms
 
 NAMES = ("imgs/a.jpg", "imgs/b.png", "imgs/c.webp")
@@ -104,6 +104,18 @@ def test_no_path_leads_out_of_the_folder(value, reason, folder, pool_of):
     assert second["image"] == b"imgs/b.png"
 
 
+def test_no_link_leads_out_of_the_folder_either_unless_that_is_allowed(folder, pool_of):
+    (folder.parent / "secret.jpg").write_bytes(b"secret")
+    (folder / "imgs" / "link.jpg").symlink_to(folder.parent / "secret.jpg")
+    path = put(folder / "pairs.jsonl", ["imgs/link.jpg", "imgs/b.png"])
+    rows = pool_of(table(path)).to_pylist()
+    assert [(row["reason"], row["image"]) for row in rows] == [
+        ("outside", None),
+        (None, b"imgs/b.png"),
+    ]
+    assert pool_of(table(path, follow_links=True))["image"].to_pylist()[0] == b"secret"
+
+
 def test_a_table_below_the_path_has_its_own_folder_and_pictures_names_another(folder, pool_of):
     (folder / "lists").mkdir()
     put(folder / "lists" / "pairs.csv", ["imgs/a.jpg", "../imgs/a.jpg"])
@@ -179,11 +191,9 @@ def test_cocos_captions_are_joined_with_their_images(folder, pool_of):
     assert rows["text"].to_pylist() == ["a dog 0", None, "a dog 2"]
 
 
-def test_json_is_read_across_its_blocks_and_a_value_that_is_no_object_keeps_its_place(
-    folder, pool_of, monkeypatch
-):
-    monkeypatch.setattr(forms, "CHUNK_BYTES", 7)
+def test_a_value_in_json_that_is_no_object_keeps_its_place(folder, pool_of):
     rows = [{"filepath": name, "title": 'caf\u00e9 "]},{ \\ ' * 9, "n": 12} for name in NAMES]
+    rows[1]["score"] = float("nan")  # which Python writes, and JSON does not know
     text = json.dumps([rows[0], 125, *rows[1:]], ensure_ascii=False)
     (folder / "pairs.json").write_text(f"\ufeff \n{text}\n", encoding="utf-8")
     found = pool_of(table(str(folder / "pairs.json"), extra={"n": "int64"}, shard_rows=3))
@@ -254,3 +264,26 @@ def test_lists_of_captions_and_paths_at_dotted_paths_are_read_of_every_form(kind
     if kind != "jsonl":  # whose lines may have any keys
         with pytest.raises(StageError, match=r"no column 'says\.fr'"):
             pool_of(Table(path=str(path), **(names | {"caption_col": "says.fr"})))
+
+
+NAMES_BELOW = ("a/img_001.jpg", "b/img_001.jpg", "b/cat.v2.PNG", "000000000139.jpg", "b/dog.jpg")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("b/img_001", "b/img_001.jpg"),
+        ("/home/me/old/a/img_001.jpg", "a/img_001.jpg"),
+        ("C:\\old\\A\\IMG_001.JPG", "a/img_001.jpg"),
+        ("cat.v2", "b/cat.v2.PNG"),
+        ("dog.jpg#4", "b/dog.jpg"),
+        ("b/dog.png", "b/dog.jpg"),  # made anew in another format
+        ("139", "000000000139.jpg"),
+        ("img_001", None),  # two
+        ("c/img_001.jpg", None),
+        ("og.jpg", None),
+        ("", None),
+    ],
+)
+def test_a_picture_is_found_by_the_longest_end_that_it_shares_with_a_path(path, found):
+    assert ByEnd(NAMES_BELOW).find(path) == found

@@ -1,5 +1,6 @@
 """WebDataset: grouping, members, ids, and tars that are broken."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -164,6 +165,23 @@ def test_a_hard_link_is_the_file_that_it_leads_to(tmp_path, pool_of):
     rows = pool_of(WebDataset(path=str(tmp_path), max_member_bytes=2 << 20)).to_pylist()
     assert [row["image"] for row in rows] == [b"first", None, b"first", b"first", None, b"last"]
     assert [row["reason"] for row in rows] == [None, "too_large", None, None, "too_large", None]
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tgz"])
+def test_a_packed_tar_is_read_as_it_is_unpacked_and_one_that_ends_early_fails(
+    suffix, tmp_path, pool_of, run
+):
+    packed = gzip.compress(tar_of(("0/1.jpg", b"jpeg"), ("0/1.txt", "a dog"), ("0/2.jpg", b"two")))
+    (tmp_path / f"1.{suffix}").write_bytes(packed)
+    rows = pool_of(WebDataset(path=str(tmp_path)))
+    assert rows["image"].to_pylist() == [b"jpeg", b"two"]
+    assert rows["text"].to_pylist() == ["a dog", None]
+    for part in (packed[:-9], packed[:40], b"no gzip"):
+        (tmp_path / f"1.{suffix}").write_bytes(part)
+        [shard] = run(WebDataset(path=str(tmp_path))).shards
+        assert isinstance(shard, ShardError)
+    (tmp_path / "0.tar").write_bytes(tar_of(("0.jpg", b"plain")))
+    assert pool_of(WebDataset(path=str(tmp_path)))["image"].to_pylist() == [b"plain"], "as before"
 
 
 def test_one_tar_is_one_shard_in_the_order_of_names(tmp_path, run):

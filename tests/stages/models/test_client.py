@@ -199,7 +199,7 @@ def test_what_no_retry_mends_is_a_reason_at_once(server, fault, reason, is_store
     for _ in range(2):
         [answer] = ask(asker(server, at), *prompts(1))
         assert (answer.text, answer.reason) == (None, reason)
-    assert server.asked.total() == (1 if is_stored else 2)
+    assert server.asked.total() == (1 if is_stored else 6)  # each time two ask for the form
 
 
 def test_a_wrong_model_is_named_with_those_that_the_server_has(server):
@@ -255,6 +255,34 @@ def test_after_a_server_vanished_the_next_run_asks_only_for_the_rest(server):
     again = [digest for digest in before if server.asked[digest] > 1]
     assert len(before) >= 30 - 4
     assert len(again) <= 4  # answers that were on their way when it died
+
+
+@pytest.mark.parametrize("first", ["chat", "completion"])
+@pytest.mark.parametrize("known", ["prompt", "messages", "both"])
+@pytest.mark.parametrize("says", ["404", "400"])
+def test_the_form_that_a_server_takes_is_found_by_asking_once_and_stays(first, known, says):
+    paths = {"prompt": "/v1/completions", "messages": "/v1/chat/completions"}
+    server, at = TextServer(), worker()
+    if known != "both" and says == "404":
+        server.paths = (paths[known],)
+    elif known != "both":
+        server.script = lambda asked: None if known in asked.body else "400"
+
+    def answers(count: int) -> list:
+        name = f"openai:{server.url}#stand-in"
+        given = {"decoding": Decoding(max_tokens=20), "limits": Limits(), "form": first}
+        return ask(open_asker(name, at, **given), *prompts(count))
+
+    with server.running():
+        answered = answers(200)
+    assert all(answer.text for answer in answered)
+    taken = {"chat": "messages", "completion": "prompt"}[first] if known == "both" else known
+    usual = len(server.bodies)
+    server.script, server.paths = (lambda asked: None), tuple(paths.values())
+    with server.running():  # which takes both by now
+        assert answers(200) == answered
+        answers(201)
+    assert [taken in body for body in server.bodies[usual:]] == [True]
 
 
 def test_a_helper_that_dies_is_revived_once_for_all_who_lost_it(server):
