@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -66,6 +65,8 @@ def answers_of(values: Values) -> pa.Array:
     turn = array.type.value_type if _is_list(array.type) else pa.null()
     for names in TURNS.items() if pa.types.is_struct(turn) else ():
         if min(map(turn.get_field_index, names)) >= 0:
+            import polars as pl  # late: few pools have conversations
+
             who, said = (pl.element().struct.field(name) for name in names)
             return pl.Series(array).list.eval(said.filter(who.is_in(ANSWERERS))).to_arrow()
     return array
