@@ -71,11 +71,8 @@ _held = _Held()
 
 
 def add(folder: Path) -> None:
-    """Adds a folder, if it exists; all folders are read again on next use.
-
-    clipmill's own is none, be it the one that runs or that of a checkout, whose package links to
-    it: recipes lie beside `stages/` there.
-    """
+    """Adds a folder, if it exists and is not clipmill's, of a checkout either: recipes lie beside
+    it there. All folders are read again on next use."""
     ours = [place for place in (OURS, folder.parent / "clipmill" / "stages") if place.is_dir()]
     if folder.is_dir() and not any(map(folder.samefile, ours)):
         _held.added.append(folder.resolve())

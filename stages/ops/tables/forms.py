@@ -189,9 +189,8 @@ def rows_of(data: memoryview) -> Callable[[], Iterator[Mapping[str, Any]]]:
         return lambda: ({**row, "caption": captions.get(str(row.get("id")))} for row in images())
     if not arrays:
         return partial(iter, named(parse(data, type=dict[str, Any])))
-    return partial(
-        map, as_row, arrays[next((n for n in ARRAYS if n in arrays), next(iter(arrays)))]
-    )
+    rows = next((name for name in ARRAYS if name in arrays), next(iter(arrays)))
+    return partial(map, as_row, arrays[rows])
 
 
 def as_row(item: Raw) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.ingest._captions import answers_of
 from clipmill.stages.ops.tables.forms import names_in, opened
 
 
@@ -141,10 +142,12 @@ def test_llavas_conversations_are_captions_of_what_was_answered(tmp_path):
     talks = [
         [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}],
         [{"from": "human", "value": "Hm?"}],
+        None,
     ]
     rows = [{"image": f"{i}.jpg", "conversations": talk} for i, talk in enumerate(talks)]
     (tmp_path / "talks.json").write_text(json.dumps(rows))
-    assert rows_of(tmp_path / "talks.json") == [
-        {"image": "0.jpg", "caption": ["a dog"]},
-        {"image": "1.jpg", "caption": []},
-    ]
+    found = pa.array([row["conversations"] for row in rows_of(tmp_path / "talks.json")])
+    assert answers_of(found).to_pylist() == [["a dog"], [], None]
+    spoken = pa.array([[{"role": "assistant", "content": "a cat"}]])
+    assert answers_of(spoken).to_pylist() == [["a cat"]]
+    assert answers_of(pa.array([["plain"]])).to_pylist() == [["plain"]]
