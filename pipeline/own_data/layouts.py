@@ -5,13 +5,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from clipmill.metadata import globs
 from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.globs import FoundFile, files_of, open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import install
 from clipmill.pipeline.own_data.unsure import UnsureError
 
@@ -81,6 +82,10 @@ def layout_of(path: str) -> Layout:
         what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
         what = what if is_there else "nothing there"
         do = BROWSER if path.startswith(WEB) else f"give a path that holds data: {KNOWN}"
+        if storage.is_local and not is_there:
+            names = [entry.name for entry in Path(path).parent.glob("*")]
+            near = did_you_mean(Path(path).name, names)
+            do = f"{near} Else {do}" if near.endswith("?") else do
         raise RecipeError(what, shown, do)
     names = [file.name for file in files]
     _refuse_uid_list(storage, names, shown)

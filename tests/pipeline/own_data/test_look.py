@@ -257,6 +257,15 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
     assert look(tmp_path / "*.jpg").uses == "ingest.image_folder"
 
 
+def test_a_path_that_is_not_there_is_told_with_the_one_that_was_meant(tmp_path):
+    put(tmp_path / "photos", **{"1.jpg": "", "1.txt": "a"})
+    with pytest.raises(RecipeError) as error:
+        look(tmp_path / "photo")
+    found, where, do = error.value.args
+    assert (found, where) == ("nothing there", f"{tmp_path}/photo")
+    assert do.startswith("did you mean 'photos'? Else give a path that holds data")
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
