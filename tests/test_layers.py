@@ -27,7 +27,8 @@ PAIRS = "pipeline/notebook/pairs.py"  # which makes datasets of these libraries
 # What writes recipes, which name stages as a user's own do.
 WRITE_RECIPES = ("pipeline/own_data/", "pipeline/bench/recipe.py", "pipeline/verbs/evaluate.py")
 DOORS = {f"pipeline.{name}" for name in ("stage", "dataset", "errors", "extras", "own_code")}
-RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_pools", "ray_session")}
+RAY = {f"pipeline/{name}.py" for name in ("executors/ray", "executors/ray_pools", "ray_metrics")}
+RAY |= {"pipeline/executors/ray_session.py"}
 COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
 # Who may import the report.
 DRAW = ("pipeline/report/", "pipeline/notebook/", "pipeline/explore/", *COMMANDS)

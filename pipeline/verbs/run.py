@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.engine.run import Outcome
     from clipmill.pipeline.errors import ClipmillError
     from clipmill.pipeline.ledger.summary import Summary
+    from clipmill.pipeline.run_folder.live import Watcher
     from clipmill.pipeline.run_folder.state import RunState
 
 MOST_PICTURES = 200_000  # for which the summary computes intervals: a second or two
@@ -85,6 +86,7 @@ def run(
         refuse_missing(plan, look(plan, folder))
         while True:
             with watcher() as watch, session(folder, plan.recipe.name):
+                watch = _metered(watch) if options.executor == "ray" else watch
                 outcome = run_plan(
                     plan, folder, workers, watch, retry, keep_going=options.keep_going
                 )
@@ -106,6 +108,12 @@ def run(
                 retry = ()  # these rows were retried already
     print(shown)
     return code(outcome, answer)
+
+
+def _metered(watch: "Watcher") -> "Watcher":
+    from clipmill.pipeline.ray_metrics import Metered
+
+    return Metered(watch)
 
 
 def code(outcome: "Outcome", answer: "Summary") -> int:

@@ -6,12 +6,14 @@ them opens a file, and where that is a pipe it waits there until somebody kills 
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -85,7 +87,7 @@ kill $! && wait
 """
 HEAD = (
     "--head --port {} --num-cpus {} --dashboard-host 127.0.0.1 --dashboard-port {}"
-    " --dashboard-agent-listen-port {} --ray-client-server-port {}"
+    " --dashboard-agent-listen-port {} --ray-client-server-port {} --metrics-export-port {}"
 )
 
 
@@ -94,6 +96,7 @@ class Head:
     """A head that takes jobs."""
 
     address: str
+    metrics: str  # where Prometheus would ask
 
     def get(self, path: str, body: dict | None = None):
         """What it answers; to a body, which is posted, as well."""
@@ -155,9 +158,9 @@ def ray_folder() -> Iterator[Path]:
 
 def started_head(stack: ExitStack, folder: Path, port: int, cpus: int) -> Head:
     """A head that answers; it ends with the stack."""
-    ports = free_ports(3)
+    ports = free_ports(4)
     process = started(stack, folder, "head", HEAD.format(port, cpus, *ports))
-    head = Head(f"http://127.0.0.1:{ports[0]}")
+    head = Head(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/metrics")
     while not head.answers():
         wait(process, 0.2)
         assert process.poll() is None, (folder / "head.log").read_text()
@@ -176,6 +179,7 @@ def started(stack: ExitStack, folder: Path, name: str, options: str) -> subproce
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_metrics_report_interval_ms": "500",
         },
         start_new_session=True,
     )
@@ -298,6 +302,20 @@ def test_a_stage_that_fails_is_heard_here_and_ends_with_1(user):
     assert "ZeroDivisionError: in a bad mood" in output
 
 
+def counted(head: Head, metric: str, **tags: str) -> float:
+    """A metric's value, once Ray's exporter has it."""
+    asked = re.compile(rf"^ray_{metric}\{{([^}}]*)\}} (\S+)$", re.MULTILINE)
+    until_s = time.monotonic() + 60
+    while time.monotonic() < until_s:
+        with urllib.request.urlopen(head.metrics, timeout=60) as answer:
+            found = asked.findall(answer.read().decode())
+        for said, value in found:
+            if all(f'{name.lower()}="{tag}"' in said.lower() for name, tag in tags.items()):
+                return float(value)
+        time.sleep(0.5)
+    raise AssertionError(f"no {metric} of {tags}: {found}")
+
+
 def test_a_job_is_stopped_and_followed_from_another_folder_and_goes_on_when_submitted(user):
     run, gate = user.folder / "run", user.folder / "gate"
     gate.unlink()
@@ -309,6 +327,9 @@ def test_a_job_is_stopped_and_followed_from_another_folder_and_goes_on_when_subm
     while not list(run.glob("stages/held-*/000000.json")):
         wait(follower, 0.1)
         assert follower.poll() is None, outcome(follower)
+    assert counted(user.head, "clipmill_rows_total", Stage="numbers") == 55
+    assert counted(user.head, "clipmill_bytes_total", Stage="numbers") > 0
+    assert counted(user.head, "clipmill_shards_left", Stage="held") > 0
     code, output = outcome(user.begin("submit", "--stop", *at))
     assert code == 0, output
     assert "stopped; submit again to go on" in output
