@@ -32,6 +32,8 @@ __all__ = [
     "plan",
     "run",
 ]
+# `clipmill.verify("run")` is `clipmill.open("run").verify()`, as the verbs have it.
+OF_A_RUN = ("diff", "export", "report", "retry", "show", "variants", "verify")
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +41,8 @@ def __getattr__(name: str) -> Any:
         from clipmill.pipeline import errors
 
         return getattr(errors, name)
+    if name in OF_A_RUN:
+        return lambda run, *args, **kwargs: getattr(open(run), name)(*args, **kwargs)
     raise AttributeError(f"module 'clipmill' has no attribute '{name}'")
 
 

@@ -295,6 +295,13 @@ def test_what_the_verbs_answer_comes_as_values(run, tmp_path):
     exported = run.export("csv", tmp_path / "table", stage="few", workers=0)
     assert exported.exported == 5
     assert [checked.damaged for checked in run.verify() if checked.damaged] == []
+    folder = str(run.state.run)
+    assert (
+        len(clipmill.show(folder, "few", most=2).groups[0].lines) == 2
+    )  # as the verb: of a folder
+    assert clipmill.diff(folder, "pool", "few").lost == 5
+    for name in clipmill.OF_A_RUN:
+        assert callable(getattr(run, name))
 
 
 def test_answers_are_a_line_in_a_plain_terminal(run, pictures):
