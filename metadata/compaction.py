@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.record import Record, parsed, record_name
 from clipmill.metadata.records import RECORD, table_of
 from clipmill.metadata.storage import Storage
@@ -143,7 +143,7 @@ def _read(data: bytes) -> tuple[pa.Table, bool]:
         if "json" in file.schema_arrow.names:
             return _older(file), False
         return file.read(use_threads=False).select(FOLD.names).cast(FOLD), True
-    except (pa.ArrowException, KeyError, OSError, OverflowError, *UNPARSED):
+    except (pa.ArrowException, KeyError, OSError, OverflowError, *PARSE_ERRORS):
         return FOLD.empty_table(), False
 
 
