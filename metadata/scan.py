@@ -31,7 +31,7 @@ class Scan:
     compacted: bool = False  # one whole compaction holds every record
     parts: int = 0  # number of the next part of a compaction
     lost: list[Record] = field(default_factory=list)  # their data is gone or of another size
-    torn: tuple[str, ...] = ()  # records, manifest: unreadable, or not their digest's
+    torn: tuple[str, ...] = ()  # records and manifest that cannot be parsed, or fail their digest
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
     @property
