@@ -72,9 +72,7 @@ def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> Estimate:
     Source: Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve".
     """
     ordered = np.sort(bad)
-    below = (
-        np.searchsorted(ordered, good, "left").sum() + np.searchsorted(ordered, good, "right").sum()
-    )
+    below = sum(np.searchsorted(ordered, good, side).sum() for side in ("left", "right"))
     n, m = len(good), len(bad)
     area = float(below) / (2 * n * m)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
@@ -208,8 +206,7 @@ def _noisy(
     items: NDArray[np.float64],
     df_sum: NDArray[np.float64],
 ) -> Noisy:
-    """Returns the value with its variances. `df_sum` adds each arm's squared seed variance, over
-    its degrees of freedom."""
+    """Returns the value and its noise; `df_sum` is the arms' sum of seed variance squared over df."""
     items = np.where(items > TINY**2, items, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(df_sum > 0, (seeds + items) ** 2 / df_sum, np.inf)
