@@ -206,7 +206,7 @@ def _noisy(
     items: NDArray[np.float64],
     df_sum: NDArray[np.float64],
 ) -> Noisy:
-    """Returns the value and its noise; `df_sum` is the arms' sum of seed variance squared over df."""
+    """Returns the value and its noise; `df_sum` is the sum of seed variance squared over df."""
     items = np.where(items > TINY**2, items, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(df_sum > 0, (seeds + items) ** 2 / df_sum, np.inf)
