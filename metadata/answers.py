@@ -138,18 +138,18 @@ class AnswersFile:
         return firsts, array("Q", [*starts, self.size])
 
 
-def in_memory(data: bytes, on_damage: Callable[[str], None]) -> AnswersFile:
+def from_bytes(data: bytes, on_damage: Callable[[str], None]) -> AnswersFile:
     """Opens a small file that was read whole."""
     return AnswersFile(lambda offset, size: data[offset : offset + size], len(data), on_damage)
 
 
-def on_disk(path: str, on_damage: Callable[[str], None]) -> AnswersFile:
+def open_local(path: str, on_damage: Callable[[str], None]) -> AnswersFile:
     """Opens a local file for as long as the returned object lives."""
     file = os.open(path, os.O_RDONLY)
     return _over_descriptor(file, os.fstat(file).st_size, on_damage)
 
 
-def in_scratch(pairs: Iterable[Pair]) -> AnswersFile:
+def write_scratch(pairs: Iterable[Pair]) -> AnswersFile:
     """Copies sorted pairs to scratch disk; the copy is deleted with the returned object."""
     file = _unlinked_file()
     with open(file, "wb", closefd=False) as writing:
@@ -161,7 +161,7 @@ def in_scratch(pairs: Iterable[Pair]) -> AnswersFile:
     return _over_descriptor(file, os.fstat(file).st_size, fail)
 
 
-def elsewhere(
+def open_remote(
     folder: Storage, name: str, size: int, on_damage: Callable[[str], None]
 ) -> AnswersFile:
     """Opens a file of an object store; pieces are fetched to scratch disk on first use."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.record import Record, parsed, record_name
 from clipmill.metadata.records import RECORD, table_of
 from clipmill.metadata.storage import Storage
@@ -37,7 +37,7 @@ class Compacted:
     records: pa.Table  # listed name, size, time, then a record's columns: still as listed
     changed: pa.Table  # the same columns, of records whose object has changed since
     parts: int  # number of the next part
-    are_one: bool  # only `records.parquet` is there, and all it holds is valid
+    is_single: bool  # only `records.parquet` is there, and all it holds is valid
 
 
 def compact(folder: Storage, records: pa.Table) -> None:
@@ -84,7 +84,7 @@ def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
         except OSError:  # as if torn: its records are read one by one
             return b""
 
-    are_one, valid, changed_parts = names == [COMPACTED], [], [FOLD.empty_table()]
+    is_single, valid, changed_parts = names == [COMPACTED], [], [FOLD.empty_table()]
     with ThreadPoolExecutor(8) as pool:
         # A single one is read here: a thread costs more than the rest of a small scan.
         texts = pool.map(read, names) if len(names) > 1 else map(read, names)
@@ -96,10 +96,10 @@ def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
             else:
                 valid.append(copied.filter(is_valid))
                 changed_parts.append(copied.filter(pc.invert(is_valid)))
-            are_one = are_one and is_whole and len(valid[-1]) == len(copied)
+            is_single = is_single and is_whole and len(valid[-1]) == len(copied)
     records = valid[0] if len(valid) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *valid]))
     changed = _last(pa.concat_tables(changed_parts))
-    return Compacted(records, changed, max(parts, default=-1) + 1, are_one)
+    return Compacted(records, changed, max(parts, default=-1) + 1, is_single)
 
 
 def _are_as_listed(records: pa.Table, listing: pa.RecordBatch, compaction: str) -> pa.BooleanArray:
@@ -143,7 +143,7 @@ def _read(data: bytes) -> tuple[pa.Table, bool]:
         if "json" in file.schema_arrow.names:
             return _older(file), False
         return file.read(use_threads=False).select(FOLD.names).cast(FOLD), True
-    except (pa.ArrowException, KeyError, OSError, OverflowError, *UNPARSED):
+    except (pa.ArrowException, KeyError, OSError, OverflowError, *PARSE_ERRORS):
         return FOLD.empty_table(), False
 
 

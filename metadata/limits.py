@@ -9,7 +9,7 @@ CLIPMILL_MAX_TAR_HEADER_BYTES=4194304.
 import os
 
 # What a parser raises on foreign bytes: invalid text, 100,000 brackets, out of memory.
-UNPARSED = (ValueError, RecursionError, MemoryError)
+PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
 
 DEFAULTS = {
     # Of this machine or its container, for all local workers and what they start together. Above it

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 
 FAILED = ".failed.json"
 MANIFEST = "manifest.json"
@@ -128,7 +128,7 @@ def parsed(name: str, text: str | bytes) -> Record | None:
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")
     try:
         record = Record.from_json(text)
-    except (TypeError, *UNPARSED):
+    except (TypeError, *PARSE_ERRORS):
         return None
     return record if record.name == name else None
 

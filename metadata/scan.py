@@ -31,18 +31,18 @@ class Scan:
     compacted: bool = False  # one whole compaction holds every record
     parts: int = 0  # number of the next part of a compaction
     lost: list[Record] = field(default_factory=list)  # their data is gone or of another size
-    torn: tuple[str, ...] = ()  # records, and the manifest, that have changed
+    torn: tuple[str, ...] = ()  # records and manifest that cannot be parsed, or fail their digest
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
     @property
     def changed(self) -> int:
-        """Returns the number of files that are gone, of another size, or not listed."""
+        """Returns the number of files that are gone, of another size, or not in the manifest."""
         listed = self.manifest.outputs if self.manifest else ()
         return len(self.lost) + len({name for name, _ in set(listed) ^ set(self.outputs)})
 
     @property
     def unchecked(self) -> frozenset[int]:
-        """Returns lost shards without page checksums: they are made again without them."""
+        """Returns lost shards that had no page checksums; they are rewritten without."""
         return frozenset(record.shard for record in self.lost if not record.page_checksums)
 
 
@@ -58,15 +58,11 @@ def scan(folder: Storage) -> Scan:
     is_other = pc.and_not(pc.invert(is_compacted), pc.ends_with(name, ".parquet"))
     others: list[str] = name.filter(is_other).to_pylist()
     newer = [other for other in others if RECORD_NAME.fullmatch(other)]
-    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-        are_soon = folder.is_local and len(newer) < FEW
-        texts = (map if are_soon else pool.map)(folder.read_if_there, newer)
-        named = zip(newer, texts, strict=True)
-        read = {other: parsed(other, text) for other, text in named if text is not None}
+    read = _read_records(folder, newer)
     torn = [other for other, record in read.items() if record is None]
     table = compacted.records.select(RECORD.names)
-    if newest := [record for record in read.values() if record is not None]:
-        table = pa.concat_tables([table, _storable(newest)])
+    if whole := [record for record in read.values() if record is not None]:
+        table = pa.concat_tables([table, _storable(whole)])
     is_there_R = _are_there(table, listing)
     lost = [] if is_there_R.all() else records_of(table.filter(pa.array(~is_there_R)))
     if torn:  # the compaction has their old contents
@@ -75,12 +71,11 @@ def scan(folder: Storage) -> Scan:
     failures = {
         other: folder.read_json(other, Failure) for other in others if other.endswith(FAILED)
     }
-    manifest = None
-    if MANIFEST in others:
-        manifest = read_sealed_as(folder, MANIFEST, Manifest)
-        if manifest is None or not folder.path.endswith(manifest.fingerprint):  # another stage's
-            manifest = None
-            torn.append(MANIFEST)
+    manifest = read_sealed_as(folder, MANIFEST, Manifest) if MANIFEST in others else None
+    if manifest and not folder.path.endswith(manifest.fingerprint):  # another stage's
+        manifest = None
+    if MANIFEST in others and manifest is None:
+        torn.append(MANIFEST)
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     return Scan(
@@ -88,7 +83,7 @@ def scan(folder: Storage) -> Scan:
         failures={held.shard: held for own, held in failures.items() if held and held.name == own},
         manifest=manifest,
         attempts=tuple(other for other in others if other.endswith(".attempt")),
-        compacted=compacted.are_one and not newer,
+        compacted=compacted.is_single and not newer,
         parts=compacted.parts,
         lost=lost,
         torn=tuple(torn),
@@ -96,8 +91,17 @@ def scan(folder: Storage) -> Scan:
     )
 
 
+def _read_records(folder: Storage, names: list[str]) -> dict[str, Record | None]:
+    """Reads the records that are still there, by name; None for one that is torn."""
+    read, is_quick = folder.read_if_there, folder.is_local and len(names) < FEW
+    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
+        texts = map(read, names) if is_quick else pool.map(read, names)
+        found = zip(names, texts, strict=True)
+        return {name: parsed(name, text) for name, text in found if text is not None}
+
+
 def _storable(records: list[Record]) -> pa.Table:
-    """Returns records as a table, without those that no column can hold, as a size of 10^30."""
+    """Returns records as a table, without those that overflow a column (a size of 10^30)."""
     try:
         return table_of(records)
     except (pa.ArrowException, OverflowError, UnicodeError):
@@ -107,7 +111,7 @@ def _storable(records: list[Record]) -> pa.Table:
 
 
 def _are_there(records: pa.Table, listing: pa.RecordBatch) -> NDArray[np.bool_]:
-    """Returns (R,) whether a record's data is listed with its size and digest; or has no data."""
+    """Returns (R,) whether a record has no data, or its file is listed with size and digest."""
     data, sha256 = (records[column].combine_chunks() for column in ("data", "sha256"))
     entry = pc.index_in(data, value_set=listing["name"])
     listed_R = np.append(listing["size"].to_numpy(), -1)[entry.fill_null(-1).to_numpy()]

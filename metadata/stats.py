@@ -2,7 +2,7 @@
 
 A model's score varies with its seed and with the items of the task. `mean` and `welch` add two
 variances: that of independent seeds, and the part of the items' variance which all seeds share. A
-plain bootstrap of the items over the seeds' mean would count the other part twice.
+bootstrap of the items over the seeds' mean would count the unshared part twice.
 
     variance = s²/S of each arm  +  C(a, a) + C(b, b) - 2 C(a, b)
 
@@ -31,7 +31,7 @@ Z = 1.959963984540054  # of a two-sided 95 % interval
 LEVEL = 0.95
 POWER = 0.8  # probability of finding a difference of the smallest visible size
 DRAWS = 500  # bootstrap draws of the items: their standard error is right to 3 %
-SAME = 1e-7  # standard errors below are rounding, taken as 0
+TINY = 1e-7  # standard errors below are rounding, taken as 0
 POISSON_CDF = np.cumsum([math.exp(-1) / math.factorial(n) for n in range(16)])
 
 
@@ -59,10 +59,10 @@ def wilson_bounds(
     """Returns (N,) low and high of each share's interval, as `wilson`."""
     has_trials_N = trials_N > 0
     n_N = np.where(has_trials_N, trials_N, 1).astype(np.float64)
-    spread_N = Z * np.sqrt(share_N * (1 - share_N) / n_N + Z**2 / (4 * n_N**2))
+    margin_N = Z * np.sqrt(share_N * (1 - share_N) / n_N + Z**2 / (4 * n_N**2))
     centre_N, scale_N = share_N + Z**2 / (2 * n_N), 1 + Z**2 / n_N
-    low_N = np.maximum(0.0, (centre_N - spread_N) / scale_N)
-    high_N = np.minimum(1.0, (centre_N + spread_N) / scale_N)
+    low_N = np.maximum(0.0, (centre_N - margin_N) / scale_N)
+    high_N = np.minimum(1.0, (centre_N + margin_N) / scale_N)
     return np.where(has_trials_N, low_N, 0.0), np.where(has_trials_N, high_N, 1.0)
 
 
@@ -72,15 +72,13 @@ def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> Estimate:
     Source: Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve".
     """
     ordered = np.sort(bad)
-    below = (
-        np.searchsorted(ordered, good, "left").sum() + np.searchsorted(ordered, good, "right").sum()
-    )
+    below = sum(np.searchsorted(ordered, good, side).sum() for side in ("left", "right"))
     n, m = len(good), len(bad)
     area = float(below) / (2 * n * m)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    spread = area * (1 - area) + (n - 1) * (q2 - area**2) + (m - 1) * (q1 - area**2)
-    half = 1.96 * math.sqrt(spread / (n * m))  # not Z: stored answers were made with 1.96
-    return Estimate(area, max(0.0, area - half), min(1.0, area + half))
+    scaled = area * (1 - area) + (n - 1) * (q2 - area**2) + (m - 1) * (q1 - area**2)
+    margin = 1.96 * math.sqrt(scaled / (n * m))  # not Z: stored answers were made with 1.96
+    return Estimate(area, max(0.0, area - margin), min(1.0, area + margin))
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Noisy:
         """Returns the standard error."""
         return np.sqrt(self.seeds + self.items)
 
-    def half(self, level: float = LEVEL) -> NDArray[np.float64]:
+    def margin(self, level: float = LEVEL) -> NDArray[np.float64]:
         """Returns half the width of Student's interval."""
         return student(self.df, (1 + level) / 2) * self.error
 
@@ -114,7 +112,7 @@ class Noisy:
         return np.asarray(2 * t.sf(far, self.df), np.float64)
 
     def visible(self, comparisons: int = 1) -> NDArray[np.float64]:
-        """Returns the least difference found with power 80 %, among `comparisons`.
+        """Returns the minimum detectable effect at 80 % power, of `comparisons`.
 
         Source: the usual sum of two quantiles, at Holm's first level, 0.05 / comparisons.
         """
@@ -148,19 +146,18 @@ def welch(
 
     Both arms' draws are of the same items; without draws the items' part is 0.
     """
-    of_a, of_b = _seed_variance(a_S, a_SD), _seed_variance(b_R, b_RD)
-    items = np.zeros_like(of_a)
+    var_a, var_b = _seed_variance(a_S, a_SD), _seed_variance(b_R, b_RD)
+    items = np.zeros_like(var_a)
     if a_SD is not None and b_RD is not None:
         a_D, b_D = (of_SD.mean(-2) for of_SD in (a_SD, b_RD))
-        both = ((a_D - a_D.mean(-1, keepdims=True)) * b_D).sum(-1) / (b_D.shape[-1] - 1)
-        items = np.maximum(0.0, _shared_covariance(a_SD) + _shared_covariance(b_RD) - 2 * both)
-    spread = of_a**2 / (a_S.shape[-1] - 1) + of_b**2 / (b_R.shape[-1] - 1)
-    return _noisy(a_S.mean(-1) - b_R.mean(-1), of_a + of_b, items, spread)
+        cross = ((a_D - a_D.mean(-1, keepdims=True)) * b_D).sum(-1) / (b_D.shape[-1] - 1)
+        items = np.maximum(0.0, _shared_covariance(a_SD) + _shared_covariance(b_RD) - 2 * cross)
+    df_sum = var_a**2 / (a_S.shape[-1] - 1) + var_b**2 / (b_R.shape[-1] - 1)
+    return _noisy(a_S.mean(-1) - b_R.mean(-1), var_a + var_b, items, df_sum)
 
 
 def holm(p_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns (N,) p-values adjusted for all N: at 0.05, at most one family in twenty has a
-    false discovery.
+    """Returns (N,) p-values adjusted for N tests, controlling the family-wise error rate.
 
     Source: Holm (1979), step-down.
     """
@@ -172,7 +169,7 @@ def holm(p_N: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def draw_weights(items: int, key: int, first: int, draws: int) -> NDArray[np.float32]:
-    """Returns (D, N) how often an item counts in draws `first` to `first + draws`; Poisson, mean 1.
+    """Returns (D, N) bootstrap weights, Poisson(1), of items in `draws` draws from `first` on.
 
     A pure function of key, item and draw. Source: the Poisson bootstrap (Oza and Russell 2001).
     """
@@ -186,14 +183,14 @@ def draw_weights(items: int, key: int, first: int, draws: int) -> NDArray[np.flo
 def _seed_variance(
     value_S: NDArray[np.float64], draw_SD: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Returns the variance of the seeds' mean. If all scores are equal, which few seeds may be by
-    chance, the items' unshared part replaces it."""
+    """Returns the variance of the mean over seeds. If all scores are equal (with few seeds, by
+    chance), uses the items' unshared variance."""
     seeds = value_S.shape[-1]
-    spread = value_S.var(-1, ddof=1)
+    variance = value_S.var(-1, ddof=1)
     if draw_SD is not None:
-        alone = np.maximum(0.0, draw_SD.var(-1, ddof=1).mean(-1) - _shared_covariance(draw_SD))
-        spread = np.where(spread > SAME**2, spread, alone)
-    return np.asarray(np.where(spread > SAME**2, spread, 0.0) / seeds, np.float64)
+        unshared = np.maximum(0.0, draw_SD.var(-1, ddof=1).mean(-1) - _shared_covariance(draw_SD))
+        variance = np.where(variance > TINY**2, variance, unshared)
+    return np.asarray(np.where(variance > TINY**2, variance, 0.0) / seeds, np.float64)
 
 
 def _shared_covariance(draw_SD: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -207,9 +204,10 @@ def _noisy(
     value: NDArray[np.float64],
     seeds: NDArray[np.float64],
     items: NDArray[np.float64],
-    spread: NDArray[np.float64],
+    df_sum: NDArray[np.float64],
 ) -> Noisy:
-    items = np.where(items > SAME**2, items, 0.0)
+    """Returns the value and its noise; `df_sum` is the sum of seed variance squared over df."""
+    items = np.where(items > TINY**2, items, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = np.where(spread > 0, (seeds + items) ** 2 / spread, np.inf)
+        df = np.where(df_sum > 0, (seeds + items) ** 2 / df_sum, np.inf)
     return Noisy(np.asarray(value), seeds, items, df)

@@ -30,7 +30,7 @@ from clipmill.metadata import archives, elsewhere
 from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.faults import reached
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.scratch import scratch_folder
 
 T = TypeVar("T")
@@ -214,7 +214,7 @@ class Storage:
         """
         try:
             return msgspec.convert(json.loads(self.read(name)), kind)
-        except (FileNotFoundError, IsADirectoryError, *UNPARSED):
+        except (FileNotFoundError, IsADirectoryError, *PARSE_ERRORS):
             return None
 
     def sha256(self, name: str) -> str:

@@ -236,7 +236,7 @@ def _stage(state: RunState, stage: str | None) -> str:
     with_rows = [name for name, planned in stages.items() if planned.gives_rows]
     selects = [name for name in with_rows if stages[name].is_select]
     if stage is None:
-        built_on = {need for name in selects for need in state.plan.needed_by(name) - {name}}
+        built_on = {need for name in selects for need in state.plan.needs_of(name) - {name}}
         ends = [name for name in selects if name not in built_on]
         if len(ends) == 1:
             return ends[0]
@@ -346,7 +346,7 @@ def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:
     """Yields the columns of a stage and those before it, as a recipe may name them."""
-    line = [name for name in plan.stages if name in plan.needed_by(stage)]
+    line = [name for name in plan.stages if name in plan.needs_of(stage)]
     for is_whole in (False, True):
         for name in line:
             for column in columns_of(plan.stages[name].stage):

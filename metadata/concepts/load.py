@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage, open_uri
 
 SCHEMA = pa.schema(
@@ -114,7 +114,7 @@ def load(uri: str) -> ConceptList:
     except (json.JSONDecodeError, UnicodeDecodeError):
         what = "neither Parquet nor JSON, so no list of concepts"
         raise ConceptListError(f"{redacted(uri)}: {what}") from None
-    except (pa.ArrowException, KeyError, *UNPARSED) as error:
+    except (pa.ArrowException, KeyError, *PARSE_ERRORS) as error:
         raise ConceptListError(f"{redacted(uri)}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Reads a list of uids whole: DataComp's .npy of `u8,u8`, or text of one uid a line."""
+"""Reads a list of uids: DataComp's .npy of `u8,u8`, or text with one uid per line."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import open_uri
 from clipmill.metadata.uid import from_hex, halves
 from clipmill.pipeline.errors import RecipeError
@@ -24,7 +24,7 @@ def read_list(path: str, arm: str) -> tuple[NDArray[np.uint64], str]:
         with store.open_input_file(name) as file:
             data = file.read()
         uids = _of_npy(data) if data.startswith(b"\x93NUMPY") else _of_text(data)
-    except (OSError, *UNPARSED) as error:
+    except (OSError, *PARSE_ERRORS) as error:
         do = "give a .npy of dtype u8,u8, as export.uid_list writes it, or text of one uid a line"
         raise RecipeError(f"no list of uids: {error}", where, do) from None
     return uids, hashlib.sha256(data).hexdigest()

@@ -1,6 +1,6 @@
-"""Answers of `recorded` stages, stored in the run folder so that no request is sent twice.
+"""Stores answers of `recorded` stages in the run folder, so that no request is sent twice.
 
-answers/new/<shard>-<digest>.answers    a worker's answers of a second, later merged by shard
+answers/new/<shard>-<digest>.answers    a worker's answers of 1 s, later merged by shard
 answers/packed/<digest>.answers         answers of earlier runs, packed by the driver
 
 All files have the format of metadata/answers.py, are named by their content and never change. A
@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Sequence
 from clipmill.metadata.answers import (
     AnswersFile,
     Pair,
-    elsewhere,
-    in_memory,
-    in_scratch,
+    from_bytes,
     merged,
-    on_disk,
+    open_local,
+    open_remote,
     write_answers,
+    write_scratch,
 )
 from clipmill.metadata.storage import Entry, Storage
 from clipmill.pipeline.errors import LostLockError
@@ -41,38 +41,41 @@ AT_ONCE = 64  # files that are merged at once
 class StoredAnswers:
     """One worker's view of a run's answers: implements `Answers`. Threads may share it.
 
-    Visible are answers stored before the first look-up, this worker's own, and those that a worker
-    which died had stored for the current shard.
+    Sees answers stored before the first look-up, its own, and those that a dead worker stored for
+    the current shard. Its own wait in memory, then lie in small files, then in one file of a shard;
+    until that one is stored they are `fresh`, and in memory too.
     """
 
     def __init__(self, folder: Storage) -> None:
         self.folder = folder
         self._storing = threading.RLock()  # held to store, merge or look for files
         self._adding = threading.Lock()
-        self._fresh: dict[bytes, bytes] = {}  # since the last merge
+        self._fresh: dict[bytes, bytes] = {}  # waiting, or in small files
         self._fresh_bytes = 0
-        self._waiting: dict[bytes, bytes] = {}  # fresh answers that are not stored yet
-        self._small: list[str] = []  # files that hold the other fresh answers
+        self._waiting: dict[bytes, bytes] = {}  # not stored yet
+        self._small: list[str] = []  # names of files, each of one second
         self._timer: threading.Timer | None = None
         self._shard = 0
         self._is_open = False
         self._seen: set[str] = set()  # names in new/
         self._packed: tuple[AnswersFile, ...] = ()
-        self._own: tuple[AnswersFile, ...] = ()  # on scratch disk, each twice as large as the next
+        self._own: tuple[AnswersFile, ...] = ()  # on scratch disk, each over twice the next
 
     def begin(self, shard: int) -> None:
-        """Makes this the current shard, and adopts its answers of a worker that died."""
+        """Makes this the current shard, and reads what a dead worker stored for it."""
         self._shard = shard
         if self._is_open:
             with self._storing:
-                self._adopt(f"{shard:06d}-")
+                self._read_new(f"{shard:06d}-")
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Returns the answer to each key; None for one that is not known."""
         if not self._is_open:
             self._open()
         return [self._find(key) for key in keys]
 
     def put(self, key: bytes, answer: bytes) -> None:
+        """Adds an answer, to be stored within STORE_S."""
         with self._adding:
             if key in self._fresh:  # a worker's first answer stays
                 return
@@ -87,12 +90,9 @@ class StoredAnswers:
         self._merge()
 
     def _find(self, key: bytes) -> bytes | None:
-        """Returns the least known answer, so that the choice depends on no clock."""
-        answers = [answer] if (answer := self._fresh.get(key)) is not None else []
-        for file in (*self._own, *self._packed):
-            if (answer := file.find(key)) is not None:
-                answers.append(answer)
-        return min(answers) if answers else None
+        """Returns the smallest known answer (bytewise), so that no clock decides."""
+        found = [self._fresh.get(key), *(file.find(key) for file in (*self._own, *self._packed))]
+        return min((answer for answer in found if answer is not None), default=None)
 
     # Storing
 
@@ -143,16 +143,16 @@ class StoredAnswers:
     def _open(self) -> None:
         with self._storing:
             if not self._is_open:
-                self._adopt("")
-                self._adopt("")  # a listing may miss two files, of which one replaces the other
+                self._read_new("")
+                self._read_new("")  # a listing may miss two files, of which one replaces the other
                 self._packed = tuple(
                     opened(self.folder, f"{PACKED}/{entry.name}", entry.size)
                     for entry in self.folder.entries(PACKED)
                 )
                 self._is_open = True
 
-    def _adopt(self, prefix: str) -> None:
-        """Copies answers of unseen files in new/ to scratch disk; their names begin with prefix."""
+    def _read_new(self, prefix: str) -> None:
+        """Copies unseen files in new/ whose names begin with `prefix` to scratch disk."""
         while True:
             all_names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
             mine = [name for name in all_names if name.startswith(f"{NEW}/{prefix}")]
@@ -165,7 +165,7 @@ class StoredAnswers:
                 names.append(name)
                 data = self.folder.read_if_there(name)
                 if data is not None:  # else its worker has just merged it: list again
-                    files.append(in_memory(data, damage_reporter(self.folder, name)))
+                    files.append(from_bytes(data, damage_reporter(self.folder, name)))
                 size = sum(file.size for file in files)
                 if len(names) == AT_ONCE or size > MOST_BYTES or name == unseen[-1]:
                     self._own = _with_pairs(self._own, merged(files))
@@ -205,12 +205,11 @@ def digest_of(name: str) -> str:
 def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
     """Merges files into one in packed/, without their damaged blocks, and deletes them."""
     own: tuple[AnswersFile, ...] = ()
-    last = max(0, len(files) - AT_ONCE)
-    for start in range(0, last, AT_ONCE):
-        own = _with_pairs(
-            own, merged(_all_opened(folder, files[start : min(last, start + AT_ONCE)]))
-        )
-    sources = (*own, *_all_opened(folder, files[last:]))
+    early, late = files[:-AT_ONCE], files[-AT_ONCE:]
+    for start in range(0, len(early), AT_ONCE):
+        some = early[start : start + AT_ONCE]
+        own = _with_pairs(own, merged(_all_opened(folder, some)))
+    sources = (*own, *_all_opened(folder, late))
     with folder.scratch(f"{PACKED}/pack") as path:
         with path.open("wb") as writing:
             write_answers(merged(sources), writing)
@@ -227,8 +226,8 @@ def opened(folder: Storage, name: str, size: int) -> AnswersFile:
     """Opens a file of answers, local or remote."""
     on_damage = damage_reporter(folder, name)
     if folder.is_local:
-        return on_disk(folder.locate(name), on_damage)
-    return elsewhere(folder, name, size, on_damage)
+        return open_local(folder.locate(name), on_damage)
+    return open_remote(folder, name, size, on_damage)
 
 
 def damage_reporter(folder: Storage, name: str) -> Callable[[str], None]:
@@ -259,9 +258,9 @@ def _all_opened(folder: Storage, files: Sequence[Entry]) -> list[AnswersFile]:
 
 def _with_pairs(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
     """Adds sorted pairs as a scratch file; files of like size are merged, so they stay few."""
-    files = [*own, in_scratch(pairs)]
+    files = [*own, write_scratch(pairs)]
     while len(files) > 1 and files[-2].size <= 2 * files[-1].size:
-        files[-2:] = [in_scratch(merged(files[-2:]))]
+        files[-2:] = [write_scratch(merged(files[-2:]))]
     return tuple(files)
 
 

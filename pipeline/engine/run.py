@@ -1,4 +1,4 @@
-"""Runs a plan: row stages of one root together, dataset stages side by side once ready."""
+"""Runs a plan's jobs as their inputs become ready, and has damaged files made again."""
 
 import queue
 import threading
@@ -29,7 +29,7 @@ from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_po
 from clipmill.pipeline.run_folder.state import RunState
 
 Job = RowJob | DatasetJob
-LOOK_UP_S = 0.5  # Python handles a signal sent to another thread only between waits of this one
+LOOK_UP_S = 0.5  # a signal to another thread is handled only once this one wakes
 
 
 @dataclass
@@ -76,7 +76,8 @@ def run_plan(
             keep_going=keep_going,
         )
         owned.sweep()
-        if recorded := [p for p in plan.stages.values() if p.stage.determinism == "recorded"]:
+        recorded = [p for p in plan.stages.values() if p.stage.determinism == "recorded"]
+        if recorded:
             pack(owned.child(ANSWERS))
         for planned in recorded:
             close_accounts(state.stored[planned.name].folder.child(BUDGET))
@@ -98,7 +99,7 @@ class _Schedule:
         self.ended: set[str] = set()
         self.blocked: set[str] = set()  # blamed stages, and all stages downstream
         self.jobs: list[Job] = []  # running
-        self.answers: queue.SimpleQueue[tuple[Job, list[DamagedError], BaseException | None]] = (
+        self.results: queue.SimpleQueue[tuple[Job, list[DamagedError], BaseException | None]] = (
             queue.SimpleQueue()
         )
         self.damaged: list[tuple[Job, list[DamagedError]]] = []  # to be made again
@@ -118,7 +119,7 @@ class _Schedule:
                 self._start(job)
             if not self.jobs:
                 break
-            self._end(*self._next_answer())
+            self._end(*self._next_result())
         for name in self.plan.stages:
             if name not in self.ended:
                 self.stopped.setdefault(name, None)
@@ -128,15 +129,15 @@ class _Schedule:
     def _ready(self) -> list[Job]:
         """Returns the jobs that can start.
 
-        Row stages wait until needs outside their job have ended, dataset stages until complete.
+        A row stage waits until its needs outside the job end; a dataset stage, until complete.
         """
         together: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
-        begun = {*self.ended, *self.stopped, *self.blocked, *self._names(self.jobs)}
+        barred = {*self.ended, *self.stopped, *self.blocked, *self._names(self.jobs)}
         for job, damaged in self.damaged:
-            begun |= self._after(self._names([job]) | self._blamed(damaged))
+            barred |= self._after(self._names([job]) | self._owners(damaged))
         for planned in self.plan.stages.values():
-            if planned.name in begun:
+            if planned.name in barred:
                 continue
             if not planned.is_row:
                 needs = [self.state.stages[need] for need in planned.needs]
@@ -153,9 +154,9 @@ class _Schedule:
     def _start(self, job: Job) -> None:
         def work() -> None:
             try:
-                self.answers.put((job, job.run(), None))
+                self.results.put((job, job.run(), None))
             except BaseException as error:
-                self.answers.put((job, [], error))
+                self.results.put((job, [], error))
 
         self.jobs.append(job)
         if self.running.executor.side_by_side:
@@ -163,10 +164,10 @@ class _Schedule:
         else:
             work()
 
-    def _next_answer(self) -> tuple[Job, list[DamagedError], BaseException | None]:
+    def _next_result(self) -> tuple[Job, list[DamagedError], BaseException | None]:
         while True:
             try:
-                return self.answers.get(timeout=LOOK_UP_S)
+                return self.results.get(timeout=LOOK_UP_S)
             except queue.Empty:
                 continue
 
@@ -214,17 +215,17 @@ class _Schedule:
     def _heal(self) -> None:
         """Deletes damaged files, each once a run, so that the next jobs make them again.
 
-        Waits while a job of a stage downstream runs: it may meet the same files.
+        Returns early while a job of their stages or downstream runs: it may read the same files.
         """
         everything = [file for _, damaged in self.damaged for file in damaged]
-        if self._after(self._blamed(everything)) & self._names(self.jobs):
+        if self._after(self._owners(everything)) & self._names(self.jobs):
             return
-        gone: dict[tuple[str, str], bool] = {}  # several jobs may have met the same file
+        deleted: dict[tuple[str, str], bool] = {}  # several jobs may have met the same file
         for job, damaged in self.damaged:
             for file in damaged:
-                if (file.folder, file.name) not in gone:
-                    gone[file.folder, file.name] = self._take_away(file, job)
-            if all(gone[file.folder, file.name] for file in damaged):
+                if (file.folder, file.name) not in deleted:
+                    deleted[file.folder, file.name] = self._delete(file, job)
+            if all(deleted[file.folder, file.name] for file in damaged):
                 continue
             for planned in job.stages:  # a file that stays damaged is not read again
                 if planned.is_row:
@@ -233,13 +234,14 @@ class _Schedule:
                     self.stopped.setdefault(planned.name, None)
         self.damaged.clear()
 
-    def _take_away(self, file: DamagedError, job: Job) -> bool:
+    def _delete(self, file: DamagedError, job: Job) -> bool:
         """Deletes a damaged file and reopens its stage and all downstream; False if refused."""
         place = (file.folder, file.name)
-        planned = next((self.plan.stages[name] for name in self._blamed([file])), None)
+        planned = next((self.plan.stages[name] for name in self._owners([file])), None)
         if planned is None or is_recorded(planned.stage) or place in self.healed:
             stopped = planned or job.stages[0]
-            error = self.stopped[stopped.name] = refusal(file, planned, self.state.run)
+            error = refusal(file, planned, self.state.run)
+            self.stopped[stopped.name] = error
             self.watcher.stopped(stopped.name, error)
             return False
         self.watcher.damaged(planned.name, file)
@@ -261,9 +263,9 @@ class _Schedule:
                 after.add(planned.name)
         return after
 
-    def _blamed(self, damaged: Iterable[DamagedError]) -> set[str]:
+    def _owners(self, files: Iterable[DamagedError]) -> set[str]:
         """Returns the stages of this run that the files belong to."""
-        folders = {file.folder for file in damaged}
+        folders = {file.folder for file in files}
         stored = self.state.stored.items()
         return {name for name, columns in stored if columns.folder.uri in folders}
 

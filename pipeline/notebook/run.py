@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run folder as it was when opened; only `status` and a new `clipmill.open` read it again."""
+    """A run folder as opened; status, export, verify, variants and diff read it anew."""
 
     def __init__(self, uri: str, variant: int | None = None, state: RunState | None = None) -> None:
         self.uri, self.variant = uri, variant

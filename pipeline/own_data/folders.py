@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clipmill.metadata.globs import files_of
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
@@ -116,7 +116,7 @@ def _in_json(
     """Returns the key of the captions in files of JSON, one a picture, and the first of these."""
     records = []
     for name in _inside(layout.storage, names):
-        with suppress(*UNPARSED):
+        with suppress(*PARSE_ERRORS):
             record = json.loads(layout.storage.read_at(name, 0, JSON_BYTES))
             records += [record] if isinstance(record, dict) else []
     table = records_sample(records)
@@ -231,7 +231,7 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
             body = io.BytesIO(zlib.decompressobj(31).decompress(body.read(), TAR_BYTES))
     records, has_txt = [], False
     with (
-        suppress(tarfile.TarError, OSError, *UNPARSED),
+        suppress(tarfile.TarError, OSError, *PARSE_ERRORS),
         tarfile.open(fileobj=body, mode="r:") as tar,
     ):
         for member in islice(tar, TAR_MEMBERS):

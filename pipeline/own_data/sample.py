@@ -17,7 +17,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from clipmill.metadata.globs import FoundFile
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.own_data.roles import PATH
@@ -270,7 +270,7 @@ def _json_table(text: str) -> pa.Table:
     for line in text.splitlines()[: 2 * ROWS]:
         try:
             row = json.loads(line)
-        except UNPARSED:
+        except PARSE_ERRORS:
             continue
         if isinstance(row, dict):
             rows.append(row)

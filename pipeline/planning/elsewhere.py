@@ -12,7 +12,7 @@ from pyarrow.fs import FileType
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.datacard import SUMMARY
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
@@ -49,7 +49,7 @@ def digest_of(uri: str, where: str) -> str:
         summary = b""
     except DamagedError as changed:
         raise StageError(f"{changed.name}: {changed.found}", place, AGAIN) from None
-    except UNPARSED:
+    except PARSE_ERRORS:
         raise StageError(f"a {SUMMARY} that is no JSON", place, AGAIN) from None
     if not summary or not (outputs.sizes or not outputs.inside):
         raise StageError(

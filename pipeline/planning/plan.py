@@ -1,4 +1,4 @@
-"""Makes a plan from a recipe: finds stages, types settings, checks edges, binds columns.
+"""Makes a plan from a recipe: finds stages, parses settings, checks edges, binds columns.
 
 Opens no data: a plan of fifteen stages takes a fraction of a second.
 """
@@ -33,7 +33,7 @@ class Plan:
     seed: int
     stages: dict[str, PlannedStage]
 
-    def needed_by(self, name: str) -> set[str]:
+    def needs_of(self, name: str) -> set[str]:
         """Returns the stages that this one depends on, and itself."""
         needed: set[str] = set()
         left = [name]
@@ -44,12 +44,12 @@ class Plan:
                 left += (*self.stages[stage].needs, *self.stages[stage].parents)
         return needed
 
-    def read_of(self, name: str, besides: Set[str] = frozenset()) -> frozenset[str]:
-        """Returns the columns of a stage that stages of this plan read, besides some."""
+    def read_of(self, name: str, except_by: Set[str] = frozenset()) -> frozenset[str]:
+        """Returns the columns of a stage that stages of this plan read, except by some."""
         bound = [
             binding
             for planned in self.stages.values()
-            if planned.name not in besides
+            if planned.name not in except_by
             for bindings in (*planned.bindings, planned.mask)
             for binding in bindings.values()
         ]
@@ -57,7 +57,7 @@ class Plan:
 
     def steps_to(self, name: str) -> tuple[Step, ...]:
         """Returns the stages that this one depends on, with their settings, for a data card."""
-        before = self.needed_by(name) - {name}
+        before = self.needs_of(name) - {name}
         steps = []
         for planned in (planned for planned in self.stages.values() if planned.name in before):
             written = self.recipe.stages[planned.name]
@@ -82,7 +82,7 @@ class Plan:
     def models_of(self, name: str | None) -> dict[str, str]:
         """Returns the model that made each column a stage reads: see `Inputs.model_of`.
 
-        Columns of an export of an export are those of the first.
+        A stage that reads an export has the export's columns.
         """
         while name and self.stages[name].data:
             name = self.stages[name].data
@@ -118,14 +118,14 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
             "--until",
             did_you_mean(until, planned, "the recipe has"),
         )
-    needed = plan.needed_by(until)
+    needed = plan.needs_of(until)
     return dataclasses.replace(
         plan, stages={name: stage for name, stage in planned.items() if name in needed}
     )
 
 
 def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
-    """Returns stage names in topological order, else in the recipe's order."""
+    """Returns stage names in topological order, ties in the recipe's order."""
     order: list[str] = []
     path: list[str] = []
 
@@ -133,9 +133,9 @@ def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
         if name in order:
             return
         if name in path:
-            circle = " -> ".join([*path[path.index(name) :], name])
+            cycle = " -> ".join([*path[path.index(name) :], name])
             raise RecipeError(
-                f"a cycle: {circle}",
+                f"a cycle: {cycle}",
                 recipe.where(name, "from"),
                 "break it at one of its edges",
             )
@@ -158,10 +158,11 @@ def _planned(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> PlannedStage:
+    """Plans one stage after its parents; adds its ancestors to `ancestors`."""
     edges = edges_of(recipe, name, stage)
     check_edges(recipe, name, stage, edges, planned)
     parents = edges["from"]
-    ancestors[name] = set().union(*({p} | ancestors[p] for p in parents)) if parents else set()
+    ancestors[name] = set(parents).union(*(ancestors[p] for p in parents))
     roots = dict.fromkeys(planned[p].root for p in parents)
     is_root = stage.takes == () or (isinstance(stage, DatasetStage) and stage.joins_roots)
     reads_roots = isinstance(stage, DatasetStage) and stage.reads_roots and len(roots) > 1
@@ -178,23 +179,22 @@ def _planned(
     )
     if name not in recipe.remembered:
         _check_earlier_select(recipe, name, stage, bindings, edges["only"], planned, ancestors)
-    mask = {}
-    for select in edges["rows"]:
-        mask = bind_mask(recipe, name, select, planned, ancestors)
-    root = name if is_root else "" if reads_roots else next(iter(roots), "")
+    mask: dict[str, Binding] = {}
+    if edges["rows"]:
+        mask = bind_mask(recipe, name, edges["rows"][0], planned, ancestors)
+    root = "" if reads_roots else next(iter(roots), "")
+    if is_root:
+        root = name
     marks: dict[str, Any] = {
-        "bindings": [
-            {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}
-            for bound in bindings
-        ],
-        "root": planned[root].fingerprint if root and root != name else None,
+        "bindings": [_sources(planned, bound) for bound in bindings],
+        "root": planned[root].fingerprint if root and not is_root else None,
         "data": [planned[p].fingerprint for p in edges["data"]],
     }
     elsewhere = uri_in(recipe.stages[name])
     if elsewhere is not None:
         marks["data"] = [SCHEME + str(plain(elsewhere))]
     if mask:
-        marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
+        marks["rows"] = _sources(planned, mask)
     settings = settings_of(stage) | dict(stage.digests)
     settings |= {edge: planned[edges[edge][0]].fingerprint for edge in FOLDERS if edges[edge]}
     uses = recipe.stages[name]["uses"]
@@ -217,6 +217,13 @@ def _planned(
         else fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
     )
+
+
+def _sources(
+    planned: Mapping[str, PlannedStage], bound: Mapping[str, Binding]
+) -> dict[str, list[str]]:
+    """Returns the fingerprint of the stage, and the name, of each column that is read."""
+    return {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}
 
 
 def _check_earlier_select(

@@ -46,7 +46,7 @@ def picture_of(drawing: Drawing, width_px: int) -> Image.Image:
 
 
 def draw_svg(svg: str, width_px: int, color: str = "#222") -> Image.Image:
-    """Draws an SVG as RGBA, at most three times as high as wide; ValueError if it is broken.
+    """Draws an SVG as RGBA within `width_px` by 3 `width_px`; ValueError if it is broken.
 
     System fonts are not used: the bytes would depend on the machine.
     """

@@ -10,7 +10,8 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.selection.funnel import Funnel, StageRows
+    from clipmill.pipeline.ledger.selection.exports import Export, Subset
+    from clipmill.pipeline.ledger.selection.funnel import End, Funnel, StageRows
     from clipmill.pipeline.ledger.selection.texts import StageTexts
 
 HELP = "where the pool's rows went, by stage and reason"
@@ -41,8 +42,6 @@ def run(options: argparse.Namespace) -> int:
 
 def text(funnel: "Funnel", roots: Collection[str]) -> str:
     """Returns unfinished stages, stages with reasons, the waterfall of each end, and exports."""
-    from clipmill.pipeline.run_folder.words import in_words, size
-
     lines = [funnel.run, *_unfinished(funnel), ""]
     if not funnel.stages:
         lines.append("none of its complete stages has rows")
@@ -64,41 +63,16 @@ def text(funnel: "Funnel", roots: Collection[str]) -> str:
         lines += _texts(texts)
     if funnel.repeated_uids:
         lines += ["", f"{funnel.repeated_uids:>10,}  rows have the uid of an earlier row"]
+    names = [stage.stage for stage in funnel.stages]
     for end in funnel.ends:
-        lines += ["", f"{end.rows:>10,} {_share(end.rows, end.rows)}  rows in the pool"]
-        left = end.rows
-        for cause in end.causes:
-            left -= cause.rows
-            lines.append(
-                f"{-cause.rows:>10,} {_share(cause.rows, end.rows)}  {cause.stage}:"
-                f" {one_line(in_words(cause.reason))}  ({left:,} left; why {cause.example[:8]})"
-            )
-        names = [stage.stage for stage in funnel.stages]
-        is_last = all(names.index(c.stage) <= names.index(end.stage) for c in end.causes)
-        words = f"kept by '{end.stage}'" if is_last else f"left of what '{end.stage}' keeps"
-        lines.append(f"{end.kept:>10,} {_share(end.kept, end.rows)}  {words}")
-    for export in funnel.exports:
-        lines += [
-            "",
-            f"{export.stage}: {export.files} files, {size(export.bytes)} in {export.folder}",
-        ]
-        if export.rows is not None:
-            left_out = "".join(
-                f", {count:,} {why.replace('_', ' ')}" for why, count in export.left.items()
-            )
-            lines.append(f"    {export.exported:,} of {export.rows:,} rows{left_out}")
-    for subset in funnel.subsets:
-        lacking = f", which lacks {subset.lacking:,}" if subset.lacking else ""
-        lines += [
-            "",
-            f"{subset.stage}: {subset.read:,} of the {subset.kept:,} rows that '{subset.select}'"
-            f" keeps, read from '{subset.data}'{lacking}",
-        ]
+        lines += _end(end, names)
+    lines += [line for export in funnel.exports for line in _export(export)]
+    lines += [line for subset in funnel.subsets for line in _subset(subset)]
     return "\n".join(lines)
 
 
 def _texts(texts: "StageTexts") -> Iterator[str]:
-    """Yields a stage's texts like the rows of an end: those it read, lost by reason, and kept."""
+    """Yields a stage's texts as a waterfall: those it read, lost by reason, and kept."""
     total = sum(texts.texts.values())
     yield from ("", f"{total:>10,} {_share(total, total)}  texts of '{texts.stage}'")
     for reason, counts in texts.lost.items():
@@ -107,6 +81,44 @@ def _texts(texts: "StageTexts") -> Iterator[str]:
     kept = ", ".join(f"{texts.kept[name]:,} of {texts.texts[name]:,} {name}" for name in texts.kept)
     stay = sum(texts.kept.values())
     yield f"{stay:>10,} {_share(stay, total)}  stay: {one_line(kept)}"
+
+
+def _end(end: "End", names: list[str]) -> Iterator[str]:
+    """Yields the waterfall of one end: rows in the pool, lost by cause, and kept."""
+    from clipmill.pipeline.run_folder.words import in_words
+
+    yield from ("", f"{end.rows:>10,} {_share(end.rows, end.rows)}  rows in the pool")
+    left = end.rows
+    for cause in end.causes:
+        left -= cause.rows
+        yield (
+            f"{-cause.rows:>10,} {_share(cause.rows, end.rows)}  {cause.stage}:"
+            f" {one_line(in_words(cause.reason))}  ({left:,} left; why {cause.example[:8]})"
+        )
+    is_last = all(names.index(c.stage) <= names.index(end.stage) for c in end.causes)
+    words = f"kept by '{end.stage}'" if is_last else f"left of what '{end.stage}' keeps"
+    yield f"{end.kept:>10,} {_share(end.kept, end.rows)}  {words}"
+
+
+def _export(export: "Export") -> Iterator[str]:
+    """Yields an export's files, and its rows if they are known."""
+    from clipmill.pipeline.run_folder.words import size
+
+    yield ""
+    yield f"{export.stage}: {export.files} files, {size(export.bytes)} in {export.folder}"
+    if export.rows is not None:
+        left = "".join(f", {count:,} {why.replace('_', ' ')}" for why, count in export.left.items())
+        yield f"    {export.exported:,} of {export.rows:,} rows{left}"
+
+
+def _subset(subset: "Subset") -> Iterator[str]:
+    """Yields how many of a select's rows a stage reads from its data."""
+    lacking = f", which lacks {subset.lacking:,}" if subset.lacking else ""
+    yield ""
+    yield (
+        f"{subset.stage}: {subset.read:,} of the {subset.kept:,} rows that '{subset.select}'"
+        f" keeps, read from '{subset.data}'{lacking}"
+    )
 
 
 def _unfinished(funnel: "Funnel") -> list[str]:
@@ -131,7 +143,7 @@ def _missing(stage: "StageRows", is_root: bool) -> Iterator[tuple[str, str, int]
         in_rules = kind == "dropped"  # keep the order of the rules
         for code, count in of_kind if in_rules else sorted(of_kind, key=lambda item: -item[1]):
             word = "no input" if kind == "upstream" else kind_of(code, kind == "dropped", is_root)
-            word = "dropped" if code == BEFORE else word  # the reason names the stage
+            word = "dropped" if code == BEFORE else word  # its words: by an earlier select
             yield word, one_line(in_words(code)), count
     if stage.not_selected:
         yield "not selected", "", stage.not_selected

@@ -1,4 +1,4 @@
-"""Reads texts with their vectors, and finds the texts nearest to each row."""
+"""Reads texts and vectors, of rows or of Parquet files, and finds the texts nearest to each row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ from clipmill.stages.ops.tables.rows import dropped_before
 from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.centroids import MARK
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
-from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_sure
+from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_exact
 
 # Shapes: N rows, K centroids or texts, D width of a vector, m texts of each row (fewer if there are
 # fewer).
 
-VECTOR = "vector"  # at length 1
+VECTOR = "vector"  # a column of unit vectors
+MODEL = f"{MARK}model".encode()
 WORD = r"\S+"
 LINK = r"(?i)https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|info|biz|io|uk|de|fr|jp|ru|cn)\b"
 EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
@@ -44,8 +45,6 @@ class TextFilter:
 
 def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
     """Returns the texts of a shard that pass the filter, distinct, sorted by bytes."""
-    import polars as pl
-
     vector_ND = unit_rows(as_matrix(shard[allowed.column]))
     has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
     usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
@@ -68,7 +67,7 @@ def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class ParquetTexts(Combined):
-    """Row groups, as shards, of Parquet files with a column `text` and one of vectors."""
+    """Parquet files of texts and vectors as shards, one per row group."""
 
     path: str
     column: str
@@ -108,9 +107,6 @@ class ParquetTexts(Combined):
             return parquet.read_row_group(group, columns=[TEXT.name, self.column])
 
 
-MODEL = f"{MARK}model".encode()
-
-
 def opened(path: str, place: str) -> Iterator[tuple[str, pq.ParquetFile]]:
     """Yields the Parquet files at a path; raises StageError if there is none, or one is damaged."""
     from clipmill.stages.ops.tables.pools import list_files
@@ -126,15 +122,14 @@ def opened(path: str, place: str) -> Iterator[tuple[str, pq.ParquetFile]]:
 
 
 CELL = "cell"
-CELL_SCHEMA = (
-    pa.schema(  # a row and a cell that it searches; or, with null shard, a text and its cell
-        [
-            *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
-            (CELL, pa.int32()),
-            (VECTOR, pa.list_(pa.float32())),
-            (REASON.name, pa.string()),
-        ]
-    )
+# A row and one cell it searches; or (shard is null) a text and its cell.
+CELL_SCHEMA = pa.schema(
+    [
+        *((column.name, column.dtype) for column in (UID, SHARD, POSITION, TEXT)),
+        (CELL, pa.int32()),
+        (VECTOR, pa.list_(pa.float32())),
+        (REASON.name, pa.string()),
+    ]
 )
 
 
@@ -146,17 +141,17 @@ class Cells:
     setting: str
     digest: str  # of the file, as a key of the worker's cache
     where: str
-    most: int
+    probes: int
 
 
 @lru_cache(maxsize=1)
 def centres_of(cells: Cells) -> NDArray[np.float32]:
-    """Reads (K, D) the centroids, at length 1."""
+    """Reads (K, D) the centroids as unit vectors."""
     unit_KD = unit_rows(centroids.read(cells.folder, cells.setting, cells.where).vector)
     return unit_KD[np.isfinite(unit_KD).all(axis=1)]
 
 
-def need_one_width(row_ND: NDArray, centre_KD: NDArray, where: str) -> None:
+def check_width(row_ND: NDArray, centre_KD: NDArray, where: str) -> None:
     """Checks that vectors are as wide as the centroids; raises StageError."""
     if len(row_ND) and row_ND.shape[1] != centre_KD.shape[1]:
         found = f"embeddings {row_ND.shape[1]} wide, and centroids {centre_KD.shape[1]} wide"
@@ -164,9 +159,9 @@ def need_one_width(row_ND: NDArray, centre_KD: NDArray, where: str) -> None:
 
 
 def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
-    """Assigns each text to its nearest cell; returns rows of CELL_SCHEMA, with null places."""
+    """Returns texts as rows of CELL_SCHEMA, each in its nearest cell; other columns null."""
     vector_KD = as_matrix(texts[VECTOR])
-    need_one_width(vector_KD, centres_of(cells), cells.where)
+    check_width(vector_KD, centres_of(cells), cells.where)
     known = {
         TEXT.name: texts["text"],
         CELL: nearest_centre(vector_KD, centres_of(cells)),
@@ -177,7 +172,7 @@ def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
     return pa.table({**known, **nulls}).select(CELL_SCHEMA.names).cast(CELL_SCHEMA)
 
 
-def once_in_order(texts: pa.Table) -> pa.Array:
+def distinct_sorted(texts: pa.Table) -> pa.Array:
     """Returns indices of the texts, distinct in each cell, sorted by cell and bytes."""
     frame = pl.DataFrame(texts.select([CELL, TEXT.name])).with_row_index("place")
     once = frame.unique([CELL, TEXT.name], keep="first", maintain_order=True)
@@ -194,11 +189,11 @@ def none_near() -> pl.DataFrame:
 def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.DataFrame:
     """Returns the m texts nearest to each row: row, text and cosine in float64.
 
-    All vectors must have length 1, and texts be sorted by bytes: ties go to the first text.
+    All must be unit vectors, and texts be sorted by bytes: ties go to the first text.
     """
     if not len(texts) or not len(row_ND):
         return none_near()
-    which_Nm, cosine_Nm = nearest_sure(row_ND, as_matrix(texts[VECTOR]), m)
+    which_Nm, cosine_Nm = nearest_exact(row_ND, as_matrix(texts[VECTOR]), m)
     text = pl.Series(texts["text"])
     return pl.DataFrame(
         {
@@ -210,7 +205,7 @@ def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.Da
     )
 
 
-def best(near: pl.DataFrame, m: int) -> pl.DataFrame:
+def nearest_distinct(near: pl.DataFrame, m: int) -> pl.DataFrame:
     """Returns the m nearest distinct texts of each row, best first; ties go to the first text.
 
     A text with several vectors (a caption of several images) counts by the nearest one.

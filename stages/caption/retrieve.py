@@ -44,13 +44,13 @@ from clipmill.stages.caption._corpus import (
     Cells,
     ParquetTexts,
     TextFilter,
-    best,
     centres_of,
+    check_width,
+    distinct_sorted,
     in_cells,
+    nearest_distinct,
     nearest_texts,
-    need_one_width,
     none_near,
-    once_in_order,
     texts_of,
 )
 from clipmill.stages.ops.outside import listing_digest, need_either
@@ -197,7 +197,7 @@ def among_all(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
     for index in range(len(texts) if len(some) else 0):
         for block in texts.batches(index, BLOCK):
             more = nearest_texts(row_ND[some], block, stage.most + 1)
-            near = best(pl.concat([near, more]), stage.most + 1)
+            near = nearest_distinct(pl.concat([near, more]), stage.most + 1)
     near = near.with_columns(row=pl.Series(some).gather(near["row"]))
     return with_found(shard, reason, near, stage.most)
 
@@ -207,8 +207,8 @@ def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
     row_ND, reason = vectors_of(stage, shard)
     centre_KD = centres_of(cells)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
-    need_one_width(row_ND[some], centre_KD, cells.where)
-    cell_Nc, _ = nearest(row_ND[some], centre_KD, m=cells.most)
+    check_width(row_ND[some], centre_KD, cells.where)
+    cell_Nc, _ = nearest(row_ND[some], centre_KD, m=cells.probes)
     none = np.flatnonzero(reason.is_valid().to_numpy(zero_copy_only=False))
     row_Q = np.append(np.repeat(some, cell_Nc.shape[1]), none)
     cell_Q = np.append(cell_Nc.reshape(-1), np.full(len(none), -1, np.int32))
@@ -225,7 +225,7 @@ def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
     """Returns the texts of its cell nearest to each query; a partition has whole cells."""
     is_text = by_cell[SHARD.name].is_null()
     queries, texts = by_cell.filter(pc.invert(is_text)), by_cell.filter(is_text)
-    texts = texts.take(once_in_order(texts))
+    texts = texts.take(distinct_sorted(texts))
     cell_Q = queries[CELL].fill_null(-1).to_numpy()
     order = np.argsort(cell_Q, kind="stable")
     row_ND, near = as_matrix(queries[VECTOR]), []
@@ -253,7 +253,7 @@ def merged(most: int, rows: pa.Table) -> pa.Table:
 def with_found(rows: pa.Table, reason: pa.Array, near: pl.DataFrame, most: int) -> pa.Table:
     """Returns the rows with the `most` nearest texts that differ from their own caption."""
     own = pl.Series("own", rows[TEXT.name]).gather(near["row"])
-    near = best(near.filter(own.is_null() | (near["text"] != own)), most)
+    near = nearest_distinct(near.filter(own.is_null() | (near["text"] != own)), most)
     ends_N = np.append(0, np.cumsum(np.bincount(near["row"].to_numpy(), minlength=len(rows))))
     ends = pa.array(ends_N, pa.int32())
     texts = near["text"].to_arrow().cast(pa.string())

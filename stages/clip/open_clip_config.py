@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import missing
 
@@ -43,7 +43,7 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
         is_file = model.endswith(".json")
         found = f"no such file: {file}" if is_file else f"open_clip has no network {model!r}"
         raise RecipeError(found, where, did_you_mean(model, known, "it has")) from None
-    except UNPARSED as error:
+    except PARSE_ERRORS as error:
         raise RecipeError(f"no JSON: {error}", f"{where}: {file}", "mend the file") from None
     config = config.get("model_cfg", config)  # of an open_clip_config.json
     if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():

@@ -1,7 +1,7 @@
 """Finds all pairs of 64-bit codes within a Hamming distance, without comparing all.
 
 Pigeonholes: of r + 2 blocks of bits, two codes that differ in r bits share at least two. So each
-code is filed once under every pair of blocks, and compared with codes that share both.
+code is indexed under every pair of blocks, and compared with codes that share both.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import StageError
 
-# Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
+# Shapes: N indexed codes (each once a key), K keys a code, R runs of equal keys, C codes of one
+# crowd.
 
-CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
-MANY = 2**21  # pairs above which only a forest of them is kept
-MOST = 2**25  # most pairs if all of them must be kept: 1 GB
+CROWD_CODES = 4096  # codes under one key above which neighbours are looked up, not compared
+FOREST_PAIRS = 2**21  # pairs above which only a forest of them is kept
+MAX_PAIRS = 2**25  # most pairs if all of them must be kept: 1 GB
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 
 
 def masks(radius: int) -> NDArray[np.uint64]:
-    """Returns (K,) the bits of every pair of blocks; none for radius 0: equal codes meet anyway."""
+    """Returns (K,) the bits of every pair of blocks; none for radius 0: equal codes are no pair."""
     if not radius:
         return np.empty(0, np.uint64)
     bits = np.array_split(np.arange(64, dtype=np.uint64), radius + 2)
@@ -50,34 +51,35 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
-    """Returns pairs of distinct codes at most `radius` apart under an equal key, and distances.
+    """Returns pairs of distinct codes with equal keys, at most `radius` apart, and distances.
 
-    All of them, or above MANY those that a minimum spanning forest may need.
+    Above FOREST_PAIRS, or in a crowd: at least a minimum spanning forest of them.
     """
     order_N = np.lexsort((code_N, key_N))
     key_N, code_N = key_N[order_N], code_N[order_N]
     first_R, size_R = runs(key_N)
+    is_crowd_R = size_R > CROWD_CODES
     pairs: list[Pairs] = []
-    for start, size in zip(first_R[size_R > CROWD], size_R[size_R > CROWD], strict=True):
+    for start, size in zip(first_R[is_crowd_R], size_R[is_crowd_R], strict=True):
         a, b, distance = crowd_pairs(code_N[start : start + size], radius)
         pairs.append((start + a, start + b, distance))
-    size_R[size_R > CROWD] = 1  # done
     count = 0
-    for a, b in neighbours(first_R, size_R):
+    for a, b in neighbours(first_R[~is_crowd_R], size_R[~is_crowd_R]):
         distance = np.bitwise_count(code_N[a] ^ code_N[b])
         near = np.flatnonzero((distance <= radius) & (distance > 0))
         pairs.append((a[near], b[near], distance[near]))
         count += len(near)
-        if count > MANY:
-            (pairs, _), count = _thinned(pairs, len(code_N)), 0
+        if count > FOREST_PAIRS:
+            pairs, _ = _thinned(pairs, len(code_N))
+            count = 0
     a, b, distance = _joined(pairs)
     return order_N[a], order_N[b], distance
 
 
 def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
-    """Returns all pairs of distinct codes within `radius` that have no equal key of a lesser mask.
+    """Returns all pairs of distinct codes within `radius`, each under its first equal key only.
 
-    So a pair that meets under several keys comes once. StageError above MOST pairs.
+    Raises StageError above MAX_PAIRS.
     """
     order_N = np.argsort(key_N, kind="stable")
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -88,13 +90,13 @@ def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
         differs = code_N[a] ^ code_N[b]
         distance = np.bitwise_count(differs)
         near = np.flatnonzero((distance <= radius) & (distance > 0))
-        first = ((differs[near, None] & mask_K) == 0).argmax(axis=1)
+        first = ((differs[near, None] & mask_K) == 0).argmax(axis=1)  # mask where the two agree
         near = near[_key(code_N[a[near]] & mask_K[first], first) == key_N[a[near]]]
         pairs.append((a[near], b[near], distance[near]))
         count += len(near)
-        if count > MOST:
+        if count > MAX_PAIRS:
             raise StageError(
-                found=f"more than {MOST:,} pairs within {radius} bits in one partition",
+                found=f"more than {MAX_PAIRS:,} pairs within {radius} bits in one partition",
                 where="key `pairs`",
                 do="lower max_distance, or leave `pairs` out: the columns hold no pairs",
             )
@@ -114,7 +116,8 @@ def neighbours(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yields all pairs of places inside a run, at most `reach` apart: (a, b) by distance."""
     last_N = np.repeat(first_R + size_R - 1, size_R)
-    a = np.repeat(first_R - np.cumsum(size_R) + size_R, size_R) + np.arange(len(last_N))
+    before_R = np.cumsum(size_R) - size_R  # places in earlier runs
+    a = np.repeat(first_R - before_R, size_R) + np.arange(len(last_N))
     step = 0
     while reach is None or step < reach:
         step += 1
@@ -126,10 +129,10 @@ def neighbours(
 
 
 def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
-    """Returns pairs that hold the minimum spanning tree of ascending codes, in linear time.
+    """Returns a minimum spanning forest of sorted codes, of pairs within `radius`, in O(C log C).
 
-    Level by level, from distance 1 up: neighbours at that distance are looked up for every code
-    outside the largest group so far, since an edge between two groups has an end outside.
+    Kruskal's algorithm: at each distance, looks up the neighbours of all codes outside the largest
+    group. Every edge that joins two groups has an end there.
     """
     varies = np.bitwise_or.reduce(code_C) ^ np.bitwise_and.reduce(code_C)
     bits = [np.uint64(1) << np.uint64(bit) for bit in range(64) if varies >> np.uint64(bit) & 1]
@@ -147,7 +150,8 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
             pairs.append((a, b, np.full(len(a), level, np.uint8)))
             count += len(a)
             if count > len(code_C):  # bounds memory if many bits vary
-                (pairs, root_C), count = _thinned(pairs, len(code_C)), 0
+                pairs, root_C = _thinned(pairs, len(code_C))
+                count = 0
         pairs, root_C = _thinned(pairs, len(code_C))
     return pairs[0]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.schema import REASON, UID, Column
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import RecipeError, ShardError, StageError
@@ -239,7 +239,7 @@ def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
         where = f"key `extra.{name}`"
         try:
             dtype = type_of(text)
-        except (OverflowError, *UNPARSED) as error:
+        except (OverflowError, *PARSE_ERRORS) as error:
             do = (
                 "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
                 " list<item: string>, fixed_size_list<item: float>[512], ..."

@@ -6,7 +6,14 @@ import struct
 
 import pytest
 
-from clipmill.metadata.answers import END, AnswersFile, in_memory, in_scratch, merged, write_answers
+from clipmill.metadata.answers import (
+    END,
+    AnswersFile,
+    from_bytes,
+    merged,
+    write_answers,
+    write_scratch,
+)
 
 
 def key(number: int) -> bytes:
@@ -25,7 +32,7 @@ def packed(some: list[tuple[bytes, bytes]]) -> bytes:
 
 def opened(data: bytes) -> tuple[AnswersFile, list[str]]:
     told: list[str] = []
-    return in_memory(data, told.append), told
+    return from_bytes(data, told.append), told
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
@@ -66,7 +73,7 @@ def test_of_two_answers_the_lesser_stays_in_whatever_order():
 
 def test_a_copy_in_scratch_has_all_of_it():
     some = pairs(range(300))
-    assert list(in_scratch(some)) == some
+    assert list(write_scratch(some)) == some
 
 
 def test_a_byte_that_changed_costs_its_own_block_and_is_told():

@@ -85,10 +85,10 @@ def test_95_in_100_intervals_hold_the_truth_whatever_the_noise_comes_from(seeds,
         welch(value_a, value_b, draw_a, draw_b),
         mean(value_a - value_b, draw_a - draw_b),
     ):
-        assert 0.92 <= (np.abs(found.value - truth) <= found.half()).mean() <= 0.98
+        assert 0.92 <= (np.abs(found.value - truth) <= found.margin()).mean() <= 0.98
     if noise.get("arm_item") == 2.0:  # seeds alone would be too sure
         alone = welch(value_a, value_b, None, None)
-        assert (np.abs(alone.value - truth) <= alone.half()).mean() < 0.8
+        assert (np.abs(alone.value - truth) <= alone.margin()).mean() < 0.8
 
 
 def test_what_could_be_seen_is_found_four_times_in_five():
@@ -109,8 +109,8 @@ def test_without_items_the_difference_is_welchs():
     low, high = known.confidence_interval()
     assert found.p == pytest.approx(known.pvalue)
     assert found.df == pytest.approx(known.df)
-    assert found.value + found.half() == pytest.approx(high)
-    assert found.value - found.half() == pytest.approx(low)
+    assert found.value + found.margin() == pytest.approx(high)
+    assert found.value - found.margin() == pytest.approx(low)
 
 
 def test_seeds_equal_to_the_digit_keep_the_noise_of_items_and_of_each_answer():

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.stats import LEVEL, SAME, Estimate, Noisy, holm, mean, welch
+from clipmill.metadata.stats import LEVEL, TINY, Estimate, Noisy, holm, mean, welch
 
 # Shapes: S models of an arm, D draws of a task's items.
 
@@ -106,7 +106,7 @@ def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
         return replace(comparison, why="one seed")
     has_items = a.draw_SD is not None and b.draw_SD is not None
     apart = welch(a.value_S, b.value_S, a.draw_SD, b.draw_SD)
-    alike = min(np.ptp(scored.value_S) for scored in (a, b)) < SAME
+    alike = min(np.ptp(scored.value_S) for scored in (a, b)) < TINY
     if not apart.error or (alike and not has_items):
         return replace(comparison, why="seeds equal to the digit")
     return replace(
@@ -150,5 +150,5 @@ def _paired(a: Scored, b: Scored) -> Estimate | None:
 
 def _estimate(noisy: Noisy) -> Estimate:
     """Returns the value and its interval; no interval if the noise is 0, as few models may show."""
-    value, half = float(noisy.value), float(noisy.half())
-    return Estimate(value, value - half, value + half) if noisy.error else Estimate(value)
+    value, margin = float(noisy.value), float(noisy.margin())
+    return Estimate(value, value - margin, value + margin) if noisy.error else Estimate(value)

@@ -17,8 +17,8 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
     "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
     "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
 }
-# A picture that is decoded smaller keeps at least: this multiple of the requested size, and these
-# pixels per side, because sides are rounded.
+# A JPEG decoded at reduced scale keeps SPARE times the requested size, and LEAST pixels a side
+# (sides are rounded).
 SPARE, LEAST = 1.5, 16
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
@@ -73,8 +73,8 @@ def resize(
 def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
     """Returns the factor, 1, 2, 4 or 8, by which a JPEG to be resized may be decoded smaller.
 
-    Error: against a full decode and INTER_AREA, 47 dB up of 2 and 12 megapixels; of a 640 x 427
-    photo that is sharp to the pixel 33 dB.
+    Error: PSNR against a full decode with INTER_AREA is at least 44 dB at 2 and 12 megapixels, and
+    33 dB on a sharp 640 x 427 photo; of the JPEGs stored of both, 40 and 32 dB.
     """
     if mode == "no":
         return 1
@@ -83,16 +83,16 @@ def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
 
 
 def _side(mode: ResizeMode, height: int, width: int) -> int:
-    """Returns the side that is brought to the size."""
+    """Returns the side that is scaled to `size`."""
     return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
 
 
 def _in_white_square(rgb: RGB, size: int) -> RGB:
     height, width = rgb.shape[:2]
-    square = np.full((size, size, 3), 255, np.uint8)
+    canvas = np.full((size, size, 3), 255, np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = rgb
-    return square
+    canvas[top : top + height, left : left + width] = rgb
+    return canvas
 
 
 def square(rgb: RGB, size: int) -> RGB:

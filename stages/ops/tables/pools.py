@@ -14,7 +14,7 @@ from pyarrow.fs import FileType
 
 from clipmill.metadata.globs import files_of, open_pool
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import from_hex, uid_of
 from clipmill.pipeline.errors import RetryableError, ShardError, StageError
@@ -231,6 +231,6 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     """Returns the JSON object in these bytes; None if there is none."""
     try:
         value = json.loads(line)
-    except UNPARSED:
+    except PARSE_ERRORS:
         return None
     return value if isinstance(value, dict) else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clipmill.metadata.limits import UNPARSED, limit
+from clipmill.metadata.limits import PARSE_ERRORS, limit
 
 IN_MEMORY = (
     tarfile.GNUTYPE_LONGNAME,
@@ -58,5 +58,5 @@ def _as_tar_error() -> Iterator[None]:
     """Turns errors of a hostile header, also of a thousand headers in a row, into ReadError."""
     try:
         yield
-    except (OverflowError, *UNPARSED) as error:
+    except (OverflowError, *PARSE_ERRORS) as error:
         raise tarfile.ReadError(f"a header that cannot be read: {error!r}") from error

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import from_halves, from_hex
 from clipmill.pipeline.errors import StageError
@@ -62,7 +62,7 @@ def opened(path: str, where: str) -> UidList:
             file.seek(0)
             begin, uids = _header(file)
             stored = (file.size() - begin) // DTYPE.itemsize
-    except (OSError, *UNPARSED) as error:
+    except (OSError, *PARSE_ERRORS) as error:
         do = "give a .npy of dtype u8,u8, as export.uid_list writes it, or text of one uid a line"
         raise StageError(f"no list of uids: {error}", where, do) from None
     if stored < uids:

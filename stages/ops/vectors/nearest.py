@@ -42,12 +42,12 @@ def nearest(
         return index_Nm, value_Nm.astype(np.float32)
 
 
-def nearest_sure(
+def nearest_exact(
     row_ND: NDArray[np.float32], centre_KD: NDArray[np.float32], m: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Returns (N, m) the nearest centres by "cosine", as `nearest`, and products in float64.
 
-    With these the nearest among several sets of centres can be told, too.
+    Products of several sets of centres can be compared.
     """
     return _nearest(row_ND, centre_KD, "cosine", m, None, "cpu", valued=True)
 

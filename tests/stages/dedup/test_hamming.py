@@ -58,7 +58,7 @@ def test_every_near_pair_is_found_and_no_other():
 
 
 def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch):
-    monkeypatch.setattr(hamming, "CROWD", 2)
+    monkeypatch.setattr(hamming, "CROWD_CODES", 2)
     rng = np.random.default_rng(2)
     for _ in range(150):
         code_N, radius = cloud(rng, int(rng.integers(1, 40))), int(rng.integers(0, 11))
@@ -71,7 +71,7 @@ def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch)
 
 
 def test_a_crowd_hangs_together_at_each_distance_as_all_its_pairs_do(monkeypatch):
-    monkeypatch.setattr(hamming, "CROWD", 2)
+    monkeypatch.setattr(hamming, "CROWD_CODES", 2)
     rng = np.random.default_rng(1)
     for _ in range(100):
         code_N, radius = cloud(rng, int(rng.integers(3, 60))), int(rng.integers(1, 4))

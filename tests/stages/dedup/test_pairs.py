@@ -54,8 +54,8 @@ def written(stage, ctx, shards) -> list[tuple]:
 def small(monkeypatch):
     """As many parts of everything as a large pool has."""
     monkeypatch.setattr(MemoryContext, "partition_rows", 9)
-    monkeypatch.setattr(hamming, "CROWD", 3)
-    monkeypatch.setattr(hamming, "MANY", 4)
+    monkeypatch.setattr(hamming, "CROWD_CODES", 3)
+    monkeypatch.setattr(hamming, "FOREST_PAIRS", 4)
     monkeypatch.setattr(minhash, "PARTITION_BYTES", 900)
     monkeypatch.setattr(minhash, "BLOCK_BYTES", 300)
     monkeypatch.setattr(pairs, "RANGE_ROWS", 5)
@@ -133,7 +133,7 @@ def test_many_equal_rows_make_as_many_pairs_and_no_more(memory_shards, memory_co
 
 
 def test_more_pairs_than_memory_holds_are_refused(memory_shards, memory_context, monkeypatch):
-    monkeypatch.setattr(hamming, "MOST", 20)
+    monkeypatch.setattr(hamming, "MAX_PAIRS", 20)
     rng = np.random.default_rng(0)
     whole = rows_of(rng, 40, phash=pa.array(range(40), pa.uint64()))
     with pytest.raises(StageError, match="more than 20 pairs within 4 bits") as error:

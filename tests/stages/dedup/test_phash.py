@@ -58,8 +58,8 @@ def test_values_are_those_of_all_pairs_at_all_distances(memory_shards, memory_co
     for _ in range(25):
         rows, floor = int(rng.integers(1, 40)), int(rng.integers(0, 7))
         monkeypatch.setattr(MemoryContext, "partition_rows", int(rng.integers(4, 60)))
-        monkeypatch.setattr(hamming, "CROWD", int(rng.choice([2, 4096])))
-        monkeypatch.setattr(hamming, "MANY", int(rng.choice([3, 2**21])))
+        monkeypatch.setattr(hamming, "CROWD_CODES", int(rng.choice([2, 4096])))
+        monkeypatch.setattr(hamming, "FOREST_PAIRS", int(rng.choice([3, 2**21])))
         uids = rng.permutation(1_000)[:rows]
         whole = table(near_copies(rng, rows), uids, [None, *rng.integers(0, 4, rows - 1)])
         order = [None, "asc", "desc"][rng.integers(0, 3)]
