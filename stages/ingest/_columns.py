@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.schema import REASON, UID, Column
-from clipmill.pipeline.dataset import Task
-from clipmill.pipeline.errors import RecipeError, ShardError, StageError
+from clipmill.pipeline.dataset import Context, Task
+from clipmill.pipeline.errors import CrashedError, RecipeError, ShardError, StageError
 from clipmill.stages.ops.tables.parquet_rows import Source
 from clipmill.stages.ops.tables.pools import Values, first_rows, fit
 
@@ -120,14 +121,17 @@ def fitted(
     return {n: value for n, (value, _) in fits.items()}, {n: bad for n, (_, bad) in fits.items()}
 
 
-def try_first(
-    read: Callable[..., Iterator[Iterator[pa.Table]]], group: Sequence[Source], task: Task
-) -> dict[str, Any]:
-    """Raises StageError if most of the first rows contradict the settings.
+def try_first(ctx: Context, read: Callable[..., Iterator[Any]], groups: Sequence[Any]) -> None:
+    """Raises StageError if most of the first rows contradict the settings; not for a crash."""
+    try:
+        ctx.map(partial(_try_first, read), groups[:1])
+    except StageError as error:
+        if not isinstance(error.__cause__, CrashedError):  # its shards fail, and no others
+            raise
 
-    `read` gives each source's rows; with `is_tried` it refuses such rows.
-    """
-    with suppress(ShardError):  # a damaged file costs its shards, not the stage
+
+def _try_first(read: Callable[..., Iterator[Any]], group: Sequence[Source], _: Task) -> Any:
+    with suppress(ShardError):
         first_rows(chain.from_iterable(read(group[:1], None, is_tried=True)), TRIED_ROWS)
     return {}
 

@@ -144,7 +144,7 @@ class DataComp(DatasetStage):
         for file, scanned_file in zip(files, scanned, strict=True):
             self._refuse(ctx.wanted, scanned_file["unfit"], f"{folder}/{file['path']}")
         groups = groups_in(scanned)
-        ctx.map(partial(try_first, partial(read, self)), groups[:1])
+        try_first(ctx, partial(read, self), groups)
         ctx.create_shards_together(partial(read, self), joined(groups))
 
     def check_columns(self, names: Set[str]) -> None:

@@ -188,7 +188,7 @@ class Parquet(DatasetStage):
         files = list_files(self.path, PARQUET_SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         groups = [group for file in scanned for group in file["groups"]]
-        ctx.map(partial(try_first, partial(read, self)), groups[:1])
+        try_first(ctx, partial(read, self), groups)
         # Images dominate the cost of their shards, so these are not joined.
         units = groups if self.image_col else joined(groups)
         ctx.create_shards_together(partial(read, self), units)

@@ -190,7 +190,7 @@ class Table(Parquet):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         scanned = ctx.map(partial(scan, self), self.listed(ctx.worker.stage))
         groups = [group for file in scanned for group in file["groups"]]
-        ctx.map(partial(try_first, partial(read, self)), groups[:1])
+        try_first(ctx, partial(read, self), groups)
         units = groups if self.image_col else joined(groups)
         ctx.create_shards_together(partial(read, self), units)
 
@@ -201,7 +201,7 @@ def scan(
     """Returns the file's sources, in groups that are read as one."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{file['path']}"
-    source = {"path": file["path"], "digest": file["digest"]}
+    source, step = {"path": file["path"], "digest": file["digest"]}, stage.shard_rows
     if is_form(storage, file["path"]):
         source["is_form"] = True
         try:
@@ -210,15 +210,13 @@ def scan(
         except (pa.ArrowException, OSError):
             return {"groups": [[{**source, "start": 0, "stop": None}]]}  # reading fails its shard
         require(stage.names, paths, where)
-        starts = range(0, max(rows, 1), stage.shard_rows) if is_cut else [0]
-        stops = (min(start + stage.shard_rows, rows) if is_cut else rows for start in starts)
-        bounds = zip(starts, stops, strict=True)
+        starts = range(0, max(rows, 1), step if is_cut else rows)
+        bounds = [(start, min(start + starts.step, rows)) for start in starts]
         return {"groups": [[{**source, "start": start, "stop": stop} for start, stop in bounds]]}
     if not is_parquet(file["path"]):
-        shard_rows = stage.shard_rows if is_cut else None
-        sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
+        sources = scan_text(storage, file, stage.names, step if is_cut else None, stage.dialect)
         return {"groups": [[source] for source in sources]}
-    groups, schema = scan_parquet(storage, file, stage.shard_rows)
+    groups, schema = scan_parquet(storage, file, step)
     if schema is not None:
         require(stage.names, paths_of(schema), where)
     return {"groups": groups}
@@ -272,19 +270,15 @@ class Pictures:
     """The pictures of a table's rows: what a value holds, or the file that it names."""
 
     def __init__(self, stage: Table, storage: Storage, source: Source) -> None:
-        table = source["path"]
         self.column, self.most = stage.image_col, stage.max_image_bytes
-        self.follow = stage.follow_links
+        self.follow, table = stage.follow_links, source["path"]
         self.storage = Storage(stage.pictures) if stage.pictures else storage
         self.below = "" if stage.pictures else table[: table.rfind("/") + 1]
         self.ends = by_end(self.storage.uri, self.below, source["digest"]) if stage.search else None
         self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
 
     def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
-        """Yields the rows with bytes and path of each picture, paths of files, and their reasons.
-
-        Files are read until they take 32 MB.
-        """
+        """Yields rows with bytes and path of each picture, paths of files and reasons, by 32 MB."""
         values = rows[self.column] if self.column else None
         if values is None or (not self.is_text and holds_bytes(values)):
             yield rows, pa.nulls(len(rows), pa.string()), {}

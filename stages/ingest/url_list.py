@@ -189,7 +189,7 @@ class UrlList(DatasetStage):
         files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         groups = groups_in(scanned)
-        ctx.map(partial(try_first, partial(read, self)), groups[:1])
+        try_first(ctx, partial(read, self), groups)
         ctx.create_shards_together(partial(read, self), joined(groups))
 
 
