@@ -99,7 +99,8 @@ class ChainRun:
                 name,
                 digest(parents),
                 self.chain.run_id,
-                f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}",
+                f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}"
+                + (f", {item.file}" if item.file else ""),
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
                 begun=item.begun,
                 keep_count=keep_count,
