@@ -38,7 +38,7 @@ class ShardItem:
     begun: bool = True  # a worker may have died of it, so its attempts were counted
     ended: str = ""  # why the executor or the kernel ended the last worker on it, if they did
     killed: int = 0  # workers on it that somebody else killed
-    file: str = ""  # of the pool, to name it in errors
+    file: str = ""  # `, FILE` of the pool, to name it in errors
     new_records: list[tuple[str, Record]] = field(default_factory=list)  # stored by this run
     damaged: list[DamagedError] = field(default_factory=list)
 

@@ -100,7 +100,7 @@ class ChainRun:
                 digest(parents),
                 self.chain.run_id,
                 f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}"
-                + (f", {item.file}" if item.file else ""),
+                + item.file,
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
                 begun=item.begun,
                 keep_count=keep_count,

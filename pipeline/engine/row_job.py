@@ -1,9 +1,8 @@
 """Runs row stages of one root together, shard by shard."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from clipmill.pipeline.engine.chain_run import ChainRun
 from clipmill.pipeline.engine.failures import storage_error
 from clipmill.pipeline.engine.first_shards import FirstShards
 from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.engine.units import file_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.executors import Step
 from clipmill.pipeline.planning.planned import PlannedStage
@@ -147,7 +147,7 @@ class RowJob:
                     stage.planned.name for stage in stages if shard in stage.scan.unchecked
                 ),
                 begun=is_begun,
-                file=file_of(known[root].shards[shard].source or {}),
+                file=file_of(known[root].shards[shard]),
             )
 
     def _take(self, item: ShardItem) -> None:
@@ -218,9 +218,3 @@ def _share_a_worker(first: PlannedStage, second: PlannedStage) -> bool:
         and first.stage.resources == second.stage.resources
         and first.stage.batch_rows == second.stage.batch_rows
     )
-
-
-def file_of(source: Mapping[str, Any]) -> str:
-    """Returns the file of a root's shard, its only picture; an empty string if it has several."""
-    images = source.get("images", ())
-    return str(source.get("path") or (images[0][0] if len(images) == 1 else ""))

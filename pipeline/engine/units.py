@@ -147,7 +147,7 @@ class UnitsRun:
             units.unchecked,
         )
         name = f"{units.journal}/{unit.key}"
-        place = f"stage '{units.planned.name}', unit {unit.key}{_file_of(unit.input)}"
+        place = f"stage '{units.planned.name}', unit {unit.key}{file_of(unit.input)}"
         try:
             result = attempts.attempt(
                 partial(self._work, unit, task),
@@ -175,10 +175,12 @@ class UnitsRun:
         return result
 
 
-def _file_of(value: Any) -> str:
-    """Returns the source file of a root's unit, to name it in errors; else an empty string."""
+def file_of(value: Any) -> str:
+    """Returns `, FILE` of a root's unit or shard, to name it in errors; "" without a single one."""
     source = getattr(value, "source", value)
-    path = source.get("path") if isinstance(source, Mapping) else None
+    source = source if isinstance(source, Mapping) else {}
+    images = source.get("images") or ()
+    path = source.get("path") or (images[0][0] if len(images) == 1 else None)
     return f", {path}" if path else ""
 
 
