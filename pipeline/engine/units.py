@@ -179,7 +179,7 @@ def file_of(value: Any) -> str:
     """Returns `, FILE` of a root's unit or shard, to name it in errors; "" without a single one."""
     source = getattr(value, "source", value)
     source = source if isinstance(source, Mapping) else {}
-    images = source.get("images") or ()
+    images = source.get("images") or []
     path = source.get("path") or (images[0][0] if len(images) == 1 else None)
     return f", {path}" if path else ""
 
