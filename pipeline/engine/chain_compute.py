@@ -19,7 +19,7 @@ from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
 from clipmill.metadata.shard import ShardWriter, store
 from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
-from clipmill.pipeline.engine.functions import Batch, Functions
+from clipmill.pipeline.engine.functions import Batch, Functions, read_ahead
 from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressReporter
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -59,7 +59,7 @@ class Computation:
             known = self.item.states.get(stages[0].root)
             tell = stack.enter_context(self._progress(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
-            batches = stack.enter_context(closing(self._read(stages[0], reading)))
+            batches = stack.enter_context(closing(ahead(self._read(stages[0], reading), stages)))
             partials = [stack.enter_context(self._partials(planned)) for planned in stages]
             for planned, (_, writer), rows in zip(stages, files, partials, strict=True):
                 through = self._through(planned, batches, writer, rows)
@@ -86,8 +86,9 @@ class Computation:
         if records and not due_N.any():
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-        batches = self._due(planned, reading, due_N, bool(records))
+        due = self._due(planned, reading, due_N, bool(records))
         with (
+            closing(ahead(due, [planned])) as batches,
             self._progress([planned], int(np.count_nonzero(due_N)), bool(records)) as tell,
             self._file(planned, records) as file,
             self._partials(planned) as partials,
@@ -253,6 +254,12 @@ class Computation:
         folder = self.chain.stored[planned.name].folder
         folder.put(record.name, record.to_json().encode(), point="record")
         return {planned.name: record}
+
+
+def ahead(batches: Generator[Batch], stages: Sequence[PlannedStage]) -> Generator[Batch]:
+    """Returns the batches, read and decoded ahead where a GPU would wait for them."""
+    resources = stages[0].stage.resources
+    return read_ahead(batches, stages, resources.cpus) if resources.gpus else batches
 
 
 def rows_due(

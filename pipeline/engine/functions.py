@@ -2,7 +2,8 @@
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Shapes: K rows of a batch that are computed.
 
+Derive = Callable[[pa.ChunkedArray], Any]  # returns an array or a chunked one
+
 
 @dataclass(kw_only=True)
 class Batch:
@@ -43,7 +46,7 @@ class Batch:
     whole: pa.ChunkedArray  # uids of all rows of the batch
     row_K: NDArray[np.int64] | None = None  # indices of rows to compute; None: all
     columns: dict[Binding, pa.ChunkedArray]  # of the K rows to compute
-    derived: dict[tuple[Callable[..., pa.Array], Binding], pa.Array] = field(default_factory=dict)
+    derived: dict[tuple[Derive, Binding], Any] = field(default_factory=dict)
 
     @property
     def rows_computed(self) -> NDArray[np.int64]:
@@ -68,19 +71,45 @@ class Batch:
         return self.whole if self.row_K is None else self.whole.take(pa.array(self.row_K))
 
     def inputs(self, planned: PlannedStage) -> pa.Table:
-        """Returns uid and the columns that a stage reads, by the names it reads them by.
-
-        Derived columns are cached, so the next stage finds them.
-        """
+        """Returns uid and the columns that a stage reads, by the names it reads them by."""
         columns: dict[str, Any] = {UID.name: self.uids}
         for read, binding in planned.bindings[0].items():
-            columns[read] = self.columns[binding]
-            if column := planned.derived.get(read):
-                key = (column.derive, binding)
-                if key not in self.derived:
-                    self.derived[key] = column.derive(self.columns[binding])
-                columns[read] = self.derived[key]
+            column = planned.derived.get(read)
+            columns[read] = self.derive(column.derive, binding) if column else self.columns[binding]
         return pa.table(columns)
+
+    def derive(self, derive: Derive, binding: Binding, compute: Derive | None = None) -> Any:
+        """Returns a derived column, cached for the next stage; `compute` is a faster `derive`."""
+        if (derive, binding) not in self.derived:
+            self.derived[derive, binding] = (compute or derive)(self.columns[binding])
+        return self.derived[derive, binding]
+
+
+def read_ahead(
+    batches: Generator[Batch], stages: Sequence[PlannedStage], cpus: int
+) -> Generator[Batch]:
+    """Yields the batches; each is read, and its pictures decoded, while the one before is used."""
+
+    def in_parts(derive: Derive, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        rows = max(1, -(-len(column) // cpus))
+        parts = [column.slice(start, rows) for start in range(0, len(column), rows)] or [column]
+        return pa.chunked_array(list(threads.map(derive, parts)))
+
+    def next_batch() -> Batch | None:
+        if (batch := next(batches, None)) is None:
+            return None
+        for planned in stages:
+            for read, column in planned.derived.items():
+                binding = planned.bindings[0][read]
+                if binding in batch.columns:  # else a stage of this chain writes it
+                    batch.derive(column.derive, binding, partial(in_parts, column.derive))
+        return batch
+
+    with closing(batches), ThreadPoolExecutor(cpus) as threads, ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next_batch)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next_batch)
+            yield batch
 
 
 class Functions:

@@ -52,6 +52,17 @@ class Step:
     resources: Resources
 
 
+@dataclass(frozen=True, order=True)
+class Placed:
+    """Equal workers of one machine: what each holds, and the step that it works on."""
+
+    machine: str  # its host; on Ray with the start of the node's id
+    step: str  # stages that share a worker; "" if idle
+    cpus: float  # of each worker; a local one that is idle holds none
+    gpus: float
+    workers: int
+
+
 class Executor(Protocol):
     """The interface of an executor, as the engine uses it."""
 
@@ -80,6 +91,10 @@ class Executor(Protocol):
 
     def halted(self) -> list[int]:
         """Returns pids of this machine's busy workers that are stopped by a signal."""
+        ...
+
+    def placed(self) -> list[Placed]:
+        """Returns the workers that live now, equal ones together, by machine and step."""
         ...
 
     def close(self) -> None:

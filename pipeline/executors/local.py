@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,6 +94,16 @@ class LocalExecutor(Dispatcher):
     def halted(self) -> list[int]:
         busy = [worker.process.pid for worker in list(self._living) if worker.job]
         return [pid for pid in busy if machine.is_stopped(pid)]
+
+    def _holdings(self) -> Iterator[tuple[str, str, float, float]]:
+        for worker in list(self._living):
+            share = min(1, worker.resources.gpus)  # of each GPU that it sees
+            gpus = share * len(worker.gpus)
+            if job := worker.job:
+                stream, number, _ = job
+                yield socket.gethostname(), stream.steps[number].name, worker.cpus, gpus
+            else:
+                yield socket.gethostname(), "", 0, gpus
 
     def close(self) -> None:
         super().close()

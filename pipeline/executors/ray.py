@@ -16,7 +16,7 @@ An actor has one item at a time: its death names that item, and no other was que
 import queue
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -83,7 +83,7 @@ class RayExecutor(Dispatcher):
         where = f"launch of {workers} workers"
         self._refuse(resources, where, workers)
         need = self._actors.need(resources, workers)
-        launch = Launch({name: amount * workers for name, amount in need.items()})
+        launch = Launch(where, {name: amount * workers for name, amount in need.items()})
         self._tell(lambda: self._actors.launches.append(launch))
         group = placement_group([need] * workers, strategy="PACK")
         actors: list[Any] = []
@@ -97,6 +97,7 @@ class RayExecutor(Dispatcher):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
                 actors.append(self._actors.new(resources, need, scheduling_strategy=place))
             (address,) = self._ended({0: actors[0].address.remote()})
+            launch.machines = self._ended({i: a.ready.remote() for i, a in enumerate(actors)})
             ranks = [Rank(rank=i, of=workers, rendezvous=address) for i in range(workers)]
             calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
             return self._ended(dict(enumerate(calls)))
@@ -113,6 +114,21 @@ class RayExecutor(Dispatcher):
                 for actor in actors:
                     ray.kill(actor)
                 remove_placement_group(group)
+
+    def _holdings(self) -> Iterator[tuple[str, str, float, float]]:
+        for pool in list(self._actors.pools.values()):
+            cpus, gpus = pool.need["CPU"], pool.need.get("GPU", 0)
+            for actor in list(pool.up):
+                if job := actor.job:
+                    stream, number, _ = job
+                    yield actor.machine, stream.steps[number].name, cpus, gpus
+                else:
+                    yield actor.machine, "", cpus, gpus
+        for launch in list(self._actors.launches):
+            for machine in launch.machines:
+                of_all = (launch.need.get(name, 0) for name in ("CPU", "GPU"))
+                cpus, gpus = (amount / len(launch.machines) for amount in of_all)
+                yield machine, launch.name, cpus, gpus
 
     def close(self) -> None:
         super().close()
@@ -224,7 +240,7 @@ class RayExecutor(Dispatcher):
         state, job = actor.state, actor.job
         if job is None:
             pool.enter(actor, "idle")
-            actor.up_s = actor.since_s
+            actor.up_s, actor.machine = actor.since_s, result
         elif state == "starting":
             stream, number, _ = job
             stream.early_deaths[number] = 0

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import sys
 import sysconfig
 import time
@@ -41,8 +42,9 @@ class Worker(Functions):
         own_code.receive(own)  # needed to unpickle items
         connect(events.leave.remote)
 
-    def ready(self) -> None:
-        """Returns once the process is up."""
+    def ready(self) -> str:
+        """Returns, once the process is up, its machine: the host and the start of the node's id."""
+        return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
 
     def address(self) -> str:
         """Returns an address for the rendezvous of ranks on this node."""
@@ -58,6 +60,7 @@ class Actor:
     state: State = "opening"
     job: tuple[Stream, int, Item] | None = None  # stream, step number and current item
     answer: Any = None  # the pending request
+    machine: str = ""  # once it is up
     is_preempted: bool = False  # ends after its item, for a pool without an actor
     started: set[str] = field(default_factory=set)  # ids of steps
     born_s: float = field(default_factory=time.monotonic)  # when it was requested
@@ -125,9 +128,11 @@ class Pool:
 
 @dataclass(eq=False)
 class Launch:
+    name: str
     need: Need  # of all ranks
     since_s: float = field(default_factory=time.monotonic)
     is_placed: bool = False
+    machines: list[str] = field(default_factory=list)  # of its ranks
 
 
 class ActorPools:

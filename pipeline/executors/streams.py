@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.executors import Item, Step
+from clipmill.pipeline.executors import Item, Placed, Step
 from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
@@ -112,6 +112,10 @@ class Dispatcher(ABC):
         """Returns the most items of a stream between source and result."""
 
     @abstractmethod
+    def _holdings(self) -> Iterator[tuple[str, str, float, float]]:
+        """Yields the machine, step, CPUs and GPUs of each worker."""
+
+    @abstractmethod
     def _end_workers_of(self, stream: Stream | None) -> None:
         """Ends the busy workers of a stream; all workers for None."""
 
@@ -140,6 +144,10 @@ class Dispatcher(ABC):
 
     def halted(self) -> list[int]:
         return []
+
+    def placed(self) -> list[Placed]:
+        counted = Counter(self._holdings())
+        return sorted(Placed(*holding, workers) for holding, workers in counted.items())
 
     def close(self) -> None:
         if self._thread is not None and not self._closed:

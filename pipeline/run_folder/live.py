@@ -23,7 +23,7 @@ from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, LostLockError
-from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.executors import Executor, Placed
 from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressEvent
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import other_code
@@ -180,6 +180,7 @@ class LiveRun:
     ended: float | None = None
     notes: list[str] = field(default_factory=list)  # for the user
     halted: list[int] = field(default_factory=list)  # pids of workers paused by a signal
+    placed: list[Placed] = field(default_factory=list)  # where workers are
 
     @property
     def works(self) -> bool:
@@ -317,7 +318,7 @@ def as_json(live: LiveRun, now: float) -> dict[str, Any]:
 
 RUN_JSON = (
     *("run", "recipe", "phase", "host", "pid", "began", "updated", "ended", "left_s", "notes"),
-    *("halted", "stages"),
+    *("halted", "placed", "stages"),
 )
 STAGE_JSON = (
     *("name", "uses", "data", "rows_of", "status", "complete", "shards", "total", "rows"),
@@ -417,7 +418,8 @@ class LiveReporter:
             over.set()
             thread.join()
             with self._lock:
-                self.live.phase, self.live.ended, self.live.halted = phase, time.time(), []
+                self.live.phase, self.live.ended = phase, time.time()
+                self.live.halted, self.live.placed = [], []
                 for stage in self.live.stages.values():
                     if stage.status == "running":
                         stage.status, stage.ended = "stopped", self.live.ended
@@ -425,9 +427,9 @@ class LiveReporter:
 
     def _keep(self, over: threading.Event, executor: Executor) -> None:
         while not over.wait(STORE_S):
-            halted = executor.halted()
+            halted, placed = executor.halted(), executor.placed()
             with self._lock:
-                self.live.halted = halted
+                self.live.halted, self.live.placed = halted, placed
             self._store()
 
     def _store(self) -> None:

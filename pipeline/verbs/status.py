@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.verbs import DONE
@@ -29,31 +30,35 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_json(parser)
     parser.add_argument(
+        "--resources", action="store_true", help="the workers of each machine instead of stages"
+    )
+    parser.add_argument(
         "--watch", action="store_true", help="again every 3 seconds, until the run ends"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a line a stage, and the cause of each failure."""
+    """Prints a line a stage, and the cause of each failure; or the workers by machine."""
     from clipmill.pipeline.run_folder.live import status
 
     live = status(options.run)
-    if options.watch and live.works and sys.stdout.isatty() and not options.json:
+    shown = workers if options.resources else text
+    if shown is text and options.watch and live.works and sys.stdout.isatty() and not options.json:
         live = _drawn(live, options.run)
     while options.watch and live.works:
-        _print(live, options.json)
+        _print(live, options.json, shown)
         print(flush=True)
         time.sleep(WATCH_S)
         live = status(options.run)
-    _print(live, options.json)
+    _print(live, options.json, shown)
     return DONE
 
 
-def _print(live: "LiveRun", as_json: bool) -> None:
+def _print(live: "LiveRun", as_json: bool, shown: Callable[["LiveRun", float], str]) -> None:
     from clipmill.pipeline.run_folder.live import as_json as json_of
 
     now = time.time()
-    print(json.dumps(json_of(live, now), indent=1) if as_json else text(live, now))
+    print(json.dumps(json_of(live, now), indent=1) if as_json else shown(live, now))
 
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
@@ -86,6 +91,18 @@ def text(live: "LiveRun", now: float) -> str:
     lines = as_text(board(live, now, bars=False), width)
     notes = [f"note: {note}" for note in live.notes]
     return "\n".join([headline(live, now), *notes, "", lines, *_causes(live)])
+
+
+def workers(live: "LiveRun", now: float) -> str:
+    """Returns the headline, and a line for equal workers of a machine: what they hold and do."""
+    from clipmill.pipeline.terminal import aligned
+
+    rows: list[tuple[str, ...]] = [("machine", "workers", "CPUs", "GPUs", "works on")]
+    for found in live.placed:
+        held = (f"{found.workers * amount:g}" for amount in (found.cpus, found.gpus))
+        rows.append((found.machine, str(found.workers), *held, found.step or "nothing now"))
+    lines = aligned(rows, right=(1, 2, 3)) if live.placed else ["no worker lives now"]
+    return "\n".join([headline(live, now), "", *lines])
 
 
 def headline(live: "LiveRun", now: float) -> str:

@@ -31,6 +31,7 @@ class Embedding(RowStage):
     model: NonEmpty
     width: OneUp | None = None
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
+    cpus: OneUp = location(1)  # CPUs of a worker with a GPU: they decode while it computes
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     determinism = "exact"
@@ -67,7 +68,8 @@ class Embedding(RowStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+        cpus = self.cpus if self.gpus else 1  # more threads of torch would change last bits
+        return Resources(cpus=cpus, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         look_for(self.model)

@@ -1,9 +1,11 @@
 """Row stages over one shard: which go together, over which rows, and what they are given."""
 
+from threading import Barrier, Event
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from clipmill.metadata.record import Record, ShardState, state_of
@@ -11,9 +13,10 @@ from clipmill.metadata.schema import KEEP, REASON, REASON_TYPE, UID, Column, Der
 from clipmill.metadata.shard import ShardWriter, store
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.chain import ShardItem, next_together
-from clipmill.pipeline.engine.chain_compute import rows_due, spread
-from clipmill.pipeline.engine.functions import Batch
+from clipmill.pipeline.engine.chain_compute import ahead, rows_due, spread
+from clipmill.pipeline.engine.functions import Batch, read_ahead
 from clipmill.pipeline.run_folder.rows import StoredColumns
+from clipmill.pipeline.stage import Resources
 
 UIDS = pa.array([bytes([number]) * 16 for number in range(5)], pa.binary(16))
 
@@ -59,6 +62,57 @@ def item(**records):
 def test_stages_that_need_no_other_shard_go_together(todo, stored, expected):
     together = next_together(todo, item(**stored))
     assert " ".join(stage.name for stage in together) == expected
+
+
+# Read ahead
+
+
+def test_the_next_batch_is_read_and_decoded_while_this_one_is_used():
+    two_at_once, second_is_decoded = Barrier(2), Event()
+
+    def decode(column: pa.Array) -> pa.Array:
+        two_at_once.wait(10)  # raises unless two threads share the batch
+        if column[0].as_py() >= 4:
+            second_is_decoded.set()
+        return pc.negate(column)
+
+    number = Column("number", pa.int64(), "", "")
+    negative = Derived("negative", pa.int64(), "", "", source=number, derive=decode)
+    binding = "pool", "number"
+    planned = SimpleNamespace(bindings=[{"negative": binding}], derived={"negative": negative})
+
+    def batches():
+        for start in (0, 4):
+            column = pa.chunked_array([[start, start + 1], [start + 2, start + 3]])
+            uids = pa.chunked_array([UIDS[:4]])
+            yield Batch(start=start, whole=uids, columns={binding: column})
+
+    seen = []
+    for batch in read_ahead(batches(), [planned], cpus=2):
+        assert seen or second_is_decoded.wait(10)
+        seen += batch.inputs(planned)["negative"].to_pylist()
+    assert seen == [0, -1, -2, -3, -4, -5, -6, -7]
+
+
+def test_only_what_has_a_gpu_is_read_ahead():
+    for gpus, name in ((0, "batches"), (0.5, "read_ahead")):
+        planned = SimpleNamespace(stage=SimpleNamespace(resources=Resources(gpus=gpus)))
+
+        def batches():
+            yield from ()
+
+        assert ahead(batches(), [planned]).__name__ == name
+
+
+def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_asked_for():
+    def batches():
+        yield Batch(start=0, whole=pa.chunked_array([UIDS]), columns={})
+        raise OSError("the disk is gone")
+
+    ahead = read_ahead(batches(), [], cpus=1)
+    assert len(next(ahead).uids) == 5
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
 
 
 # Which rows

@@ -15,6 +15,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors import Placed
 from clipmill.pipeline.executors import telling as told
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.executors.telling import ProgressEvent
@@ -28,6 +29,7 @@ from clipmill.pipeline.stage import Environment
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
 WORD = ProgressEvent(("square",), "0", 3.0, 12.0, "rows")
+PLACED = Placed("a machine", "square", 1.0, 0.5, 2)
 RECORD = Record(
     shard=0,
     data="0.parquet",
@@ -148,16 +150,18 @@ def test_what_was_looked_at_stays_as_it_is(telling):
     assert telling.look().stages["square"].reasons == {"": 8, "odd": 2}
 
 
-def test_a_worker_that_is_stopped_stands_in_what_is_stored(telling, monkeypatch):
+def test_workers_and_those_that_are_stopped_stand_in_what_is_stored(telling, monkeypatch):
     monkeypatch.setattr(live, "STORE_S", 0.01)
     executor = LocalExecutor(0)
     monkeypatch.setattr(executor, "halted", lambda: [12])
+    monkeypatch.setattr(executor, "placed", lambda: [PLACED])
     limit = time.monotonic() + 20
     with telling.kept(executor):
         while read_live(telling.folder).halted != [12]:
             assert time.monotonic() < limit
             time.sleep(0.01)
-    assert read_live(telling.folder).halted == []
+        assert read_live(telling.folder).placed == [PLACED]
+    assert (read_live(telling.folder).halted, read_live(telling.folder).placed) == ([], [])
 
 
 def test_progress_moves_inside_a_batch_of_captions_and_of_links(tmp_path, monkeypatch):

@@ -356,6 +356,32 @@ def test_resources_that_are_nowhere_are_refused_by_name(
         executor.launch(partial(meet, tmp_path), 2, resources)
 
 
+@pytest.mark.parametrize(
+    ("resources", "held"), [(ONE, (1, 0)), (HALF_GPU, (1, 0.5))], ids=["cpu", "half a gpu"]
+)
+def test_workers_are_listed_with_machine_step_and_what_they_hold(
+    executor, tmp_path, resources, held
+):
+    def working():
+        return [worker for worker in executor.placed() if worker.step]
+
+    def look(name: str):
+        try:
+            expected = [(name, *held, 2)]
+            until(lambda: [(w.step, w.cpus, w.gpus, w.workers) for w in working()] == expected)
+            [found] = working()
+        finally:
+            (tmp_path / name).touch()
+        assert found.machine.startswith(socket.gethostname())
+
+    waiting = step(partial(wait_for, tmp_path / "step"), resources)
+    side_by_side(lambda: run(executor, [waiting], [1, 2]), lambda: look("step"))
+    name = "launch of 2 workers"
+    ranks = partial(wait_for, tmp_path / name)
+    side_by_side(lambda: executor.launch(ranks, 2, resources), lambda: look(name))
+    assert working() == []
+
+
 # Launches
 
 

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -128,8 +129,12 @@ def test_in_mid_run_it_says_what_runs_how_far_and_what_waits(engine, start, stat
     assert re.search("train +training: 4 of 8 steps, .*loss 0", page)
     assert re.search("after +waits for held", page)
     assert re.search("1 of 5 stages done, .* so far", page)
+    page = clipmill("status", "--run", run, "--resources").out
+    rows = re.findall(rf"^{socket.gethostname()} +1 +1 +0  (square|train|held)", page, re.M)
+    assert {"held", "train"} <= {*rows}
     gate.unlink()
     assert process.wait(SOON_S) == 0
+    assert "no worker lives now" in clipmill("status", "--run", run, "--resources").out
     ended = status()
     assert ended["phase"] == "complete"
     assert {stage["status"] for stage in ended["stages"]} == {"done"}
