@@ -28,6 +28,7 @@ from clipmill.pipeline.stage import Resources
 IDLE_S = 0.5  # after this long an idle actor ends if another pool lacks room
 KEPT_S = 10.0  # after this long an idle actor ends if no open stream uses its profile
 PLACING_S = 30.0  # an actor not up after this long lacks room, whatever the totals say
+ID_LETTERS = 8  # of a node's id, which tell it from others
 GIVE_UP_S = 900.0  # for a cluster to grow by a missing node
 
 State = Literal["opening", "starting", "running", "idle"]  # of an actor
@@ -44,7 +45,7 @@ class Worker(Functions):
 
     def ready(self) -> str:
         """Returns, once the process is up, its machine: the host and the start of the node's id."""
-        return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
+        return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:ID_LETTERS]}"
 
     def address(self) -> str:
         """Returns an address for the rendezvous of ranks on this node."""
@@ -149,6 +150,9 @@ class ActorPools:
         self._preempted: set[Actor] = set()  # end after their item
         self._nodes_have: Need = {}
         self._asked_s = -math.inf
+        self._looked_s = -math.inf  # when nodes were last searched for an idle GPU
+        self._is_gpu_idle = False  # then actors without one are not requested
+        self._to_clear: str | None = None  # id of a node
 
     def share(
         self, used: Collection[Resources], items: Callable[[Resources], int]
@@ -174,9 +178,11 @@ class ActorPools:
             self._is_short_of(launch.need, launch.since_s) for launch in launching
         )
         pending = [pool for pool in pools if waiting[pool] and pool.opening and not pool.up]
+        self._look_for_gpus([pool for pool in pools if waiting[pool]])
         for pool in pools:
             opening, up = len(pool.opening), len(pool.up)
-            may_open = not starved if up else self._fits_beside(pool, pending)
+            yields = self._is_gpu_idle and "GPU" not in pool.need
+            may_open = not (starved or yields) if up else self._fits_beside(pool, pending)
             if pool.resources in used and not launching and may_open:
                 due = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
                 for _ in range(min(due - opening, self._most_actors - opening - up)):
@@ -190,11 +196,14 @@ class ActorPools:
                 most = None if starved or launching else int(up > 1)
                 spare = list(islice(chain(pool.idle_for(IDLE_S), pool.opening), most))
             else:  # pools that have actors get no more while another has none
-                spare = list(pool.opening) if launching or (starved and up) else []
+                spare = list(pool.opening) if launching or yields or (starved and up) else []
             for actor in spare:
                 self.drop(pool, actor)
         if needs_room and (starved or launching):
             self._preempt([pool for pool in pools if pool.up and pool not in starved])
+        elif self._to_clear:
+            self._clear(self._to_clear)
+            self._to_clear = None
         return opened
 
     def _preempt(self, pools: Sequence[Pool]) -> None:
@@ -209,11 +218,68 @@ class ActorPools:
             pool = min(pools, key=lambda pool: next(iter(pool.up)).up_s)
             if time.monotonic() - next(iter(pool.up)).up_s < TURN_S:
                 return
-        actor = next(iter(pool.idle or pool.up))
+        self._end_soon(pool, next(iter(pool.idle or pool.up)))
+
+    def _end_soon(self, pool: Pool, actor: Actor) -> None:
+        """Ends an actor after its item."""
         actor.is_preempted = True
         self._preempted.add(actor)
         if actor.state == "idle":
             self.release(pool, actor)
+
+    def _look_for_gpus(self, waiting: Sequence[Pool]) -> None:
+        """Notes whether a GPU is idle for want of an actor, and the node to clear for it, if any.
+
+        A node is cleared where actors without a GPU hold the CPUs or the memory beside a free one.
+        A request as old as PLACING_S is left out: others than this run may hold its GPU.
+        """
+        now_s = time.monotonic()
+        wanting = [
+            pool
+            for pool in waiting
+            if "GPU" in pool.need
+            and any(IDLE_S < now_s - actor.since_s < PLACING_S for actor in islice(pool.opening, 1))
+        ]
+        if not wanting:
+            self._is_gpu_idle, self._to_clear = False, None
+        elif not self._preempted and now_s - self._looked_s > IDLE_S:
+            self._looked_s = now_s
+            self._is_gpu_idle, self._to_clear = self._idle_gpu(wanting)
+
+    def _idle_gpu(self, wanting: Sequence[Pool]) -> tuple[bool, str | None]:
+        """Returns whether a node has a GPU for any of the pools, and the one to clear first."""
+        left: dict[str, defaultdict[str, float]] = {
+            node["NodeID"][:ID_LETTERS]: defaultdict(float, node["Resources"])
+            for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray
+            if node["Alive"]
+        }
+        held = [(actor.machine, pool.need) for pool in self.pools.values() for actor in pool.up]
+        for launch in self.launches:
+            share = _times(1 / max(1, len(launch.machines)), launch.need)
+            held += [(where, share) for where in launch.machines]
+        for where, need in held:
+            if node := left.get(where[-ID_LETTERS:]):
+                for name, amount in need.items():
+                    node[name] -= amount
+        is_idle = False
+        for pool in wanting:
+            free = {id: node for id, node in left.items() if node["GPU"] >= pool.need["GPU"]}
+            is_idle |= bool(free)
+            if free and not any(_fits(pool.need, node) for node in free.values()):
+                return True, max(free, key=lambda id: free[id]["CPU"])
+        return is_idle, None
+
+    def _clear(self, node: str) -> None:
+        """Ends one actor without a GPU there, an idle one first; of no pool the last."""
+        there = [
+            (pool, actor)
+            for pool in self.pools.values()
+            if "GPU" not in pool.need and len(pool.up) > 1
+            for actor in pool.up
+            if actor.machine.endswith(node)
+        ]
+        if there:
+            self._end_soon(*min(there, key=lambda found: found[1].state != "idle"))
 
     def release(self, pool: Pool, actor: Actor) -> None:
         """Ends an actor to make room for others."""
@@ -319,7 +385,7 @@ class ActorPools:
         return self._nodes_have
 
 
-def _times(count: int, need: Need) -> Need:
+def _times(count: float, need: Need) -> Need:
     return {name: count * amount for name, amount in need.items()}
 
 

@@ -1,9 +1,12 @@
-"""Ranks on two Ray nodes, one of which is lost: they go on from their checkpoint."""
+"""Two Ray nodes: ranks go on from their checkpoint as one is lost; GPUs wait for no CPU."""
 
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,10 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.ray import RayExecutor
 from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.stage import Resources
 from tests.pipeline.conftest import Ran
 from tests.pipeline.engine.programs import store
+from tests.pipeline.executors import work
 from tests.pipeline.executors.work import note, notes, until
 
 pytestmark = pytest.mark.chaos
@@ -32,13 +37,14 @@ STEPS = 6
 
 
 @contextmanager
-def nodes_with(monkeypatch, *cpus: int):
+def nodes_with(monkeypatch, *cpus: int, gpus: int = 0):
     """A cluster of nodes with so many CPUs each, which keep to loopback, and its nodes."""
+    node = NODE | {"num_gpus": gpus}
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": cpus[0]})
-    yield made, [made.head_node, *(made.add_node(**NODE, num_cpus=count) for count in cpus[1:])]
+    made = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": cpus[0]})
+    yield made, [made.head_node, *(made.add_node(**node, num_cpus=each) for each in cpus[1:])]
     made.shutdown()
 
 
@@ -47,6 +53,11 @@ def cluster(monkeypatch):
     """A node with two CPUs, and one with one that will be lost."""
     with nodes_with(monkeypatch, 2, 1) as (made, nodes):
         yield made, nodes[-1]
+
+
+def rest_a_little(item):
+    time.sleep(0.2)
+    return item
 
 
 def sums_over_ranks(inputs, ctx):
@@ -117,3 +128,21 @@ def test_ranks_of_a_lost_node_begin_again_on_what_is_left(cluster, engine, tmp_p
     assert begun[0, 0] != begun[1, 0], "on two nodes"
     assert begun[0, 3] == begun[1, 3] == nodes.head_node.node_id
     assert set(Ran(outcome, tmp_path).column("it", "value")) == {3 * 111_111}
+
+
+def test_a_gpu_gets_its_worker_where_others_hold_all_cpus(monkeypatch, tmp_path):
+    """Two nodes with a GPU each, and a stream that never rests: both GPUs work side by side."""
+    busy, stop = work.step(rest_a_little), threading.Event()
+    resources = Resources(gpus=1, memory_gb=0.1)
+    embed = work.step(partial(work.stop_at, tmp_path, "embed", 2), resources)
+    with nodes_with(monkeypatch, 2, 2, gpus=1) as (made, _), ThreadPoolExecutor(1) as thread:
+        executor = RayExecutor(address=made.address)
+        try:
+            endless = takewhile(lambda _: not stop.is_set(), count())
+            resting = thread.submit(lambda: list(executor.stream([busy], endless)))
+            until(lambda: sum(found.workers for found in executor.placed()) == 4)
+            assert list(executor.stream([embed], range(2))) == ["embed", "embed"]
+        finally:
+            stop.set()
+            resting.result()
+            executor.close()
