@@ -28,6 +28,7 @@ from clipmill.metadata.keys import redacted, without_keys
 from clipmill.metadata.storage import local_path
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.pipeline.extras import extras_of, required
 from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.stage import settings_fields
@@ -77,29 +78,38 @@ def send(
     retry: Sequence[str] = (),
     keep_going: bool = False,
     workers: int | None = None,
+    install: bool = False,
 ) -> Job:
-    """Submits the job with the files of `contents`; RecipeError if that fails, without a job."""
+    """Submits the job with the files of `contents`; RecipeError if that fails, without a job.
+
+    `install` has Ray install what the recipe needs, for this job, on each machine that works.
+    """
     more = [f"--set={override}" for override in plan.recipe.overrides]
     more += [f"--until={until}"] if until else []
     more += [f"--retry={reason}" for reason in retry]
     more += ["--keep-going"] if keep_going else []
     more += [f"--workers={workers}"] if workers is not None else []
-    return asyncio.run(_send(plan, address, out, more, packed(sent)))
+    packages = requirements(plan) if install else []
+    return asyncio.run(_send(plan, address, out, more, packed(sent), packages))
 
 
-async def _send(plan: Plan, address: str, out: str, more: list[str], package: bytes) -> Job:
+async def _send(
+    plan: Plan, address: str, out: str, more: list[str], package: bytes, packages: list[str]
+) -> Job:
     async with _reached(address) as head:
         out, absolute = _paths(plan, out, await _is_all_here(head))
         await _refuse_running(head, out)
         recipe = Path(plan.recipe.path)
-        command = ["clipmill", "run", f"recipe/{recipe.name}", "--out", out]
+        command = ["python", "-m", "clipmill.pipeline.cli"] if packages else ["clipmill"]
+        command += ["run", f"recipe/{recipe.name}", "--out", out]
         command += ["--executor=ray", "--address=auto", *more, *absolute]
         word = re.sub("[^A-Za-z0-9]+", "-", recipe.stem)
         job = Job(f"clipmill-{word}-{uuid.uuid4().hex[:8]}", head.address, out)
+        environment: dict[str, Any] = {"working_dir": await _upload(head, package)}
         body = {
             "submission_id": job.id,
             "entrypoint": shlex.join(command),
-            "runtime_env": {"working_dir": await _upload(head, package)},
+            "runtime_env": environment | ({"pip": packages} if packages else {}),
             "metadata": {"clipmill_out": out},
         }
         await head.fetch("api/jobs/", "POST", json=body)
@@ -224,7 +234,8 @@ def _exit_code(job: Job, ended: dict[str, Any]) -> int:
     if code in (1, 2, 130):
         return int(code)
     if code == 127:
-        raise ClipmillError("no `clipmill` there", str(job), "install it on all of the cluster")
+        do = "install it on all of the cluster, or submit with --install"
+        raise ClipmillError("no `clipmill` there", str(job), do)
     how = f"it did not start: {ended['message']}" if code is None else f"it died, exit code {code}"
     raise ClipmillError(how, str(job), "submit again to go on; what is finished is kept")
 
@@ -325,6 +336,16 @@ def contents(recipe: Path) -> dict[str, bytes]:
     }
     files |= {f"recipe/stages/{name}": file.read() for name, file in own_code.own().items()}
     return files | {f"recipe/{recipe.name}": recipe.read_bytes()}
+
+
+def requirements(plan: Plan) -> list[str]:
+    """Returns what pip needs for a plan's stages and models: clipmill's packages but Ray."""
+    strings = {text for keys in plan.recipe.stages.values() for text in _strings(keys)}
+    schemes = {f"models.{text.partition(':')[0]}" for text in strings if ":" in text}
+    names = [planned.uses for planned in plan.stages.values()] + sorted(schemes)
+    extras = extras_of(file.read() for name in names if (file := own_code.find(name)))
+    needed = [*required(), *(one for extra in sorted(extras - {"ray"}) for one in required(extra))]
+    return list(dict.fromkeys(f"{package.name}{package.specifier}" for package in needed))
 
 
 def listed(sent: dict[str, bytes]) -> str:

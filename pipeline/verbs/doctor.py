@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
-from clipmill.pipeline.extras import EXTRAS, install, pip_install
+from clipmill.pipeline.extras import EXTRAS, install, pip_install, required
 from clipmill.pipeline.provided import Finding
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
@@ -77,7 +77,7 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
     """Checks this machine's packages, GPU, memory, disk and limits, and each model."""
     return [
         _python(),
-        *map(_package, _required()),
+        *map(_package, required()),
         *map(_extra, dict.fromkeys(EXTRAS.values())),
         _jobs(),
         *_environments(),
@@ -95,20 +95,6 @@ def _python() -> Finding:
     return Finding("python", "good" if good else "bad", version, "" if good else "use 3.11 or up")
 
 
-def _required(extra: str = "") -> Iterator["Requirement"]:
-    """Yields clipmill's requirements on this machine: the base's, or those an extra adds."""
-    from packaging.requirements import Requirement
-
-    for text in importlib.metadata.requires("clipmill") or ():
-        requirement = Requirement(text)
-        always, here = (
-            requirement.marker is None or requirement.marker.evaluate({"extra": name})
-            for name in ("", extra)
-        )
-        if here and not (extra and always) and requirement.name != "clipmill":
-            yield requirement
-
-
 def _package(requirement: "Requirement") -> Finding:
     do = pip_install(f"{requirement.name}{requirement.specifier}")
     try:
@@ -123,7 +109,7 @@ def _package(requirement: "Requirement") -> Finding:
 def _extra(extra: str) -> Finding:
     """Checks an extra: bad if a package's version does not fit, a note if packages are missing."""
     name = f"extra {extra}"
-    findings = map(_package, _required(extra))
+    findings = map(_package, required(extra))
     if old := [f for f in findings if f.verdict == "bad" and f.found != "not installed"]:
         problems = "; ".join(f"{finding.name} {finding.found}" for finding in old)
         return Finding(name, "bad", problems, "; ".join(finding.do for finding in old))

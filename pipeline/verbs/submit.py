@@ -39,6 +39,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be sent, and send nothing"
     )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="have Ray install what the recipe's stages need, for this job: by pip, on each machine"
+        " that works; without it the cluster has clipmill",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
     sent = parser.add_mutually_exclusive_group()
     sent.add_argument(
@@ -60,11 +66,14 @@ def run(options: argparse.Namespace) -> int:
 
     check_retry(plan, options.retry)
     check_workers(options.workers)
-    from clipmill.pipeline.submit import check_keys, contents, listed, send
+    from clipmill.pipeline.submit import check_keys, contents, listed, requirements, send
 
     check_keys(plan, options.out)
     sent = contents(Path(plan.recipe.path))
-    print(listed(sent), file=sys.stdout if options.dry_run else sys.stderr)
+    said = sys.stdout if options.dry_run else sys.stderr
+    print(listed(sent), file=said)
+    if options.install:
+        print("pip installs there:", *requirements(plan), sep="\n  ", file=said)
     if options.dry_run:
         return DONE
     job = send(
@@ -76,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         retry=options.retry,
         keep_going=options.keep_going,
         workers=options.workers,
+        install=options.install,
     )
     print(f"{job}\n{job.how_to}", file=sys.stderr)
     return DONE if options.no_wait else _follow(job)

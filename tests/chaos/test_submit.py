@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def held(gate: Path, batch: pa.Table) -> pa.Table:
     reason = pc.if_else(batch[POWER.name].is_null(), "no_power", None).cast(REASON_TYPE)
     return pa.table({HELD.name: batch[POWER.name], REASON.name: reason})
 '''
+PROGRAMS = Path(sys.executable).parent
 START = """
 ray start {} --block --object-store-memory 200000000 --node-ip-address 127.0.0.1 \
   --min-worker-port 0 --max-worker-port 0 > {} 2>&1 &
@@ -156,10 +158,12 @@ def ray_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def started_head(stack: ExitStack, folder: Path, port: int, cpus: int) -> Head:
+def started_head(
+    stack: ExitStack, folder: Path, port: int, cpus: int, programs: Path = PROGRAMS
+) -> Head:
     """A head that answers; it ends with the stack."""
     ports = free_ports(4)
-    process = started(stack, folder, "head", HEAD.format(port, cpus, *ports))
+    process = started(stack, folder, "head", HEAD.format(port, cpus, *ports), programs)
     head = Head(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/metrics")
     while not head.answers():
         wait(process, 0.2)
@@ -167,14 +171,16 @@ def started_head(stack: ExitStack, folder: Path, port: int, cpus: int) -> Head:
     return head
 
 
-def started(stack: ExitStack, folder: Path, name: str, options: str) -> subprocess.Popen:
+def started(
+    stack: ExitStack, folder: Path, name: str, options: str, programs: Path = PROGRAMS
+) -> subprocess.Popen:
     """A node of Ray; its output is FOLDER/NAME.log."""
     process = subprocess.Popen(
         ["bash", "-c", START.format(options, folder / f"{name}.log")],
         stdin=subprocess.PIPE,
         env={
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_TMPDIR": str(folder),
@@ -345,3 +351,23 @@ def test_a_job_is_stopped_and_followed_from_another_folder_and_goes_on_when_subm
     code, output = outcome(user.begin("submit", "--status", *at))
     assert code == 0, output
     assert "succeeded" in output
+
+
+@pytest.mark.timeout(900)
+def test_a_cluster_that_has_only_ray_installs_the_rest(user, tmp_path):
+    programs = tmp_path / "bare" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
+    alone = f"ray[default]=={version('ray')}"
+    subprocess.run([programs / "python", "-m", "pip", "install", "-q", alone], check=True)
+    with ray_folder() as folder, ExitStack() as stack:
+        user.head = started_head(stack, folder, 0, 2, programs)
+        code, output = outcome(user.submit(), 300)
+        assert code == 1
+        assert "submit with --install" in output
+        code, output = outcome(user.submit("--install"), 600)
+        assert code == 0, output
+    assert "uids: done" in output
+    at = f"numbers.path={user.folder}/pool"
+    code, output = outcome(user.begin("run", "it.yaml", "--out", "local", "--set", at))
+    assert code == 0, output
+    assert bytes_of(user.folder / "run") == bytes_of(user.folder / "local")

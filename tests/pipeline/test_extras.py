@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from clipmill.pipeline.extras import EXTRAS, install, missing
+from clipmill.pipeline.extras import EXTRAS, extras_of, install, missing
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,11 +29,22 @@ def test_every_package_of_an_extra_is_named_with_it_and_no_other():
         named = {module for module, of in EXTRAS.items() if of == extra}
         brought = {canonicalize_name(it) for module in named for it in modules.get(module, ())}
         assert wanted <= brought, extra
-        assert brought - wanted <= {"timm"}  # which open_clip needs
+        assert brought - wanted <= {"timm", "fasttext-predict"}  # which others of the extra need
     assert names(extras["all"]) == {"clipmill"}
     assert "clipmill[curate,train,ray]" in extras["all"]
     assert extras["pool"][0] == "clipmill[all]"
     assert "pool" in extras["dev"][0]
+
+
+def test_the_extras_of_a_stage_are_those_of_all_it_imports_late_too():
+    def extras(name: str) -> set[str]:
+        return extras_of([(ROOT / "stages" / name).read_bytes()])
+
+    assert extras("select/where.py") == set()
+    assert extras("annotate/language.py") == {"curate"}
+    assert extras("annotate/image.py") == {"curate"}, "by a module of its own"
+    assert extras("train/clip.py") >= {"train", "tensorboard"}
+    assert extras_of([b"def f():\n    from duckdb import connect"]) == {"tables"}
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch.nn", "train"), ("cv2", "curate")])

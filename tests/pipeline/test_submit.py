@@ -97,6 +97,17 @@ def test_the_job_is_the_run_that_was_asked_for(head, send):
     ]
 
 
+def test_what_the_stages_need_is_installed_where_that_is_asked_for(head, send):
+    said = send("--install")
+    assert said.code == 0
+    [job] = head.sent
+    assert job["entrypoint"].startswith("python -m clipmill.pipeline.cli run recipe/it.yaml ")
+    packages = job["runtime_env"]["pip"]
+    assert {"pyarrow>=26", "opencv-python-headless>=4.11"} <= {*packages}
+    assert not [name for name in packages if name.startswith(("ray", "torch", "clipmill"))]
+    assert "\n  pyarrow>=26\n" in said.err
+
+
 def test_an_override_travels_whatever_is_in_it(head, send):
     assert send("--set", "images.user_agent_token=it's $HOME; exit").code == 0
     assert "--set=images.user_agent_token=it's $HOME; exit" in run_arguments(head)
