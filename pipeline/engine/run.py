@@ -14,6 +14,7 @@ from clipmill.pipeline.engine.answers import pack
 from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import close_accounts
 from clipmill.pipeline.engine.dataset_job import DatasetJob
+from clipmill.pipeline.engine.machines import refuse_blind
 from clipmill.pipeline.engine.manifests import seal
 from clipmill.pipeline.engine.repair import is_recorded, refusal, take_away
 from clipmill.pipeline.engine.row_job import RowJob
@@ -62,6 +63,7 @@ def run_plan(
     with lock.held(run) as owned:
         refuse_another_pool(plan, owned)
         claim(plan, owned)
+        refuse_blind(plan, owned, executor)
         remember_pools(plan, owned)
         state = RunState(plan, owned)
         reporter = LiveReporter(state, owned, watcher)

@@ -93,6 +93,10 @@ class Executor(Protocol):
         """Returns pids of this machine's busy workers that are stopped by a signal."""
         ...
 
+    def on_machines(self, fn: Callable[[], str]) -> dict[str, str]:
+        """Returns what fn returns on each machine of a cluster; nothing where work stays here."""
+        ...
+
     def placed(self) -> list[Placed]:
         """Returns the workers that live now, equal ones together, by machine and step."""
         ...

@@ -130,6 +130,9 @@ class RayExecutor(Dispatcher):
                 cpus, gpus = (amount / len(launch.machines) for amount in of_all)
                 yield machine, launch.name, cpus, gpus
 
+    def on_machines(self, fn: Callable[[], str]) -> dict[str, str]:
+        return {} if self._session.is_local else self._actors.on_machines(fn)
+
     def close(self) -> None:
         super().close()
         self._session.close()

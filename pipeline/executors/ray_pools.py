@@ -8,11 +8,14 @@ import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Rank
@@ -331,14 +334,10 @@ class ActorPools:
 
     def new(self, resources: Resources, need: Need, **options: Any) -> Any:
         """Requests a new process on a node where `need` is free; Ray queues it until then."""
-        env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
-        env |= machine.thread_limits(resources.cpus)
-        env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
+        env = self._environment(resources)
         if self.events is None:
             own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
             self.events = ray.remote(EventQueue).options(num_cpus=0, runtime_env=own).remote()
-        if not resources.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ""
         return (
             ray.remote(Worker)
             .options(
@@ -350,6 +349,31 @@ class ActorPools:
             )
             .remote(self.events, own_code.own())
         )
+
+    def on_machines(self, fn: Callable[[], str]) -> dict[str, str]:
+        """Returns what fn returns on each node that answers in time, by its name."""
+        call = ray.remote(num_cpus=0, max_retries=0)(called)
+        environment = {"env_vars": self._environment(Resources(cpus=1))}
+        asked = {}
+        for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray
+            if node["Alive"]:
+                place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                options = {"runtime_env": environment, "scheduling_strategy": place}
+                name = f"{node['NodeManagerHostname']}/{node['NodeID'][:ID_LETTERS]}"
+                asked[call.options(**options).remote(fn)] = name
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PLACING_S)
+        found = {}
+        for answer in done:
+            with suppress(RayError):  # a node that has gone
+                found[asked[answer]] = ray.get(answer)
+        return found
+
+    def _environment(self, resources: Resources) -> dict[str, str]:
+        """Returns the variables of a worker's process."""
+        env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
+        env |= machine.thread_limits(resources.cpus)
+        env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
+        return env if resources.gpus else env | {"CUDA_VISIBLE_DEVICES": ""}
 
     def need(self, resources: Resources, beside: int = 1) -> Need:
         """Returns the request of one of `beside` workers; on a local Ray, its share of the CPUs."""
@@ -383,6 +407,10 @@ class ActorPools:
             self._nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
             self._asked_s = time.monotonic()
         return self._nodes_have
+
+
+def called(fn: Callable[[], str]) -> str:
+    return fn()
 
 
 def _times(count: float, need: Need) -> Need:

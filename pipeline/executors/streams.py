@@ -145,6 +145,9 @@ class Dispatcher(ABC):
     def halted(self) -> list[int]:
         return []
 
+    def on_machines(self, fn: Callable[[], str]) -> dict[str, str]:
+        return {}
+
     def placed(self) -> list[Placed]:
         counted = Counter(self._holdings())
         return sorted(Placed(*holding, workers) for holding, workers in counted.items())

@@ -12,7 +12,8 @@ UNHEARD = 1 << 10  # bytes of an upload that a cut lets through
 
 @dataclass
 class Trouble:
-    """What goes wrong with requests whose method and path match: `503`, or `cut` in mid-upload."""
+    """What goes wrong with requests whose method and path match: `503`, `cut` in mid-upload, or
+    `no keys`, for those that have none."""
 
     match: str
     kind: str = "503"
@@ -21,6 +22,8 @@ class Trouble:
 
     def meets(self, request: web.Request) -> bool:
         if self.met >= self.times or not re.search(self.match, f"{request.method} {request.path}"):
+            return False
+        if self.kind == "no keys" and "Authorization" in request.headers:
             return False
         self.met += 1
         return True
@@ -64,4 +67,6 @@ class Proxy:
             request.transport.abort()
             return web.Response()
         await request.read()
+        if kind == "no keys":
+            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
         return web.Response(status=503, text="<Error><Code>SlowDown</Code></Error>")

@@ -43,7 +43,7 @@ def test_the_extras_of_a_stage_are_those_of_all_it_imports_late_too():
     assert extras("select/where.py") == set()
     assert extras("annotate/language.py") == {"curate"}
     assert extras("annotate/image.py") == {"curate"}, "by a module of its own"
-    assert extras("train/clip.py") >= {"train", "tensorboard"}
+    assert "train" in extras("train/clip.py")
     assert extras_of([b"def f():\n    from duckdb import connect"]) == {"tables"}
 
 
