@@ -6,6 +6,7 @@ the middle; the result is that of a local run which nothing disturbed.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,26 @@ def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(ray_hea
         assert ended.code == 1, ended.output
         assert (said in ended.output) == (not more)
     assert "0 of 60 rows kept by 'copy': copy: timeout took 60" in ended.output
+
+
+@pytest.mark.drawn(one_in=3, cpu_s=15)
+def test_two_runs_share_a_cluster(recipe, pool, ray_head, tmp_path, undisturbed):
+    def run(name: str) -> Ended:
+        return clipmill_run(
+            *(
+                recipe,
+                tmp_path / name,
+                tmp_path / f"{name}-faults",
+                "--set",
+                f"numbers.path={pool}",
+            ),
+            *ray_head.arguments,
+            workers=2,
+            env=ray_head.environment,
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(run, ("one", "other")))
+    assert [found.code for found in ended] == [0, 0], [found.output for found in ended]
+    for name in ("one", "other"):
+        assert meaning(Storage(str(tmp_path / name))) == undisturbed[1]
