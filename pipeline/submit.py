@@ -28,9 +28,9 @@ from clipmill.metadata.keys import redacted, without_keys
 from clipmill.metadata.storage import local_path
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError
-from clipmill.pipeline.extras import extras_of, required
 from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened
 from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.requirements import extras_of, required
 from clipmill.pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a followed head that is silent this long is given up
@@ -344,7 +344,10 @@ def requirements(plan: Plan) -> list[str]:
     schemes = {f"models.{text.partition(':')[0]}" for text in strings if ":" in text}
     names = [planned.uses for planned in plan.stages.values()] + sorted(schemes)
     extras = extras_of(file.read() for name in names if (file := own_code.find(name)))
-    needed = [*required(), *(one for extra in sorted(extras - {"ray"}) for one in required(extra))]
+    needed = [
+        *required(),
+        *(package for extra in sorted(extras - {"ray"}) for package in required(extra)),
+    ]
     return list(dict.fromkeys(f"{package.name}{package.specifier}" for package in needed))
 
 

@@ -352,20 +352,20 @@ class ActorPools:
 
     def on_machines(self, fn: Callable[[], str]) -> dict[str, str]:
         """Returns what fn returns on each node that answers in time, by its name."""
-        call = ray.remote(num_cpus=0, max_retries=0)(called)
+        task = ray.remote(num_cpus=0, max_retries=0)(called)
         environment = {"env_vars": self._environment(Resources(cpus=1))}
-        asked = {}
+        calls = {}
         for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray
             if node["Alive"]:
                 place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"runtime_env": environment, "scheduling_strategy": place}
                 name = f"{node['NodeManagerHostname']}/{node['NodeID'][:ID_LETTERS]}"
-                asked[call.options(**options).remote(fn)] = name
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PLACING_S)
+                calls[task.options(**options).remote(fn)] = name
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=PLACING_S)
         found = {}
         for answer in done:
             with suppress(RayError):  # a node that has gone
-                found[asked[answer]] = ray.get(answer)
+                found[calls[answer]] = ray.get(answer)
         return found
 
     def _environment(self, resources: Resources) -> dict[str, str]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
-from clipmill.pipeline.extras import EXTRAS, install, pip_install, required
+from clipmill.pipeline.extras import EXTRAS, install, pip_install
 from clipmill.pipeline.provided import Finding
+from clipmill.pipeline.requirements import required
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
 

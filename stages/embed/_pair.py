@@ -60,11 +60,8 @@ class Embedding(RowStage):
     def check_width(self, found: int, stage: str) -> None:
         """Checks that the weights have the planned width; raises StageError."""
         if found != (planned := self.planned_width()):
-            raise StageError(
-                found=f"a model that is {found} wide, where {planned} was planned",
-                where=f"stage '{stage}', key `width`",
-                do=f"write width: {found}",
-            )
+            words = f"a model that is {found} wide, where {planned} was planned"
+            raise StageError(words, f"stage '{stage}', key `width`", f"write width: {found}")
 
     @property
     def resources(self) -> Resources:

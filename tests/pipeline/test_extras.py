@@ -9,7 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from clipmill.pipeline.extras import EXTRAS, extras_of, install, missing
+from clipmill.pipeline.extras import EXTRAS, install, missing
+from clipmill.pipeline.requirements import extras_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,44 @@
+"""Lists the packages that clipmill, an extra, or the Python files of some stages need."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from clipmill.pipeline.extras import EXTRAS
+
+HERE = Path(__file__).parents[1]  # what is imported as clipmill
+
+
+def required(extra: str = "") -> Iterator[Requirement]:
+    """Yields clipmill's requirements on this machine: the base's, or those an extra adds."""
+    for text in requires("clipmill") or ():
+        requirement = Requirement(text)
+        always, here = (
+            requirement.marker is None or requirement.marker.evaluate({"extra": name})
+            for name in ("", extra)
+        )
+        if here and not (extra and always) and requirement.name != "clipmill":
+            yield requirement
+
+
+def extras_of(sources: Iterable[bytes]) -> set[str]:
+    """Returns the extras of all that Python files import, late too, and by clipmill's own files."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = list(sources)
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names += [".".join([*names[:1], alias.name]) for alias in node.names]
+            for name in names:
+                top, _, below = name.partition(".")
+                found |= {EXTRAS[top]} if top in EXTRAS else set()
+                file = HERE / f"{below.replace('.', '/')}.py"
+                if top == "clipmill" and name not in seen and file.is_file():
+                    waiting.append(file.read_bytes())
+                seen.add(name)
+    return found
