@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Iterator
-from importlib.metadata import requires
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -14,7 +14,7 @@ HERE = Path(__file__).parents[1]  # what is imported as clipmill
 
 def required(extra: str = "") -> Iterator[Requirement]:
     """Yields clipmill's requirements on this machine: the base's, or those an extra adds."""
-    for text in requires("clipmill") or ():
+    for text in metadata.requires("clipmill") or ():
         requirement = Requirement(text)
         always, here = (
             requirement.marker is None or requirement.marker.evaluate({"extra": name})
