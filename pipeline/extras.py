@@ -23,6 +23,7 @@ EXTRAS = {
     "openpyxl": "tables",
     "duckdb": "tables",
     "ray": "ray",
+    "botocore": "s3",
     "resvg_py": "pool",
     "open_clip": "gpu",
     "timm": "gpu",

@@ -1,8 +1,9 @@
 """The run's lock: a lease in `lock.json`, so that two runs do not work in one folder.
 
-On a local disk it is exclusive, and a dead holder's lock is taken over at once. On an object store
-it is advisory, and lapses a minute after its last renewal. A holder that slept through its lease
-and lost the lock writes no more.
+On a local disk a dead holder's lock is taken over at once, on an object store a minute after its
+last renewal. Of two runs that take it at the same time one gets it; on stores that fenced.py does
+not serve, both may, for 15 s. A holder that slept through its lease and lost the lock writes no
+more; S3 itself refuses what was under way.
 """
 
 import contextlib
@@ -14,17 +15,20 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipmill.metadata.faults import reached
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import LostLockError, RecipeError
+from clipmill.pipeline.run_folder.fenced import Fenced, fenced
 
 NAME = "lock.json"
 LEASE_S = 60.0
+LOOKS = 8  # at a lease that is about to lapse: two renewals are due meanwhile
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,38 @@ class Hold:
     good_until: float = field(default=0.0, init=False)  # wall clock, which goes on during sleep
 
     def check(self) -> None:
-        """Raises LostLockError if the lock is released or another's."""
-        now = time.time()
-        if now < self.good_until and not self.is_over:
-            return
-        lease = self.run.read_json(NAME, Lease)
-        if lease is None:  # a renewal between two requests of one read makes the read fail
+        """Raises LostLockError if the lock is released, another's or, on a store, not renewed."""
+        for _ in range(LOOKS):
+            now = time.time()
+            if now < self.good_until and not self.is_over:
+                return
             lease = self.run.read_json(NAME, Lease)
-        if self.is_over or lease is None or lease.owner != self.owner:
-            raise LostLockError(
-                found=f"another run took this folder over: {lease or 'it has ended by now'}",
-                where=str(self.run),
-                do="nothing: this run slept while its lock lapsed, and the other does its work",
-            )
-        self.good_until = now + self.every_s
+            if lease is None:  # a renewal between two requests of one read makes the read fail
+                lease = self.run.read_json(NAME, Lease)
+            if self.is_over or lease is None or lease.owner != self.owner:
+                raise LostLockError(
+                    found=f"another run took this folder over: {lease or 'it has ended by now'}",
+                    where=str(self.run),
+                    do="nothing: this run slept while its lock lapsed, and the other does its work",
+                )
+            last = math.inf if self.run.is_local else lease.expires - self.every_s
+            self.good_until = min(now + self.every_s, last)
+            if last > now:
+                return
+            time.sleep(self.every_s / 4)  # the machine has slept, perhaps
+        raise LostLockError(
+            found=f"the lock has lapsed: {lease} has not renewed it",
+            where=str(self.run),
+            do="see that it lives and reaches the store, then run again",
+        )
+
+    def left_s(self) -> int:
+        """Returns how many seconds a request may take to reach the store.
+
+        They begin with a whole second, so it is one more; `check` leaves 15 until the lease ends.
+        """
+        self.check()
+        return max(0, math.ceil(self.good_until - time.time())) + 1
 
 
 class Owned(Storage):
@@ -74,6 +96,7 @@ class Owned(Storage):
     def __init__(self, uri: str, hold: Hold) -> None:
         super().__init__(uri)
         self.hold = hold
+        self.fs = fenced(self.uri, self.fs, hold.left_s) or self.fs
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Owned, (self.uri, self.hold)
@@ -101,6 +124,12 @@ class Owned(Storage):
         self.hold.check()
         super().sweep(folder)
 
+    def _upload(self, path: Path, name: str) -> None:
+        if isinstance(self.fs, Fenced):
+            self.fs.upload(path, self.locate(name))
+        else:
+            super()._upload(path, name)
+
 
 @contextlib.contextmanager
 def held(run: Storage) -> Iterator[Owned]:
@@ -117,16 +146,36 @@ def held(run: Storage) -> Iterator[Owned]:
         hold.is_over = True
         stop.set()
         renewal.join()
-        if _is_of(run, owner):
-            run.delete(NAME)
+        with contextlib.suppress(LostLockError):
+            Owned(run.uri, Hold(run, owner, LEASE_S / 4)).delete(NAME)
 
 
 def _take(run: Storage, owner: str) -> None:
-    with _alone(run):
+    with _alone(run), contextlib.suppress(FileExistsError):
+        _, put = _found(run)
         _refuse_if_live(run)
-        run.put(NAME, _lease(owner), point="lock")
+        put(_lease(owner), "lock")
     if not _is_of(run, owner):  # another took it at the same time, on an object store
         _refuse_if_live(run)
+
+
+def _found(run: Storage) -> tuple[bytes, Callable[[bytes, str], None]]:
+    """Returns the stored lease, and a function that stores another in its place.
+
+    On S3 that raises FileExistsError where the lease is another by now.
+    """
+    store = fenced(run.uri, run.fs, lambda: math.ceil(LEASE_S / 4))
+    if store is None:
+        found = None if run.is_local else run.read_if_there(NAME)
+        return found or b"", partial(run.put, NAME)
+    lease, etag = store.get(run.locate(NAME)) or (b"", None)
+
+    def put(next_lease: bytes, point: str) -> None:
+        reached("write", NAME)
+        store.replace(run.locate(NAME), next_lease, etag)
+        reached(point, NAME)
+
+    return lease, put
 
 
 @contextlib.contextmanager
@@ -172,8 +221,10 @@ def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
         with contextlib.suppress(OSError):  # the next renewal makes up for a missed one
             if run.is_local:
                 _renew_file(run, owner)
-            elif _is_of(run, owner):
-                run.put(NAME, _lease(owner), point="lease")
+                continue
+            found, put = _found(run)
+            if owner.encode() in found:
+                put(_lease(owner), "lease")
 
 
 def _renew_file(run: Storage, owner: str) -> None:

@@ -1,12 +1,15 @@
 """A proxy in front of an object store, which fails as it is told to."""
 
 import re
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from aiohttp import ClientSession, web
 
 from tests.answering import Answering
 
+LATE = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 UNHEARD = 1 << 10  # bytes of an upload that a cut lets through
 
 
@@ -46,6 +49,8 @@ class Proxy:
         for trouble in self.troubles:
             if trouble.meets(request):
                 return await self._fail(request, trouble.kind)
+        if is_late(request):
+            return web.Response(status=403, text=LATE)
         body = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() != "transfer-encoding"}
         there = self.behind + str(request.rel_url)
@@ -70,3 +75,11 @@ class Proxy:
         if kind == "no keys":
             return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
         return web.Response(status=503, text="<Error><Code>SlowDown</Code></Error>")
+
+
+def is_late(request: web.Request) -> bool:
+    """Whether the end in a request's signature is past: S3 looks at it, where moto does not."""
+    if "X-Amz-Expires" not in request.query:
+        return False
+    signed = datetime.strptime(request.query["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return time.time() > signed.timestamp() + int(request.query["X-Amz-Expires"])
