@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.record import Failure, Record
 from clipmill.pipeline.errors import ClipmillError
-from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS
+from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, Notice
 from clipmill.pipeline.run_folder.live import LEAST_S, Live, LiveRun, Look, Status, Watcher
 from clipmill.pipeline.run_folder.words import KINDS, duration
 from clipmill.pipeline.terminal import bars, drawing, harmless, one_line
@@ -82,6 +82,9 @@ class _Printing(Watcher):
 
     def stopped(self, name: str, error: ClipmillError) -> None:
         _print(f"{name}: failed: {one_line(error.args[0])}")
+
+    def noticed(self, notice: Notice) -> None:
+        _print(one_line(notice.text))
 
 
 class Bars(_Printing):

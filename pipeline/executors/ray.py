@@ -42,6 +42,7 @@ from clipmill.pipeline.executors.ranks import Ends
 from clipmill.pipeline.executors.ray_pools import IDLE_S, Actor, ActorPools, Launch, Pool
 from clipmill.pipeline.executors.ray_session import Session, first_line
 from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
+from clipmill.pipeline.executors.telling import Notice
 from clipmill.pipeline.stage import Resources
 
 NODE_DIED = "node has died"  # in Ray's message: an actor's error has no type for it
@@ -74,6 +75,7 @@ class RayExecutor(Dispatcher):
         super().__init__()
         self._session = Session(address, workers)
         self._actors = ActorPools(self._session, workers, env or {})
+        self._lost = {node["NodeID"] for node in lost_nodes()}
         self._news: Any = None  # the pending request for events
         self._asked_s = 0.0
 
@@ -180,6 +182,7 @@ class RayExecutor(Dispatcher):
             if is_time and self._news is None and self._actors.events is not None:
                 self._asked_s = time.monotonic()
                 self._news = self._actors.events.take.remote()
+                self._name_lost_nodes()
 
     def _ring(self) -> None:
         """Does nothing: `_turn` waits for commands only, and actors' answers come as commands."""
@@ -286,6 +289,15 @@ class RayExecutor(Dispatcher):
                 do = "see that they can import the stage and have the memory its models need"
                 stream.fail(StageError(found, f"step {stream.steps[number].name}", do))
 
+    def _name_lost_nodes(self) -> None:
+        """Says once of each node that went away."""
+        for node in lost_nodes():
+            if node["NodeID"] not in self._lost:
+                self._lost.add(node["NodeID"])
+                name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                text = f"lost node {node['NodeID'][:8]} on {name}: others do what it had in hand"
+                self.on_told(Notice(text))
+
     def _users(self, pool: Pool) -> list[tuple[Stream, int]]:
         return [
             (stream, number)
@@ -333,6 +345,11 @@ def why_ended(error: Exception, actor: str) -> str | None:
     if found[actor] < max(found.values()):
         return None
     return f"it took {found[actor][1]:.1f} GB of memory, and its machine had too little"
+
+
+def lost_nodes() -> list[dict[str, Any]]:
+    """Returns the nodes that the cluster had and has no more, as Ray describes them."""
+    return [node for node in ray.nodes() if not node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def died_with_machine(error: Exception) -> bool:

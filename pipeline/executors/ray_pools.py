@@ -337,7 +337,8 @@ class ActorPools:
         env = self._environment(resources)
         if self.events is None:
             own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
-            self.events = ray.remote(EventQueue).options(num_cpus=0, runtime_env=own).remote()
+            queue = ray.remote(EventQueue).options(num_cpus=0, max_restarts=-1, runtime_env=own)
+            self.events = queue.remote()  # on another node where its own is lost
         return (
             ray.remote(Worker)
             .options(

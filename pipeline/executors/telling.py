@@ -73,6 +73,13 @@ def reporting(stage: str, what: str) -> Iterator[None]:
         tell(ProgressEvent((stage,), what))
 
 
+@dataclass(frozen=True)
+class Notice:
+    """A sentence of the executor for the user."""
+
+    text: str
+
+
 class _Compiling:
     """A listener of Numba's: reports as progress that code is compiled, once for an install.
 

@@ -24,7 +24,7 @@ from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, LostLockError
 from clipmill.pipeline.executors import Executor, Placed
-from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressEvent
+from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, Notice, ProgressEvent
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import other_code
 from clipmill.pipeline.run_folder.state import RunState, StageState, latest
@@ -365,6 +365,7 @@ class Watcher:
     def damaged(self, name: str, found: DamagedError) -> None: ...
     def stopped(self, name: str, error: ClipmillError) -> None: ...
     def finished(self, name: str, state: StageState) -> None: ...
+    def noticed(self, notice: Notice) -> None: ...
 
 
 class LiveReporter:
@@ -493,8 +494,11 @@ class LiveReporter:
         if done:
             self.watcher.unit(name, call, done, total)
 
-    def on_event(self, event: ProgressEvent) -> None:
-        """Takes in a worker's progress on its shard or unit."""
+    def on_event(self, event: ProgressEvent | Notice) -> None:
+        """Takes in a worker's progress on its shard or unit, or what the executor has to say."""
+        if isinstance(event, Notice):
+            self.watcher.noticed(event)
+            return
         with self._lock:
             for name in event.stages:
                 stage = self.live.stages[name]

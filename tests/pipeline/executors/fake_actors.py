@@ -120,6 +120,7 @@ def fake_executor(cpus: int) -> Iterator[tuple[RayExecutor, Cluster]]:
         put=lambda value: value,
         kill=cluster.kill,
         cluster_resources=lambda: cluster.resources,
+        nodes=lambda: [],
     )
     with (
         mock.patch.object(on_ray, "ray", fake),
