@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
+import socket
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from clipmill.metadata.scratch import scratch_folder
 from clipmill.metadata.storage import KEYS, Storage, wants_keys
 from clipmill.pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from clipmill.pipeline.extras import install, missing
+
+FULL_STORE = re.compile(r"QUOTA_?EXCEEDED|STORAGE_?FULL|HTTP status 507", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -50,9 +54,11 @@ def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
         return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
     if wants_keys(error):
         return StageError(f"the store refuses: {error}", place, KEYS)
+    do = "free space there, then run again: what is stored stays"
+    if FULL_STORE.search(str(error)):
+        return StageError(f"the store is full: {error}", place, do)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = error.filename2 or error.filename or _fullest(folder)  # of a copy, its destination
-        do = "free space there, then run again: what is stored stays"
         return StageError(f"the disk is full: {error.strerror}", f"{full}, {place}", do)
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")
 
@@ -61,4 +67,5 @@ def _fullest(folder: Storage) -> str:
     """Returns the place with the least room of those written to: a failed write names no file."""
     places = [str(scratch_folder()), *([folder.path] if folder.is_local else [])]
     by_disk = {os.stat(place).st_dev: place for place in places}  # its room changes as we look
-    return min(by_disk.values(), key=lambda place: shutil.disk_usage(place).free)
+    full = min(by_disk.values(), key=lambda place: shutil.disk_usage(place).free)
+    return full if full == folder.path else f"{full} on {socket.gethostname()}"

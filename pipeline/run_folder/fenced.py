@@ -22,6 +22,8 @@ from pyarrow import fs
 PART_BYTES = 8 << 20
 PARTS = 4  # sent at a time
 LIST = 1000  # objects that one request deletes at most
+ANSWER_S = 10  # a store that takes longer to answer is asked again
+SLOW = {"copy_object": 300, "complete_multipart_upload": 300}  # while it moves an object's bytes
 
 _left_s: ContextVar[Callable[[], int]] = ContextVar("left_s")
 
@@ -94,7 +96,8 @@ class Fenced:
         bucket, _, key = place.partition("/")
         where = {"Bucket": bucket} | ({} if operation == "delete_objects" else {"Key": key})
         _left_s.set(self._left_s)
-        client = _client(os.getpid(), self._uri, self._fs.region)
+        answer_s = SLOW.get(operation, ANSWER_S)
+        client = _client(os.getpid(), self._uri, self._fs.region, answer_s)
         try:
             answer: Mapping[str, Any] = getattr(client, operation)(**where, **more)
         except ClientError as error:
@@ -123,7 +126,7 @@ def fenced(uri: str, filesystem: fs.FileSystem, left_s: Callable[[], int]) -> Fe
 
 
 @lru_cache
-def _client(pid: int, uri: str, region: str) -> Any:
+def _client(pid: int, uri: str, region: str, answer_s: int) -> Any:
     """Returns this process's client of the store that a URI names."""
     from botocore import UNSIGNED
     from botocore.auth import S3SigV4QueryAuth
@@ -145,7 +148,7 @@ def _client(pid: int, uri: str, region: str) -> Any:
             s3={"addressing_style": "path" if endpoint else "auto"},
             retries={"mode": "standard", "total_max_attempts": 5},
             connect_timeout=5,
-            read_timeout=20,
+            read_timeout=answer_s,
             max_pool_connections=32,
             request_checksum_calculation="when_required",
         ),

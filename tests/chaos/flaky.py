@@ -1,5 +1,7 @@
 """A proxy in front of an object store, which fails as it is told to."""
 
+import asyncio
+import random
 import re
 import time
 from dataclasses import dataclass, field
@@ -15,21 +17,30 @@ UNHEARD = 1 << 10  # bytes of an upload that a cut lets through
 
 @dataclass
 class Trouble:
-    """What goes wrong with requests whose method and path match: `503`, `cut` in mid-upload, or
-    `no keys`, for those that have none."""
+    """What goes wrong with requests whose method and path match, or with a share drawn of them.
+
+    `cut` in mid-upload, `hang` for a minute, `no keys`, for those that have none, or a status and
+    a code of S3's.
+    """
 
     match: str
     kind: str = "503"
     times: int = 1 << 30
+    share: float = 1.0
+    seed: str = ""
+    seen: int = 0
     met: int = 0
 
     def meets(self, request: web.Request) -> bool:
         if self.met >= self.times or not re.search(self.match, f"{request.method} {request.path}"):
             return False
-        if self.kind == "no keys" and "Authorization" in request.headers:
+        is_signed = "Authorization" in request.headers or "X-Amz-Signature" in request.query
+        if self.kind == "no keys" and is_signed:
             return False
-        self.met += 1
-        return True
+        self.seen += 1
+        meets = random.Random(f"{self.seed} {self.kind} {self.seen}").random() < self.share
+        self.met += meets
+        return meets
 
 
 @dataclass
@@ -72,9 +83,12 @@ class Proxy:
             request.transport.abort()
             return web.Response()
         await request.read()
-        if kind == "no keys":
-            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
-        return web.Response(status=503, text="<Error><Code>SlowDown</Code></Error>")
+        if kind == "hang":
+            await asyncio.sleep(60)
+            return web.Response(status=500)
+        status, _, code = kind.replace("no keys", "403 AccessDenied").partition(" ")
+        text = f"<Error><Code>{code or 'SlowDown'}</Code></Error>"
+        return web.Response(status=int(status), text=text)
 
 
 def is_late(request: web.Request) -> bool:

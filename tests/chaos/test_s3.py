@@ -240,6 +240,38 @@ def test_a_shard_that_cannot_be_stored_fails_by_name_and_nothing_half_is_there(
     assert meaning(Storage(uri)) == undisturbed[1]
 
 
+@pytest.mark.drawn(one_in=3, cpu_s=10)
+def test_a_store_that_fails_and_hangs_at_random_changes_nothing(
+    run_flaky, undisturbed, seed, record_property
+):
+    failing = Trouble("", "500 InternalError", share=0.05, seed=seed)
+    hanging = Trouble("", "hang", share=0.01, seed=seed)
+    outcome, uri = run_flaky("at-random", failing, hanging)
+    assert outcome.complete
+    assert failing.met > 3
+    assert hanging.seen > 100
+    record_property("tries", failing.met + hanging.met)
+    print(f"{hanging.seen} requests: {failing.met} failed, {hanging.met} hung")
+    assert meaning(Storage(uri)) == undisturbed[1]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("answer", ["507 XMinioStorageFull", "403 QuotaExceeded"])
+def test_a_store_that_is_full_stops_the_stage_and_with_room_the_run_goes_on(
+    answer, run_flaky, undisturbed
+):
+    name = answer.partition(" ")[2]
+    full = Trouble("PUT .*/square.*parquet", answer)
+    outcome, uri = run_flaky(name, full)
+    found, _, do = outcome.stopped["square"].args
+    assert found.startswith("the store is full: ")
+    assert do == "free space there, then run again: what is stored stays"
+    assert full.met <= 3 * 5, "nor does it try for long"
+    outcome, _ = run_flaky(name)
+    assert outcome.complete
+    assert meaning(Storage(uri)) == undisturbed[1]
+
+
 def test_a_store_that_is_not_there_is_said_without_keys(
     toys, clipmill, bucket, recipe, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +78,14 @@ def test_of_one_disk_the_run_folder_is_named_however_its_room_changes(tmp_path, 
     folder.mkdir()
     full = storage_error(OSError(errno.ENOSPC, "no room"), "here", Storage(str(folder)))
     assert full.args[1] == f"{folder}, here"
+
+
+def test_scratch_that_is_full_is_named_with_its_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "scratch_folder", lambda: tmp_path)
+    elsewhere = Storage(str(tmp_path / "run"))
+    elsewhere.is_local = False
+    full = storage_error(OSError(errno.ENOSPC, "no room"), "here", elsewhere)
+    assert full.args[1] == f"{tmp_path} on {socket.gethostname()}, here"
 
 
 def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
