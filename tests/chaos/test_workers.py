@@ -172,16 +172,22 @@ def crash(tmp_path, pool):
     return recipe, lambda: script.write_text("{}"), script.with_suffix(".log")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+ON_RAY = pytest.mark.drawn(one_in=3, cpu_s=30)
+
+
+@pytest.mark.parametrize("workers", [1, 2, pytest.param("ray", marks=ON_RAY)])
 def test_a_shard_that_always_ends_its_worker_is_set_aside_and_the_others_finish(
-    workers, crash, tmp_path
+    workers, crash, tmp_path, request
 ):
     recipe, mend, log = crash
     out = tmp_path / "run"
+    head = request.getfixturevalue("ray_head") if workers == "ray" else None
+    on, env = (head.arguments, head.environment) if head else ((), {})
 
     def run(name: str, *more: str):
         log.unlink(missing_ok=True)
-        return clipmill_run(recipe, out, tmp_path / name, *more, workers=workers)
+        count = 2 if head else workers
+        return clipmill_run(recipe, out, tmp_path / name, *on, *more, workers=count, env=env)
 
     first = run("first")
     assert first.code == 1

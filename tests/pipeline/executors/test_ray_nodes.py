@@ -4,11 +4,12 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray._private import ray_constants
@@ -53,6 +54,19 @@ def cluster(monkeypatch):
     """A node with two CPUs, and one with one that will be lost."""
     with nodes_with(monkeypatch, 2, 1) as (made, nodes):
         yield made, nodes[-1]
+
+
+@pytest.mark.soak(cpu_s=20)
+def test_where_rays_object_store_is_full_items_pass_all_the_same(monkeypatch):
+    with (
+        nodes_with(monkeypatch, 2) as (cluster, _),
+        closing(RayExecutor(address=cluster.address)) as executor,
+    ):
+        held = [ray.get(ray.put(np.zeros(25 << 20, np.uint8))) for _ in range(3)]  # of 80 MB
+        items = [{"i": number, "bytes": bytes([number]) * (2 << 20)} for number in range(60)]
+        done = list(executor.stream([work.step(dict)], items))
+        del held
+    assert sorted(done, key=lambda item: item["i"]) == items
 
 
 def rest_a_little(item):

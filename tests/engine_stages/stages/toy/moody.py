@@ -1,8 +1,11 @@
 """The number again, with the trouble that a script asks for."""
 
+import contextlib
 import json
 import os
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RetryableError
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
 
 COPY = Column("copy", pa.int64(), "", "The number.")
+LEAKED: list[bytes] = []
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 
 
@@ -26,7 +31,8 @@ class Moody(RowStage):
     The script is a JSON object. `kill`, `raise`, `timeout`: lists of numbers. `busy`: numbers, each
     with how often it fails before it succeeds. `killed`: numbers, each with how often its worker
     gets a signal as from outside, which `counter`, a file, counts if there is one. `answer`: what
-    is wrong with every answer. Beside the script lies a log of every number seen, in their order.
+    is wrong with every answer. `sleep`, `leak`: seconds and megabytes that a batch takes. `full`: a
+    variable of machines whose disk is. Beside the script lies a log of every number seen, in order.
     """
 
     script: str = location()
@@ -44,6 +50,11 @@ class Moody(RowStage):
         return partial(copy, Path(self.script))
 
 
+@contextlib.contextmanager
+def on_a_full_disk(folder: Storage, name: str) -> Iterator[Path]:
+    yield Path("/dev/full")
+
+
 def copy(script: Path, batch: pa.Table) -> pa.Table:
     mood: dict[str, Any] = json.loads(script.read_text())
     number = batch[NUMBER.name]
@@ -51,6 +62,10 @@ def copy(script: Path, batch: pa.Table) -> pa.Table:
     log = script.with_suffix(".log")
     with log.open("a") as file:
         file.writelines(f"{n}\n" for n in number.to_pylist())
+    time.sleep(mood.get("sleep", 0))
+    if mood.get("full", "") in os.environ:
+        Storage.scratch = on_a_full_disk
+    LEAKED.append(b"x" * (mood.get("leak", 0) << 20))
     if seen & set(mood.get("kill", [])):
         os.abort()
     for victim, times in mood.get("killed", {}).items():
