@@ -8,7 +8,7 @@ requests hold for 15 minutes and have no conditions.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import lru_cache
@@ -19,11 +19,18 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
+from clipmill.metadata.keys import without_keys
+
 PART_BYTES = 8 << 20
 PARTS = 4  # sent at a time
 LIST = 1000  # objects that one request deletes at most
 ANSWER_S = 10  # a store that takes longer to answer is asked again
 SLOW = {"copy_object": 300, "complete_multipart_upload": 300}  # while it moves an object's bytes
+ERRORS = {
+    "NoSuchKey": FileNotFoundError,
+    "PreconditionFailed": FileExistsError,
+    "ConditionalRequestConflict": FileExistsError,
+}
 
 _left_s: ContextVar[Callable[[], int]] = ContextVar("left_s")
 
@@ -77,7 +84,7 @@ class Fenced:
             found = self._call("get_object", place)
         except FileNotFoundError:
             return None
-        return found["Body"].read(), found["ETag"]
+        return found["Body"], found["ETag"]
 
     def replace(self, place: str, data: bytes, etag: str | None) -> None:
         """Stores an object in the place of the one with that ETag, or of none.
@@ -87,10 +94,12 @@ class Fenced:
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
             self._call("put_object", place, Body=data, **condition)
-        except NotImplementedError:
+        except OSError as error:
+            if "NOT_IMPLEMENTED" not in str(error):
+                raise
             self._call("put_object", place, Body=data)
 
-    def _call(self, operation: str, place: str, **more: Any) -> Mapping[str, Any]:
+    def _call(self, operation: str, place: str, **more: Any) -> dict[str, Any]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = place.partition("/")
@@ -99,19 +108,19 @@ class Fenced:
         answer_s = SLOW.get(operation, ANSWER_S)
         client = _client(os.getpid(), self._uri, self._fs.region, answer_s)
         try:
-            answer: Mapping[str, Any] = getattr(client, operation)(**where, **more)
+            answer: dict[str, Any] = getattr(client, operation)(**where, **more)
+            if "Body" in answer:
+                answer["Body"] = answer["Body"].read()
         except ClientError as error:
             self._left_s()  # the lock is lost: that is why
             code = error.response["Error"]["Code"]
-            kinds = {"NoSuchKey": FileNotFoundError, "NotImplemented": NotImplementedError}
-            kinds |= {"PreconditionFailed": FileExistsError}
-            kinds |= {"ConditionalRequestConflict": FileExistsError}
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()  # as Arrow has it
             if "expired" in str(error):
                 name = "REQUEST_TOO_LATE, see that this machine's clock is right"
-            raise kinds.get(code, OSError)(f"{place}: AWS Error {name}: {error}") from None
-        except BotoCoreError as error:
-            raise OSError(f"{place}: AWS Error NETWORK_CONNECTION: {error}") from None
+            raise ERRORS.get(code, OSError)(f"{place}: AWS Error {name}: {error}") from None
+        except BotoCoreError as error:  # it may name a URL, with its signature
+            text = without_keys(str(error))
+            raise OSError(f"{place}: AWS Error NETWORK_CONNECTION: {text}") from None
         if answer.get("Errors"):  # of `delete_objects`
             raise OSError(f"{place}: AWS Error {answer['Errors'][0]}")
         return answer

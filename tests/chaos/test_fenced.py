@@ -19,7 +19,8 @@ from pyarrow import fs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import LostLockError, RecipeError
 from clipmill.pipeline.run_folder import lock
-from tests.chaos.conftest import RECIPE
+from clipmill.pipeline.run_folder.fenced import fenced
+from tests.chaos.conftest import RECIPE, Bucket
 from tests.engine_stages.harness import environment, toy_stages
 from tests.pipeline.run_folder.test_lock import Thrice, write_lease
 
@@ -146,6 +147,15 @@ def test_a_worker_whose_driver_renews_no_more_stops_before_another_takes_over(ru
     hold.good_until = 0
     with pytest.raises(LostLockError, match="has not renewed it"):
         hold.check()
+
+
+def test_a_store_that_went_away_is_said_without_keys_and_signature(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    gone = Storage(Bucket(9).uri("gone"))
+    store = fenced(gone.uri, gone.fs, lambda: 5)
+    with pytest.raises(OSError, match=r"AWS Error NETWORK_CONNECTION.*127.0.0.1:9") as said:
+        store.delete_file(gone.locate("record"))
+    assert not re.search("KEY|SECRET|Signature", str(said.value))
 
 
 @pytest.mark.drawn(cases=1, cpu_s=20)

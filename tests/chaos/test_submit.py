@@ -99,6 +99,7 @@ class Head:
 
     address: str
     metrics: str  # where Prometheus would ask
+    process: subprocess.Popen  # which leads the group of all its processes
 
     def get(self, path: str, body: dict | None = None):
         """What it answers; to a body, which is posted, as well."""
@@ -164,7 +165,7 @@ def started_head(
     """A head that answers; it ends with the stack."""
     ports = free_ports(4)
     process = started(stack, folder, "head", HEAD.format(port, cpus, *ports), programs)
-    head = Head(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/metrics")
+    head = Head(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/metrics", process)
     while not head.answers():
         wait(process, 0.2)
         assert process.poll() is None, (folder / "head.log").read_text()
@@ -298,6 +299,40 @@ def test_killed_and_submitted_again_a_run_has_the_bytes_of_a_local_one(user):
     assert code == 0, output
     assert "uids: found done" in output
     assert times_of(run) == after
+
+
+@pytest.mark.soak(cpu_s=60)
+@pytest.mark.timeout(400)  # `submit` waits two minutes for the head
+def test_where_a_head_is_lost_with_its_driver_a_run_goes_on_from_another(user):
+    run, gate = user.folder / "run", user.folder / "gate"
+    at = f"numbers.path={user.folder}/pool"
+    code, output = outcome(user.begin("run", "it.yaml", "--out", "local", "--set", at))
+    assert code == 0, output
+    gate.unlink()
+    os.mkfifo(gate)
+    with ray_folder() as folder, ExitStack() as stack:
+        lost = User(started_head(stack, folder, 0, 2), user.folder, user.begun)
+        first = lost.submit()
+        while not list(run.glob("stages/held-*/000000.json")):
+            wait(first, 0.1)
+            assert first.poll() is None, outcome(first)
+        os.killpg(lost.head.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(json.loads((run / "lock.json").read_text())["pid"], signal.SIGKILL)
+        code, output = outcome(first, 240)
+    assert code == 1
+    assert "the head does not answer any more" in output
+    before = times_of(run)
+    gate.unlink()
+    gate.write_text("open")
+    code, output = outcome(user.submit())
+    assert code == 0, output
+    assert "numbers: found done" in output
+    assert bytes_of(run) == bytes_of(user.folder / "local")
+    after = times_of(run)
+    stored = [path for path in before if path.match("held-*/000000-*.parquet")]
+    assert stored
+    assert all(after[path] == before[path] for path in stored)
 
 
 def test_a_stage_that_fails_is_heard_here_and_ends_with_1(user):
