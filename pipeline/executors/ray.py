@@ -179,10 +179,11 @@ class RayExecutor(Dispatcher):
                 for message in ray.get(taken):
                     self.on_told(message)
             is_time = time.monotonic() - self._asked_s >= ASK_S
-            if is_time and self._news is None and self._actors.events is not None:
+            if is_time and self._actors.events is not None:
                 self._asked_s = time.monotonic()
-                self._news = self._actors.events.take.remote()
                 self._name_lost_nodes()
+                if self._news is None:
+                    self._news = self._actors.events.take.remote()
 
     def _ring(self) -> None:
         """Does nothing: `_turn` waits for commands only, and actors' answers come as commands."""
