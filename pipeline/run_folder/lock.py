@@ -164,7 +164,7 @@ def _found(run: Storage) -> tuple[bytes, Callable[[bytes, str], None]]:
 
     On S3 that raises FileExistsError where the lease is another by now.
     """
-    store = fenced(run.uri, run.fs, lambda: math.ceil(LEASE_S / 4))
+    store = fenced(run.uri, run.fs, lambda: math.ceil(LEASE_S))
     if store is None:
         found = None if run.is_local else run.read_if_there(NAME)
         return found or b"", partial(run.put, NAME)
