@@ -72,7 +72,7 @@ lowest: browser  ## unit tests with the lowest versions that pyproject.toml allo
 	$(PYTHON) -m venv --clear .venv/lowest
 	$(LOWEST)/python -m pip install --quiet uv
 	$(LOWEST)/uv pip compile --quiet --no-deps --resolution lowest-direct --python $(LOWEST)/python \
-	--extra pool --extra tables --extra web --extra gpu --extra img2dataset --extra tensorboard pyproject.toml \
+	--extra pool --extra look --extra tables --extra web --extra gpu --extra img2dataset --extra tensorboard pyproject.toml \
 	--output-file .venv/lowest/lowest.txt
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --constraint .venv/lowest/lowest.txt \
 	--editable '.[dev]'

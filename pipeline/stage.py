@@ -165,8 +165,8 @@ class Stage(ABC):
     asked_in: ClassVar[str]
     # Its names in `export --to`; if there are several, its setting `format` chooses.
     formats: ClassVar[tuple[str, ...]]
-    # (option of `doctor`, "model" or "tasks", to a check; the check returns None for values that
-    # another stage checks).
+    # (option of `doctor`, "model", "onnx" or "tasks", to a check; the check returns None for values
+    # that another stage checks).
     proofs: ClassVar[tuple[tuple[str, Proof], ...]]
 
     @property

@@ -41,11 +41,13 @@ from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.state import RunState, latest
 from clipmill.pipeline.stage import edges_taken
 from clipmill.stages.ops.images.pixels import PIXELS
+from tests.stages.networks import colours, written
 
 RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
 SOURCES = ("pool", "list", "rows", "folder", "tars", "named")
-ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
+# Exact on one kind of processor only.
+ON_TORCH = ("embed.features", "embed.filter_network", "annotate.onnx")
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],
     "de": ["Kreis", "in", "in Rot", "Stern"],
@@ -213,6 +215,7 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
     recipe = with_examples(load_recipe(str(RECIPE)), OURS)
     concepts, tasks = str(folder / "concepts.parquet"), str(generated / "eval")
     places = {"concepts": concepts, "tasks": tasks, "targets": tasks}
+    places["file"] = written(colours(16), folder / "net.onnx")
     sizes = {"shard_rows": shard_rows, "rows_per_shard": shard_rows // 2}
     stages = {
         name: {key: places.get(key, sizes.get(key, value)) for key, value in keys.items()}

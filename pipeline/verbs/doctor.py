@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from clipmill.pipeline.stage import Environment
 
-HELP = "check this machine, a model, or a folder of evaluation tasks"
+HELP = "check this machine, a model, a network, or a folder of evaluation tasks"
 EXAMPLES = """\
 clipmill doctor --out run
 clipmill doctor --model reference --model checkpoint:model.pt
-clipmill doctor --model smollm2
+clipmill doctor --onnx nsfw.onnx
 clipmill doctor tasks eval
 """
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of ray[default]
@@ -50,6 +50,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="check that a model loads, or answers, as a recipe names it:"
         " `open_clip:ViT-B-32/openai`, `openai:http://host:8000/v1#qwen`; may be repeated",
+    )
+    parser.add_argument(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run a network of an ONNX file: its inputs, outputs, speed, and lines of a recipe",
     )
     parser.add_argument(
         "--out", metavar="URI", help="run folder whose disk is checked (default: here)"
@@ -69,13 +76,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; returns FAILED if one is bad."""
     is_tasks = options.subject == "tasks"
-    findings = examine_tasks(options.folder) if is_tasks else examine(options.model, options.out)
+    findings = (
+        examine_tasks(options.folder)
+        if is_tasks
+        else examine(options.model, options.out, options.onnx)
+    )
     print(json.dumps(list(map(asdict, findings)), indent=1) if options.json else text(findings))
     return FAILED if any(finding.verdict == "bad" for finding in findings) else DONE
 
 
-def examine(models: list[str], out: str | None) -> list[Finding]:
-    """Checks this machine's packages, GPU, memory, disk and limits, and each model."""
+def examine(models: list[str], out: str | None, networks: Sequence[str] = ()) -> list[Finding]:
+    """Checks this machine's packages, GPU, memory, disk and limits, and each model and network."""
     return [
         _python(),
         *map(_package, required()),
@@ -86,7 +97,8 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
         _memory(),
         _disk(out or "."),
         _files(),
-        *(finding for model in models for finding in _model(model)),
+        *(finding for model in models for finding in _outside("model", model)),
+        *(finding for file in networks for finding in _outside("onnx", file)),
     ]
 
 
@@ -191,11 +203,11 @@ def _files() -> Finding:
     return Finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
 
 
-def _model(model: str) -> list[Finding]:
-    """Checks that a model loads, or answers what stages ask."""
-    name = f"model {without_keys(model)}"
+def _outside(about: str, model: str) -> list[Finding]:
+    """Checks that a model or network loads, or answers what stages ask."""
+    name = f"{about} {without_keys(model)}"
     try:
-        findings = _findings_on("model", model)
+        findings = _findings_on(about, model)
     except ClipmillError as error:
         return [Finding(name, "bad", error.args[0], error.args[2])]
     except ImportError as error:

@@ -1,0 +1,157 @@
+"""Opens networks of ONNX files, and runs them in batches of one shape.
+
+A file is read once: its digest is of the bytes that run, so weights beside it are refused.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import open_uri
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.extras import install, missing
+from clipmill.pipeline.stage import Worker
+
+# Shapes: N rows, B rows of a call.
+
+LARGEST = 2**31  # bytes: a protobuf holds no more
+PICTURES, PICTURES_ON_GPU, VECTORS = 4, 32, 64  # of a call: on a CPU more pictures take longer each
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+KERAS = b"\x89HDF", b"PK\x03\x04"  # .h5, and .keras or a zip of a SavedModel
+TO_ONNX = "convert it: python -m tf2onnx.convert --keras FILE --output FILE.onnx"
+ONE_FILE = "save it as one file: onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)"
+ADVICE = {  # words of onnxruntime's errors, and what to do
+    "xternal data": ONE_FILE,
+    "model_path must not be empty": ONE_FILE,
+    "not a registered function/op": "export it without custom operators",
+    "No Op registered": "export it without custom operators",
+    "opset": "export it with a lower opset_version, or pip install --upgrade onnxruntime",
+    "IR version": "save it with a lower ir_version, or pip install --upgrade onnxruntime",
+}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network; a size that varies is None."""
+
+    name: str
+    shape: tuple[int | None, ...]  # rows first
+    dtype: Any
+
+
+class Network:
+    """A network with one input; it is called with as many rows as fit, the last ones padded."""
+
+    def __init__(self, session: Any, uri: str, sha256: str, on_gpu: bool) -> None:
+        self.session, self.uri, self.sha256 = session, uri, sha256
+        self.inputs, self.outputs = map(_ports, (session.get_inputs(), session.get_outputs()))
+        if len(self.inputs) != 1 or self.input.dtype not in TYPES:
+            names = ", ".join(f"{port.name!r} of {port.dtype}" for port in self.inputs)
+            do = "export a network of one input: tensor(float), tensor(float16) or tensor(uint8)"
+            raise StageError(f"a network that reads {names}", redacted(uri), do)
+        pictures = PICTURES_ON_GPU if on_gpu else PICTURES
+        self.reads_pictures = len(self.input.shape) == 4
+        self.rows = self.input.shape[0] or (pictures if self.reads_pictures else VECTORS)
+
+    @property
+    def input(self) -> Port:
+        return self.inputs[0]
+
+    def __call__(self, input_N: NDArray[Any], outputs: list[str]) -> list[NDArray[Any]]:
+        """Returns (N, …) of each named output."""
+        parts: list[list[NDArray[Any]]] = [[] for _ in outputs]
+        for start in range(0, len(input_N), self.rows):
+            some = input_N[start : start + self.rows]
+            padded_B = np.zeros((self.rows, *some.shape[1:]), TYPES[self.input.dtype])
+            padded_B[: len(some)] = some
+            for part, value in zip(parts, self._run(padded_B, outputs), strict=True):
+                part.append(np.asarray(value)[: len(some)])
+        return [np.concatenate(part) if part else np.empty((0, 1), np.float32) for part in parts]
+
+    def _run(self, padded_B: NDArray[Any], outputs: list[str]) -> list[NDArray[Any]]:
+        try:
+            answers: list[NDArray[Any]] = self.session.run(outputs, {self.input.name: padded_B})
+        except Exception as error:  # onnxruntime has no common base of its errors
+            shape = ", ".join(map(str, padded_B.shape[1:]))
+            raise StageError(
+                f"a network that does not run on rows of ({shape}): {_words(error)}",
+                redacted(self.uri),
+                "`clipmill doctor --onnx FILE` says what it reads",
+            ) from None
+        return answers
+
+
+def open_network(uri: str, worker: Worker) -> Network:
+    """Opens a file on the worker's device, and pins its digest; StageError where it is unfit."""
+    network = from_bytes(read(uri), uri, worker)
+    worker.pin(redacted(uri), network.sha256)
+    return network
+
+
+def look_at(uri: str, key: str = "file") -> None:
+    """Raises StageError where a setting names no file, or one that is plainly no ONNX file."""
+    store, path = open_uri(uri)
+    info = store.get_file_info(path)
+    where = f"key `{key}`"
+    if not info.is_file:
+        raise StageError(f"no file '{redacted(uri)}'", where, "copy the weights there, or mend it")
+    if info.size >= LARGEST:
+        found = f"'{redacted(uri)}' has {info.size / 2**30:.1f} GiB, an ONNX file less than 2"
+        raise StageError(found, where, "export it in float16, or as a smaller network")
+    with store.open_input_file(path) as file:
+        head = file.read(4)
+    if head.startswith(KERAS):
+        raise StageError(f"'{redacted(uri)}' is a file of Keras or a zip", where, TO_ONNX)
+
+
+def read(uri: str) -> bytes:
+    """Returns the bytes of a file that `look_at` has looked at."""
+    look_at(uri)
+    store, path = open_uri(uri)
+    with store.open_input_file(path) as file:
+        body: bytes = file.read()
+    return body
+
+
+def from_bytes(body: bytes, uri: str, worker: Worker) -> Network:
+    """Opens a network on the worker's GPU, if it has one, else on its threads."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise missing("onnxruntime", redacted(uri)) from None
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = worker.threads, 1
+    options.log_severity_level = 4  # an error is raised, too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # workers share cores
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if on_gpu := worker.device.startswith("cuda"):
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            do = "pip uninstall onnxruntime; pip install onnxruntime-gpu; or leave out `gpus`"
+            raise StageError("this onnxruntime has no CUDA", f"stage '{worker.stage}'", do)
+        number = worker.device.partition(":")[2] or "0"
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
+    try:
+        session = onnxruntime.InferenceSession(body, options, providers=providers)
+    except Exception as error:  # onnxruntime has no common base of its errors
+        advice = (do for words, do in ADVICE.items() if words in str(error))
+        do = next(advice, f"copy it again, or export it again; {install('onnxruntime')}")
+        raise StageError(f"a file that is no network: {_words(error)}", redacted(uri), do) from None
+    return Network(session, uri, hashlib.sha256(body).hexdigest(), on_gpu)
+
+
+def _ports(values: list[Any]) -> list[Port]:
+    return [
+        Port(v.name, tuple(n if isinstance(n, int) else None for n in v.shape), v.type)
+        for v in values
+    ]
+
+
+def _words(error: Exception) -> str:
+    """Returns the last line of a message that says something, without places in C++ code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rpartition(") ")[2][-200:]
