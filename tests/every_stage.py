@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from clipmill.metadata.concepts.load import concept_list, of_entries, save
 from clipmill.metadata.passes import read_stage
@@ -41,13 +42,16 @@ from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.state import RunState, latest
 from clipmill.pipeline.stage import edges_taken
 from clipmill.stages.ops.images.pixels import PIXELS
-from tests.stages.networks import colours, written
+from tests.stages.networks import colours, marks, written
 
 RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
 SOURCES = ("pool", "list", "rows", "folder", "tars", "named")
 # Exact on one kind of processor only.
-ON_TORCH = ("embed.features", "embed.filter_network", "annotate.onnx")
+ON_TORCH = (
+    *("embed.features", "embed.filter_network"),
+    *("annotate.onnx", "annotate.head", "annotate.watermark"),
+)
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],
     "de": ["Kreis", "in", "in Rot", "Stern"],
@@ -215,7 +219,8 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
     recipe = with_examples(load_recipe(str(RECIPE)), OURS)
     concepts, tasks = str(folder / "concepts.parquet"), str(generated / "eval")
     places = {"concepts": concepts, "tasks": tasks, "targets": tasks}
-    places["file"] = written(colours(16), folder / "net.onnx")
+    weights = {"weight": np.ones((1, 768), np.float32), "bias": np.ones(1, np.float32)}
+    save_file(weights, folder / "head.safetensors")
     sizes = {"shard_rows": shard_rows, "rows_per_shard": shard_rows // 2}
     stages = {
         name: {key: places.get(key, sizes.get(key, value)) for key, value in keys.items()}
@@ -225,6 +230,9 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
         stages[name]["path"] = str(folder / name)
     stages["named"]["pictures"] = str(folder / "folder")
     stages["listed"]["path"] = str(folder / "listed.txt")
+    stages["net"]["file"] = written(colours(16), folder / "net.onnx")
+    stages["head"]["file"] = str(folder / "head.safetensors")
+    stages["marked"]["file"] = written(marks(), folder / "marks.onnx")
     if files > 1:
         stages["both"]["from"] = ["tars", "folder"]
     path = folder / "every_stage.yaml"

@@ -87,7 +87,8 @@ class Onnx(RowStage):
     Source: ONNX, an open format; onnxruntime computes.
     Error: float32's on one processor. `crop` is what torchvision's Resize and CenterCrop give, but
     for their rounding of the longer side.
-    Example: {after: [ingest.image_folder], file: net.onnx, side: 32, outputs: {scores: [a, b]}}
+    Example: {after: [ingest.image_folder], file: net.onnx, side: 224,
+        outputs: {vector: {image_embedding: 768}}}
     """
 
     file: NonEmpty  # the network, in one file; `clipmill doctor --onnx FILE` reads it

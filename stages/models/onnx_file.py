@@ -21,7 +21,7 @@ from clipmill.pipeline.stage import Worker
 LARGEST = 2**31  # bytes: a protobuf holds no more
 PICTURES, PICTURES_ON_GPU, VECTORS = 4, 32, 64  # of a call: on a CPU more pictures take longer each
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-KERAS = b"\x89HDF", b"PK\x03\x04"  # .h5, and .keras or a zip of a SavedModel
+KERAS, HDF5 = (".h5", ".keras", ".zip"), b"\x89HDF"  # names, and first bytes whatever the name
 TO_ONNX = "convert it: python -m tf2onnx.convert --keras FILE --output FILE.onnx"
 ONE_FILE = "save it as one file: onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)"
 ADVICE = {  # words of onnxruntime's errors, and what to do
@@ -104,8 +104,8 @@ def look_at(uri: str, key: str = "file") -> None:
         raise StageError(found, where, "export it in float16, or as a smaller network")
     with store.open_input_file(path) as file:
         head = file.read(4)
-    if head.startswith(KERAS):
-        raise StageError(f"'{redacted(uri)}' is a file of Keras or a zip", where, TO_ONNX)
+    if head == HDF5 or path.endswith(KERAS):
+        raise StageError(f"'{redacted(uri)}' is a file of Keras", where, TO_ONNX)
 
 
 def read(uri: str) -> bytes:

@@ -42,14 +42,27 @@ def linear(weight_DK: np.ndarray, opset: int = 17, rows: str | int = "rows") -> 
 
 
 def colours(side: int | str = "side", layout: str = "NCHW") -> onnx.ModelProto:
-    """The mean of each colour, as `mean`, and the greatest of all values, as `most`."""
+    """The mean of each colour, as `mean`; the greatest of all values, as `most`; `mean` again and
+    again, as wide as CLIP's embeddings, as `vector`."""
     axes = (2, 3) if layout == "NCHW" else (1, 2)
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=axes, keepdims=0),
         helper.make_node("ReduceMax", ["x"], ["most"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Tile", ["mean", "times"], ["vector"]),
     ]
     shape = ["rows", 3, side, side] if layout == "NCHW" else ["rows", side, side, 3]
-    return model_of(nodes, {"x": shape}, {"mean": ["rows", 3], "most": ["rows"]})
+    outputs = {"mean": ["rows", 3], "most": ["rows"], "vector": ["rows", 768]}
+    return model_of(nodes, {"x": shape}, outputs, times=np.array([1, 256]))
+
+
+def marks() -> onnx.ModelProto:
+    """The means of red and green, in the place of a watermark detector's two outputs."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=(2, 3), keepdims=0),
+        helper.make_node("Slice", ["mean", "start", "end", "axis"], ["y"]),
+    ]
+    places = {name: np.array([n]) for name, n in (("start", 0), ("end", 2), ("axis", 1))}
+    return model_of(nodes, {"x": ["rows", 3, 256, 256]}, {"y": ["rows", 2]}, **places)
 
 
 def written(model: onnx.ModelProto, path: Path) -> str:

@@ -90,8 +90,11 @@ def test_doctor_says_what_a_file_reads_and_writes_the_stages_lines(tmp_path, cli
     assert "reads 'x': 4, writes 'y': 3; " in findings[f"onnx {head}"].found
     assert "rows/s on one thread" in findings[f"onnx {head}"].found
     assert f"file: {head}, input: COLUMN, outputs: {{y: {{y: 3}}}}" in findings[f"onnx {head}"].do
-    assert "reads 'x': 16 x 16 x 3, writes 'mean': 3, 'most': 1;" in findings[f"onnx {net}"].found
-    assert "side: 16, layout: NHWC, outputs: {mean: {mean: 3}, most: most}" in (
+    assert (
+        "reads 'x': 16 x 16 x 3, writes 'mean': 3, 'most': 1, 'vector': 768;"
+        in findings[f"onnx {net}"].found
+    )
+    assert "side: 16, layout: NHWC, outputs: {mean: {mean: 3}, most: most, " in (
         findings[f"onnx {net}"].do
     )
     assert findings["onnx missing.onnx"].verdict == "bad"

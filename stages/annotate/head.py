@@ -1,0 +1,171 @@
+"""Scores stored embeddings by a published head: aesthetics, or how unsafe a picture is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, Column
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
+from clipmill.stages.models.onnx_file import TO_ONNX, look_at, open_network
+from clipmill.stages.models.weights import layers, named_weights
+from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
+
+# Shapes: N rows of a batch, D width of an embedding, B rows of a call.
+
+AESTHETIC = Column("aesthetic", pa.float32(), "about 1 to 10", "Predicted rating.", better="high")
+PUNSAFE = Column("punsafe", pa.float32(), "0 to 1", "Chance of unsafe content.", better="low")
+ROWS = 64  # of a call of layers, so that neighbours change no bit
+NO_VECTOR = "zero_or_nan_embedding"
+Preset = Literal["aesthetic-v1", "aesthetic-v2", "laion-nsfw", "datacomp-nsfw"]
+Score = Callable[[NDArray[np.float32]], NDArray[np.floating]]  # (N, D) unit rows to (N,)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published head: its column, the embeddings it reads, and its layers, if they are known."""
+
+    column: Column
+    reads: Mapping[int, str]  # width of the embedding to the model that gives it
+    widths: tuple[int, ...] = ()  # of what follows the embedding; empty: only its file says them
+    is_affine: bool = False  # no activation between layers: one product with one vector
+
+
+L14, B32 = {768: "CLIP ViT-L/14"}, {512: "CLIP ViT-B/32"}
+PRESETS: dict[Preset, Published] = {
+    "aesthetic-v1": Published(AESTHETIC, L14 | B32, (1,), is_affine=True),
+    "aesthetic-v2": Published(AESTHETIC, L14, (1024, 128, 64, 16, 1), is_affine=True),
+    "laion-nsfw": Published(PUNSAFE, L14 | B32),
+    "datacomp-nsfw": Published(PUNSAFE, L14, (64, 512, 256, 1)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(RowStage):
+    """Score of the embedding at length 1: `aesthetic`, about 1 to 10, or `punsafe`, 0 to 1.
+
+    Null without an embedding, or where it is zero or NaN.
+
+    Source: LAION's aesthetic predictors v1 (one linear layer) and v2 (five without activation,
+    hence one affine map), its CLIP-based NSFW detector (as ONNX: its layers are in its Keras file
+    alone); DataComp's image-NSFW head (Gadre et al. 2023): batch norm, three ReLU layers, sigmoid.
+    Error: 1e-6 against float64. Aesthetics are not bounded.
+    Example: {after: [ingest.image_folder, annotate.onnx], preset: aesthetic-v2, file: v2.pth}
+    """
+
+    preset: Preset  # whose head: LAION's usual cuts are aesthetic >= 5 and punsafe <= 0.5
+    file: NonEmpty  # its weights as published: .pth, .pt or .safetensors; or the head as .onnx
+
+    version = 1
+    determinism = "exact"
+    reads = (IMAGE_EMBEDDING,)
+    reasons = ("no_embedding", NO_VECTOR)
+
+    @property
+    def published(self) -> Published:
+        return PRESETS[self.preset]
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        return (self.published.column,)
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        found = types[IMAGE_EMBEDDING.name]
+        if pa.types.is_fixed_size_list(found) and found.list_size not in self.published.reads:
+            models = " or ".join(f"{name}'s, {n} wide" for n, name in self.published.reads.items())
+            do = "embed by that model, or bind its column by `read`"
+            raise RecipeError(
+                f"vectors {found.list_size} wide: {self.preset} reads {models}",
+                "`image_embedding`",
+                do,
+            )
+
+    def look(self) -> None:
+        look_at(self.file)
+
+    def open(self, worker: Worker) -> RowFunction:
+        score = self.score(worker)
+        return lambda batch: scored(batch, score, self.published.column.name)
+
+    def score(self, worker: Worker) -> Score:
+        """Opens the file; raises StageError where it is another head's."""
+        if self.file.endswith(".onnx"):
+            network = open_network(self.file, worker)
+            self.fit("an input", (network.input.shape[-1] or 0,), ())
+            output = network.outputs[0].name
+            return lambda unit_ND: network(unit_ND, [output])[0].reshape(-1)
+        weights, sha256 = named_weights(self.file)
+        worker.pin(redacted(self.file), sha256)
+        if not self.published.widths:
+            raise StageError(f"{self.preset} comes as Keras, or as ONNX", self.file, TO_ONNX)
+        stack = layers(weights, self.file)
+        widths = (stack[0][0].shape[1], *(len(bias_D) for _, bias_D in stack))
+        self.fit("layers", widths, self.published.widths)
+        return affine(stack) if self.published.is_affine else rectified(stack)
+
+    def fit(self, what: str, found: tuple[int, ...], after: tuple[int, ...]) -> None:
+        """Raises StageError where widths are not the preset's: the embedding's, and those after."""
+        options = [(width, *after) for width in self.published.reads]
+        if found not in options:
+            said, *wanted = ("-".join(map(str, widths)) for widths in (found, *options))
+            raise StageError(
+                found=f"{what} of {said}: {self.preset} has {' or '.join(wanted)}",
+                where=redacted(self.file),
+                do=f"give the file that was published as {self.preset}, or name its own preset",
+            )
+
+
+def affine(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
+    """Returns layers without activation as one product: W2 (W1 x + b1) + b2 = (W2 W1) x + …"""
+    weight_DD, bias_D = stack[0]
+    for next_DD, next_D in stack[1:]:
+        weight_DD, bias_D = next_DD @ weight_DD, next_DD @ bias_D + next_D
+
+    def score(unit_ND: NDArray[np.float32]) -> NDArray[np.floating]:
+        dot_N = np.empty(len(unit_ND))
+        for part in blocks(len(unit_ND)):
+            dot_N[part] = np.vecdot(unit_ND[part].astype(np.float64), weight_DD[0])
+        return dot_N + bias_D[0]
+
+    return score
+
+
+def rectified(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
+    """Returns layers with ReLU between them, and a sigmoid at the end."""
+    last = len(stack) - 1
+    small = [(np.float32(weight_DD.T), np.float32(bias_D)) for weight_DD, bias_D in stack]
+
+    def score(unit_ND: NDArray[np.float32]) -> NDArray[np.floating]:
+        logit_N = np.empty(len(unit_ND))
+        for start in range(0, len(unit_ND), ROWS):
+            some = unit_ND[start : start + ROWS]
+            value_BD = np.zeros((ROWS, some.shape[1]), np.float32)
+            value_BD[: len(some)] = some
+            for n, (weight_DD, bias_D) in enumerate(small):
+                value_BD = value_BD @ weight_DD + bias_D
+                value_BD = value_BD if n == last else np.maximum(value_BD, 0)
+            logit_N[start : start + ROWS] = value_BD[: len(some), 0]
+        return 1 / (1 + np.exp(-logit_N))
+
+    return score
+
+
+def scored(batch: pa.Table, score: Score, name: str) -> pa.Table:
+    """Returns the score of every row, or a reason."""
+    given = batch[IMAGE_EMBEDDING.name]
+    unit_ND = unit_rows(as_matrix(given))
+    usable_N = np.isfinite(unit_ND).all(axis=1) & (unit_ND.shape[1] > 0)
+    score_N = np.full(len(batch), np.nan, np.float32)
+    score_N[usable_N] = score(unit_ND[usable_N])
+    reason = np.where(given.is_null().to_numpy(), *Head.reasons)
+    return pa.table(
+        {
+            name: pa.array(score_N, mask=np.isnan(score_N)),
+            REASON.name: pa.array(reason, mask=~np.isnan(score_N)).cast(REASON_TYPE),
+        }
+    )
