@@ -50,7 +50,7 @@ SOURCES = ("pool", "list", "rows", "folder", "tars", "named")
 # Exact on one kind of processor only.
 ON_TORCH = (
     *("embed.features", "embed.filter_network"),
-    *("annotate.onnx", "annotate.head", "annotate.watermark"),
+    *("annotate.onnx", "annotate.head", "annotate.watermark", "annotate.nsfw"),
 )
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],

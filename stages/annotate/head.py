@@ -12,8 +12,13 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, Column
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
-from clipmill.stages.models.onnx_file import TO_ONNX, look_at, open_network
-from clipmill.stages.models.weights import layers, named_weights
+from clipmill.stages.models.network_file import (
+    TO_ONNX,
+    layers,
+    look_at,
+    named_weights,
+    open_network,
+)
 from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
 
 # Shapes: N rows of a batch, D width of an embedding, B rows of a call.

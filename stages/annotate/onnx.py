@@ -25,9 +25,8 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.models.onnx_file import Network, look_at, open_network
+from clipmill.stages.models.network_file import Network, look_at, open_network, square_of
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
-from clipmill.stages.ops.images.squares import square_of
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 
 # Shapes: N rows of a batch, D numbers of an output, S side of a square picture.

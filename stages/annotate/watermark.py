@@ -22,10 +22,15 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.models.onnx_file import PICTURES, PICTURES_ON_GPU, look_at, open_network
-from clipmill.stages.models.weights import named_weights
+from clipmill.stages.models.network_file import (
+    PICTURES,
+    PICTURES_ON_GPU,
+    look_at,
+    named_weights,
+    open_network,
+    square_of,
+)
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
-from clipmill.stages.ops.images.squares import square_of
 
 # Shapes: N pictures, B pictures of a call, S side.
 

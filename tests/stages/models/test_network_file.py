@@ -6,8 +6,8 @@ import pytest
 from onnx import helper
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.models import onnx_file
-from clipmill.stages.models.onnx_file import open_network
+from clipmill.stages.models import network_file
+from clipmill.stages.models.network_file import open_network
 from tests.stages.networks import linear, model_of, worker, written
 
 W = np.arange(6).reshape(3, 2)
@@ -75,7 +75,7 @@ def test_a_file_past_what_a_protobuf_holds_is_refused_unread(tmp_path):
     with file.open("wb") as sparse:
         sparse.truncate(4 * 2**30)
     with pytest.raises(StageError, match=r"4.0 GiB, an ONNX file less than 2"):
-        onnx_file.look_at(str(file))
+        network_file.look_at(str(file))
 
 
 def test_rows_of_another_width_name_the_file(tmp_path):

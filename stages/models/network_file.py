@@ -1,10 +1,13 @@
-"""Opens networks of ONNX files, and runs them in batches of one shape.
+"""Opens networks of ONNX files, and weights as their authors published them; runs no code in them.
 
-A file is read once: its digest is of the bytes that run, so weights beside it are refused.
+A file is read once: its digest is of the bytes that run, so ONNX weights beside it are refused.
 """
 
 import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.extras import install, missing
 from clipmill.pipeline.stage import Worker
 
-# Shapes: N rows, B rows of a call.
+# Shapes: N rows, B rows of a call, D width of a layer, H x W pixels, S side of a square.
 
 LARGEST = 2**31  # bytes: a protobuf holds no more
 PICTURES, PICTURES_ON_GPU, VECTORS = 4, 32, 64  # of a call: on a CPU more pictures take longer each
@@ -32,6 +35,10 @@ ADVICE = {  # words of onnxruntime's errors, and what to do
     "opset": "export it with a lower opset_version, or pip install --upgrade onnxruntime",
     "IR version": "save it with a lower ir_version, or pip install --upgrade onnxruntime",
 }
+
+
+RGB = NDArray[np.uint8]  # (H, W, 3)
+Layer = tuple[NDArray[np.float64], NDArray[np.float64]]  # weight, outputs by inputs, and bias
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,27 @@ class Network:
         return answers
 
 
-def open_network(uri: str, worker: Worker) -> Network:
+def open_network(uri: str, worker: Worker, name: str = "") -> Network:
     """Opens a file on the worker's device, and pins its digest; StageError where it is unfit."""
     network = from_bytes(read(uri), uri, worker)
-    worker.pin(redacted(uri), network.sha256)
+    worker.pin(name or redacted(uri), network.sha256)
+    return network
+
+
+def in_package(module: str, file: str) -> str:
+    """Returns the path of a package's file without importing the package, or RecipeError."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing(module, f"its weights, {file}")
+    return str(Path(spec.submodule_search_locations[0], file))
+
+
+def open_packaged(module: str, file: str, known: str, worker: Worker) -> Network:
+    """Opens a network that comes in a package; StageError where its digest is not the known one."""
+    network = open_network(in_package(module, file), worker, f"{module}/{file}")
+    if network.sha256 != known:
+        found = f"{file} has digest {network.sha256[:12]}, and {known[:12]} is known"
+        raise StageError(found, f"the package {module}", f"{install(module)} --force-reinstall")
     return network
 
 
@@ -155,3 +179,66 @@ def _words(error: Exception) -> str:
     """Returns the last line of a message that says something, without places in C++ code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rpartition(") ")[2][-200:]
+
+
+def named_weights(uri: str) -> tuple[dict[str, NDArray[Any]], str]:
+    """Returns the tensors of a file by name, in its order, and the file's digest."""
+    body = read(uri)
+    try:
+        if uri.endswith(".safetensors"):
+            from safetensors.numpy import load
+
+            weights = load(body)
+        else:
+            import torch
+
+            found = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
+            weights = {name: tensor.float().numpy() for name, tensor in found.items()}
+    except ModuleNotFoundError as error:
+        raise missing(error.name, redacted(uri)) from None
+    except Exception as error:  # on bytes of others, unpicklers raise anything
+        words = str(error).partition("\n")[0] or type(error).__name__
+        do = "give a .safetensors, or a .pth of weights alone: torch.save(model.state_dict(), FILE)"
+        raise StageError(f"no file of weights: {words[:200]}", redacted(uri), do) from None
+    return weights, hashlib.sha256(body).hexdigest()
+
+
+def layers(weights: dict[str, NDArray[Any]], uri: str) -> list[Layer]:
+    """Returns the linear layers, each after the one whose outputs it reads; a batch norm without
+    eps before the first is folded into it. Raises StageError where there are none.
+    """
+    if lost := [name for name, value in weights.items() if not np.isfinite(value).all()]:
+        raise StageError(f"{lost[0]!r} is not finite", redacted(uri), "copy the file again")
+    wide = {name: value.astype(np.float64) for name, value in weights.items()}
+    by_input = {
+        value.shape[1]: (value, wide.get(name.removesuffix("weight") + "bias", np.empty(0)))
+        for name, value in wide.items()
+        if value.ndim == 2
+    }
+    stack: list[Layer] = []
+    first = by_input.keys() - {len(weight_DD) for weight_DD, _ in by_input.values()}
+    width = first.pop() if len(first) == 1 else 0
+    while width in by_input:
+        stack.append(by_input.pop(width))
+        width = len(stack[-1][0])
+    if by_input or not stack or any(len(w) != len(b) for w, b in stack):
+        do = "give the file as it was published"
+        raise StageError(f"no chain of linear layers: {', '.join(weights)}", redacted(uri), do)
+    for norm in (name.removesuffix("running_mean") for name in wide if "running_mean" in name):
+        gain_D = wide[f"{norm}weight"] / np.sqrt(wide[f"{norm}running_var"])
+        shift_D = wide[f"{norm}bias"] - wide[f"{norm}running_mean"] * gain_D
+        weight_DD, bias_D = stack[0]
+        stack[0] = weight_DD * gain_D, bias_D + weight_DD @ shift_D
+    return stack
+
+
+def square_of(rgb: RGB, side: int, crop: bool = False) -> RGB:
+    """Returns (S, S, 3) the picture, or its central square, by Pillow's bilinear filter."""
+    from PIL import Image
+
+    height, width = rgb.shape[:2]
+    short = min(height, width)
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short) if crop else None
+    picture = Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(picture)
