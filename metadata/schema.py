@@ -105,10 +105,7 @@ HTTP_STATUS = Column("http_status", pa.int16(), "code", "Last HTTP status; null 
 
 LANGUAGE = Column("language", pa.string(), "ISO 639 code", "Most likely language of the caption.")
 LANGUAGE_CONFIDENCE = Column(
-    "language_confidence",
-    pa.float32(),
-    "0 to 1",
-    "Probability the language model gives it.",
+    "language_confidence", pa.float32(), "0 to 1", "Probability the language model gives it."
 )
 CONCEPT_IDS = Column(
     "concept_ids", pa.list_(pa.int32()), "places in a list", "The caption's concepts, ascending."
@@ -126,6 +123,9 @@ IMAGE_FEATURES = Column(
 )
 TEXT_FEATURES = Column(
     "text_features", pa.list_(pa.float32()), "model space", "What a frozen network reads in it."
+)
+TEXT_BOXES = Column(
+    "text_boxes", pa.list_(pa.list_(pa.float32(), 8)), "0 to 1", "Corners of lines of text: x, y."
 )
 DUPLICATE_OF = Column(
     "duplicate_of", pa.binary(16), "uid", "The equal row that stays; else null.", names="keeper"
@@ -167,10 +167,7 @@ CAPTIONS_MISSING = Column(
     "captions_missing", pa.int32(), "texts", "How many that the stage asked for it did not get."
 )
 TEXTS = Column(
-    "texts",
-    TEXT_LIST,
-    "captions",
-    "Every caption of the image, with where it comes from.",
+    "texts", TEXT_LIST, "captions", "Every caption of the image, with where it comes from."
 )
 # Parallel to `texts`: score.caption and dedup.captions write an item for each text.
 TEXT_CLIP_SCORE = Column(

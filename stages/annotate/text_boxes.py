@@ -1,0 +1,125 @@
+"""Finds text in pictures, and reads it if asked, by PP-OCR's networks out of a package."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT_BOXES, Column
+from clipmill.pipeline.stage import Gpus, OneUp, Resources, RowFunction, RowStage, Worker, location
+from clipmill.stages.models.network_file import in_package
+from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
+
+# Shapes: K boxes of a picture.
+
+TEXT_SHARE = Column("text_share", pa.float32(), "0 to 1", "Share of the picture inside text boxes.")
+OCR_TEXT = Column("ocr_text", pa.string(), "lines", "Its text, line by line from the top.")
+MODELS = {"Det": "models/PP-OCRv6_det_small.onnx", "Rec": "models/PP-OCRv6_rec_small.onnx"}
+LEAST_SIDE = 16  # pixels once scaled: of less the network has no cell
+LEAST_CERTAIN = 0.5  # of a line that is read, rapidocr's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBoxes(RowStage):
+    """Quadrilaterals of text lines, and the share of the picture inside them, overlaps once.
+
+    Null if undecodable; an empty list and 0 without text. With `ocr`, the text too.
+
+    Source: PP-OCRv6 (PaddleOCR, Apache-2.0) by rapidocr, detection at its own thresholds. Departs:
+    small pictures are not enlarged to 736 pixels, which takes 3 to 10 times as long.
+    Error: rapidocr's own with `limit_type: max`. A strip whose shorter side is below 16 pixels once
+    scaled has no boxes; vertical and turned text is seldom read.
+    Example: {after: [ingest.image_folder]}
+    """
+
+    side: OneUp = 736  # pixels: larger pictures are scaled so that this is their longer side
+    ocr: bool = False  # read the lines, too: `ocr_text`
+    gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
+
+    version = 1
+    determinism = "exact"
+    batch_rows = 64
+    reads = (PIXELS,)
+    reasons = ("no_image",)
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        return (TEXT_BOXES, TEXT_SHARE, OCR_TEXT) if self.ocr else (TEXT_BOXES, TEXT_SHARE)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus)
+
+    def look(self) -> None:
+        in_package("rapidocr", MODELS["Det"])
+
+    def open(self, worker: Worker) -> RowFunction:
+        reader = opened(worker, self.side, self.ocr)
+        return lambda batch: self.annotate(batch, reader)
+
+    def annotate(self, batch: pa.Table, reader: Any) -> pa.Table:
+        """Returns the boxes of every row, or a reason."""
+        rgb = rows_of(batch[PIXELS.name])
+        rows = [{} if picture is None else self.found(picture, reader) for picture in rgb]
+        columns = {
+            column.name: pa.array([row.get(column.name) for row in rows], column.dtype)
+            for column in self.writes
+        }
+        reason = pa.array([None if row else self.reasons[0] for row in rows], REASON_TYPE)
+        return pa.table({**columns, REASON.name: reason})
+
+    def found(self, rgb: RGB, reader: Any) -> dict[str, Any]:
+        """Returns boxes, their share and text of one picture."""
+        height, width = rgb.shape[:2]
+        boxes_K42, lines = np.empty((0, 4, 2), np.float32), []
+        if min(height, width) * min(1, self.side / max(height, width)) >= LEAST_SIDE:
+            bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+            answer = reader(bgr, use_det=True, use_cls=False, use_rec=self.ocr)
+            if answer.boxes is not None:
+                boxes_K42 = np.asarray(answer.boxes, np.float32)
+            if self.ocr and answer.txts:
+                pairs = zip(answer.txts, answer.scores, strict=True)
+                lines = [line for line, score in pairs if score >= LEAST_CERTAIN]
+        corners_K42 = boxes_K42 / np.array([width, height], np.float32)
+        return {
+            TEXT_BOXES.name: corners_K42.reshape(-1, 8).tolist(),
+            TEXT_SHARE.name: float(inside(boxes_K42, height, width).mean()),
+            OCR_TEXT.name: "\n".join(lines),
+        }
+
+
+def inside(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """Returns (H, W) 1 inside any of the quadrilaterals, which are in pixels, else 0."""
+    import cv2
+
+    mask_HW = np.zeros((height, width), np.uint8)
+    for box_42 in boxes_K42:
+        cv2.fillPoly(mask_HW, [np.round(box_42).astype(np.int32)], 1)
+    return mask_HW
+
+
+def opened(worker: Worker, side: int, ocr: bool) -> Any:
+    """Opens rapidocr with the networks of its package, pinned; it downloads none."""
+    files = {part: in_package("rapidocr", file) for part, file in MODELS.items()}
+    from rapidocr import RapidOCR
+
+    for part in MODELS if ocr else ("Det",):
+        digest = sha256(Path(files[part]).read_bytes()).hexdigest()
+        worker.pin(f"rapidocr/{MODELS[part]}", digest)
+    engine = "EngineConfig.onnxruntime"
+    return RapidOCR(
+        params={
+            **{f"{part}.model_path": path for part, path in files.items()},
+            **{f"{engine}.{kind}_op_num_threads": worker.threads for kind in ("intra", "inter")},
+            f"{engine}.use_cuda": worker.device.startswith("cuda"),
+            "Det.limit_type": "max",
+            "Det.limit_side_len": side,
+            "Global.min_side_len": 1,
+            "Global.text_score": 0.0,  # lines that are not certain keep their box
+            "Global.log_level": "critical",
+        }
+    )
