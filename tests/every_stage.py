@@ -51,7 +51,7 @@ SOURCES = ("pool", "list", "rows", "folder", "tars", "named")
 ON_TORCH = (
     *("embed.features", "embed.filter_network"),
     *("annotate.onnx", "annotate.head", "annotate.watermark", "annotate.nsfw"),
-    *("annotate.text_boxes", "annotate.faces"),
+    *("annotate.text_boxes", "annotate.faces", "annotate.blur"),
 )
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],

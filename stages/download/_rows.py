@@ -123,7 +123,7 @@ class Download(RowStage):
         return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
 
     @property
-    def reads(self) -> tuple[Column, ...]:
+    def reads(self) -> tuple[Column | str, ...]:
         return (URL, SHA256) if self.verify_sha256 else (URL,)
 
     def __post_init__(self) -> None:
@@ -165,10 +165,15 @@ def to_fetch(wished: list[tuple[str | None, str | None]], verify_sha256: bool) -
 
 
 def answered(
-    wished: list[tuple[str | None, str | None]], verify_sha256: bool, answers: dict[str, Answer]
+    wished: list[tuple[str | None, str | None]],
+    verify_sha256: bool,
+    answers: Iterable[Answer | None],
 ) -> pa.Table:
     """Returns image, size, digest and status of every row; an answer's `kept` must be a Kept."""
-    rows = [_row(answers.get(url or ""), url, sha, verify_sha256) for url, sha in wished]
+    rows = [
+        _row(answer, url, sha, verify_sha256)
+        for (url, sha), answer in zip(wished, answers, strict=True)
+    ]
     columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in WRITES}
     reason = pa.array([r.get(REASON.name) for r in rows], pa.string())
     return pa.table({**columns, REASON.name: reason.cast(REASON_TYPE)})

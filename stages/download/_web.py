@@ -9,7 +9,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -82,13 +82,13 @@ class Client:
     Its threads, session, DNS cache and state of hosts last as long as it does.
     """
 
-    def __init__(self, rules: Rules, threads: int, keep: Callable[[bytes], Any]) -> None:
+    def __init__(self, rules: Rules, threads: int, keep: Callable[..., Any]) -> None:
         self.rules = rules
         self.keep = keep
         self.keepers = ThreadPoolExecutor(threads)
         self.slots = asyncio.Semaphore(rules.concurrency)
         self.hosts: dict[tuple[str | None, int | None], Host] = {}
-        self.under_way: dict[str, asyncio.Task[Answer]] = {}
+        self.under_way: dict[tuple[Any, ...], asyncio.Task[Answer]] = {}
         self.session: aiohttp.ClientSession | None = None
         self._open: AsyncIterator[aiohttp.ClientSession] = _sessions(rules)
         token = (rules.user_agent_token or AGENT).strip().lower()
@@ -98,19 +98,23 @@ class Client:
         )
 
     async def fetch_all(
-        self, urls: list[str], done: Callable[[], None] = uncounted
+        self,
+        urls: list[str],
+        done: Callable[[], None] = uncounted,
+        about: Sequence[tuple[Any, ...]] | None = None,
     ) -> list[Answer]:
         """Returns the answer of every URL, in order; `keep` turns a body into `kept`, in a thread.
 
-        A URL that another call waits for is fetched once for both. At most `concurrency` bodies
-        are in memory.
+        `about` has what `keep` is given of each URL beside its body. A URL that another call waits
+        for, with the same, is fetched once for both. At most `concurrency` bodies are in memory.
         """
         if self.session is None:
             # Threads for DNS look-ups: a dead name server must not block other names, or the loop.
             executor = ThreadPoolExecutor(self.rules.concurrency)
             asyncio.get_running_loop().set_default_executor(executor)
             self.session = await anext(self._open)
-        tasks = [self._task(url) for url in urls]
+        each = about or [()] * len(urls)
+        tasks = [self._task(url, given) for url, given in zip(urls, each, strict=True)]
         for task in tasks:
             task.add_done_callback(lambda _: done())
         try:
@@ -119,12 +123,13 @@ class Client:
             for task in tasks:
                 task.cancel()  # the others, if one failed
 
-    def _task(self, url: str) -> asyncio.Task[Answer]:
-        if url not in self.under_way:
-            task = asyncio.create_task(self._fetch(_joined(None, url)))
-            self.under_way[url] = task
-            task.add_done_callback(lambda _: self.under_way.pop(url))
-        return self.under_way[url]
+    def _task(self, url: str, about: tuple[Any, ...]) -> asyncio.Task[Answer]:
+        key = url, about
+        if key not in self.under_way:
+            task = asyncio.create_task(self._fetch(_joined(None, url), about))
+            self.under_way[key] = task
+            task.add_done_callback(lambda _: self.under_way.pop(key))
+        return self.under_way[key]
 
     @contextlib.contextmanager
     def _host(self, url: URL, is_first: bool) -> Iterator[Host]:
@@ -144,7 +149,7 @@ class Client:
             if not host.users:
                 del self.hosts[key]
 
-    async def _fetch(self, url: URL | None) -> Answer:
+    async def _fetch(self, url: URL | None, about: tuple[Any, ...]) -> Answer:
         rules, now = self.rules, asyncio.get_running_loop().time
         left_s, hops, tries, status, reason = rules.deadline_s, 0, 0, None, "host_down"
         while url is not None:
@@ -162,7 +167,7 @@ class Client:
                         status = reply.status
                         host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
                         if reply.reason is None and reply.location is None:
-                            return Answer(status=status, kept=await self._kept(reply.body))
+                            return Answer(status=status, kept=await self._kept(reply.body, about))
                     if reply.location is not None:
                         break
                     pause_s = max(FIRST_PAUSE_S * 2**tries, reply.retry_after_s)
@@ -178,8 +183,9 @@ class Client:
             url, reason = _joined(url, reply.location), "host_down"
         return Answer(status=status, reason="bad_url")
 
-    async def _kept(self, body: bytes) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.keepers, self.keep, body)
+    async def _kept(self, body: bytes, about: tuple[Any, ...]) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.keepers, self.keep, body, *about)
 
     async def _request(
         self,

@@ -1,14 +1,26 @@
 """Downloads images and resizes them as img2dataset does; one status and reason a URL."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 
-from clipmill.pipeline.stage import OneUp, Seconds, StreamFunction, Worker, ZeroUp, later, location
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.stage import (
+    NonEmpty,
+    OneUp,
+    Seconds,
+    StreamFunction,
+    Worker,
+    ZeroUp,
+    later,
+    location,
+)
 from clipmill.stages.download._rows import Download, Kept, answered, to_fetch, wishes
+from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, check_boxes, fault
 
 # Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
 # other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
@@ -35,6 +47,8 @@ class DownloadImages(Download):
     decode: Literal["full", "reduced"] = later("full")
     # formats beside encode_format that skip_reencode keeps; an opaque picture of one frame only
     keep_formats: tuple[Literal["jpg", "png", "webp"], ...] = later(())
+    # column of boxes to blur, such as face_bboxes: blurred once resized, before it is stored
+    blur: NonEmpty | None = later(None)
     max_redirects: ZeroUp = 10  # cap on redirects of one URL
     timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
     # seconds of one URL, all requests, redirects, pauses and retries included
@@ -52,12 +66,20 @@ class DownloadImages(Download):
         *("timeout", "host_down", "connection_lost", "bad_response", "redirect_loop", "opt_out"),
         *("too_large", "http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
         *("http_500", "http_5xx", "hash_mismatch", "not_an_image", "undecodable", "truncated"),
-        *("too_many_pixels", "too_costly", "too_small", "extreme_aspect"),
+        *("too_many_pixels", "too_costly", "too_small", "extreme_aspect", NO_BOXES, BAD_BOX),
     )
     transient = (
         *("unresolvable", "refused", "timeout", "host_down", "connection_lost"),
         *("http_429", "http_500", "http_5xx"),
     )
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        return (*super().reads, self.blur) if self.blur else super().reads
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        if self.blur:
+            check_boxes(self.blur, types.get(self.blur))
 
     def open(self, worker: Worker) -> StreamFunction:
         from clipmill.stages.download._web import Client, Rules
@@ -68,19 +90,34 @@ class DownloadImages(Download):
 
         async def downloaded(batch: pa.Table) -> pa.Table:
             wished = wishes(batch, self.verify_sha256)
-            urls = to_fetch(wished, self.verify_sha256)
-            answers = dict(zip(urls, await client.fetch_all(urls, worker.row_done), strict=True))
-            return answered(wished, self.verify_sha256, answers)
+            wanted = {*to_fetch(wished, self.verify_sha256)}
+            abouts = of_boxes(batch[self.blur]) if self.blur else [()] * len(wished)
+            rows = [(url, about) for (url, _), about in zip(wished, abouts, strict=True)]
+            unique = list(dict.fromkeys(row for row in rows if row[0] in wanted))
+            urls, about = [url or "" for url, _ in unique], [about for _, about in unique]
+            fetched = await client.fetch_all(urls, worker.row_done, about)
+            answers = dict(zip(unique, fetched, strict=True))
+            return answered(wished, self.verify_sha256, map(answers.get, rows))
 
         return partial(ahead, start=downloaded, rows_ahead=ROWS_A_SLOT * self.concurrency)
 
 
-def kept(body: bytes, settings: DownloadImages) -> Kept:
+def of_boxes(column: pa.ChunkedArray) -> list[tuple[Boxes | None]]:
+    """Returns what `kept` is given beside a body: the boxes of each row."""
+    return [
+        (None if boxes is None else tuple(box and tuple(box) for box in boxes),)
+        for boxes in column.to_pylist()
+    ]
+
+
+def kept(body: bytes, boxes: Boxes | None = (), *, settings: DownloadImages) -> Kept:
     """Decodes and resizes a body; returns the image to store, its size and digest, or a reason."""
     from clipmill.stages.ops.images.decode import ImageError, decode, probe
     from clipmill.stages.ops.images.resize import ENCODED, encode, reduction, resize
 
     digest = hashlib.sha256(body).hexdigest()
+    if reason := fault(boxes):
+        return Kept(sha256=digest, reason=reason)
     try:
         header = probe(body)
         short, long = sorted((header.width, header.height))
@@ -99,11 +136,13 @@ def kept(body: bytes, settings: DownloadImages) -> Kept:
             upscale=settings.upscale_interpolation,
             downscale=settings.downscale_interpolation,
             full=full,
+            blur=partial(blurred, boxes=boxes or ()),
         )
         is_fit = rgb is original and header.is_plain
         formats = (settings.encode_format, *settings.keep_formats)
         has_format = header.format in {ENCODED[name][0] for name in formats}
-        if settings.resize == "no" or (settings.skip_reencode and is_fit and has_format):
+        is_whole = settings.resize == "no" and rgb is original
+        if is_whole or (settings.skip_reencode and is_fit and has_format):
             image = body
         else:
             image = encode(rgb, settings.encode_format, settings.encode_quality)

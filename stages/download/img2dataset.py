@@ -140,7 +140,8 @@ class Img2dataset(Download):
             wished = wishes(batch, self.verify_sha256)
             urls = to_fetch(wished, self.verify_sha256)
             answers = dict(zip(urls, fetch_all(urls), strict=True))
-            return answered(wished, self.verify_sha256, answers)
+            of_rows = (answers.get(url or "") for url, _ in wished)
+            return answered(wished, self.verify_sha256, of_rows)
 
         return downloaded
 

@@ -1,5 +1,6 @@
 """Resizes and encodes pictures: img2dataset's modes, sizes and pixels."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
@@ -38,20 +39,21 @@ def resize(
     upscale: Interpolation = "lanczos",
     downscale: Interpolation = "area",
     full: tuple[int, int] | None = None,
+    blur: Callable[[RGB], RGB] = lambda rgb: rgb,
 ) -> RGB:
     """Returns the picture in an img2dataset resize mode; the same object if nothing is to be done.
 
     Sides: keep_ratio and center_crop take the shorter to `size`, the others the longer; border
     pads to a square with white, center_crop cuts one out. `full` is the height and width of a
-    picture that was decoded smaller.
+    picture that was decoded smaller; `blur` is done to the scaled picture, before it is padded.
     Source: img2dataset 1.47, Resizer; its sizes and pixels.
     """
     if mode == "no":
-        return rgb
+        return blur(rgb)
     height, width = full or rgb.shape[:2]
     side = _side(mode, height, width)
     if only_if_bigger and side <= size:
-        return rgb
+        return blur(rgb)
     scale = size / side
     shape = max(1, round(height * scale)), max(1, round(width * scale))
     if shape[0] * shape[1] > MAX_PIXELS:  # one pixel high and very long, to be `size` high
@@ -62,6 +64,7 @@ def resize(
             rgb = shrink(rgb, *shape[::-1])
         else:
             rgb = cv2.resize(rgb, shape[::-1], interpolation=method).astype(np.uint8, copy=False)
+    rgb = blur(rgb)
     if mode == "border":
         rgb = _in_white_square(rgb, size)
     elif mode == "center_crop":

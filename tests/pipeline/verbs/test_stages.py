@@ -134,7 +134,7 @@ def test_a_stage_in_the_folder_stages_is_listed_and_described(tmp_path, monkeypa
     [
         ("clip_score", "did you mean 'score.clip_score'"),
         ("ingset", "did you mean 'ingest'"),
-        ("zzz", "there are: annotate.caption, "),
+        ("zzz", "there are: annotate.blur, annotate.caption, "),
     ],
 )
 def test_a_wrong_name_gets_the_nearest_or_the_list(name, do, clipmill):

@@ -42,12 +42,14 @@ def server(monkeypatch):
 def download(server, tmp_path):
     """Rows of the given paths or URLs, downloaded in one batch by download.images or another."""
 
-    def rows(*paths, stage=DownloadImages, sha256=None, **settings):
+    def rows(*paths, stage=DownloadImages, sha256=None, boxes=None, **settings):
         base = f"http://127.0.0.1:{server.port}"
         urls = [base + path if path and path[0] == "/" else path for path in paths]
         columns = {"url": pa.array(urls, pa.string())}
         if sha256:
             columns["sha256"] = pa.array(sha256, pa.string())
+        if boxes:
+            columns["faces"] = pa.array(boxes, pa.list_(pa.list_(pa.float64())))
         return opened(tmp_path, stage, **settings)(pa.table(columns)).to_pylist()
 
     return rows

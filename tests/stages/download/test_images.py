@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import threading
 import time
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,7 +16,9 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.download._web import Client, Rules
 from clipmill.stages.download.images import DownloadImages
 from clipmill.stages.download.img2dataset import Img2dataset
+from clipmill.stages.ops.images.blur import blurred
 from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import resize
 from tests.stages.download.site import FILES, opened
 
 CASES = [  # path or URL, settings, HTTP status, reason
@@ -66,7 +70,7 @@ CASES = [  # path or URL, settings, HTTP status, reason
     ("/file/line.png", {"max_aspect_ratio": 44.9}, 200, "extreme_aspect"),
 ]
 # have their own tests, below and in test_hosts
-ELSEWHERE = {"private_address", "no_sha256", "hash_mismatch", "host_down"}
+ELSEWHERE = {"no_boxes", "bad_box", "private_address", "no_sha256", "hash_mismatch", "host_down"}
 
 
 @pytest.mark.parametrize(("url", "settings", "status", "reason"), CASES)
@@ -112,6 +116,33 @@ def test_what_fits_keeps_its_bytes(download):
         "http_status": 200,
         "reason": None,
     }
+
+
+FACE = [0.1, 0.1, 0.6, 0.8]
+
+
+def test_boxes_are_blurred_once_resized_and_before_a_picture_is_padded_and_stored(download):
+    paths = ["/file/large.jpg"] * 2 + ["/file/ok.jpg"] * 4
+    boxes = [[FACE], [], [], None, [[float("nan"), *FACE[1:]]], [FACE]]
+    how = {
+        "blur": "faces",
+        "resize": "border",
+        "encode_format": "png",
+        "encode_quality": 1,
+        "keep_formats": ("jpg",),
+    }
+    rows = download(*paths, boxes=boxes, **how)
+    large = decode(FILES["large.jpg"])
+    for row, soft in zip(rows, (partial(blurred, boxes=[FACE]), lambda rgb: rgb), strict=False):
+        np.testing.assert_array_equal(decode(row["image"]), resize(large, "border", 512, blur=soft))
+    assert rows[0]["image"] != rows[1]["image"]
+    assert rows[2]["image"] == FILES["ok.jpg"]
+    assert [row["reason"] for row in rows] == [None] * 3 + ["no_boxes", "bad_box", None]
+    small = decode(FILES["ok.jpg"])
+    np.testing.assert_array_equal(decode(rows[5]["image"]), blurred(small, [FACE]))
+    (whole,) = download("/file/ok.jpg", boxes=[[FACE]], blur="faces", resize="no")
+    assert whole["image"] != FILES["ok.jpg"]
+    assert "blur" not in settings_of(DownloadImages())
 
 
 @pytest.mark.parametrize(
