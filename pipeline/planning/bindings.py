@@ -213,18 +213,26 @@ def _beside(
 
 
 def _elsewhere(source: str) -> str:
-    """Returns advice if known stages write the column with any settings."""
+    """Returns advice if known stages write the column with any settings, and do not read it."""
     writers = []
     for uses in known_uses():
         try:
             cls = stage_class(uses, uses)
         except ClipmillError:  # a user's unfinished stage
             continue
-        columns: tuple[Column, ...] = cls.writes if isinstance(cls.writes, tuple) else ()
-        if "rows" in cls.takes and source in {column.name for column in columns}:
+        written, read = (
+            {column.name for column in columns if isinstance(column, Column)}
+            for columns in map(_of_class, (cls.writes, cls.reads))
+        )
+        if "rows" in cls.takes and source in written - read:
             writers.append(uses)
     names = ", ".join(writers[:MOST_WRITERS])
     return f"let a stage come before it that writes it: {names}" if names else ""
+
+
+def _of_class(columns: object) -> tuple[object, ...]:
+    """Returns columns that a class declares; none where its settings decide."""
+    return columns if isinstance(columns, tuple) else ()
 
 
 def type_of(stage: Stage, column: str) -> pa.DataType | None:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import REASON, REASON_TYPE, Column
@@ -22,6 +23,7 @@ from clipmill.pipeline.stage import (
     Resources,
     RowFunction,
     RowStage,
+    Share,
     Worker,
     location,
 )
@@ -96,8 +98,9 @@ class Onnx(RowStage):
     input: NonEmpty = "pixels"  # or a column of vectors, such as image_embedding
     side: OneUp | None = None  # of the square that it reads, in pixels
     fit: Literal["squash", "crop"] = "squash"  # the whole picture into the square, or its centre
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of red, green, blue, from 0 to 1; subtracted
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of red, green, blue; it divides
+    # of red, green, blue, from 0 to 1; subtracted
+    mean: tuple[Annotated[float, Meta(ge=0, le=1)], ...] = (0.0, 0.0, 0.0)
+    std: tuple[Share, ...] = (1.0, 1.0, 1.0)  # of red, green, blue; it divides
     layout: Layout = "NCHW"  # colours before rows and columns, or NHWC: after them
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
 
@@ -112,7 +115,7 @@ class Onnx(RowStage):
             do = "write side: <pixels>, as in side: 224"
             raise RecipeError("no size of the pictures that it reads", "key `side`", do)
         for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or (key == "std" and 0 in values):
+            if len(values) != 3:
                 do = f"write {key}: [red, green, blue], from 0 to 1"
                 raise RecipeError(f"{list(values)}, not a number a colour", f"key `{key}`", do)
         names = [column.name for column in self.writes]

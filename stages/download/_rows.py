@@ -123,7 +123,7 @@ class Download(RowStage):
         return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:
+    def reads(self) -> tuple[Column, ...]:
         return (URL, SHA256) if self.verify_sha256 else (URL,)
 
     def __post_init__(self) -> None:

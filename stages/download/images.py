@@ -1,16 +1,14 @@
 """Downloads images and resizes them as img2dataset does; one status and reason a URL."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import Column
+from clipmill.metadata.schema import FACE_BBOXES, Column
 from clipmill.pipeline.stage import (
-    NonEmpty,
     OneUp,
     Seconds,
     StreamFunction,
@@ -20,7 +18,7 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.download._rows import Download, Kept, answered, to_fetch, wishes
-from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, check_boxes, fault
+from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
 
 # Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
 # other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
@@ -47,8 +45,8 @@ class DownloadImages(Download):
     decode: Literal["full", "reduced"] = later("full")
     # formats beside encode_format that skip_reencode keeps; an opaque picture of one frame only
     keep_formats: tuple[Literal["jpg", "png", "webp"], ...] = later(())
-    # column of boxes to blur, such as face_bboxes: blurred once resized, before it is stored
-    blur: NonEmpty | None = later(None)
+    # face_bboxes: blur these boxes of the row once its picture is resized, before it is stored
+    blur: Literal["face_bboxes"] | None = later(None)
     max_redirects: ZeroUp = 10  # cap on redirects of one URL
     timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
     # seconds of one URL, all requests, redirects, pauses and retries included
@@ -74,12 +72,8 @@ class DownloadImages(Download):
     )
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:
-        return (*super().reads, self.blur) if self.blur else super().reads
-
-    def check(self, types: Mapping[str, pa.DataType]) -> None:
-        if self.blur:
-            check_boxes(self.blur, types.get(self.blur))
+    def reads(self) -> tuple[Column, ...]:
+        return (*super().reads, FACE_BBOXES) if self.blur else super().reads
 
     def open(self, worker: Worker) -> StreamFunction:
         from clipmill.stages.download._web import Client, Rules
@@ -91,7 +85,7 @@ class DownloadImages(Download):
         async def downloaded(batch: pa.Table) -> pa.Table:
             wished = wishes(batch, self.verify_sha256)
             wanted = {*to_fetch(wished, self.verify_sha256)}
-            abouts = of_boxes(batch[self.blur]) if self.blur else [()] * len(wished)
+            abouts = of_boxes(batch[FACE_BBOXES.name]) if self.blur else [()] * len(wished)
             rows = [(url, about) for (url, _), about in zip(wished, abouts, strict=True)]
             unique = list(dict.fromkeys(row for row in rows if row[0] in wanted))
             urls, about = [url or "" for url, _ in unique], [about for _, about in unique]

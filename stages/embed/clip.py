@@ -1,14 +1,16 @@
 """Embeds images and captions by one model, in one space."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
-from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker
+from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_BOXES, TEXT_EMBEDDING, Column
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker, later
 from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
 from clipmill.stages.models.image_text import ImageTextModel, load, proof, width_of
-from clipmill.stages.ops.images.pixels import PIXELS, rows_of
+from clipmill.stages.ops.images.mask import pictures
+from clipmill.stages.ops.images.pixels import PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,16 @@ class ClipEmbedding(Embedding):
     model: NonEmpty
     # width of an embedding; required for stage: and checkpoint:, as a plan reads no weights
     width: OneUp | None = None
+    # text_boxes: the picture is seen with its text filled, as annotate.text_boxes found it
+    mask: Literal["text_boxes"] | None = later(None)
 
     version = 2
     proofs = (("model", proof),)
-    reads = (PIXELS, TEXT)
     reasons = ("no_image", "no_text", NO_VECTOR)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (PIXELS, TEXT, TEXT_BOXES) if self.mask else (PIXELS, TEXT)
 
     def known_width(self) -> int | None:
         return width_of(self.model)
@@ -53,7 +60,7 @@ class ClipEmbedding(Embedding):
 
 def embeddings(batch: pa.Table, model: ImageTextModel) -> pa.Table:
     """Returns both vectors of every row, and a reason if one is null."""
-    images, texts = rows_of(batch[PIXELS.name]), batch[TEXT.name].to_pylist()
+    images, texts = pictures(batch), batch[TEXT.name].to_pylist()
     columns = {
         IMAGE_EMBEDDING.name: vectors(images, model.embed_images, model.width),
         TEXT_EMBEDDING.name: vectors(texts, model.embed_texts, model.width),

@@ -1,16 +1,18 @@
 """Embeds images alone, by a network that need not read captions."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import IMAGE_EMBEDDING, Column
-from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker
+from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT_BOXES, Column
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, Worker, later
 from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
 from clipmill.stages.models import images
-from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
+from clipmill.stages.ops.images.mask import pictures
+from clipmill.stages.ops.images.pixels import PIXELS, RGB
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
@@ -34,10 +36,15 @@ class ImageEmbedding(Embedding):
     model: NonEmpty
     # width of an embedding; required if only the weights tell it: timm:, stage:, checkpoint:
     width: OneUp | None = None
+    # text_boxes: the picture is seen with its text filled, as annotate.text_boxes found it
+    mask: Literal["text_boxes"] | None = later(None)
 
     version = 2
-    reads = (PIXELS,)
     reasons = ("no_image", NO_VECTOR)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (PIXELS, TEXT_BOXES) if self.mask else (PIXELS,)
 
     def known_width(self) -> int | None:
         return images.width(self.model)
@@ -61,5 +68,5 @@ class ImageEmbedding(Embedding):
 
 def embeddings(batch: pa.Table, embed: images.Embed, width: int) -> pa.Table:
     """Returns the vector of every row, or a reason."""
-    columns = {IMAGE_EMBEDDING.name: vectors(rows_of(batch[PIXELS.name]), embed, width)}
+    columns = {IMAGE_EMBEDDING.name: vectors(pictures(batch), embed, width)}
     return pair(columns, [batch[PIXELS.name].is_null()], ImageEmbedding.reasons)

@@ -4,10 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-
-from clipmill.pipeline.errors import RecipeError
 
 # Shapes: H x W pixels, K boxes.
 
@@ -61,15 +58,3 @@ def blurred(rgb: RGB, boxes: Boxes) -> RGB:
     share_HW1 = cv2.GaussianBlur(mask_HW, (size, size), 0)[..., None]
     both_HW3 = unit_HW3 * (1 - share_HW1) + soft_HW3 * share_HW1
     return (both_HW3 * 255.0).astype(np.uint8)
-
-
-def check_boxes(column: str, found: pa.DataType | None) -> None:
-    """Raises RecipeError where a column that `blur` names does not hold boxes."""
-    is_boxes = (
-        found is not None
-        and pa.types.is_list(found)
-        and (pa.types.is_list(found.value_type) or pa.types.is_fixed_size_list(found.value_type))
-    )
-    if not (is_boxes and pa.types.is_floating(found.value_type.value_type)):  # type: ignore[union-attr]
-        do = "name a column of lists of [x0, y0, x1, y1], as annotate.faces writes"
-        raise RecipeError(f"column '{column}' is {found}", "key `blur`", do)

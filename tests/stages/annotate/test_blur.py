@@ -26,10 +26,10 @@ def test_pictures_with_boxes_are_blurred_and_others_keep_their_bytes(tmp_path):
     batch = pa.table(
         {
             "image": pa.array(image, pa.binary()),
-            "faces": pa.array(boxes, pa.list_(pa.list_(pa.float64()))),
+            "face_bboxes": pa.array(boxes, pa.list_(pa.list_(pa.float64()))),
         }
     )
-    blur = Blur(boxes="faces", encode_format="png", encode_quality=1)
+    blur = Blur(encode_format="png", encode_quality=1)
     out = blur.open(worker(tmp_path))(batch).to_pydict()
     soft = np.asarray(Image.open(io.BytesIO(out["image"][0])))
     np.testing.assert_array_equal(soft, blurred(rgb[0], [ONE]))
@@ -40,5 +40,5 @@ def test_pictures_with_boxes_are_blurred_and_others_keep_their_bytes(tmp_path):
     ]
     assert (out["width"][:2], out["height"][:2]) == ([60, 20], [40, 30])
     assert out["image_bytes"][:2] == [len(out["image"][0]), len(image[1])]
-    webp = Blur(boxes="faces").open(worker(tmp_path))(batch)["image"][0].as_py()
+    webp = Blur().open(worker(tmp_path))(batch)["image"][0].as_py()
     assert Image.open(io.BytesIO(webp)).format == "WEBP"

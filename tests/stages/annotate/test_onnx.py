@@ -62,7 +62,7 @@ def test_settings_that_do_not_fit_stop_the_plan():
     for wrong, do in (
         ({"side": None}, "write side"),
         ({"mean": (0.5,)}, "write mean"),
-        ({"std": (1.0, 0.0, 1.0)}, "write std"),
+        ({"std": (1.0, 1.0)}, "write std"),
         ({"outputs": {}}, "write outputs"),
         ({"outputs": {"y": "a", "z": ("b", "a")}}, "each column once"),
     ):

@@ -49,7 +49,7 @@ def download(server, tmp_path):
         if sha256:
             columns["sha256"] = pa.array(sha256, pa.string())
         if boxes:
-            columns["faces"] = pa.array(boxes, pa.list_(pa.list_(pa.float64())))
+            columns["face_bboxes"] = pa.array(boxes, pa.list_(pa.list_(pa.float64())))
         return opened(tmp_path, stage, **settings)(pa.table(columns)).to_pylist()
 
     return rows

@@ -125,7 +125,7 @@ def test_boxes_are_blurred_once_resized_and_before_a_picture_is_padded_and_store
     paths = ["/file/large.jpg"] * 2 + ["/file/ok.jpg"] * 4
     boxes = [[FACE], [], [], None, [[float("nan"), *FACE[1:]]], [FACE]]
     how = {
-        "blur": "faces",
+        "blur": "face_bboxes",
         "resize": "border",
         "encode_format": "png",
         "encode_quality": 1,
@@ -140,7 +140,7 @@ def test_boxes_are_blurred_once_resized_and_before_a_picture_is_padded_and_store
     assert [row["reason"] for row in rows] == [None] * 3 + ["no_boxes", "bad_box", None]
     small = decode(FILES["ok.jpg"])
     np.testing.assert_array_equal(decode(rows[5]["image"]), blurred(small, [FACE]))
-    (whole,) = download("/file/ok.jpg", boxes=[[FACE]], blur="faces", resize="no")
+    (whole,) = download("/file/ok.jpg", boxes=[[FACE]], blur="face_bboxes", resize="no")
     assert whole["image"] != FILES["ok.jpg"]
     assert "blur" not in settings_of(DownloadImages())
 

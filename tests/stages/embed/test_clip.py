@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipmill.metadata.fingerprint import settings_of
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.clip.nano import Nano
@@ -18,6 +19,7 @@ from clipmill.stages.models.watched import WatchedModel
 from clipmill.stages.ops.images.pixels import PIXELS
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
+from tests.stages.networks import pictures
 
 MODEL = load("reference")
 RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
@@ -35,6 +37,23 @@ def test_a_missing_image_or_text_is_null_and_the_other_still_has_its_vector():
     assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
     assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
     assert out["reason"].to_pylist() == [None, "no_image", "no_text", "no_image"]
+
+
+def test_a_masked_picture_is_seen_without_its_text_and_one_without_text_as_it_is():
+    rgb = np.full((40, 40, 3), (200, 10, 10), np.uint8)
+    rgb[10:20, 5:35] = 0
+    red = np.full_like(rgb, (200, 10, 10))
+    word = [0.1, 0.2, 0.9, 0.2, 0.9, 0.5, 0.1, 0.5]
+    given = pictures([rgb, rgb, rgb, None]).append_column("text", pa.array(["a"] * 4))
+    boxes = pa.array([[], [word], None, None], pa.list_(pa.list_(pa.float32(), 8)))
+    out = embeddings(given.append_column("text_boxes", boxes), MODEL)
+    plain = embeddings(given, MODEL)
+    for row in (0, 2, 3):
+        assert out.slice(row, 1).equals(plain.slice(row, 1))
+    (alone_D,) = MODEL.embed_images([red])
+    assert out["image_embedding"][1].as_py() == alone_D.tolist()
+    assert ClipEmbedding(model="reference", mask="text_boxes").reads[2].name == "text_boxes"
+    assert settings_of(ClipEmbedding(model="reference")).keys() == {"model", "width"}
 
 
 class Odd:

@@ -3,11 +3,9 @@
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.ops.images.blur import blurred, check_boxes, fault
+from clipmill.stages.ops.images.blur import blurred, fault
 from tests.stages.networks import drawn
 
 ONE, TWO = [0.1, 0.2, 0.4, 0.5], [0.6, 0.6, 0.9, 0.95]
@@ -42,11 +40,3 @@ def test_what_is_no_box_has_a_reason():
         *([1.0, 0, 1.5, 1], [0, -2, 1, -1], [0, 0, 0, 1]),
     ):
         assert fault([ONE, bad]) == "bad_box", bad
-
-
-def test_a_column_without_boxes_is_refused_by_the_plan():
-    for fine in (pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.float32(), 4))):
-        check_boxes("faces", fine)
-    for other in (pa.string(), pa.list_(pa.float64()), pa.list_(pa.list_(pa.int32())), None):
-        with pytest.raises(RecipeError, match=r"column 'faces'[\s\S]*annotate.faces"):
-            check_boxes("faces", other)

@@ -1,0 +1,69 @@
+"""Fills text in pictures with the colour round it, so that a model sees the rest."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import TEXT_BOXES
+from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
+
+# Shapes: H x W pixels, K boxes.
+
+RING = 0.2  # of a box's shorter side: width of the ring whose mean fills the box
+LEAST_RING = 2  # pixels
+
+
+def pictures(batch: pa.Table) -> list[RGB | None]:
+    """Returns the pictures of a batch; where it has text boxes, with their text filled."""
+    rows = rows_of(batch[PIXELS.name])
+    if TEXT_BOXES.name not in batch.column_names:
+        return rows
+    pairs = zip(rows, batch[TEXT_BOXES.name].to_pylist(), strict=True)
+    return [filled(rgb, boxes) if boxes and rgb is not None else rgb for rgb, boxes in pairs]
+
+
+def filled(rgb: RGB, boxes: Sequence[Sequence[float]]) -> RGB:
+    """Returns the picture with each quadrilateral in the mean colour of a ring round it.
+
+    Corners are x and y in turn, in fractions of the sides; a box that is not finite is left out.
+    Other boxes are in no ring; without a pixel in the ring, the mean is of all outside the boxes,
+    or of the picture.
+    """
+    import cv2
+
+    height, width = rgb.shape[:2]
+    box_K42 = np.array(boxes, np.float64).reshape(-1, 4, 2)
+    box_K42 = box_K42[np.isfinite(box_K42).all((1, 2))].clip(-1, 2) * [width, height]
+    corners_K42 = np.round(box_K42).astype(np.int32)
+    text_HW = np.zeros((height, width), np.uint8)
+    for corner_42 in corners_K42:
+        cv2.fillPoly(text_HW, [corner_42], 1)
+    rest_HW = text_HW == 0
+    elsewhere_3 = mean_of(rgb, rest_HW if rest_HW.any() else np.ones_like(rest_HW))
+    out = rgb.copy()
+    for corner_42 in corners_K42:
+        ring = max(LEAST_RING, math.ceil(RING * shorter(corner_42)))
+        low, high = corner_42.min(0) - ring, corner_42.max(0) + ring + 1
+        x, y = (slice(max(0, low[n]), max(0, high[n])) for n in (0, 1))
+        inside_HW = np.zeros_like(text_HW[y, x])
+        if not inside_HW.size:  # outside the picture
+            continue
+        cv2.fillPoly(inside_HW, [corner_42 - [x.start, y.start]], 1)
+        near_HW = cv2.dilate(inside_HW, np.ones((2 * ring + 1, 2 * ring + 1), np.uint8))
+        ring_HW = (near_HW > 0) & rest_HW[y, x]
+        colour_3 = mean_of(rgb[y, x], ring_HW) if ring_HW.any() else elsewhere_3
+        out[y, x][inside_HW > 0] = colour_3
+    return out
+
+
+def mean_of(rgb: RGB, mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Returns (3,) the mean colour of masked pixels, rounded."""
+    return np.round(rgb[mask_HW].mean(0)).astype(np.uint8)
+
+
+def shorter(corner_42: NDArray[np.int32]) -> float:
+    """Returns the shorter of the first two sides of a quadrilateral."""
+    return min(math.dist(corner_42[0], corner_42[1]), math.dist(corner_42[1], corner_42[2]))
