@@ -1,7 +1,7 @@
 """Runs a network of an ONNX file over pictures, or over a stored embedding."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -45,7 +45,7 @@ def proof(
     """Runs a network on noise; returns its inputs, outputs and speed, and a recipe's lines."""
     import yaml
 
-    network = open_network(uri, worker)
+    network = open_network(uri, replace(worker, device="cpu"))
     shape = network.input.shape[1:]
     layout: Layout = "NHWC" if shape[-1:] == (3,) else "NCHW"
     colours = 2 if layout == "NHWC" else 0
@@ -83,7 +83,8 @@ def proof(
 class Onnx(RowStage):
     """Outputs of a network, a column each; null without an input, or where a value is not finite.
 
-    Pictures are squares of 8-bit RGB by Pillow's bilinear filter, (value / 255 - mean) / std.
+    Pictures are squares of 8-bit RGB by Pillow's bilinear filter, (value / 255 - mean) / std; as
+    they are where the network reads uint8.
 
     Source: ONNX, an open format; onnxruntime computes.
     Error: float32's on one processor. `crop` is what torchvision's Resize and CenterCrop give, but
@@ -185,7 +186,8 @@ class Onnx(RowStage):
         given = batch[self.input]
         known_N = given.is_valid().to_numpy()
         if self.of_pictures:
-            inputs = self.tensors([rgb for rgb in rows_of(given) if rgb is not None])
+            rgb = [row for row in rows_of(given) if row is not None]
+            inputs = self.tensors(rgb, is_raw=network.input.dtype == "tensor(uint8)")
         else:
             inputs = as_matrix(given.drop_null())
         columns: dict[str, pa.Array] = {}
@@ -208,15 +210,16 @@ class Onnx(RowStage):
         reason = pc.case_when(pc.make_struct(*null), *texts).cast(REASON_TYPE)
         return pa.table({**columns, REASON.name: reason})
 
-    def tensors(self, rgb: list[RGB]) -> NDArray[np.float32]:
-        """Returns pictures as the network reads them."""
+    def tensors(self, rgb: list[RGB], is_raw: bool) -> NDArray[np.float32]:
+        """Returns pictures as the network reads them; raw ones are from 0 to 255."""
         side = self.side or 1
         row_NSS3 = np.empty((len(rgb), side, side, 3), np.float32)
         for row_SS3, picture in zip(row_NSS3, rgb, strict=True):  # sizes differ
             row_SS3[:] = square_of(picture, side, crop=self.fit == "crop")
-        row_NSS3 /= 255
-        row_NSS3 -= np.asarray(self.mean, np.float32)
-        row_NSS3 /= np.asarray(self.std, np.float32)
+        if not is_raw:
+            row_NSS3 /= 255
+            row_NSS3 -= np.asarray(self.mean, np.float32)
+            row_NSS3 /= np.asarray(self.std, np.float32)
         return row_NSS3 if self.layout == "NHWC" else row_NSS3.transpose(0, 3, 1, 2)
 
 

@@ -35,8 +35,6 @@ ADVICE = {  # words of onnxruntime's errors, and what to do
     "opset": "export it with a lower opset_version, or pip install --upgrade onnxruntime",
     "IR version": "save it with a lower ir_version, or pip install --upgrade onnxruntime",
 }
-
-
 RGB = NDArray[np.uint8]  # (H, W, 3)
 Layer = tuple[NDArray[np.float64], NDArray[np.float64]]  # weight, outputs by inputs, and bias
 
@@ -76,12 +74,12 @@ class Network:
             padded_B = np.zeros((self.rows, *some.shape[1:]), TYPES[self.input.dtype])
             padded_B[: len(some)] = some
             for part, value in zip(parts, self._run(padded_B, outputs), strict=True):
-                part.append(np.asarray(value)[: len(some)])
+                part.append(value[: len(some)])
         return [np.concatenate(part) if part else np.empty((0, 1), np.float32) for part in parts]
 
     def _run(self, padded_B: NDArray[Any], outputs: list[str]) -> list[NDArray[Any]]:
         try:
-            answers: list[NDArray[Any]] = self.session.run(outputs, {self.input.name: padded_B})
+            answers: list[Any] = self.session.run(outputs, {self.input.name: padded_B})
         except Exception as error:  # onnxruntime has no common base of its errors
             shape = ", ".join(map(str, padded_B.shape[1:]))
             raise StageError(
@@ -89,6 +87,10 @@ class Network:
                 redacted(self.uri),
                 "`clipmill doctor --onnx FILE` says what it reads",
             ) from None
+        for name, answer in zip(outputs, answers, strict=True):
+            if getattr(answer, "shape", ())[:1] != (self.rows,) or answer.dtype.kind not in "biuf":
+                found = f"an output {name!r} that is not numbers for each of {self.rows} rows"
+                raise StageError(found, redacted(self.uri), "name another, or export it without")
         return answers
 
 
@@ -165,6 +167,9 @@ def from_bytes(body: bytes, uri: str, worker: Worker) -> Network:
         advice = (do for words, do in ADVICE.items() if words in str(error))
         do = next(advice, f"copy it again, or export it again; {install('onnxruntime')}")
         raise StageError(f"a file that is no network: {_words(error)}", redacted(uri), do) from None
+    if on_gpu and "CUDAExecutionProvider" not in session.get_providers():  # it goes on without
+        do = "install the CUDA and cuDNN that its onnxruntime-gpu asks for; or leave out `gpus`"
+        raise StageError("onnxruntime could not load CUDA", f"stage '{worker.stage}'", do)
     return Network(session, uri, hashlib.sha256(body).hexdigest(), on_gpu)
 
 

@@ -17,15 +17,13 @@ def model_of(
     inputs: dict[str, list],
     outputs: dict[str, list],
     opset: int = 17,
+    dtype: int = TensorProto.FLOAT,
     **constants: Any,
 ) -> onnx.ModelProto:
     """A network of these nodes; a size is a number, or the name of one that varies."""
     values = [
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            for name, shape in it.items()
-        ]
-        for it in (inputs, outputs)
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in it.items()]
+        for it, kind in ((inputs, dtype), (outputs, TensorProto.FLOAT))
     ]
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     domains = {"", *(node.domain for node in nodes)}

@@ -3,12 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.verbs.doctor import examine
 from clipmill.stages.annotate.onnx import Onnx
-from tests.stages.networks import colours, drawn, linear, pictures, worker, written
+from tests.stages.networks import colours, drawn, linear, model_of, pictures, worker, written
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 W = np.arange(12).reshape(4, 3) / 7
@@ -48,6 +49,18 @@ def test_pictures_are_scaled_and_shifted_as_said(tmp_path, layout, fit):
         np.testing.assert_allclose(out["most"][row], x_SS3.max(), atol=1e-5)
     assert out["reason"] == [None, None, None, "no_image"]
     assert out["means"][3] is out["most"][3] is None
+
+
+def test_a_network_of_8_bits_reads_the_pixels_as_they_are(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["wide"], ["y"], axes=(1, 2), keepdims=0),
+    ]
+    shapes = {"x": ["n", 8, 8, 3]}, {"y": ["n", 3]}
+    model = model_of(nodes, *shapes, dtype=TensorProto.UINT8)
+    settings = {"side": 8, "layout": "NHWC", "outputs": {"y": ("red", "green", "blue")}}
+    out = opened(tmp_path, model, **settings)(pictures([np.full((9, 9, 3), (200, 7, 0), np.uint8)]))
+    assert [out[name][0].as_py() for name in ("red", "green", "blue")] == [200, 7, 0]
 
 
 def test_pictures_of_one_pixel_and_of_one_line_have_values(tmp_path):

@@ -84,6 +84,13 @@ def test_rows_of_another_width_name_the_file(tmp_path):
         network(np.zeros((2, 4), np.float32), ["y"])
 
 
+def test_an_output_that_is_not_of_the_rows_is_refused_by_name(tmp_path):
+    whole = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)
+    file = written(model_of([whole], {"x": ["n", 3]}, {"y": []}), tmp_path / "sum.onnx")
+    with pytest.raises(StageError, match=r"'y' that is not numbers for each of 64 rows"):
+        open_network(file, worker(tmp_path))(np.ones((2, 3), np.float32), ["y"])
+
+
 def test_a_gpu_needs_an_onnxruntime_for_it(tmp_path):
     with pytest.raises(StageError, match="onnxruntime-gpu"):
         open_network(written(linear(W), tmp_path / "w.onnx"), worker(tmp_path, device="cuda:0"))
