@@ -112,7 +112,7 @@ def through(bodies: list[bytes], functions: list[RowFunction]) -> list[list[dict
     download = DownloadImages(image_size=16, resize="border")
     return [
         *(function(batch).to_pylist() for function in functions),
-        [vars(kept(body, download)) for body in bodies],
+        [vars(kept(body, settings=download)) for body in bodies],
         [{"pixels": digest} for digest in pixel_digests(pa.chunked_array([image])).to_pylist()],
         [{"suffix": suffix_of(body)} for body in bodies],
     ]
