@@ -74,10 +74,12 @@ class TextBoxes(RowStage):
 
     def found(self, rgb: RGB, reader: Any) -> dict[str, Any]:
         """Returns boxes, their share and text of one picture."""
+        import cv2
+
         height, width = rgb.shape[:2]
         boxes_K42, lines = np.empty((0, 4, 2), np.float32), []
         if min(height, width) * min(1, self.side / max(height, width)) >= LEAST_SIDE:
-            bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+            bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
             answer = reader(bgr, use_det=True, use_cls=False, use_rec=self.ocr)
             if answer.boxes is not None:
                 boxes_K42 = np.asarray(answer.boxes, np.float32)
