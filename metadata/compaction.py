@@ -23,6 +23,7 @@ from clipmill.metadata.records import RECORD, table_of
 from clipmill.metadata.storage import Storage
 
 BATCH = 4096
+GROUP = 8192  # records in a row group: what a look at one shard reads
 COMPACTED = "records.parquet"
 PART = re.compile(r"records-(\d{4,})\.parquet")
 LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
@@ -131,7 +132,9 @@ def _names(records: pa.Table) -> pa.Array:
 def _put(folder: Storage, name: str, records: pa.Table) -> None:
     sink = io.BytesIO()
     # Most are small: zstd and dictionaries would take three times as long to read.
-    pq.write_table(records, sink, use_dictionary=False, write_page_checksum=True)
+    pq.write_table(
+        records, sink, row_group_size=GROUP, use_dictionary=False, write_page_checksum=True
+    )
     folder.put(name, sink.getvalue(), point="compaction")
 
 

@@ -1,4 +1,7 @@
-"""Scans a stage's folder: one listing, the compactions, and the records newer than them."""
+"""Scans a stage's folder: one listing, the compactions, and the records newer than them.
+
+A large stage that is sealed is not listed (stage_seal.py).
+"""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,7 @@ from clipmill.metadata.compaction import read_compacted
 from clipmill.metadata.record import FAILED, MANIFEST, Failure, Manifest, Record, digest_in, parsed
 from clipmill.metadata.records import RECORD, Records, records_of, table_of
 from clipmill.metadata.sealed import read_sealed_as
+from clipmill.metadata.stage_seal import Seal, SealedRecords, is_large, read_seal
 from clipmill.metadata.storage import Storage
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
@@ -33,6 +37,7 @@ class Scan:
     lost: list[Record] = field(default_factory=list)  # their data is gone or of another size
     torn: tuple[str, ...] = ()  # records and manifest that cannot be parsed, or fail their digest
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
+    seal: Seal | None = None  # the folder was not listed
 
     @property
     def changed(self) -> int:
@@ -44,6 +49,22 @@ class Scan:
     def unchecked(self) -> frozenset[int]:
         """Returns lost shards that had no page checksums; they are rewritten without."""
         return frozenset(record.shard for record in self.lost if not record.page_checksums)
+
+
+def glance(folder: Storage) -> Scan:
+    """Takes the records of a sealed folder from its seal; else scans it."""
+    manifest = _manifest(folder)
+    seal = read_seal(folder, manifest) if manifest and is_large(manifest) else None
+    if manifest is None or seal is None:
+        return scan(folder)
+    return Scan(
+        records=SealedRecords(folder, seal, manifest.shards, lambda: scan(folder).records),
+        failures={},
+        manifest=manifest,
+        compacted=True,
+        outputs=_outputs(folder, manifest),
+        seal=seal,
+    )
 
 
 def scan(folder: Storage) -> Scan:
@@ -71,13 +92,9 @@ def scan(folder: Storage) -> Scan:
     failures = {
         other: folder.read_json(other, Failure) for other in others if other.endswith(FAILED)
     }
-    manifest = read_sealed_as(folder, MANIFEST, Manifest) if MANIFEST in others else None
-    if manifest and not folder.path.endswith(manifest.fingerprint):  # another stage's
-        manifest = None
+    manifest = _manifest(folder) if MANIFEST in others else None
     if MANIFEST in others and manifest is None:
         torn.append(MANIFEST)
-    has_outputs = manifest is not None and manifest.outputs
-    outputs = folder.entries("out", below=True) if has_outputs else []
     return Scan(
         records=Records(table if is_there_R.all() else table.filter(pa.array(is_there_R))),
         failures={held.shard: held for own, held in failures.items() if held and held.name == own},
@@ -87,8 +104,20 @@ def scan(folder: Storage) -> Scan:
         parts=compacted.parts,
         lost=lost,
         torn=tuple(torn),
-        outputs=tuple(sorted((entry.name, entry.size) for entry in outputs)),
+        outputs=_outputs(folder, manifest) if manifest else (),
     )
+
+
+def _manifest(folder: Storage) -> Manifest | None:
+    manifest = read_sealed_as(folder, MANIFEST, Manifest)
+    is_own = manifest is not None and folder.path.endswith(manifest.fingerprint)
+    return manifest if is_own else None
+
+
+def _outputs(folder: Storage, manifest: Manifest) -> tuple[tuple[str, int], ...]:
+    """Returns name and bytes of each file in out/, if the manifest has some."""
+    entries = folder.entries("out", below=True) if manifest.outputs else []
+    return tuple(sorted((entry.name, entry.size) for entry in entries))
 
 
 def _read_records(folder: Storage, names: list[str]) -> dict[str, Record | None]:

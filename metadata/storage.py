@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -298,11 +298,13 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._retried(lambda: self.fs.delete_dir(self.locate(name)))
 
-    def sweep(self, folder: str = "") -> None:
-        """Removes files that killed writers left. Only the holder of the run's lock may call it."""
-        if self.is_local:
-            for path in Path(self.path, folder).glob(f"**/{HIDDEN}*"):
-                path.unlink(missing_ok=True)
+    def sweep(self, besides: Collection[str] = ()) -> None:
+        """Removes what killed writers left, not below `besides`. Only a lock's holder may call."""
+        for place, folders, names in os.walk(self.path) if self.is_local else ():
+            folders[:] = [name for name in folders if f"{place}/{name}" not in besides]
+            for name in names:
+                if name.startswith(HIDDEN):
+                    Path(place, name).unlink(missing_ok=True)
 
     def download(self, name: str, path: Path) -> None:
         """Writes an object to a local file."""

@@ -123,7 +123,7 @@ def export(
             running.state.rescan(name)
             result = _run_and_copy(running, plan.stages[name], stage, target, replaces)
         finally:
-            owned.sweep()
+            owned.sweep(today.sealed)
     return dataclasses.replace(
         result, dropped=request.dropped, out=result.out if out is None else redacted(out)
     )

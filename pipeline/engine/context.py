@@ -14,6 +14,7 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.scratch import remove_shared, scratch_folder, shared_scratch
 from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.stage_seal import SEAL
 from clipmill.pipeline.dataset import Rank, State, TableFunction, Task
 from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.journal import Journal, StageRun
@@ -304,6 +305,8 @@ class RunContext:
                 self.failures[shards[0]] = failure
             else:
                 left.append(unit)
+        if left:
+            self.run.folder.delete(SEAL)
         self.run.on_stored(total, len(self.records))
         self.calls.words = ""  # the stage's words do not describe the storing of its shards
         units = left if stops is None else together(left, stops)

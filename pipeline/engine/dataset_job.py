@@ -52,6 +52,8 @@ class DatasetJob:
                 return []
             stage.folder.delete(MANIFEST)
             state.rescan(planned.name)
+        if not planned.is_root:
+            state.stages[planned.name].unseal()
         watcher.stage(planned.name, state.stages[planned.name].total, 0)
         read = state.inputs_digest(planned)
         assert read is not None

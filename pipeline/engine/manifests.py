@@ -1,4 +1,4 @@
-"""Stores the end of a stage: its records compacted into one file, then its manifest."""
+"""Stores the end of a stage: its records compacted into one file, its manifest, perhaps a seal."""
 
 from dataclasses import replace
 
@@ -11,14 +11,21 @@ from clipmill.metadata.places import is_places
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.records import table_of
 from clipmill.metadata.sealed import put_sealed
+from clipmill.metadata.stage_seal import SEAL, is_large, put_seal
 from clipmill.pipeline.engine.context import RunContext
 from clipmill.pipeline.engine.partial_results import FOLDER as KEPT
-from clipmill.pipeline.run_folder.state import StageState
+from clipmill.pipeline.run_folder.state import RunState, StageState
 from clipmill.pipeline.stage import RowStage
 
 
-def seal(stage: StageState) -> None:
-    """Stores a complete stage's manifest or compaction, and deletes what only its run needed."""
+def seal(state: RunState, name: str) -> None:
+    """Stores a complete stage's manifest or compaction, and deletes what only its run needed.
+
+    A large stage gets its seal; one whose seal is good has all of this.
+    """
+    stage = state.stages[name]
+    if stage.seal:
+        return
     if stage.planned.is_row:
         digests = stage.shards.digests().to_pylist()
         manifest = Manifest(
@@ -31,6 +38,10 @@ def seal(stage: StageState) -> None:
     elif not stage.scan.compacted:
         compact(stage.folder, stage.columns)
     _tidy(stage)
+    if (stored := stage.scan.manifest) and is_large(stored):
+        counts, untold = stage.all_recorded()
+        counted = {"counts": None if untold else counts, "codes": stage.codes}
+        put_seal(stage.folder, stored, state.made_of(stage.planned), stage.columns, **counted)
 
 
 def put_dataset_manifest(
@@ -44,6 +55,7 @@ def put_dataset_manifest(
     folder = stage.folder
     if stage.planned.is_root:
         for shard in [s for s in stage.scan.records if s >= context.shards]:
+            folder.delete(SEAL)
             folder.delete(f"{shard:06d}.json")  # the pool has shrunk
     if context.failures:
         folder.delete(MANIFEST)

@@ -18,6 +18,7 @@ from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import Record, record_name
 from clipmill.metadata.schema import REASON, UID
 from clipmill.metadata.shard import ShardWriter, store
+from clipmill.metadata.stage_seal import SEAL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.declared import stored_schema
 from clipmill.pipeline.errors import StageError
@@ -52,6 +53,7 @@ def refusal(damage: DamagedError, planned: PlannedStage | None, run: Storage) ->
 
 def take_away(folder: Storage, name: str) -> None:
     """Deletes a damaged file, its shard's later passes, and journals, which count it as done."""
+    folder.delete(SEAL)
     place = DATA_NAME.match(name)
     if place and not name.startswith(f"{OUT}/"):
         shard, number = int(place[1]), int(place[2] or 0)
@@ -75,6 +77,7 @@ def salvage(
     The next run asks for lost rows. A row group that can't be read is lost as a whole; a lost row
     of a later pass falls back to the reason of its earlier failure.
     """
+    folder.delete(SEAL)
     lost = 0
     is_whole = bad.isdisjoint(record.data for record in records)  # only a record was damaged
     for record in records:

@@ -40,6 +40,8 @@ class RowJob:
         """Computes missing shards; returns the damaged files met, to be made again."""
         for stage in self._states():  # earlier stages of this run may have outdated some shards
             self.running.state.resolve(stage.planned.name)
+            if self.running.retry or not stage.complete:
+                stage.unseal()
             self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
             _drop_stale(stage)
             self.begun[stage.planned.name] = attempts.of_shards(stage.folder)
@@ -124,6 +126,8 @@ class RowJob:
         names = {planned.name for planned in self.stages}
         needs = {need for planned in self.stages for need in (*planned.sources, planned.only)}
         outside = [need for need in needs - names if need]
+        if all(stage.complete for stage in self._states()) and not self.running.retry:
+            return
         for shard in sorted(known[root].shards):
             stages = self._states()
             if all(shard in stage.shards for stage in stages) and not self.running.retry:

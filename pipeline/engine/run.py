@@ -77,7 +77,7 @@ def run_plan(
             crash_ok="crashed" in retry,
             keep_going=keep_going,
         )
-        owned.sweep()
+        owned.sweep(state.sealed)
         recorded = [p for p in plan.stages.values() if p.stage.determinism == "recorded"]
         if recorded:
             pack(owned.child(ANSWERS))
@@ -125,7 +125,7 @@ class _Schedule:
         for name in self.plan.stages:
             if name not in self.ended:
                 self.stopped.setdefault(name, None)
-        self.state.run.sweep()  # leftovers of workers that died
+        self.state.run.sweep(self.state.sealed)  # leftovers of workers that died
         return Outcome(self.state, self.stopped)
 
     def _ready(self) -> list[Job]:
@@ -207,7 +207,7 @@ class _Schedule:
         stage = self.state.stages[planned.name]
         self.ended.add(planned.name)
         if stage.complete:
-            seal(stage)
+            seal(self.state, planned.name)
         else:
             self.stopped.setdefault(planned.name, None)
         self.watcher.finished(planned.name, stage)

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import OUT
-from clipmill.metadata.record import MANIFEST, Record, parsed
-from clipmill.metadata.scan import scan
+from clipmill.metadata.record import MANIFEST, Record, parsed, record_name
+from clipmill.metadata.scan import Scan, scan
 from clipmill.metadata.schema import UID
 from clipmill.metadata.sealed import read_sealed
+from clipmill.metadata.stage_seal import SEAL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
 from clipmill.pipeline.engine.answers import all_files, digest_of, merge_files
@@ -166,8 +167,17 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
         DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
         for name in sorted(strangers)
     ]
-    checked.damaged += wrong_pins(folder)
+    checked.damaged += [*wrong_pins(folder), *_gone(folder, stored)]
     return checked, files
+
+
+def _gone(folder: Storage, stored: Scan) -> list[DamagedError]:
+    """Returns a sealed stage's shards without a record: a run takes them as stored."""
+    if stored.manifest is None or not folder.has(SEAL):
+        return []
+    known = {*stored.records, *(record.shard for record in stored.lost)}
+    gone = sorted({*range(stored.manifest.shards)} - known)
+    return [DamagedError(folder.uri, record_name(shard), "it is gone") for shard in gone]
 
 
 def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.record import Failure
@@ -38,9 +37,9 @@ def work(state: RunState) -> list[StageWork]:
 
 
 def _work(name: str, stage: StageState) -> StageWork:
-    records = stage.columns
+    sums = _sums(stage)
     is_recorded = stage.planned.stage.determinism == "recorded"
-    rows = _sum(records["computed"])
+    rows = sums["computed"]
     outputs = sum(size for _, size in stage.outputs)
     return StageWork(
         stage=name,
@@ -50,12 +49,17 @@ def _work(name: str, stage: StageState) -> StageWork:
         rows=rows,
         seconds=stage.seconds,
         rows_per_s=rows / stage.seconds if stage.seconds and rows else None,
-        bytes=_sum(records["size_bytes"]) + outputs,
-        retries=_sum(records["attempts"]) - len(records),
+        bytes=sums["size_bytes"] + outputs,
+        retries=sums["attempts"] - sums["records"],
         spent=spent_in(stage.folder.child(FOLDER)) if is_recorded else {},
         failures=tuple(failure for failure in stage.failures.values() if failure is not None),
     )
 
 
-def _sum(column: pa.ChunkedArray) -> int:
-    return int(pc.sum(column).as_py() or 0)
+def _sums(stage: StageState) -> dict[str, int]:
+    """Returns sums over the records, and their number: from the seal, if it is good."""
+    names = ("computed", "size_bytes", "attempts")
+    if stage.seal:
+        return {name: getattr(stage.seal, name) for name in (*names, "records")}
+    records = stage.columns
+    return {name: pc.sum(records[name]).as_py() or 0 for name in names} | {"records": len(records)}

@@ -217,7 +217,7 @@ def live_stage(run: RunState, name: str) -> Live:
         shards=len(state.shards),
         total=state.total,
         found=len(state.shards),
-        rows=state.shards.rows,
+        rows=state.rows,
         files=len(state.outputs),
         seconds=round(state.seconds, 1),
         reasons=_reasons(run, name),

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,9 +120,9 @@ class Owned(Storage):
         self.hold.check()
         super().delete_folder(name)
 
-    def sweep(self, folder: str = "") -> None:
+    def sweep(self, besides: Collection[str] = ()) -> None:
         self.hold.check()
-        super().sweep(folder)
+        super().sweep(besides)
 
     def _upload(self, path: Path, name: str) -> None:
         if isinstance(self.fs, Fenced):

@@ -16,8 +16,9 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.parquet_file import read_at
 from clipmill.metadata.record import Failure, Manifest, ShardState
 from clipmill.metadata.records import RECORD, Records, are_made_of, counted, rows_by_reason
-from clipmill.metadata.scan import Scan, scan
+from clipmill.metadata.scan import Scan, glance
 from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.stage_seal import SEAL, Seal
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -50,6 +51,7 @@ class StageState:
     shards: Shards = field(default_factory=lambda: Shards(Records(RECORD.empty_table()), NONE))
     failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
     manifest: Manifest | None = None  # only if it is good today
+    seal: Seal | None = None  # only if all its shards are good as they were sealed
 
     @property
     def complete(self) -> bool:
@@ -71,14 +73,36 @@ class StageState:
     @property
     def codes(self) -> list[str]:
         """The reasons in the records; "" stands for rows with a value."""
-        return list(rows_by_reason(self.columns))
+        return self.seal.codes if self.seal else list(rows_by_reason(self.columns))
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all good shards."""
+        sealed = self.scan.manifest if self.seal else None
+        return sealed.rows if sealed else self.shards.rows
+
+    @property
+    def digest(self) -> str:
+        """One digest of a complete stage: of its files and shards, or of its shards."""
+        manifest = self.scan.manifest if self.seal else self.manifest
+        if manifest is not None:
+            return manifest.digest or manifest.inputs
+        digests = self.shards.digests().to_pylist()
+        return digest([list(pair) for pair in zip(self.shards, digests, strict=True)])
 
     @property
     def seconds(self) -> float:
         """Seconds of work in all workers; for a dataset stage, wall time of its last run."""
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
+        if self.seal:
+            return self.seal.seconds
         return float(sum(self.columns["seconds"].to_pylist()))
+
+    def unseal(self) -> None:
+        """Breaks the seal, before somebody writes to the folder."""
+        self.folder.delete(SEAL)
+        self.seal = self.scan.seal = None
 
     def recorded(self, shard: int) -> dict[str, int] | None:
         """Returns a good shard's rows by reason ("" for rows with a value), from its record.
@@ -92,6 +116,8 @@ class StageState:
 
     def all_recorded(self) -> tuple[dict[str, int], list[int]]:
         """Returns rows by reason of all good shards, and the shards whose records do not tell."""
+        if self.seal and self.seal.counts is not None:
+            return self.seal.counts, []
         shard_N, records = self.shards.numbers, self.scan.records
         first, mask = records.first(shard_N), self.shards.mask
         is_known_N = (records.passes(shard_N) == 1) & (counted(first) == first["rows"].to_numpy())
@@ -149,10 +175,12 @@ class RunState:
     def _scanned(self, name: str, scans: dict[str, Scan] | None = None) -> StageState:
         planned, folder = self.plan.stages[name], self.stored[name].folder
         known = scans.get(planned.folder) if scans is not None else None
-        scanned = known or scan(folder)
+        scanned = known or glance(folder)
         if scans is not None:
             scans[planned.folder] = scanned
-        if planned.stage.determinism == "recorded":  # lost answers are asked for by --repair only
+        if (
+            planned.stage.determinism == "recorded" and scanned.lost
+        ):  # lost answers are asked for by --repair only
             scanned.records = scanned.records.without(record.shard for record in scanned.lost)
             for record in scanned.lost:
                 is_torn = record.name in scanned.torn
@@ -168,13 +196,35 @@ class RunState:
         """Finds a stage's current good shards; its needs must be resolved."""
         state = self.stages[name]
         state.shards = Shards(state.scan.records, NONE)
-        state.failures, state.manifest = {}, None
+        state.failures, state.manifest, state.seal = {}, None, self._good_seal(state)
         if state.planned.is_root:
             self._resolve_root(state)
         elif state.planned.is_row:
             self._resolve_rows(state)
         else:
             self._resolve_dataset(state)
+
+    @property
+    def sealed(self) -> set[str]:
+        """The paths of the folders that nobody has written to since they were sealed."""
+        return {stage.folder.path for stage in self.stages.values() if stage.scan.seal}
+
+    def _good_seal(self, state: StageState) -> Seal | None:
+        """Returns a stage's seal if what it was made of is as it was then."""
+        planned, manifest, seal = state.planned, state.scan.manifest, state.scan.seal
+        if manifest is None or seal is None or (self.as_it_stood and planned.only):
+            return None
+        root = self.stages[planned.root].total if planned.root else None
+        if planned.is_row and manifest.shards != root:
+            return None
+        return seal if planned.is_root or self.made_of(planned) == seal.made_of else None
+
+    def made_of(self, planned: PlannedStage) -> dict[str, str]:
+        """Returns the digest of each stage that this one reads, if all are complete."""
+        needs = {need: self.stages[need] for need in planned.needs}
+        if planned.is_root or not all(need.complete for need in needs.values()):
+            return {}
+        return {name: need.digest for name, need in needs.items()}
 
     def _resolve_root(self, state: StageState) -> None:
         """Takes every shard within the manifest's count; only a run checks the source itself."""
@@ -190,7 +240,8 @@ class RunState:
     def _resolve_dataset(self, state: StageState) -> None:
         """Takes all shards or none: the manifest names the inputs of all."""
         planned, manifest = state.planned, state.scan.manifest
-        inputs = self.inputs_digest(planned)
+        sealed = manifest if state.seal else None
+        inputs = sealed.inputs if sealed else self.inputs_digest(planned)
         state.total = self.stages[planned.root].total if planned.root else None
         if inputs is None or manifest is None or manifest.inputs != inputs or not manifest.digest:
             return
@@ -199,6 +250,9 @@ class RunState:
         if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
             return  # from a version that stored no files: a run keeps the rows and adds the files
         records = state.scan.records
+        if state.seal:
+            state.manifest, state.shards = manifest, Shards(records, records.shards)
+            return
         table = records.table(records.shards)
         others_N = table["shard"].to_numpy()[~are_made_of(table, manifest.made_of)]
         good_N = np.setdiff1d(records.shards, others_N, assume_unique=True)
@@ -213,6 +267,10 @@ class RunState:
         """Takes each shard that is made from its current parents, under the current mask."""
         root = self.stages[state.planned.root]
         state.total = root.total
+        if state.seal:
+            mask = self.stages[state.planned.only].shards if state.planned.only else None
+            state.shards = Shards(state.scan.records, state.scan.records.shards, mask)
+            return
         ready_N = self._ready(state.planned)
         if len(ready_N):
             self._resolve_ready(state, ready_N)

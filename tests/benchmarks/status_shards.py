@@ -2,23 +2,14 @@
 
     python -m tests.benchmarks.status_shards [full | SHARDS ...]    10,000; full: to 100,000
 
-A pool and two row stages, complete: real compactions and manifests, and data files of which only
-the sizes are true, as nothing else of them is looked at. `start` is what every verb and `run`
-itself begin with: the state of all stages. Each is a process of its own, whose
-imports are counted apart.
+A pool and nine row stages, complete: real compactions, manifests and seals, and data files of which
+only the sizes are true, as nothing else of them is looked at. `start` is what every verb and `run`
+itself begin with: the state of all stages. `listed` does without the seals, as before there were
+any. Each is a process of its own, whose imports are counted apart.
 
-Aim: time and memory that grow no faster than the shards, and less of both for each.
-Measured (2026-11-28, EPYC, 2 shared cores), in turns with the code that made an object of each
-record, on a disk in memory at 10,000 and 100,000 shards: start 0.71 and 5.7 s (1.7 and 16.5 s),
-status 0.76 and 5.9 s (1.8 and 17.0 s), 81 and 380 MB (136 and 610): 19 us and 1.3 KB a shard and
-stage. With compactions that are not zstd, alone, start 0.48 and 4.8 s, 77 and 353 MB: 16 us. Ten
-stages of 100,000 shards took 17 s before that, 10 to 11 s of wall time, and 608 MB: 0.6 KB. What is
-left is for the most part the listing, which goes on beside that of other stages.
-Before that (2026-11-27, at load 8 to 10, another day's machine), at 10,000 and 100,000 shards:
- start 0.52 and 4.53 s, status 0.54 and 4.75 s, 134 and 714 MB: 15 us and 2.2 KB more
-a shard and stage. Before, 0.92 and 10.2 s, 1.54 and 18.4 s, 170 and 1,038 MB: 34 us, 62 us and
-3.4 KB. What it was spent on: texts decoded in two steps, all of them held, a search for cycles
-among records that stay, and a task of a thread pool for each shard.
+Aim: 100,000 shards of ten stages below 3 s and 300 MB, whatever a start does.
+Measured (2026-12-01, EPYC, 2 shared cores at load 4), at 10,000 and 100,000 shards, by the seals:
+status 0.07 and 0.07 s, 41 and 71 MB; listed 0.71 and 7.9 s, 131 and 762 MB.
 """
 
 import json
@@ -28,10 +19,12 @@ import sys
 from pathlib import Path
 from time import process_time
 
+from clipmill.metadata import stage_seal
 from clipmill.metadata.compaction import compact
 from clipmill.metadata.record import Manifest, Record, data_name
 from clipmill.metadata.records import table_of
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.manifests import seal
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.run_folder.live import live_run
 from clipmill.pipeline.run_folder.state import RunState
@@ -41,7 +34,7 @@ from tests.benchmarks.toy import module, plan_of, scratch
 ROWS = 10_000
 STAGES = {
     "affine": {"uses": "toy.affine", "from": "pool"},
-    "letters": {"uses": "toy.letters", "from": "affine"},
+    **{f"letters{n}": {"uses": "toy.letters", "from": "affine"} for n in range(8)},
 }
 
 
@@ -49,15 +42,17 @@ def main(*sizes: int) -> str:
     for shards in sizes:
         with scratch() as folder:
             write(folder, shards)
-            said = module("tests.benchmarks.status_shards", "measure", folder, shards)
-        each = shards * (1 + len(STAGES))
-        for name, (seconds, mb) in said.items():
-            print(
-                f"{shards:>8,} shards, {name:<7} {seconds:5.2f} s of CPU, {mb:5.0f} MB at most:"
-                f" {seconds / each * 1e6:4.1f} us and {mb / each * 2**20:,.0f} B a shard and stage"
-            )
-    spent, held = said["status"][0] / each * 1e6, said["status"][1] / each * 2**10
-    return f"{spent:.0f} us and {held:.1f} KB a shard and stage of {shards:,}"
+            said = {
+                kind: module("tests.benchmarks.status_shards", "measure", folder, shards, kind)
+                for kind in ("listed", "sealed")
+            }
+        for kind, steps in said.items():
+            for name, (seconds, mb) in steps.items():
+                print(
+                    f"{shards:>8,} shards, {kind}: {name:<7} {seconds:5.2f} s of CPU, {mb:5.0f} MB"
+                )
+    seconds, mb = said["sealed"]["status"]
+    return f"{seconds:.2f} s and {mb:.0f} MB more for {shards:,} shards of {1 + len(STAGES)} stages"
 
 
 def plan(shards: int) -> Plan:
@@ -75,6 +70,9 @@ def write(run: Path, shards: int) -> None:
         compact(Storage(str(folder)), table_of(records))
         made = Manifest(shards=shards, rows=shards * ROWS, inputs="", seconds=1.0)
         (folder / "manifest.json").write_text(json.dumps(vars(made)))
+    state = RunState(plan(shards), Storage(str(run)))
+    for name in state.stages:
+        seal(state, name)
 
 
 def record_of(folder: Path, shard: int, stage: str, parents: dict[str, list[Record]]) -> Record:
@@ -102,8 +100,10 @@ def record_of(folder: Path, shard: int, stage: str, parents: dict[str, list[Reco
     return record
 
 
-def measure(run: Path, shards: int) -> dict[str, tuple[float, float]]:
+def measure(run: Path, shards: int, kind: str) -> dict[str, tuple[float, float]]:
     """Seconds of CPU and more memory at most, of each."""
+    if kind == "listed":
+        stage_seal.LARGE = sys.maxsize
     planned = plan(shards)
     RunState(planned, Storage(str(run / "none")))  # all is imported
     peak, began = _peak_mb(), process_time()
@@ -111,7 +111,7 @@ def measure(run: Path, shards: int) -> dict[str, tuple[float, float]]:
     start = process_time() - began, _peak_mb() - peak
     live = live_run(state, "complete")
     status = process_time() - began, _peak_mb() - peak
-    assert [stage.shards for stage in live.stages.values()] == [shards] * 3
+    assert [stage.shards for stage in live.stages.values()] == [shards] * len(state.stages)
     assert all(stage.status == "done" for stage in live.stages.values())
     return {"start": start, "status": status}
 
@@ -123,6 +123,6 @@ def _peak_mb() -> float:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
-        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]))))
+        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
     else:
         begin(main, quick=(10_000,), full=(1_000, 10_000, 100_000))

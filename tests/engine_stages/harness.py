@@ -159,5 +159,5 @@ def _timeless(value: Any) -> Any:
     """A record without its seconds and attempts; anything else as it is."""
     if isinstance(value, Mapping):
         value = value["value"] if value.keys() == {"digest", "value"} else value
-        return {k: v for k, v in value.items() if k not in ("seconds", "attempts")}
+        return {k: v for k, v in value.items() if k not in ("seconds", "attempts", "compaction")}
     return value
