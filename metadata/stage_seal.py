@@ -99,7 +99,7 @@ def _is_there(folder: Storage, due: Entry) -> bool:
         info = folder.fs.get_file_info(folder.locate(due.name))
     except OSError:  # the listing asks again, and waits
         return False
-    return info.size == due.size and info.mtime_ns == (due.mtime_ns or info.mtime_ns)
+    return bool(info.size == due.size and info.mtime_ns == (due.mtime_ns or info.mtime_ns))
 
 
 def _drawn(folder: Storage, seal: Seal, rng: np.random.Generator) -> list[Entry]:

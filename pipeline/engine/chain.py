@@ -9,6 +9,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.done import parents_of
 from clipmill.pipeline.run_folder.rows import StoredColumns
+from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.stage import RowStage
 
 
@@ -41,6 +42,7 @@ class ShardItem:
     file: str = ""  # `, FILE` of the pool, to name it in errors
     new_records: list[tuple[str, Record]] = field(default_factory=list)  # stored by this run
     damaged: list[DamagedError] = field(default_factory=list)
+    spent: dict[str, Spent] = field(default_factory=dict)  # by stage
 
     def mask(self, planned: PlannedStage) -> ShardState | None:
         """Returns the select's shard that masks the stage; None if all rows are computed."""

@@ -5,13 +5,13 @@ Digests decide what is missing, so a repaired parent has only its own shard reco
 
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.record import state_of
+from clipmill.metadata.record import Record, state_of
 from clipmill.metadata.scratch import scratch_folder
 from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.chain import Chain, ShardItem, next_together
@@ -20,6 +20,7 @@ from clipmill.pipeline.engine.functions import Functions
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.done import current, standing
+from clipmill.pipeline.run_folder.spent import Spent
 
 
 class ChainRun:
@@ -29,6 +30,7 @@ class ChainRun:
         self.chain = chain
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self.functions = Functions(chain, Path(self.scratch.name))
+        self._is_warm = False  # its first shard imports, and says little of the others
         # Where nobody closes it: the run in the driver's thread, and a worker that ends.
         self._close = weakref.finalize(self, self.functions.close)
 
@@ -45,6 +47,7 @@ class ChainRun:
             rest = [planned for planned in todo if planned not in together]
             self._attempt(together, item, keep_count=not rest)
             todo = self._missing(rest, item)
+        self._is_warm = True
         return item
 
     def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
@@ -131,16 +134,32 @@ class ChainRun:
     def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
         computation = Computation(self.chain, self.functions, item, attempt)
         self.functions.answers.begin(item.shard)
+        self.functions.spent.clear()
+        whole = Spent()
         try:
-            if item.is_partial(stages[0]):
-                records = computation.missing_rows(stages[0])
-            else:
-                records = computation.whole_shard(stages)
+            with whole.measured():
+                if item.is_partial(stages[0]):
+                    records = computation.missing_rows(stages[0])
+                else:
+                    records = computation.whole_shard(stages)
         finally:
             self.functions.flush()  # answers of a failed shard are stored too
+        if self._is_warm:
+            self._share(whole, records, item)
         for planned in stages:
             name = planned.name
             if record := records.get(name):
                 item.records[name] = [*item.records.get(name, []), record]
                 item.new_records.append((name, record))
             item.states[name] = state_of(item.records[name], item.mask(planned))
+
+    def _share(self, whole: Spent, records: Mapping[str, Record], item: ShardItem) -> None:
+        """Adds each stage's work: its functions', and an equal share of reading and storing."""
+        inside = self.functions.spent
+        for spent in inside.values():
+            whole.add(spent, -1)
+        for name, record in records.items():
+            spent = item.spent.setdefault(name, Spent())
+            spent.add(whole, 1 / len(records))
+            spent.add(inside[name])
+            spent.rows += record.computed

@@ -108,7 +108,7 @@ class RunContext:
         fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
         sources: Sequence[dict[str, Any]],
     ) -> None:
-        shards = from_sources(sources)
+        shards = from_sources(sources[: self.run.most_shards])
         work = partial(create_shard, fn, self.run.planned)
         self._store("shards", work, shards, len(shards), tolerant=True)
 
@@ -117,7 +117,8 @@ class RunContext:
         fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
         groups: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
-        shards = from_sources([source for group in groups for source in group])
+        sources = [source for group in groups for source in group]
+        shards = from_sources(sources[: self.run.most_shards])
         work = partial(create_together, fn, self.run.planned)
         stops = np.cumsum([len(group) for group in groups])
         self._store("shards", work, shards, len(shards), tolerant=True, stops=stops)

@@ -102,6 +102,8 @@ class DatasetJob:
         stage, seconds = state.stages[planned.name], time.monotonic() - began
         put_dataset_manifest(stage, context, made_of, stored, seconds)
         state.rescan(planned.name)
+        if self.running.spent[planned.name].busy_s and planned.root:
+            self.running.spent[planned.name].rows = state.stages[planned.root].rows
         if planned.is_root:
             stage = state.stages[planned.name]
             stage.total = context.shards
@@ -148,6 +150,8 @@ class DatasetJob:
                 home=home,
                 page_checksums=before.page_checksums if before and is_remade else True,
                 wanted=running.plan.read_of(planned.name),
+                spent=running.spent[planned.name],
+                most_shards=running.most_shards,
                 local=running.local,
                 on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),
                 on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),

@@ -1,7 +1,7 @@
 """Opens the functions of a chain's stages in a worker, and applies them to batches."""
 
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,10 +28,13 @@ from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.provided import Usage, ignored
+from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.stage import RowFunction, RowStage, StreamFunction
 
 if TYPE_CHECKING:
     from clipmill.pipeline.engine.streaming import EventLoop  # asyncio: only for stages that stream
+
+OPENING = ""  # in `spent`: what no later shard takes
 
 # Shapes: K rows of a batch that are computed.
 
@@ -122,6 +125,7 @@ class Functions:
         self.scratch = scratch
         self.took = took
         self.row_done: Callable[[str], None] = ignored  # called with a stage's name
+        self.spent: defaultdict[str, Spent] = defaultdict(Spent)  # in functions that do not stream
         self.answers = StoredAnswers(chain.run.child(ANSWERS))
         self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
         self._opened: dict[str, RowFunction | StreamFunction] = {}
@@ -145,7 +149,9 @@ class Functions:
             return
         schema = stored_schema(planned.stage)
         for batch in batches:
-            answer = cast(RowFunction, self.function(planned))(batch.inputs(planned))
+            function, inputs = cast(RowFunction, self.function(planned)), batch.inputs(planned)
+            with self.spent[planned.name].measured():
+                answer = function(inputs)
             if len(answer) != len(batch.uids):
                 raise StageError(
                     f"{len(answer)} rows came back for {len(batch.uids)}",
@@ -207,7 +213,8 @@ class Functions:
 
     def function(self, planned: PlannedStage) -> RowFunction | StreamFunction:
         if planned.name not in self._opened:
-            self._opened[planned.name] = self._open(planned)
+            with self.spent[OPENING].measured():
+                self._opened[planned.name] = self._open(planned)
         return self._opened[planned.name]
 
     def _open(self, planned: PlannedStage) -> RowFunction | StreamFunction:

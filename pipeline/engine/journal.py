@@ -24,6 +24,7 @@ from clipmill.pipeline.engine.units import Answer, Unit, Units, Work, units_of
 from clipmill.pipeline.executors import Executor, Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
+from clipmill.pipeline.run_folder.spent import Spent
 
 UNITS = 3  # version of how calls are cut into units and rows are stored; others are not read
 KINDS = {  # kinds of calls, as shown in progress
@@ -53,6 +54,8 @@ class StageRun:
     home: PoolShards | None  # the rows it reads; None unless they are of one root
     page_checksums: bool
     wanted: frozenset[str]
+    spent: Spent  # grows by the work of each unit
+    most_shards: int | None  # that a root may have
     local: set[str]  # names of scratch folders that workers on one machine share in this run
     on_stored: Callable[[int, int], None]  # number of shards, and of stored ones
     on_shard: Callable[[Record, int], None]  # a shard just stored, and the number of all
@@ -148,5 +151,6 @@ class Journal:
             resources=run.planned.stage.resources,
         )
         for number, answer in enumerate(run.executor.stream([step], units), start=1):
+            run.spent.add(answer.spent)
             yield answer
             self.report(call, done + number, done + len(units))

@@ -168,6 +168,8 @@ class RowJob:
                 known[name].failures.pop(shard, None)
                 known[name].scan.records.put(shard, item.records[name])
                 known[name].shards.add(shard)
+        for name, spent in item.spent.items():
+            self.running.spent[name].add(spent)
         for name, record in item.new_records:
             watcher.shard(name, record, known[name].total)
             self.uncompacted.setdefault(name, []).append(record)

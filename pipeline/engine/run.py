@@ -4,7 +4,7 @@ import queue
 import threading
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.storage import Storage
@@ -27,6 +27,7 @@ from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.claim import claim, refuse_foreign
 from clipmill.pipeline.run_folder.live import LiveReporter, Watcher
 from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
+from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.run_folder.state import RunState
 
 Job = RowJob | DatasetJob
@@ -39,6 +40,7 @@ class Outcome:
 
     state: RunState
     stopped: dict[str, ClipmillError | None]  # stage -> its error; None: waits for another
+    spent: dict[str, Spent] = field(default_factory=dict)  # work of this run, by stage's folder
 
     @property
     def complete(self) -> bool:
@@ -53,11 +55,12 @@ def run_plan(
     watcher: Watcher,
     retry: tuple[str, ...] = (),
     keep_going: bool = False,
+    most_shards: int | None = None,
 ) -> Outcome:
     """Runs the stages that are not done. Finished shards of a stage that fails stay.
 
     Unless `keep_going`, a stage stops if its first shards fail for one reason, even if these were
-    stored by an earlier run.
+    stored by an earlier run. With `most_shards` a root has its first shards only.
     """
     refuse_foreign(run)
     with lock.held(run) as owned:
@@ -76,6 +79,7 @@ def run_plan(
             retry=tuple(reason for reason in retry if reason != "crashed"),
             crash_ok="crashed" in retry,
             keep_going=keep_going,
+            most_shards=most_shards,
         )
         owned.sweep(state.sealed)
         recorded = [p for p in plan.stages.values() if p.stage.determinism == "recorded"]
@@ -126,7 +130,9 @@ class _Schedule:
             if name not in self.ended:
                 self.stopped.setdefault(name, None)
         self.state.run.sweep(self.state.sealed)  # leftovers of workers that died
-        return Outcome(self.state, self.stopped)
+        folders = {name: planned.folder for name, planned in self.plan.stages.items()}
+        spent = {folders[name]: spent for name, spent in self.running.spent.items()}
+        return Outcome(self.state, self.stopped, spent)
 
     def _ready(self) -> list[Job]:
         """Returns the jobs that can start.

@@ -1,10 +1,12 @@
 """The context that the jobs of a run share: plan, state, executor and watcher."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.run_folder.live import LiveReporter
+from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.run_folder.state import RunState
 
 
@@ -20,4 +22,6 @@ class Running:
     retry: tuple[str, ...]  # reasons whose rows are tried again
     crash_ok: bool  # shards that ended their worker are tried again
     local: set[str] = field(default_factory=set)  # names of scratch folders that workers share
+    spent: dict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))  # by stage
+    most_shards: int | None = None  # of each root, for a run that shows what others will cost
     keep_going: bool = False  # do not stop a stage whose first shards fail for one reason

@@ -6,7 +6,7 @@ Each unit counts its attempts in storage, works, and leaves a small result in th
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.executors.telling import ProgressReporter
 from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.stage import Worker
 
 Work = Callable[[Any, "UnitTask"], Any]  # input of a unit -> its result
@@ -50,6 +51,7 @@ class Answer:
     unit: Unit
     result: Any = None
     error: ShardError | DamagedError | None = None
+    spent: Spent = field(default_factory=Spent)
 
     def result_or_raise(self) -> Any:
         """Returns the result; raises the error, which stops the stage."""
@@ -148,23 +150,25 @@ class UnitsRun:
         )
         name = f"{units.journal}/{unit.key}"
         place = f"stage '{units.planned.name}', unit {unit.key}{file_of(unit.input)}"
+        spent = Spent()
         try:
-            result = attempts.attempt(
-                partial(self._work, unit, task),
-                units.folder,
-                name,
-                unit.key,
-                units.run_id,
-                place,
-                begun=unit.begun,
-                ended=unit.ended,
-                killed=unit.killed,
-            )
+            with spent.measured():
+                result = attempts.attempt(
+                    partial(self._work, unit, task),
+                    units.folder,
+                    name,
+                    unit.key,
+                    units.run_id,
+                    place,
+                    begun=unit.begun,
+                    ended=unit.ended,
+                    killed=unit.killed,
+                )
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
         finally:
             reporter.over()
-        return Answer(unit, result)
+        return Answer(unit, result, spent=spent)
 
     def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:
         units = self.units

@@ -35,8 +35,9 @@ def started(
     chosen = executor_of(executor, workers, address)
     try:
         checked(plan, folder)
-        with watcher() as watch, session(folder, plan.recipe.name):
+        with watcher() as watch, session(folder, plan.recipe.name) as spent:
             outcome = run_plan(plan, folder, chosen, watch, tuple(retry), keep_going)
+            spent.update(outcome.spent)
     finally:
         chosen.close()
     if not outcome.complete:

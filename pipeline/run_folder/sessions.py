@@ -9,7 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ import msgspec
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.run_folder.spent import Spent
 
 FOLDER = "sessions"
 PACKAGES = ("numpy", "pyarrow", "polars", "pillow", "torch", "ray")
@@ -40,13 +41,14 @@ class Session:
     python: str
     packages: dict[str, str]
     machine: str
+    spent: dict[str, Spent] = field(default_factory=dict)  # by the stage's folder
 
 
 @contextlib.contextmanager
-def session(run: Storage, recipe: str) -> Iterator[None]:
-    """Stores a session when the body ends without an exception."""
-    began = time.time()
-    yield
+def session(run: Storage, recipe: str) -> Iterator[dict[str, Spent]]:
+    """Yields the work by stage, to be filled; stores a session when the body ends well."""
+    began, spent = time.time(), dict[str, Spent]()
+    yield spent
     ended = time.time()
     entry = Session(
         recipe=recipe,
@@ -57,6 +59,7 @@ def session(run: Storage, recipe: str) -> Iterator[None]:
         python=platform.python_version(),
         packages={name: number for name in PACKAGES if (number := _version(name))},
         machine=machine(),
+        spent=spent,
     )
     name = time.strftime("%Y%m%dT%H%M%S", time.gmtime(began)) + f"{int(began % 1 * 1e6):06d}"
     with contextlib.suppress(OSError, ClipmillError):  # the run has reported a full disk

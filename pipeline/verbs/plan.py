@@ -10,8 +10,8 @@ HELP = "check a recipe and show what would run"
 EXAMPLES = """\
 clipmill plan quickstart
 clipmill plan mine.yaml --set pool.path=data.csv
-clipmill plan mine.yaml --out run -v   # with settings, and what is done there
 clipmill plan mine.yaml --out run --probe 200   # what its captions will cost
+clipmill plan mine.yaml --out run --rows 1e9 --hardware cluster.yaml
 """
 
 
@@ -35,15 +35,37 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="workers of the run that --probe tells of (default: as many as fit on this machine)",
     )
+    parser.add_argument(
+        "--rows",
+        metavar="N",
+        help="say what a run over so many rows would take, by what the one in --out took: hours,"
+        " GPU-hours, bytes, requests, dollars and the bottleneck",
+    )
+    parser.add_argument(
+        "--hardware",
+        metavar="FILE",
+        help="where --rows would run: YAML with nodes, and cpus, memory_gb, gpus and prices of one",
+    )
+    parser.add_argument(
+        "--probe-shards",
+        type=int,
+        metavar="K",
+        help="first run the first K shards of each root into --out; a later run goes on from them",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan and its source; with `--out` also what is done.
 
-    With `--probe` asks models for some rows instead, and predicts the cost of the others.
+    With `--probe` asks models for some rows instead, and predicts the cost of the others; with
+    `--rows` forecasts a larger run.
     """
     plan = planned(options)
+    if options.rows or options.hardware or options.probe_shards is not None:
+        from clipmill.pipeline.verbs import _forecast
+
+        return _forecast.run(plan, options)
     if options.probe is not None or options.workers is not None:
         from clipmill.pipeline.verbs import _probe
 

@@ -85,11 +85,12 @@ def run(
     with executor(options) as workers:
         refuse_missing(plan, look(plan, folder))
         while True:
-            with watcher() as watch, session(folder, plan.recipe.name):
+            with watcher() as watch, session(folder, plan.recipe.name) as spent:
                 watch = _metered(watch) if options.executor == "ray" else watch
                 outcome = run_plan(
                     plan, folder, workers, watch, retry, keep_going=options.keep_going
                 )
+                spent.update(outcome.spent)
             try:
                 then(outcome)
                 still_whole = [other.number for other in whole(others, folder)]

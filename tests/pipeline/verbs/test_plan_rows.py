@@ -1,0 +1,137 @@
+"""`plan --rows`: a larger run foretold from a smaller one, on hardware that a file describes."""
+
+import json
+
+import pytest
+import yaml
+
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.forecast import Forecast, Hardware, forecast
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.sessions import session
+from clipmill.pipeline.run_folder.state import RunState
+from tests.benchmarks.toy import OWN_STAGES, plan_of
+
+STAGES = "  square: {uses: toy.power, from: numbers}\n  shared: {uses: toy.shared, from: square}\n"
+NODES = {"nodes": 2, "cpus": 8, "memory_gb": 16, "gpus": 1, "usd_per_hour": 3}
+PRICES = {"usd_per_gb_month": 1, "usd_per_million_puts": 5, "usd_per_million_gets": 0.4}
+
+
+@pytest.fixture
+def profile(tmp_path):
+    def written(**keys):
+        path = tmp_path / "nodes.yaml"
+        path.write_text(yaml.safe_dump(NODES | PRICES | keys))
+        return path
+
+    return written
+
+
+@pytest.fixture
+def plan(clipmill, engine, profile):
+    """`clipmill plan` of STAGES, as JSON or as the error."""
+
+    def asked(*more, rows="310", **keys):
+        engine.plan(STAGES)
+        recipe, run = engine.folder / "recipe.yaml", engine.folder / "run"
+        options = ("--out", run, "--rows", rows, "--hardware", profile(**keys), "--json", *more)
+        return clipmill("plan", recipe, *options)
+
+    return asked
+
+
+def measured(folder, shards: int, rows: int) -> Forecast:
+    """Forecasts a run over so many rows from one over so many shards of 2,000."""
+    pool = {"uses": "toy.rows", "shards": shards, "shard_rows": 2000}
+    made = plan_of(
+        {
+            "pool": pool,
+            "affine": {"uses": "toy.affine", "from": "pool"},
+            "letters": {"uses": "toy.letters", "from": "affine"},
+            "language": {"uses": "annotate.language", "from": "pool"},
+        }
+    )
+    run = Storage(str(folder / str(shards)))
+    with session(run, "toy") as spent:
+        spent.update(run_plan(made, run, LocalExecutor(0), Lines()).spent)
+    return forecast(RunState(made, run), rows, Hardware(nodes=1, cpus=1, memory_gb=4))
+
+
+def test_a_run_ten_times_larger_takes_what_was_said_within_a_factor_of_two(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
+    said, taken = measured(tmp_path, 4, 80_000), measured(tmp_path, 40, 80_000)
+    assert {stage.by for stage in said.stages} == {"cpu"}
+    assert 0.5 < said.core_hours / taken.core_hours < 2
+    assert 0.8 < said.bytes / taken.bytes < 1.25
+    assert (said.objects, said.puts, said.gets) == (taken.objects, taken.puts, taken.gets)
+
+
+def test_hours_dollars_and_requests_are_those_of_the_profile(plan, engine):
+    engine.run(STAGES)
+    said = json.loads(plan(rows_per_s={"numbers": 1e9, "square": 0.31, "shared": 1e9}).out)
+    square = said["stages"][1]
+    assert square["rows"] == 310
+    assert square["by"] == "rate"
+    assert square["hours"] == pytest.approx(1000 / 3600 / 16)  # of 16 cores
+    assert said["bottleneck"] == "square"
+    assert (said["rows"], said["of_rows"]) == (310, 31)
+    # 40 shards: data and record each. A row stage puts its count, too, and reads one stage.
+    assert [stage["objects"] for stage in said["stages"]] == [80, 80, 80]
+    assert [stage["puts"] for stage in said["stages"]] == [80, 120, 80]
+    assert [stage["gets"] for stage in said["stages"]] == [0, 80, 80]
+    requests = (280 * 5 + 160 * 0.4) / 1e6
+    assert said["usd"] == pytest.approx(said["hours"] * 2 * 3 + requests)
+    assert said["usd_per_month"] == pytest.approx(said["bytes"] / 1e9)
+
+
+def test_what_the_smaller_run_has_not_done_is_named(clipmill, engine, profile):
+    engine.run(STAGES, until="square")
+    recipe = engine.folder / "recipe.yaml"
+    options = ("--out", engine.folder / "run", "--rows", "310", "--hardware", profile())
+    assert "shared: not in it" in clipmill("plan", recipe, *options).out
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"node": 1}, "unknown field `node`"),
+        ({"nodes": 0}, "Expected `int` >= 1 - at `$.nodes`"),
+        ({"memory_gb": 1}, "a worker takes 1 CPU, 0 GPU, 2 GB\n  where: stage 'numbers'"),
+        ({"rows_per_s": {"squares": 3}}, "no stage 'squares'"),
+    ],
+)
+def test_a_wrong_profile_is_refused_by_its_key(plan, engine, keys, found):
+    engine.run(STAGES)
+    said = plan(**keys)
+    assert said.code == 2
+    assert found in said.err
+
+
+@pytest.mark.parametrize(
+    ("more", "rows", "found"),
+    [((), "many", "--rows many"), (("--probe-shards", "0"), "9", "--probe-shards 0")],
+)
+def test_a_wrong_argument_is_refused(plan, more, rows, found):
+    said = plan(*more, rows=rows)
+    assert said.code == 2
+    assert found in said.err
+
+
+def test_the_first_shards_are_run_and_a_run_goes_on_from_them(plan, engine):
+    assert plan().code == 2  # nothing there to go by
+    said = json.loads(plan("--probe-shards", 2, "--workers", 0).out)
+    assert said["of_rows"] == 20
+    run = engine.folder / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.glob("stages/square-*/*.parquet")}
+    assert len(before) == 3  # two shards, and the compaction
+    on = engine.run(STAGES)
+    assert on.complete
+    assert {path.stat().st_mtime_ns for path in before if path.name != "records.parquet"} < {
+        *before.values()
+    }
+    fresh = engine.run(STAGES, out="fresh")
+    assert on.column("shared", "shared") == fresh.column("shared", "shared")
+    assert "'numbers' has 4 shards there" in plan("--probe-shards", 2).err
