@@ -2,20 +2,17 @@
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.record import Failure, Record
-from clipmill.pipeline.errors import ClipmillError
-from clipmill.pipeline.run_folder.live import Look, Watcher
-from clipmill.pipeline.run_folder.state import StageState
+from clipmill.pipeline.run_folder.live import Look, Passing, Watcher
 
 SECONDS = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0]  # bounds of the histogram
 
 
-class Metered(Watcher):
+class Metered(Passing):
     """A watcher that counts what each stage stores and loses, and passes all on to another."""
 
     def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
+        super().__init__(watcher)
         by = ("stage",)
         self.rows = Counter("clipmill_rows", "Rows computed and stored.", by)
         self.bytes = Counter("clipmill_bytes", "Bytes of data files stored.", by)
@@ -26,7 +23,7 @@ class Metered(Watcher):
 
     def begin(self, look: Look) -> None:
         self.look = look
-        self.watcher.begin(look)
+        super().begin(look)
 
     def shard(self, name: str, record: Record, total: int | None) -> None:
         by = {"stage": name}
@@ -39,20 +36,8 @@ class Metered(Watcher):
         for counter, value, tags in counted:
             if value > 0:  # Ray refuses to count nothing
                 counter.inc(value, tags)
-        self.watcher.shard(name, record, total)
-
-    def unit(self, name: str, call: str, done: int, total: int) -> None:
-        self.watcher.unit(name, call, done, total)
+        super().shard(name, record, total)
 
     def failed(self, name: str, failure: Failure) -> None:
         self.failed_shards.inc(1, {"stage": name})
-        self.watcher.failed(name, failure)
-
-    def damaged(self, name: str, found: DamagedError) -> None:
-        self.watcher.damaged(name, found)
-
-    def stopped(self, name: str, error: ClipmillError) -> None:
-        self.watcher.stopped(name, error)
-
-    def finished(self, name: str, state: StageState) -> None:
-        self.watcher.finished(name, state)
+        super().failed(name, failure)

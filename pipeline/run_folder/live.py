@@ -368,6 +368,34 @@ class Watcher:
     def noticed(self, notice: Notice) -> None: ...
 
 
+class Passing(Watcher):
+    """A watcher that passes every event on to another."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+
+    def begin(self, look: Look) -> None:
+        self.watcher.begin(look)
+
+    def shard(self, name: str, record: Record, total: int | None) -> None:
+        self.watcher.shard(name, record, total)
+
+    def unit(self, name: str, call: str, done: int, total: int) -> None:
+        self.watcher.unit(name, call, done, total)
+
+    def failed(self, name: str, failure: Failure) -> None:
+        self.watcher.failed(name, failure)
+
+    def damaged(self, name: str, found: DamagedError) -> None:
+        self.watcher.damaged(name, found)
+
+    def stopped(self, name: str, error: ClipmillError) -> None:
+        self.watcher.stopped(name, error)
+
+    def finished(self, name: str, state: StageState) -> None:
+        self.watcher.finished(name, state)
+
+
 class LiveReporter:
     """The reporter of a run: keeps its `LiveRun` up to date, and passes events on to a watcher."""
 

@@ -44,6 +44,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_executor(parser)
     add_retry(parser)
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append a line of JSON for each event: time, run, stage, shard, attempt, seconds",
+    )
 
 
 def run(
@@ -61,6 +66,7 @@ def run(
     from clipmill.pipeline.ledger.answer import as_json as answer_json
     from clipmill.pipeline.ledger.selection.variants import sharing, whole
     from clipmill.pipeline.ledger.summary import summary
+    from clipmill.pipeline.log import logged
     from clipmill.pipeline.planning.looks import look, refuse_missing
     from clipmill.pipeline.planning.retries import check_retry
     from clipmill.pipeline.progress import watcher
@@ -85,7 +91,11 @@ def run(
     with executor(options) as workers:
         refuse_missing(plan, look(plan, folder))
         while True:
-            with watcher() as watch, session(folder, plan.recipe.name) as spent:
+            with (
+                watcher() as watch,
+                logged(options.log, watch) as watch,
+                session(folder, plan.recipe.name) as spent,
+            ):
                 watch = _metered(watch) if options.executor == "ray" else watch
                 outcome = run_plan(
                     plan, folder, workers, watch, retry, keep_going=options.keep_going
