@@ -121,7 +121,7 @@ def _drawn(folder: Storage, seal: Seal, rng: np.random.Generator) -> list[Entry]
 
 
 def _opened(source: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
+    return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
 
 
 class SealedRecords(Records):

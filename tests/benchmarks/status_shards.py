@@ -9,7 +9,7 @@ any. Each is a process of its own, whose imports are counted apart.
 
 Aim: 100,000 shards of ten stages below 3 s and 300 MB, whatever a start does.
 Measured (2026-12-01, EPYC, 2 shared cores at load 4), at 10,000 and 100,000 shards, by the seals:
-status 0.07 and 0.07 s, 41 and 71 MB; listed 0.71 and 7.9 s, 131 and 762 MB.
+status 0.07 and 0.16 s, 41 and 94 MB; listed 0.71 and 8.4 s, 131 and 750 MB.
 """
 
 import json

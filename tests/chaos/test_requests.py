@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from clipmill.metadata import stage_seal
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid_index import LEAST_SHARDS
 from clipmill.pipeline.engine.run import run_plan
@@ -13,6 +14,8 @@ from clipmill.pipeline.ledger.rows.uids import rows_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.live import status
+from clipmill.pipeline.run_folder.state import latest
 from tests.engine_stages.harness import toy_stages, write_pool
 
 pytestmark = pytest.mark.chaos
@@ -68,3 +71,48 @@ def test_a_uid_is_found_by_five_requests_however_many_shards_there_are(proxy, bu
     assert found.place == (shards - 1, 2)
     methods = Counter(asked.split()[0] for asked in proxy.asked if "lock.json" not in asked)
     assert methods == {"HEAD": 2, "GET": 3}  # of the index, its end and a block; then of the shard
+
+
+def kinds(proxy) -> Counter:
+    """Requests by what a store charges for, without those of the lock."""
+    asked = [each for each in proxy.asked if "lock.json" not in each]
+    return Counter("LIST" if "list-type" in each else each.split()[0] for each in asked)
+
+
+STARTS = {"start": latest, "status": status}
+OF_RUN = {  # beside those of the stages
+    "start": Counter(HEAD=5, GET=3, LIST=1),
+    "status": Counter(HEAD=8, GET=5, LIST=1),
+}
+# Manifest, compaction, manifest again; of a sealed stage manifest, seal, and of the compaction its
+# end, its columns and its size, and two of each shard that is drawn.
+OF_STAGE = {
+    "listed": Counter(HEAD=3, GET=3, LIST=1),
+    "sealed": Counter(HEAD=3 + 1 + 2 * 2, GET=4),
+}
+
+
+@pytest.mark.parametrize("verb", STARTS)
+@pytest.mark.parametrize("kind", OF_STAGE)
+def test_a_start_asks_a_store_the_same_however_many_shards_there_are(
+    verb, kind, proxy, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stage_seal, "LARGE", 1 if kind == "sealed" else 1000)
+    monkeypatch.setattr(stage_seal, "DRAWN", 2)
+    counted = []
+    for shards in (3, 6):
+        pool = write_pool(tmp_path / str(shards), [5] * shards)
+        uri = bucket.uri(f"start-{verb}-{kind}-{shards}")
+        uri = uri.replace(f":{bucket.port}", f":{proxy.port}")
+        stages = {
+            "numbers": {"uses": "toy.numbers", "path": str(pool), "shard_rows": 5},
+            "square": {"uses": "toy.power", "from": "numbers"},
+        }
+        with toy_stages():
+            plan = make_plan(Recipe(name="start", path="start", seed=0, stages=stages))
+            assert run_plan(plan, Storage(uri), LocalExecutor(0), Lines()).complete
+            proxy.asked.clear()
+            STARTS[verb](uri)
+        counted.append(kinds(proxy))
+    of_stages = OF_STAGE[kind] + OF_STAGE[kind]
+    assert counted == [OF_RUN[verb] + of_stages] * 2
