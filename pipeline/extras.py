@@ -30,6 +30,7 @@ EXTRAS = {
     "timm": "gpu",
     "img2dataset": "img2dataset",
     "tensorboard": "tensorboard",
+    "pyinstrument": "profile",
 }
 
 

@@ -22,6 +22,7 @@ TABLES = {"numpy", "pyarrow", "polars"}
 CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "shtab", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip", "losses")  # what stages share
+PROFILING = "pipeline/engine/profiling.py"  # which samples workers, or traces their GPUs
 DOCTOR = "pipeline/verbs/doctor.py"  # which tries whether torch sees a GPU
 FENCED = "pipeline/run_folder/fenced.py"  # which asks S3 for what Arrow cannot
 PAIRS = "pipeline/notebook/pairs.py"  # which makes datasets of these libraries
@@ -92,6 +93,8 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
     if file == DOCTOR and top == "torch":
         return not is_top
     if file == FENCED and top == "botocore":
+        return not is_top
+    if file == PROFILING and top in ("torch", "pyinstrument"):
         return not is_top
     if top == "ray":
         return file in RAY

@@ -24,6 +24,7 @@ class Chain:
     stored: Mapping[str, StoredColumns]  # of every stage of the plan
     models: Mapping[str, str]  # stages whose files these stages read -> digest of the files
     retry: tuple[str, ...] = ()  # reasons whose rows are tried again
+    profile: PlannedStage | None = None  # one of these stages
 
 
 @dataclass(kw_only=True)

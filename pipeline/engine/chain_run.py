@@ -17,6 +17,7 @@ from clipmill.pipeline.engine import attempts
 from clipmill.pipeline.engine.chain import Chain, ShardItem, next_together
 from clipmill.pipeline.engine.chain_compute import Computation
 from clipmill.pipeline.engine.functions import Functions
+from clipmill.pipeline.engine.profiling import profiled_first
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.done import current, standing
@@ -30,7 +31,7 @@ class ChainRun:
         self.chain = chain
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self.functions = Functions(chain, Path(self.scratch.name))
-        self._is_warm = False  # its first shard imports, and says little of the others
+        self._done = 0  # shards
         # Where nobody closes it: the run in the driver's thread, and a worker that ends.
         self._close = weakref.finalize(self, self.functions.close)
 
@@ -41,14 +42,18 @@ class ChainRun:
 
     def __call__(self, item: ShardItem) -> ShardItem:
         """Fills in the item with each stage's state or failure; raises StageError only."""
+        with profiled_first(self.chain.run, self.chain.profile, f"{item.shard:06d}", self._done):
+            self._fill_in(item)
+        self._done += 1
+        return item
+
+    def _fill_in(self, item: ShardItem) -> None:
         todo = self._missing(self.chain.stages, item)
         while todo:
             together = next_together(todo, item)
             rest = [planned for planned in todo if planned not in together]
             self._attempt(together, item, keep_count=not rest)
             todo = self._missing(rest, item)
-        self._is_warm = True
-        return item
 
     def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
         """Returns the stages with something to compute, and the stages that wait for these."""
@@ -144,7 +149,7 @@ class ChainRun:
                     records = computation.whole_shard(stages)
         finally:
             self.functions.flush()  # answers of a failed shard are stored too
-        if self._is_warm:
+        if self._done:  # the first one imports, and says little of the others
             self._share(whole, records, item)
         for planned in stages:
             name = planned.name

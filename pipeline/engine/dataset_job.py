@@ -151,6 +151,7 @@ class DatasetJob:
                 page_checksums=before.page_checksums if before and is_remade else True,
                 wanted=running.plan.read_of(planned.name),
                 spent=running.spent[planned.name],
+                is_profiled=running.profile == planned.name,
                 most_shards=running.most_shards,
                 local=running.local,
                 on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),

@@ -55,6 +55,7 @@ class StageRun:
     page_checksums: bool
     wanted: frozenset[str]
     spent: Spent  # grows by the work of each unit
+    is_profiled: bool
     most_shards: int | None  # that a root may have
     local: set[str]  # names of scratch folders that workers on one machine share in this run
     on_stored: Callable[[int, int], None]  # number of shards, and of stored ones
@@ -147,6 +148,7 @@ class Journal:
                 journalled=journalled,
                 page_checksums=run.page_checksums,
                 unchecked=run.known.unchecked,
+                profile=run.planned if run.is_profiled else None,
             ),
             resources=run.planned.stage.resources,
         )

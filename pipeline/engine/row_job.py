@@ -107,6 +107,7 @@ class RowJob:
                 stored=running.state.stored,
                 models=running.state.digests(name for p in stages for name in p.folders),
                 retry=running.retry,
+                profile=next((p for p in stages if p.name == running.profile), None),
             )
             for stages in chained(self.stages)
         ]

@@ -56,6 +56,7 @@ def run_plan(
     retry: tuple[str, ...] = (),
     keep_going: bool = False,
     most_shards: int | None = None,
+    profile: str | None = None,
 ) -> Outcome:
     """Runs the stages that are not done. Finished shards of a stage that fails stay.
 
@@ -80,6 +81,7 @@ def run_plan(
             crash_ok="crashed" in retry,
             keep_going=keep_going,
             most_shards=most_shards,
+            profile=profile,
         )
         owned.sweep(state.sealed)
         recorded = [p for p in plan.stages.values() if p.stage.determinism == "recorded"]

@@ -23,5 +23,6 @@ class Running:
     crash_ok: bool  # shards that ended their worker are tried again
     local: set[str] = field(default_factory=set)  # names of scratch folders that workers share
     spent: dict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))  # by stage
+    profile: str | None = None  # the stage whose workers are profiled
     most_shards: int | None = None  # of each root, for a run that shows what others will cost
     keep_going: bool = False  # do not stop a stage whose first shards fail for one reason

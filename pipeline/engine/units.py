@@ -23,6 +23,7 @@ from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.engine.local_shards import mapped
 from clipmill.pipeline.engine.once import made_once
+from clipmill.pipeline.engine.profiling import profiled_first
 from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.executors.telling import ProgressReporter
@@ -116,6 +117,7 @@ class Units:
     journalled: bool  # False if the work stores records, which serve as its journal
     page_checksums: bool
     unchecked: frozenset[int]
+    profile: PlannedStage | None
 
     def __call__(self) -> "UnitsRun":
         return UnitsRun(self)
@@ -125,7 +127,7 @@ class UnitsRun:
     """A worker's function of one unit: counts the attempt, works, and stores the result."""
 
     def __init__(self, units: Units) -> None:
-        self.units = units
+        self.units, self._done = units, 0
         leave_shared(units.local)
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
 
@@ -150,9 +152,9 @@ class UnitsRun:
         )
         name = f"{units.journal}/{unit.key}"
         place = f"stage '{units.planned.name}', unit {unit.key}{file_of(unit.input)}"
-        spent = Spent()
+        spent, work = Spent(), f"{units.journal.rpartition('/')[2]}-{unit.key}"
         try:
-            with spent.measured():
+            with spent.measured(), profiled_first(units.run, units.profile, work, self._done):
                 result = attempts.attempt(
                     partial(self._work, unit, task),
                     units.folder,
@@ -167,6 +169,7 @@ class UnitsRun:
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
         finally:
+            self._done += 1
             reporter.over()
         return Answer(unit, result, spent=spent)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.engine.run import Outcome
     from clipmill.pipeline.errors import ClipmillError
     from clipmill.pipeline.ledger.summary import Summary
+    from clipmill.pipeline.planning.plan import Plan
     from clipmill.pipeline.run_folder.live import Watcher
     from clipmill.pipeline.run_folder.state import RunState
 
@@ -44,6 +45,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_executor(parser)
     add_retry(parser)
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument(
+        "--profile",
+        metavar="STAGE",
+        help="profile this stage's workers, three shards of each, into OUT/profiles",
+    )
     parser.add_argument(
         "--log",
         metavar="FILE",
@@ -77,6 +83,7 @@ def run(
     from clipmill.pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)
+    _check_profile(plan, options.profile)
     folder = Storage(options.out)
     for note in [*notes(plan), *other_code(plan, folder), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
@@ -98,7 +105,13 @@ def run(
             ):
                 watch = _metered(watch) if options.executor == "ray" else watch
                 outcome = run_plan(
-                    plan, folder, workers, watch, retry, keep_going=options.keep_going
+                    plan,
+                    folder,
+                    workers,
+                    watch,
+                    retry,
+                    keep_going=options.keep_going,
+                    profile=options.profile,
                 )
                 spent.update(outcome.spent)
             try:
@@ -118,7 +131,28 @@ def run(
                 print(f"{stage}: {damage.name} is damaged: made again", file=sys.stderr)
                 retry = ()  # these rows were retried already
     print(shown)
+    if options.profile:
+        where = f"{folder}/profiles/{options.profile}"
+        print(f"clipmill: note: {where} opens in speedscope.app or Perfetto", file=sys.stderr)
     return code(outcome, answer)
+
+
+def _check_profile(plan: "Plan", stage: str | None) -> None:
+    """Raises RecipeError if the plan has no such stage, or its profiler is not installed."""
+    from importlib.util import find_spec
+
+    from clipmill.pipeline.engine.profiling import profiler_of
+    from clipmill.pipeline.errors import RecipeError, did_you_mean
+    from clipmill.pipeline.extras import missing
+
+    if stage is None:
+        return
+    if stage not in plan.stages:
+        do = did_you_mean(stage, list(plan.stages), "the recipe has")
+        raise RecipeError(f"no stage '{stage}'", f"--profile {stage}", do)
+    package = profiler_of(plan.stages[stage])
+    if find_spec(package) is None:
+        raise missing(package, f"--profile {stage}")
 
 
 def _metered(watch: "Watcher") -> "Watcher":
