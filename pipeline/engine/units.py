@@ -117,7 +117,7 @@ class Units:
     journalled: bool  # False if the work stores records, which serve as its journal
     page_checksums: bool
     unchecked: frozenset[int]
-    profile: PlannedStage | None
+    profile: PlannedStage | None = None
 
     def __call__(self) -> "UnitsRun":
         return UnitsRun(self)
