@@ -302,9 +302,8 @@ class Storage:
         """Removes what killed writers left, not below `besides`. Only a lock's holder may call."""
         for place, folders, names in os.walk(self.path) if self.is_local else ():
             folders[:] = [name for name in folders if f"{place}/{name}" not in besides]
-            for name in names:
-                if name.startswith(HIDDEN):
-                    Path(place, name).unlink(missing_ok=True)
+            for name in (name for name in names if name.startswith(HIDDEN)):
+                Path(place, name).unlink(missing_ok=True)
 
     def download(self, name: str, path: Path) -> None:
         """Writes an object to a local file."""
