@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder.sessions import sessions
 from tests.engine_stages.harness import Ended, clipmill_run, meaning, write_pool
 from tests.pipeline.engine.test_changed_files import flip
 
@@ -118,6 +119,26 @@ def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(ray_hea
         assert ended.code == 1, ended.output
         assert (said in ended.output) == (not more)
     assert "0 of 60 rows kept by 'copy': copy: timeout took 60" in ended.output
+
+
+@pytest.mark.drawn(one_in=3, cpu_s=15)
+def test_workers_on_ray_leave_profiles_and_say_what_they_took(recipe, pool, ray_head, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    more = ("--set", f"numbers.path={pool}", "--until", "cube", "--log", str(log))
+    place, on = (recipe, run, tmp_path / "faults"), (*ray_head.arguments, *more)
+    ended = clipmill_run(*place, *on, "--profile", "shared", workers=2, env=ray_head.environment)
+    assert ended.code == 0, ended.output
+    assert list((run / "profiles" / "shared").glob("01-shuffle-*.speedscope.json"))
+    (session,) = sessions(Storage(str(run)))
+    spent = {folder.rpartition("-")[0]: spent for folder, spent in session.spent.items()}
+    assert spent["stages/shared"].rows == 55
+    assert 0 < spent["stages/square"].rows < 55  # but for each worker's first shard
+    assert all(one.cpu_s > 0 for one in spent.values())
+    stored = [json.loads(line) for line in log.read_text().splitlines()]
+    shards = [
+        line["shard"] for line in stored if (line["stage"], line["event"]) == ("cube", "shard")
+    ]
+    assert sorted(shards) == list(range(7))
 
 
 @pytest.mark.drawn(one_in=3, cpu_s=15)
