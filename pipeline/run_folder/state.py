@@ -203,6 +203,8 @@ class RunState:
             self._resolve_rows(state)
         else:
             self._resolve_dataset(state)
+        if not state.complete:  # a file in out/ is gone, say
+            state.seal = None
 
     @property
     def sealed(self) -> set[str]:

@@ -113,6 +113,16 @@ def test_a_start_that_looks_at_a_damaged_shard_lists_its_folder(engine, name, mo
     assert sorted(found.shards) == [0, 1, 2] if name != "records.parquet" else [0, 1, 2, 3]
 
 
+def test_a_file_of_out_that_is_gone_is_seen_by_every_start(engine):
+    files = f"{STAGES}  centre: {{uses: toy.centre, from: numbers, rounds: 2}}\n"
+    expected = engine.run(files).outcome.state.stages["centre"].outputs
+    (folder,) = (engine.folder / "run").glob("stages/centre-*")
+    next((folder / "out").iterdir()).unlink()
+    found = latest(str(engine.folder / "run")).stages["centre"]
+    assert (found.seal, found.complete, found.rows) == (None, False, 0)
+    assert engine.run(files).outcome.state.stages["centre"].outputs == expected
+
+
 def test_each_start_draws_shards_of_its_own(engine, monkeypatch):
     engine.run(STAGES)
     folder = folder_of(engine, "square")
