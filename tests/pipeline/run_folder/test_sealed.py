@@ -159,3 +159,13 @@ def test_whoever_writes_to_it_breaks_the_seal_first(engine):
     assert engine.run(STAGES, watcher=Looking()).complete
     assert {name for name, _ in held} == {"numbers", "square", "shared", "chosen", "cube"}
     assert not any(is_sealed for _, is_sealed in held)
+
+
+def test_a_changed_pool_outdates_what_is_sealed_after_it(engine):
+    engine.run(STAGES)
+    (engine.pool / "0.txt").write_text("".join(f"{number}\n" for number in range(5, 25)))
+    engine.run(STAGES, until="numbers")
+    plan, run = engine.plan(STAGES), Storage(str(engine.folder / "run"))
+    good = {name: sorted(stage.shards) for name, stage in RunState(plan, run).stages.items()}
+    assert good.pop("numbers") == [0, 1, 2, 3]
+    assert good == {"square": [2, 3], "shared": [], "chosen": [], "cube": []}
