@@ -35,7 +35,6 @@ from clipmill.metadata.scratch import scratch_folder
 
 T = TypeVar("T")
 
-
 HIDDEN = ".tmp-"  # prefix of local objects that are being written
 BLOCK_BYTES = 8 << 20
 COPIED_BYTES = 5 << 30  # largest object that S3 copies by itself

@@ -1,6 +1,7 @@
 """`plan --rows`: a larger run foretold from a smaller one, on hardware that a file describes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,11 +11,13 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.forecast import Forecast, Hardware, forecast
 from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.sessions import session
 from clipmill.pipeline.run_folder.state import RunState
-from tests.benchmarks.toy import OWN_STAGES, plan_of
 
+TOYS = Path(__file__).parents[2] / "benchmarks" / "own_stages" / "stages"
 STAGES = "  square: {uses: toy.power, from: numbers}\n  shared: {uses: toy.shared, from: square}\n"
 NODES = {"nodes": 2, "cpus": 8, "memory_gb": 16, "gpus": 1, "usd_per_hour": 3}
 PRICES = {"usd_per_gb_month": 1, "usd_per_million_puts": 5, "usd_per_million_gets": 0.4}
@@ -45,15 +48,13 @@ def plan(clipmill, engine, profile):
 
 def measured(folder, shards: int, rows: int) -> Forecast:
     """Forecasts a run over so many rows from one over so many shards of 2,000."""
-    pool = {"uses": "toy.rows", "shards": shards, "shard_rows": 2000}
-    made = plan_of(
-        {
-            "pool": pool,
-            "affine": {"uses": "toy.affine", "from": "pool"},
-            "letters": {"uses": "toy.letters", "from": "affine"},
-            "language": {"uses": "annotate.language", "from": "pool"},
-        }
-    )
+    stages = {
+        "pool": {"uses": "toy.rows", "shards": shards, "shard_rows": 2000},
+        "affine": {"uses": "toy.affine", "from": "pool"},
+        "letters": {"uses": "toy.letters", "from": "affine"},
+        "language": {"uses": "annotate.language", "from": "pool"},
+    }
+    made = make_plan(Recipe(name="toy", path="toy.yaml", seed=0, stages=stages))
     run = Storage(str(folder / str(shards)))
     with session(run, "toy") as spent:
         spent.update(run_plan(made, run, LocalExecutor(0), Lines()).spent)
@@ -61,7 +62,7 @@ def measured(folder, shards: int, rows: int) -> Forecast:
 
 
 def test_a_run_ten_times_larger_takes_what_was_said_within_a_factor_of_two(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
+    monkeypatch.setenv(VARIABLE, str(TOYS))
     said, taken = measured(tmp_path, 4, 80_000), measured(tmp_path, 40, 80_000)
     assert {stage.by for stage in said.stages} == {"cpu"}
     assert 0.5 < said.core_hours / taken.core_hours < 2
