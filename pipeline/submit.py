@@ -89,7 +89,7 @@ def send(
     more += [f"--retry={reason}" for reason in retry]
     more += ["--keep-going"] if keep_going else []
     more += [f"--workers={workers}"] if workers is not None else []
-    packages = requirements(plan) if install else []
+    packages = requirements(plan, out) if install else []
     return asyncio.run(_send(plan, address, out, more, packed(sent), packages))
 
 
@@ -338,12 +338,13 @@ def contents(recipe: Path) -> dict[str, bytes]:
     return files | {f"recipe/{recipe.name}": recipe.read_bytes()}
 
 
-def requirements(plan: Plan) -> list[str]:
-    """Returns what pip needs for a plan's stages and models: clipmill's packages but Ray."""
+def requirements(plan: Plan, out: str) -> list[str]:
+    """Returns what pip needs for a plan's stages, models and storage: all packages but Ray."""
     strings = {text for keys in plan.recipe.stages.values() for text in _strings(keys)}
     schemes = {f"models.{text.partition(':')[0]}" for text in strings if ":" in text}
     names = [planned.uses for planned in plan.stages.values()] + sorted(schemes)
     extras = extras_of(file.read() for name in names if (file := own_code.find(name)))
+    extras |= {"s3"} if out.startswith("s3://") else set()
     needed = [
         *required(),
         *(package for extra in sorted(extras - {"ray"}) for package in required(extra)),

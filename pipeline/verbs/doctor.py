@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from clipmill.pipeline.stage import Environment
 
-HELP = "check this machine, a model, a network, or a folder of evaluation tasks"
+HELP = "check this machine, a model, a network, or evaluation tasks"
 EXAMPLES = """\
 clipmill doctor --out run
 clipmill doctor --model reference --model checkpoint:model.pt

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     said = sys.stdout if options.dry_run else sys.stderr
     print(listed(sent), file=said)
     if options.install:
-        print("pip installs there:", *requirements(plan), sep="\n  ", file=said)
+        print("pip installs there:", *requirements(plan, options.out), sep="\n  ", file=said)
     if options.dry_run:
         return DONE
     job = send(

@@ -32,7 +32,7 @@ def test_every_package_of_an_extra_is_named_with_it_and_no_other():
         assert wanted <= brought, extra
         assert brought - wanted <= {"timm", "fasttext-predict"}  # which others of the extra need
     assert names(extras["all"]) == {"clipmill"}
-    assert "clipmill[curate,train,ray]" in extras["all"]
+    assert "clipmill[curate,train,ray,s3]" in extras["all"]
     assert extras["pool"][0] == "clipmill[all]"
     assert "pool" in extras["dev"][0]
 

@@ -103,7 +103,7 @@ def test_what_the_stages_need_is_installed_where_that_is_asked_for(head, send):
     [job] = head.sent
     assert job["entrypoint"].startswith("python -m clipmill.pipeline.cli run recipe/it.yaml ")
     packages = job["runtime_env"]["pip"]
-    assert {"pyarrow>=26", "opencv-python-headless>=4.11"} <= {*packages}
+    assert {"pyarrow>=26", "opencv-python-headless>=4.11", "botocore>=1.36"} <= {*packages}
     assert not [name for name in packages if name.startswith(("ray", "torch", "clipmill"))]
     assert "\n  pyarrow>=26\n" in said.err
 
