@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.parquet_file import Types, read_file
 from clipmill.metadata.record import ShardState
-from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
+from clipmill.metadata.schema import KEEP, LISTED, POSITION, REASON, UID
 from clipmill.metadata.storage import Storage
 
 NOT_SELECTED = "not_selected"
+SHOWN = (UID.name, REASON.name)  # of a row that is hidden, besides its numbers
 
 
 def read_stage(
@@ -28,6 +29,47 @@ def read_stage(
 
     Raises DamagedError if a file is gone, has changed, or has other types or rows than recorded.
     """
+    tables = _merged(folder, state, columns, batch_rows, mask_folder, types)
+    marks = [read_stage(home, shard, [REASON.name], batch_rows) for home, shard in state.listed]
+    for table, *reasons in zip(tables, *marks, strict=True):
+        yield without_listed(table, reasons) if reasons else table
+
+
+def hidden(table: pa.Table, state: ShardState) -> pa.Table:
+    """Returns columns of a whole shard that no stage stores, without those of listed rows."""
+    marks = [read_stage(home, shard, [REASON.name], 1 << 30) for home, shard in state.listed]
+    return without_listed(table, [next(mark) for mark in marks]) if marks else table
+
+
+def without_listed(table: pa.Table, reasons: Sequence[pa.Table]) -> pa.Table:
+    """Returns the table without texts, links, pictures and lists of rows that a stage has listed.
+
+    Numbers stay, so that counts and thresholds come out as they were.
+    """
+    index = np.arange(len(table))
+    listed_N = np.zeros(len(table), bool)
+    for other in reasons:
+        code = other[REASON.name].cast(pa.string())
+        listed_N |= pc.fill_null(pc.equal(code, LISTED), False).to_numpy()
+    taken_N = pa.array(index, mask=listed_N)
+    return pa.table(
+        {
+            name: column
+            if name in SHOWN or pa.types.is_primitive(column.type)
+            else column.take(taken_N)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+    )
+
+
+def _merged(
+    folder: Storage,
+    state: ShardState,
+    columns: Sequence[str],
+    batch_rows: int,
+    mask_folder: Storage | None,
+    types: Types,
+) -> Iterator[pa.Table]:
     base = read_file(folder, state.files[0], columns, batch_rows, types, state.rows)
     if len(state.files) == 1 and state.mask is None:
         yield from base

@@ -79,6 +79,9 @@ class ShardState:
     digest: str
     mask: "ShardState | None" = None  # rows outside it read as null, `not_selected`
     source: dict[str, Any] | None = None
+    # For display: the stages, each its folder and this shard's state there, whose reason `listed`
+    # hides what the row holds.
+    listed: tuple[tuple[Any, "ShardState"], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ SHARD = Column("shard", pa.int32(), "0 up", "Number of the shard a row lives in.
 POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard.")
 IDENTITY = [UID.name, SHARD.name, POSITION.name]  # carried by rows that leave their shard
 REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
+LISTED = "listed"  # reason of a row on a user's list: readers for display hide what the row holds
 
 SOURCE = Column(
     "source", pa.string(), "stage name", "Which ingest stage of the recipe a row is of."

@@ -16,7 +16,7 @@ from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.places import is_places
-from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IMAGE, IMAGE_EMBEDDING, KEEP, UID
+from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IMAGE, IMAGE_EMBEDDING, KEEP, LISTED, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.repair import take_away
@@ -28,7 +28,7 @@ from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.live import LiveReporter
-from clipmill.pipeline.run_folder.state import RunState, StageState, summary
+from clipmill.pipeline.run_folder.state import RunState, StageState, listing_over, summary
 from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def export(
     is one. The result's `out` is the stage's folder then.
     """
     stage = _stage(state, request.stage)
+    _refuse_listed(state, stage, request.dropped)
     plan, name = planned_export(state.plan, stage, request)
     target = Storage(out) if out is not None else None
     if target:
@@ -257,6 +258,17 @@ def _stage(state: RunState, stage: str | None) -> str:
             else f"name a stage with rows: {', '.join(with_rows)}",
         )
     return stage
+
+
+def _refuse_listed(state: RunState, stage: str, dropped: str | None) -> None:
+    """Raises RecipeError if rows that a list names would leave."""
+    do = "export what a select keeps that builds on the list"
+    if dropped == LISTED:
+        raise RecipeError(f"rows that '{stage}' has {LISTED} do not leave", "--dropped", do)
+    for name in listing_over(state, state.plan.stages[stage].root):
+        if name not in {stage, *state.plan.needs_of(stage)}:
+            found = f"'{name}' has {LISTED} rows of '{stage}', which does not build on it"
+            raise RecipeError(found, "--stage", do)
 
 
 def planned_export(plan: Plan, stage: str, request: ExportRequest) -> tuple[Plan, str]:

@@ -234,6 +234,8 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
     stages["net"]["file"] = written(colours(16), folder / "net.onnx")
     stages["head"]["file"] = str(folder / "head.safetensors")
     stages["marked"]["file"] = written(marks(), folder / "marks.onnx")
+    (folder / "blocked.txt").write_text("http://blocked.example/1.jpg\n")
+    stages["clean"]["lists"] = {"links": str(folder / "blocked.txt")}
     if files > 1:
         stages["both"]["from"] = ["tars", "folder"]
     path = folder / "every_stage.yaml"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipmill.metadata.passes import read_stage
+from clipmill.metadata.passes import hidden, read_stage
 from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
 from clipmill.metadata.storage import Storage
@@ -68,7 +68,7 @@ def read_rows(
     named = root if root in read_of or not read_of else next(iter(read_of))
     read_of[named] = {UID.name: None, **read_of.get(named, {})}
     virtual = {
-        name: source.load_virtual(names, states[name].source or {})
+        name: hidden(source.load_virtual(names, states[name].source or {}), states[name])
         for name, names in loaded.items()
         if (source := stored[name].stage)  # always true, for the type checker
     }

@@ -1,7 +1,7 @@
 """Maps the good shards of a stage to their states, made from records on access."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.record import Record, ShardState, state_of
 from clipmill.metadata.records import Records, place_in
+from clipmill.metadata.storage import Storage
 
 # Shapes: N shards.
 
@@ -29,6 +30,7 @@ class Shards(Mapping[int, ShardState]):
         self.records, self.mask, self._passes = records, mask, passes or {}
         self._shard_N = shard_N
         self._added: dict[int, None] = {}
+        self.listed: tuple[tuple[Storage, Shards], ...] = ()  # for display: ShardState.listed
 
     @property
     def numbers(self) -> NDArray[np.int64]:
@@ -51,8 +53,13 @@ class Shards(Mapping[int, ShardState]):
             raise KeyError(shard)
         mask = None if self.mask is None else self.mask[shard]
         if shard in self._passes:
-            return state_of(self._passes[shard], mask)
-        return self.records.state(shard, mask)
+            state = state_of(self._passes[shard], mask)
+        else:
+            state = self.records.state(shard, mask)
+        if not self.listed:
+            return state
+        listed = tuple((folder, by[shard]) for folder, by in self.listed if shard in by)
+        return replace(state, listed=listed)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.numbers.tolist())

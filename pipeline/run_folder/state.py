@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from clipmill.metadata.parquet_file import read_at
 from clipmill.metadata.record import Failure, Manifest, ShardState
 from clipmill.metadata.records import RECORD, Records, are_made_of, counted, rows_by_reason
 from clipmill.metadata.scan import Scan, glance
-from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.schema import LISTED, REASON, UID
 from clipmill.metadata.stage_seal import SEAL, Seal
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.planning.plan import Plan, make_plan
@@ -391,7 +392,7 @@ class RunState:
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """Reads columns of one row; if the shard has one file, from a single row group."""
         stored, shard_state = self.stored[name], self.stages[name].shards[shard]
-        if len(shard_state.files) == 1 and shard_state.mask is None:
+        if len(shard_state.files) == 1 and shard_state.mask is None and not shard_state.listed:
             row = np.array([position])
             return dict(read_at(stored.folder, shard_state.files[0], columns, row).to_pylist()[0])
         start = 0
@@ -425,7 +426,29 @@ def latest(uri: str, variant: int | None = None) -> RunState:
     run = Storage(uri)
     if variant is not None:
         return seen_through(plan_of(variant_of(run, variant).ran, run), run)
-    return RunState(plan_of(newest_recipe(run)[1], run), run)
+    return without_listed(RunState(plan_of(newest_recipe(run)[1], run), run))
+
+
+def without_listed(state: RunState) -> RunState:
+    """Hides from now on what rows hold that a stage has listed; returns the state."""
+    for root in dict.fromkeys(stage.planned.root for stage in state.stages.values()):
+        listing = [state.stages[name] for name in listing_over(state, root)]
+        marks = tuple((stage.folder, copy(stage.shards)) for stage in listing)
+        for stage in state.stages.values():
+            if stage.planned.root == root:
+                stage.shards.listed = marks
+    return state
+
+
+def listing_over(state: RunState, root: str) -> list[str]:
+    """Returns the stages over a root that have listed some of its rows."""
+    return [
+        name
+        for name, stage in state.stages.items()
+        if stage.planned.root == root
+        and LISTED in stage.planned.stage.reasons
+        and LISTED in stage.codes
+    ]
 
 
 def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> RunState:
@@ -435,12 +458,12 @@ def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None)
     stages after it. The state without these rows is returned if more of its stages are complete.
     """
     scans = {} if scans is None else scans
-    today = RunState(plan, run, scans)
+    today = without_listed(RunState(plan, run, scans))
     if all(stage.complete for stage in today.stages.values()) or not any(
         planned.only for planned in plan.stages.values()
     ):
         return today
-    stood = RunState(plan, run, scans, as_it_stood=True)
+    stood = without_listed(RunState(plan, run, scans, as_it_stood=True))
     return max(today, stood, key=lambda run: sum(stage.complete for stage in run.stages.values()))
 
 

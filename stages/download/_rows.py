@@ -14,6 +14,7 @@ from clipmill.metadata.schema import (
     HTTP_STATUS,
     IMAGE,
     IMAGE_BYTES,
+    LISTED,
     REASON,
     REASON_TYPE,
     SHA256,
@@ -186,6 +187,8 @@ def _row(answer: Answer | None, url: str | None, crawled: str | None, verify: bo
     if answer is None or (verify and not crawled):
         return {REASON.name: "no_sha256"}
     columns, image = {HTTP_STATUS.name: answer.status}, answer.kept
+    if LISTED in (answer.reason, image and image.reason):
+        return {REASON.name: LISTED}  # and no status: it would tell a link from a body
     if answer.reason:
         return {**columns, REASON.name: answer.reason}
     if crawled and crawled.lower() != image.sha256:

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from clipmill.metadata.schema import LISTED
 from clipmill.pipeline.stage import uncounted
 from clipmill.stages.download._rows import Answer, allowed, reason_of
 
@@ -82,9 +83,15 @@ class Client:
     Its threads, session, DNS cache and state of hosts last as long as it does.
     """
 
-    def __init__(self, rules: Rules, threads: int, keep: Callable[..., Any]) -> None:
-        self.rules = rules
-        self.keep = keep
+    def __init__(
+        self,
+        rules: Rules,
+        threads: int,
+        keep: Callable[..., Any],
+        is_blocked: Callable[[list[str]], Any] = lambda urls: [False],
+    ) -> None:
+        """Takes `is_blocked` of links that a server leads to; the first is the caller's to ask."""
+        self.rules, self.keep, self.is_blocked = rules, keep, is_blocked
         self.keepers = ThreadPoolExecutor(threads)
         self.slots = asyncio.Semaphore(rules.concurrency)
         self.hosts: dict[tuple[str | None, int | None], Host] = {}
@@ -181,6 +188,8 @@ class Client:
             if hops > rules.max_redirects:
                 return Answer(status=status, reason="redirect_loop")
             url, reason = _joined(url, reply.location), "host_down"
+            if url is not None and self.is_blocked([str(url)])[0]:
+                return Answer(reason=LISTED)
         return Answer(status=status, reason="bad_url")
 
     async def _kept(self, body: bytes, about: tuple[Any, ...]) -> Any:

@@ -3,11 +3,14 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Literal
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import FACE_BBOXES, Column
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import FACE_BBOXES, LISTED, Column
+from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import (
     OneUp,
     Seconds,
@@ -17,8 +20,9 @@ from clipmill.pipeline.stage import (
     later,
     location,
 )
-from clipmill.stages.download._rows import Download, Kept, answered, to_fetch, wishes
+from clipmill.stages.download._rows import Answer, Download, Kept, answered, to_fetch, wishes
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
+from clipmill.stages.ops.tables.blocklists import Blocked, Lists, opened
 
 # Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
 # other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
@@ -47,6 +51,8 @@ class DownloadImages(Download):
     keep_formats: tuple[Literal["jpg", "png", "webp"], ...] = later(())
     # face_bboxes: blur these boxes of the row once its picture is resized, before it is stored
     blur: Literal["face_bboxes"] | None = later(None)
+    # files of links, hosts and digests that are not fetched, or not decoded: reason `listed`
+    lists: Lists = later(Lists())  # frozen
     max_redirects: ZeroUp = 10  # cap on redirects of one URL
     timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
     # seconds of one URL, all requests, redirects, pauses and retries included
@@ -65,6 +71,7 @@ class DownloadImages(Download):
         *("too_large", "http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
         *("http_500", "http_5xx", "hash_mismatch", "not_an_image", "undecodable", "truncated"),
         *("too_many_pixels", "too_costly", "too_small", "extreme_aspect", NO_BOXES, BAD_BOX),
+        LISTED,
     )
     transient = (
         *("unresolvable", "refused", "timeout", "host_down", "connection_lost"),
@@ -75,12 +82,26 @@ class DownloadImages(Download):
     def reads(self) -> tuple[Column, ...]:
         return (*super().reads, FACE_BBOXES) if self.blur else super().reads
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lists.phashes:
+            do = "leave it to select.unlisted, after annotate.phash"
+            raise RecipeError("a download makes no perceptual hashes", "key `lists.phashes`", do)
+
+    def look(self) -> None:
+        self.lists.look()
+
     def open(self, worker: Worker) -> StreamFunction:
         from clipmill.stages.download._web import Client, Rules
         from clipmill.stages.ops.ahead import ahead
 
         rules = Rules(**{name: getattr(self, name) for name in Rules.__dataclass_fields__})
-        client = Client(rules, worker.threads, keep=partial(kept, settings=self))
+        sha256 = self.lists.sha256()
+        for name, digest in sha256.items():
+            worker.pin(f"list {redacted(self.lists.paths[name])}", digest)
+        blocked = opened(self.lists, tuple(sha256.values()))
+        keep = partial(kept, settings=self, blocked=blocked)
+        client = Client(rules, worker.threads, keep=keep, is_blocked=blocked.are_blocked)
 
         async def downloaded(batch: pa.Table) -> pa.Table:
             wished = wishes(batch, self.verify_sha256)
@@ -88,9 +109,11 @@ class DownloadImages(Download):
             abouts = of_boxes(batch[FACE_BBOXES.name]) if self.blur else [()] * len(wished)
             rows = [(url, about) for (url, _), about in zip(wished, abouts, strict=True)]
             unique = list(dict.fromkeys(row for row in rows if row[0] in wanted))
-            urls, about = [url or "" for url, _ in unique], [about for _, about in unique]
-            fetched = await client.fetch_all(urls, worker.row_done, about)
-            answers = dict(zip(unique, fetched, strict=True))
+            answers = dict.fromkeys(unique, Answer(reason=LISTED))
+            is_free_N = ~blocked.are_blocked([url or "" for url, _ in unique])
+            free = list(compress(unique, is_free_N))
+            urls, about = [url or "" for url, _ in free], [about for _, about in free]
+            answers |= zip(free, await client.fetch_all(urls, worker.row_done, about), strict=True)
             return answered(wished, self.verify_sha256, map(answers.get, rows))
 
         return partial(ahead, start=downloaded, rows_ahead=ROWS_A_SLOT * self.concurrency)
@@ -104,12 +127,16 @@ def of_boxes(column: pa.ChunkedArray) -> list[tuple[Boxes | None]]:
     ]
 
 
-def kept(body: bytes, boxes: Boxes | None = (), *, settings: DownloadImages) -> Kept:
+def kept(
+    body: bytes, boxes: Boxes | None = (), *, settings: DownloadImages, blocked: Blocked
+) -> Kept:
     """Decodes and resizes a body; returns the image to store, its size and digest, or a reason."""
     from clipmill.stages.ops.images.decode import ImageError, decode, probe
     from clipmill.stages.ops.images.resize import ENCODED, encode, reduction, resize
 
     digest = hashlib.sha256(body).hexdigest()
+    if blocked.has_file(body):
+        return Kept(sha256=digest, reason=LISTED)
     if reason := fault(boxes):
         return Kept(sha256=digest, reason=reason)
     try:

@@ -39,7 +39,7 @@ def is_small(query: Query, shard: int) -> bool:
         stage = query.state.stages[name]
         state = stage.shards[shard]
         size = _size(query, name, shard)
-        if len(state.files) > 1 or state.mask is not None or size > SMALL_BYTES:
+        if len(state.files) > 1 or state.mask or state.listed or size > SMALL_BYTES:
             return False
     return True
 

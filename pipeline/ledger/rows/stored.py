@@ -130,7 +130,7 @@ def columns_at(
     part: StoredColumns, shard: ShardState, columns: list[str], position: NDArray[np.int64]
 ) -> pa.Table:
     """Returns columns at ascending positions; of a single file only their row groups are read."""
-    if len(shard.files) > 1:
+    if len(shard.files) > 1 or shard.listed:
         tables, start = [], 0
         for table in part.read(shard, columns, 4096):
             offsets = position[(position >= start) & (position < start + len(table))] - start

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.outputs import Outputs
-from clipmill.metadata.schema import KEEP, TEXT, UID, Column
+from clipmill.metadata.schema import KEEP, LISTED, TEXT, UID, Column
 from clipmill.pipeline.ledger.rows.captions import Texts, texts_at
 from clipmill.pipeline.ledger.rows.near import naming
 from clipmill.pipeline.ledger.rows.pictures import PicturePlace, picture_place
@@ -66,7 +66,7 @@ def whys(state: RunState, words: Sequence[str]) -> list[Why]:
 
 
 def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
-    """Collects everything on the sample of these rows."""
+    """Collects everything on the sample of these rows; of a listed one that it is, and no more."""
     first: dict[str, Place] = {}  # by root: a union holds its parents' rows again
     for copy in copies:
         first.setdefault(copy.root, copy.place)
@@ -78,13 +78,34 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
         and planned.root in first
         and first[planned.root][0] in state.stages[planned.name].shards
     ]
-    by_stage = {row.stage: row for row in with_keepers(state, rows, sample.uid, first)}
     shard, position = sample.place
+    copied = max(Counter(copy.root for copy in copies).values())
+    if listed := [replace(row, values={}) for row in rows if row.reason == LISTED]:
+        return Why(
+            uid=sample.uid.hex(),
+            shard=shard,
+            position=position,
+            copies=copied,
+            stages=tuple(listed),
+            ends=tuple(
+                Verdict(
+                    stage=row.stage,
+                    kept=False,
+                    cause=row.stage,
+                    reason=LISTED,
+                    sentence=f"dropped by '{row.stage}': {LISTED}",
+                )
+                for row in listed
+            ),
+            exported=(),
+            picture=PicturePlace(),
+        )
+    by_stage = {row.stage: row for row in with_keepers(state, rows, sample.uid, first)}
     return Why(
         uid=sample.uid.hex(),
         shard=shard,
         position=position,
-        copies=max(Counter(copy.root for copy in copies).values()),
+        copies=copied,
         stages=tuple(by_stage.values()),
         ends=tuple(
             verdict(state, name, by_stage, first[state.plan.stages[name].root], sample.uid)

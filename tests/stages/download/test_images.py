@@ -69,8 +69,9 @@ CASES = [  # path or URL, settings, HTTP status, reason
     ("/file/tiny.png", {"min_image_size": 3}, 200, "too_small"),
     ("/file/line.png", {"max_aspect_ratio": 44.9}, 200, "extreme_aspect"),
 ]
-# have their own tests, below and in test_hosts
+# have their own tests, below, in test_hosts and in test_listed
 ELSEWHERE = {"no_boxes", "bad_box", "private_address", "no_sha256", "hash_mismatch", "host_down"}
+ELSEWHERE |= {"listed"}
 
 
 @pytest.mark.parametrize(("url", "settings", "status", "reason"), CASES)

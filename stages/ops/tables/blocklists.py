@@ -1,0 +1,244 @@
+"""Lists of what a pool must not hold: links, hosts, digests, perceptual hashes.
+
+A list is text of one entry a line, or CSV with a header. Case and spaces around do not count, nor
+does http or https. In memory an entry takes 8 bytes, the first 64 bits of a hash or digest: by
+chance a text is on a list with 2^-64 an entry. Reading one takes some four times its file.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.ops.outside import need_file
+
+# Shapes: N rows, M entries of a list.
+
+ANY_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?([^/?#:]+)"  # of a link
+
+
+class Kind(NamedTuple):
+    """The columns that hold a list in CSV, a pattern of all entries, and what an entry is."""
+
+    columns: tuple[str, ...]
+    pattern: str
+    words: str
+
+
+KINDS = {
+    "links": Kind(("url", "link"), r"^\S+[./]\S*$", "a link"),
+    "hosts": Kind(("domain", "host"), r"^[^\s/:@.]+(\.[^\s/:@.]+)+$", "a host name"),
+    "digests": Kind(
+        ("sha256", "md5", "digest", "hash"),
+        r"^(?:[0-9a-f]{32}|[0-9a-f]{64})$",
+        "an MD5 or SHA-256 of 32 or 64 hex digits",
+    ),
+    "phashes": Kind(("phash", "hash"), r"^[0-9a-f]{16}$", "a hash of 16 hex digits"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Files of a user's lists; an entry a line, or CSV with a header."""
+
+    links: NonEmpty | None = None  # links to leave out
+    hosts: NonEmpty | None = None  # hosts to leave out, with all below them: bad.example
+    digests: NonEmpty | None = None  # MD5 or SHA-256, of links and of files, in hex
+    phashes: NonEmpty | None = None  # perceptual hashes as annotate.phash makes them, in hex
+
+    @property
+    def paths(self) -> dict[str, str]:
+        return {name: path for name, path in vars(self).items() if path}
+
+    def look(self) -> None:
+        """Checks that each file is there; raises StageError."""
+        for name, path in self.paths.items():
+            need_file(path, f"lists.{name}", "give a text file of one entry a line, or a CSV")
+
+    def sha256(self) -> dict[str, str]:
+        """Returns the digest of each list's file."""
+        return {name: hashlib.sha256(_bytes(path)).hexdigest() for name, path in self.paths.items()}
+
+
+def _bytes(path: str) -> bytes:
+    storage, name = open_pool(path)
+    with storage.open(name) as file:
+        return bytes(file.read())
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The entries of each list, (M,) as sorted numbers of 64 bits."""
+
+    entries: Mapping[str, NDArray[np.uint64]]
+
+    def links(self, urls: Any) -> dict[str, NDArray[np.bool_]]:
+        """Returns by list (N,) whether it names a link, its host, or its digest; nulls are free."""
+        import polars as pl
+
+        text = pl.Series(urls, dtype=pl.String)
+        found = {}
+        if "links" in self.entries:
+            found["links"] = self._has("links", _plain(text))
+        if "hosts" in self.entries:
+            host = text.str.strip_chars().str.to_lowercase().str.extract(ANY_HOST)
+            host = _ascii(host.str.strip_chars_end("."))
+            found["hosts"] = np.zeros(len(text), bool)
+            while host.null_count() < len(host):  # a host, and each that it lies below
+                found["hosts"] |= self._has("hosts", host)
+                host = host.str.extract(r"^[^.]+\.(.+)$")
+        if "digests" in self.entries:
+            # hashlib takes a text at a time.
+            bodies = [(text or "").encode("utf-8", "replace") for text in urls]
+            found["digests"] = np.array([self.has_file(body) for body in bodies], bool)
+        return found
+
+    def are_blocked(self, urls: list[str]) -> NDArray[np.bool_]:
+        """Returns (N,) whether any list names a link, its host, or its digest."""
+        return np.any([np.zeros(len(urls), bool), *self.links(urls).values()], axis=0)
+
+    def digests(self, sha256: Any) -> NDArray[np.bool_]:
+        """Returns (N,) whether a list names a SHA-256 in hex; nulls are free."""
+        import polars as pl
+
+        text = pl.Series(sha256, dtype=pl.String).str.to_lowercase()
+        valid = text.str.contains(KINDS["digests"].pattern).fill_null(False).to_numpy()
+        listed_N = np.zeros(len(text), bool)
+        listed_N[valid] = _on(self.entries["digests"], _numbers(text.filter(pl.Series(valid))))
+        return listed_N
+
+    def has_file(self, body: bytes) -> bool:
+        """Returns whether a list names the MD5 or the SHA-256 of these bytes."""
+        if "digests" not in self.entries:
+            return False
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()[:8]
+        first = np.frombuffer(md5 + hashlib.sha256(body).digest()[:8], ">u8").astype(np.uint64)
+        return bool(_on(self.entries["digests"], first).any())
+
+    def phashes(self, code_N: NDArray[np.uint64], radius: int) -> NDArray[np.bool_]:
+        """Returns (N,) whether a listed hash differs in at most `radius` bits.
+
+        Compares all pairs, some 10^9 a second, a million at once.
+        """
+        listed_N, step = np.zeros(len(code_N), bool), max(1, (1 << 20) // max(1, len(code_N)))
+        for start in range(0, len(self.entries["phashes"]), step):
+            some = self.entries["phashes"][start : start + step]
+            apart_NM = np.bitwise_count(code_N[:, None] ^ some)
+            listed_N |= (apart_NM <= radius).any(axis=1)
+        return listed_N
+
+    def _has(self, name: str, text: Any) -> NDArray[np.bool_]:
+        known_N = text.is_not_null().to_numpy()
+        return known_N & _on(self.entries[name], text.hash().to_numpy())
+
+
+@lru_cache(maxsize=2)
+def opened(lists: Lists, sha256: tuple[str, ...]) -> Blocked:
+    """Reads the lists, once a process while their bytes stay these; StageError for a bad one."""
+    return Blocked({name: _entries(name, path) for name, path in lists.paths.items()})
+
+
+def _entries(name: str, path: str) -> NDArray[np.uint64]:
+    """Returns the entries of a file; StageError if it has none, or a line that is none."""
+
+    kind, where = KINDS[name], f"key `lists.{name}`: {redacted(path)}"
+    text = _lines(_bytes(path))
+    is_header = len(text) > 0 and not text.head(1).str.contains(kind.pattern).item()
+    if is_header:
+        text = _column(_bytes(path), text[0], kind, where)
+    if name == "hosts":
+        text = _ascii(text.str.strip_prefix("*.").str.strip_chars("."))
+    wrong = (~text.str.contains(kind.pattern) & (text != "")).arg_true()
+    if len(wrong):
+        found = f"line {wrong[0] + 1 + is_header} is no entry"
+        raise StageError(found, where, f"write {kind.words} on each line")
+    text = text.filter(text != "").unique()
+    if not len(text):
+        raise StageError("the list is empty, so it would block nothing", where, "give its entries")
+    if name == "phashes":
+        numbers = np.frombuffer(bytes.fromhex(text.str.join("")[0]), ">u8").astype(np.uint64)
+    elif name == "digests":
+        numbers = _numbers(text)
+    else:
+        numbers = (_plain(text) if name == "links" else text).hash().to_numpy()
+    return np.unique(numbers)
+
+
+def _lines(body: bytes) -> Any:
+    """Returns the lines of a text, in lower case, without spaces around."""
+    import polars as pl
+
+    if not body.strip():
+        return pl.Series([], dtype=pl.String)
+    frame = pl.read_csv(
+        io.BytesIO(body),
+        has_header=False,
+        separator="\x01",
+        quote_char=None,
+        infer_schema=False,
+        encoding="utf8-lossy",
+    )
+    return frame.to_series().fill_null("").str.strip_chars(" \t\r\ufeff").str.to_lowercase()
+
+
+def _column(body: bytes, header: str, kind: Kind, where: str) -> Any:
+    """Returns the column of a CSV file that its header names."""
+    import polars as pl
+
+    separator = max(",;\t", key=header.count)
+    names = [name.strip(' "') for name in header.split(separator)]
+    column = next((names.index(name) for name in kind.columns if name in names), None)
+    if column is None:
+        do = f"write {kind.words} on each line, or a CSV with a column {' or '.join(kind.columns)}"
+        raise StageError("its first line is no entry, and no header that is known", where, do)
+    frame = pl.read_csv(
+        io.BytesIO(body),
+        separator=separator,
+        infer_schema=False,
+        columns=[column],
+        truncate_ragged_lines=True,
+        encoding="utf8-lossy",
+    )
+    return frame.to_series().fill_null("").str.strip_chars().str.to_lowercase()
+
+
+def _plain(url: Any) -> Any:
+    """Returns links in lower case, without scheme, fragment and last slash."""
+    plain = url.str.strip_chars().str.to_lowercase().str.replace(r"^https?://", "")
+    return plain.str.replace("#.*$", "").str.strip_chars_end("/")
+
+
+def _ascii(host: Any) -> Any:
+    """Returns hosts as DNS has them: a name of other letters in Punycode."""
+    import polars as pl
+
+    odd = host.filter(host.str.contains(r"[^\x00-\x7f]")).unique()
+    return host.replace(odd, pl.Series([_punycode(name) for name in odd], dtype=pl.String))
+
+
+def _punycode(host: str) -> str:
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:  # no name that a look-up could find
+        return host
+
+
+def _numbers(digests: Any) -> NDArray[np.uint64]:
+    """Returns the first 64 bits of digests in hex."""
+    first = digests.str.slice(0, 16).str.join("")[0] if len(digests) else ""
+    return np.frombuffer(bytes.fromhex(first), ">u8").astype(np.uint64)
+
+
+def _on(entry_M: NDArray[np.uint64], number_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Returns (N,) whether each number is one of the sorted entries."""
+    place = np.minimum(np.searchsorted(entry_M, number_N), len(entry_M) - 1)
+    return np.asarray(entry_M[place] == number_N)

@@ -1,0 +1,117 @@
+"""Leaves out the rows that a user's lists name: by link, host, digest or perceptual hash."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Meta
+
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import IDENTITY, KEEP, LISTED, PHASH, REASON, SHA256, URL, Column
+from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import DatasetStage
+from clipmill.stages.ops.tables.blocklists import Lists, opened
+from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, put_text
+from clipmill.stages.select._judged import first_of, judged_rows
+
+FILE = "lists.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlisted(DatasetStage):
+    """Keep decision of each row that is on none of the lists.
+
+    Links, hosts and digests of links need no download: put it before, and `only: NAME` into the
+    stage that downloads. Digests are also those of pictures, by `sha256` of the pool or a download.
+    Nothing that is stored says which list has a row, or which entry: the reason is `listed`, and
+    out/lists.json counts the rows of each list. `why`, `show`, pages and exports of lost rows show
+    no text, link or picture of a listed row.
+
+    Source: Re-LAION-5B (2024), for lists before any link is opened; PDQ's 31 of 256 bits, for the
+        distance of perceptual hashes.
+    Error: a host's entry takes all names below it. By chance, 2^-64 an entry; 7 of 64 bits by
+        chance, 10^-10. Of pictures MD5 is compared by download.images alone, as it is stored
+        nowhere. A union shows what is listed in a pool of it: list after the union.
+    Example: {after: [ingest.datacomp], lists: {links: links.txt}}
+    """
+
+    lists: Lists  # files of lists, by kind
+    max_distance: Annotated[int, Meta(ge=0, le=16)] = 7  # most bits that a perceptual hash differs
+
+    version = 1
+    determinism = "exact"
+    optional_reads = (KEEP, URL, SHA256)  # of the last two `digests` needs either
+    writes = (KEEP,)
+    reasons = (DROPPED, LISTED)
+
+    def __post_init__(self) -> None:
+        if not self.lists.paths:
+            do = "name a file: links, hosts, digests or phashes"
+            raise RecipeError("no list is named, so nothing would be left out", "key `lists`", do)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        by_link = (URL,) if self.lists.links or self.lists.hosts else ()
+        return (*by_link, *((PHASH,) if self.lists.phashes else ()))
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        if self.lists.digests and not {URL.name, SHA256.name} & types.keys():
+            found = "no stage before it has `url` or `sha256` to compare digests with"
+            raise RecipeError(found, "key `lists.digests`", "list after a download")
+
+    def outside(self) -> str:
+        """Returns a digest of the lists' bytes."""
+        return digest(self.lists.sha256())
+
+    def look(self) -> None:
+        self.lists.look()
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        sha256 = tuple(self.lists.sha256().values())
+        opened(self.lists, sha256)  # so that a bad one stops the stage, before any worker
+        found = ctx.map_shards(partial(found_on, settings=self, sha256=sha256), inputs.rows)
+        counts = ctx.reduce(counted, found, added)
+        ctx.map(put, [{name: int(count[0]) for name, count in counts.items()}])
+        ctx.restore(ctx.map_shards(judged, found))
+
+
+def found_on(rows: pa.Table, settings: Unlisted, sha256: tuple[str, ...]) -> pa.Table:
+    """Returns the rows' identity, their reason, and by list if it has them."""
+    blocked = opened(settings.lists, sha256)
+    masks = {name: np.zeros(len(rows), bool) for name in settings.lists.paths}
+    if URL.name in rows.column_names:
+        masks |= blocked.links(rows[URL.name].to_pylist())
+    if SHA256.name in rows.column_names and "digests" in masks:
+        masks["digests"] |= blocked.digests(rows[SHA256.name].to_pylist())
+    if settings.lists.phashes:
+        code = rows[PHASH.name]
+        near_N = blocked.phashes(code.fill_null(0).to_numpy(), settings.max_distance)
+        masks["phashes"] = near_N & code.is_valid().to_numpy()
+    listed = pa.array(np.any([*masks.values()], axis=0))
+    reason = first_of({DROPPED: dropped_before(rows), LISTED: listed})
+    found = {name: pa.array(mask) for name, mask in masks.items()}
+    return pa.table({**{n: rows[n] for n in IDENTITY}, REASON.name: reason, **found})
+
+
+def counted(found: pa.Table) -> State:
+    """Counts the listed rows, and those of each list."""
+    names = found.column_names[len(IDENTITY) + 1 :]
+    rows = pc.sum(pc.equal(found[REASON.name], LISTED)).as_py() or 0
+    counts = {name: found[name].to_numpy().sum() for name in names}
+    return {name: np.array([count], np.int64) for name, count in {"rows": rows, **counts}.items()}
+
+
+def judged(found: pa.Table) -> pa.Table:
+    return judged_rows(found, found[REASON.name], {})
+
+
+def put(counts: dict[str, int], task: Task) -> dict[str, int]:
+    """Stores out/lists.json."""
+    put_text(FILE, json.dumps(counts, indent=1) + "\n", task)
+    return {"listed": counts["rows"]}
