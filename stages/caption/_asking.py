@@ -1,8 +1,8 @@
-"""The base of stages that ask a model for captions: settings, clean prompts, parsed answers."""
+"""The base of stages that ask a model about captions: settings, clean prompts, parsed answers."""
 
 import re
 import unicodedata
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
+from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.stage import (
     Environment,
@@ -115,17 +115,8 @@ def is_reply(text: str) -> bool:
     return REPLY.match(text.replace("\u2019", "'")) is not None
 
 
+UNDECODABLE = {"undecodable": "open some of these pictures: does `image` hold images?"}
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The outcome of a question: a text, or the reason that there is none."""
-
-    text: str = ""
-    reason: str | None = None
-    prompt_id: str | None
-    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +146,6 @@ class AskingStage(RowStage):
     streams = True
     asks = True
     batch_rows = 128
-    writes = (CAPTIONS, CAPTIONS_MISSING)
     transient = generator.TRANSIENT
     advice: ClassVar[Mapping[str, str]] = generator.ADVICE
 
@@ -193,40 +183,6 @@ class AskingStage(RowStage):
 
         rows_ahead = max(4 * self.batch_rows, a_slot * self.limits.concurrency // asks)
         return lambda batches: ahead(batches, start, rows_ahead)
-
-
-def columns_of(rows: Iterable[Sequence[Outcome] | str], worker: Worker, model: str) -> pa.Table:
-    """Returns texts, number of missing ones and reason of each row.
-
-    A row is its outcomes, or a reason if it was not asked. A row without any text is null, with the
-    reason of its first outcome.
-    """
-    captions: list[list[dict[str, Any]] | None] = []
-    missing: list[int | None] = []
-    reasons: list[str | None] = []
-    for row in rows:
-        outcomes = [] if isinstance(row, str) else row
-        texts = [
-            {
-                "text": outcome.text,
-                "source": worker.stage,
-                "model": model,
-                "prompt_id": outcome.prompt_id,
-                "label": outcome.label,
-            }
-            for outcome in outcomes
-            if outcome.reason is None
-        ]
-        captions.append(texts or None)
-        missing.append(None if isinstance(row, str) else len(outcomes) - len(texts))
-        reasons.append(None if texts else row if isinstance(row, str) else outcomes[0].reason)
-    return pa.table(
-        {
-            CAPTIONS.name: pa.array(captions, CAPTIONS.dtype),
-            CAPTIONS_MISSING.name: pa.array(missing, CAPTIONS_MISSING.dtype),
-            REASON.name: pa.array(reasons, pa.string()).cast(REASON_TYPE),
-        }
-    )
 
 
 def bits_of(batch: pa.Table, worker: Worker, purpose: str) -> NDArray[np.uint64]:

@@ -35,14 +35,20 @@ class Template:
         return PLACE.sub(lambda place: captions[place[1]], self.text)
 
 
-def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] = ()) -> Template:
+def load(
+    name: str,
+    key: str,
+    needs: tuple[str, ...] = (),
+    may: tuple[str, ...] = (),
+    folder: str = "prompts",
+) -> Template:
     """Reads a prompt, ours or a user's file; raises RecipeError, with the line, for a bad one.
 
     `needs` are places that its text must have, `may` others that it may have.
     """
     from clipmill.stages.caption._document import Document  # YAML: not in a worker
 
-    document = Document(path_of(name, "prompts", key))
+    document = Document(path_of(name, folder, key))
     document.only(document.fields, ("id", "label", "max_tokens", "text"), "system")
     values = {field: document.text(node, field) for field, node in document.fields.items()}
     for field in ("id", "label"):

@@ -1,4 +1,4 @@
-"""Tries a model with what caption stages ask: one rewrite, and one caption of a picture."""
+"""Tries a model with what caption stages ask: a rewrite, a caption of a picture, a score of one."""
 
 import base64
 import time
@@ -13,11 +13,14 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Environment, Finding, Worker
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import Sampled
+from clipmill.stages.caption._prompts import Template
+from clipmill.stages.caption._scores import Greedy, score_of
 from clipmill.stages.models import generator
-from clipmill.stages.models.generator import ADVICE, Asker, Form, Limits, Prompt
+from clipmill.stages.models.generator import ADVICE, Asker, Decoding, Form, Limits, Prompt
 
 SECONDS, MOST_SHOWN = 60.0, 40  # for an answer; characters of it
-ROW = pa.table({UID.name: pa.array([bytes(16)], UID.dtype), TEXT.name: ["Two dogs, on a beach"]})
+CAPTION = "Two dogs, on a beach"
+ROW = pa.table({UID.name: pa.array([bytes(16)], UID.dtype), TEXT.name: [CAPTION]})
 RED = base64.b64decode(  # a JPEG of 64 x 64 pixels
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1"
     "tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk"
@@ -27,6 +30,7 @@ RED = base64.b64decode(  # a JPEG of 64 x 64 pixels
 )
 DO = ADVICE | {"empty_answer": "it may think before it writes: raise decoding.max_tokens"}
 Answered = tuple[str | None, str]  # a text and its form; or None, the reason and the server's words
+See = Callable[[Decoding, Template], Awaitable[Answered]]
 
 
 def findings_on(
@@ -37,7 +41,7 @@ def findings_on(
     rewritten: Callable[..., Awaitable[pa.Table]],
 ) -> list[Finding] | None:
     """Asks a model what caption.rewrite (`stage`, `rewritten`) asks, and, where it may see, what
-    caption.synthesize does.
+    caption.synthesize and caption.judge do.
 
     Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
     server of our own; does not build a missing Python.
@@ -66,11 +70,11 @@ async def _findings(
         texts, reason = (table[name][0].as_py() for name in (CAPTIONS.name, REASON.name))
         return (texts[0]["text"], f"as {asker.form}") if texts else (None, _said(reason, asker))
 
-    async def caption(decoding: Sampled) -> Answered:
-        template = _prompts.load("short", "prompts")
+    async def see(decoding: Decoding, template: Template) -> Answered:
         asker = first.like(worker, decoding=decoding, form="chat")
+        text = template.filled(text=CAPTION)
         prompt = Prompt(
-            text=template.text, system=template.system, image=RED, max_tokens=template.max_tokens
+            text=text, system=template.system, image=RED, max_tokens=template.max_tokens
         )
         answer = await asker.ask(prompt, seed=0)
         return answer.text, "" if answer.text else _said(answer.reason or "", asker)
@@ -80,7 +84,12 @@ async def _findings(
         generator.refuse_blind(model)
     except RecipeError:
         return findings
-    return [*findings, await _seeing(model, caption)] if findings[0].verdict != "bad" else findings
+    if findings[0].verdict == "bad":
+        return findings
+    findings.append(await _seeing(model, see))
+    if findings[-1].found.startswith("captions"):
+        findings.append(await _judging(model, see))
+    return findings
 
 
 def _said(reason: str, asker: Asker) -> str:
@@ -104,12 +113,12 @@ async def _rewriting(model: str, ask: Callable[[Form], Awaitable[Answered]]) -> 
     return Finding(model, verdict, f"no answer: {refused}", do)
 
 
-async def _seeing(model: str, ask: Callable[[Sampled], Awaitable[Answered]]) -> Finding:
+async def _seeing(model: str, ask: See) -> Finding:
     """Asks for a caption of a picture: as the stage does, else with what all servers know."""
     began, name, refused = time.monotonic(), f"{model}, pictures", ""
     for decoding in (Sampled(), replace(Sampled(), top_k=None, min_tokens=None)):
         try:
-            text, said = await ask(decoding)
+            text, said = await ask(decoding, _prompts.load("short", "prompts"))
         except StageError as error:
             text, said = None, error.args[0]
         if text is not None:
@@ -120,3 +129,16 @@ async def _seeing(model: str, ask: Callable[[Sampled], Awaitable[Answered]]) -> 
         refused = refused or said
     do = "for caption.synthesize and caption.fuse take a model that sees"
     return Finding(name, "note", f"no caption: {refused}", do)
+
+
+async def _judging(model: str, ask: See) -> Finding:
+    """Asks how well a caption fits a picture that it does not fit."""
+    began, name = time.monotonic(), f"{model}, scores"
+    question = _prompts.load("matching", "questions", needs=("text",), folder="questions")
+    text, said = await ask(Greedy(), question)
+    score = score_of(text, is_cut=False) if text else said
+    if isinstance(score, int):
+        found = f"judges a caption in {time.monotonic() - began:.1f} s: {score} of 100"
+        return Finding(name, "good", found, "")
+    do = "for caption.judge take another model, or write a question of your own"
+    return Finding(name, "note", f"no score: {score}, {(text or '')[:MOST_SHOWN]!r}", do)

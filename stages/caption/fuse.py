@@ -14,14 +14,13 @@ from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
     AskingStage,
-    Outcome,
     all_of,
     cleaned,
-    columns_of,
     is_reply,
     paragraph_of,
     seeds_of,
 )
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
 from clipmill.stages.caption._prompts import Template
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
@@ -60,6 +59,7 @@ class Fuse(AskingStage):
     decoding: Fused = Fused()
 
     version = 1
+    writes = WRITES
     reasons = ("no_text", "empty_text", "no_captions", "no_caption_in_answer", *generator.REASONS)
 
     def __post_init__(self) -> None:

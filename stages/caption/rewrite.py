@@ -21,14 +21,13 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.caption._asking import (
     AskingStage,
-    Outcome,
     all_of,
     bits_of,
     cleaned,
-    columns_of,
     seeds_of,
     sentence_of,
 )
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
 from clipmill.stages.caption._prompts import path_of, prompt_id, stem
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
@@ -118,6 +117,7 @@ class Rewrite(AskingStage):
     decoding: OneLine = OneLine()
 
     version = 1
+    writes = WRITES
     proofs = (("model", proof),)
     reads = (TEXT,)
     reasons = ("no_text", "empty_text", *generator.REASONS)

@@ -17,27 +17,25 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker, location
 from clipmill.stages.caption import _prompts
 from clipmill.stages.caption._asking import (
+    UNDECODABLE,
     AskingStage,
-    Outcome,
     Sampled,
     all_of,
     cleaned,
-    columns_of,
     paragraph_of,
     seeds_of,
 )
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
 from clipmill.stages.caption._prompts import Template
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Prompt
 from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
-from clipmill.stages.ops.images.pixels import UNDECODABLE
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding, C candidates of a prompt, M distinct texts.
 
 MOST_WORDS = 64  # cap of the pool's caption, if a prompt has a place for it
 PLACES = ("text",)
-QUALITY = 90  # of JPEG, as in most data sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +68,9 @@ class Synthesize(AskingStage):
     cpus: OneUp = location(1)
 
     version = 1
+    writes = WRITES
     batch_rows = 64
-    advice = generator.ADVICE | dict(UNDECODABLE)
+    advice = generator.ADVICE | UNDECODABLE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +153,10 @@ async def synthesized(
     worker: Worker,
 ) -> pa.Table:
     """Returns the captions of every image, or a reason."""
-    import asyncio  # late: a plan does not need it
+    import asyncio  # late: a plan needs neither this nor OpenCV
+
+    from clipmill.stages.ops.images.decode import ImageError
+    from clipmill.stages.ops.images.resize import jpeg_of
 
     loop = asyncio.get_running_loop()
     images = batch[IMAGE.name].to_pylist()
@@ -188,8 +190,9 @@ async def synthesized(
             return "no_image"
         if not embedded[row]:
             return "no_image_embedding"
-        jpeg = await loop.run_in_executor(threads, jpeg_or_none, image, settings.image_size)
-        if jpeg is None:
+        try:
+            jpeg = await loop.run_in_executor(threads, jpeg_of, image, settings.image_size)
+        except ImageError:
             return "undecodable"
         return await all_of(
             ask(row, template, jpeg, candidate)
@@ -203,39 +206,6 @@ async def synthesized(
         image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
         rows = await loop.run_in_executor(threads, best, rows, image_ND, settings.candidates, judge)
     return columns_of(rows, worker, settings.model)
-
-
-def jpeg_or_none(image: bytes, side: int) -> bytes | None:
-    from clipmill.stages.ops.images.decode import ImageError
-
-    try:
-        return jpeg_of(image, side)
-    except ImageError:
-        return None
-
-
-def jpeg_of(body: bytes, side: int) -> bytes:
-    """Encodes an image as JPEG, its longer side at most `side`; raises ImageError for no image.
-
-    The aspect ratio stays. A plain JPEG that fits keeps its bytes.
-    """
-    from clipmill.stages.ops.images.decode import decode, probe  # late: a plan needs no OpenCV
-    from clipmill.stages.ops.images.resize import encode, reduction, resize
-
-    header = probe(body)
-    full = header.height, header.width
-    if header.format == "jpeg" and header.is_plain and max(full) <= side:
-        return body
-    rgb = resize(
-        decode(body, shrink=reduction("keep_ratio_largest", side, *full)),
-        "keep_ratio_largest",
-        side,
-        only_if_bigger=True,
-        upscale="area",
-        downscale="area",
-        full=full,
-    )
-    return encode(rgb, "jpg", QUALITY)
 
 
 def best(

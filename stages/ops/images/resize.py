@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from clipmill.stages.ops.images.area import shrink
-from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, ImageError
+from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, ImageError, decode, probe
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 EncodeFormat = Literal["jpg", "png", "webp"]
@@ -21,6 +21,7 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
 # A JPEG decoded at reduced scale keeps SPARE times the requested size, and LEAST pixels a side
 # (sides are rounded).
 SPARE, LEAST = 1.5, 16
+QUALITY = 90  # of a JPEG that a model is shown, as in most data sets
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -114,3 +115,14 @@ def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
     if not done:  # a side past what the format can hold: 65,535 pixels in JPEG, 16,383 in WebP
         raise ImageError("too_many_pixels")
     return data.tobytes()
+
+
+def jpeg_of(body: bytes, side: int) -> bytes:
+    """Encodes an image as JPEG of its shape, the longer side at most `side`, or ImageError."""
+    header = probe(body)
+    full = header.height, header.width
+    if header.format == "jpeg" and header.is_plain and max(full) <= side:
+        return body  # its own bytes
+    rgb = decode(body, shrink=reduction("keep_ratio_largest", side, *full))
+    rgb = resize(rgb, "keep_ratio_largest", side, only_if_bigger=True, full=full)
+    return encode(rgb, "jpg", QUALITY)

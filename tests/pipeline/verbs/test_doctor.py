@@ -17,6 +17,7 @@ from clipmill.pipeline.engine.streaming import EventLoop, streamed
 from clipmill.pipeline.stage import Worker
 from clipmill.pipeline.verbs.doctor import Finding, examine, text
 from clipmill.stages.caption._proof import RED, ROW
+from clipmill.stages.caption.judge import Judge
 from clipmill.stages.caption.rewrite import Rewrite
 from clipmill.stages.caption.synthesize import Synthesize
 from clipmill.stages.models import vllm, vllm_server
@@ -89,12 +90,15 @@ def test_a_model_is_asked_exactly_what_the_caption_stages_ask(clipmill):
         assert re.search(
             rf"^ok    model {model}, pictures +captions one in", said.out, re.MULTILINE
         )
-        rewrite, picture = server.bodies
+        judges = rf"^ok    model {model}, scores +judges a caption in [\d.]+ s: \d+ of 100$"
+        assert re.search(judges, said.out, re.MULTILINE)
+        rewrite, picture, score = server.bodies
         server.bodies.clear()
         stage = Rewrite(model=model, styles=("human",))
         seer = Synthesize(model=model)
-        seen = pa.table({"uid": ROW["uid"], "image": pa.array([RED], IMAGE.dtype)})
-        for row, each in ((ROW, stage), (seen, seer)):
+        judge = Judge(model=model, questions=("matching",))
+        seen = ROW.append_column("image", pa.array([RED], IMAGE.dtype))
+        for row, each in ((ROW, stage), (seen, seer), (seen, judge)):
             worker = Worker(seed=0, stage="doctor", device="cpu", threads=1, scratch=Path())
             with closing(EventLoop()) as events:
                 (answer,) = streamed(each.open(worker), iter([row]), events, "here")
@@ -102,6 +106,7 @@ def test_a_model_is_asked_exactly_what_the_caption_stages_ask(clipmill):
         of_stages = server.bodies
     assert of_stages[0] == rewrite
     assert {**of_stages[1], "seed": 0} == {**picture, "seed": 0}
+    assert {**of_stages[2], "seed": 0} == {**score, "seed": 0}
 
 
 def test_a_server_without_completions_is_asked_in_the_other_form(clipmill):
@@ -111,7 +116,7 @@ def test_a_server_without_completions_is_asked_in_the_other_form(clipmill):
         said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
     assert said.code == 0, said.out
     assert re.search(r"rewrites in [\d.]+ s, as chat: ", said.out)
-    assert said.out.count("ok    model openai:") == 2
+    assert said.out.count("ok    model openai:") == 3
 
 
 def test_the_form_and_the_decoding_that_a_server_takes_are_found_by_asking(clipmill):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipmill.stages.caption._asking import Outcome
+from clipmill.stages.caption._outcomes import Outcome
 from clipmill.stages.caption.synthesize import best
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from clipmill.stages.caption.synthesize import jpeg_of
 from clipmill.stages.ops.images.decode import ImageError, decode, probe
-from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.images.resize import encode, jpeg_of
 
 
 def picture(width: int, height: int, kind: str = "png") -> bytes:
