@@ -30,7 +30,7 @@ MOST = 2_300, 17
 EXCEPTIONS = {
     "select.balanced_tree": (2_400, 17),
     "ingest.table": (2_500, 9),
-    "caption.synthesize": (2_900, 19),
+    "caption.synthesize": (2_800, 19),
     "evaluate.zero_shot": (3_700, 25),
     "dedup.against": (4_350, 30),
     "select.image_based": (4_650, 32),

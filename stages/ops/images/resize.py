@@ -21,7 +21,6 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
 # A JPEG decoded at reduced scale keeps SPARE times the requested size, and LEAST pixels a side
 # (sides are rounded).
 SPARE, LEAST = 1.5, 16
-QUALITY = 90  # of a JPEG that a model is shown, as in most data sets
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -125,4 +124,4 @@ def jpeg_of(body: bytes, side: int) -> bytes:
         return body  # its own bytes
     rgb = decode(body, shrink=reduction("keep_ratio_largest", side, *full))
     rgb = resize(rgb, "keep_ratio_largest", side, only_if_bigger=True, full=full)
-    return encode(rgb, "jpg", QUALITY)
+    return encode(rgb, "jpg", 90)  # as in most data sets
