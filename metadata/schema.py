@@ -73,9 +73,7 @@ IDENTITY = [UID.name, SHARD.name, POSITION.name]  # carried by rows that leave t
 REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
 LISTED = "listed"  # reason of a row on a user's list: readers for display hide what the row holds
 
-SOURCE = Column(
-    "source", pa.string(), "stage name", "Which ingest stage of the recipe a row is of."
-)
+SOURCE = Column("source", pa.string(), "stage name", "Which ingest stage a row is of.")
 URL = Column("url", pa.string(), "URL", "Where the image was found.")
 TEXT = Column("text", pa.string(), "caption", "The caption as found: never overwritten.")
 CAPTION = Column("caption", pa.string(), "caption", "The caption: of several the first.")
