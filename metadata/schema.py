@@ -18,10 +18,10 @@ class Column:
     """A named column: its Arrow type, its unit or range, and its meaning.
 
     `better` says which values are good: high ones of a score, low ones of a similarity to another
-    row. `alike` is the value from which rows count as copies if no select has a threshold. `names`
-    says what the value identifies: the uid of the canonical row (keeper) or the nearest row
-    (neighbour), a cluster, an evaluation task, a sample of that task. The first column of the same
-    stage with `better` gives the similarity to it.
+    row. `alike` is the value from which rows count as copies if no select has a threshold. Pages
+    blur pictures above `unsafe_above`. `names` says what is identified: the uid of the canonical
+    row (keeper) or the nearest (neighbour), a cluster, an evaluation task, a sample of it; the
+    first column of the stage with `better` has the similarity to it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Column:
     better: Literal["high", "low"] | None = None
     alike: float | None = None
     names: Named | None = None
+    unsafe_above: float | None = None
 
     def __post_init__(self) -> None:
         for word, allowed in ((self.better, ("high", "low")), (self.names, get_args(Named))):

@@ -26,8 +26,11 @@ SIDES = {"small": 200, "large": 640}  # pixels
 class Session:
     """Answers from one reading of the run folder; `look_again` reads it again."""
 
-    def __init__(self, uri: str, beside: Path, variant: int | None = None) -> None:
+    def __init__(
+        self, uri: str, beside: Path, variant: int | None = None, show_unsafe: bool = False
+    ) -> None:
         self.uri, self.beside, self.variant = uri, beside, variant
+        self.show_unsafe = show_unsafe
         self._lock = threading.Lock()
         self._drawing = threading.Lock()  # warnings are caught for all threads
         self.look_again()
@@ -35,6 +38,7 @@ class Session:
     def look_again(self, _: bytes = b"") -> dict[str, Any]:
         """Reads the folder again, with everything stored since."""
         state = latest(self.uri, self.variant)
+        state.show_unsafe = self.show_unsafe
         roots = {
             name: Columns(state, name)
             for name, stage in state.stages.items()

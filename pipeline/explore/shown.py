@@ -18,6 +18,7 @@ from clipmill.pipeline.ledger.rows.pictures import (
 )
 from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, rows_at
+from clipmill.pipeline.ledger.rows.unsafe import unsafe_at
 from clipmill.pipeline.ledger.summary import texts_if_few
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.report.pictures import small_picture
@@ -153,5 +154,6 @@ def picture_of(columns: Columns, row: int, side: int) -> tuple[str, bytes] | Non
         return None
     places = columns.places(np.array([row], np.int64))
     (values,) = pictures_at(columns.state, columns.root, places, [IMAGE.name])
-    small = small_picture(values.get(IMAGE.name), side)
+    (is_unsafe,) = unsafe_at(columns.state, columns.root, places)
+    small = small_picture(values.get(IMAGE.name), side, is_unsafe)
     return (f"image/{small.kind}", small.data) if small else None

@@ -11,11 +11,12 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 SMALL = 144  # pixels: shown at 112 at most, with reserve for dense screens
 LARGE = 256  # pixels of samples that can be enlarged: 200 photographs take about 3 MB
 JPEG_QUALITY = 78
+BLURRED = 8  # an unsafe picture's sides by the deviation of its blur
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 JPEG = b"\xff\xd8"
 MOST = {b"\xff\xda": 20, b"\xff\xe1": 1000}  # scans and EXIF segments of an ordinary JPEG
@@ -34,17 +35,24 @@ class SmallPicture:
     height: int
 
 
-def picture(image: bytes | None, side: int = SMALL) -> dict[str, Any] | None:
+def picture(
+    image: bytes | None, side: int = SMALL, is_unsafe: bool = False
+) -> dict[str, Any] | None:
     """Returns src, width and height of the small picture; None if it cannot be decoded."""
-    small = small_picture(image, side)
+    small = small_picture(image, side, is_unsafe)
     if small is None:
         return None
     source = f"data:image/{small.kind};base64,{b64encode(small.data).decode()}"
     return {"src": source, "width": small.width, "height": small.height}
 
 
-def small_picture(image: bytes | None, side: int = SMALL) -> SmallPicture | None:
-    """Returns the picture with sides of at most `side` pixels; None if it cannot be decoded."""
+def small_picture(
+    image: bytes | None, side: int = SMALL, is_unsafe: bool = False
+) -> SmallPicture | None:
+    """Returns the picture with sides of at most `side` pixels, blurred past recognition if unsafe.
+
+    None if it cannot be decoded.
+    """
     if image is None:
         return None
     if image.startswith(JPEG) and any(image.count(mark) > most for mark, most in MOST.items()):
@@ -54,6 +62,8 @@ def small_picture(image: bytes | None, side: int = SMALL) -> SmallPicture | None
             warnings.simplefilter("ignore")  # odd EXIF gives warnings
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             pixels = _small(image, side)
+            if is_unsafe:
+                pixels = pixels.filter(ImageFilter.GaussianBlur(max(pixels.size) / BLURRED))
     except Exception:  # on hostile bytes decoders raise anything
         return None
     coded = {"jpeg": _coded(pixels, "JPEG", quality=JPEG_QUALITY, optimize=True)}

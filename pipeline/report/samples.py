@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from clipmill.metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
 from clipmill.pipeline.ledger.rows.pictures import pictures_at
 from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.rows.unsafe import unsafe_at
 from clipmill.pipeline.report.pictures import SMALL, picture
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -16,7 +17,7 @@ def samples_at(
 ) -> dict[Place, dict[str, Any]]:
     """Returns uid, caption, link and picture of each row under a stage; None if missing.
 
-    `side` is the picture's, in pixels.
+    `side` is the picture's, in pixels; an unsafe one is blurred.
     """
     image = binding(state, stage, IMAGE_BYTES.name)
     root = state.plan.stages[stage].root or stage
@@ -40,9 +41,9 @@ def samples_at(
             "url": row.get("url"),
             "host": host(row.get("url")),
             "status": row.get("status"),
-            "picture": picture(row.get("image"), side),
+            "picture": picture(row.get("image"), side, is_unsafe),
         }
-        for place, row in zip(each, rows, strict=True)
+        for place, row, is_unsafe in zip(each, rows, unsafe_at(state, root, each), strict=True)
     }
 
 

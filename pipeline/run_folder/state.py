@@ -159,6 +159,7 @@ class RunState:
         self.plan = plan
         self.run = run
         self.as_it_stood = as_it_stood
+        self.show_unsafe = False  # pages blur what scores as unsafe
         self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
         names = list(plan.stages)
         waits = READERS if not run.is_local else min(READERS, os.cpu_count() or 1)

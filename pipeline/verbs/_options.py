@@ -91,6 +91,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_stages(parser)
 
 
+def add_show_unsafe(parser: argparse.ArgumentParser) -> None:
+    """Adds `--show-unsafe`."""
+    parser.add_argument(
+        "--show-unsafe",
+        action="store_true",
+        help="do not blur the pictures that a stage scored as unsafe",
+    )
+
+
 def add_variant(parser: argparse.ArgumentParser) -> None:
     """Adds `--variant N`, read by `opened`."""
     parser.add_argument(

