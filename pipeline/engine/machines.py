@@ -20,8 +20,8 @@ def refuse_blind(plan: Plan, run: lock.Owned, executor: Executor) -> None:
         raise RecipeError(
             found="; ".join(f"{machine} {words}" for machine, words in sorted(blind.items())),
             where=str(run),
-            do="mount the same folders on every machine of the cluster and give each the keys of"
-            " the storage in its environment, or use URIs that all can read",
+            do="give URIs, or whole paths of folders that every machine mounts; each has the keys"
+            " of the storage in its own environment",
         )
 
 

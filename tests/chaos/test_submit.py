@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -124,8 +124,8 @@ class User:
     folder: Path
     begun: list[subprocess.Popen] = field(default_factory=list)
 
-    def begin(self, *arguments: str) -> subprocess.Popen:
-        own = {"PYTHONPATH": os.getcwd(), VARIABLE: str(STAGES / "stages")}
+    def begin(self, *arguments: str, env: Mapping[str, str] = {}) -> subprocess.Popen:
+        own = {"PYTHONPATH": os.getcwd(), VARIABLE: str(STAGES / "stages"), **env}
         process = subprocess.Popen(
             [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
             cwd=self.folder,
@@ -404,5 +404,39 @@ def test_a_cluster_that_has_only_ray_installs_the_rest(user, tmp_path):
     assert "uids: done" in output
     at = f"numbers.path={user.folder}/pool"
     code, output = outcome(user.begin("run", "it.yaml", "--out", "local", "--set", at))
+    assert code == 0, output
+    assert bytes_of(user.folder / "run") == bytes_of(user.folder / "local")
+
+
+def test_machines_of_ones_own_as_the_page_has_them(user):
+    """Its commands on one machine: FIRST and the port are this test's, and loopback."""
+    page = (Path(__file__).parents[2] / "docs" / "ray.md").read_text("utf-8")
+    lines = page.partition("**Machines of your own**")[2].split("```")[1].strip().splitlines()
+    first, other, run = (re.sub(" +#.*", "", line) for line in lines)
+    (port,) = free_ports(1)
+    on_loopback = "--node-ip-address 127.0.0.1 --num-cpus 1 --include-dashboard false"
+    with ray_folder() as folder, ExitStack() as stack:
+        begun = first.removeprefix("ray start ").replace("6379", str(port))
+        head = started(stack, folder, "head", f"{begun} {on_loopback}")
+        there = f"127.0.0.1:{port}"
+        while subprocess.run(
+            [PROGRAMS / "ray", "status", "--address", there],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+            capture_output=True,
+        ).returncode:
+            wait(head, 0.5)
+            assert head.poll() is None, (folder / "head.log").read_text()
+        joined = other.removeprefix("ray start ").replace("FIRST:6379", there)
+        started(stack, folder, "other", f"{joined} --num-cpus 2")
+        words = run.removeprefix("clipmill ").replace("mine.yaml", "it.yaml")
+        words = words.replace("/shared/run", "run").replace("auto", there)
+        env = {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(folder)}
+        code, output = outcome(user.begin(*words.split(), env=env))
+        assert (code, "give URIs, or whole paths" in output) == (2, True), output
+        names = {"numbers.path": "pool", "moody.script": "mood.json", "held.gate": "gate"}
+        whole = [f"--set={key}={user.folder / name}" for key, name in names.items()]
+        code, output = outcome(user.begin(*words.split(), *whole, env=env))
+    assert code == 0, output
+    code, output = outcome(user.begin("run", "it.yaml", "--out", "local", *whole))
     assert code == 0, output
     assert bytes_of(user.folder / "run") == bytes_of(user.folder / "local")
