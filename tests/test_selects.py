@@ -81,4 +81,5 @@ def test_verdicts_by_part_are_those_on_all_rows(every_stage):
         *(("select.where", False), ("select.image_based", True), ("select.balanced_tree", False)),
         *(("select.balance", True), ("select.density", False), ("select.prototypes", False)),
         *(("select.sample", True), ("select.sample", False)),
+        *(("select.soft_cap", True), ("select.hard_cap", True)),
     }
