@@ -105,7 +105,7 @@ class DrawingSelect(DatasetStage):
         if (first := made[FIRST_DRAW.name]) is None:
             return ""
         times = made[REPEATS.name]
-        return f"its first draw is number {first + 1:,} of {self.rows:,}, and it has {times:,}"
+        return f"its first draw is number {first + 1:,} of {self.rows:,}; repeats: {times:,}"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         scored = ctx.map_shards(self.scored, inputs.rows)
