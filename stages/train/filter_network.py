@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from clipmill.metadata.schema import IMAGE_FEATURES, KEEP, TEXT, TEXT_FEATURES, UID
+from clipmill.metadata.schema import (
+    DUPLICATE_OF,
+    IMAGE_FEATURES,
+    KEEP,
+    TEXT,
+    TEXT_FEATURES,
+    UID,
+    Column,
+)
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Rank, Shards, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import DatasetStage, OneUp, Resources
+from clipmill.pipeline.stage import DatasetStage, OneUp, Resources, later
 from clipmill.stages.ops.texts.languages import best_languages, predictor
 from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_column, unusable
 
-# Shapes: N usable rows, I and T widths of image and text features.
+# Shapes: N usable rows, I and T widths of image and text features, G drawings, K folds.
 
 READ = (IMAGE_FEATURES.name, TEXT_FEATURES.name, TEXT.name)
 CARD = "model.json"
@@ -32,6 +41,11 @@ class TrainedFilterNetwork(DatasetStage):
     pool to be scored. That pool's styles help more than its wrong pairs harm; figures are in
     docs/measured/filter-network.md. Rows without caption or features, or whose features are zero or
     not finite, are left out; `notes` of `out/model.json` warns of unsuitable training pairs.
+
+    With `folds` above 1 there are as many heads, each learnt without one fold of the drawings;
+    embed.filter_network takes for a row those that met neither it nor a copy. A drawing is a row
+    with its copies by `duplicate_of`: they count once, and a hash of the row that stays is their
+    fold. Copies in two pools are found if ingest.union joins these.
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed
     words instead of CLIP, by canonical correlation, and trained on the noisy pool too.
     Error: rounding differs between processors.
@@ -40,15 +54,20 @@ class TrainedFilterNetwork(DatasetStage):
 
     width: OneUp = 256  # width of an embedding
     most_rows: OneUp = 100_000  # cap on training rows, chosen by hash
+    folds: OneUp = later(1)  # parts of the drawings; each is scored by what the others teach
 
     version = 5
     determinism = "exact"
     gives = ("model",)
     artifacts = (("notes", CARD),)
     reads_roots = True
-    reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
     optional_reads = (KEEP,)
     resources = Resources(cpus=1, memory_gb=4)  # 7 KB a row, 20 KB at the peak
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        copies = (DUPLICATE_OF,) if self.folds > 1 else ()
+        return (IMAGE_FEATURES, TEXT_FEATURES, TEXT, *copies)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.say("training")
@@ -76,7 +95,11 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
     torch.use_deterministic_algorithms(True)
     image_NI, text_NT = (as_matrix(table[c.name]) for c in (IMAGE_FEATURES, TEXT_FEATURES))
     try:
-        network = fn.fitted(image_NI, text_NT, table[TEXT.name], settings.width)
+        features = image_NI, text_NT, table[TEXT.name], settings.width
+        if settings.folds == 1:
+            network: torch.nn.Module = fn.fitted(*features)
+        else:
+            network = fn.cross_fitted(*features, *_folds(table, settings.folds, seed, place))
     except ValueError as error:
         raise StageError(
             found=f"{error}, {len(table):,} of them",
@@ -90,9 +113,34 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
         "trained_rows": len(table),
         "notes": notes(table),
         **asdict(settings),
+        "seed": seed,  # of the folds
     }
+    if settings.folds == 1:  # as before there were any
+        del card["folds"], card["seed"]
     put_model(task.put_file, task.worker.scratch, fn.KIND, card, network.state_dict())
     return {"rows": len(table)}
+
+
+def _folds(
+    table: pa.Table, folds: int, seed: int, place: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns (N,) the rows' folds, and weights that add up to 1 over a drawing's copies."""
+    from clipmill.stages.models.filter_network import drawing_of, fold_of
+
+    drawing = drawing_of(table)
+    _, first_G, drawing_N, copies_G = np.unique(
+        halves(drawing), axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    fold_N = fold_of(drawing, folds, seed)
+    size_K = np.bincount(fold_N[first_G], minlength=folds)
+    if size_K.min() < FOLD:
+        raise StageError(
+            found=f"{len(copies_G):,} drawings, {size_K.min()} in the least of {folds} folds",
+            where=place,
+            do=f"lower `folds`, or give more drawings: a fold takes {FOLD} or more; see if"
+            " `duplicate_of` takes different pictures for copies",
+        )
+    return fold_N, 1 / copies_G[drawing_N]
 
 
 def usable(rows: Shards, most: int, *, seed: int, stage: str) -> pa.Table:
@@ -119,7 +167,8 @@ def _usable_parts(rows: Shards) -> Iterator[pa.Table]:
             bad_N = unusable(as_matrix(table[column.name]))
             refuse_column(np.asarray(table[column.name].is_null()), bad_N, column.name, None)
             good &= ~bad_N
-        yield table.filter(pa.array(good)).select([UID.name, *READ])
+        copies = [name for name in table.column_names if name == DUPLICATE_OF.name]
+        yield table.filter(pa.array(good)).select([UID.name, *READ, *copies])
 
 
 def _drawn(table: pa.Table, most: int, seed: int, stage: str) -> pa.Table:
@@ -130,6 +179,7 @@ def _drawn(table: pa.Table, most: int, seed: int, stage: str) -> pa.Table:
     return table.take(pa.array(np.argsort(hash_N, kind="stable")[:most]))
 
 
+FOLD = 10  # least drawings of a fold: the mean and deviation of fewer are a guess
 FEW = 200  # pairs; fewer give a note
 ASKED = 2_000  # captions, evenly spaced, whose language and similarity are checked
 CERTAIN = 0.5  # least probability of a language; short captions are guesses

@@ -11,7 +11,7 @@ import torch
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.embed.filter_network import FilterNetworkEmbedding
-from clipmill.stages.models.filter_network import KIND, ROWS, FilterNetwork
+from clipmill.stages.models.filter_network import KIND, ROWS, CrossFitted, FilterNetwork, fold_of
 from clipmill.stages.models.saved import put_model
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 
@@ -155,3 +155,40 @@ def test_a_network_from_elsewhere_is_pinned_and_that_of_a_stage_is_not(worker):
     FilterNetworkEmbedding(model=name, width=WIDTH).open(replace(worker, model=None))
     card = json.loads((worker.scratch / "out" / "model.json").read_text())
     assert pinned == [(name, card["sha256"])]
+
+
+def test_each_row_has_the_heads_of_its_drawing_whatever_the_batch(worker):
+    sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH, "words": 99}
+    network = CrossFitted(3, **sizes)
+    network.line_K2[:] = torch.tensor([[0.5, -0.2], [0.9, 0.1], [0.8, 0.0]])
+
+    def put(name, path):
+        path.rename(worker.scratch / "out" / name)
+
+    put_model(put, worker.scratch, KIND, {**sizes, "folds": 3, "seed": 7}, network.state_dict())
+    rows = batch(ROWS)
+    uid, keeper = (
+        pa.array([b"%16d" % (row % by) for row in range(ROWS)], pa.binary(16)) for by in (ROWS, 5)
+    )
+    rows = rows.append_column("uid", uid).append_column("duplicate_of", keeper)
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH, folds=3).open(worker)
+    out = embed(rows)
+    parts = [embed(rows.slice(start, 7)) for start in range(0, ROWS, 7)]
+    image_ND, text_ND = (as_matrix(out[f"{of}_embedding"]) for of in ("image", "text"))
+    np.testing.assert_array_equal(
+        np.concatenate([as_matrix(part["text_embedding"]) for part in parts]), text_ND
+    )
+    fold_N = fold_of(keeper, 3, seed=7)
+    assert set(fold_N) == {0, 1, 2}
+    for row, fold in enumerate(fold_N):
+        head, (slope, intercept) = network.heads[fold], network.line_K2[fold].tolist()
+        with torch.inference_mode():
+            image, text = (
+                torch.tensor(as_matrix(rows[f"{of}_features"])[[row]]) for of in ("image", "text")
+            )
+            cosine = (
+                head.embed_images(image) * head.embed_texts(text, rows["text"][row : row + 1])
+            ).sum()
+        assert image_ND[row] @ text_ND[row] == pytest.approx(
+            slope * float(cosine) + intercept, abs=1e-5
+        )

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.models import filter_network as fn
-from clipmill.stages.models.filter_network import Embedder
+from clipmill.stages.models.filter_network import Embedder, drawing_of
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 
@@ -153,3 +155,100 @@ def test_features_that_are_alike_in_every_row_are_refused(trained, table, column
     alike = table[column].take(pa.array([0] * ROWS))
     with pytest.raises(StageError, match=r"the features of all rows are alike, 40 of them"):
         trained(table.set_column(place, column, alike))
+
+
+@pytest.fixture
+def with_copies(table) -> pa.Table:
+    """The pairs, of which each of the last eight names one of the first eight as its copy."""
+    copies = pa.concat_arrays([pa.nulls(ROWS - 8, pa.binary(16)), uids(8)])
+    return table.append_column("duplicate_of", copies)
+
+
+def folds_of(table: pa.Table, folds: int) -> np.ndarray:
+    return fn.fold_of(drawing_of(table), folds, 0)
+
+
+def test_heads_of_a_fold_are_equal_bytes_without_a_pair_of_it_and_its_copy(trained, with_copies):
+    whole = load_file(trained(with_copies, folds=2) / "model.safetensors")
+    gone = with_copies.filter(pa.array([n not in (3, ROWS - 8 + 3) for n in range(ROWS)]))
+    left = load_file(trained(gone, folds=2) / "model.safetensors")
+    own, copy = folds_of(with_copies, 2)[[3, ROWS - 8 + 3]]
+    assert own == copy
+    same = {fold: True for fold in "01"}
+    for name in whole.keys() - {"line_K2"}:
+        fold = name.split(".")[1]
+        same[fold] &= torch.equal(whole[name], left[name])
+    assert same == {str(own): True, str(1 - own): False}
+
+
+def test_folds_give_equal_bytes_however_the_rows_lie(trained, with_copies):
+    cut = [with_copies.slice(start, 7) for start in range(0, ROWS, 7)]
+    assert files(trained(*reversed(cut), folds=2)) == files(trained(with_copies, folds=2))
+
+
+def test_copies_count_once(table):
+    image_NI, text_NT = (as_matrix(table[f"{of}_features"]) for of in ("image", "text"))
+    captions = table["text"].combine_chunks()
+    network = fn.fitted(image_NI, text_NT, pa.chunked_array([captions]), 16)
+    twice_N = np.repeat(np.arange(ROWS), [3] * 10 + [1] * (ROWS - 10))
+    weight_N = np.array([1 / 3] * 30 + [1] * (ROWS - 10))
+    again = fn.fitted(
+        image_NI[twice_N], text_NT[twice_N], captions.take(pa.array(twice_N)), 16, weight_N
+    )
+
+    def cosines(network) -> np.ndarray:
+        with torch.inference_mode():
+            image_ND = network.embed_images(torch.tensor(image_NI))
+            return (
+                image_ND @ network.embed_texts(torch.tensor(text_NT), captions.to_pylist()).T
+            ).numpy()
+
+    np.testing.assert_allclose(cosines(again), cosines(network), atol=1e-4)
+
+
+def test_left_out_rows_of_all_folds_score_on_one_scale(trained, with_copies):
+    network = Embedder(str(trained(with_copies, folds=2)), folds=2)
+    fold_N = network.fold_of(with_copies)
+    image_NI, text_NT = (as_matrix(with_copies[f"{of}_features"]) for of in ("image", "text"))
+    image_ND = network.embed_images(image_NI, fold_N)
+    text_ND = network.embed_texts(text_NT, with_copies["text"], fold_N)
+    for row_ND in (image_ND, text_ND):
+        np.testing.assert_allclose(np.linalg.norm(row_ND, axis=1), 1, atol=1e-6)
+    score_N = np.vecdot(image_ND.astype(np.float64), text_ND)
+    weight_N = np.array([0.5] * 8 + [1.0] * (ROWS - 16) + [0.5] * 8)
+    raw_N = np.empty(ROWS)
+    means, deviations = [], []
+    for fold, head in enumerate(network.heads):
+        of = fold_N == fold
+        with torch.inference_mode():
+            image_BD = head.embed_images(torch.tensor(image_NI[of]))
+            captions = with_copies["text"].filter(pa.array(of))
+            raw_N[of] = (image_BD * head.embed_texts(torch.tensor(text_NT[of]), captions)).sum(1)
+        assert (np.argsort(score_N[of]) == np.argsort(raw_N[of])).all()
+        means.append(np.average(score_N[of], weights=weight_N[of]))
+        deviations.append(np.sqrt(np.average((score_N[of] - means[-1]) ** 2, weights=weight_N[of])))
+    np.testing.assert_allclose(means, means[0], atol=1e-6)
+    np.testing.assert_allclose(deviations, deviations[0], rtol=1e-5)
+    assert np.std([raw_N[fold_N == fold].mean() for fold in range(2)]) > 0.01
+
+
+def test_half_the_pool_in_one_copy_group_lies_in_one_fold_and_counts_once(trained, with_copies):
+    half = pa.array([uids(1)[0].as_py() if 0 < n <= ROWS // 2 else None for n in range(ROWS)])
+    many = with_copies.set_column(4, "duplicate_of", half.cast(pa.binary(16)))
+    network = Embedder(str(trained(many, folds=2)), folds=2)
+    assert len(set(network.fold_of(many)[: ROWS // 2 + 1])) == 1
+    assert all(np.isfinite(part_K2).all() for part_K2 in network.ends)
+
+
+@pytest.mark.parametrize(("copies", "drawings"), [(ROWS, 1), (ROWS - 12, 13)])
+def test_drawings_of_one_fold_are_refused(trained, with_copies, copies, drawings):
+    one = pa.array([uids(1)[0].as_py() if n < copies else None for n in range(ROWS)])
+    alike = with_copies.set_column(4, "duplicate_of", one.cast(pa.binary(16)))
+    with pytest.raises(StageError, match=rf"{drawings} drawings, \d in the least of 2 folds"):
+        trained(alike, folds=2)
+
+
+def test_folds_are_refused_by_what_reads_a_network_without(trained, with_copies):
+    folder = str(trained(with_copies, folds=2))
+    with pytest.raises(StageError, match="a network of 2 folds, where 1 was planned"):
+        Embedder(folder)
