@@ -22,6 +22,10 @@ from clipmill.stages.models.image_text import look_for
 from clipmill.stages.models.watched import Watched
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unusable
 
+UNMET_FOLD = Column(
+    "unmet_fold", pa.int32(), "0 up", "Part of the drawings that the row's heads have not met."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FilterNetworkEmbedding(RowStage):
@@ -59,7 +63,8 @@ class FilterNetworkEmbedding(RowStage):
     @property
     def writes(self) -> tuple[Column, ...]:  # as wide as the network
         vector = pa.list_(pa.float32(), self.width)
-        return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
+        columns = replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
+        return columns if self.folds == 1 else (*columns, UNMET_FOLD)
 
     def look(self) -> None:
         look_for(self.model)
@@ -102,4 +107,7 @@ def embeddings(
         row_ND = np.full((len(batch), some_ND.shape[1]), np.nan, np.float32)
         row_ND[~missing_N] = some_ND
         columns[name] = from_matrix(row_ND)
+    if fold_N is not None:
+        fold = pa.array(fold_N.astype(np.int32), mask=no_image_N | no_text_N)
+        columns[UNMET_FOLD.name] = fold
     return pair(columns, missing, FilterNetworkEmbedding.reasons)

@@ -5,6 +5,9 @@
 The pool's English rows, faults and all; copies are those of the pool's truth. AUC is of fault-free
 rows over swapped captions; `kept` is the share of fault-free rows above the cut that keeps 70 % of
 all rows, by a drawing's rows and by a concept's. Features stay in FOLDER, as in `filter_abroad`.
+
+A second table cuts by `score.chance` at one value: the share of fault-free rows kept of each
+vendor by heads that met no row of it, and by five folds of the pool; and the faulty among the kept.
 """
 
 import time
@@ -19,12 +22,15 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.uid import from_hex
 from clipmill.stages.models import filter_network as fn
+from clipmill.stages.ops.vectors.matrices import from_matrix
+from clipmill.stages.score import chance
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.filter_abroad import (
     KEPT_AT_HOME,
     ROWS,
     Pairs,
     aucs,
+    families,
     learnt,
     rows_of,
     scores,
@@ -37,6 +43,7 @@ from tests.benchmarks.toy import scratch
 # Shapes: N rows, K folds.
 
 FOLDS = 2, 5, 10
+CHANCE = 0.8
 BINS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, 10**9)}
 CONCEPTS = {"1": (1, 1), "2-5": (2, 5), "6-20": (6, 20), "more": (21, 10**9)}
 
@@ -81,25 +88,74 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         ]
         print(f"| {name} | {found[-1]:.3f} |", *(f"{it:.3f} |" for it in kept), end=" ")
         print(f"{seconds:.0f} |", flush=True)
+    print(f"\n| above_chance > {CHANCE}: | fault-free kept, unmet | faulty of kept |", end=" ")
+    print("folds: kept | faulty |\n|---|---:|---:|---:|---:|")
+    vendors = families(rows) if len(folds) > 1 else families(rows)[:1]
+    at_home = above_chance(rows, *vectors(rows, FOLDS[1]))
+    for family in vendors:
+        of = rows.of(family)
+        heads = learnt_heads(rows.where(~of))
+        abroad = above_chance(rows.where(of), *embedded(heads, rows.where(of)))
+        parts = [told(rows.where(of), share_N) for share_N in (abroad, at_home[of])]
+        print(f"| {family} | {' | '.join(parts)} |", flush=True)
+    print(f"| all | | | {told(rows, at_home)} |")
     return f"AUC of swapped captions {found[0]:.2f} learnt from, {found[1]:.2f} left out"
+
+
+def told(rows: Pairs, share_N: NDArray[np.floating]) -> str:
+    good, is_kept = (rows.rows["fault"] == "").to_numpy(), share_N > CHANCE
+    return f"{is_kept[good].mean():.3f} | {(~good)[is_kept].mean():.3f}"
+
+
+def above_chance(rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None) -> NDArray:
+    """score.chance of each row."""
+    uid = pa.chunked_array([from_hex(rows.rows["uid"].to_arrow())])
+    columns = {"uid": uid, "image_embedding": from_matrix(image_ND)}
+    columns |= {"text_embedding": from_matrix(text_ND), "shard": [0] * len(uid)}
+    columns |= {"position": range(len(uid))}
+    if fold_N is not None:
+        columns["unmet_fold"] = pa.array(fold_N, pa.int32())
+    table = pa.table(columns)
+    chance_M = chance.shuffled(chance.drawn(table, seed=0, stage="chance"))
+    return chance.above(table, chance_M=chance_M)["above_chance"].to_numpy()
+
+
+def learnt_heads(rows: Pairs) -> fn.FilterNetwork:
+    return fn.fitted(rows.image_ND, rows.text_ND, rows.captions, TrainedFilterNetwork().width)
+
+
+def embedded(head: fn.FilterNetwork, rows: Pairs) -> tuple[NDArray, NDArray]:
+    with torch.inference_mode():
+        image_BD = head.embed_images(torch.tensor(rows.image_ND))
+        return image_BD.numpy(), head.embed_texts(torch.tensor(rows.text_ND), rows.captions).numpy()
 
 
 def left_out(rows: Pairs, folds: int, drawing: str = "dup_cluster") -> NDArray[np.floating]:
     """Each row's score by heads that met no row of its drawing, on one scale over folds."""
+    image_ND, text_ND, _ = vectors(rows, folds, drawing)
+    return np.vecdot(image_ND, text_ND)
+
+
+def vectors(
+    rows: Pairs, folds: int, drawing: str = "dup_cluster"
+) -> tuple[NDArray, NDArray, NDArray[np.int64]]:
+    """Each row's vectors by the heads of its fold, and the fold."""
     fold_N = fn.fold_of(from_hex(rows.rows[drawing].to_arrow()), folds, 0)
     weight_N = 1 / rows.rows.select(pl.len().over(drawing)).to_series().to_numpy()
     captions = pa.chunked_array([rows.rows["text"].fill_null("").to_arrow()])
     width = TrainedFilterNetwork().width
     network = fn.cross_fitted(rows.image_ND, rows.text_ND, captions, width, fold_N, weight_N)
-    score_N = np.empty(len(fold_N))
-    for fold, (head, line) in enumerate(zip(network.heads, network.line_K2, strict=True)):
-        here = rows.where(fold_N == fold)
-        with torch.inference_mode():
-            image_BD = head.embed_images(torch.tensor(here.image_ND))
-            text_BD = head.embed_texts(torch.tensor(here.text_ND), here.captions)
-        slope, intercept = line.tolist()
-        score_N[fold_N == fold] = slope * (image_BD * text_BD).sum(1).numpy() + intercept
-    return score_N
+    slope_K = network.line_K2[:, 0].sqrt().numpy()
+    out = [np.empty((len(fold_N), width), np.float32) for _ in range(2)]
+    for fold, head in enumerate(network.heads):
+        of = fold_N == fold
+        ends = fn.ends(network.line_K2.numpy())
+        parts = zip(out, embedded(head, rows.where(of)), ends, strict=True)
+        for out_ND, part_ND, end_K2 in parts:
+            out_ND[of] = np.hstack(
+                [part_ND * slope_K[fold], np.repeat(end_K2[[fold]], len(part_ND), axis=0)]
+            )
+    return out[0], out[1], fold_N
 
 
 if __name__ == "__main__":

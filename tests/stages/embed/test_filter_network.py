@@ -180,6 +180,7 @@ def test_each_row_has_the_heads_of_its_drawing_whatever_the_batch(worker):
     )
     fold_N = fold_of(keeper, 3, seed=7)
     assert set(fold_N) == {0, 1, 2}
+    assert out["unmet_fold"].to_pylist() == fold_N.tolist()
     for row, fold in enumerate(fold_N):
         head, (slope, intercept) = network.heads[fold], network.line_K2[fold].tolist()
         with torch.inference_mode():
