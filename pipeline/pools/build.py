@@ -2,7 +2,7 @@
 
 DIR/metadata  DIR/www  DIR/truth.parquet  DIR/trusted/metadata  DIR/eval, and pool.json last: a
 folder without it is unfinished, and the next build starts over. All bytes depend only on kind,
-seed, port, rows and library versions.
+seed, port, rows, overlaid and library versions.
 """
 
 import json
@@ -71,8 +71,12 @@ def build_pool(
     workers: int | None = None,
     port: int = 8765,
     rows: int | None = None,
+    overlaid: float = 0.0,
 ) -> dict[str, int]:
-    """Builds the pool in `out`, unless it is there complete; returns its counts."""
+    """Builds the pool in `out`, unless it is there complete; returns its counts.
+
+    `overlaid` is the share of otherwise clean first rows with words or a mark over the picture.
+    """
     facts: dict[str, Any] = {"kind": kind, "seed": seed, "port": port, "layout": LAYOUT}
     if rows is not None and kind != "generated":
         raise RecipeError(
@@ -84,15 +88,19 @@ def build_pool(
         raise RecipeError(
             found=f"rows={rows}", where="clipmill pool generated", do="ask for 1 row or more"
         )
+    if not 0 <= overlaid <= 1:
+        raise RecipeError(f"overlaid={overlaid}", "clipmill pool", "ask for a share, 0 to 1")
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
+    facts["overlaid"] = overlaid or None  # left out of pool.json where no share was asked for
     if stored := _stored(out, facts):
         return stored
     _clear(out)
     with _shown_progress() as progress:
         material = _material(kind, seed, facts.get("rows"), progress)
-        counts = _build(material, out, seed, workers, port, progress)
+        counts = _build(material, out, seed, workers, port, overlaid, progress)
     facts |= {"packages": list(material.packages), "counts": counts}
+    facts = {key: fact for key, fact in facts.items() if fact is not None}
     (out / "pool.json").write_text(json.dumps(facts, indent=1) + "\n")
     (out / UNFINISHED).unlink()
     return counts
@@ -137,6 +145,7 @@ def _build(
     seed: int,
     workers: int | None,
     port: int,
+    overlaid: float,
     progress: Progress,
 ) -> dict[str, int]:
     """Writes all but pool.json; returns the counts for it."""
@@ -155,6 +164,7 @@ def _build(
         material.oversized,
         material.bombs,
         material.rows,
+        overlaid,
     )
     planned = sum(map(len, groups))
     workers = workers or (_own_processors() if planned >= PARALLEL_FROM else 1)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from struct import pack
 from typing import Any
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from clipmill.pipeline.pools.chance import Chance
 from clipmill.pipeline.pools.drawing import Drawing
@@ -15,6 +15,7 @@ from clipmill.pipeline.pools.picture import extension, on_background, printed
 
 TEXT_ISSUES = {"swapped": 0.13, "boilerplate": 0.10, "spam": 0.03, "garbled": 0.02}
 IMAGE_ISSUES = {"tiny": 0.02, "placeholder": 0.015, "aspect": 0.015, "text_only": 0.012}
+OVERLAYS = ("drawn_text", "watermark")  # on request only: pools without them keep their bytes
 NO_LONGER_THE_SOURCE = frozenset({"placeholder", "text_only", "bomb"})  # picture replaced
 FATAL_LINKS = {
     "404": 0.035,
@@ -70,6 +71,8 @@ def faulty_file(issue: str, clean: Image.Image, text: str, chance: Chance) -> by
         return _saved(clean.resize((side_px, side_px)), "PNG")
     if issue == "aspect":
         return _saved(_strip(clean, chance), "JPEG", quality=85)
+    if issue in OVERLAYS:
+        return _saved(_overlaid(clean, text, issue == "watermark", chance), "JPEG", quality=88)
     return _saved(printed(text, chance.between("paper", 180, 340)), "JPEG", quality=88)
 
 
@@ -202,6 +205,39 @@ def _strip(clean: Image.Image, chance: Chance) -> Image.Image:
     at_px = int(chance.u("at") * (length_px - max(thumb.size)))
     banner.paste(thumb, (at_px, 0) if lying else (0, at_px))
     return banner
+
+
+def _overlaid(clean: Image.Image, text: str, faint: bool, chance: Chance) -> Image.Image:
+    """Draws two words over the picture, at any size and angle; a faint mark in rows all over."""
+    picture = clean.convert("RGBA")
+    if max(picture.size) < OVERLAID_PX:  # else its words could not be read
+        picture = ImageOps.contain(picture, (OVERLAID_PX, OVERLAID_PX))
+    font = ImageFont.load_default(48)
+    words = " ".join(text.split()[:2])
+    ink, edge = chance.pick("ink", INKS)
+    if faint:
+        words, ink, edge = f"© {SITE}", f"{ink}90", f"{edge}40"
+    left, top, right, bottom = ImageDraw.Draw(picture).textbbox((0, 0), words, font, stroke_width=3)
+    label = Image.new("RGBA", (int(right - left) + 8, int(bottom - top) + 8))
+    brush = ImageDraw.Draw(label)
+    brush.text((4 - left, 4 - top), words, ink, font, stroke_width=3, stroke_fill=edge)
+    label = label.rotate(chance.pick("angle", ANGLES), Image.Resampling.BICUBIC, expand=True)
+    share = 0.45 if faint else 0.6 + 0.4 * chance.u("size")
+    width, height = (int(share * length) for length in picture.size)
+    label = ImageOps.contain(label, (width, height))
+    spare = picture.width - label.width, picture.height - label.height
+    corners = [(int(chance.u("left") * spare[0]), int(chance.u("top") * spare[1]))]
+    if faint:
+        corners = [(x, y) for x in (0, spare[0]) for y in (0, spare[1] // 2, spare[1])]
+    for corner in corners:
+        picture.alpha_composite(label, corner)
+    return picture
+
+
+OVERLAID_PX = 160
+SITE = "stock.example"
+INKS = (("#ffffff", "#202020"), ("#101010", "#ffffff"), ("#ffe14d", "#5a1010"))  # with their edges
+ANGLES = (0, 0, 0, 8, -12, 20, -30, 90)  # degrees
 
 
 def _mosaic(chance: Chance) -> Image.Image:

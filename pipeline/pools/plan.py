@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from clipmill.pipeline.pools.captions import boilerplate, caption_forms, garbled, spam, wrapped
 from clipmill.pipeline.pools.chance import Chance, fraction, hex_id
 from clipmill.pipeline.pools.drawing import Drawing
-from clipmill.pipeline.pools.faults import IMAGE_ISSUES, LINK_ISSUES, NEAR_OPS, TEXT_ISSUES
+from clipmill.pipeline.pools.faults import (
+    IMAGE_ISSUES,
+    LINK_ISSUES,
+    NEAR_OPS,
+    OVERLAYS,
+    TEXT_ISSUES,
+)
 from clipmill.pipeline.pools.picture import MAX_PIXELS, size_px
 
 SITES = 40
@@ -59,8 +65,12 @@ def pool_rows(
     oversized: int,
     bombs: int,
     rows: int | None = None,
+    overlaid: float = 0.0,
 ) -> list[list[Row]]:
-    """Plans all rows, or `rows`, grouped by drawing: copies need its picture."""
+    """Plans all rows, or `rows`, grouped by drawing: copies need its picture.
+
+    `overlaid` is the share of otherwise clean first rows with words or a mark over the picture.
+    """
     drawn = [drawing for drawing in drawings if in_pool(drawing, seed)]
     groups = [list(_rows_of(drawing, seed)) for drawing in drawn]
     if rows is not None:
@@ -68,7 +78,7 @@ def pool_rows(
     groups += _contamination(evaluation, sum(map(len, groups)), seed)
     every = [row for group in groups for row in group]
     _draw_texts(every, drawn)
-    _draw_image_issues(groups, oversized, bombs)
+    _draw_image_issues(groups, oversized, bombs, overlaid)
     for row in every:
         row.link_issue = row.chance.weighted("link", LINK_ISSUES)
     _complete(every)
@@ -200,7 +210,9 @@ def _swap(row: Row, captioned: Sequence[Drawing], by_group: dict[str, list[Drawi
     row.text_issue = None  # a pool of one concept has no swaps
 
 
-def _draw_image_issues(groups: Sequence[list[Row]], oversized: int, bombs: int) -> None:
+def _draw_image_issues(
+    groups: Sequence[list[Row]], oversized: int, bombs: int, overlaid: float
+) -> None:
     """Draws the image issues of base rows; exact copies share them, as they have the same bytes."""
     bases = [group[0] for group in groups if not group[0].is_evaluation]
     for row in bases:
@@ -212,6 +224,9 @@ def _draw_image_issues(groups: Sequence[list[Row]], oversized: int, bombs: int) 
     healthy.sort(key=lambda row: row.chance.u("huge"))
     for place, row in enumerate(healthy[: oversized + bombs]):
         row.image_issue = "oversized" if place < oversized else "bomb"
+    for row in healthy[oversized + bombs :]:
+        if row.chance.u("overlaid") < overlaid:
+            row.image_issue = row.chance.pick("overlay", OVERLAYS)
     for group in groups:
         for row in group[1:]:
             if row.dup_kind == "exact":

@@ -54,6 +54,13 @@ def add(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help="port that its URLs name (default: %(default)s)",
         )
+        build.add_argument(
+            "--overlaid",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="of pictures with words or a mark drawn over them (default: none)",
+        )
         if kind == "generated":
             build.add_argument(
                 "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
@@ -97,6 +104,7 @@ def _build(options: argparse.Namespace) -> None:
         workers=options.workers,
         port=options.port,
         rows=getattr(options, "rows", None),
+        overlaid=options.overlaid,
     )
     print(
         f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['good']:,} of"

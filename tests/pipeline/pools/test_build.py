@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 from collections import Counter, defaultdict
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,8 +14,17 @@ from PIL import Image
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.pools.build import build_pool
-from clipmill.pipeline.pools.faults import FATAL_LINKS, IMAGE_ISSUES, LINK_ISSUES, TEXT_ISSUES
+from clipmill.pipeline.pools.faults import (
+    FATAL_LINKS,
+    IMAGE_ISSUES,
+    LINK_ISSUES,
+    OVERLAYS,
+    TEXT_ISSUES,
+)
+from clipmill.pipeline.pools.generated import generated_drawings
+from clipmill.pipeline.pools.plan import pool_rows
 from clipmill.pipeline.pools.server import start_server
+from clipmill.pipeline.pools.truth import is_usable
 from tests.pipeline.pools.conftest import ROWS
 
 SMALL = 40
@@ -49,6 +59,35 @@ def test_text_and_link_faults_have_the_shares_asked_for(pool):
             slack = 5 * (share * (1 - share) / ROWS) ** 0.5 + 1 / ROWS
             assert abs(counts[issue] / ROWS - share) <= slack, issue
             assert field == "text_issue" or counts[issue] > 0, issue
+
+
+def test_overlays_are_drawn_on_request_on_clean_base_rows_and_their_exact_copies():
+    drawings = generated_drawings(ROWS, 0)
+    plain, overlaid = (
+        {
+            row.uid: row
+            for group in pool_rows(drawings, [], 0, 1, 1, overlaid=share)
+            for row in group
+        }
+        for share in (0.0, 0.4)
+    )
+    drawn = {uid for uid, row in overlaid.items() if row.image_issue in OVERLAYS}
+    counts = Counter(overlaid[uid].image_issue for uid in drawn)
+    assert min(counts[kind] for kind in OVERLAYS) > 0.3 * len(drawn)
+    clean = [uid for uid, row in plain.items() if not (row.image_issue or row.dup_kind)]
+    assert abs(len(drawn & {*clean}) / len(clean) - 0.4) < 0.1
+    assert {overlaid[uid].dup_kind for uid in drawn} == {None, "exact"}
+    assert not any(is_usable(overlaid[uid]) for uid in drawn)
+    assert all(replace(overlaid[uid], image_issue=None) == plain[uid] for uid in drawn)
+    assert all(overlaid[uid] == plain[uid] for uid in plain.keys() - drawn)
+
+
+def test_a_pool_without_overlays_is_not_taken_for_one_with_them(small):
+    assert "overlaid" not in json.loads((small / "pool.json").read_text())
+    with pytest.raises(RecipeError, match=r"another pool stands there .*overlaid None"):
+        build_pool("generated", small, rows=SMALL, overlaid=0.1)
+    with pytest.raises(RecipeError, match=r"overlaid=1\.1"):
+        build_pool("generated", small, rows=SMALL, overlaid=1.1)
 
 
 def test_image_faults_are_drawn_on_base_rows(pool):

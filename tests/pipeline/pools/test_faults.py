@@ -1,6 +1,8 @@
 import io
 import zlib
+from itertools import product
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -8,6 +10,7 @@ from clipmill.pipeline.pools.chance import Chance
 from clipmill.pipeline.pools.drawing import Drawing
 from clipmill.pipeline.pools.faults import (
     NEAR_OPS,
+    OVERLAYS,
     behaviour,
     bomb,
     faulty_file,
@@ -46,6 +49,8 @@ def test_a_bomb_is_small_on_disk_and_unpacks_to_just_what_its_header_says():
         ("aspect", lambda width, height: max(width, height) >= 8 * min(width, height)),
         ("placeholder", lambda width, height: min(width, height) >= 100),
         ("text_only", lambda width, height: width >= 180),
+        ("drawn_text", lambda width, height: (width, height) == (160, 120)),
+        ("watermark", lambda width, height: (width, height) == (160, 120)),
     ],
 )
 def test_a_picture_with_an_issue_decodes_and_has_the_size_of_it(issue, holds, clean):
@@ -53,6 +58,17 @@ def test_a_picture_with_an_issue_decodes_and_has_the_size_of_it(issue, holds, cl
     with Image.open(io.BytesIO(file)) as picture:
         picture.load()
         assert holds(*picture.size)
+
+
+def test_words_and_marks_are_drawn_at_other_places_and_leave_most_of_the_picture(clean):
+    before_HW3 = np.asarray(clean).astype(int)
+    changed = {}
+    for issue, key in product(OVERLAYS, "abc"):
+        file = faulty_file(issue, clean, "a red fox", Chance(0, "source", key))
+        with Image.open(io.BytesIO(file)) as picture:
+            changed[issue, key] = abs(np.asarray(picture) - before_HW3).max(axis=2) > 32
+        assert 0.01 < changed[issue, key].mean() < 0.5
+    assert len({mask_HW.tobytes() for mask_HW in changed.values()}) == len(changed)
 
 
 def test_an_oversized_picture_has_26_megabytes(clean):

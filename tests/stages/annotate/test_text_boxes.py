@@ -1,10 +1,17 @@
-"""annotate.text_boxes: rapidocr's own boxes and words, shares, pictures too thin for text."""
+"""annotate.text_boxes: rapidocr's own boxes and words, shares, planted words, thin pictures."""
+
+from io import BytesIO
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from sklearn.metrics import roc_auc_score
 
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.faults import faulty_file
 from clipmill.stages.annotate.text_boxes import MODELS, TextBoxes, inside
 from tests.stages.networks import drawn, pictures, worker
 
@@ -46,6 +53,25 @@ def test_boxes_and_words_are_rapidocrs_own(tmp_path):
     assert out["ocr_text"].to_pylist()[2:] == ["", None]
     assert out["reason"].to_pylist() == [None, None, None, "no_image"]
     assert 0.1 < out["text_share"][0].as_py() < 0.6
+
+
+@pytest.mark.slow("200 pictures, 2 s")
+def test_the_share_of_text_tells_planted_words_from_clean_photographs(tmp_path):
+    """Pieces of scikit-learn's two photographs, 96 to 256 pixels wide; words as pools draw them."""
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    rgb = []
+    for number in range(200):
+        chance, photo = Chance(0, "photo", str(number)), photos[number // 2 % 2]
+        side = chance.between("side", 96, 256)
+        x = chance.between("x", 0, photo.width - side)
+        y = chance.between("y", 0, photo.height - side)
+        piece = photo.crop((x, y, x + side, y + side))
+        if number % 2:
+            words = chance.pick("words", ("red fox", "wooden chair", "SALE 50 %", "by the sea"))
+            piece = Image.open(BytesIO(faulty_file("drawn_text", piece, words, chance)))
+        rgb.append(np.asarray(piece))
+    share = TextBoxes().open(worker(tmp_path))(pictures(rgb))["text_share"].to_numpy()
+    assert roc_auc_score(np.arange(200) % 2, share) >= 0.95
 
 
 def test_a_share_counts_overlapping_boxes_once():
