@@ -42,7 +42,7 @@ OURS = (  # the only files of clipmill that are sent
     *("pipeline/recipes/*.yaml", "pipeline/own_data/*.j2", "pipeline/report/templates/*.html"),
     *("pipeline/report/templates/*.css", "pipeline/explore/page/*.css"),
     *("pipeline/explore/page/*.html", "pipeline/explore/page/*.js", "pipeline/explore/page/*.svg"),
-    *("stages/annotate/spam_words.json", "stages/ops/tasks/datacomp_38.json"),
+    *("stages/annotate/*.json", "stages/annotate/*.yaml", "stages/ops/tasks/datacomp_38.json"),
     *("stages/caption/*/*.yaml", "stages/score/phrases/*.txt", "stages/models/vllm*.txt"),
 )
 MACHINES = "nodes?view=hostNameList"

@@ -25,6 +25,7 @@ from clipmill.stages.download.images import DownloadImages, kept
 from clipmill.stages.embed.clip import ClipEmbedding
 from clipmill.stages.export.webdataset import suffix_of
 from clipmill.stages.ops.images.pixels import PIXELS, decoded
+from clipmill.stages.ops.tables.blocklists import Blocked
 from tests.hostile_pictures import noise, saved
 
 STAGES = (AnnotateImage(), PHash(dhash=True), ClipEmbedding(model="reference"))
@@ -112,7 +113,7 @@ def through(bodies: list[bytes], functions: list[RowFunction]) -> list[list[dict
     download = DownloadImages(image_size=16, resize="border")
     return [
         *(function(batch).to_pylist() for function in functions),
-        [vars(kept(body, settings=download)) for body in bodies],
+        [vars(kept(body, settings=download, blocked=Blocked({}))) for body in bodies],
         [{"pixels": digest} for digest in pixel_digests(pa.chunked_array([image])).to_pylist()],
         [{"suffix": suffix_of(body)} for body in bodies],
     ]

@@ -32,6 +32,7 @@ from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left
 
 # Shapes: N rows, R draws.
 
+Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
 FIRST_DRAW = Column(
     "first_draw", pa.int64(), "draws, 0 up", "Kept where `rows` is above: the draws before its own."
 )
@@ -43,7 +44,7 @@ class DrawingSelect(DatasetStage):
     """A select by many draws, with chances that grow with a weighted sum of scores."""
 
     # factor of each column of scores, which is first brought to mean 0 and deviation 1
-    weights: Annotated[dict[NonEmpty, float], Meta(min_length=1)]
+    weights: Annotated[dict[NonEmpty, Weight], Meta(min_length=1)]
     rows: OneUp  # number of draws: the sum of `repeats`
     memory_gb: Gigabytes = location(4)  # memory of the one worker that draws: 100 bytes a row
 
