@@ -154,12 +154,12 @@ def _take(run: Storage, owner: str) -> None:
     with _alone(run), contextlib.suppress(FileExistsError):
         _, put = _found(run)
         _refuse_if_live(run)
-        put(_lease(owner), "lock")
+        put(_lease(owner), point="lock")
     if not _is_of(run, owner):  # another took it at the same time, on an object store
         _refuse_if_live(run)
 
 
-def _found(run: Storage) -> tuple[bytes, Callable[[bytes, str], None]]:
+def _found(run: Storage) -> tuple[bytes, Callable[..., None]]:
     """Returns the stored lease, and a function that stores another in its place.
 
     On S3 that raises FileExistsError where the lease is another by now.
@@ -224,7 +224,7 @@ def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
                 continue
             found, put = _found(run)
             if owner.encode() in found:
-                put(_lease(owner), "lease")
+                put(_lease(owner), point="lease")
 
 
 def _renew_file(run: Storage, owner: str) -> None:

@@ -432,7 +432,10 @@ def test_the_stages_of_a_checkout_are_no_own_ones_where_another_clipmill_runs(
     tmp_path, monkeypatch
 ):
     """As after `pip install .`, with a recipe in the checkout."""
-    checkout = Path(__file__).parents[2] / "stages"
+    checkout = tmp_path / "stages"
+    (tmp_path / "clipmill").mkdir()
+    for folder in (checkout, tmp_path / "clipmill" / "stages"):
+        folder.symlink_to(own_code.OURS)
     shutil.copytree(checkout / "select", tmp_path / "installed" / "select")
     monkeypatch.setattr(own_code, "OURS", tmp_path / "installed")
     own_code.add(checkout)
