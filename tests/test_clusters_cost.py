@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.kmeans_plan import UNITS, Plan, table
+from tests.benchmarks.kmeans_plan import PLANS, UNITS, Plan
 
 DOCS = Path(__file__).parents[1] / "docs" / "clusters.md"
 SMALL = {"rows": 100, "width": 3, "clusters": 8, "rounds": 5, "train_fraction": 0.5}
@@ -33,5 +33,8 @@ def test_two_levels_by_hand():
     assert plan.worker_bytes == pytest.approx(2 * 25 * 3 * 8)  # a parent's 25 rows, twice as many
 
 
-def test_the_docs_have_the_table():
-    assert table() in DOCS.read_text(), "run python -m tests.benchmarks.kmeans_plan"
+def test_the_docs_have_its_hours():
+    docs = DOCS.read_text()
+    one, by_parents, million, million_by_parents = (f"{plan.core_hours:,.0f}" for plan in PLANS[1:])
+    assert f"take {one} core-hours in one level and {by_parents} with 320 parents" in docs
+    assert f"a million {million} and {million_by_parents} with 1,000 parents" in docs

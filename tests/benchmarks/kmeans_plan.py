@@ -42,6 +42,10 @@ class Plan:
         return 2 * self.products * self.width
 
     @property
+    def core_hours(self) -> float:
+        return self.flop / GFLOPS / 1e9 / 3600
+
+    @property
     def pool_bytes(self) -> int:
         """The embeddings, of which storage is read twice: at the begin, and to assign."""
         return self.rows * self.width * 4
@@ -83,7 +87,7 @@ class Plan:
             levels,
             f"{self.train_fraction:g}",
             f"{self.flop:.2g}".replace("e+", "e"),
-            f"{self.flop / GFLOPS / 1e9 / 3600:,.0f}",
+            f"{self.core_hours:,.0f}",
             f"{2 * self.pool_bytes / 1e12:.1f} TB",
             f"{self.scratch_bytes / 1e12:.0f} TB",
             f"{self.shuffled_bytes / 1e12:.1f} TB",
@@ -116,7 +120,7 @@ def table() -> str:
 
 def main() -> str:
     print(table())
-    hours = [plan.flop / GFLOPS / 1e9 / 3600 for plan in PLANS]
+    hours = [plan.core_hours for plan in PLANS]
     return f"{hours[1]:,.0f} core-hours, {hours[2]:,.0f} by two levels, computed"
 
 
