@@ -42,8 +42,10 @@ class StoredAnswers:
     """One worker's view of a run's answers: implements `Answers`. Threads may share it.
 
     Sees answers stored before the first look-up, its own, and those that a dead worker stored for
-    the current shard. Its own wait in memory, then lie in small files, then in one file of a shard;
-    until that one is stored they are `fresh`, and in memory too.
+    the current shard. Its own are stored every second as a small file, and stay in memory (`fresh`)
+    until a shard's small files are merged into one.
+
+    Whoever needs both locks takes `_storing` first. A look-up takes none, as each read is atomic.
     """
 
     def __init__(self, folder: Storage) -> None:
@@ -59,7 +61,9 @@ class StoredAnswers:
         self._is_open = False
         self._seen: set[str] = set()  # names in new/
         self._packed: tuple[AnswersFile, ...] = ()
-        self._own: tuple[AnswersFile, ...] = ()  # on scratch disk, each over twice the next
+        self._own: tuple[
+            AnswersFile, ...
+        ] = ()  # on scratch disk, each over twice as large as the next
 
     def begin(self, shard: int) -> None:
         """Makes this the current shard, and reads what a dead worker stored for it."""
@@ -144,7 +148,7 @@ class StoredAnswers:
         with self._storing:
             if not self._is_open:
                 self._read_new("")
-                self._read_new("")  # a listing may miss two files, of which one replaces the other
+                self._read_new("")  # a listing during a merge may show neither old nor new files
                 self._packed = tuple(
                     opened(self.folder, f"{PACKED}/{entry.name}", entry.size)
                     for entry in self.folder.entries(PACKED)
@@ -174,7 +178,7 @@ class StoredAnswers:
 
 
 def pack(folder: Storage) -> None:
-    """Merges the files of new/ into one, with those in packed/ that are not much larger.
+    """Merges the files of new/ into one, with files of packed/ of at most twice their size.
 
     Nobody else may write answers meanwhile. With n answers, each is copied O(log n) times, and
     packed/ has O(log n) files.
@@ -205,7 +209,7 @@ def digest_of(name: str) -> str:
 def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
     """Merges files into one in packed/, without their damaged blocks, and deletes them."""
     own: tuple[AnswersFile, ...] = ()
-    early, late = files[:-AT_ONCE], files[-AT_ONCE:]
+    early, late = files[:-AT_ONCE], files[-AT_ONCE:]  # no merge opens more at once
     for start in range(0, len(early), AT_ONCE):
         some = early[start : start + AT_ONCE]
         own = _with_pairs(own, merged(_all_opened(folder, some)))
@@ -240,7 +244,7 @@ def damage_reporter(folder: Storage, name: str) -> Callable[[str], None]:
 
 
 def after(wait_s: float, work: Callable[[], None]) -> threading.Timer:
-    """Does the work after `wait_s` in a thread; ignores storage errors, which a flush raises."""
+    """Does the work in a thread after `wait_s`; storage errors are left to the next flush."""
 
     def quietly() -> None:
         with contextlib.suppress(OSError, LostLockError):

@@ -24,18 +24,19 @@ from clipmill.pipeline.stage import Environment
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
 OTHER_FILE = re.compile(r"^ +(\S+) from .*?^ +Got +(\w+)$", re.DOTALL | re.MULTILINE)  # pip's words
 LOCK, PACKAGES, REQUIREMENTS = ".lock", "packages.txt", "requirements.txt"
+UNFINISHED = ".new"
 
 
 def python_of(environment: Environment) -> Path:
     """Returns a Python that has the packages: this one if it does, else one made in the cache.
 
-    Raises StageError with pip's own words if it cannot be made, and where anything might be taken.
+    Raises StageError if a requirement has no hash, or with pip's own words if none can be made.
     """
     if python := made(environment):
         return python
     if loose := [line for line in environment.requirements if " --hash=sha256:" not in line]:
         do = "write --hash=sha256:… behind it, for each file that may be taken"
-        raise StageError(f"any file would do for {loose[0]}", "the requirements of a Python", do)
+        raise StageError(f"no hash pins {loose[0]}", "the requirements of a Python", do)
     place = _place(environment)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def python_of(environment: Environment) -> Path:
                 _make(environment, place)
     except OSError as error:
         raise StageError(
-            f"no Python can be made there: {error.strerror or error}",
+            f"no Python can be made: {error.strerror or error}",
             f"the cache of environments {place.parent}",
             "name a folder on a disk of this machine with room: CLIPMILL_ENVIRONMENTS=…",
         ) from None
@@ -62,7 +63,11 @@ def made(environment: Environment) -> Path | None:
 def all_made() -> dict[Path, str]:
     """Lists the environments in the cache: folder -> the packages in it."""
     files = sorted(cache_folder().glob(f"*/{PACKAGES}"))
-    return {file.parent: ", ".join(file.read_text("utf-8").splitlines()) for file in files}
+    return {
+        file.parent: ", ".join(file.read_text("utf-8").splitlines())
+        for file in files
+        if file.parent.suffix != UNFINISHED
+    }
 
 
 def cache_folder() -> Path:
@@ -101,17 +106,17 @@ def _locked(place: Path) -> Iterator[None]:
     """Holds the lock of one environment's maker; removes what killed makers left."""
     with place.with_suffix(LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in place.parent.glob(f"{place.name}.*.new"):
+        for left in place.parent.glob(f"{place.name}.*{UNFINISHED}"):
             shutil.rmtree(left, ignore_errors=True)
         yield
 
 
 def _make(environment: Environment, place: Path) -> None:
-    new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".new", dir=place.parent))
+    new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=UNFINISHED, dir=place.parent))
     try:
         _run([sys.executable, "-m", "venv", str(new)], new, environment)
         what = list(environment.packages)
-        if environment.requirements:  # pip reads digests from a file only
+        if environment.requirements:  # instead, as they pin all of it; pip takes them as a file
             (new / REQUIREMENTS).write_text("\n".join(environment.requirements), "utf-8")
             what = ["--no-deps", "--require-hashes", "--requirement", str(new / REQUIREMENTS)]
         pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
@@ -123,7 +128,7 @@ def _make(environment: Environment, place: Path) -> None:
 
 
 def _run(command: Sequence[str], folder: Path, environment: Environment) -> None:
-    """Runs a command to its end; it is ended with this process at the latest."""
+    """Runs a command to its end, or to the end of this process."""
     log = folder / "made.log"
     process = start(command, log, {"PYTHONPATH": ""})  # ours would hide the environment's packages
     try:
@@ -141,9 +146,9 @@ def _run(command: Sequence[str], folder: Path, environment: Environment) -> None
 
 def _fault(log: str, code: int) -> tuple[str, str]:
     """Returns pip's last error lines, without the addresses it reached for, and what to do."""
-    if other := OTHER_FILE.search(log):
+    if mismatch := OTHER_FILE.search(log):
         return (
-            f"{other[1]} has digest {other[2][:12]}…, which is none of those known",
+            f"{mismatch[1]} has digest {mismatch[2][:12]}…, which is none of those known",
             "take it from the index where it was published (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL):"
             " another build or a changed file is not installed",
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Z = 1.6448536269514722  # normal quantile of a two-sided 90 % interval
 GROUPS = 10  # batch means over consecutive requests, whose durations are correlated
-LEAST = 2 * GROUPS  # requests that a mean is taken of
+LEAST = 2 * GROUPS  # fewest requests of a pace
 HOUR_S = 3600.0
 
 
@@ -37,10 +37,10 @@ class Pace:
 
 
 def rest(values_N: NDArray[np.float64], left: int) -> Predicted:
-    """Predicts the sum over the rows left from `values_N`, those of a random sample of all rows.
+    """Predicts the sum over `left` rows that were not drawn, from `values_N` of those that were.
 
     Rows with value 0, such as those without a caption, are rare: a sample of 200 may have none. So
-    their share has an interval of its own, which is not empty even if none was drawn.
+    their share has an interval of its own, wider than a point even then.
 
     Source: Cochran (1977), section 2.8: Student's t, with the finite population's correction; Hall
         (1992), "On the removal of skewness by transformation", for few answers that are long;
@@ -57,10 +57,10 @@ def rest(values_N: NDArray[np.float64], left: int) -> Predicted:
     below, above = _bounds(some_M)
     least, most = _wilson(share, drawn)
     least, most = least - 0.5 / left, min(1.0, most + 0.5 / left)  # continuity correction
-    all_rows = (left * (left + drawn)) ** 0.5  # tends to `left` for a small sample
-    fewer, more = all_rows * (share - least), min(all_rows * (most - share), left * (1 - share))
-    low = value - float(np.hypot(mean * fewer, all_rows * share * below))
-    high = value + float(np.hypot(mean * more, all_rows * share * above))
+    scale = (left * (left + drawn)) ** 0.5  # the sample's error, and that of the rows left
+    fewer, more = scale * (share - least), min(scale * (most - share), left * (1 - share))
+    low = value - float(np.hypot(mean * fewer, scale * share * below))
+    high = value + float(np.hypot(mean * more, scale * share * above))
     return Predicted(value, max(0.0, low), high)
 
 
@@ -68,7 +68,7 @@ def pace(slots_s: Sequence[tuple[float, float]], at_once: int) -> Pace | None:
     """Returns the durations of requests from their slots (start, end); None if too few.
 
     The first and last requests, which have the server to themselves, count only if there is no
-    steady part. A request is assigned to a part by its start: by its end would favour short ones.
+    steady part. Its start decides a request's part: ends would favour short requests.
     """
     if len(slots_s) < LEAST:
         return None
@@ -80,12 +80,12 @@ def pace(slots_s: Sequence[tuple[float, float]], at_once: int) -> Pace | None:
     is_steady = int(steady_R.sum()) >= LEAST
     chosen = took_R[steady_R] if is_steady else took_R
     mean_G = np.array([group.mean() for group in np.array_split(chosen, GROUPS)])
-    busy_s = np.maximum(ended_R - last_s, 0).sum() / at_once  # mean of a slot, after the last start
+    tail_s = np.maximum(ended_R - last_s, 0).sum() / at_once  # of a slot, after the last start
     return Pace(
         mean_s=float(chosen.mean()),
         deviation_s=float(mean_G.std(ddof=1)),
         per_group=len(chosen) / GROUPS,
-        end_s=float(ended_R.max() - last_s - busy_s),
+        end_s=float(ended_R.max() - last_s - tail_s),
         at_once=at_once,
         is_steady=is_steady,
     )
@@ -99,23 +99,25 @@ def hours(pace: Pace, requests: Predicted, at_once: int, shards: int, workers: i
     """
     if requests.value == 0:
         return Predicted(0, 0, 0)
-    turns = -(-shards // workers)  # shards of the busiest worker
-    busy = requests.value * pace.mean_s / at_once * turns / shards / HOUR_S
-    idle = turns * pace.end_s / HOUR_S
-    later = (1 / GROUPS + pace.per_group / requests.value) ** 0.5
-    of_pace = _student(GROUPS - 1) * pace.deviation_s * later / pace.mean_s if pace.mean_s else 0.0
-    of_rows = (requests.high - requests.value) / requests.value if requests.high else 0.0
+    shards_each = -(-shards // workers)  # of the busiest worker
+    busy = requests.value * pace.mean_s / at_once * shards_each / shards / HOUR_S
+    idle = shards_each * pace.end_s / HOUR_S
+    if requests.high is None:
+        return Predicted(busy + idle)
+    error = (1 / GROUPS + pace.per_group / requests.value) ** 0.5  # of this mean and the next
+    of_pace = _student(GROUPS - 1) * pace.deviation_s * error / pace.mean_s if pace.mean_s else 0.0
+    of_rows = (requests.high - requests.value) / requests.value
     half = busy * float(np.hypot(of_pace, of_rows))
     return Predicted(busy + idle, max(0.0, busy - half), busy + 2 * idle + half)
 
 
 def _bounds(values_M: NDArray[np.float64]) -> tuple[float, float]:
     """Returns how far the true mean may lie below and above the mean of the values."""
-    drawn, spread = len(values_M), float(values_M.std())
-    if drawn < 2 or spread <= 1e-9 * abs(float(values_M.mean())):
+    drawn, deviation = len(values_M), float(values_M.std())
+    if drawn < 2 or deviation <= 1e-9 * abs(float(values_M.mean())):
         return 0.0, 0.0
-    error, t = spread / (drawn - 1) ** 0.5, _student(drawn - 1)
-    skew = float((((values_M - values_M.mean()) / spread) ** 3).mean()) / drawn**0.5
+    error, t = deviation / (drawn - 1) ** 0.5, _student(drawn - 1)
+    skew = float((((values_M - values_M.mean()) / deviation) ** 3).mean()) / drawn**0.5
     if abs(skew) < 1e-6:
         return t * error, t * error
     below, above = (3 / skew * (np.cbrt(1 + skew * (x - skew / 6)) - 1) for x in (t, -t))

@@ -33,7 +33,7 @@ def worker_of(
     took: Callable[[Usage], None] = ignored,
     hold: Callable[[HelperProcess], object] = ignored,
 ) -> Worker:
-    """Returns a stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
+    """Returns a stage's Worker; pins are stored in `folder`, if given.
 
     `answers` and `budget` are the run's, and used for a `recorded` stage only.
     `hold` gets each helper process that is started, to stop it when the stage is over.
@@ -62,7 +62,7 @@ def worker_of(
 def free_gpu(stages: Iterable[PlannedStage]) -> None:
     """Frees the memory that models of these stages took on a GPU, where one has them."""
     if any(planned.stage.resources.gpus for planned in stages):
-        gc.collect()  # a model may be a circle; on CPUs it can wait, as the search takes a second
+        gc.collect()  # a model may refer to itself; not on CPUs, as it takes a second
 
 
 def _python(stage: str, environment: Environment) -> Path:

@@ -25,7 +25,7 @@ from clipmill.pipeline.executors import machine
 
 OBJECT_STORE_BYTES = 512 * 2**20  # for names, not rows; Ray's default is a third of the memory
 VERSION = re.compile(r"^ +(Ray|Python): (\S+)", re.MULTILINE)  # in Ray's words on a mismatch
-ANSWER_S = 10.0  # for a cluster to answer first
+ANSWER_S = 10.0  # until a cluster's first answer
 VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
 
 
@@ -38,21 +38,21 @@ class Session:
 
     def __init__(self, address: str | None, cpus: int | None) -> None:
         self.is_local = address is None
-        self._connected = not ray.is_initialized()
+        self._is_ours = not ray.is_initialized()
         self._environment = contextlib.ExitStack()  # variables for a Ray that it starts
-        if not self._connected:
+        if not self._is_ours:
             return
-        new: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.is_local:
             self._environment.enter_context(_private())
-            new = {
+            options = {
                 "num_cpus": cpus or os.cpu_count(),
                 "num_gpus": len(machine.gpus()),
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "_memory": int(machine.memory_gb() * 2**30),
             }
-        _init(address, new)
+        _init(address, options)
         auto_init_hook.enable_auto_connect = False  # so that a late call starts no other Ray
 
     def lost(self) -> str | None:
@@ -70,19 +70,19 @@ class Session:
             )
 
     def is_usable(self) -> bool:
-        """Returns whether calls to Ray would neither wait for a dead one nor start another."""
+        """Returns whether Ray is connected and alive."""
         return ray.is_initialized() and not self.lost()
 
     def close(self) -> None:
-        if self.lost():
+        if self._is_ours and self.lost():
             _node().kill_all_processes(check_alive=False)
             atexit.register(_end_at_once)
-        elif self._connected:
+        elif self._is_ours:
             ray.shutdown()
         self._environment.close()
 
 
-def _init(address: str | None, new: Mapping[str, Any]) -> None:
+def _init(address: str | None, options: Mapping[str, Any]) -> None:
     """Starts or connects to Ray; raises RecipeError early, where ray.init would try for minutes."""
     # Ray prints events of its nodes on standard output; our errors say what matters.
     worker.print_to_stdstream = lambda *_, **__: None
@@ -98,7 +98,7 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             job_config=_job(),
-            **new,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, RayError) as error:
         versions = [" ".join(found) for found in VERSION.findall(str(error))]
@@ -119,10 +119,10 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
 
 
 class _Nowhere(list[str]):
-    """The folders that Ray puts on a worker's path; it can add none."""
+    """A list that stays empty: Ray puts none of our folders on a worker's path."""
 
     def extend(self, _: Iterable[str]) -> None:
-        """Ignores the script's folder and the working folder."""
+        """Adds nothing."""
 
 
 def _job() -> JobConfig:

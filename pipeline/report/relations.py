@@ -5,8 +5,8 @@ from typing import Any
 
 from clipmill.pipeline.ledger.selection.relations import (
     Broken,
-    Five,
     GroupSpread,
+    Quantiles,
     Relations,
     Spread,
 )
@@ -103,21 +103,21 @@ def _groups(groups: Sequence[GroupSpread], scales: dict[int, Scale]) -> list[dic
 
 def _scale(spread: Spread) -> Scale:
     """Returns the range of the outer quantiles, of all rows and of the kept."""
-    outer = [five[end] for five in (spread.pool, spread.kept) if five for end in (0, -1)]
+    outer = [found[end] for found in (spread.pool, spread.kept) if found for end in (0, -1)]
     return min(outer), max(outer)
 
 
-def _strip(five: Five | None, scale: Scale) -> dict[str, Any] | None:
+def _strip(quantiles: Quantiles | None, scale: Scale) -> dict[str, Any] | None:
     """Returns the values with positions in percent of the strip; clipped at its ends."""
-    if five is None:
+    if quantiles is None:
         return None
     low, high = scale
-    ends = [min(max((value - low) / (high - low), 0.0), 1.0) for value in five]
+    ends = [min(max((value - low) / (high - low), 0.0), 1.0) for value in quantiles]
     least, first, middle, third, most = (round(100 * end, 1) for end in ends)
     return {
-        "median": five[2],
-        "first": five[1],
-        "third": five[3],
+        "median": quantiles[2],
+        "first": quantiles[1],
+        "third": quantiles[3],
         "tail": (least, round(most - least, 1)),
         "half": (first, round(max(third - first, 1.0), 1)),
         "middle": middle,

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_N: Tensor, sizes: list[int], rank: int) -> Tensor:
         ctx.sizes, ctx.rank = sizes, rank
-        padded = local_N.new_zeros(max(sizes), *local_N.shape[1:])  # NCCL needs equal lengths
+        padded = local_N.new_zeros(max(sizes), *local_N.shape[1:])  # all ranks send equal shapes
         padded[: len(local_N)] = local_N
         parts = [torch.empty_like(padded) for _ in sizes]
         distributed.all_gather(parts, padded)
@@ -133,8 +133,8 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, gradient_G: Tensor) -> tuple[Tensor, None, None]:
         gradient_G = gradient_G.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(gradient_G)
-        start, stop = list(pairwise(accumulate(ctx.sizes, initial=0)))[ctx.rank]
-        return gradient_G[start:stop], None, None
+        start = sum(ctx.sizes[: ctx.rank])
+        return gradient_G[start : start + ctx.sizes[ctx.rank]], None, None
 
 
 class _GlobalBatchNorm(nn.BatchNorm2d):
@@ -163,12 +163,12 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
         mean_C = (count_RC * mean_RC).sum(0) / all_C
         squares_C = (squares_RC + count_RC * (mean_RC - mean_C).square()).sum(0)
         if self.track_running_stats:  # as in torch: the unbiased variance
-            self._note(mean_C.detach(), (squares_C / (all_C - 1)).detach())
+            self._update_running(mean_C.detach(), (squares_C / (all_C - 1)).detach())
         factor_C = self.weight * (squares_C / all_C + self.eps).rsqrt()
         shift_C = self.bias - mean_C * factor_C
         return (x * factor_C[:, None, None] + shift_C[:, None, None]).to(x_NCHW.dtype)
 
-    def _note(self, mean_C: Tensor, variance_C: Tensor) -> None:
+    def _update_running(self, mean_C: Tensor, variance_C: Tensor) -> None:
         share = self.momentum or 0.0
         for running, value_C in ((self.running_mean, mean_C), (self.running_var, variance_C)):
             if running is not None:

@@ -27,11 +27,11 @@ class Features(RowStage):
     captions are cut at 128 tokens, and English works best.
     Source: EfficientNet-Lite (Tan et al. 2020), all-MiniLM-L6-v2 (Reimers and Gurevych 2019).
     Error: bfloat16 against float32, 300 rows of the demo pool: cosine of image features 0.9886 at
-    least, 0.9989 in the middle; of captions 0.9998 at least.
+    least, 0.9989 in the median; of captions 0.9998 at least.
     Example: {after: [ingest.image_folder]}
     """
 
-    # of the networks: bfloat16 is faster, float32 exact; a processor without bfloat16 uses float32
+    # precision of the networks: bfloat16 is faster; a processor without it uses float32
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     version = 1

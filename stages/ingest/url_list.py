@@ -68,7 +68,7 @@ from clipmill.stages.ops.tables.pools import (
 )
 
 PARQUET = ".parquet"
-OWN = {
+SETTINGS = {
     "url_col": URL,
     "caption_col": TEXT,
     "width_col": ORIGINAL_WIDTH,
@@ -81,14 +81,15 @@ COUNTED_BYTES = 16 << 20  # most bytes of text whose rows are counted for a plan
 class UrlList(DatasetStage):
     """URL and caption of every row, as found; null, with a reason, if there is none.
 
-    The uid is the 32 hex digits of `uid_col`; the hash of url and text without that column, or
-    if it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
-    nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`), a list of
-    captions without `all_captions` too. A column of JSON or Parquet is a name or a dotted path,
-    `image.url`. A null caption is no fault. A file without rows is a shard without rows. A file
-    without a header is read with `columns: [text, url]`, a plain list of links (.txt, one a line,
-    where `path` names it) with `caption_col: null`, a spreadsheet's CSV with `delimiter: ";"` and
-    `encoding: cp1252`; UTF-16 is known by the file's first bytes.
+    `uid_col` gives the uid, 32 hex digits. Without that column the uid is the hash of url and text,
+    and so is that of a malformed one (`bad_uid`). A row that cannot be parsed is null
+    (`unparsable`); so is a value of another type (`bad_value`), such as a list of captions without
+    `all_captions`. A null caption is no fault. A file without rows is a shard without rows.
+
+    A column of JSON or Parquet is a name or a dotted path, `image.url`. A file without a header
+    takes `columns: [text, url]`. A plain list of links (.txt, one a line, which `path` names) takes
+    `caption_col: null`. A spreadsheet's CSV takes `delimiter: ";"` and `encoding: cp1252`; UTF-16
+    is known by the file's first bytes.
 
     Source: img2dataset's column names. Its CSV reader fails a file with one bad row; ours does not.
     Error: a file is known by name, size and time of change. A compressed file is one shard, for
@@ -105,7 +106,7 @@ class UrlList(DatasetStage):
     path: NonEmpty = location()  # a file, a folder or a glob, here or s3://…
     url_col: NonEmpty = "url"  # column of the link
     caption_col: NonEmpty | None = "text"  # column of the caption; null if there is none
-    all_captions: bool = later(False)  # of a list also those after the first, as `captions`
+    all_captions: bool = later(False)  # stores all captions of a list, in `captions`
     strip_bom: bool = later(False)  # leaves out a byte-order mark before a caption
     # column of an id of 32 hex digits; null: the hash of link and caption
     uid_col: NonEmpty | None = None
@@ -122,16 +123,16 @@ class UrlList(DatasetStage):
 
     def __post_init__(self) -> None:
         self.dialect.check()
-        own = [source.column.name for source in source_columns(self, OWN, {})]
-        check_extra(self.extra, [*own, *([CAPTIONS.name] if self.keeps_lists else [])])
+        own = [source.column.name for source in source_columns(self, SETTINGS, {})]
+        check_extra(self.extra, [*own, *([CAPTIONS.name] if self.reads_lists else [])])
 
     @property
     def fitted_columns(self) -> list[SourceColumn]:
         """Returns the stored columns, each with its name in the files; `extra` ones last."""
-        return source_columns(self, OWN, self.extra)
+        return source_columns(self, SETTINGS, self.extra)
 
     @property
-    def keeps_lists(self) -> bool:
+    def reads_lists(self) -> bool:
         """Returns whether it reads lists of captions."""
         return self.all_captions and self.caption_col is not None
 
@@ -149,7 +150,7 @@ class UrlList(DatasetStage):
 
     @property
     def writes(self) -> tuple[Column, ...]:
-        more = (CAPTIONS,) if self.keeps_lists else ()
+        more = (CAPTIONS,) if self.reads_lists else ()
         return *(source.column for source in self.fitted_columns), *more
 
     @property
@@ -171,7 +172,7 @@ class UrlList(DatasetStage):
         for file in texts:
             rows = scan_text(storage, file, self.names, 1, self.dialect)
             if rows[0]["stop"] is None:
-                return  # packed, or UTF-16: likewise
+                return  # compressed, or UTF-16: only reading tells
             rows_of[file["path"]] = sum(row["stop"] > row["start"] for row in rows)
         for file in files:
             if (count := rows_of.get(file["path"])) is None:
@@ -211,15 +212,15 @@ def scan(
 def read(
     stage: UrlList, group: Sequence[Source], task: Task | None, is_tried: bool = False
 ) -> Iterator[Iterator[pa.Table]]:
-    """Yields each source's rows in the stage's columns; one empty table if there are none."""
+    """Yields each source's rows in the stage's columns, after an empty table."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{group[0]['path']}"
     names = list(dict.fromkeys(stage.names.values()))
-    none: Rows = ({name: [] for name in names}, pa.nulls(0, pa.string()))
+    no_rows: Rows = ({name: [] for name in names}, pa.nulls(0, pa.string()))
 
     def stored(batches: Iterator[Rows]) -> Iterator[pa.Table]:
         with failing_its_shard(where, UnicodeError):
-            for rows, unparsed in chain([none], batches):
+            for rows, unparsed in chain([no_rows], batches):
                 yield as_stored(stage, rows, unparsed, where if is_tried else None)
 
     if group[0]["path"].lower().endswith(PARQUET):
@@ -234,12 +235,12 @@ def read(
 def as_stored(
     stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array, tried: str | None
 ) -> pa.Table:
-    """Returns rows of a file in the stage's columns; `tried` is the `where` of `fitted`."""
+    """Returns rows of a file in the stage's columns; `tried` names it if most may misfit."""
     if tried:
         refuse_unparsed(stage, unparsed, tried)
-    plain = [c for c in stage.fitted_columns if c.key != "caption_col" or not stage.keeps_lists]
+    plain = [c for c in stage.fitted_columns if c.key != "caption_col" or not stage.reads_lists]
     values, misfits = fitted(plain, rows, tried)
-    if stage.keeps_lists:
+    if stage.reads_lists:
         name = str(stage.caption_col)
         texts, misfits[TEXT.name] = captions_of(rows[name], all_captions=True)
         values |= texts

@@ -1,6 +1,6 @@
 """Relates rules, numbers and groups over the rows under a select stage: overlaps, r, quantiles.
 
-Rows are counted shard by shard. Quantiles use `SAMPLED` rows at most, chosen by a hash of the uid,
+Rows are counted shard by shard. Quantiles use about `SAMPLED` rows, chosen by a hash of the uid,
 so that memory does not grow with the pool.
 """
 
@@ -24,12 +24,12 @@ MOST_NUMBERS = 8  # the first columns; those with thresholds come first
 MOST_VALUES = 8  # the most frequent values of a grouping
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Five = tuple[float, ...]  # the values at QUANTILES
+Quantiles = tuple[float, ...]  # the values at QUANTILES
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleRows:
-    """A rule, the rows that break it, whatever dropped them, and the rows that break no other."""
+    """A rule, the number of rows that break it, and of rows that break it alone."""
 
     stage: str
     text: str
@@ -61,8 +61,8 @@ class Spread:
 
     name: str
     stage: str
-    pool: Five | None
-    kept: Five | None
+    pool: Quantiles | None
+    kept: Quantiles | None
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class GroupSpread:
 
     name: str | None
     rows: int
-    numbers: tuple[Five | None, ...]
+    numbers: tuple[Quantiles | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relations:
     """Rules broken together, correlations, and quantiles.
 
-    `broken` has every set of rules that rows break, most frequent first; the empty set is of rows
-    that break none, of which `free_kept` are kept. `sampled` of the `rows` are in the quantiles of
-    `spreads` and of `by`, whose numbers are in the order of `spreads`.
+    `broken` counts rows by the exact set of rules that they break, most frequent first; `free_kept`
+    rows break none and are kept. `sampled` rows give the quantiles. `by` lists the numbers of each
+    group in the order of `spreads`.
     """
 
     rows: int
@@ -133,7 +133,7 @@ class Moments:
 
     def __init__(self, count: int) -> None:
         self.rows_CC = np.zeros((count, count))
-        # Moments of a pair's first number, over rows that have both; and the co-moment.
+        # [a, b] is of rows that have both: mean and squared deviations of a; the co-moment.
         self.mean_CC, self.square_CC, self.product_CC = np.zeros((3, count, count))
 
     def count(self, number_CN: Floats) -> None:
@@ -170,7 +170,7 @@ class Moments:
         return float(np.clip(self.product_CC[a, b] / scale, -1, 1)), rows
 
     def _varies(self, a: int, b: int) -> bool:
-        """Returns whether the first varies by more than rounding."""
+        """Returns whether a varies by more than rounding."""
         least = self.rows_CC[a, b] * (1e-9 * self.mean_CC[a, b]) ** 2
         return bool(self.square_CC[a, b] > least)
 
@@ -195,7 +195,7 @@ class RelationCounts:
         groups: Mapping[str, pa.ChunkedArray],
         keep_N: Bools,
     ) -> None:
-        """Adds one shard: the columns that rules read, numbers, groups, and which rows are kept."""
+        """Adds one shard; the first of `values` are those of `columns`, in their order."""
         broken_RN = [rule.broken(table, values) for rule in self.rules]
         self.rule_counts.count(broken_RN)
         self.free_kept += int((keep_N & ~np.any(broken_RN, axis=0)).sum())
@@ -205,8 +205,8 @@ class RelationCounts:
         self.moments.count(number_CN)
         sampled_M = np.arange(len(keep_N))
         if self.rows > SAMPLED:
-            bits_N = coin_hash(table["uid"], seed=self.seed, stage=self.end, purpose="relations")
-            sampled_M = np.flatnonzero(bits_N < np.uint64(2**64 * (SAMPLED / self.rows)))
+            hash_N = coin_hash(table["uid"], seed=self.seed, stage=self.end, purpose="relations")
+            sampled_M = np.flatnonzero(hash_N < np.uint64(2**64 * (SAMPLED / self.rows)))
         self.number_CM.append(number_CN[:, sampled_M])
         self.keep_M.append(keep_N[sampled_M])
         for name, group in groups.items():
@@ -261,12 +261,12 @@ class RelationCounts:
             by={
                 name: spreads
                 for name, groups in self.group_M.items()
-                if len(spreads := _by_group(groups, number_CM)) > 1
+                if len(spreads := _by_group(groups, number_CM)) > 1  # one group tells nothing
             },
         )
 
 
-def quantiles(number_M: Floats, at: Sequence[float] = QUANTILES) -> Five | None:
+def quantiles(number_M: Floats, at: Sequence[float] = QUANTILES) -> Quantiles | None:
     """Returns the quantiles of the numbers present; None without any."""
     present = number_M[~np.isnan(number_M)]
     return tuple(np.quantile(present, at).tolist()) if len(present) else None

@@ -11,11 +11,11 @@ from clipmill.pipeline.pools.sources.texts import name_words, one_line
 
 SOURCE = "openclipart-png"
 TITLES = "openclipart-svg"
-MIN_KEEP = 0.10
+MIN_KEEP = 0.10  # a tenth is left out, by hash
 PNG, SVG = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
-# Titles of a whole collection, and a keyword left by a script.
+# Titles of a whole collection.
 GENERIC = re.compile(r"collection|theme|cliparts?\b|icons$|symbols$|signs$|maps$", re.IGNORECASE)
-NO_KEYWORD = "hash"
+NO_KEYWORD = "hash"  # left by a script
 
 # Tolerant on purpose: many files are not well-formed XML.
 FIELDS = {
@@ -26,7 +26,7 @@ FIELDS = {
 
 
 def openclipart() -> Iterator[Drawing]:
-    """Yields pictures with a title; keeps the few that are decompression bombs."""
+    """Yields pictures by title or file name; decompression bombs stay, for a pool to plant."""
     svgs = debian_files(TITLES, lambda path: path.startswith(SVG) and path.endswith(".svg"))
     read = {path.removeprefix(SVG).removesuffix(".svg"): _read(svg) for path, svg in svgs.items()}
     pngs = debian_files(SOURCE, lambda path: path.startswith(PNG) and path.endswith(".png"))

@@ -11,7 +11,7 @@ from clipmill.pipeline.errors import ShardError
 
 # Shapes: N rows of a batch, H height, W width.
 
-UNDECODABLE = MappingProxyType(  # advice if most rows are
+UNDECODABLE = MappingProxyType(  # advice if most rows are undecodable
     {"undecodable": "open some of these pictures: is the column that is read one of images?"}
 )
 RGB = NDArray[np.uint8]  # (H, W, 3)
@@ -36,7 +36,7 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
     data = np.concatenate(
         [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
     )
-    rgb = pa.Array.from_buffers(
+    bodies = pa.Array.from_buffers(
         pa.binary(),
         len(pixels),
         [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)],
@@ -46,14 +46,14 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
         for axis in (0, 1)
     )
     missing = pa.array([rgb is None for rgb in pixels], pa.bool_())
-    return pa.StructArray.from_arrays([height, width, rgb], fields=list(PIXELS.dtype), mask=missing)
+    return pa.StructArray.from_arrays(
+        [height, width, bodies], fields=list(PIXELS.dtype), mask=missing
+    )
 
 
 def _decoded(body: bytes | None) -> RGB | None:
-    from clipmill.stages.ops.images.decode import (  # OpenCV, which a plan does without
-        ImageError,
-        decode,
-    )
+    # OpenCV, which a plan does without.
+    from clipmill.stages.ops.images.decode import ImageError, decode
 
     if body is None:
         return None
@@ -69,9 +69,8 @@ def shrunk(rgb: RGB) -> RGB:
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
         return rgb
-    from clipmill.stages.ops.images.area import (
-        shrink,  # numba: 60 MB, which most workers do without
-    )
+    # Numba: 60 MB, which most workers do without.
+    from clipmill.stages.ops.images.area import shrink
 
     width, height = (min(max(1, int(side * scale)), MAX_COLUMN_PIXELS) for side in (width, height))
     return shrink(rgb, width, height)
@@ -83,11 +82,11 @@ def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:
     for chunk in pixels.chunks if isinstance(pixels, pa.ChunkedArray) else [pixels]:
         height, width, rgb = chunk.flatten()  # nulls and offset of the struct reach its fields
         _, offsets, data = rgb.buffers()
-        ends = np.frombuffer(offsets, np.int32)[rgb.offset : rgb.offset + len(rgb) + 1]
+        bounds = np.frombuffer(offsets, np.int32)[rgb.offset : rgb.offset + len(rgb) + 1]
         bytes_ = np.frombuffer(data or b"", np.uint8)
         bytes_.flags.writeable = False  # other stages of the chain read the same decode
         for row, (h, w) in enumerate(zip(height.to_pylist(), width.to_pylist(), strict=True)):
-            view = bytes_[ends[row] : ends[row + 1]]
+            view = bytes_[bounds[row] : bounds[row + 1]]
             rows.append(None if h is None else view.reshape(h, w, 3))
     return rows
 

@@ -105,7 +105,7 @@ def test_the_making_of_a_python_is_told_until_it_ends_and_so_is_a_server_that_st
     monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
     (tmp_path / "cache").write_text("no folder")
     worker = worker_of(engine.plan(STAGES).stages["square"], 0, tmp_path)
-    with pytest.raises(StageError, match="no Python can be made there"):
+    with pytest.raises(StageError, match="no Python can be made"):
         worker.environment(Environment(packages=("nosuch-thing>=2,<3", "other @ file:///x.whl")))
     making = "making a Python with nosuch-thing, other"
     assert [(word.what, word.all) for word in said] == [(making, 1), ("", 0)]
