@@ -34,7 +34,7 @@ from clipmill.pipeline.engine.answers import STORE_S, after
 
 FOLDER, EARLIER = "budget", "earlier.json"
 TRIES = 8  # attempts at a claim while others ask too
-PAUSE_MS = 50  # between two attempts, at most
+PAUSE_MS = 50  # before the second attempt, at most; eight times as long before the last
 QUICK_S = 2.0  # a claim sooner after the last is twice as large: a kill loses about so many s
 SILENT_S = 20.0  # an account unchanged for this long is a dead worker's
 MAX_REQUESTS = 2.0**20  # most that a claim is, in multiples of one request's need
@@ -197,7 +197,8 @@ class SharedBudget:
                     raise
                 return True
             self._publish()
-            time.sleep(zlib.crc32(f"{self._name}{number}".encode()) % PAUSE_MS / 1000)
+            pause_ms = zlib.crc32(f"{self._name}{number}".encode()) % (PAUSE_MS * (number + 1))
+            time.sleep(pause_ms / 1000)  # longer each time: on a busy machine a claim takes longer
         return False
 
     def _next_claim(self, needed: Amounts, left: Amounts, workers: int) -> dict[str, float]:
