@@ -22,16 +22,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.planning.given import Given
 
 __version__ = "0.1.0"
-__all__ = [
-    "ClipmillError",
-    "RecipeError",
-    "StageError",
-    "curate",
-    "init",
-    "open",
-    "plan",
-    "run",
-]
+__all__ = ["ClipmillError", "RecipeError", "StageError", "curate", "init", "open", "plan", "run"]
 # `clipmill.verify("run")` is `clipmill.open("run").verify()`, as the verbs have it.
 OF_A_RUN = ("diff", "export", "report", "retry", "show", "variants", "verify")
 

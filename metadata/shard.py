@@ -46,10 +46,7 @@ class ShardWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
         self._writer = pq.ParquetWriter(
-            self._sink.stream,
-            schema,
-            write_page_checksum=page_checksums,
-            **_writer_options(schema),
+            self._sink.stream, schema, write_page_checksum=page_checksums, **_writer_options(schema)
         )
 
     def add(self, batch: pa.Table) -> None:

@@ -310,10 +310,7 @@ class Storage:
             shutil.copyfileobj(source, sink, BLOCK_BYTES)
 
     def _upload(self, path: Path, name: str) -> None:
-        with (
-            open(path, "rb") as source,
-            self.fs.open_output_stream(self.locate(name)) as sink,
-        ):
+        with open(path, "rb") as source, self.fs.open_output_stream(self.locate(name)) as sink:
             shutil.copyfileobj(source, sink, BLOCK_BYTES)
 
     def _retried(self, call: Callable[[], T]) -> T:
@@ -321,12 +318,7 @@ class Storage:
         for wait_s in (*RETRY_S, None):
             try:
                 return call()
-            except (
-                FileNotFoundError,
-                PermissionError,
-                IsADirectoryError,
-                NotADirectoryError,
-            ):
+            except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
                 raise
             except OSError as error:
                 if self.is_local or wait_s is None or _is_final(error):

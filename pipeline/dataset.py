@@ -239,10 +239,7 @@ class Context(Protocol):
         ...
 
     def reduce(
-        self,
-        fn: Callable[[pa.Table], State],
-        over: Shards,
-        merge: Callable[[State, State], State],
+        self, fn: Callable[[pa.Table], State], over: Shards, merge: Callable[[State, State], State]
     ) -> State:
         """Merges fn of every shard, in shard order; large states as a tree, in workers.
 

@@ -33,9 +33,7 @@ def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
     The version is the distribution's; nothing is installed.
     """
     file = _cached(
-        f"{name}_*.deb",
-        ["apt-get", "download", name],
-        if_missing="run this on Debian or Ubuntu",
+        f"{name}_*.deb", ["apt-get", "download", name], if_missing="run this on Debian or Ubuntu"
     )
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE
@@ -76,9 +74,7 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
     shown = " ".join(command)
     if shutil.which(command[0]) is None:
         raise StageError(
-            found=f"{command[0]} is not installed",
-            where=f"before `{shown}`",
-            do=if_missing,
+            found=f"{command[0]} is not installed", where=f"before `{shown}`", do=if_missing
         )
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         ran = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)

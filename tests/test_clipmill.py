@@ -136,11 +136,7 @@ stages:
   images: {uses: download.images, from: pool, allow_private_addresses: true, retries: 0}
 """
     run = clipmill.run(
-        recipe,
-        tmp_path / "run",
-        workers=0,
-        keep_going=True,
-        pool={"path": tmp_path / "pool.jsonl"},
+        recipe, tmp_path / "run", workers=0, keep_going=True, pool={"path": tmp_path / "pool.jsonl"}
     )
     (found,) = run.images("images", run.table("pool").collect()["uid"]).values()
     assert (found.text, found.missing) == ("a dog", "refused")

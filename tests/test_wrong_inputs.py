@@ -157,11 +157,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan caps.yaml --set made.model=openai:http://u:p@h/v1#m": (
         *("a URL with a name, a password", "--set", "limits.api_key_env"),
     ),
-    "plan caps.yaml --set made.model=gguf:gone.gguf": (
-        "no file 'gone",
-        "--set",
-        "the weights",
-    ),
+    "plan caps.yaml --set made.model=gguf:gone.gguf": ("no file 'gone", "--set", "the weights"),
     "plan caps.yaml --set made.styles=[nosuch]": ("no bank 'nosuch'", "--set", "bard, chatgpt"),
     "plan caps.yaml --set made.styles=[bank.yaml]": ("'target' is empty", "bank.yaml:3", "a text"),
     "plan caps.yaml --set made.limits.max_tokens_total=-1": (
@@ -219,16 +215,8 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan named.yaml --set kept.path=": ("path is None", "--set kept.path=", "text"),
     # Folders of runs
     "run it.yaml --out notes": ("holds other files: a.md", "notes", "a new folder"),
-    "run it.yaml --out good.csv": (
-        "a file, where a folder is meant",
-        "good.csv",
-        "name a folder",
-    ),
-    "run it.yaml --out /proc/nosuch": (
-        "no such file or folder",
-        "/proc/nosuch",
-        "check the path",
-    ),
+    "run it.yaml --out good.csv": ("a file, where a folder is meant", "good.csv", "name a folder"),
+    "run it.yaml --out /proc/nosuch": ("no such file or folder", "/proc/nosuch", "check the path"),
     "status --run gone": ("no run", "gone", "check --run"),
     "status --run notes": ("no run", "notes", "check --run"),
     "status --run good.csv": ("a file, where a folder is meant", "good.csv", "name a folder"),
@@ -315,11 +303,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "concepts build x --corpus numbers.parquet": ("no column 'text'", "the arguments", "leave out"),
     "concepts build x --list good.csv": ("neither Parquet nor JSON", "the arguments", "leave out"),
     "submit it.yaml --out s3://a/b": ("missing: --address", "clipmill submit", "--help"),
-    "submit it.yaml --address x --out s3://a/b": (
-        "no address of a dashboard",
-        "--address",
-        "http",
-    ),
+    "submit it.yaml --address x --out s3://a/b": ("no address of a dashboard", "--address", "http"),
     "submit it.yaml --address http://127.0.0.1:9 --out s3://a/b": (
         *("no Ray head answers", "--address http://127.0.0.1:9", "check the address"),
     ),

@@ -133,10 +133,7 @@ def forget(folder: Storage) -> None:
     folder.delete_folder(FOLDER)
     places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
     for place in places:
-        for below in [
-            "",
-            *(f"/{name}" for name in (folder.folders(place) if place else [])),
-        ]:
+        for below in ["", *(f"/{name}" for name in (folder.folders(place) if place else []))]:
             for entry in folder.entries(f"{place}{below}"):
                 if entry.name.endswith(".attempt"):
                     folder.delete(f"{place}{below}/{entry.name}".lstrip("/"))

@@ -263,10 +263,7 @@ def ahead(batches: Generator[Batch], stages: Sequence[PlannedStage]) -> Generato
 
 
 def rows_due(
-    stored: StoredColumns,
-    records: list[Record],
-    mask: ShardState | None,
-    retry: tuple[str, ...],
+    stored: StoredColumns, records: list[Record], mask: ShardState | None, retry: tuple[str, ...]
 ) -> NDArray[np.bool_]:
     """Returns (N,) True for rows to compute: in the mask, and missing or to be retried."""
     due_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)

@@ -164,10 +164,7 @@ class RunContext:
         self._store("restore", work, groups, len(home))
 
     def reduce(
-        self,
-        fn: Callable[[pa.Table], State],
-        over: Any,
-        merge: Callable[[State, State], State],
+        self, fn: Callable[[pa.Table], State], over: Any, merge: Callable[[State, State], State]
     ) -> State:
         call, folder = self.calls.next_call("reduce"), self.run.folder
         stored = read_state(folder, f"{call}.npz")
@@ -177,9 +174,7 @@ class RunContext:
         states = self._states(call, work, spans_of(len(over), self._at_once))
         if not states:
             raise StageError(
-                "no shards to reduce",
-                f"stage '{self.run.planned.name}'",
-                "the pool is empty",
+                "no shards to reduce", f"stage '{self.run.planned.name}'", "the pool is empty"
             )
         levels = [call]
         while len(states) > 1 and sum(stored["size"] for stored in states) > BY_DRIVER_BYTES:

@@ -165,10 +165,7 @@ def store_shard(
     began = time.monotonic()
     shard = item.shard
     checked, schema = shard not in task.unchecked, stored_schema(planned.stage)
-    with (
-        task.folder.scratch(planned.name) as path,
-        ShardWriter(path, schema, checked) as writer,
-    ):
+    with task.folder.scratch(planned.name) as path, ShardWriter(path, schema, checked) as writer:
         for table in tables:
             writer.add(as_declared(planned, table, shard, schema))
         return store(

@@ -78,10 +78,7 @@ class Executor(Protocol):
         ...
 
     def launch(
-        self,
-        fn: Callable[[Rank], Mapping[str, Any]],
-        workers: int,
-        resources: Resources,
+        self, fn: Callable[[Rank], Mapping[str, Any]], workers: int, resources: Resources
     ) -> list[Mapping[str, Any]]:
         """Runs fn(rank) in `workers` fresh processes side by side; returns results by rank.
 

@@ -66,10 +66,7 @@ class LocalExecutor(Dispatcher):
         return _in_this_thread(steps, items)
 
     def launch(
-        self,
-        fn: Callable[[Rank], Mapping[str, Any]],
-        workers: int,
-        resources: Resources,
+        self, fn: Callable[[Rank], Mapping[str, Any]], workers: int, resources: Resources
     ) -> list[Mapping[str, Any]]:
         start = partial(partial, as_rank, fn)
         step = Step(name=f"launch of {workers} workers", start=start, resources=resources)

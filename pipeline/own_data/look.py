@@ -57,10 +57,7 @@ NAMES = {
 
 
 def look_at(
-    path: str,
-    answers: Mapping[str, str],
-    pictures: str | None = None,
-    table: str | None = None,
+    path: str, answers: Mapping[str, str], pictures: str | None = None, table: str | None = None
 ) -> Data:
     """Identifies data; RecipeError if no stage reads them, UnsureError for an open question.
 

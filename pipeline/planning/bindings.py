@@ -27,9 +27,7 @@ def bind(
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict):
         raise RecipeError(
-            f"`read` is {chosen!r}",
-            recipe.where(name, "read"),
-            "write {column: stage.column}",
+            f"`read` is {chosen!r}", recipe.where(name, "read"), "write {column: stage.column}"
         )
     for read, source in chosen.items():
         if not isinstance(source, str):
@@ -197,10 +195,7 @@ def _find(
 
 
 def _beside(
-    source: str,
-    line: set[str],
-    planned: dict[str, PlannedStage],
-    ancestors: dict[str, set[str]],
+    source: str, line: set[str], planned: dict[str, PlannedStage], ancestors: dict[str, set[str]]
 ) -> str:
     """Returns advice if a stage of the same pool writes the column but is no ancestor."""
     writers = [

@@ -114,9 +114,7 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
         return plan
     if until not in planned:
         raise RecipeError(
-            f"no stage '{until}'",
-            "--until",
-            did_you_mean(until, planned, "the recipe has"),
+            f"no stage '{until}'", "--until", did_you_mean(until, planned, "the recipe has")
         )
     needed = plan.needs_of(until)
     return dataclasses.replace(
@@ -135,9 +133,7 @@ def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
         if name in path:
             cycle = " -> ".join([*path[path.index(name) :], name])
             raise RecipeError(
-                f"a cycle: {cycle}",
-                recipe.where(name, "from"),
-                "break it at one of its edges",
+                f"a cycle: {cycle}", recipe.where(name, "from"), "break it at one of its edges"
             )
         path.append(name)
         for targets in edges_of(recipe, name, settings[name]).values():

@@ -59,10 +59,7 @@ def asks_by_part(planned: PlannedStage, threshold: Threshold) -> bool:
 
 
 def verdicts_by_part(
-    planned: PlannedStage,
-    threshold: Threshold,
-    values: Sequence[Decimal],
-    parts: Parts | None,
+    planned: PlannedStage, threshold: Threshold, values: Sequence[Decimal], parts: Parts | None
 ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
     """Returns a function of rows that yields a stage's verdicts at each value.
 

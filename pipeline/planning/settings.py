@@ -59,9 +59,7 @@ def stage_class(uses: str, where: str) -> type[Stage]:
     ]
     if len(classes) != 1:
         raise RecipeError(
-            f"{len(classes)} stage classes in {module_name}",
-            where,
-            "one file holds one stage",
+            f"{len(classes)} stage classes in {module_name}", where, "one file holds one stage"
         )
     (cls,) = classes
     if "__dataclass_params__" not in vars(cls):

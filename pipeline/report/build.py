@@ -114,10 +114,6 @@ def _run(state: RunState, variant: int | None) -> dict[str, Any]:
         "sessions": ended,
         "seconds": sum(session.seconds for session in ended),
         "stages": yaml.safe_dump(
-            ran["stages"],
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=None,
-            width=100,
+            ran["stages"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
         ),
     }

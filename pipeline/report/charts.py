@@ -103,10 +103,7 @@ def bands(
 
     def dots(x_values: Sequence[float], y_values: Sequence[float]) -> list[dict[str, float]]:
         return [
-            {
-                "x": round(_x(x, low, high), 2),
-                "y": round(_y(y, box["y_bottom"], box["y_top"]), 2),
-            }
+            {"x": round(_x(x, low, high), 2), "y": round(_y(y, box["y_bottom"], box["y_top"]), 2)}
             for x, y in zip(x_values, y_values, strict=True)
         ]
 

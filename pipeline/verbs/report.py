@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import (
-    add_run,
-    add_show_unsafe,
-    add_variant,
-    beside,
-    opened,
-)
+from clipmill.pipeline.verbs._options import add_run, add_show_unsafe, add_variant, beside, opened
 
 if TYPE_CHECKING:
     from clipmill.metadata.stats import Estimate

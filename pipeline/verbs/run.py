@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.pipeline.verbs import DONE, FAILED, status
-from clipmill.pipeline.verbs._options import (
-    add_executor,
-    add_recipe,
-    add_retry,
-    executor,
-    planned,
-)
+from clipmill.pipeline.verbs._options import add_executor, add_recipe, add_retry, executor, planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -58,10 +58,7 @@ def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
     frame = frame.sort("text")
     row_K = frame["row"].to_numpy()
     return pa.table(
-        {
-            "text": frame["text"].to_arrow().cast(pa.string()),
-            VECTOR: from_matrix(vector_ND[row_K]),
-        }
+        {"text": frame["text"].to_arrow().cast(pa.string()), VECTOR: from_matrix(vector_ND[row_K])}
     )
 
 

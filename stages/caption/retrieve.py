@@ -144,10 +144,7 @@ class Retrieve(DatasetStage):
     @property
     def text_filter(self) -> TextFilter:
         return TextFilter(
-            column=self.column,
-            min_words=self.min_words,
-            max_words=self.max_words,
-            plain=self.plain,
+            column=self.column, min_words=self.min_words, max_words=self.max_words, plain=self.plain
         )
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

@@ -11,14 +11,7 @@ from msgspec import Meta
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import TEXT
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    Environment,
-    Finding,
-    NonEmpty,
-    OneUp,
-    StreamFunction,
-    Worker,
-)
+from clipmill.pipeline.stage import Environment, Finding, NonEmpty, OneUp, StreamFunction, Worker
 from clipmill.stages.caption._asking import (
     AskingStage,
     all_of,

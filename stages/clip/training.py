@@ -88,13 +88,7 @@ def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
 
 
 def _train(
-    work: Work,
-    seed: int,
-    key: str,
-    name: str,
-    task: Task,
-    ranks: "Ranks",
-    put: Put | None = None,
+    work: Work, seed: int, key: str, name: str, task: Task, ranks: "Ranks", put: Put | None = None
 ) -> Mapping[str, Any]:
     """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
     import torch

@@ -99,10 +99,7 @@ def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State
     count_K = sums["count_K"]
     mean_KD = means(centre_KD, sums["sum_KD"], count_K, space)
     fill(mean_KD, count_K, inertia(sums, space), space.metric)
-    return {
-        "centre_KD": mean_KD,
-        "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
-    }
+    return {"centre_KD": mean_KD, "moved": np.array((mean_KD != centre_KD).any(axis=1).sum())}
 
 
 def means(centre_KD: NDArray, sum_KD: NDArray, count_K: NDArray, space: Space) -> NDArray:
@@ -153,11 +150,7 @@ def next_round(state: State, sums: State, space: Space) -> State:
 
 
 def first_state(centre_KD: NDArray) -> State:
-    return {
-        "centre_KD": centre_KD,
-        "moved": np.array(len(centre_KD)),
-        "round_R2": np.empty((0, 2)),
-    }
+    return {"centre_KD": centre_KD, "moved": np.array(len(centre_KD)), "round_R2": np.empty((0, 2))}
 
 
 def settled(space: Space, start_KD: NDArray, row_ND: NDArray, rounds: int) -> State:

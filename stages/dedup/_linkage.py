@@ -39,13 +39,7 @@ GROUPED = pa.schema([(LABEL, pa.uint64()), *ROW, *EDGE])  # rows of groups, and 
 
 
 def link(
-    ctx: Context,
-    rows: Shards,
-    edges: Shards,
-    *,
-    equal: float,
-    partitions: int,
-    joined_at: Column,
+    ctx: Context, rows: Shards, edges: Shards, *, equal: float, partitions: int, joined_at: Column
 ) -> Concatenated:
     """Returns every row, in no order: joined_at (the absolute height, or null) and duplicate_of.
 

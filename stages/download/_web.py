@@ -196,12 +196,7 @@ class Client:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.keepers, self.keep, body, *about)
 
-    async def _request(
-        self,
-        url: URL,
-        seconds: float,
-        headers: dict[str, str] | None,
-    ) -> Reply:
+    async def _request(self, url: URL, seconds: float, headers: dict[str, str] | None) -> Reply:
         assert self.session is not None
         status = None
         asked_host.set(url.raw_host or "")

@@ -11,15 +11,7 @@ import pyarrow as pa
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import FACE_BBOXES, LISTED, Column
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    OneUp,
-    Seconds,
-    StreamFunction,
-    Worker,
-    ZeroUp,
-    later,
-    location,
-)
+from clipmill.pipeline.stage import OneUp, Seconds, StreamFunction, Worker, ZeroUp, later, location
 from clipmill.stages.download._rows import Answer, Download, Kept, answered, to_fetch, wishes
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
 from clipmill.stages.ops.tables.blocklists import Blocked, Lists, opened

@@ -215,11 +215,7 @@ class Shuffled:
     """
 
     def __init__(
-        self,
-        stored: Stored,
-        order_S: NDArray[np.int64],
-        place_N2: NDArray[np.int32],
-        start: int,
+        self, stored: Stored, order_S: NDArray[np.int64], place_N2: NDArray[np.int32], start: int
     ) -> None:
         fields = [field for field in stored.schema if field.name != SAMPLE_INDEX.name]
         numbers = [pa.field(name, pa.int64()) for name in (SAMPLE_INDEX.name, COPY)]

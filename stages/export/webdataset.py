@@ -59,11 +59,7 @@ class WebDataset(PictureExport):
 
 
 def write_file(
-    say: Callable[..., pa.Table],
-    stem: str,
-    tables: Iterator[pa.Table],
-    empty: pa.Table,
-    task: Task,
+    say: Callable[..., pa.Table], stem: str, tables: Iterator[pa.Table], empty: pa.Table, task: Task
 ) -> tuple[dict[str, Any], pa.Schema]:
     """Writes one tar and the two files beside it; returns the tar and the Parquet's schema."""
     path = task.worker.scratch / f"{stem}.tar"

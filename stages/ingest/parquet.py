@@ -50,12 +50,7 @@ from clipmill.stages.ingest._columns import (
     try_first,
 )
 from clipmill.stages.ops.tables.dotted import paths_of, rows_at, type_at
-from clipmill.stages.ops.tables.parquet_rows import (
-    Source,
-    joined,
-    parquet_counts,
-    scan_parquet,
-)
+from clipmill.stages.ops.tables.parquet_rows import Source, joined, parquet_counts, scan_parquet
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
     Values,

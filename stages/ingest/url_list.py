@@ -49,13 +49,7 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ops.tables.dotted import paths_of, rows_at
-from clipmill.stages.ops.tables.parquet_rows import (
-    Source,
-    counted,
-    groups_in,
-    joined,
-    scan_parquet,
-)
+from clipmill.stages.ops.tables.parquet_rows import Source, counted, groups_in, joined, scan_parquet
 from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,

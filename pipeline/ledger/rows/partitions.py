@@ -95,10 +95,7 @@ class Partitions:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            problem, do = (
-                f"the disk is full: {error.strerror}",
-                "free space there, or set TMPDIR",
-            )
+            problem, do = (f"the disk is full: {error.strerror}", "free space there, or set TMPDIR")
             raise StageError(problem, tempfile.gettempdir(), do) from error
         sizes_P = np.bincount(partition_N, minlength=self.count)
         self._bounds.append(self._end + np.append(0, np.cumsum(sizes_P)))

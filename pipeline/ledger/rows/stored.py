@@ -60,8 +60,7 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
     return PoolShards(
         stored={stage: state.stored[stage] for stage in used},
         states=StatesByShard(
-            {stage: state.stages[stage].shards for stage in used},
-            tuple(state.stages[root].shards),
+            {stage: state.stages[stage].shards for stage in used}, tuple(state.stages[root].shards)
         ),
         bindings=dict(bound),
         root=root,

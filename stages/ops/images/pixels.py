@@ -37,9 +37,7 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
         [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
     )
     bodies = pa.Array.from_buffers(
-        pa.binary(),
-        len(pixels),
-        [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)],
+        pa.binary(), len(pixels), [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
     )
     height, width = (
         pa.array([0 if rgb is None else rgb.shape[axis] for rgb in pixels], pa.int32())

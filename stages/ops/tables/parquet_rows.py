@@ -105,10 +105,7 @@ def parquet_rows(
     converted by `convert` before they are cut, so that these share the cost of a call.
     """
     path = sources[0]["path"]
-    with (
-        storage.open(path) as opened,
-        pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
-    ):
+    with storage.open(path) as opened, pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet:
         sizes = sizes_of_groups(parquet)
         end_G = np.cumsum(sizes, dtype=np.int64)
         names = parquet.schema_arrow.names
@@ -122,11 +119,7 @@ def parquet_rows(
             (start, _), (_, stop) = own[0], own[-1]
             groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
             read = bounded(parquet, groups, present, batch_rows * at_once, opened.size())
-            batches = Positioned(
-                map(convert, read),
-                sum(sizes[:first]),
-                batch_rows,
-            )
+            batches = Positioned(map(convert, read), sum(sizes[:first]), batch_rows)
             for bounds in own:
                 yield batches.between(*bounds)
 

@@ -12,9 +12,7 @@ from clipmill.pipeline.errors import StageError
 SCORE = Column("score", pa.float32(), "0 to 1", "How good.")
 SCORES = pa.array([1, 0], pa.float32())
 PLANNED = SimpleNamespace(
-    name="it",
-    uses="toy.it",
-    stage=SimpleNamespace(writes=(SCORE,), reasons=("dark", "torn")),
+    name="it", uses="toy.it", stage=SimpleNamespace(writes=(SCORE,), reasons=("dark", "torn"))
 )
 
 

@@ -11,10 +11,7 @@ from clipmill.pipeline.executors import ray_session
 
 @pytest.mark.parametrize(
     ("ray", "python", "there"),
-    [
-        ("2.52.0", None, "Ray 2.52.0 and Python"),
-        (None, "3.9.4", "and Python 3.9.4"),
-    ],
+    [("2.52.0", None, "Ray 2.52.0 and Python"), (None, "3.9.4", "and Python 3.9.4")],
 )
 def test_a_cluster_of_another_version_is_named_with_both(ray, python, there, monkeypatch):
     def init(**_):

@@ -155,7 +155,7 @@ def test_columns_are_of_any_stage_and_those_chosen_tell_what_decided(run):
     assert at[numbered.uid(4)].values["late.reason"] == "unlucky"
     assert at[numbered.uid(1)].values["late.reason"] == "not_selected"
     assert at[numbered.uid(9)].values == {
-        **{"late.reason": None, "last.keep": False, "shard": 1, "uid": numbered.uid(9)},
+        **{"late.reason": None, "last.keep": False, "shard": 1, "uid": numbered.uid(9)}
     }
     assert (at[numbered.uid(9)].shard, at[numbered.uid(9)].position) == (1, 1)
 

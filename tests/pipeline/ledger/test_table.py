@@ -75,7 +75,7 @@ def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run, way):
 def test_a_select_stage_has_the_rows_that_it_keeps(run, way):
     assert numbers(table(run, "last", ["a"])) == list(numbered.KEPT)
     assert numbers(table(run, "first", ["pool.a"]), "pool.a") == [
-        *(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7),
+        *(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7)
     ]
 
 

@@ -65,7 +65,7 @@ def test_every_setting_of_the_ingest_stage_and_every_stage_is_explained(pairs, c
     lines = (tmp_path / "mine.yaml").read_text(encoding="utf-8").splitlines()
     pool = lines[lines.index("  pool:") + 2 : lines.index("  images:") - 3]
     assert [line.split(":")[0].strip() for line in pool] == [
-        *("path", "url_col", "caption_col", "width_col", "height_col", "extra", "shard_rows"),
+        *("path", "url_col", "caption_col", "width_col", "height_col", "extra", "shard_rows")
     ]
     assert all("  # " in line for line in pool)
     assert all(len(line) <= 100 for line in lines if str(tmp_path) not in line)

@@ -148,8 +148,7 @@ def test_one_command_asks_the_model_here_and_shows_ten_rows(photos, ports, clipm
         port = int(server.url.rpartition(":")[2].partition("/")[0])
         ports(vllm=port)
         said = clipmill(
-            *("curate", photos, "--out", tmp_path / "run", "--captions", "auto"),
-            *("--workers", 0),
+            *("curate", photos, "--out", tmp_path / "run", "--captions", "auto"), *("--workers", 0)
         )
     assert said.code == 0, said.err
     lines = said.out.splitlines()

@@ -78,9 +78,6 @@ def test_whole_numbers_get_whole_ticks():
 
 def test_lines_go_through_their_points_and_nothing_is_still_a_chart():
     (line,) = lines([("kept", [0, 10], [0, 4])])["lines"]
-    assert line["dots"] == [
-        {"x": LEFT, "y": HEIGHT - BOTTOM},
-        {"x": WIDTH - RIGHT, "y": TOP},
-    ]
+    assert line["dots"] == [{"x": LEFT, "y": HEIGHT - BOTTOM}, {"x": WIDTH - RIGHT, "y": TOP}]
     assert lines([("one", [3], [2])])["lines"][0]["dots"][0]["y"] == TOP
     assert lines([("none", [], [])])["lines"][0]["dots"] == []

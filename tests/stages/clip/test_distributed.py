@@ -43,10 +43,7 @@ def test_processes_give_what_one_gives(of, tmp_path):
         assert ended["replaced"] == {"no_image": sum(range(of)) * 2, "undecodable": of * 2}
 
 
-STOPPED = [
-    "the loss of 1 of 12 rows is NaN or infinite",
-    "stage 'it', step 2, shard 00007.parquet",
-]
+STOPPED = ["the loss of 1 of 12 rows is NaN or infinite", "stage 'it', step 2, shard 00007.parquet"]
 
 
 def test_a_row_that_is_nan_stops_one_process_with_the_words_of_several():

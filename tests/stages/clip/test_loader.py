@@ -157,11 +157,7 @@ def test_weights_and_files_are_those_of_the_rows(cached):
     parts, _ = cached([row(0)], [row(1, image=None)], [row(i, loss_weight=i) for i in (2, 3)])
     batches = Batches(parts, size=3, seed=0)
     batch = batches[0]
-    assert dict(zip(batch.rows.tolist(), batch.weights.tolist(), strict=True)) == {
-        0: 1,
-        1: 2,
-        2: 3,
-    }
+    assert dict(zip(batch.rows.tolist(), batch.weights.tolist(), strict=True)) == {0: 1, 1: 2, 2: 3}
     assert batches.files(np.array([2, 1])) == ["00002.parquet"]
     assert batches.files(batch.rows) == ["00000.parquet", "00002.parquet"]
 

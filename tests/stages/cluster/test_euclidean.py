@@ -67,12 +67,7 @@ def test_a_zero_vector_is_a_point_and_what_is_not_finite_is_null(memory_shards, 
     out = clustered(memory_context(), memory_shards(shard), clusters=2, metric="euclidean")
     assert sorted(out["cluster_id"].to_pylist()[:2]) == [0, 1]
     assert out["centroid_cosine"].to_pylist() == [1.0, None, None, None, None]
-    assert out["reason"].to_pylist() == [
-        None,
-        None,
-        *["non_finite_embedding"] * 2,
-        "no_embedding",
-    ]
+    assert out["reason"].to_pylist() == [None, None, *["non_finite_embedding"] * 2, "no_embedding"]
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0])

@@ -160,10 +160,7 @@ def test_a_cluster_left_empty_takes_half_of_the_largest():
     centre_KD = unit_rows(np.eye(3, D))
     centre_KD[2] = -unit_rows(group.sum(axis=0, keepdims=True))  # nobody's nearest
     rows = pa.table(
-        {
-            "coin": pa.array([0] * 100, pa.uint64()),
-            "unit": from_matrix(unit_rows(row_ND)),
-        }
+        {"coin": pa.array([0] * 100, pa.uint64()), "unit": from_matrix(unit_rows(row_ND))}
     )
     counts = []
     for _ in range(2):
@@ -337,10 +334,7 @@ def test_a_share_without_a_row_to_train_on_is_refused(memory_shards, memory_cont
         ({}, "neither `clusters` nor `centroids` is given"),
         ({"clusters": 3, "centroids": "stage:x"}, "`clusters` and `centroids` are both given"),
         ({"clusters": 3, "m": 4}, "m: 4 nearest of clusters: 3"),
-        (
-            {"clusters": 9, "parents": 5},
-            "parents: 5 of clusters: 9, fewer than 2 children each",
-        ),
+        ({"clusters": 9, "parents": 5}, "parents: 5 of clusters: 9, fewer than 2 children each"),
         ({"clusters": 10_001, "start": "kmeans++"}, "start: kmeans++ of 10,001 clusters at once"),
         ({"centroids": "stage:x", "rounds": 3}, "`rounds` is about finding centroids"),
         ({"centroids": "stage:x", "parents": 3}, "`parents` is about finding centroids"),

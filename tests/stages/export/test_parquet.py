@@ -89,8 +89,7 @@ def test_rows_that_a_stage_lost_leave_with_their_reason_and_without_what_they_la
     pool, memory_shards, memory_context
 ):
     pool = pool.append_column(
-        "subset.reason",
-        pa.array([None, "score >= 0.5", "no_text"] * 80).dictionary_encode(),
+        "subset.reason", pa.array([None, "score >= 0.5", "no_text"] * 80).dictionary_encode()
     )
     dropped = Dropped("subset", "score >= 0.5", decided=("score",))
     out = export(memory_context(), memory_shards(pool), dropped=dropped).sort_by("uid")

@@ -55,9 +55,6 @@ def test_scratch_is_given_back_where_reading_fails(rows, tmp_path):
         yield rows.select(["uid", "image"])
         raise OSError("gone")
 
-    with (
-        pytest.raises(OSError, match="gone"),
-        scratch.on_scratch(broken(), tmp_path / "group"),
-    ):
+    with pytest.raises(OSError, match="gone"), scratch.on_scratch(broken(), tmp_path / "group"):
         pass
     assert list(tmp_path.iterdir()) == []

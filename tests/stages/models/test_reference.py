@@ -60,10 +60,7 @@ def test_an_embedding_does_not_depend_on_its_batch():
 
 def test_known_embeddings_stay():
     gradient = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
-    image, text = (
-        MODEL.embed_images([gradient])[0],
-        MODEL.embed_texts(["a red square"])[0],
-    )
+    image, text = (MODEL.embed_images([gradient])[0], MODEL.embed_texts(["a red square"])[0])
     assert image[:4].tolist() == pytest.approx(
         [0.0026652, 0.0147403, -0.1959747, 0.051328], abs=1e-7
     )

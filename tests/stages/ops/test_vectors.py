@@ -53,16 +53,12 @@ def test_from_matrix_undoes_as_matrix():
     column = from_matrix(EXPECTED)
     assert column.type == PAIR
     assert column.to_pylist() == ROWS
-    assert from_matrix(EXPECTED, np.array([1, 1, 0, 0], bool)).to_pylist()[:2] == [
-        None,
-        None,
-    ]
+    assert from_matrix(EXPECTED, np.array([1, 1, 0, 0], bool)).to_pylist()[:2] == [None, None]
 
 
 def test_unit_rows_have_length_one_and_nan_where_there_is_no_direction():
     row_ND = np.array(
-        [[3, 4], [3 * 2.0**100, 4 * 2.0**100], [0, 0], [np.nan, 1], [np.inf, 1]],
-        np.float32,
+        [[3, 4], [3 * 2.0**100, 4 * 2.0**100], [0, 0], [np.nan, 1], [np.inf, 1]], np.float32
     )
     unit = np.array([[0.6, 0.8], [0.6, 0.8]] + 3 * [[np.nan, np.nan]], np.float32)
     np.testing.assert_array_equal(unit_rows(row_ND), unit)

@@ -355,9 +355,7 @@ def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
         ClipTraining(**settings)
 
 
-def test_a_loss_or_a_network_whose_file_changes_is_another_and_ours_are_the_versions(
-    tmp_path,
-):
+def test_a_loss_or_a_network_whose_file_changes_is_another_and_ours_are_the_versions(tmp_path):
     (tmp_path / "losses").mkdir()
     found = []
     for text in ("def loss(batch): ...", "def loss(batch): return 0"):
