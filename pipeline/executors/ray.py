@@ -1,14 +1,8 @@
 """Runs work on Ray: pools of Ray Core actors, one per resource profile, shared by all streams.
 
-Ray Core is faster than Ray Data by python -m tests.benchmarks.ray_streaming (Ray 2.60, two shared,
-busy cores; on quiet ones 10,000 took 81 s and 8.5 s). Seconds to the first and the last result:
-                                       Ray Data         this file
-    1,000 empty items, one profile      6.6   20.3      1.8    3.3
-    10,000                             11.7  137.3      3.8   13.3
-    1,000, two profiles                 4.5   20.6      3.1    4.8
-    100 items, one kills its worker     two tries of it alone, in both
-Ray Data takes a list and makes all blocks before the first runs, so its first result takes longer
-with more items; here items are drawn as actors take them.
+On Ray Core, not Ray Data, which takes a list and makes all blocks before the first runs: its first
+result takes longer with more items; here items are drawn as actors take them. 10,000 empty items
+took 13 s, and 137 s by Ray Data (Ray 2.60); whole runs: python -m tests.benchmarks.ray_data.
 
 An actor has one item at a time: its death names that item, and no other was queued behind it.
 """

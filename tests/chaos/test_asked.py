@@ -1,5 +1,5 @@
 """A captioned run killed in mid-shard: the server's count proves that no stored answer is asked for
-again. `python -m tests.benchmarks.asked_kills` does it fifty times."""
+again. Killed a hundred times: test_random_kills.py."""
 
 import random
 import subprocess
