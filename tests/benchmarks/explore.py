@@ -2,15 +2,14 @@
 
     python -m tests.benchmarks.explore [full | ROWS ...]    100,000; full: to a million
 
-The server is a process of its own, without pandas, which clipmill does not need; it is asked over
-HTTP as its page asks. The first screen begins where
+The server is a process of its own, asked over HTTP as its page asks. The first screen begins where
 the command does and ends where the page has its counts, three histograms, the causes and the text
-of its rows; pictures come after it. `VmHWM` is the most memory that the process ever held.
+of its rows; pictures come after it.
 
 Aim, of a million rows: first screen below 2 s, below 1 GB, a threshold below 200 ms.
 Measured (2026-11-28, two shared EPYC cores with AVX2 alone, three runs, by the hour): first screen
-1.55, 1.82 and 2.25 s, of which 0.3 s import pandas, which only a development install has; a
-threshold moved 50 to 62 ms, the first time 0.19 to 0.25 s, beside `top` 0.23 to 0.42 s; 527 MB.
+1.55, 1.82 and 2.25 s; a threshold moved 50 to 62 ms, the first time 0.19 to 0.25 s, beside `top`
+0.23 to 0.42 s; 527 MB.
 """
 
 import json
@@ -32,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.benchmarks.side_by_side import begin, rounds_of
-from tests.benchmarks.toy import ALONE, OWN_STAGES, plan_of, run_toy, scratch
+from tests.benchmarks.toy import OWN_STAGES, peak_mb, plan_of, run_toy, scratch
 
 SHARD_ROWS = 50_000
 ASKED = 30  # questions of a kind
@@ -115,7 +114,7 @@ def explorer(run: Path) -> Iterator[tuple[Any, subprocess.Popen[str], float]]:
     path = os.pathsep.join((str(OWN_STAGES), os.getcwd()))
     started = perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", ALONE, "explore", "--run", str(run)],
+        [sys.executable, "-m", "clipmill.pipeline.cli", "explore", "--run", str(run)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
         text=True,
@@ -219,11 +218,6 @@ def questions(ask: Any) -> Iterator[tuple[str, list[float]]]:
 def cpu_seconds(pid: int) -> float:
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mb(pid: int) -> float:
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(kilobytes) / 1024
 
 
 if __name__ == "__main__":

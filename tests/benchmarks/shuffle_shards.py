@@ -4,17 +4,14 @@
 
 200,000 rows by the hash of a number into 4 partitions, as such a pool has, and into 40, as one of
 ten million; each partition is then read. In this process, by the functions that workers run.
-`opened` reads every shard and moves nothing. `a shard a run` has shards x partitions pieces, as
-the layout before runs had; its pieces had a schema and an end each too, 142 us and 745 bytes a
-piece as measured on 2026-11-26, which is 5.7 ms a shard at 40 partitions.
+`opened` reads every shard and moves nothing.
 
 Aim: at most 1 ms a shard beyond opening it, at 100 to 10,000 shards.
 Measured (2026-11-27 and 28, an EPYC without AVX-512, 2 shared cores), ms of CPU a shard beyond
 opening it, its rows included, 4 and 40 partitions: 10,000 shards 0.30 and 0.75; 1,000 shards 0.51
-to 0.77 and 0.63 to 0.94; 100 shards 0.75 to 1.22 at 4, 1.25 to 1.36 at 40, by the hour, and 2.3 to
-3.2 and 4.4 to 6.2 where each was a run, as before. A shard a run: 1.9 and 2.5 at 10,000 shards, 2.0
-and 3.9 at 1,000. A faster EPYC took 0.34 and 0.40 at 1,000 shards. So a pool of 100 shards meets
-the aim at its 4 partitions, within the noise.
+to 0.77 and 0.63 to 0.94; 100 shards 0.75 to 1.22 at 4, 1.25 to 1.36 at 40, by the hour. A faster
+EPYC took 0.34 and 0.40 at 1,000 shards. So a pool of 100 shards meets the aim at its 4 partitions,
+within the noise.
 """
 
 import os
@@ -39,35 +36,31 @@ def main(*sizes: int) -> str:
     os.environ["POLARS_MAX_THREADS"] = "1"
     for shards in sizes:
         with scratch() as folder:
-            runs, alone = compare(shards, folder)
-    return f"{runs:.2f} ms a shard of {shards:,} beyond opening it, {alone:.2f} a shard a run"
+            beyond_ms = compare(shards, folder)
+    return f"{beyond_ms:.2f} ms a shard of {shards:,} beyond opening it"
 
 
-def compare(shards: int, folder: Path) -> list[float]:
-    """Milliseconds a shard beyond opening it, into 40 partitions: moved in runs, and one by one."""
+def compare(shards: int, folder: Path) -> float:
+    """Returns milliseconds a shard beyond opening it, into 40 partitions."""
     pool = {"uses": "toy.rows", "shards": shards, "shard_rows": ROWS // shards}
     state = run_toy(plan_of({"pool": pool}), folder, workers=2)
     rows = stored(state, "pool", {"number": ("pool", "number")})
     opened_s = min(opened(rows) for _ in range(3))
-    moved(rows, runs_of([ROWS // shards] * shards), 4, folder / "first")  # which loads libraries
+    runs = runs_of([ROWS // shards] * shards)
+    moved(rows, runs, 4, folder / "first")  # which loads libraries
     print(f"{shards:,} shards: opened in {opened_s:.2f} s of CPU", flush=True)
-    found, alone = [], [[shard, shard + 1] for shard in range(shards)]
-    for name, runs in (("runs", runs_of([ROWS // shards] * shards)), ("a shard a run", alone)):
-        for partitions in (4, 40):
-            rounds = [
-                moved(rows, runs, partitions, folder / f"{name}-{partitions}-{number}")
-                for number in range(rounds_of(ROUNDS))
-            ]
-            moved_s, size = min(rounds)
-            beyond_ms = (moved_s - opened_s) * 1000 / shards
-            print(
-                f"  {name:<13} {partitions:>3} partitions   CPU {moved_s:6.2f} s"
-                f"   {beyond_ms:5.2f} ms a shard beyond"
-                f"   {len(runs):>5,} files, {size / 2**20:.1f} MB",
-                flush=True,
-            )
-        found.append(beyond_ms)
-    return found
+    for partitions in (4, 40):
+        moved_s, size = min(
+            moved(rows, runs, partitions, folder / f"{partitions}-{number}")
+            for number in range(rounds_of(ROUNDS))
+        )
+        beyond_ms = (moved_s - opened_s) * 1000 / shards
+        print(
+            f"  {partitions:>3} partitions   CPU {moved_s:6.2f} s   {beyond_ms:5.2f} ms a shard"
+            f" beyond   {len(runs):>5,} files, {size / 2**20:.1f} MB",
+            flush=True,
+        )
+    return beyond_ms
 
 
 def opened(rows: PoolShards) -> float:

@@ -14,7 +14,6 @@ status 0.07 and 0.16 s, 41 and 94 MB; listed 0.71 and 8.4 s, 131 and 750 MB.
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from time import process_time
@@ -29,7 +28,7 @@ from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.run_folder.live import live_run
 from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
-from tests.benchmarks.toy import module, plan_of, scratch
+from tests.benchmarks.toy import module, peak_mb, plan_of, scratch
 
 ROWS = 10_000
 STAGES = {
@@ -106,19 +105,14 @@ def measure(run: Path, shards: int, kind: str) -> dict[str, tuple[float, float]]
         stage_seal.LARGE = sys.maxsize
     planned = plan(shards)
     RunState(planned, Storage(str(run / "none")))  # all is imported
-    peak, began = _peak_mb(), process_time()
+    peak, began = peak_mb(), process_time()
     state = RunState(planned, Storage(str(run)))
-    start = process_time() - began, _peak_mb() - peak
+    start = process_time() - began, peak_mb() - peak
     live = live_run(state, "complete")
-    status = process_time() - began, _peak_mb() - peak
+    status = process_time() - began, peak_mb() - peak
     assert [stage.shards for stage in live.stages.values()] == [shards] * len(state.stages)
     assert all(stage.status == "done" for stage in live.stages.values())
     return {"start": start, "status": status}
-
-
-def _peak_mb() -> float:
-    """Of this process; what `getrusage` says is at least its parent's."""
-    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 if __name__ == "__main__":

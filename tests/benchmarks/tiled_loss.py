@@ -6,10 +6,8 @@ Pairs 512 wide in float32, tiles of 512. Values and gradients are held equal fir
 process of its own grows by, from the vectors made to the gradients there.
 """
 
-import re
 import sys
 from functools import partial
-from pathlib import Path
 from time import process_time
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from clipmill.stages.clip.embedded import Embedded, whole
 from clipmill.stages.losses import clip, siglip
 from tests.benchmarks.side_by_side import begin, side_by_side
-from tests.benchmarks.toy import module
+from tests.benchmarks.toy import module, peak_mb
 
 LOSSES = {"clip": clip.loss, "siglip": siglip.loss}
 WIDTH, TILE = 512, 512
@@ -72,12 +70,6 @@ def grown(name: str, rows: int, way: str) -> float:
     before = peak_mb()
     learn(name, batch)
     return peak_mb() - before
-
-
-def peak_mb() -> float:
-    """Of this process; getrusage begins with its parent's."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(line) / 1024
 
 
 if __name__ == "__main__":

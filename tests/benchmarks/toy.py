@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -129,6 +130,12 @@ def spend(*arguments: str, tree: Path | None = None) -> Spent:
 def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
     """One command of the CLI as a process of its own."""
     return spend(sys.executable, "-m", "clipmill.pipeline.cli", *arguments, tree=tree)
+
+
+def peak_mb(pid: int | str = "self") -> float:
+    """Returns the most memory that a process ever held; getrusage begins with its parent's."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(line) / 1024
 
 
 def module(name: str, *arguments: object) -> Any:
