@@ -31,15 +31,19 @@ from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from clipmill.stages.clip.cache import cache_shard, read_cached
 from clipmill.stages.clip.crop import box_of, crop
 from clipmill.stages.clip.loader import Batches
+from clipmill.stages.clip.loop import Schedule, Trainer
+from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.nano import NANO, reads
 from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
 from clipmill.stages.clip.stream import Streamed, View, index_shard
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.resize import square
-from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import begin, side_by_side
 
-IMAGES, SIDE = 2048, 256
+IMAGES, SIDE, ROWS = 2048, 256, 256
+SCHEDULE = Schedule(
+    steps=118, learning_rate=2e-3, warmup_steps=10, weight_decay=0.1, precision="bf16"
+)
 STREAMED, CROP = 128, 224  # rows of a streamed batch, and pixels a side
 
 
@@ -57,7 +61,7 @@ def main() -> str:
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))
         batches = Batches([part], size=ROWS, seed=0)
-        learner, numbers = trainer("bf16"), count()
+        learner, numbers = Trainer(new_model("nano", 0), SCHEDULE), count()
         cached = side_by_side(
             ROWS,
             rounds=9,
