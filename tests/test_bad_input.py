@@ -259,19 +259,3 @@ def test_another_seed_is_refused(it):
     assert "seed 1, and this run has seed 0" in said.err
     assert "--set seed=0" in said.err
     assert it.made() == before
-
-
-@pytest.mark.parametrize("verb", ["status", "funnel", "why 0123456789abcdef"])
-def test_a_folder_without_a_run_is_refused(verb, clipmill, tmp_path):
-    said = clipmill(*verb.split(), "--run", tmp_path / "nothing")
-    assert said.code == 2
-    assert "no run" in said.err
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_a_run_folder_that_cannot_be_made_is_an_error_of_three_parts(it):
-    it.put("0.parquet", rows(1))
-    it.out = it.pool / "0.parquet" / "run"
-    said = it.run()
-    assert said.code == 2
-    assert f"where: {it.out}" in said.err

@@ -135,14 +135,6 @@ CASES = {
         + "    top:\n      column: language_confidence\n      fraction: 1.5\n",
         *("top.fraction is 1.5", "mine.yaml:9", "write fraction: a number, above 0, at most 1"),
     ),
-    "fewer than no retries": Case(
-        POOL + "  images: {uses: download.images, from: pool, retries: -1}\n",
-        *("retries is -1", "mine.yaml:3", "write retries: a whole number, at least 0"),
-    ),
-    "no time at all": Case(
-        POOL + "  images: {uses: download.images, from: pool, timeout_s: 0}\n",
-        *("timeout_s is 0", "mine.yaml:3", "at least 0.01, at most 86,400"),
-    ),
     "an empty path": Case(
         "  pool: {uses: ingest.url_list, path: ''}\n", "path is ''", "mine.yaml:2", "not empty"
     ),
@@ -350,28 +342,10 @@ CASES = {
     "a quote left open": Case(select("language = 'en"), "a quote is not closed", ":4", "close it"),
     "two conditions": Case(select("true; false"), "not one condition", "mine.yaml:4", "AND"),
     # Arguments
-    "--set without a value": Case(
-        POOL, "no '='", "--set pool.path", "key=value", arguments=("pool.path",)
-    ),
-    "--set of no stage": Case(
-        POOL, "no stage 'pol'", "--set pol.path=b", "'pool'", arguments=("pol.path=b",)
-    ),
-    "--set of a stage alone": Case(
-        POOL, "no key", "--set pool=b", "pool.key", arguments=("pool=b",)
-    ),
-    "--set of no key": Case(POOL, "'pth'", "--set pool.pth=b", "'path'", arguments=("pool.pth=b",)),
-    "--set out of range": Case(
-        POOL,
-        *("shard_rows is 0", "--set pool.shard_rows=0", "at least 1"),
-        arguments=("pool.shard_rows=0",),
-    ),
     "--set of a condition that names no column": Case(
         select("true"),
         *("'langage'", "mine.yaml:4, stage 'keep', --set keep.where=langage", "'language'"),
         arguments=("keep.where=langage = 'en'",),
-    ),
-    "--set of no YAML": Case(
-        POOL, "not YAML", "--set pool.path={", "quote", arguments=("pool.path={",)
     ),
     "--set of an alias": Case(
         POOL, "an alias, *a", "--set pool.path=", "write", arguments=("pool.path=[&a [*a]]",)
@@ -386,9 +360,6 @@ CASES = {
         select("true"),
         *("nested more than 40 deep", "--set keep.where=((", "take"),
         arguments=("keep.where=" + "(" * 300 + "true" + ")" * 300,),
-    ),
-    "--set of a bad seed": Case(
-        POOL, "seed is 'x'", "--set seed=x", "whole", arguments=("seed=x",)
     ),
 }
 

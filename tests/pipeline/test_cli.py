@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import numbered
-
 ROOT = Path(__file__).parents[2]
 CLIPMILL = [sys.executable, "-m", "clipmill.pipeline.cli"]
 RECIPE = """
@@ -93,13 +91,6 @@ def test_a_setting_is_shown_as_a_recipe_has_it(recipe, clipmill):
     top = "subset.top={column: caption_words, rows: 3}"
     said = clipmill("plan", recipe, "-v", "--set", top).out
     assert "top: {column: caption_words, fraction: null, rows: 3" in said
-
-
-def test_a_run_without_its_source_is_refused_and_writes_nothing(recipe, tmp_path, clipmill):
-    said = clipmill("run", recipe, "--out", tmp_path / "run", "--set", "pool.path=nowhere")
-    assert said.code == 2
-    assert "nothing is there\n  where: --set pool.path=nowhere\n" in said.err
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_path, clipmill):
@@ -257,42 +248,6 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
 # Exit codes
 
 
-WRONG = [
-    ("run quickstrat --out R", "did you mean 'quickstart'"),
-    ("run", "missing: recipe, --out"),
-    ("run quickstart", "missing: --out"),
-    ("run quickstart --otu R", "unknown option '--otu'\n  where: clipmill run\n  do:    did you"),
-    ("run quickstart R --out R", "more than it takes: R"),
-    ("run quickstart --out", "--out without a value"),
-    ("run quickstart --out R --workers x", "--workers is 'x', and takes a whole number"),
-    ("rum quickstart", "no verb 'rum'\n  where: clipmill\n  do:    did you mean 'run'?"),
-    ("frobnicate", "no verb 'frobnicate'\n  where: clipmill\n  do:    there are: "),
-    ("--vresion", "did you mean '--version'?"),
-    ("pool dmeo --out R", "'dmeo' as KIND\n  where: clipmill pool\n  do:    did you mean 'demo'"),
-    ("plan quickstart --until curate", "did you mean 'curated'"),
-    ("plan quickstart --until nosuch", "the recipe has: trusted,"),
-    ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
-    ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
-    ("run smoke --out R --retry http_404", "'http_404' is a reason that does not pass"),
-    ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
-    ("run quickstart --out R --workers -1", "give 0 or more"),
-    ("run quickstart --out R --address x:1", "add --executor ray"),
-    ("export --run R --stage a --to csv", "missing: --out"),
-    ("export --run R --out X --to png", "'png' as --to"),
-    ("concepts show \udcff", "bytes that are no UTF-8"),
-    (f"status --run {'x' * 5000}", "File name too long"),
-]
-
-
-def test_wrong_arguments_end_with_2(clipmill, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for arguments, said in WRONG:
-        ended = clipmill(*arguments.split())
-        assert ended.code == 2, arguments
-        assert said in ended.err, arguments
-        assert not list(tmp_path.iterdir()), arguments
-
-
 def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_path, clipmill):
     pool = tmp_path / "two"  # of whose files only the first is looked at before the run
     pool.mkdir()
@@ -359,22 +314,6 @@ def test_a_set_that_is_forgotten_is_told_before_the_run(recipe, tmp_path, clipmi
     assert first.index("note:") < first.index("pool:")
     assert "last run had pool.shard_rows=60; the recipe" not in clipmill(*run).err
     assert "last run" not in clipmill(*run).err  # once
-
-
-# A user's own stages
-
-
-def test_a_stages_folder_beside_the_recipe_adds_stages(tmp_path, monkeypatch, clipmill):
-    (tmp_path / "stages").symlink_to(ROOT / "tests" / "own_stages" / "stages")
-    numbered.write_pool(tmp_path)
-    stages = "".join(f"  {line}\n" for line in numbered.STAGES.strip().splitlines())
-    (tmp_path / "mine.yaml").write_text("stages:\n" + stages)
-    run = ("mine.yaml", "--out", "run", "--workers", 0, "--set", "pool.path=pool.jsonl")
-    monkeypatch.chdir(tmp_path)
-    assert clipmill("run", *run).code == 0
-    assert "         4  20.0%  kept by 'last'" in clipmill("funnel", "--run", "run").out
-    monkeypatch.chdir(ROOT)
-    assert clipmill("status", "--run", tmp_path / "run").code == 0  # by what the run remembers
 
 
 # Stopped
