@@ -1,7 +1,7 @@
 """Caches an exported shard for the trainer: images at one size in one array, captions as tokens.
 
 Decoding costs more than a small training step, so it is done once: into a stage's own cache, or by
-export.pixels for every stage that trains on the export; see tests/benchmarks/loader.py.
+export.pixels for every stage that trains on the export.
 """
 
 import os
