@@ -3,16 +3,15 @@
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from clipmill.metadata.record import Failure, Record
-from clipmill.pipeline.run_folder.live import Look, Passing, Watcher
+from clipmill.pipeline.run_folder.live import Look, Watcher
 
 SECONDS = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0]  # bounds of the histogram
 
 
-class Metered(Passing):
-    """A watcher that counts what each stage stores and loses, and passes all on to another."""
+class Metered(Watcher):
+    """A watcher that counts what each stage stores and loses."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        super().__init__(watcher)
+    def __init__(self) -> None:
         by = ("stage",)
         self.rows = Counter("clipmill_rows", "Rows computed and stored.", by)
         self.bytes = Counter("clipmill_bytes", "Bytes of data files stored.", by)
@@ -23,7 +22,6 @@ class Metered(Passing):
 
     def begin(self, look: Look) -> None:
         self.look = look
-        super().begin(look)
 
     def shard(self, name: str, record: Record, total: int | None) -> None:
         by = {"stage": name}
@@ -36,8 +34,6 @@ class Metered(Passing):
         for counter, value, tags in counted:
             if value > 0:  # Ray refuses to count nothing
                 counter.inc(value, tags)
-        super().shard(name, record, total)
 
     def failed(self, name: str, failure: Failure) -> None:
         self.failed_shards.inc(1, {"stage": name})
-        super().failed(name, failure)

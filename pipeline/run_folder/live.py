@@ -11,9 +11,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -368,32 +369,20 @@ class Watcher:
     def noticed(self, notice: Notice) -> None: ...
 
 
-class Passing(Watcher):
-    """A watcher that passes every event on to another."""
+EVENTS = tuple(name for name in vars(Watcher) if not name.startswith("_"))
 
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
 
-    def begin(self, look: Look) -> None:
-        self.watcher.begin(look)
+class Together(Watcher):
+    """Watchers that each get every event, in turn."""
 
-    def shard(self, name: str, record: Record, total: int | None) -> None:
-        self.watcher.shard(name, record, total)
+    def __init__(self, *watchers: Watcher) -> None:
+        for event in EVENTS:
+            setattr(self, event, partial(_tell, [getattr(each, event) for each in watchers]))
 
-    def unit(self, name: str, call: str, done: int, total: int) -> None:
-        self.watcher.unit(name, call, done, total)
 
-    def failed(self, name: str, failure: Failure) -> None:
-        self.watcher.failed(name, failure)
-
-    def damaged(self, name: str, found: DamagedError) -> None:
-        self.watcher.damaged(name, found)
-
-    def stopped(self, name: str, error: ClipmillError) -> None:
-        self.watcher.stopped(name, error)
-
-    def finished(self, name: str, state: StageState) -> None:
-        self.watcher.finished(name, state)
+def _tell(calls: Sequence[Callable[..., None]], *event: Any) -> None:
+    for call in calls:
+        call(*event)
 
 
 class LiveReporter:

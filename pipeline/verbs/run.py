@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from clipmill.pipeline.errors import ClipmillError
     from clipmill.pipeline.ledger.summary import Summary
     from clipmill.pipeline.planning.plan import Plan
-    from clipmill.pipeline.run_folder.live import Watcher
     from clipmill.pipeline.run_folder.state import RunState
 
 MOST_PICTURES = 200_000  # for which the summary computes intervals: a second or two
@@ -71,6 +70,7 @@ def run(
     from clipmill.pipeline.planning.retries import check_retry
     from clipmill.pipeline.progress import watcher
     from clipmill.pipeline.run_folder.claim import other_code
+    from clipmill.pipeline.run_folder.live import Together
     from clipmill.pipeline.run_folder.ran import forgotten
     from clipmill.pipeline.run_folder.sessions import session
     from clipmill.pipeline.run_folder.variants import run_again
@@ -97,7 +97,10 @@ def run(
                 logged(options.log, watch) as watch,
                 session(folder, plan.recipe.name) as spent,
             ):
-                watch = _metered(watch) if options.executor == "ray" else watch
+                if options.executor == "ray":
+                    from clipmill.pipeline.ray_metrics import Metered
+
+                    watch = Together(Metered(), watch)
                 outcome = run_plan(
                     plan,
                     folder,
@@ -147,12 +150,6 @@ def _check_profile(plan: "Plan", stage: str | None) -> None:
     package = profiler_of(plan.stages[stage])
     if find_spec(package) is None:
         raise missing(package, f"--profile {stage}")
-
-
-def _metered(watch: "Watcher") -> "Watcher":
-    from clipmill.pipeline.ray_metrics import Metered
-
-    return Metered(watch)
 
 
 def code(outcome: "Outcome", answer: "Summary") -> int:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from clipmill.pipeline.run_folder.live import EVENTS, Together, Watcher
+
 
 @pytest.fixture
 def run(clipmill, engine):
@@ -49,3 +51,17 @@ def test_a_log_that_cannot_be_written_is_refused(run, tmp_path):
     said = run(tmp_path)
     assert said.code == 2
     assert f"--log {tmp_path}" in said.err
+
+
+def test_watchers_together_each_get_every_event():
+    said = []
+
+    class Told(Watcher):
+        def __getattribute__(self, event):
+            return lambda *given: said.append((event, *given))
+
+    both = Together(Told(), Told())
+    for event in EVENTS:
+        getattr(both, event)(event)
+    assert said == [(event, event) for event in EVENTS for _ in range(2)]
+    assert {"begin", "shard", "noticed"} < {*EVENTS}
