@@ -1,5 +1,6 @@
 """`clipmill export` of a run in an object store, to that store."""
 
+import pytest
 from PIL import Image
 
 from clipmill.metadata.storage import Storage
@@ -12,6 +13,7 @@ stages:
 """
 
 
+@pytest.mark.chaos
 def test_a_folder_below_is_written_found_done_and_verified_in_a_store(bucket, tmp_path, clipmill):
     pool = tmp_path / "pool"
     pool.mkdir()

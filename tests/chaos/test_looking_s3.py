@@ -1,5 +1,6 @@
-"""show and why of a run in a bucket: the words of a run on a disk, its pictures, and no key."""
+"""A run in a bucket, looked at: the words, rows and pictures of a run on a disk, and no key."""
 
+import json
 import re
 
 import pytest
@@ -7,6 +8,9 @@ import yaml
 from PIL import Image
 
 from clipmill.pipeline.cli import main
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.ledger.rows.table import table
+from clipmill.pipeline.run_folder.state import latest
 
 pytestmark = pytest.mark.soak
 STAGES = """
@@ -72,6 +76,34 @@ def test_a_page_of_a_run_in_a_bucket_has_its_pictures(outs, tmp_path, capsys):
         pages.append(re.findall(r"data:image/[^\"]+", page.read_text()))
     assert pages[1] == pages[0]
     assert len(pages[0]) == 8
+
+
+def test_a_table_reads_a_bucket_as_a_disk(outs):
+    here, there = (
+        table(latest(out), "worth", ["text", "caption_words"], where="caption_words <> 4")
+        for out in outs
+    )
+    assert here.collect().height > 3
+    assert there.collect().equals(here.collect())
+    assert there.tail(3).collect().equals(here.tail(3).collect())
+
+
+def test_a_run_in_a_bucket_is_explored_as_one_on_a_disk(outs, tmp_path):
+    said = []
+    for number, out in enumerate(outs):
+        session = Session(out, tmp_path / f"{number}.yaml")
+        query = {"root": "pool", "end": "best", "histograms": ["look.min_side"], "limit": 5}
+        answer = session.query(json.dumps(query).encode())
+        page = {"root": "pool", "rows": answer["parts"]["rows"]["page"]}
+        rows = session.rows(json.dumps(page).encode())
+        cut, *_ = session.facts()["roots"][0]["thresholds"]
+        threshold = {**{name: cut[name] for name in ("stage", "name", "text")}, "value": 5}
+        asked = json.dumps({"root": "pool", "threshold": threshold}).encode()
+        assert "SECRET" not in json.dumps([session.facts(), session.changed(asked)])
+        assert session.save(asked)["file"] == str(tmp_path / f"{number}-2.yaml")
+        said.append((answer["causes"], [row["text"] for row in rows]))
+    assert said[1] == said[0]
+    assert [len(part) for part in said[0]] == [4, 5]
 
 
 @pytest.mark.parametrize(
