@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from clipmill.metadata.sealed import put_sealed
@@ -150,26 +149,6 @@ def test_a_shuffle_that_lost_a_file_to_a_power_cut_gets_it_again(
         file.unlink()
     monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
     assert program("shuffles_then_trouble").column("it", "value") == list(range(31))
-
-
-def loses_a_row(inputs, ctx):
-    parts = ctx.shuffle(inputs.rows, "number", 2)
-    less = ctx.map_shards(lambda rows: rows.filter(pc.not_equal(rows["number"], 3)), parts)
-    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), less))
-
-
-def doubles_a_row(inputs, ctx):
-    double = ctx.map_shards(lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), inputs.rows)
-    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), double))
-
-
-@pytest.mark.parametrize(
-    ("function", "rows"), [("loses_a_row", "11 rows"), ("doubles_a_row", "13 rows")]
-)
-def test_a_row_lost_or_doubled_is_an_error(program, function, rows):
-    ran = program(function)
-    assert f"{rows} came home to a shard of 12" in ran.error("it")
-    assert "stage 'it' (toy.program), shard 0" in ran.error("it")
 
 
 def undeclared(inputs, ctx):

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 from contextlib import closing
-from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -82,14 +80,6 @@ def test_a_stage_that_was_added_is_all_that_runs(engine):
     for name in ("numbers", "square", "fourth"):
         assert after.written(name) == before.written(name)
     assert after.complete
-
-
-@pytest.mark.slow("workers of several kinds")
-def test_workers_change_no_byte(finished):
-    engine, _ = finished
-    assert engine.run(ALL, out="beside", workers=2).complete
-    alone, beside = (meaning(Storage(str(engine.folder / out))) for out in ("run", "beside"))
-    assert beside == alone
 
 
 def test_values_do_not_depend_on_the_size_of_shards(engine, finished):
@@ -238,30 +228,6 @@ def test_a_record_whose_data_has_another_size_is_not_believed(engine):
     assert folder.read(record.data) == whole
     changed = after.written("fourth").items() - before.written("fourth").items()
     assert {name for name, _ in changed} <= {"records.parquet", "manifest.json"}
-
-
-OBJECTS = [
-    ("square", "000000.json"),
-    ("square", "records.parquet"),
-    ("square", "manifest.json"),
-    ("shared", "000001.json"),
-    ("shared", "manifest.json"),
-    ("numbers", "000000.json"),
-    ("numbers", "manifest.json"),
-    ("numbers", "calls/01-map.json"),
-]
-
-
-@pytest.mark.slow("sixteen runs")
-def test_a_torn_object_is_made_again(engine):
-    stages = engine.run(ALL).outcome.state.stages
-    expected = meaning(Storage(str(engine.folder / "run")))
-    for (stage, name), left in product(OBJECTS, (0, 40)):
-        path = Path(stages[stage].folder.locate(name))
-        path.write_bytes(path.read_bytes()[:left])
-        assert engine.run(ALL).complete, f"{name} of {stage}, {left} bytes of it"
-        found = meaning(Storage(str(engine.folder / "run")))
-        assert found == expected, f"{name} of {stage}, {left} bytes of it"
 
 
 # What fails, by name
