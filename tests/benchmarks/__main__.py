@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from clipmill.pipeline.run_folder import sessions
 from tests.benchmarks.side_by_side import FULL, LACKS
 
 HERE = Path(__file__).parent
@@ -111,23 +112,11 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 def machine() -> str:
     """Processor, cores, memory, and the versions that the figures belong to."""
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
-        f"{processor()}, {os.cpu_count()} cores, {memory_gb:.0f} GB, {platform.system()},"
-        f" load {os.getloadavg()[0]:.1f}, {date.today()}\n"
+        f"{sessions.machine()}, load {os.getloadavg()[0]:.1f}, {date.today()}\n"
         f"Python {platform.python_version()}, {libraries}"
     )
-
-
-def processor() -> str:
-    """The model's name where the system tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 if __name__ == "__main__":

@@ -107,16 +107,13 @@ class Spent:
     out: str
 
 
-def spend(*arguments: str, tree: Path | None = None) -> Spent:
-    """Runs a whole process that sees the toy stages, and fails if it does; in another checkout."""
-    folder = (tree or Path()).resolve()
-    path = os.pathsep.join((str(OWN_STAGES), str(folder)))
+def spend(*arguments: str) -> Spent:
+    """Runs a whole process that sees the toy stages, and fails if it does."""
+    path = os.pathsep.join((str(OWN_STAGES), os.getcwd()))
     environment = os.environ | {"PYTHONPATH": path}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode
     begun = time.perf_counter()
-    child = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, env=environment, text=True, cwd=folder
-    )
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, text=True)
     assert child.stdout is not None
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
@@ -127,9 +124,9 @@ def spend(*arguments: str, tree: Path | None = None) -> Spent:
     return Spent(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out)
 
 
-def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
+def clipmill(*arguments: str) -> Spent:
     """One command of the CLI as a process of its own."""
-    return spend(sys.executable, "-m", "clipmill.pipeline.cli", *arguments, tree=tree)
+    return spend(sys.executable, "-m", "clipmill.pipeline.cli", *arguments)
 
 
 def peak_mb(pid: int | str = "self") -> float:
