@@ -112,7 +112,9 @@ def run_tests(tests: Iterable[str], tree: Path, *more: str) -> End:
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     command += [f"--timeout={TEST_S}", *more, *dict.fromkeys(tests)]
     env = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tree, env=env, capture_output=True, text=True, errors="replace"
+    )
     said = done.stdout + done.stderr
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.MULTILINE)
     seconds = time.monotonic() - began

@@ -43,6 +43,8 @@ def test_keys_go_and_what_is_needed_without_them_stays(text, left):
         "http://host:8080/x and a mail to a@b",
         "language = 'en' AND a:b@c",
         "https://host/?page=2&size=4",
+        "openai:http://127.0.0.1:8000/v1#org/model@revision",
+        "open_clip:ViT-B-32@path.pt",
     ],
 )
 def test_a_text_without_keys_stays_as_it_is(text):

@@ -176,19 +176,6 @@ def test_the_package_holds_the_recipe_the_code_that_planned_it_and_what_it_decla
     assert "  square   toy.power    from numbers\n" in planned.stdout
 
 
-def test_a_file_of_ones_own_in_the_place_of_ours_is_refused_with_both(folder, clipmill):
-    mine = folder / "stages" / "annotate" / "caption.py"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
-    with (folder / "it.yaml").open("a") as recipe:
-        recipe.write("  caption: {uses: annotate.caption, from: pool}\n")
-    refused = clipmill("plan", folder / "it.yaml")
-    assert refused.code == 2
-    assert "two files of the name 'annotate.caption'" in refused.err
-    assert str(mine) in refused.err
-    assert "/stages/annotate/caption.py, " in refused.err
-
-
 def test_equal_code_is_one_package_and_is_sent_once(head, send, folder, monkeypatch):
     monkeypatch.setattr(submit, "packed", PACKED)
     assert send().code == 0
@@ -322,29 +309,6 @@ def test_a_package_that_is_refused_says_what_to_do(head, send):
 
 
 # Keys
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("s3://KEY:SECRET@bucket/run", True),
-        ("s3://KEY:SEC/RET@bucket/run", True),
-        ("https://me:word@host/v1", True),
-        ("openai:http://me:word@host/v1#model", True),
-        ("https://host/a.parquet?X-Amz-Signature=0123", True),
-        ("abfs://a@b.net/c?client_secret=x&d=e", True),
-        ("https://host/a?sig=0123", True),
-        ("s3://bucket/run?region=eu&endpoint_override=host:9000", False),
-        ("abfs://files@account.dfs.core.windows.net/run", False),
-        ("gs://anonymous@bucket/run", False),
-        ("http://127.0.0.1:8000/v1#org/model@revision", False),
-        ("openai:http://127.0.0.1:8000/v1#org/model@revision", False),
-        ("open_clip:ViT-B-32@path.pt", False),
-        ("language = 'en' AND a:b@c", False),
-    ],
-)
-def test_keys_are_known_when_seen(text, verdict):
-    assert submit.has_keys(text) is verdict
 
 
 @pytest.mark.parametrize("place", ["out", "set", "hidden", "recipe"])
