@@ -34,10 +34,12 @@ def open_pool(path: str) -> tuple[Storage, str]:
     if "*" in head:
         folder = head[: head.index("*")].rpartition("/")[0]
         pattern = head[len(folder) :].lstrip("/")
-    elif _is_file(Storage(head + mark + query)):
-        folder, _, pattern = head.rpartition("/")
     else:
-        folder, pattern = head, "**"
+        whole = Storage(head + mark + query)
+        if whole.fs.get_file_info(whole.path).is_file:
+            folder, _, pattern = head.rpartition("/")
+        else:
+            folder, pattern = head, "**"
     return Storage(folder + mark + query), pattern
 
 
@@ -59,10 +61,6 @@ def files_of(path: str) -> list[FoundFile]:
         file for file in files if glob.fullmatch(file.name) and not re.search(r"(^|/)\.", file.name)
     )
     return sorted(visible, key=lambda file: file.name)
-
-
-def _is_file(storage: Storage) -> bool:
-    return bool(storage.fs.get_file_info(storage.path).type == fs.FileType.File)
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

@@ -76,12 +76,9 @@ def next_together(todo: Sequence[PlannedStage], item: ShardItem) -> list[Planned
         return together
     open_needs = {planned.name for planned in todo}
     for planned in rest:
-        inside = {other.name for other in together} if not _journals(planned) else set()
+        journals = isinstance(planned.stage, RowStage) and planned.stage.journals
+        inside = set() if journals else {other.name for other in together}
         missing = open_needs & set(planned.needs) - inside
         if not missing and not item.is_partial(planned):
             together.append(planned)
     return together
-
-
-def _journals(planned: PlannedStage) -> bool:
-    return isinstance(planned.stage, RowStage) and planned.stage.journals

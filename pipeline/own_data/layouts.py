@@ -100,7 +100,7 @@ def layout_of(path: str) -> Layout:
         for kind, every in by_kind.items()
         if (data_files := [file for file in every if file.name not in beside])
     }
-    data = {kind: data_files for kind, data_files in kinds.items() if _is_data(kind)}
+    data = {kind: kinds[kind] for kind in kinds if kind in ("pictures", *TARS, *FORMS)}
     if not data:
         kind = max(kinds, key=lambda kind: len(kinds[kind])) if kinds else ""
         raise RecipeError(
@@ -236,10 +236,6 @@ def caption_path(picture: str, place: str) -> str:
     path = place.replace("{folder}", posixpath.basename(folder))
     path = path.replace("{name}", stem_of(base)).replace("{file}", base)
     return posixpath.normpath(posixpath.join(folder, path))
-
-
-def _is_data(kind: str) -> bool:
-    return kind in ("pictures", *TARS, *FORMS)
 
 
 def _beside(by_kind: Mapping[str, Sequence[FoundFile]], captions: str) -> set[str]:

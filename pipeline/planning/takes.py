@@ -19,7 +19,8 @@ def in_words(kind: types.Type) -> str:
     """Returns what to write for a setting of this type: `a whole number, at least 1`."""
     match kind:
         case types.UnionType(types=several):
-            return " or ".join(in_words(part) for part in several if not _is_null(part))
+            named = (part for part in several if not isinstance(part, types.NoneType))
+            return " or ".join(map(in_words, named))  # to leave the setting out does the same
         case types.IntType() | types.FloatType():
             word = "a whole number" if isinstance(kind, types.IntType) else "a number"
             return ", ".join(part for part in (word, range_of(kind)) if part)
@@ -36,10 +37,6 @@ def in_words(kind: types.Type) -> str:
         case types.BoolType():
             return "true or false"
     return str(kind)  # a type that only a user's own stage has
-
-
-def _is_null(kind: types.Type) -> bool:
-    return isinstance(kind, types.NoneType)  # not named, as leaving the setting out does the same
 
 
 def range_of(kind: types.IntType | types.FloatType) -> str:

@@ -266,11 +266,6 @@ def live_run(state: RunState, phase: Phase, before: LiveRun | None = None) -> Li
     return LiveRun(str(state.run), state.plan.recipe.path, phase, stages, notes=notes)
 
 
-def put_live(run: Storage, live: LiveRun) -> None:
-    """Stores `live.json`; only the holder of the lock may."""
-    put_sealed(run, NAME, asdict(live), point="live")
-
-
 def read_live(run: Storage) -> LiveRun | None:
     """Reads the progress of the current or last run; None if it is missing or damaged."""
     value = read_sealed(run, NAME)
@@ -455,7 +450,7 @@ class LiveReporter:
         live = self.look()
         live.updated = self.live.updated = time.time()
         with contextlib.suppress(OSError, LostLockError):
-            put_live(self.folder, live)
+            put_sealed(self.folder, NAME, asdict(live), point="live")
 
     # Events of jobs
 

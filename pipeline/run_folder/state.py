@@ -251,7 +251,8 @@ class RunState:
             return
         if manifest.outputs != state.scan.outputs:
             return
-        if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
+        is_opened = any(planned.name in other.folders for other in self.plan.stages.values())
+        if planned.gives_rows and not manifest.outputs and is_opened:
             return  # from a version that stored no files: a run keeps the rows and adds the files
         records = state.scan.records
         if state.seal:
@@ -262,10 +263,6 @@ class RunState:
         good_N = np.setdiff1d(records.shards, others_N, assume_unique=True)
         if len(good_N) == manifest.shards:
             state.manifest, state.shards = manifest, Shards(records, good_N)
-
-    def _is_opened(self, name: str) -> bool:
-        """Returns whether a stage of the plan reads files in this one's out/."""
-        return any(name in planned.folders for planned in self.plan.stages.values())
 
     def _resolve_rows(self, state: StageState) -> None:
         """Takes each shard that is made from its current parents, under the current mask."""

@@ -232,14 +232,10 @@ def _python(environment: Mapping[str, Any]) -> str:
 def notes(plan: Plan) -> list[str]:
     """Returns notes for the user on a plan that can be run; stages with one note share a line."""
     names = defaultdict(list)
-    for name, note in _noted(plan):
-        names[note].append(f"'{name}'")
+    for name, planned in plan.stages.items():
+        if note := _note(plan, planned):
+            names[note].append(f"'{name}'")
     return [f"{', '.join(of_note)}: {note}" for note, of_note in names.items()]
-
-
-def _noted(plan: Plan) -> list[tuple[str, str]]:
-    by_stage = {name: _note(plan, planned) for name, planned in plan.stages.items()}
-    return [(name, note) for name, note in by_stage.items() if note]
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:

@@ -58,8 +58,9 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         print(json.dumps({"stages": stages}, indent=1))
     if lacking:
         name, lacks = next(iter(lacking.items()))
+        are = "is" if len(lacks) == 1 else "are"
         raise RecipeError(
-            f"no rows to probe '{name}' with: {', '.join(lacks)} {_is_or_are(lacks)} not complete",
+            f"no rows to probe '{name}' with: {', '.join(lacks)} {are} not complete",
             plan.stages[name].where,
             "; ".join(_command(options, need) for need in _last(plan, lacks)),
         )
@@ -85,10 +86,6 @@ def _last(plan: Plan, names: Sequence[str]) -> list[str]:
         if planned.name in names or planned.name in before:
             before |= set(planned.needs)
     return [name for name in names if name not in before]
-
-
-def _is_or_are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
 
 
 def _command(options: argparse.Namespace, until: str) -> str:

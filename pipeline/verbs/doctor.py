@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the findings; returns FAILED if one is bad."""
     is_tasks = options.subject == "tasks"
     findings = (
-        examine_tasks(options.folder)
+        _findings_on("tasks", options.folder)
         if is_tasks
         else examine(options.model, options.out, options.onnx)
     )
@@ -217,11 +217,6 @@ def _outside(about: str, model: str) -> list[Finding]:
         do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
         return [Finding(name, "bad", str(error), do)]
     return [replace(each, name=name + each.name.removeprefix(model)) for each in findings]
-
-
-def examine_tasks(folder: str) -> list[Finding]:
-    """Checks a folder of evaluation tasks, and lists DataComp's tasks that it lacks."""
-    return _findings_on("tasks", folder)
 
 
 def _findings_on(about: str, value: str) -> list[Finding]:

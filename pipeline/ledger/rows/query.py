@@ -211,7 +211,8 @@ def plain(table: pa.Table) -> pl.DataFrame:
 
 def is_coded(dtype: pa.DataType) -> bool:
     """Returns whether values of a stored type are shown as text."""
-    return bool(dtype == UID.dtype or pa.types.is_dictionary(dtype)) or _is_list_of_words(dtype)
+    words = dtype.value_type if pa.types.is_list(dtype) else dtype
+    return bool(dtype == UID.dtype or pa.types.is_dictionary(words))
 
 
 def as_text(name: str, dtype: pa.DataType) -> pl.Expr:
@@ -219,7 +220,3 @@ def as_text(name: str, dtype: pa.DataType) -> pl.Expr:
     if dtype == UID.dtype:
         return pl.col(name).bin.encode("hex")
     return pl.col(name).cast(pl.List(pl.String) if pa.types.is_list(dtype) else pl.String)
-
-
-def _is_list_of_words(dtype: pa.DataType) -> bool:
-    return bool(pa.types.is_list(dtype) and pa.types.is_dictionary(dtype.value_type))

@@ -62,7 +62,7 @@ def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[U
     def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
         between = [
             pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
-            for low, high in (map(_scalar, ends) for ends in ranges.values())
+            for low, high in (pa.array(ends, pa.binary()) for ends in ranges.values())
         ]
         return reduce(pc.or_, between)
 
@@ -82,10 +82,6 @@ def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[U
                 "give more digits",
             )
     return rows
-
-
-def _scalar(uid: bytes) -> pa.Scalar:
-    return pa.scalar(uid, pa.binary())
 
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:

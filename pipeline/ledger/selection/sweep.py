@@ -200,20 +200,18 @@ def _samples(rows: Rows, bits_N: NDArray[np.uint64], of_N: Bools) -> Iterator[tu
     table = rows.read.select([UID.name, SHARD.name, POSITION.name])
     sampled = table.append_column("value", rows.value).take(pa.array(index))
     for bits, row in zip(bits_N[index].tolist(), sampled.to_pylist(), strict=True):
+        value = row["value"]
+        is_json = not isinstance(value, float) or isfinite(value)
         yield (
             bits,
             Sample(
                 uid=row[UID.name].hex(),
                 shard=row[SHARD.name],
                 position=row[POSITION.name],
-                value=row["value"] if _is_json(row["value"]) else str(row["value"]),
+                value=value if is_json else str(value),
                 text=None,
             ),
         )
-
-
-def _is_json(value: Any) -> bool:
-    return not isinstance(value, float) or isfinite(value)
 
 
 def _with_captions(

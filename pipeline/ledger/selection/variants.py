@@ -113,7 +113,11 @@ def sharing(plan: Plan, run: Storage, retry: Collection[str]) -> list[Variant]:
     if not retry or not ran_names(run):
         return []
     stages = RunState(plan, run).stages
-    shared = {s.planned.folder for s in stages.values() if _is_retried(s, retry)}
+    shared = {
+        stage.planned.folder
+        for stage in stages.values()
+        if {*retry} & {*stage.planned.stage.transient} & {*stage.codes}
+    }
     own = {stage.planned.folder for stage in stages.values()}
     theirs = [(variant, {*variant.ran["folders"].values()}) for variant in variants(run)[0]]
     return whole(
@@ -129,10 +133,6 @@ def whole(listed: Iterable[Variant], run: Storage) -> list[Variant]:
             stages = seen_through(plan_of(variant.ran, run), run, scans).stages
             found += [variant] if all(stage.complete for stage in stages.values()) else []
     return found
-
-
-def _is_retried(stage: StageState, retry: Collection[str]) -> bool:
-    return bool({*retry} & {*stage.planned.stage.transient} & {*stage.codes})
 
 
 def _so_far(stage: StageState) -> str:
