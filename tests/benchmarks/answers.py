@@ -4,21 +4,17 @@
 
 Answers are captions of 8 to 40 words, as JSON with counts of tokens, stored by one worker shard by
 shard, then packed as the next run's driver does. Another worker opens them, and looks up a hundred
-at a time, one at a time, and some that are not there. Last, a worker that stores an answer every
-5 ms is killed again and again: how old the answers are that were lost.
+at a time, one at a time, and some that are not there.
 
-Aim: a look-up in 50 us, at most 1.3 times the text, memory of a few bytes a key, 1 s lost.
+Aim: a look-up in 50 us, at most 1.3 times the text, memory of a few bytes a key.
 Measured (2026-11-26, 2 shared cores at load 12, niced): CPU time 20 us a look-up in hundreds, 24 us
 alone, 6 us where there is none (by the clock 60, 69 and 17 us, as the load was); 0.41 of the text;
-opened in 2 ms; 4.3 bytes a key; 1.00 s lost at most of ten kills. To store one takes 42 us of CPU
+opened in 2 ms; 4.3 bytes a key. To store one takes 42 us of CPU
 time, to pack it 9 us.
 """
 
 import hashlib
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, process_time
@@ -27,12 +23,11 @@ import numpy as np
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.answers import StoredAnswers, pack
-from tests.benchmarks.side_by_side import begin, rounds_of
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 
 SHARD_ROWS = 10_000
 LOOKED_UP = 20_000
-KILLS = 10
 WORDS = """
 a the of in on with and near photo dog red old house two small children blue ball park sun sets
 behind mountains clear sky wooden table white plate fresh bread cheese glass woman holding black
@@ -70,29 +65,9 @@ def timed(what: str, count: int, work: Callable[[], object]) -> float:
     return 1e6 * cpu / count
 
 
-def lost_s(folder: Storage, wait_s: float) -> float:
-    """A worker stores its clock every 5 ms and is killed: how far back the last stored one is."""
-    child = os.fork()
-    if not child:
-        worker = StoredAnswers(folder)
-        number = 0
-        while True:
-            worker.put(key(number), repr(time.time()).encode())
-            number += 1
-            time.sleep(0.005)
-    time.sleep(wait_s)
-    os.kill(child, signal.SIGKILL)
-    killed = time.time()
-    os.waitpid(child, 0)
-    found = StoredAnswers(folder).get([key(number) for number in range(2000)])
-    return killed - max(float(answer) for answer in found if answer)
-
-
 def main(count: int) -> str:
     texts = answers(count)
     with scratch() as place:
-        waits_s = 2.5 + np.arange(rounds_of(KILLS)) / KILLS
-        lost = [lost_s(Storage(str(place / f"lost-{wait_s}")), wait_s) for wait_s in waits_s]
         folder = Storage(str(place / "answers"))
         worker = StoredAnswers(folder)
 
@@ -132,7 +107,6 @@ def main(count: int) -> str:
         print(
             f"{'in memory':<28}{(memory() - before) / count:>9.1f} bytes a key, look-ups included"
         )
-        print(f"{'lost by kill -9':<28}{max(lost):>9.2f} s at most, of {len(lost)}")
     return f"{found_us:.0f} us of CPU a look-up; {share:.2f} of the text on disk"
 
 
