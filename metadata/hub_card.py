@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-SIZES = (  # the Hub's size categories, and the rows each ends below
+SIZES = (  # the Hub's size categories, each with the number of rows that it stays below
     ("n<1K", 10**3),
     ("1K<n<10K", 10**4),
     ("10K<n<100K", 10**5),
@@ -13,8 +13,9 @@ SIZES = (  # the Hub's size categories, and the rows each ends below
     ("10M<n<100M", 10**8),
     ("100M<n<1B", 10**9),
     ("1B<n<10B", 10**10),
+    ("10B<n<100B", 10**11),
+    ("100B<n<1T", 10**12),
 )
-
 
 DATA_FILES = {  # format to the only files that `load_dataset(folder)` shall read
     "parquet": "*.parquet",

@@ -34,7 +34,7 @@ class Record:
     uid_sha256: str
     parents: dict[str, str]  # stage to the digest of its shard
     mask: str | None = None  # digest of the `only:` shard
-    counts: dict[str, int] = field(default_factory=dict)  # reason to rows; "" is no reason
+    counts: dict[str, int] = field(default_factory=dict)  # rows by reason; "" if they have none
     source: dict[str, Any] | None = None  # of a root's shard
     seconds: float = 0.0
     attempts: int = 1
@@ -158,7 +158,7 @@ def state_with(
     source: dict[str, Any] | None,
     mask: ShardState | None,
 ) -> ShardState:
-    """Returns a shard's state from (data, SHA-256) of its passes, rows and source of the first."""
+    """Returns a shard's state; `files` holds (data, SHA-256) by pass, the rest is the first's."""
     parts = [sha256 for data, sha256 in files if data]
     if mask is not None:
         parts.append(mask.digest)

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from clipmill.pipeline.extras import EXTRAS
 
-HERE = Path(__file__).parents[1]  # what is imported as clipmill
+HERE = Path(__file__).parents[1]  # the folder imported as clipmill
 
 
 def required(extra: str = "") -> Iterator[Requirement]:
@@ -25,15 +25,15 @@ def required(extra: str = "") -> Iterator[Requirement]:
 
 
 def extras_of(sources: Iterable[bytes]) -> set[str]:
-    """Returns the extras of all that Python files import, late too, and by clipmill's own files."""
+    """Returns the extras that Python files import, directly or through clipmill's own files."""
     found: set[str] = set()
     seen: set[str] = set()
     waiting = list(sources)
     while waiting:
         for node in ast.walk(ast.parse(waiting.pop())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names += [".".join([*names[:1], alias.name]) for alias in node.names]
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             for name in names:
                 top, _, below = name.partition(".")
                 found |= {EXTRAS[top]} if top in EXTRAS else set()

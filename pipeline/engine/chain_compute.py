@@ -78,7 +78,7 @@ class Computation:
             return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
-        """Computes rows due by the mask or `--retry`; no record if an earlier one says none are."""
+        """Computes the rows due by the mask or `--retry`; returns {} if a record says none are."""
         began = time.monotonic()
         records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
         stored = self.chain.stored[planned.name]

@@ -31,7 +31,7 @@ from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.run_folder.state import RunState
 
 Job = RowJob | DatasetJob
-LOOK_UP_S = 0.5  # a signal to another thread is handled only once this one wakes
+LOOK_UP_S = 0.5  # the calling thread wakes this often, so that it can handle signals
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Outcome:
     """The end of a run: the state of every stage, and the errors that stopped some."""
 
     state: RunState
-    stopped: dict[str, ClipmillError | None]  # stage -> its error; None: waits for another
+    stopped: dict[str, ClipmillError | None]  # stage to its error; None: another held it back
     spent: dict[str, Spent] = field(default_factory=dict)  # work of this run, by stage's folder
 
     @property
@@ -139,7 +139,7 @@ class _Schedule:
     def _ready(self) -> list[Job]:
         """Returns the jobs that can start.
 
-        A row stage waits until its needs outside the job end; a dataset stage, until complete.
+        A row stage waits for stages outside its job to end; a dataset stage, for all to complete.
         """
         together: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
@@ -195,12 +195,14 @@ class _Schedule:
                 self.state.rescan(planned.name)
             to_blame = self._to_blame(job)
             for planned in job.stages:
-                name = planned.name
-                self.stopped[name] = error if name in to_blame else None
-                if name in to_blame:
-                    self.watcher.stopped(name, error)
+                if planned.name in to_blame:
+                    self.stopped[planned.name] = error
+                    self.watcher.stopped(planned.name, error)
+                elif self.state.stages[planned.name].complete:
+                    self._finish(planned)
                 else:
-                    self.watcher.finished(name, self.state.stages[name])
+                    self.stopped[planned.name] = None
+                    self.watcher.finished(planned.name, self.state.stages[planned.name])
         else:
             raise error
 
@@ -237,7 +239,7 @@ class _Schedule:
                     deleted[file.folder, file.name] = self._delete(file, job)
             if all(deleted[file.folder, file.name] for file in damaged):
                 continue
-            for planned in job.stages:  # a file that stays damaged is not read again
+            for planned in job.stages:  # the file stays damaged: its readers do not run again
                 if planned.is_row:
                     self._finish(planned)
                 else:
@@ -249,10 +251,10 @@ class _Schedule:
         place = (file.folder, file.name)
         planned = next((self.plan.stages[name] for name in self._owners([file])), None)
         if planned is None or is_recorded(planned.stage) or place in self.healed:
-            stopped = planned or job.stages[0]
+            blamed = planned or job.stages[0]
             error = refusal(file, planned, self.state.run)
-            self.stopped[stopped.name] = error
-            self.watcher.stopped(stopped.name, error)
+            self.stopped[blamed.name] = error
+            self.watcher.stopped(blamed.name, error)
             return False
         self.watcher.damaged(planned.name, file)
         self.healed.add(place)

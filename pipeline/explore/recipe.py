@@ -34,14 +34,14 @@ class Changed:
 
 
 def changed(columns: Columns, moved: questions.Threshold) -> Changed:
-    """Returns the changed recipe; RecipeError if no setting is the number, or the plan refuses."""
+    """Returns the recipe with the threshold moved; RecipeError if no setting or plan allows it."""
     state = columns.state
     planned, threshold = threshold_at(columns, moved)
     value = Decimal(repr(moved.value)).normalize()
-    text = f"{planned.name}.{_setting(planned, threshold, value)}"
+    setting = f"{planned.name}.{_setting(planned, threshold, value)}"
     before = state.plan.recipe
     recipe = dataclasses.replace(before, stages=copy.deepcopy(before.stages), sets={})
-    override(recipe, text)
+    override(recipe, setting)
     make_plan(recipe)
     head = (
         f"# The recipe of {_one_line(str(state.run))}, but for '{planned.name}':\n"
@@ -53,16 +53,16 @@ def changed(columns: Columns, moved: questions.Threshold) -> Changed:
         allow_unicode=True,
         width=100,
     )
-    target = text.partition("=")[0]
-    others = [setting for setting in before.overrides if setting.partition("=")[0] != target]
-    sets = [word for setting in (*others, text) for word in ("--set", setting)]
+    target = setting.partition("=")[0]
+    others = [other for other in before.overrides if other.partition("=")[0] != target]
+    sets = [word for each in (*others, setting) for word in ("--set", each)]
     command = shlex.join(["clipmill", "run", before.path, *sets, "--out", str(state.run)])
-    return Changed(setting=text, text=head + body, command=command)
+    return Changed(setting=setting, text=head + body, command=command)
 
 
 def save(text: str, beside: Path) -> Path:
     """Writes the recipe to a new file beside a run: `run-2.yaml`, or the next number."""
-    for number in range(2, MOST_FILES):
+    for number in range(2, MOST_FILES + 2):
         path = beside.with_name(f"{beside.stem}-{number}.yaml")
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -78,8 +78,8 @@ def _setting(planned: PlannedStage, threshold: Threshold, value: Decimal) -> str
     """Returns `KEY=VALUE` for the setting that holds the number."""
     if isinstance(planned.stage, Settles):
         key, text = planned.stage.settled(threshold, value)
-        is_plain = not isinstance(value_of(text, key), str) or value_of(text, key) == text
-        return f"{key}={text if is_plain else json.dumps(text, ensure_ascii=False)}"
+        is_misread = isinstance(read := value_of(text, key), str) and read != text
+        return f"{key}={json.dumps(text, ensure_ascii=False) if is_misread else text}"
     current: Any = planned.stage
     for key in threshold.name.split("."):
         current = getattr(current, key, None)

@@ -102,9 +102,11 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         raise RecipeError(
             f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
         )
-    if kept := recipe.remembered.get(name):  # as a run folder states it: its code is not needed
-        engine_keys = (*ENGINE_KEYS, "rows") if "data" in kept.takes else ENGINE_KEYS
-        return stand_in(kept, {key: value for key, value in keys.items() if key not in engine_keys})
+    if stated := recipe.remembered.get(name):  # declared in a run folder: no code is loaded
+        engine_keys = (*ENGINE_KEYS, "rows") if "data" in stated.takes else ENGINE_KEYS
+        return stand_in(
+            stated, {key: value for key, value in keys.items() if key not in engine_keys}
+        )
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
     engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS
@@ -141,13 +143,13 @@ def _unfit(
     recipe: Recipe, name: str, cls: type[Stage], settings: dict[str, Any], error: Exception
 ) -> RecipeError:
     """Returns the error for a setting that is missing, of another type or out of range."""
-    text, _, path = str(error).rpartition(" - at `$")
+    text, separator, path = str(error).rpartition(" - at `$")
+    if not separator:  # an error about the settings as a whole
+        text, path = path, ""
     if error.__cause__ is not None:  # a ValueError raised by the stage
-        keys, _, _ = at_path(cls, settings, path if text else "")
+        keys, _, _ = at_path(cls, settings, path)
         do = f"mend the settings of {recipe.stages[name]['uses']}"
         return RecipeError(str(error.__cause__), recipe.where(name, *keys), do)
-    if not text:
-        text, path = path, ""
     missing = re.match(r"Object missing required field `(\w+)`", text)
     keys, value, kind = at_path(cls, settings, f"{path}.{missing[1]}" if missing else path)
     key = ".".join(keys)

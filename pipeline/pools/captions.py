@@ -93,12 +93,12 @@ def spam(chance: Chance) -> str:
 
 
 def garbled(text: str, chance: Chance) -> str:
-    """Returns a caption as a broken crawler stores it: wrong charset, markup, or cut."""
+    """Garbles a caption as a broken crawler does: wrong charset, cut, or else markup."""
     how = chance.pick("garbled", ("charset", "markup", "cut"))
     if how == "charset" and not text.isascii():
         return text.encode().decode("latin-1")
     if how == "cut" and len(text) >= 6:
-        return text[: max(2, len(text) // 3)]
+        return text[: len(text) // 3]
     return chance.pick(
         "markup",
         (

@@ -33,10 +33,10 @@ NOTES = {
 
 
 def run(plan: Plan, options: argparse.Namespace) -> int:
-    """Runs the first shards of each root where `--probe-shards` says so, and prints a forecast."""
+    """Prints a forecast; with `--probe-shards`, first runs that many shards of each root."""
     if not (options.rows and options.hardware and options.out):
         do = "give --rows 1e9 --hardware profile.yaml --out RUN, the folder of a smaller run"
-        raise RecipeError("a forecast without one of three arguments", "the arguments", do)
+        raise RecipeError("a forecast lacks one of its three arguments", "the arguments", do)
     rows, hardware, folder = (
         _rows(options.rows),
         read_hardware(options.hardware),
@@ -77,10 +77,12 @@ def _probe(plan: Plan, folder: Storage, options: argparse.Namespace) -> None:
     ):
         outcome = run_plan(plan, folder, here, watch, most_shards=most)
         spent.update(outcome.spent)
+    for error in filter(None, outcome.stopped.values()):
+        raise error
 
 
 def page(found: Forecast, hardware: Hardware) -> str:
-    """Returns a line a stage, the sums, and what they go by."""
+    """Returns one line per stage, the sums, and how each estimate was made."""
     names = max(8, *(len(stage.stage) for stage in found.stages))
     head = ("core-hours", "GPU-hours", "time", "stored", "objects", "requests")
     lines = [
@@ -101,9 +103,9 @@ def page(found: Forecast, hardware: Hardware) -> str:
 
 
 def _line(names: int, name: str, part: Forecast | StageForecast) -> str:
-    hours = [getattr(part, each) for each in ("core_hours", "gpu_hours")]
+    hours = (part.core_hours, part.gpu_hours)
     columns = [
-        *(f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for value in hours),
+        *(f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}" for value in hours),
         duration(part.hours * 3600),
         size(part.bytes),
         f"{part.objects:,}",

@@ -80,7 +80,7 @@ class Takes:
         return ~left_N, counts
 
     def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
-        """Returns for each reason, by column present, (N,) whether a row is free of it."""
+        """Returns for each reason the masks (N,) that must all hold for a row to escape it."""
         if self.dropped:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
             return {"other_rows": [_mask(is_so.fill_null(False))]}

@@ -16,9 +16,9 @@ The file of a scheme, stages/models/SCHEME.py, has two functions that take the N
     look(name)                      raises StageError at plan if the model's files are missing
     sees(name)                      returns whether it takes images; without it, any model may
 
-A good answer is stored, and its request is never sent again: the key is the digest of model, form,
-prompt, image, decoding, candidate and seed. So is the form that a server takes, by model and form
-asked first. Transient failures (a time-out) are never stored.
+A good answer, or a refusal, is stored by the digest of model, form, prompt, image, decoding,
+candidate and seed; its request is never sent again. A server's form is stored too, by model and
+first form. Transient failures (a time-out) are never stored.
 """
 
 import base64
@@ -149,10 +149,10 @@ class Asker:
         A server that refuses the first questions is asked once which form it takes. Raises
         StageError if no request can be answered: no server, no such model, no budget.
         """
-        [stored] = [None] if self.client.is_settled else self.answers.get([self._form_key])
+        stored = None if self.client.is_settled else self.answers.get([self._form_key])[0]
         if stored is not None:
             self.form, self.client.is_settled = cast(Form, stored.decode()), True
-        form = self.form
+        form = self.form if prompt.image is None else "chat"
         answer = await self._asked(prompt, form, seed, candidate)
         if answer.reason in NO_FORM and prompt.image is None:
             async with self._finding:
@@ -205,7 +205,7 @@ class Asker:
             answer = await self._from_server(prompt, question, form, key)
         except BaseException as error:
             future.set_exception(error) if isinstance(error, Exception) else future.cancel()
-            future.cancelled() or future.exception()  # retrieved, as no one may be waiting
+            future.cancelled() or future.exception()  # read, or asyncio warns if nobody waits
             raise
         finally:
             del self._asking[key]

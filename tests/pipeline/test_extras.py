@@ -46,6 +46,7 @@ def test_the_extras_of_a_stage_are_those_of_all_it_imports_late_too():
     assert extras("annotate/image.py") == {"curate"}, "by a module of its own"
     assert "train" in extras("train/clip.py")
     assert extras_of([b"def f():\n    from duckdb import connect"]) == {"tables"}
+    assert extras_of([b"from .duckdb import connect"]) == set()
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch.nn", "train"), ("cv2", "curate")])

@@ -107,7 +107,7 @@ def _balance(state: RunState, name: str, counts: str, sizes: str) -> Balance:
     met = table.filter(pl.col("count") > 0).sort(["count", "id"], descending=[True, False])
     ends = met.head(ENDS).rows(named=True), met.tail(ENDS).reverse().rows(named=True)
     shown = dict.fromkeys(concept["id"] for end in ends for concept in end)
-    places, languages = _looked_up(state, name, list(shown))
+    places, languages = _examples_and_languages(state, name, list(shown))
     heaviest, rarest = (
         tuple(
             ConceptRows(
@@ -149,7 +149,7 @@ def ranked(count_E: NDArray[np.int64]) -> Curve:
     return tuple(zip(rank.tolist(), count[rank - 1].tolist(), strict=True))
 
 
-def _looked_up(
+def _examples_and_languages(
     state: RunState, name: str, concepts: list[int]
 ) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
     """Returns PICTURES rows of each concept, chosen by hash, and the counts of each language."""

@@ -41,7 +41,7 @@ def samples(state: RunState, words: Sequence[str]) -> list[list[UidRow]]:
 
 @dataclass
 class _Matches:
-    """Rows that match a word in one way, and their first samples."""
+    """The number of rows that match a word in one way; uid and text of the first samples."""
 
     rows: int = 0
     few: dict[bytes, str] = field(default_factory=dict)

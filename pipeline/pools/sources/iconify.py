@@ -21,7 +21,7 @@ INKS = ("#000000", "#222222", "#1b3a5c", "#5a1f1f", "#2d4a2b", "#4a3b63", "#6b4a
 
 
 def emoji_icons(package: tuple[str, str], drop_unmatched: bool = False) -> Iterator[Drawing]:
-    """Yields an emoji set; an unmatched name is its own caption, or dropped."""
+    """Yields an emoji set, named by Emojibase; a name it lacks is its own caption, or dropped."""
     hex_by_name = emojibase().hex_by_name
     for name, svg in _icons(package):
         hexcode = hex_by_name.get(squashed(name))

@@ -94,6 +94,21 @@ def test_a_pool_of_fewer_shards_is_judged_by_all_of_them(engine, moody):
     assert not ran.outcome.state.stages["files"].complete
 
 
+def test_what_needs_only_the_stages_that_are_done_runs(engine):
+    write_pool(engine.pool, [20, 0, 0])
+    script = engine.folder / "mood.json"
+    script.write_text(json.dumps({"timeout": list(range(20))}))
+    ran = engine.run(
+        "  square: {uses: toy.power, from: numbers}\n"
+        f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n"
+        "  same: {uses: dedup.exact, from: square, columns: [power]}\n"
+        "  late: {uses: toy.power, from: [square, same], read: {number: square.power}}\n"
+    )
+    assert [name for name, error in ran.outcome.stopped.items() if error] == ["copy"]
+    assert ran.outcome.state.stages["square"].complete
+    assert ran.outcome.state.stages["late"].complete
+
+
 def test_a_verdict_is_none(engine):
     ran = engine.run("  none: {uses: select.where, from: numbers, where: number < 0}\n")
     assert ran.complete

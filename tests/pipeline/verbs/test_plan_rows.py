@@ -124,6 +124,17 @@ def test_a_wrong_argument_is_refused(plan, more, rows, found):
     assert found in said.err
 
 
+def test_where_the_first_shards_fail_there_is_no_forecast(clipmill, engine, profile):
+    script = engine.folder / "mood.json"
+    script.write_text(json.dumps({"timeout": list(range(31))}))
+    engine.plan(f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n")
+    recipe, run = engine.folder / "recipe.yaml", engine.folder / "run"
+    options = ("--rows", "310", "--hardware", profile(), "--probe-shards", 3, "--workers", 0)
+    said = clipmill("plan", recipe, "--out", run, *options)
+    assert said.code == 1
+    assert "failed for one reason: timeout" in said.err
+
+
 def test_the_first_shards_are_run_and_a_run_goes_on_from_them(plan, engine):
     assert plan().code == 2  # nothing there to go by
     said = json.loads(plan("--probe-shards", 2, "--workers", 0).out)

@@ -56,6 +56,14 @@ def test_the_reference_names_an_images_size_and_colour():
     assert "red" in answer.text
 
 
+def test_an_image_is_sent_as_chat_though_a_text_took_completions():
+    image = cv2.imencode(".png", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
+    asker = reference(worker())
+    asker._settle("completion")
+    [answer] = ask(asker, Prompt(text="What is it?", image=image))
+    assert "32 by 24 pixels" in answer.text
+
+
 def test_an_answer_of_max_tokens_is_cut():
     [answer] = ask(reference(worker(), max_tokens=3), CAPTION)
     assert (len(answer.text.split()), answer.completion_tokens, answer.cut) == (3, 3, True)
