@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 Named = Literal["keeper", "neighbour", "cluster", "task", "sample"]
 
@@ -18,10 +21,11 @@ class Column:
     """A named column: its Arrow type, its unit or range, and its meaning.
 
     `better` says which values are good: high ones of a score, low ones of a similarity to another
-    row. `alike` is the value from which rows count as copies if no select has a threshold. Pages
-    blur pictures above `unsafe_above`. `names` says what is identified: the uid of the canonical
-    row (keeper) or the nearest (neighbour), a cluster, an evaluation task, a sample of it; the
-    first column of the stage with `better` has the similarity to it.
+    row. `alike` is the value from which rows count as copies if no select has a threshold. Pictures
+    above `unsafe_above`, or with another value than `safe`, are shown blurred. `names` says what is
+    identified: the uid of the canonical row (keeper) or the nearest (neighbour), a cluster, an
+    evaluation task, a sample of it; the first column of the stage with `better` has the similarity
+    to it.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Column:
     alike: float | None = None
     names: Named | None = None
     unsafe_above: float | None = None
+    safe: str | None = None
 
     def __post_init__(self) -> None:
         for word, allowed in ((self.better, ("high", "low")), (self.names, get_args(Named))):
@@ -50,6 +55,17 @@ class Column:
             is_list = pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype)
             return is_list and dtype.value_type in kinds
         return bool(dtype == self.dtype)
+
+    def unsafe(self, values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Returns (N,) whether a picture with this value is shown blurred; False where null."""
+        if self.safe is not None:
+            is_unsafe = pc.not_equal(values, self.safe)
+        else:
+            is_unsafe = pc.greater(
+                values, np.inf if self.unsafe_above is None else self.unsafe_above
+            )
+        found: NDArray[np.bool_] = is_unsafe.fill_null(False).to_numpy(zero_copy_only=False)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +146,16 @@ FACE_BBOXES = Column(
 TEXT_BOXES = Column(
     "text_boxes", pa.list_(pa.list_(pa.float32(), 8)), "0 to 1", "Corners of lines of text: x, y."
 )
+NSFW_SCORE = Column(
+    "nsfw_score", pa.float32(), "0 to 1", "By open_nsfw.", better="low", unsafe_above=0.2
+)
+PUNSAFE = Column(
+    "punsafe", pa.float32(), "0 to 1", "Chance of unsafe content.", better="low", unsafe_above=0.5
+)
+SAFETY_TAG = Column(
+    "safety_tag", pa.string(), "UNLIKELY, UNSURE, NSFW", "LAION's zero-shot tag.", safe="UNLIKELY"
+)
+SAFETY = NSFW_SCORE, PUNSAFE, SAFETY_TAG  # each may say of a picture that it is unsafe
 DUPLICATE_OF = Column(
     "duplicate_of", pa.binary(16), "uid", "The equal row that stays; else null.", names="keeper"
 )

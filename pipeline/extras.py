@@ -25,7 +25,7 @@ EXTRAS = {
     "duckdb": "tables",
     "ray": "ray",
     "botocore": "s3",
-    "resvg_py": "pool",
+    **dict.fromkeys(("resvg_py", "fontpkg_noto_sans"), "pool"),
     "open_clip": "gpu",
     "timm": "gpu",
     "img2dataset": "img2dataset",

@@ -84,7 +84,8 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
         return file.startswith(POOLS)
     top = module.partition(".")[0]
     if file.startswith("pipeline/pools/"):
-        libraries = {*sys.stdlib_module_names, *TABLES, "PIL", "resvg_py", "aiohttp", "metadata"}
+        libraries = {*sys.stdlib_module_names, *TABLES, "PIL", "resvg_py", "fontpkg", "aiohttp"}
+        libraries |= {"metadata"}
         return top in libraries or module in BELOW_POOLS
     if top in sys.stdlib_module_names or module.startswith(
         file.rpartition("/")[0].replace("/", ".")

@@ -118,7 +118,10 @@ class Images(Mapping[str, StoredImage]):
 
     def _repr_html_(self) -> str:
         images = list(self.values())[:MOST]
-        rows = [{"one": image, "picture": picture(image.image)} for image in images]
+        rows = [
+            {"one": image, "picture": picture(image.image, is_unsafe=image.is_unsafe)}
+            for image in images
+        ]
         return render(TEMPLATE, part="images", rows=rows, more=len(self) - len(images))
 
 

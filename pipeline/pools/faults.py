@@ -7,6 +7,7 @@ from hashlib import blake2b
 from struct import pack
 from typing import Any
 
+import fontpkg
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from clipmill.pipeline.pools.chance import Chance
@@ -208,11 +209,11 @@ def _strip(clean: Image.Image, chance: Chance) -> Image.Image:
 
 
 def _overlaid(clean: Image.Image, text: str, faint: bool, chance: Chance) -> Image.Image:
-    """Draws two words over the picture, at any size and angle; a faint mark in rows all over."""
+    """Draws words over the picture, at any size and angle; a faint mark in rows all over."""
     picture = clean.convert("RGBA")
     if max(picture.size) < OVERLAID_PX:  # else its words could not be read
         picture = ImageOps.contain(picture, (OVERLAID_PX, OVERLAID_PX))
-    font = ImageFont.load_default(48)
+    font = ImageFont.truetype(fontpkg.path("Noto Sans"), 48)
     words = " ".join(text.split()[:2])
     ink, edge = chance.pick("ink", INKS)
     if faint:
@@ -235,6 +236,12 @@ def _overlaid(clean: Image.Image, text: str, faint: bool, chance: Chance) -> Ima
 
 
 OVERLAID_PX = 160
+PHRASES = {  # by script; in Latin letters a picture's own caption is drawn
+    "latin": (),
+    "greek": ("νέα συλλογή", "μεγάλες προσφορές", "καλή χρονιά", "ΕΚΠΤΩΣΕΙΣ ΕΩΣ", "δείτε εδώ"),
+    "cyrillic": ("новая коллекция", "скидки сегодня", "з новим", "ЦЕНЫ НИЖЕ", "добро пожаловать"),
+    "devanagari": ("नई पुस्तकें", "शुभकामनाएँ सबको", "विशेष प्रस्ताव", "समाचार देखें", "पुरानी किताबें"),
+}
 SITE = "stock.example"
 INKS = (("#ffffff", "#202020"), ("#101010", "#ffffff"), ("#ffe14d", "#5a1010"))  # with their edges
 ANGLES = (0, 0, 0, 8, -12, 20, -30, 90)  # degrees

@@ -16,6 +16,7 @@ from clipmill.pipeline.pools.faults import (
     LINK_ISSUES,
     NEAR_OPS,
     OVERLAYS,
+    PHRASES,
     TEXT_ISSUES,
 )
 from clipmill.pipeline.pools.picture import MAX_PIXELS, size_px
@@ -50,6 +51,7 @@ class Row:
     text_issue: str | None = None
     swapped_in_group: bool | None = None
     image_issue: str | None = None
+    drawn_script: str | None = None  # of words over the picture
     link_issue: str | None = None
 
     @property
@@ -227,10 +229,13 @@ def _draw_image_issues(
     for row in healthy[oversized + bombs :]:
         if row.chance.u("overlaid") < overlaid:
             row.image_issue = row.chance.pick("overlay", OVERLAYS)
+        if row.image_issue == "drawn_text":
+            row.drawn_script = row.chance.pick("script", [*PHRASES])
     for group in groups:
         for row in group[1:]:
             if row.dup_kind == "exact":
                 row.image_issue = group[0].image_issue
+                row.drawn_script = group[0].drawn_script
 
 
 def _complete(rows: Sequence[Row]) -> None:

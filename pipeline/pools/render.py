@@ -8,7 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 from clipmill.pipeline.pools.chance import Chance
-from clipmill.pipeline.pools.faults import NO_FILE, faulty_file, moved, near_copy, served_file
+from clipmill.pipeline.pools.faults import (
+    NO_FILE,
+    PHRASES,
+    faulty_file,
+    moved,
+    near_copy,
+    served_file,
+)
 from clipmill.pipeline.pools.picture import (
     clean_file,
     extension,
@@ -63,11 +70,13 @@ def _crawled(row: Row, base: bytes, clean: Callable[[], Image.Image]) -> bytes:
         return base
     # By drawing, not uid: an exact copy repeats the draws of its base row.
     chance = Chance(row.chance.seed, row.drawing.source, row.drawing.key)
+    if row.drawn_script and PHRASES[row.drawn_script]:
+        printable = chance.pick("phrase", PHRASES[row.drawn_script])
     return faulty_file(row.image_issue, clean(), printable, chance)
 
 
 def _english(row: Row) -> str:
-    """Returns the text to print into a picture: the built-in font has Latin letters only."""
+    """Returns the text to print into a picture: Pillow's own font has Latin letters only."""
     words = row.drawing.words.get("en")
     return words.label if words else row.drawing.concept
 

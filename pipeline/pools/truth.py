@@ -36,6 +36,7 @@ TRUTH = pa.schema(
         ("text_issue", pa.string()),
         ("swapped_in_group", pa.bool_()),
         ("image_issue", pa.string()),
+        ("drawn_script", pa.string()),  # only of pools with words drawn over pictures
         ("link_issue", pa.string()),
         ("dup_kind", pa.string()),
         ("near_op", pa.string()),
@@ -59,7 +60,7 @@ def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
         if row.uid in usable and (best is None or _preference(row) < _preference(best)):
             good[clusters[row.uid]] = row
     is_good = {row.uid for row in good.values()}
-    return pa.Table.from_pylist(
+    table = pa.Table.from_pylist(
         [
             {
                 "uid": row.uid,
@@ -72,6 +73,7 @@ def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
                 "text_issue": row.text_issue,
                 "swapped_in_group": row.swapped_in_group,
                 "image_issue": row.image_issue,
+                "drawn_script": row.drawn_script,
                 "link_issue": row.link_issue,
                 "dup_kind": row.dup_kind,
                 "near_op": row.near_op,
@@ -85,6 +87,7 @@ def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
         ],
         schema=TRUTH,
     )
+    return table if any(row.drawn_script for row in rows) else table.drop_columns("drawn_script")
 
 
 def is_usable(row: Row) -> bool:

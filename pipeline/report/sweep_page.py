@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from clipmill.metadata.schema import IMAGE, IMAGE_BYTES
-from clipmill.pipeline.ledger.rows.stored import binding, rows_at
 from clipmill.pipeline.ledger.selection.sweep import Sample, Sweep
 from clipmill.pipeline.report.charts import Line, lines
 from clipmill.pipeline.report.page import render
-from clipmill.pipeline.report.pictures import picture
+from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 
 LINES = 3  # groups in a plot
@@ -49,15 +47,11 @@ def _shares(by: str, sweep: Sweep) -> list[Line]:
 
 def _with_pictures(state: RunState, sweep: Sweep) -> list[dict[str, Any]]:
     """Returns the points, each sample with its picture and the varied value."""
-    size = binding(state, sweep.stage, IMAGE_BYTES.name)
-    bound = {"image": (size[0], IMAGE.name)} if size else {}
-    places = sorted({sample.place for sample in sweep.samples})
-    rows = rows_at(state, bound, places)
-    seen = {place: picture(row.get("image")) for place, row in zip(places, rows, strict=True)}
+    seen = samples_at(state, sweep.stage, {sample.place for sample in sweep.samples})
 
     def shown(sample: Sample) -> dict[str, Any]:
         values = {sweep.column: sample.value}
-        return {**vars(sample), "picture": seen[sample.place], "values": values}
+        return {**vars(sample), "picture": seen[sample.place]["picture"], "values": values}
 
     return [
         {

@@ -93,8 +93,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
-    if importlib.util.find_spec("resvg_py") is None:
-        raise missing("resvg_py", f"clipmill pool {options.kind}, which draws pictures")
+    for module in ("resvg_py", "fontpkg_noto_sans"):
+        if importlib.util.find_spec(module) is None:
+            raise missing(module, f"clipmill pool {options.kind}, which draws pictures")
     from clipmill.pipeline.pools.build import build_pool
 
     counts = build_pool(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.verbs._options import (
+    add_json,
+    add_run,
+    add_show_unsafe,
+    add_variant,
+    opened,
+)
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.sweep import Sweep
@@ -35,6 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with plots and pictures too"
     )
+    add_show_unsafe(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.report.sweep_page import sweep_page
 
     state = opened(options)
+    state.show_unsafe = options.show_unsafe
     answer = sweep(state, options.stage, options.vary)
     if options.html:
         options.html.write_text(sweep_page(state, answer), encoding="utf-8")

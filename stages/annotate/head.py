@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import IMAGE_EMBEDDING, PUNSAFE, REASON, REASON_TYPE, Column
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
 from clipmill.stages.models.network_file import (
@@ -24,10 +24,7 @@ from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
 # Shapes: N rows of a batch, D width of an embedding, B rows of a call.
 
 AESTHETIC = Column("aesthetic", pa.float32(), "about 1 to 10", "Predicted rating.", better="high")
-PUNSAFE = Column(
-    "punsafe", pa.float32(), "0 to 1", "Chance of unsafe content.", better="low", unsafe_above=0.5
-)
-ROWS = 64  # of a call of layers, so that neighbours change no bit
+ROWS = 256  # of a call of layers, so that neighbours change no bit
 NO_VECTOR = "zero_or_nan_embedding"
 Preset = Literal["aesthetic-v1", "aesthetic-v2", "laion-nsfw", "datacomp-nsfw"]
 Score = Callable[[NDArray[np.float32]], NDArray[np.floating]]  # (N, D) unit rows to (N,)
@@ -68,7 +65,7 @@ class Head(RowStage):
     preset: Preset  # whose head: LAION's usual cuts are aesthetic >= 5 and punsafe <= 0.5
     file: NonEmpty  # its weights as published: .pth, .pt or .safetensors; or the head as .onnx
 
-    version = 1
+    version = 2
     determinism = "exact"
     reads = (IMAGE_EMBEDDING,)
     reasons = ("no_embedding", NO_VECTOR)
@@ -151,11 +148,15 @@ def rectified(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
         logit_N = np.empty(len(unit_ND))
         for start in range(0, len(unit_ND), ROWS):
             some = unit_ND[start : start + ROWS]
-            value_BD = np.zeros((ROWS, some.shape[1]), np.float32)
-            value_BD[: len(some)] = some
+            value_BD = some
+            if len(some) < ROWS:
+                value_BD = np.zeros((ROWS, some.shape[1]), np.float32)
+                value_BD[: len(some)] = some
             for n, (weight_DD, bias_D) in enumerate(small):
-                value_BD = value_BD @ weight_DD + bias_D
-                value_BD = value_BD if n == last else np.maximum(value_BD, 0)
+                value_BD = value_BD @ weight_DD
+                value_BD += bias_D
+                if n < last:
+                    np.maximum(value_BD, 0, out=value_BD)
             logit_N[start : start + ROWS] = value_BD[: len(some), 0]
         return 1 / (1 + np.exp(-logit_N))
 
@@ -166,9 +167,9 @@ def scored(batch: pa.Table, score: Score, name: str) -> pa.Table:
     """Returns the score of every row, or a reason."""
     given = batch[IMAGE_EMBEDDING.name]
     unit_ND = unit_rows(as_matrix(given))
-    usable_N = np.isfinite(unit_ND).all(axis=1) & (unit_ND.shape[1] > 0)
+    usable_N = np.isfinite(unit_ND[:, :1]).any(axis=1)  # a row is NaN whole
     score_N = np.full(len(batch), np.nan, np.float32)
-    score_N[usable_N] = score(unit_ND[usable_N])
+    score_N[usable_N] = score(unit_ND if usable_N.all() else unit_ND[usable_N])
     reason = np.where(given.is_null().to_numpy(), *Head.reasons)
     return pa.table(
         {

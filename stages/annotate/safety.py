@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT, Column
+from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, SAFETY_TAG, TEXT, Column
 from clipmill.metadata.storage import open_uri
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import (
@@ -30,7 +30,6 @@ from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
 
 # Shapes: N rows of the batch, P prompts of two lists, D width of an embedding.
 
-SAFETY_TAG = Column("safety_tag", pa.string(), "UNLIKELY, UNSURE, NSFW", "LAION's zero-shot tag.")
 SAFETY_SCORE = Column(
     "safety_score", pa.float32(), "0 to 1", "Softmax of the unsafe prompts.", better="low"
 )

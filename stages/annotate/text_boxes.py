@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ OCR_TEXT = Column("ocr_text", pa.string(), "lines", "Its text, line by line from
 MODELS = {"Det": "models/PP-OCRv6_det_small.onnx", "Rec": "models/PP-OCRv6_rec_small.onnx"}
 LEAST_SIDE = 16  # pixels once scaled: of less the network has no cell
 LEAST_CERTAIN = 0.5  # of a line that is read, rapidocr's own
+LONG = 2  # a line's longer side to its shorter
+LOW = 1 / 3  # or its shorter side to the picture's: a lone shape is neither long nor low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +33,11 @@ class TextBoxes(RowStage):
     Null if undecodable; an empty list and 0 without text. With `ocr`, the text too.
 
     Source: PP-OCRv6 (PaddleOCR, Apache-2.0) by rapidocr, detection at its own thresholds. Departs:
-    small pictures are not enlarged to 736 pixels, which takes 3 to 10 times as long.
+    small pictures are not enlarged to 736 pixels, which takes 3 to 10 times as long; a box that is
+    neither long nor low is left out, for the network takes a lone shape for a letter.
     Error: rapidocr's own with `limit_type: max`. A strip whose shorter side is below 16 pixels once
-    scaled has no boxes; vertical and turned text is seldom read.
+    scaled has no boxes, nor has a word of two or three letters a third as high as its picture;
+    vertical and turned text is seldom read.
     Example: {after: [ingest.image_folder]}
     """
 
@@ -40,7 +45,7 @@ class TextBoxes(RowStage):
     ocr: bool = False  # read the lines, too: `ocr_text`
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
 
-    version = 1
+    version = 2
     determinism = "exact"
     batch_rows = 64
     reads = (PIXELS,)
@@ -83,15 +88,24 @@ class TextBoxes(RowStage):
             answer = reader(bgr, use_det=True, use_cls=False, use_rec=self.ocr)
             if answer.boxes is not None:
                 boxes_K42 = np.asarray(answer.boxes, np.float32)
-            if self.ocr and answer.txts:
-                pairs = zip(answer.txts, answer.scores, strict=True)
-                lines = [line for line, score in pairs if score >= LEAST_CERTAIN]
+                is_line_K = may_be_lines(boxes_K42, height, width)
+                boxes_K42 = boxes_K42[is_line_K]
+                if self.ocr and answer.txts:
+                    read_K = np.array(answer.scores) >= LEAST_CERTAIN
+                    lines = list(compress(answer.txts, is_line_K & read_K))
         corners_K42 = boxes_K42 / np.array([width, height], np.float32)
         return {
             TEXT_BOXES.name: corners_K42.reshape(-1, 8).tolist(),
             TEXT_SHARE.name: float(inside(boxes_K42, height, width).mean()),
             OCR_TEXT.name: "\n".join(lines),
         }
+
+
+def may_be_lines(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
+    """Returns (K,) whether a quadrilateral in pixels is long or low enough for a line of text."""
+    sides_K2 = np.linalg.norm(boxes_K42[:, :2] - boxes_K42[:, 1:3], axis=2)
+    short_K, long_K = np.sort(sides_K2, axis=1).T
+    return (long_K >= LONG * short_K) | (short_K < LOW * min(height, width))
 
 
 def inside(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:

@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, KEEP, TEXT, UID
+from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, KEEP, SAFETY, TEXT, UID
 from clipmill.metadata.uid import uniform
 from clipmill.pipeline.dataset import Shards, State, Task
 from clipmill.stages.export._columns import PICTURE
@@ -96,7 +97,7 @@ class Drawn:
             RANGE: range_of(rows[UID.name], self.bits),
             X: place_N2[:, 0],
             Y: place_N2[:, 1],
-            THUMBNAIL: thumbnails(rows[IMAGE.name], self.side),
+            THUMBNAIL: thumbnails(safe_images(rows), self.side),
             CAPTION.name: captions(rows),
             CLUSTER: rows[CLUSTER_ID.name],
             KEPT: kept(rows),
@@ -117,6 +118,16 @@ def captions(rows: pa.Table) -> pa.ChunkedArray:
     if TEXT.name in rows.column_names:
         return rows[TEXT.name]
     return pa.chunked_array([np.full(len(rows), "")], TEXT.dtype)
+
+
+def safe_images(rows: pa.Table) -> pa.ChunkedArray:
+    """Returns the pictures, null where a column calls one unsafe."""
+    is_unsafe_N = np.zeros(len(rows), bool)
+    for column in SAFETY:
+        if column.name in rows.column_names:
+            is_unsafe_N |= column.unsafe(rows[column.name])
+    images = rows[IMAGE.name]
+    return pc.if_else(pa.array(is_unsafe_N), pa.scalar(None, images.type), images)
 
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:

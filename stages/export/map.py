@@ -20,6 +20,7 @@ from clipmill.metadata.schema import (
     IMAGE_EMBEDDING,
     KEEP,
     POSITION,
+    SAFETY,
     SHARD,
     TEXT,
     UID,
@@ -67,12 +68,13 @@ class Map(DatasetStage):
     """map.parquet: the rows that have an embedding and a cluster, ordered by uid.
 
     `x` and `y` are the projection on the plane of the two principal components of all these rows;
-    `thumbnail` is the picture ({bytes, path: null}; null without one); then `caption`, `cluster`,
-    `kept` (true without a select stage before), `uid` as 32 hex digits, the chosen columns, and
-    `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the row itself and the
-    nearest of its cluster, nearest first. If there are fewer, the row fills the list, as the viewer
-    needs lists of one length. If there are more rows than `rows`, those with the lowest uid hashes
-    are exported; the plane does not change.
+    `thumbnail` is the picture ({bytes, path: null}; null without one, and of one that a stage
+    before it calls unsafe: nsfw_score > 0.2, punsafe > 0.5, safety_tag not UNLIKELY); then
+    `caption`, `cluster`, `kept` (true without a select stage before), `uid` as 32 hex digits, the
+    chosen columns, and `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the
+    row itself and the nearest of its cluster, nearest first. If there are fewer, the row fills the
+    list, as the viewer needs lists of one length. If there are more rows than `rows`, those with
+    the lowest uid hashes are exported; the plane does not change.
 
     Source: the columns that embedding-atlas 0.26 takes by `--x --y --text --image --neighbors`.
     Departs: no neighbours in other clusters; a cluster of more than 16,384 rows on the map is split
@@ -89,7 +91,7 @@ class Map(DatasetStage):
     neighbors: OneUp = 10  # of each row, not counting itself
     side: Pixels = 80  # pixels of a thumbnail's longer side
 
-    version = 1
+    version = 2
     determinism = "exact"
     formats = ("map",)
     gives = ("data",)
@@ -104,7 +106,7 @@ class Map(DatasetStage):
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        return TEXT, KEEP
+        return TEXT, KEEP, *SAFETY
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         seed, stage = ctx.worker.seed, ctx.worker.stage

@@ -14,6 +14,7 @@ from clipmill.pipeline.ledger.rows.columns import column_at
 from clipmill.pipeline.ledger.rows.stage_row import StageRow
 from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
 from clipmill.pipeline.ledger.rows.uids import digits_of, rows_by_digits, rows_of_uids
+from clipmill.pipeline.ledger.rows.unsafe import unsafe_at
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
@@ -99,12 +100,16 @@ UID_DIGITS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """A row's stored picture and its caption; without a picture, `missing` says why."""
+    """A row's stored picture and its caption; without a picture, `missing` says why.
+
+    A notebook draws an unsafe one blurred.
+    """
 
     uid: str
     image: bytes | None = field(repr=False)
     text: str | None
     missing: str | None
+    is_unsafe: bool = False
 
 
 def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, StoredImage]:
@@ -123,7 +128,11 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
     text = binding(state, stage, TEXT.name)
     bound = {"image": (source, IMAGE.name), "reason": (source, REASON.name)}
     rows = rows_at(state, bound | ({"text": text} if text else {}), stored)
-    by_place = dict(zip(stored, rows, strict=True))
+    unsafe = unsafe_at(state, state.plan.stages[stage].root or stage, stored)
+    by_place = {
+        place: {**row, "is_unsafe": is_unsafe}
+        for place, row, is_unsafe in zip(stored, rows, unsafe, strict=True)
+    }
     answer = {}
     for digits, uid in whole.items():
         place = places.get(uid)
@@ -136,7 +145,13 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
             missing = f"'{source}' has not come to shard {place[0]}"
         elif image is None:
             missing = in_words(row["reason"]) if row["reason"] else f"'{source}' stored none"
-        answer[digits] = StoredImage(uid=uid, image=image, text=row.get("text"), missing=missing)
+        answer[digits] = StoredImage(
+            uid=uid,
+            image=image,
+            text=row.get("text"),
+            missing=missing,
+            is_unsafe=row.get("is_unsafe", False),
+        )
     return answer
 
 

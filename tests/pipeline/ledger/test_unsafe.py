@@ -1,20 +1,25 @@
 """Pictures that score as unsafe: blurred on every page and in the explorer, unless asked for."""
 
+import re
 from base64 import b64decode
 from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
 
+from clipmill.metadata.schema import PUNSAFE, SAFETY_TAG
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.explore.shown import picture_of
+from clipmill.pipeline.ledger.rows.pictures import images
 from clipmill.pipeline.ledger.rows.unsafe import unsafe_at
+from clipmill.pipeline.notebook.answers import Images
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
@@ -25,6 +30,7 @@ from clipmill.stages.annotate.image import AnnotateImage
 STAGES = """
 pool: {uses: ingest.image_folder, path: PICTURES, shard_rows: 2}
 look: {uses: annotate.image, from: pool}
+light: {uses: select.where, from: look, where: mean_luma >= 100}
 """
 PLACES = [(0, 0), (0, 1), (1, 0)]
 
@@ -74,12 +80,36 @@ def test_it_is_blurred_past_recognition_wherever_it_is_drawn(run, tmp_path, show
     assert [contrast(body) > 30 for _, body in drawn] == [True, show_unsafe]
 
 
-def test_the_verbs_blur_unless_told_not_to(run, clipmill, tmp_path):
+def test_a_notebook_draws_it_blurred_and_has_its_bytes(run):
+    uids = [sample["uid"] for sample in samples_at(run, "look", PLACES[:2]).values()]
+    found = Images(images(run, "look", uids))
+    assert [image.is_unsafe for image in found.values()] == [False, True]
+    bodies = re.findall(r'base64,([^"]+)', found._repr_html_())
+    assert [contrast(b64decode(body)) > 30 for body in bodies] == [True, False]
+    assert contrast([*found.values()][1].image) > 100
+
+
+VERBS = [
+    ("report", "--out"),
+    ("show", "look", "--html"),
+    ("sweep", "--stage", "light", "--vary", "mean_luma=0:200:100", "--html"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=["report", "show", "sweep"])
+def test_the_verbs_blur_unless_told_not_to(verb, run, clipmill, tmp_path):
     page = tmp_path / "page.html"
     bodies = []
     for more in ((), ("--show-unsafe",)):
-        for verb in (("report", "--out"), ("show", "look", "--html")):
-            said = clipmill(*verb[:-1], "--run", run.run.uri, verb[-1], page, *more)
-            assert said.code == 0, said.err
-            bodies.append(page.read_text())
-    assert bodies[1] != bodies[3], "show"
+        said = clipmill(*verb[:-1], "--run", run.run.uri, verb[-1], page, *more)
+        assert said.code == 0, said.err
+        bodies.append(page.read_text())
+    assert bodies[0] != bodies[1]
+
+
+def test_a_tag_that_is_not_safe_is_unsafe_and_one_that_is_missing_is_not():
+    tags = pa.array(["UNLIKELY", "UNSURE", "NSFW", None])
+    assert SAFETY_TAG.unsafe(tags).tolist() == [False, True, True, False]
+    scores = pa.array([0.5, 0.51, None], pa.float32())
+    assert PUNSAFE.unsafe(scores).tolist() == [False, True, False]
+    assert not replace(PUNSAFE, unsafe_above=None).unsafe(scores).any()

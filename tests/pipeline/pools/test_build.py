@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from clipmill.pipeline.pools.faults import (
     IMAGE_ISSUES,
     LINK_ISSUES,
     OVERLAYS,
+    PHRASES,
     TEXT_ISSUES,
 )
 from clipmill.pipeline.pools.generated import generated_drawings
@@ -78,12 +80,18 @@ def test_overlays_are_drawn_on_request_on_clean_base_rows_and_their_exact_copies
     assert abs(len(drawn & {*clean}) / len(clean) - 0.4) < 0.1
     assert {overlaid[uid].dup_kind for uid in drawn} == {None, "exact"}
     assert not any(is_usable(overlaid[uid]) for uid in drawn)
-    assert all(replace(overlaid[uid], image_issue=None) == plain[uid] for uid in drawn)
+    for uid in drawn:
+        row = overlaid[uid]
+        assert (row.drawn_script in PHRASES) == (row.image_issue == "drawn_text")
+        assert replace(row, image_issue=None, drawn_script=None) == plain[uid]
+    scripts = Counter(row.drawn_script for row in overlaid.values())
+    assert min(scripts[script] for script in PHRASES) > 0.1 * counts["drawn_text"]
     assert all(overlaid[uid] == plain[uid] for uid in plain.keys() - drawn)
 
 
 def test_a_pool_without_overlays_is_not_taken_for_one_with_them(small):
     assert "overlaid" not in json.loads((small / "pool.json").read_text())
+    assert "drawn_script" not in pq.read_schema(small / "truth.parquet").names
     with pytest.raises(RecipeError, match=r"another pool stands there .*overlaid None"):
         build_pool("generated", small, rows=SMALL, overlaid=0.1)
     with pytest.raises(RecipeError, match=r"overlaid=1\.1"):

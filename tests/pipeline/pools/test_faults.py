@@ -2,15 +2,17 @@ import io
 import zlib
 from itertools import product
 
+import fontpkg
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from clipmill.pipeline.pools.chance import Chance
 from clipmill.pipeline.pools.drawing import Drawing
 from clipmill.pipeline.pools.faults import (
     NEAR_OPS,
     OVERLAYS,
+    PHRASES,
     behaviour,
     bomb,
     faulty_file,
@@ -69,6 +71,14 @@ def test_words_and_marks_are_drawn_at_other_places_and_leave_most_of_the_picture
             changed[issue, key] = abs(np.asarray(picture) - before_HW3).max(axis=2) > 32
         assert 0.01 < changed[issue, key].mean() < 0.5
     assert len({mask_HW.tobytes() for mask_HW in changed.values()}) == len(changed)
+
+
+def test_the_font_has_every_letter_of_the_words_that_are_drawn():
+    font = ImageFont.truetype(fontpkg.path("Noto Sans"))
+    missing = bytes(font.getmask("\uffff"))
+    letters = {letter for phrases in PHRASES.values() for letter in "".join(phrases)}
+    assert len(letters) > 60
+    assert not [letter for letter in letters if bytes(font.getmask(letter)) == missing]
 
 
 def test_an_oversized_picture_has_26_megabytes(clean):

@@ -1,5 +1,6 @@
 """annotate.text_boxes: rapidocr's own boxes and words, shares, planted words, thin pictures."""
 
+from collections.abc import Iterator
 from io import BytesIO
 
 import cv2
@@ -11,8 +12,10 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from clipmill.pipeline.pools.chance import Chance
-from clipmill.pipeline.pools.faults import faulty_file
-from clipmill.stages.annotate.text_boxes import MODELS, TextBoxes, inside
+from clipmill.pipeline.pools.faults import PHRASES, faulty_file
+from clipmill.pipeline.pools.generated import generated_drawings
+from clipmill.pipeline.pools.picture import on_background, picture_of
+from clipmill.stages.annotate.text_boxes import MODELS, TextBoxes, inside, may_be_lines
 from tests.stages.networks import drawn, pictures, worker
 
 LINES = ("SALE 50 OFF", "hello world")
@@ -55,23 +58,44 @@ def test_boxes_and_words_are_rapidocrs_own(tmp_path):
     assert 0.1 < out["text_share"][0].as_py() < 0.6
 
 
-@pytest.mark.slow("200 pictures, 2 s")
-def test_the_share_of_text_tells_planted_words_from_clean_photographs(tmp_path):
-    """Pieces of scikit-learn's two photographs, 96 to 256 pixels wide; words as pools draw them."""
+def photographs(count: int) -> Iterator[tuple[Image.Image, str]]:
+    """Pieces of scikit-learn's two photographs, 96 to 256 pixels wide, and words for them."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    rgb = []
-    for number in range(200):
+    for number in range(count):
         chance, photo = Chance(0, "photo", str(number)), photos[number // 2 % 2]
         side = chance.between("side", 96, 256)
         x = chance.between("x", 0, photo.width - side)
         y = chance.between("y", 0, photo.height - side)
-        piece = photo.crop((x, y, x + side, y + side))
-        if number % 2:
-            words = chance.pick("words", ("red fox", "wooden chair", "SALE 50 %", "by the sea"))
-            piece = Image.open(BytesIO(faulty_file("drawn_text", piece, words, chance)))
-        rgb.append(np.asarray(piece))
+        words = chance.pick("words", ("red fox", "wooden chair", "SALE 50 %", "by the sea"))
+        yield photo.crop((x, y, x + side, y + side)), words
+
+
+def shapes(count: int) -> Iterator[tuple[Image.Image, str]]:
+    """Shapes that the generated pool draws, and their captions."""
+    for number, drawing in enumerate(generated_drawings(count, 1)):
+        side = Chance(0, "shape", str(number)).between("side", 96, 256)
+        yield on_background(picture_of(drawing, side)), drawing.words["en"].label
+
+
+@pytest.mark.slow("200 pictures, 2 s")
+@pytest.mark.parametrize("grounds", [photographs, shapes])
+def test_the_share_of_text_tells_planted_words_in_each_script_from_clean_pictures(
+    grounds, tmp_path
+):
+    rgb, scripts = [], []
+    for number, (picture, caption) in enumerate(grounds(200)):
+        chance = Chance(0, "words", str(number))
+        script = [*PHRASES][number // 2 % len(PHRASES)] if number % 2 else "none"
+        if script != "none":
+            words = chance.pick("phrase", PHRASES[script] or (caption,))
+            picture = Image.open(BytesIO(faulty_file("drawn_text", picture, words, chance)))
+        rgb.append(np.asarray(picture))
+        scripts.append(script)
     share = TextBoxes().open(worker(tmp_path))(pictures(rgb))["text_share"].to_numpy()
-    assert roc_auc_score(np.arange(200) % 2, share) >= 0.95
+    script_N = np.array(scripts)
+    for script in PHRASES:
+        some_N = np.isin(script_N, ("none", script))
+        assert roc_auc_score(script_N[some_N] == script, share[some_N]) >= 0.95, script
 
 
 def test_a_share_counts_overlapping_boxes_once():
@@ -80,6 +104,13 @@ def test_a_share_counts_overlapping_boxes_once():
     assert inside(np.stack([box, box]), 100, 100).mean() == 0.25
     assert inside(np.stack([box, box + np.float32([25, 0])]), 100, 100).mean() == 0.375
     assert inside(np.stack([box + np.float32([-30, 80])]), 100, 100).mean() == 0.04  # half outside
+
+
+def test_a_box_neither_long_nor_low_is_a_lone_shape():
+    low, long, square = np.array([[32, 30], [99, 40], [60, 40]])[:, None] * 0.99
+    boxes = [[[0, 0], [x, 0], [x, y], [0, y]] for ((x, y),) in (low, long, square)]
+    assert may_be_lines(np.float32(boxes), 99, 99).tolist() == [True, True, False]
+    assert may_be_lines(np.empty((0, 4, 2), np.float32), 99, 99).tolist() == []
 
 
 def test_a_picture_without_room_for_text_has_no_boxes(tmp_path):

@@ -93,6 +93,25 @@ def test_columns_and_values_are_those_of_the_rows(clustered, memory_shards, memo
     assert "embedding-atlas map.parquet --x x" in (ctx.out / "README.md").read_text()
 
 
+def test_no_picture_that_a_stage_calls_unsafe_is_on_the_map(
+    clustered, memory_shards, memory_context
+):
+    scores = np.full((2, len(clustered)), 0.1, np.float32)
+    scores[0, :40], scores[1, 40:80] = 0.3, 0.6
+    tag = ["NSFW" if 80 <= n < 120 else "UNLIKELY" for n in range(len(clustered))]
+    scored = clustered.append_column("nsfw_score", pa.array(scores[0]))
+    scored = scored.append_column("punsafe", pa.array(scores[1]))
+    scored = scored.append_column("safety_tag", pa.array(tag))
+    before, found = (
+        exported(memory_context(), memory_shards(rows))["thumbnail"].is_valid().to_numpy()
+        for rows in (clustered, scored)
+    )
+    row_N = on_map(clustered)
+    assert before[row_N < 120].sum() > 60
+    assert not found[row_N < 120].any()
+    assert (found == before)[row_N >= 120].all()
+
+
 def test_places_are_the_principal_components(clustered, memory_shards, memory_context):
     found = exported(memory_context(), memory_shards(clustered[:31], clustered[31:]))
     unit_ND = unit_rows(np.array(filled(clustered)))[on_map(clustered)].astype(np.float64)
