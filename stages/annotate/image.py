@@ -1,4 +1,4 @@
-"""Measures an image cheaply: size and shape, light, colour and sharpness."""
+"""Measures an image cheaply: size and shape, light, colour, sharpness and flatness."""
 
 from dataclasses import dataclass
 
@@ -21,26 +21,30 @@ MEAN_LUMA = Column("mean_luma", pa.float32(), "0 to 255", "Mean of the grey imag
 LUMA_STD = Column("luma_std", pa.float32(), "0 to 127.5", "Its deviation: 0 is one flat colour.")
 COLORFULNESS = Column("colorfulness", pa.float32(), "0 up", "0 is grey; 59 quite, 109 extremely.")
 SHARPNESS = Column("sharpness", pa.float32(), "0 up", "Variance of the grey image's Laplacian.")
+ENTROPY = Column("entropy", pa.float32(), "0 to 8 bits", "Of the grey image: 0 is one flat colour.")
+FLAT_SHARE = Column("flat_share", pa.float32(), "0 to 1", "Share of the most frequent colour.")
+COLOR_STEPS = 32  # of a channel: colours of one step count as one
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateImage(RowStage):
-    """Format, frames, size, light, colour and sharpness; null if the image does not decode.
+    """Format, frames, size, light, colour, sharpness, flatness; null if it does not decode.
 
     Source: min_side and aspect_ratio as in DataComp's basic filter; grey is Rec. 601;
-    colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000.
-    Error: light, colour and sharpness are of the decoded image, at most a megapixel; grey is
+    colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000;
+    entropy Shannon 1948.
+    Error: all but format, frames and size are of the decoded image, at most a megapixel; grey is
     rounded to 8 bits, up to 0.5 off. Sharpness grows with noise and with JPEG blocks.
     Example: {after: [ingest.image_folder]}
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     batch_rows = 64  # of decoded images, 3 MB each at most
     reads = (IMAGE, PIXELS)
     writes = (
         *(IMAGE_FORMAT, FRAMES, MIN_SIDE, ASPECT_RATIO),
-        *(MEAN_LUMA, LUMA_STD, COLORFULNESS, SHARPNESS),
+        *(MEAN_LUMA, LUMA_STD, COLORFULNESS, SHARPNESS, ENTROPY, FLAT_SHARE),
     )
     reasons = ("no_image", "undecodable")
     advice = UNDECODABLE
@@ -83,11 +87,17 @@ def look(rgb_HW3: NDArray[np.uint8]) -> dict[str, float]:
     import cv2
 
     grey_HW = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2GRAY)
+    share_L = np.bincount(grey_HW.reshape(-1), minlength=256) / grey_HW.size
+    bits_L = np.log2(share_L, where=share_L > 0, out=np.zeros(256))
+    steps = [COLOR_STEPS] * 3, [0, 256] * 3
+    colors = cv2.calcHist([rgb_HW3], [0, 1, 2], None, *steps)
     return {
         MEAN_LUMA.name: float(grey_HW.mean()),
         LUMA_STD.name: float(grey_HW.std()),
         COLORFULNESS.name: colorfulness(rgb_HW3),
         SHARPNESS.name: float(cv2.Laplacian(grey_HW, cv2.CV_16S).var()),
+        ENTROPY.name: abs(float((share_L * bits_L).sum())),
+        FLAT_SHARE.name: float(colors.max() / grey_HW.size),
     }
 
 

@@ -43,6 +43,8 @@ def test_measures_of_a_flat_grey_picture():
         "luma_std": 0.0,
         "colorfulness": 0.0,
         "sharpness": 0.0,
+        "entropy": 0.0,
+        "flat_share": 1.0,
         "reason": None,
     }
 
@@ -62,6 +64,15 @@ def test_sharpness_is_the_variance_of_the_laplacian():
     # Inside, every pixel of a stripe differs by 255 from two of its four neighbours: ±510. The
     # edge rows see their one neighbour twice, by reflection.
     assert look(stripes())["sharpness"] == 510.0**2
+
+
+def test_entropy_and_the_share_of_the_most_frequent_colour():
+    assert look(stripes())["entropy"] == 1.0
+    assert look(stripes())["flat_share"] == 0.5
+    parts = [flat((0, 0, 0), 2), flat((255, 255, 255), 1), flat((80, 80, 80), 1)]
+    assert look(np.concatenate(parts))["entropy"] == 1.5
+    near = np.concatenate([flat((80, 80, 80)), flat((87, 80, 80)), flat((88, 80, 80))])
+    assert look(near)["flat_share"] == pytest.approx(2 / 3)  # 80 to 87 is one step of 32
 
 
 def test_blur_lowers_sharpness():
