@@ -58,14 +58,10 @@ class Column:
 
     def unsafe(self, values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
         """Returns (N,) whether a picture with this value is shown blurred; False where null."""
-        if self.safe is not None:
-            is_unsafe = pc.not_equal(values, self.safe)
-        else:
-            is_unsafe = pc.greater(
-                values, np.inf if self.unsafe_above is None else self.unsafe_above
-            )
-        found: NDArray[np.bool_] = is_unsafe.fill_null(False).to_numpy(zero_copy_only=False)
-        return found
+        limit = np.inf if self.unsafe_above is None else self.unsafe_above
+        other = pc.greater(values, limit) if self.safe is None else pc.not_equal(values, self.safe)
+        unsafe_N: NDArray[np.bool_] = other.fill_null(False).to_numpy(zero_copy_only=False)
+        return unsafe_N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +92,6 @@ TEXT = Column("text", pa.string(), "caption", "The caption as found: never overw
 CAPTION = Column("caption", pa.string(), "caption", "The caption: of several the first.")
 ORIGINAL_WIDTH = Column("original_width", pa.int32(), "pixels", "Width as the pool states it.")
 ORIGINAL_HEIGHT = Column("original_height", pa.int32(), "pixels", "Height as the pool states it.")
-CLIP_B32_SIMILARITY_SCORE = Column(
-    "clip_b32_similarity_score",
-    pa.float32(),
-    "cosine",
-    "DataComp's ViT-B/32 CLIP score.",
-    better="high",
-)
-CLIP_L14_SIMILARITY_SCORE = Column(
-    "clip_l14_similarity_score",
-    pa.float32(),
-    "cosine",
-    "DataComp's ViT-L/14 CLIP score.",
-    better="high",
-)
 
 # A stage that writes IMAGE writes IMAGE_BYTES, too, so that a missing image costs no read.
 IMAGE = Column("image", pa.binary(), "encoded bytes", "The image, encoded as stored.")
@@ -120,9 +102,6 @@ SHA256 = Column("sha256", pa.string(), "hex", "SHA-256 of the raw bytes, before 
 HTTP_STATUS = Column("http_status", pa.int16(), "code", "Last HTTP status; null without an answer.")
 
 LANGUAGE = Column("language", pa.string(), "ISO 639 code", "Most likely language of the caption.")
-LANGUAGE_CONFIDENCE = Column(
-    "language_confidence", pa.float32(), "0 to 1", "Probability the language model gives it."
-)
 CONCEPT_IDS = Column(
     "concept_ids", pa.list_(pa.int32()), "places in a list", "The caption's concepts, ascending."
 )
@@ -161,12 +140,6 @@ DUPLICATE_OF = Column(
 )
 CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.", names="cluster")
 CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to that centre.")
-NEAREST_CLUSTERS = Column(
-    "nearest_clusters", pa.list_(pa.int32()), "0 up", "Nearest cluster centres, nearest first."
-)
-NEAREST_COSINES = Column(
-    "nearest_cosines", pa.list_(pa.float32()), "cosine", "Cosine to each of them."
-)
 KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
 BALANCE_RANK = Column(
     "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."

@@ -7,11 +7,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
+from clipmill.metadata.schema import LANGUAGE, REASON, TEXT, Column
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
 from clipmill.stages.ops.outside import need_file
 from clipmill.stages.ops.texts.languages import Predict, best_languages, predictor
+
+LANGUAGE_CONFIDENCE = Column(
+    "language_confidence", pa.float32(), "0 to 1", "Probability the language model gives it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
-    NEAREST_CLUSTERS,
-    NEAREST_COSINES,
     REASON,
     REASON_TYPE,
     UID,
+    Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs, Shards
 from clipmill.pipeline.errors import StageError
@@ -35,6 +34,12 @@ from clipmill.stages.ops.vectors.matrices import (
 
 # Shapes: N rows, D width of a vector, m nearest centres.
 
+NEAREST_CLUSTERS = Column(
+    "nearest_clusters", pa.list_(pa.int32()), "0 up", "Nearest cluster centres, nearest first."
+)
+NEAREST_COSINES = Column(
+    "nearest_cosines", pa.list_(pa.float32()), "cosine", "Cosine to each of them."
+)
 REASONS = (DROPPED, "no_embedding", "zero_or_nan_embedding", "non_finite_embedding")
 
 

@@ -15,8 +15,6 @@ from clipmill.metadata.schema import (
     CLUSTER_ID,
     IMAGE_EMBEDDING,
     KEEP,
-    NEAREST_CLUSTERS,
-    NEAREST_COSINES,
     Column,
 )
 from clipmill.metadata.uid import coin_hash
@@ -33,7 +31,15 @@ from clipmill.pipeline.stage import (
     later,
     location,
 )
-from clipmill.stages.cluster._points import REASONS, assigned, given_tree, points_of, space_of
+from clipmill.stages.cluster._points import (
+    NEAREST_CLUSTERS,
+    NEAREST_COSINES,
+    REASONS,
+    assigned,
+    given_tree,
+    points_of,
+    space_of,
+)
 from clipmill.stages.cluster._rounds import (
     PARENT,
     Space,

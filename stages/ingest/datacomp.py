@@ -15,8 +15,6 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
-    CLIP_B32_SIMILARITY_SCORE,
-    CLIP_L14_SIMILARITY_SCORE,
     FACE_BBOXES,
     ORIGINAL_HEIGHT,
     ORIGINAL_WIDTH,
@@ -57,7 +55,13 @@ from clipmill.stages.ops.tables.pools import (
     uid_values,
 )
 
-SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
+SCORES = tuple(
+    Column(f"clip_{name}_similarity_score", pa.float32(), "cosine", doc, better="high")
+    for name, doc in (
+        ("b32", "DataComp's ViT-B/32 CLIP score."),
+        ("l14", "DataComp's ViT-L/14 CLIP score."),
+    )
+)
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 SCORES_OF = {
     kind: tuple(replace(column, dtype=dtype) for column in SCORES)
