@@ -31,8 +31,7 @@ class AnnotateImage(RowStage):
     """Format, frames, size, light, colour, sharpness, flatness; null if it does not decode.
 
     Source: min_side and aspect_ratio as in DataComp's basic filter; grey is Rec. 601;
-    colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000;
-    entropy Shannon 1948.
+    colorfulness Hasler & Suesstrunk 2003, section 3.3 (M3); sharpness Pech-Pacheco et al. 2000.
     Error: all but format, frames and size are of the decoded image, at most a megapixel; grey is
     rounded to 8 bits, up to 0.5 off. Sharpness grows with noise and with JPEG blocks.
     Example: {after: [ingest.image_folder]}

@@ -96,7 +96,7 @@ class TextBoxes(RowStage):
         corners_K42 = boxes_K42 / np.array([width, height], np.float32)
         return {
             TEXT_BOXES.name: corners_K42.reshape(-1, 8).tolist(),
-            TEXT_SHARE.name: float(inside(boxes_K42, height, width).mean()),
+            TEXT_SHARE.name: np.count_nonzero(inside(boxes_K42, height, width)) / (height * width),
             OCR_TEXT.name: "\n".join(lines),
         }
 
