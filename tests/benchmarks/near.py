@@ -62,6 +62,11 @@ LIBRARIES = {  # imported beforehand: they are no part of the growth
     "vectors": ("_earlier",),
 }
 WIDTH, CLUSTER_ROWS = 64, 3_500
+SIZES = (
+    *("hashes:1", "hashes:3", "hashes:10", "hashes:1:equal", "hashes:1:chain"),
+    *("hashes:1:cube", "captions:1", "captions:3", "captions:1:1000"),
+    *("captions:0.25:800", "vectors:1", "vectors:3"),
+)
 
 
 def main(*pools: str) -> str:
@@ -172,12 +177,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2], Path(sys.argv[3]))
     else:
-        begin(
-            main,
-            quick=("hashes:1", "captions:0.25", "vectors:0.5"),
-            full=(
-                *("hashes:1", "hashes:3", "hashes:10", "hashes:1:equal", "hashes:1:chain"),
-                *("hashes:1:cube", "captions:1", "captions:3", "captions:1:1000"),
-                *("captions:0.25:800", "vectors:1", "vectors:3"),
-            ),
-        )
+        begin(main, quick=("hashes:1", "captions:0.25", "vectors:0.5"), full=SIZES)
