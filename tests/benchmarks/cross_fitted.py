@@ -6,8 +6,12 @@ The pool's English rows, faults and all; copies are those of the pool's truth. A
 rows over swapped captions; `kept` is the share of fault-free rows above the cut that keeps 70 % of
 all rows, by a drawing's rows and by a concept's. Features stay in FOLDER, as in `filter_abroad`.
 
-A second table cuts by `score.chance` at one value: the share of fault-free rows kept of each
-vendor by heads that met no row of it, and by five folds of the pool; and the faulty among the kept.
+Floors by concept keep as many rows, of the truth's concepts: the best of each, half of each, or an
+equal share of all concepts with as many rows (by powers of two).
+
+A second table cuts by `fit_rank` of `score.chance` at one value: the share of fault-free rows kept
+of each vendor by heads that met no row of it, and by five folds of the pool; and the faulty among
+the kept.
 """
 
 import time
@@ -43,7 +47,8 @@ from tests.benchmarks.toy import scratch
 # Shapes: N rows, K folds.
 
 FOLDS = 2, 5, 10
-CHANCE = 0.8
+FIT = 0.9
+FLOORS = "best of each concept", "half of each", "of those as frequent"
 BINS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, 10**9)}
 CONCEPTS = {"1": (1, 1), "2-5": (2, 5), "6-20": (6, 20), "more": (21, 10**9)}
 
@@ -62,17 +67,20 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
     rows = with_features(rows_of(pool), cache / "rows.npz")
     truth = pl.read_parquet(pool / "truth.parquet").select("uid", "concept")
     facts = rows.rows.join(truth, on="uid", how="left", maintain_order="left").select(
-        copies=pl.len().over("dup_cluster"), concept=pl.len().over("concept")
+        "concept", copies=pl.len().over("dup_cluster"), rows=pl.len().over("concept")
     )
     print("| heads | AUC |", *(f"kept, copies {it} |" for it in BINS), end=" ")
-    print(*(f"concept's rows {it} |" for it in CONCEPTS), "CPU s |")
-    print("|---|" + "---:|" * (len(BINS) + len(CONCEPTS) + 2))
+    print(*(f"concept's rows {it} |" for it in CONCEPTS), "faulty of kept | CPU s |")
+    print("|---|" + "---:|" * (len(BINS) + len(CONCEPTS) + 3))
     ways: dict[str, Callable[[], NDArray[np.floating]]] = {
         "learnt from all": lambda: scores(learnt(rows), rows)
     }
     for count in folds:
         ways[f"{count} folds"] = lambda count=count: left_out(rows, count)
         ways[f"{count} folds, copies apart"] = lambda count=count: left_out(rows, count, "uid")
+    home = vectors(rows, FOLDS[1])
+    for floor in FLOORS:
+        ways[floor] = lambda floor=floor: floored(facts, np.vecdot(*home[:2]), floor)
     found = []
     for name, way in ways.items():
         begun = time.process_time()
@@ -83,31 +91,45 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         is_kept = score_N > np.quantile(score_N, 1 - KEPT_AT_HOME)
         kept = [
             is_kept[good & facts[column].is_between(*bounds).to_numpy()].mean()
-            for column, bins in (("copies", BINS), ("concept", CONCEPTS))
+            for column, bins in (("copies", BINS), ("rows", CONCEPTS))
             for bounds in bins.values()
         ]
         print(f"| {name} | {found[-1]:.3f} |", *(f"{it:.3f} |" for it in kept), end=" ")
-        print(f"{seconds:.0f} |", flush=True)
-    print(f"\n| above_chance > {CHANCE}: | fault-free kept, unmet | faulty of kept |", end=" ")
+        print(f"{(~good)[is_kept].mean():.3f} | {seconds:.0f} |", flush=True)
+    print(f"\n| fit_rank < {FIT}: | fault-free kept, unmet | faulty of kept |", end=" ")
     print("folds: kept | faulty |\n|---|---:|---:|---:|---:|")
     vendors = families(rows) if len(folds) > 1 else families(rows)[:1]
-    at_home = above_chance(rows, *vectors(rows, FOLDS[1]))
+    at_home = fit_rank(rows, *home)
     for family in vendors:
         of = rows.of(family)
         heads = learnt_heads(rows.where(~of))
-        abroad = above_chance(rows.where(of), *embedded(heads, rows.where(of)))
-        parts = [told(rows.where(of), share_N) for share_N in (abroad, at_home[of])]
+        abroad = fit_rank(rows.where(of), *embedded(heads, rows.where(of)))
+        parts = [told(rows.where(of), rank_N) for rank_N in (abroad, at_home[of])]
         print(f"| {family} | {' | '.join(parts)} |", flush=True)
     print(f"| all | | | {told(rows, at_home)} |")
     return f"AUC of swapped captions {found[0]:.2f} learnt from, {found[1]:.2f} left out"
 
 
-def told(rows: Pairs, share_N: NDArray[np.floating]) -> str:
-    good, is_kept = (rows.rows["fault"] == "").to_numpy(), share_N > CHANCE
+def floored(facts: pl.DataFrame, score_N: NDArray[np.floating], floor: str) -> NDArray[np.floating]:
+    """A rank by which as large a share of rows has the floor before any other."""
+    rows = facts.with_columns(score=score_N)
+    above = pl.col("score").rank("ordinal", descending=True) - 1
+    frequent = pl.col("rows").log(2).floor()
+    first = {
+        FLOORS[0]: above.over("concept") < 1,
+        FLOORS[1]: above.over("concept") < (pl.col("rows") / 2).ceil(),
+        FLOORS[2]: above.over(frequent) < KEPT_AT_HOME * pl.len().over(frequent),
+    }
+    top = pl.col("score").max() - pl.col("score").min() + 1
+    return rows.select(pl.col("score") + top * first[floor])["score"].to_numpy()
+
+
+def told(rows: Pairs, rank_N: NDArray[np.floating]) -> str:
+    good, is_kept = (rows.rows["fault"] == "").to_numpy(), rank_N < FIT
     return f"{is_kept[good].mean():.3f} | {(~good)[is_kept].mean():.3f}"
 
 
-def above_chance(rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None) -> NDArray:
+def fit_rank(rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None) -> NDArray:
     """score.chance of each row."""
     uid = pa.chunked_array([from_hex(rows.rows["uid"].to_arrow())])
     columns = {"uid": uid, "image_embedding": from_matrix(image_ND)}
@@ -117,7 +139,8 @@ def above_chance(rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None) 
         columns["unmet_fold"] = pa.array(fold_N, pa.int32())
     table = pa.table(columns)
     chance_M = chance.shuffled(chance.drawn(table, seed=0, stage="chance"))
-    return chance.above(table, chance_M=chance_M)["above_chance"].to_numpy()
+    rank_B = chance.ranks(chance.counted(table)["rows"], chance_M)
+    return chance.above(table, chance_M=chance_M, rank_B=rank_B)["fit_rank"].to_numpy()
 
 
 def learnt_heads(rows: Pairs) -> fn.FilterNetwork:

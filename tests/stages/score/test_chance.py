@@ -1,4 +1,7 @@
-"""AboveChance: against all pairs by hand, any scale of cosines, folds apart, too few rows."""
+"""AboveChance: against all pairs by hand, any scale of cosines, folds apart, too few rows.
+
+`fit_rank` of a mixture whose shares are known, its bounds, and of rows that all fit by chance.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +9,7 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.ops.vectors.matrices import from_matrix
-from clipmill.stages.score import chance
+from clipmill.stages.score import chance as chance_of
 from clipmill.stages.score.chance import AboveChance
 
 ROWS, WIDTH = 60, 8
@@ -32,18 +35,18 @@ def pairs(rows=ROWS, common=0.0, fold=None) -> pa.Table:
 def shares(memory_shards, memory_context):
     """(above_chance, reason) of all rows of these tables, one a shard."""
 
-    def run(*tables: pa.Table) -> tuple[list, list]:
+    def run(*tables: pa.Table, column: str = "above_chance") -> tuple[list, list]:
         ctx = memory_context()
         AboveChance().run(Inputs(rows=memory_shards(*tables)), ctx)
         stored = pa.concat_tables(ctx.stored).sort_by("uid")
-        return stored["above_chance"].to_pylist(), stored["reason"].to_pylist()
+        return stored[column].to_pylist(), stored["reason"].to_pylist()
 
     return run
 
 
 @pytest.mark.parametrize("folds", [1, 2])
 def test_it_is_the_share_of_all_shuffled_pairs_of_a_fold_below(shares, monkeypatch, folds):
-    monkeypatch.setattr(chance, "SHIFTS", ROWS)  # every picture with every other caption
+    monkeypatch.setattr(chance_of, "SHIFTS", ROWS)  # every picture with every other caption
     fold_N = np.arange(ROWS) % folds
     rows = pairs(fold=pa.array(fold_N, pa.int32()))
     image_ND, text_ND = (np.array(rows[f"{of}_embedding"].to_pylist()) for of in ("image", "text"))
@@ -63,7 +66,7 @@ def test_neither_the_scale_of_cosines_nor_the_shards_matter(shares):
 
 def test_of_more_rows_than_it_draws_it_takes_those_of_least_hash(shares, monkeypatch):
     whole, _ = shares(pairs())
-    monkeypatch.setattr(chance, "DRAWN", 20)
+    monkeypatch.setattr(chance_of, "DRAWN", 20)
     some = shares(pairs())
     assert some[0] != whole
     assert shares(*(pairs().slice(start, 7) for start in range(0, ROWS, 7))) == some
@@ -98,3 +101,35 @@ def test_rows_without_a_vector_have_a_reason_and_shuffle_nothing(shares):
 
 def test_a_single_row_has_no_chance_to_compare_with(shares):
     assert shares(pairs(rows=1)) == ([None], ["too_few_rows"])
+
+
+@pytest.mark.parametrize("faulty", [0, 10, 300, 900])
+@pytest.mark.parametrize("scale", [1, 0.01])
+def test_the_rank_is_the_share_of_fitting_rows_above_in_a_known_mixture(faulty, scale):
+    chance = scale * np.linspace(-0.9, 0.3, 3_000)
+    fit = scale * np.linspace(0.1, 0.7, 1_000)  # as likely to be faulty up to 0.3, never below
+    drawn = np.concatenate([fit, scale * np.linspace(-0.9, 0.3, faulty)])
+    count_B = np.bincount(chance_of.bin_of(drawn), minlength=chance_of.BINS)
+    rank_B = chance_of.ranks(count_B, np.sort(chance))
+    for share in (0, 0.2, 0.5, 0.9, 1):
+        there = chance_of.bin_of(np.array([np.quantile(fit, 1 - share)]))
+        assert rank_B[there] == pytest.approx(share, abs=0.01)
+    assert (np.diff(rank_B) <= 0).all()
+    assert (rank_B[0], rank_B[-1]) == (1, 0)
+
+
+def test_rows_above_all_shuffled_ones_are_ranked_and_the_best_is_never_cut(shares):
+    rank = np.array(shares(pairs(), column="fit_rank")[0])
+    assert rank.min() == 0
+    assert len(np.unique(rank[: ROWS // 2])) > ROWS // 4  # no tie though above_chance is 1 for many
+    good_N = np.arange(ROWS) < ROWS // 2
+    assert (rank[good_N] < 0.9).mean() == pytest.approx(0.9, abs=0.1)
+    assert (rank[~good_N] < 0.9).mean() < 0.2
+
+
+def test_no_row_fits_where_captions_are_shuffled_or_all_alike(shares):
+    rows = pairs()
+    text = rows["text_embedding"].combine_chunks()
+    for others in (text.take(np.arange(1, ROWS + 1) % ROWS), text.take(np.zeros(ROWS, int))):
+        rank, _ = shares(rows.set_column(2, "text_embedding", others), column="fit_rank")
+        assert sum(value < 0.9 for value in rank) <= ROWS // 4, rank
