@@ -42,13 +42,15 @@ BINS = 20  # leading bits of the hash histogram, so that few hashes are held at 
 class ArmRows:
     """The rows of an arm with a picture and a caption, and the samples of an epoch of them.
 
-    `lacking` counts further rows that the stage keeps or the list names; `sha256` is of the file.
+    `lacking` counts further rows that the stage keeps or the list names, `unknown` listed uids that
+    no row of the pool has; `sha256` is of the file.
     """
 
     made_of: str
     rows: int
     samples: int
     lacking: int
+    unknown: int = 0
     sha256: str | None = None  # None: rows without a file, or an older folder
 
 
@@ -57,9 +59,15 @@ def subset_name(name: str) -> str:
     return f"{FOLDER}/{name}.parquet"
 
 
-def random_name(size: int) -> str:
-    """Returns the name of the arm with this many random rows."""
-    return f"random_of_{size}"
+def random_name(size: int, parent: str = RAW) -> str:
+    """Returns the name of the arm with this many random rows of its parent."""
+    return f"random_of_{size}" if parent == RAW else f"random_of_{size}_in_{parent}"
+
+
+def by_chance(name: str) -> str:
+    """Returns a random arm's rows in words."""
+    _, _, parent = name.partition("_in_")
+    return f"as many rows of {parent} by chance" if parent else "as many rows by chance"
 
 
 @dataclass
@@ -104,15 +112,22 @@ class ArmWriter:
         self.written[name] = arm
         self._refuse_few(name)
 
-    def write_random(self, sizes: list[int]) -> None:
-        """Writes a random arm of each size that raw has more rows than."""
-        smaller = sorted({size for size in sizes if size < self.raw.rows})
-        todo = [size for size in smaller if not self._is_written(random_name(size), [size])]
-        for size, below in zip(todo, self._bounds(todo), strict=True):
-            self._put(random_name(size), Chance(below, self.seed), [size])
+    def write_random(self, parents: Mapping[str, str]) -> None:
+        """Writes a random arm for each arm that has fewer rows than its parent in `parents`."""
+        sizes: dict[str, set[int]] = {}
+        for name, parent in parents.items():
+            if self.written[name].rows < self.written[parent].rows:
+                sizes.setdefault(parent, set()).add(self.written[name].rows)
+        for parent, smaller in sizes.items():
+            of_parent = [] if parent == RAW else [self.written[parent].made_of]
+            names = {size: random_name(size, parent) for size in sorted(smaller)}
+            todo = [n for n in names if not self._is_written(names[n], [n, *of_parent])]
+            for size, below in zip(todo, self._bounds(todo, self.parts[parent]), strict=True):
+                rows = Chance(below, self.seed, self.parts[parent])
+                self._put(names[size], rows, [size, *of_parent])
 
-    def _bounds(self, sizes: list[int]) -> list[int]:
-        """Returns, for each size, the hash below which exactly this many rows of raw lie.
+    def _bounds(self, sizes: list[int], parent: Rows) -> list[int]:
+        """Returns, for each size, the hash below which exactly this many rows of the parent lie.
 
         Reads the uids twice: the first pass counts hashes by their leading bits, the second keeps
         those of the bins that contain a bound.
@@ -121,19 +136,20 @@ class ArmWriter:
             return []
         shift = np.uint64(64 - BINS)
         count_B = np.zeros(1 << BINS, np.int64)
-        for _, shard in self.raw.tables():
-            bins, counts = np.unique(chances(shard, self.seed) >> shift, return_counts=True)
+        for number, shard in self.raw.tables():
+            bits_N = chances(parent.of(shard, number), self.seed)
+            bins, counts = np.unique(bits_N >> shift, return_counts=True)
             count_B[bins.astype(np.int64)] += counts
         before_B = np.cumsum(count_B) - count_B
         bins = np.searchsorted(np.cumsum(count_B), sizes, side="right")
         hashes: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
-        for _, shard in self.raw.tables():
-            bits_N = chances(shard, self.seed)
-            for number, bin_hashes in hashes.items():
-                bin_hashes.append(bits_N[bits_N >> shift == number])
+        for number, shard in self.raw.tables():
+            bits_N = chances(parent.of(shard, number), self.seed)
+            for leading, bin_hashes in hashes.items():
+                bin_hashes.append(bits_N[bits_N >> shift == leading])
         return [
-            int(np.sort(np.concatenate(hashes[int(number)]))[size - before_B[number]])
-            for size, number in zip(sizes, bins, strict=True)
+            int(np.sort(np.concatenate(hashes[int(leading)]))[size - before_B[leading]])
+            for size, leading in zip(sizes, bins, strict=True)
         ]
 
     def _is_written(self, name: str, made_of: object) -> bool:
@@ -154,12 +170,14 @@ class ArmWriter:
     def _put(self, name: str, rows: Rows, made_of: object) -> None:
         self.parts[name] = rows
         if not self._is_written(name, made_of):
-            samples = 0
+            samples = named = 0
 
             def tables() -> Iterator[pa.Table]:
-                nonlocal samples
+                nonlocal samples, named
                 for number, shard in self.raw.tables():
                     table = rows.of(shard, number)
+                    if isinstance(rows, Listed):
+                        named += rows.named(self.raw.pool.table(number))
                     samples += int(pc.sum(table[REPEATS.name]).as_py() or 0)
                     yield table
 
@@ -168,16 +186,17 @@ class ArmWriter:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 self.folder.commit(path, subset_name(name))
-            total = count
+            total, unknown = count, 0
             if isinstance(rows, Kept):
                 total = rows.kept
             elif isinstance(rows, Listed):
-                total = max(count, len(rows.uid_U2))
+                total, unknown = named, max(0, len(rows.uid_U2) - named)
             self.written[name] = ArmRows(
                 made_of=self._digest(made_of),
                 rows=count,
                 samples=samples,
                 lacking=total - count,
+                unknown=unknown,
                 sha256=sha256,
             )
             text = json.dumps(asdict(self.written[name]))
@@ -189,6 +208,7 @@ class ArmWriter:
         arm, batch = self.written[name], self.batches.get(name, 1)
         if arm.rows < batch:
             lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
+            lacking += f"; uids of no row of the pool: {arm.unknown:,}" if arm.unknown else ""
             raise RecipeError(
                 f"{arm.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
                 f"arm '{name}'",

@@ -13,10 +13,10 @@ from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.schema import UID
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.stats import Estimate
-from clipmill.pipeline.bench.arms import random_name, subset_name
+from clipmill.pipeline.bench.arms import subset_name
 from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.bench.recipe import leaks_of
-from clipmill.pipeline.bench.spec import RAW
+from clipmill.pipeline.bench.spec import ORACLE, RAW
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, compared
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
@@ -28,8 +28,8 @@ WEIGHTS = "model.safetensors"  # file of train.clip in out/
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One arm. `raw` and `random` compare it with every row, and with as many random rows: null
-    for that arm itself.
+    """One arm. `raw` and `random` compare it with every row, and with as many random rows, those of
+    the arm `chance`: null for that arm itself.
 
     `seconds` are of one training on one worker, from its steps' rate, or that of the arm that
     trained the same models: null without a log. `leaks` counts evaluation samples in its rows, by
@@ -40,9 +40,11 @@ class Line:
     what: str
     settings: dict[str, Any]
     rows: int
+    chance: str
     epochs: float | None
     seeds: int
     result: Estimate | None  # of the board's first metric
+    share: Estimate | None  # of the way from raw to the oracle, by that metric
     raw: Comparison | None
     random: Comparison | None
     near_chance: bool
@@ -67,18 +69,14 @@ class Board:
         top = self.results.shown[0]
         return "mean of fine tasks" if self.results.headline else f"{top.task} {top.metric}"
 
-    def random_of(self, line: Line) -> str:
-        """Returns the name of the arm with as many random rows."""
-        return random_name(line.rows)
-
 
 def board(prepared: Prepared, state: RunState) -> Board:
     """Returns the leaderboard of a finished bench."""
     by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
     named_arms = [replace(by_training[name], name=name) for name in prepared.arms]
-    against = {name: (RAW, random_name(prepared.rows_of(name).rows)) for name in prepared.arms}
+    against = {name: (RAW, prepared.chance_of(name)) for name in prepared.arms}
     baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
-    results = compared(named_arms, baselines, against)
+    results = compared(named_arms, baselines, against, ORACLE)
     training: Any = prepared.plan.stages[RAW].stage
     cells = {cell.arm: cell for cell in results.shown[0].cells}
     rates = _rates(prepared, state)
@@ -104,11 +102,13 @@ def _line(
         what=prepared.what(name),
         settings=prepared.arms[name].settings,
         rows=rows.rows,
+        chance=prepared.chance_of(name),
         epochs=results.epochs[name] or samples / rows.samples,
         seeds=cell.seeds,
         result=cell.result,
+        share=cell.share,
         raw=comparisons.get(RAW),
-        random=comparisons.get(random_name(rows.rows)),
+        random=comparisons.get(prepared.chance_of(name)),
         near_chance=cell.near_chance,
         seconds=samples / rate if rate else None,
         samples_per_s=rate,

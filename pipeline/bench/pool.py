@@ -1,6 +1,6 @@
 """Opens the runs that all arms choose from, and checks that they share a pool and pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.places import is_places, read_places
-from clipmill.metadata.schema import IMAGE, SHA256, UID
+from clipmill.metadata.schema import IMAGE, KEEP, SHA256, UID
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.spec import Bench
+from clipmill.pipeline.bench.spec import RAW, Bench
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.export import ExportRequest, check_done, planned_export
 from clipmill.pipeline.ledger.rows.stored import stored
@@ -102,6 +102,28 @@ def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
         _refuse_another_pool(first, other)
         _refuse_other_pictures(first, other)
     return choices
+
+
+def parents_of(choices: Mapping[str, Choice]) -> dict[str, str]:
+    """Returns for each arm the nearest arm whose select decides before its own; else `raw`."""
+    selects = {name: _selects(choice) for name, choice in choices.items()}
+    last = {(str(c.state.run), (selects[name] or [""])[0]): name for name, c in choices.items()}
+    return {
+        name: next(
+            (last[key] for s in selects[name][1:] if (key := (str(choice.state.run), s)) in last),
+            RAW,
+        )
+        for name, choice in choices.items()
+    }
+
+
+def _selects(choice: Choice) -> list[str]:
+    """Returns the selects that decide over an arm's rows, the last one first."""
+    planned, names = choice.planned, []
+    while planned.bindings and (deciding := planned.bindings[0].get(KEEP.name)):
+        names.append(deciding[0])
+        planned = choice.state.plan.stages[deciding[0]]
+    return names
 
 
 def raw_of(choice: Choice) -> str:

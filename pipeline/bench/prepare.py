@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.arms import ArmRows, ArmWriter, subset_name
-from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
+from clipmill.pipeline.bench.arms import ArmRows, ArmWriter, by_chance, random_name, subset_name
+from clipmill.pipeline.bench.pool import (
+    Choice,
+    Runs,
+    are_of_one_pool,
+    choices_of,
+    parents_of,
+    raw_of,
+    raw_rows,
+)
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
@@ -39,16 +47,22 @@ class Prepared:
     plan: Plan
     arms: dict[str, Arm]
     rows: dict[str, ArmRows]  # by the rows' name
+    parents: dict[str, str]  # of each arm's rows, the arm of which as many are drawn by chance
 
     def rows_of(self, arm: str) -> ArmRows:
         return self.rows[self.arms[arm].rows]
+
+    def chance_of(self, arm: str) -> str:
+        """Returns the name of the arm with as many rows by chance."""
+        rows = self.arms[arm].rows
+        return random_name(self.rows[rows].rows, self.parents.get(rows, RAW))
 
     def what(self, arm: str) -> str:
         """Returns a description of the arm's rows."""
         rows = self.arms[arm].rows
         if rows in self.bench.rows:
             return str(self.bench.rows[rows])
-        return "every row" if rows == RAW else "as many rows by chance"
+        return "every row" if rows == RAW else by_chance(rows)
 
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
@@ -84,7 +98,11 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             count = trusted_export.exported
             made_of = _digest(Storage(trusted_export.out))
             writer.add(TRUSTED, ArmRows(made_of=made_of, rows=count, samples=count, lacking=0))
-        writer.write_random([arm_rows.rows for arm_rows in written.values()])
+        parents = dict.fromkeys(written, RAW)
+        for name, parent in parents_of(choices).items():
+            if written[name].rows < written[parent].rows:
+                parents[name] = parent
+        writer.write_random(parents)
         random = [name for name in written if name not in data]
         data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
         arms = arms_of(bench, random)
@@ -94,7 +112,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         claim(plan, owned)
         owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
         owned.put(SPEC, json.dumps(as_json(bench), indent=1).encode(), point="bench")
-    return Prepared(bench=bench, plan=plan, arms=arms, rows=written)
+    return Prepared(bench=bench, plan=plan, arms=arms, rows=written, parents=parents)
 
 
 def _file(out: Storage, name: str) -> str:

@@ -98,6 +98,10 @@ class Listed:
         rows = once(shard).filter(pa.array(times_N > 0))
         return _with(rows, REPEATS.name, pa.array(times_N[times_N > 0], REPEATS.dtype))
 
+    def named(self, shard: pa.Table) -> int:
+        """Counts the rows of a whole shard that the list names."""
+        return int(np.count_nonzero(self.times(halves(shard[UID.name]))))
+
     def times(self, uid_N2: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Returns (N,) how often the list contains each uid."""
         if not len(self.uid_U2):
@@ -129,16 +133,21 @@ def listed(uid_N2: NDArray[np.uint64]) -> Listed:
 
 @dataclass(frozen=True)
 class Chance:
-    """The rows with the least hashes: a smaller sample is part of a larger one."""
+    """The rows with the least hashes of an arm: a smaller sample is part of a larger one."""
 
     below: int  # hash of the first row left out; 2**64 for none
     seed: int
-    has_texts = False
+    parent: Rows
+
+    @property
+    def has_texts(self) -> bool:
+        return self.parent.has_texts
 
     def of(self, shard: pa.Table, number: int) -> pa.Table:
-        bits_N = chances(shard, self.seed)
+        rows = self.parent.of(shard, number)
+        bits_N = chances(rows, self.seed)
         is_in_N = bits_N < np.uint64(self.below) if self.below < 2**64 else bits_N == bits_N
-        return once(shard.filter(pa.array(is_in_N)))
+        return rows.filter(pa.array(is_in_N))
 
 
 def chances(shard: pa.Table, seed: int) -> NDArray[np.uint64]:

@@ -13,7 +13,7 @@ from clipmill.pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
-RANDOM = re.compile(r"random_of_\d+|leaks_\d+|pixels_\d+")
+RANDOM = re.compile(r"random_of_\d+(_in_.*)?|leaks_\d+|pixels_\d+")
 SCORES = "_scores"  # suffix of the stage that evaluates an arm's models
 TAKEN = ("pixels", "leaks", RAW)
 FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench itself

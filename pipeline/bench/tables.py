@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.bench.arms import by_chance
 from clipmill.pipeline.bench.board import Board, Line
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.run_folder.words import duration
 from clipmill.pipeline.terminal import aligned
 
 MINUS = "\N{MINUS SIGN}"
+SCORES = "scores.csv"  # each model's score, in the bench's folder
 
 
 def table(board: Board) -> pa.Table:
@@ -20,7 +22,7 @@ def table(board: Board) -> pa.Table:
         for metric in board.results.shown:
             cell = next(cell for cell in metric.cells if cell.arm == line.arm)
             against = dict(zip(board.results.baselines, cell.against, strict=True))
-            raw, random = against.get("raw"), against.get(board.random_of(line))
+            raw, random = against.get("raw"), against.get(line.chance)
             rows.append(
                 {
                     "arm": line.arm,
@@ -34,6 +36,7 @@ def table(board: Board) -> pa.Table:
                     "chance": metric.chance,
                     "smallest_visible": metric.visible,
                     **_interval("", cell.result),
+                    **_interval("share_", cell.share),
                     **_apart("raw", raw),
                     **_apart("random", random),
                     "near_chance": cell.near_chance,
@@ -46,6 +49,17 @@ def table(board: Board) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
+def scores(board: Board) -> pa.Table:
+    """Returns a row per model and metric, from which every mean and interval is computed."""
+    rows = [
+        {"arm": cell.arm, "seed": seed, "task": row.task, "metric": row.metric, "value": value}
+        for row in filter(None, (board.results.headline, *board.results.rows))
+        for cell in row.cells
+        for seed, value in cell.by_seed
+    ]
+    return pa.Table.from_pylist(rows)
+
+
 APART = ("minus_{}", "minus_{}_low", "minus_{}_high", "level_{}")
 SCHEMA = pa.schema(
     [
@@ -53,6 +67,7 @@ SCHEMA = pa.schema(
         *(("rows", pa.int64()), ("epochs", pa.float64()), ("seeds", pa.int32())),
         *((name, pa.string()) for name in ("task", "metric")),
         *((name, pa.float64()) for name in ("chance", "smallest_visible", "value", "low", "high")),
+        *((name, pa.float64()) for name in ("share_value", "share_low", "share_high")),
         *((name.format("raw"), pa.float64()) for name in APART),
         ("verdict_raw", pa.string()),
         *((name.format("random"), pa.float64()) for name in APART),
@@ -86,19 +101,28 @@ def markdown(board: Board) -> str:
         "",
         legend(board),
         "",
-        *_grid(["arm", "rows", "epochs", board.title, f"{MINUS} raw", "", f"{MINUS} random", ""]),
+        *_grid(
+            [
+                *("arm", "rows", "epochs", board.title, f"{MINUS} raw", ""),
+                *(f"{MINUS} random", "", *of_oracle(board)),
+            ]
+        ),
     ]
     for line in board.lines:
         both = (line.raw, line.random)
         against = [word for compared in both for word in (_points(compared), verdict(compared))]
         cells = [line.arm, f"{line.rows:,}", epochs(line), estimate(line.result), *against]
+        cells += [share(line) for _ in of_oracle(board)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_grid(["task", "metric", "chance", *(line.arm for line in board.lines)])]
+    head = ["task", "metric", "chance", "smallest visible"]
+    lines += ["", *_grid([*head, *(line.arm for line in board.lines)])]
     for row in board.results.tasks:
         of_arm = {cell.arm: estimate(cell.result) for cell in row.cells}
         values = [of_arm[line.arm] for line in board.lines]
-        lines.append(f"| {' | '.join([row.task, row.metric, _share(row.chance), *values])} |")
+        facts = [row.task, row.metric, _share(row.chance), _share(row.visible)]
+        lines.append(f"| {' | '.join([*facts, *values])} |")
     notes = [f"- {words}" for words in (*verdicts(board), *warnings(board))]
+    notes.append(f"- each model's score: [{SCORES}]({SCORES})")
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
@@ -121,14 +145,17 @@ def legend(board: Board) -> str:
 
 def text(board: Board) -> str:
     """Returns the leaderboard for a terminal, with every verdict."""
-    head = ["arm", "rows", "epochs", board.title, f"{MINUS} raw", f"{MINUS} random", "a training"]
+    head = ["arm", "rows", "epochs", board.title, f"{MINUS} raw", f"{MINUS} random"]
+    head += [*of_oracle(board), "a training"]
     lines = [head]
     for line in board.lines:
         cost = duration(line.seconds) if line.seconds is not None else ""
         lines.append(
             [
                 *(line.arm, f"{line.rows:,}", epochs(line), estimate(line.result)),
-                *(_points(line.raw), _points(line.random), cost),
+                *(_points(line.raw), _points(line.random)),
+                *(share(line) for _ in of_oracle(board)),
+                cost,
             ]
         )
     shown = aligned(lines, range(1, len(head)))
@@ -154,7 +181,7 @@ def verdicts(board: Board) -> list[str]:
     same: dict[str, list[str]] = {}
     for arm, comparison in comparisons:
         if comparison.verdict not in ("better", "worse"):
-            whom = "raw" if comparison.baseline == "raw" else "as many rows by chance"
+            whom = "raw" if comparison.baseline == "raw" else by_chance(comparison.baseline)
             link = "to" if comparison.verdict == "none" else ", against"
             same.setdefault(f"{comparison.words} {link} {whom}".replace(" ,", ","), []).append(arm)
     return [*words, *(f"{words}: {', '.join(arms)}" for words, arms in same.items())]
@@ -175,6 +202,19 @@ def estimate(result: Estimate | None) -> str:
         return ""
     half = f" ± {100 * (result.high - result.value):.1f}" if result.high is not None else ""
     return f"{100 * result.value:.1f}{half}"
+
+
+def of_oracle(board: Board) -> list[str]:
+    """Returns the title of the shares' column, if any arm has one."""
+    return ["way from raw to oracle"] if any(line.share for line in board.lines) else []
+
+
+def share(line: Line) -> str:
+    """Returns `61 % (40 to 85)` of the way from raw to the oracle."""
+    if line.share is None or line.share.low is None or line.share.high is None:
+        return ""
+    low, high = 100 * line.share.low, 100 * line.share.high
+    return f"{100 * line.share.value:.0f} % ({low:.0f} to {high:.0f})".replace("-", MINUS)
 
 
 def epochs(line: Line) -> str:

@@ -4,7 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.bench.tables import estimate, leaked, legend, verdict, verdicts, warnings
+from clipmill.pipeline.bench.tables import (
+    SCORES,
+    estimate,
+    leaked,
+    legend,
+    of_oracle,
+    share,
+    verdict,
+    verdicts,
+    warnings,
+)
 from clipmill.pipeline.report.charts import Point, scatter
 from clipmill.pipeline.report.page import render
 
@@ -19,8 +29,11 @@ def leaderboard(board: Board, title: str) -> str:
         title=title,
         board=board,
         said=legend(board),
+        scores=SCORES,
         charts=list(filter(None, (_chart(board, *axis) for axis in (SIZE, COST)))),
         estimate=estimate,
+        of_oracle=of_oracle(board),
+        share=share,
         leaked=leaked,
         verdict=verdict,
         verdicts=verdicts(board),

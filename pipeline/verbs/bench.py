@@ -164,15 +164,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _put(ranked: "Board", out: "Storage") -> None:
-    """Stores the leaderboard as Parquet, Markdown and HTML."""
+    """Stores the leaderboard as Parquet, Markdown and HTML, and each model's scores as CSV."""
+    import pyarrow.csv
     import pyarrow.parquet as pq
 
-    from clipmill.pipeline.bench.tables import markdown, table
+    from clipmill.pipeline.bench.tables import SCORES, markdown, scores, table
     from clipmill.pipeline.report.leaderboard import leaderboard
 
     with out.scratch("leaderboard.parquet") as path:
         pq.write_table(table(ranked), path)
         out.commit(path, "leaderboard.parquet")
+    with out.scratch(SCORES) as path:
+        pyarrow.csv.write_csv(scores(ranked), path)
+        out.commit(path, SCORES)
     title = out.path.rstrip("/").rpartition("/")[2]
     pages = {"md": markdown(ranked), "html": leaderboard(ranked, title)}
     for suffix, page in pages.items():
@@ -198,5 +202,6 @@ def arms_page(bench: "Prepared") -> str:
         rows = bench.rows_of(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
+        lacking += f"; uids of no row of the pool: {rows.unknown:,}" if rows.unknown else ""
         lines.append((name, f"{rows.rows:,} rows", f"{bench.what(name)}{settings}{lacking}"))
     return "\n".join(aligned(lines, {1}))

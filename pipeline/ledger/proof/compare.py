@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.stats import LEVEL, TINY, Estimate, Noisy, holm, mean, welch
+from clipmill.metadata.stats import LEVEL, TINY, Estimate, Noisy, holm, mean, student, welch
 
 # Shapes: S models of an arm, D draws of a task's items.
 
@@ -118,6 +118,43 @@ def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
         items_error=float(np.sqrt(apart.items)) if has_items else None,
         df=float(apart.df) if np.isfinite(apart.df) else None,
     )
+
+
+def share(arm: Scored, low: Scored, high: Scored) -> Estimate | None:
+    """Returns how far an arm is on the way between two others: 0 at `low`'s mean, 1 at `high`'s.
+
+    The 95 % interval holds the noise of all three arms. None with one seed of any, or where `high`
+    is not told from `low`.
+
+    Source: Fieller (1954), with the variances of `welch`.
+    """
+    models = arm, low, high
+    if min(len(scored.seeds) for scored in models) < 2:
+        return None
+    noise = [mean(scored.value_S, scored.draw_SD) for scored in models]
+    seeds_3 = np.array([float(noisy.seeds) for noisy in noise])
+    draws = [scored.draw_SD.mean(0) for scored in models if scored.draw_SD is not None]
+    variance_33 = np.cov(draws) if len(draws) == len(models) else np.zeros((3, 3))
+    own_3 = seeds_3 + [float(noisy.items) for noisy in noise]
+    np.fill_diagonal(variance_33, np.maximum(own_3, variance_33.diagonal()))
+    rise, gain = (float(scored.value_S.mean() - low.value_S.mean()) for scored in (arm, high))
+    value = rise / gain if gain else np.nan
+    # The contrast `arm - low - value * (high - low)` is 0; the interval has every value for which
+    # it is not told from 0, the roots of a * x^2 + 2 * b * x + c.
+    arm_3, way_3 = np.array([1.0, -1.0, 0.0]), np.array([0.0, 1.0, -1.0])
+    contrast_3 = arm_3 + value * way_3
+    models_3 = np.array([len(scored.seeds) for scored in models])
+    df_sum = ((contrast_3**2 * seeds_3) ** 2 / (models_3 - 1)).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = (contrast_3 @ variance_33 @ contrast_3) ** 2 / df_sum
+    t2 = float(student(df, (1 + LEVEL) / 2)) ** 2
+    a = gain**2 - t2 * way_3 @ variance_33 @ way_3
+    b = -rise * gain - t2 * arm_3 @ variance_33 @ way_3
+    c = rise**2 - t2 * arm_3 @ variance_33 @ arm_3
+    if not a > 0:
+        return None
+    half = np.sqrt(b**2 - a * c)
+    return Estimate(value, (-b - half) / a, (-b + half) / a)
 
 
 def judged(page: Sequence[Comparison]) -> list[Comparison]:

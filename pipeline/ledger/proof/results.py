@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged
+from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged, share
 from clipmill.pipeline.ledger.proof.measured import Measured, main_metrics, mean_of, measured
 from clipmill.pipeline.ledger.proof.trials import Arm, arms
 from clipmill.pipeline.ledger.rows.stored import artifacts
@@ -21,12 +21,17 @@ MOST_EPOCHS = 32  # more epochs overfit a subset
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One metric of one arm, and its difference to each baseline; null to itself or if unknown."""
+    """One metric of one arm, and its difference to each baseline; null to itself or if unknown.
+
+    `share` is how far it is from the first baseline to the oracle, if that is told from it.
+    """
 
     arm: str
     seeds: int
+    by_seed: tuple[tuple[int, float], ...]  # each model's seed and value
     result: Estimate | None
     against: tuple[Comparison | None, ...]
+    share: Estimate | None
     near_chance: bool  # the lower end of its interval, or its value, is at chance or below
 
 
@@ -119,6 +124,7 @@ def compared(
     every: Sequence[Arm],
     baselines: Sequence[str],
     against: Mapping[str, Collection[str]] | None = None,
+    oracle: str | None = None,
 ) -> Results:
     """Returns the arms by task and metric, each against all baselines, or those in `against`."""
     metrics = measured([trial for arm in every for trial in arm.trials])
@@ -138,13 +144,23 @@ def compared(
         comparable = [key for key in apart if key[0] in keys]
         apart |= dict(zip(comparable, judged([apart[key] for key in comparable]), strict=True))
 
+    def share_of(arm: str, by_arm: Mapping[str, Scored]) -> Estimate | None:
+        ends = by_arm.get(baselines[0]), by_arm.get(oracle or "")
+        if arm in (baselines[0], oracle) or arm not in by_arm or None in ends:
+            return None
+        return share(by_arm[arm], *filter(None, ends))
+
     def row(metric: Measured) -> MetricRow:
         cells = [
             Cell(
                 arm=arm.name,
                 seeds=len(score.value_S) if score else 0,
+                by_seed=tuple(zip(score.seeds, score.value_S.tolist(), strict=True))
+                if score
+                else (),
                 result=score.estimate if score else None,
                 against=tuple(apart.get((metric.key, arm.name, base)) for base in baselines),
+                share=share_of(arm.name, scored[metric.key]),
                 near_chance=score is not None and _is_near(score.estimate, metric.chance),
             )
             for arm in every

@@ -17,6 +17,7 @@ from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.verbs.bench import arms_page
 from tests.pipeline.bench.conftest import ROWS, STAGES, caption, draw_pool, run_of, run_over
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")
@@ -72,6 +73,30 @@ def test_chance_is_an_arm_of_each_size_once(made):
     assert random == [f"random_of_{size}" for size in sorted(sizes)]  # none as large as raw
     for size in sizes:
         assert len(places(out, f"random_of_{size}")) == size
+
+
+NESTED = """
+first: {uses: select.where, from: caption, where: caption_words >= 2}
+again: {uses: select.where, from: [first, caption], where: caption_words >= 1}
+last: {uses: select.where, from: [again, caption], where: caption_words >= 4}
+"""
+
+
+def test_a_part_of_an_arm_is_beside_as_many_rows_of_that_arm_by_chance(tmp_path):
+    run = run_of(tmp_path, STAGES.split("look:")[0] + NESTED, rows=20)
+    named = tuple(f"{name}={run}:{name}" for name in ("first", "again", "last"))
+    arms = prepare(tmp_path / "bench", arms=named, again=("slow=last,learning_rate=1e-4",), seeds=1)
+    sizes = {name: arms.rows[name].rows for name in ("raw", "first", "again", "last")}
+    assert sizes["raw"] > sizes["first"] == sizes["again"] > sizes["last"]
+    of_last = f"random_of_{sizes['last']}_in_again"
+    of_first = f"random_of_{sizes['first']}"
+    chance = {name: arms.chance_of(name) for name in ("first", "again", "last", "slow")}
+    assert chance == dict(first=of_first, again=of_first, last=of_last, slow=of_last)
+    assert {name for name in arms.arms if name.startswith("random")} == {of_first, of_last}
+    drawn = places(tmp_path / "bench", of_last)
+    assert len(drawn) == sizes["last"]
+    assert set(drawn) < set(places(tmp_path / "bench", "again"))
+    assert arms.what(of_last) == "as many rows of again by chance"
 
 
 def test_the_recipe_is_an_ordinary_one_in_which_an_arm_trains_and_is_scored(made):
@@ -142,7 +167,8 @@ def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn
     more = prepare(out, before=first.bench, lists=(f"few={listed}",), oracle=str(listed), seeds=3)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (more.rows["few"].rows, more.rows["few"].samples) == (5, 8)
-    assert more.rows["few"].lacking == 1
+    assert (more.rows["few"].lacking, more.rows["few"].unknown) == (0, 1)
+    assert "uids of no row of the pool: 1" in arms_page(more)
     assert more.rows["oracle"] == more.rows["few"]
     same = {name: keys for name, keys in more.plan.recipe.stages.items() if name in stages}
     assert same["long"] == {**stages["long"], "seeds": [0, 1, 2]}

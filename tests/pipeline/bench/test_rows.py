@@ -48,10 +48,10 @@ def test_a_list_names_rows_as_often_as_it_does_in_any_order():
 def test_chance_takes_the_least_coins_so_that_a_smaller_draw_lies_in_a_larger():
     table = shard()
     coins = np.sort(chances(table, 3))
-    some, more = (Chance(int(coins[size]), 3).of(table, 0) for size in (100, 200))
+    some, more = (Chance(int(coins[size]), 3, Every()).of(table, 0) for size in (100, 200))
     assert (len(some), len(more)) == (100, 200)
     assert set(some["position"].to_pylist()) < set(more["position"].to_pylist())
-    other = Chance(int(coins[100]), 4).of(table, 0)
+    other = Chance(int(coins[100]), 4, Every()).of(table, 0)
     assert some["position"].to_pylist() != other["position"].to_pylist()
 
 

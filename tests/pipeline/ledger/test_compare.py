@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged, share
 
 
 def scored(*values: float, seeds=None, hits=None) -> Scored:
@@ -109,3 +109,32 @@ def test_the_same_figures_give_the_same_digits():
     a, b = rng.random((2, 3, 40)) < 0.4
     pages = [verdict(scored(*a.mean(1), hits=a), scored(*b.mean(1), hits=b)) for _ in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_95_in_100_intervals_hold_the_share_of_the_way_between_two_arms():
+    held, drawn = 0, np.random.default_rng(0).normal(0, 0.02, (300, 3, 4))
+    for noise_3S in drawn:
+        arms = np.array([[0.16], [0.1], [0.2]]) + noise_3S
+        way = share(*(scored(*value_S) for value_S in arms))
+        held += way is not None and way.low <= 0.6 <= way.high
+    assert 0.92 <= held / len(drawn) <= 0.98
+
+
+def test_items_that_all_arms_find_hard_widen_the_share_less_than_items_of_each_ones_own():
+    rng = np.random.default_rng(0)
+    hard_N, own_3N = rng.normal(0, 1, 400), rng.normal(0, 1, (3, 400))
+    answer_3SN = rng.normal(0, 0.3, (3, 4, 400))
+    widths = []
+    for item_3N in (np.stack([hard_N] * 3), own_3N):
+        hits = item_3N[:, None] + answer_3SN > np.array([0.8, 1.2, 0.2])[:, None, None]
+        way = share(*(scored(*arm_SN.mean(1), hits=arm_SN) for arm_SN in hits))
+        assert way.low < way.value < way.high
+        widths.append(way.high - way.low)
+    assert widths[0] < 0.6 * widths[1]
+
+
+def test_no_share_is_said_of_one_seed_or_of_ends_that_are_not_told_apart():
+    low, high = scored(0.1, 0.12), scored(0.4, 0.42)
+    assert share(scored(0.2), low, high) is None
+    assert share(scored(0.2, 0.22), low, scored(0.11, 0.13)) is None
+    assert share(scored(0.2, 0.2), scored(0.1, 0.1), scored(0.1, 0.1)) is None

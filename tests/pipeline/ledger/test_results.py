@@ -35,6 +35,8 @@ def test_arms_are_the_exports_with_the_mean_of_their_seeds_and_welchs_interval(s
     assert (found.arms, found.baselines) == (("raw", "shards"), ("raw",))
     raw, best = cells(found)["raw"], cells(found)["shards"]
     assert (raw.seeds, best.seeds) == (2, 2)
+    assert [seed for seed, _ in raw.by_seed] == [0, 1]
+    assert sum(value for _, value in raw.by_seed) / 2 == pytest.approx(raw.result.value)
     assert raw.result.value == pytest.approx(0.21)
     assert best.result.value == pytest.approx(0.43)
     assert raw.against == (None,)

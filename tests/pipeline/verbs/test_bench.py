@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -64,6 +65,12 @@ def test_the_leaderboard_has_each_arm_by_each_task(out):
     assert raw["minus_raw"] is None
     assert top["epochs"] == pytest.approx(12 / (top["rows"] - 1))  # one does not decode
     assert {row["seeds"] for row in rows} == {2}
+    scores = pl.read_csv(out / "scores.csv").filter(
+        arm="long", task="words", metric="image_retrieval_recall@5"
+    )
+    assert scores["seed"].to_list() == [0, 1]
+    assert scores["value"].mean() == pytest.approx(long["words"]["value"])
+    assert 'href="scores.csv"' in (out / "leaderboard.html").read_text()
     assert long["words"]["leaks"] > 0  # captions that are rows', word for word
     assert all(row["verdict_raw"] in ("none", "better", "worse", "unclaimed", None) for row in rows)
 

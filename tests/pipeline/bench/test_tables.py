@@ -1,0 +1,74 @@
+"""The leaderboard as text: the way to the oracle, each model's score, whose chance it is."""
+
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.bench.board import Board, Line
+from clipmill.pipeline.bench.tables import markdown, scores, share, table, text, verdicts
+from clipmill.pipeline.ledger.proof.compare import Comparison
+from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
+
+CHANCE = "random_of_9_in_rules"
+WAY = Estimate(0.61, -0.04, 0.85)
+
+
+def cell(arm: str, *values: float, **facts) -> Cell:
+    empty = {"against": (None, None), "share": None, "near_chance": False}
+    mean = Estimate(sum(values) / len(values))
+    by_seed = tuple(enumerate(values))
+    return Cell(arm=arm, seeds=len(values), by_seed=by_seed, result=mean, **{**empty, **facts})
+
+
+def line(arm: str, **facts) -> Line:
+    empty = dict.fromkeys(
+        ("result", "share", "raw", "random", "seconds", "samples_per_s", "epochs")
+    )
+    known = {"what": "", "settings": {}, "rows": 9, "chance": CHANCE, "seeds": 2, "leaks": {}}
+    known |= {"near_chance": False, "warnings": ()}
+    return Line(arm=arm, **{**empty, **known, **facts})
+
+
+def board() -> Board:
+    """An arm between raw and the oracle on one task, told from chance of its parent."""
+    parted = Comparison(
+        arm="best", baseline=CHANCE, seeds=(2, 2), apart=Estimate(0.1, -0.1, 0.3), level=0.4
+    )
+    cells = cell("best", 0.2, 0.3, share=WAY, against=(None, parted)), cell("raw", 0.1)
+    row = MetricRow(task="flags", metric="acc5", chance=0.05, cells=cells)
+    results = Results(
+        arms=("best", "raw"),
+        baselines=("raw", CHANCE),
+        epochs={},
+        fine={"flags": "acc5"},
+        headline=MetricRow(task="mean", metric="", chance=None, cells=cells[:1]),
+        tasks=(row,),
+        rows=(row,),
+    )
+    lines = line("best", share=WAY, random=parted), line("raw")
+    return Board(scale="nano", samples_seen=9, lines=lines, results=results)
+
+
+def test_the_way_to_the_oracle_stands_in_every_form():
+    page = board()
+    assert [share(line) for line in page.lines] == ["61 % (\N{MINUS SIGN}4 to 85)", ""]
+    for said in (markdown(page), text(page)):
+        assert "way from raw to oracle" in said
+        assert share(page.lines[0]) in said
+    first = table(Board(**{**vars(page), "lines": page.lines[:1]})).to_pylist()[0]
+    assert (first["share_value"], first["share_low"], first["share_high"]) == (0.61, -0.04, 0.85)
+
+
+def test_without_an_oracle_no_column_is_left_empty():
+    page = Board(**{**vars(board()), "lines": (line("best"), line("raw"))})
+    assert "oracle" not in markdown(page) + text(page)
+
+
+def test_every_models_score_of_every_metric_stands_in_the_file_that_the_page_links():
+    rows = scores(board()).to_pylist()
+    found = [(row["arm"], row["seed"], row["task"], row["value"]) for row in rows]
+    mean = [("best", 0, "mean", 0.2), ("best", 1, "mean", 0.3)]
+    flags = [("best", 0, "flags", 0.2), ("best", 1, "flags", 0.3), ("raw", 0, "flags", 0.1)]
+    assert found == mean + flags
+    assert "[scores.csv](scores.csv)" in markdown(board())
+
+
+def test_chance_is_named_by_the_arm_that_it_is_drawn_from():
+    assert verdicts(board()) == ["no difference to as many rows of rules by chance: best"]
