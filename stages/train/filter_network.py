@@ -83,7 +83,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
 
     seed, stage = task.worker.seed, task.worker.stage
     place = f"stage '{stage}' (train.filter_network)"
-    table = usable(rows, settings.most_rows, seed=seed, stage=stage)
+    table, there = usable(rows, settings.most_rows, seed=seed, stage=stage)
     if len(table) < 2:
         raise StageError(
             found=f"{len(table):,} rows with an image, a caption and their features",
@@ -111,7 +111,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
         "text_width": text_NT.shape[1],
         "words": fn.WORDS,
         "trained_rows": len(table),
-        "notes": notes(table),
+        "notes": [*notes(table), *_mixed(len(table), there, settings.folds)],
         **asdict(settings),
         "seed": seed,  # of the folds
     }
@@ -143,18 +143,19 @@ def _folds(
     return fold_N, 1 / copies_G[drawing_N]
 
 
-def usable(rows: Shards, most: int, *, seed: int, stage: str) -> pa.Table:
-    """Returns the training rows, sorted by uid, independent of their shards."""
-    table = None
+def usable(rows: Shards, most: int, *, seed: int, stage: str) -> tuple[pa.Table, int]:
+    """Returns training rows, sorted by uid, independent of their shards; and how many could be."""
+    table, there = None, 0
     for part in _usable_parts(rows):
+        there += len(part)
         table = part if table is None else pa.concat_tables([table, part])
         if len(table) > 2 * most:
             table = _drawn(table, most, seed, stage)
     if table is None:
-        return pa.table({name: pa.nulls(0) for name in (UID.name, *READ)})
+        return pa.table({name: pa.nulls(0) for name in (UID.name, *READ)}), 0
     table = _drawn(table, most, seed, stage)
     high_N, low_N = halves(table[UID.name]).T
-    return table.take(pa.array(np.lexsort((low_N, high_N))))
+    return table.take(pa.array(np.lexsort((low_N, high_N)))), there
 
 
 def _usable_parts(rows: Shards) -> Iterator[pa.Table]:
@@ -200,6 +201,14 @@ def notes(pairs: pa.Table) -> list[str]:
     every = -(-len(pairs) // ASKED)
     some = pairs.take(pa.array(np.arange(0, len(pairs), every)))
     return [*_few(pairs), *_other_languages(some), *_alike(pairs, some)]
+
+
+def _mixed(learnt: int, there: int, folds: int) -> Iterator[str]:
+    if learnt < there and folds == 1:
+        yield (
+            f"it learnt from {learnt:,} of {there:,} rows: expect a cut by share to keep more of"
+            " these than of others as good; raise `most_rows`, or give `folds`"
+        )
 
 
 def _few(pairs: pa.Table) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Collects what stages note on their inputs, and warns of training rows that are scored too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +10,7 @@ from clipmill.metadata.schema import KEEP, SHA256, URL, Column
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, stored
 from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
 
 MOST_ROWS = 500_000  # largest pool that is searched: a second
@@ -75,13 +76,18 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
     trainer = state.plan.stages[planned.model] if planned.model else None
     if trainer is None or not planned.root or not state.stages[name].complete:
         return
+    has_folds = getattr(trainer.stage, "folds", 1) > 1  # then no row is scored by what it taught
     lessons = list(_lessons(state, trainer))
     own = any(root == planned.root for root, *_ in lessons)
     for root, stage, chosen in lessons:
         if root == planned.root:
-            if chosen:
+            if chosen and not has_folds:
                 expect = HIGH if len(lessons) == 1 else HIGHER
-                yield f"'{trainer.name}' learnt from some of these rows: {expect}"
+                cuts = ", ".join(f"'{select}'" for select in _ranking(state.plan.stages, name))
+                mixed = (
+                    f"; {cuts} ranks them among others: `folds` scores all alike" if cuts else ""
+                )
+                yield f"'{trainer.name}' learnt from some of these rows: {expect}{mixed}"
             continue
         learnt, scored = (_column(state, over, SHA256) for over in (stage, name))
         if learnt is not None and scored is not None:
@@ -92,6 +98,19 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
                     f"{again:,} of its rows have pictures that {taught}: {TWICE if own else HIGH};"
                     f" take them out of '{planned.root}' or of '{root}'"
                 )
+
+
+def _ranking(stages: Mapping[str, PlannedStage], name: str) -> Iterator[str]:
+    """Yields the selects that keep a number or share of rows by what comes of a stage's columns."""
+    made = {name}
+    for other, planned in stages.items():  # parents first
+        read = {column: stage for bound in planned.bindings for column, (stage, _) in bound.items()}
+        if planned.is_select:
+            cuts = [cut.column for cut in thresholds_of(planned) if cut.is_size]
+            if any(read.get(column) in made for column in cuts):
+                yield other
+        elif made & {stage for column, stage in read.items() if column != KEEP.name}:
+            made.add(other)
 
 
 def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | None:

@@ -22,6 +22,10 @@ stages:
   few:     {uses: select.where, from: pool, where: "text = 'row 1'"}
   own:     {uses: probe.learn, from: few}
   again:   {uses: probe.apply, from: pool, model: "stage:own"}
+  longest: {uses: select.where, from: again, top: {column: length, fraction: 0.5}}
+  long:    {uses: select.where, from: again, where: length > 3}
+  parts:   {uses: probe.learn, from: few, folds: 2}
+  apart:   {uses: probe.apply, from: pool, model: "stage:parts"}
   whole:   {uses: probe.learn, from: pool}
   itself:  {uses: probe.apply, from: pool, model: "stage:whole"}
 """
@@ -90,7 +94,9 @@ def test_neither_two_hosts_nor_a_server_of_ones_own_are_told(hosts, state):
 def test_pictures_that_a_model_learnt_from_and_scores_are_counted(state):
     found = notes(state(trusted=(3, 4, 9, 21, 22)))
     assert "2 of its rows have pictures that 'learn' learnt from" in found["apply"][0]
-    assert "'own' learnt from some of these rows" in found["again"][0]
+    (some,) = found["again"]
+    assert some.startswith("'own' learnt from some of these rows: expect")
+    assert some.endswith("; 'longest' ranks them among others: `folds` scores all alike")
     assert found.keys() == {"learn", "apply", "again"}  # a whole pool with its own model: meant
 
 

@@ -129,7 +129,9 @@ def test_features_without_direction_are_left_out_up_to_a_tenth_of_them(trained, 
 def test_of_more_rows_than_it_takes_it_draws_the_same_however_they_lie(trained, table):
     cut = [table.slice(start, 3) for start in range(0, ROWS, 3)]  # drawn on the way, too
     some = trained(*cut, most_rows=10)
-    assert json.loads((some / "model.json").read_text())["trained_rows"] == 10
+    card = json.loads((some / "model.json").read_text())
+    assert card["trained_rows"] == 10
+    assert card["notes"][-1].startswith("it learnt from 10 of 40 rows: expect a cut by share to")
     assert files(some) == files(trained(table, most_rows=10))
     assert files(some) != files(trained(table, most_rows=10, seed=1))
 

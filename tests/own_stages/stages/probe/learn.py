@@ -16,6 +16,7 @@ class Learn(DatasetStage):
     """
 
     rounds: int = 1
+    folds: int = 1
     says: tuple[str, ...] = ()
 
     version = 1
