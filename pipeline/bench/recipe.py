@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.spec import RAW, SCORES, Arm, Bench
+from clipmill.pipeline.bench.spec import PROBE, PROBES, RAW, SCORES, Arm, Bench
 from clipmill.pipeline.planning.recipe import Recipe
 
 FILE = "bench.yaml"
@@ -80,7 +80,11 @@ def stages_of(
             "uses": "evaluate.zero_shot",
             "model": f"stage:{name}",
             "tasks": bench.tasks,
+            **({"embeddings": True} if PROBE in bench.judges else {}),
         }
+        if PROBE in bench.judges:
+            probes = {"data": f"{name}{SCORES}", "probes": ["ridge"]}
+            stages[f"{name}{PROBES}"] = {"uses": "evaluate.probe", **probes}
     return stages
 
 

@@ -14,7 +14,8 @@ from clipmill.pipeline.planning.recipe import value_of
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
 RANDOM = re.compile(r"random_of_\d+(_in_.*)?|leaks_\d+|pixels_\d+")
-SCORES = "_scores"  # suffix of the stage that evaluates an arm's models
+SCORES, PROBES = "_scores", "_probes"  # suffixes of the stages that evaluate an arm's models
+ZERO_SHOT, PROBE = "zero_shot", "probe"
 TAKEN = ("pixels", "leaks", RAW)
 FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench itself
 
@@ -56,6 +57,7 @@ class Bench:
     scale: str
     seeds: int
     tasks: str
+    judges: tuple[str, ...] = (ZERO_SHOT,)
     settings: dict[str, Any] = field(default_factory=dict)  # of every training
     rows: dict[str, Source] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class Arguments:
     scale: str | None = None
     seeds: int | None = None
     tasks: str | None = None
+    judges: str | None = None  # zero_shot,probe
 
 
 def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
@@ -128,6 +131,7 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         scale=arguments.scale or bench.scale,
         seeds=arguments.seeds or bench.seeds,
         tasks=tasks,
+        judges=_judges(arguments.judges) if arguments.judges else bench.judges,
         rows=rows,
         arms=arms,
     )
@@ -152,12 +156,20 @@ def _sources(arguments: Arguments) -> list[tuple[str, Source]]:
     return sources
 
 
+def _judges(text: str) -> tuple[str, ...]:
+    judges = tuple(text.split(","))
+    if judges not in ((ZERO_SHOT,), (ZERO_SHOT, PROBE)):
+        do = f"write {ZERO_SHOT}, or {ZERO_SHOT},{PROBE}: probes read its embeddings"
+        raise RecipeError(f"--judge {text}", "the arguments", do)
+    return judges
+
+
 def _named(text: str, form: str) -> tuple[str, str]:
     """Splits NAME=VALUE; RecipeError for a bad or reserved name."""
     name, equals, value = text.partition("=")
     if not equals or not value:
         raise RecipeError(f"'{text}' names no arm", "the arguments", f"write {form}")
-    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith(SCORES)
+    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PROBES))
     if is_ours or not NAME.fullmatch(name):
         do = f"{name} is the bench's own name" if is_ours else "use letters, digits, _ and -"
         raise RecipeError(f"'{name}' as an arm's name", "the arguments", f"{do}; give another")

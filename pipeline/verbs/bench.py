@@ -33,6 +33,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the bench's folder, or a URI")
     parser.add_argument("--tasks", metavar="DIR", help="folder of evaluation tasks")
+    parser.add_argument(
+        "--judge",
+        dest="judges",
+        metavar="NAMES",
+        help="zero_shot,probe adds classifiers of the frozen embeddings (default: zero_shot)",
+    )
     parser.add_argument("--scale", metavar="NAME", help="of every training (default: nano)")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="trainings of each arm (default: 5, or as before)"
@@ -136,6 +142,7 @@ def run(options: argparse.Namespace) -> int:
         scale=options.scale,
         seeds=options.seeds,
         tasks=options.tasks,
+        judges=options.judges,
     )
     bench = bench_of(arguments, before, str(out))
     with executor(options) as workers:

@@ -26,7 +26,7 @@ from clipmill.stages.evaluate._metrics import (
 from clipmill.stages.evaluate._precision import mean_average_precision
 from clipmill.stages.models.image_text import ImageTextModel
 from clipmill.stages.ops.tasks.folders import Finding, Sample, TaskFolder, refuse, samples
-from clipmill.stages.ops.vectors.matrices import unit_rows
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 
 # Shapes: N pictures, K captions, C classes, I instances, T templates, D width of the embedding.
 
@@ -38,11 +38,13 @@ CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names
 
 
 def scored_task(
-    folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
+    folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str, has_vectors: bool = False
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Returns a task's entry in the results, and the ranks of its samples."""
+    """Returns a task's entry in the results, and the ranks of its samples, with their vectors."""
     pictures = embed_pictures(folder, task, model, stage)
     metrics, ranks = SCORE[task.kind](task, pictures, model)
+    if has_vectors and task.kind == "classification":
+        ranks = ranks.append_column("embedding", from_matrix(pictures.embeddings))
     metric = main_metric(task, metrics)
     result = {
         "kind": task.kind,

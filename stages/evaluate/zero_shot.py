@@ -13,7 +13,15 @@ from clipmill.metadata.evaluated import prefix_of
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Put, Task
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
+from clipmill.pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    Resources,
+    later,
+    location,
+)
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
 from clipmill.stages.models.image_text import load, look_for, width_of
@@ -45,8 +53,8 @@ class ZeroShot(DatasetStage):
     Source: CLIP_benchmark's metrics, names and folder layout; DataComp's list and WILDS' metrics
     for its other tasks. Values equal their code except for ties, where a hit is its probability,
     and for FMoW, whose region "Other" of 4 pictures is left out (docs/evaluating.md).
-    Error: Wilson intervals; those of mean recall and of image retrieval count classes of uneven
-    size, and captions of one picture, as fewer trials. They do not include noise of the training.
+    Error: Wilson intervals, without the training's noise; classes of uneven size, and captions of
+    one picture, count as fewer trials.
     Example: {model: "checkpoint:model", tasks: eval}
     """
 
@@ -54,6 +62,7 @@ class ZeroShot(DatasetStage):
     tasks: NonEmpty  # folder of tasks, each a subfolder
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+    embeddings: bool = later(False)  # store each picture's embedding, for evaluate.probe
 
     version = 4
     determinism = "exact"
@@ -91,16 +100,16 @@ class ZeroShot(DatasetStage):
         models = self.models(trained)
         digests = {name: content_digest(folder, name) for name in tasks}
         # A changed task or model is a new item, and only new items are evaluated again.
+        more = {"embeddings": True} if self.embeddings else {}
         items = [
-            {"task": name, "sha256": digests[name], **model} for model in models for name in tasks
+            {"task": n, "sha256": digests[n], **model, **more} for model in models for n in tasks
         ]
         ctx.say("evaluating")
         scored = iter(ctx.map(partial(evaluate, self.model, trained, self.tasks), items))
         results = []
         for model in models:
-            of_tasks = {name: next(scored) for name in tasks}
-            of_model = {"rules": rules(), "tasks": of_tasks, "averages": averages(of_tasks)}
-            results.append({**model, **of_model})
+            done = {name: next(scored) for name in tasks}
+            results.append({**model, "rules": rules(), "tasks": done, "averages": averages(done)})
         ctx.map(put_results, [{"models": results}])
 
     def names(self, where: str) -> list[str]:
@@ -112,13 +121,9 @@ class ZeroShot(DatasetStage):
         """Returns card, seed and weights' digest of each model in a folder, or else the setting."""
         if folder is None:
             return [{"model": self.model, "seed": 0}]
-        from clipmill.stages.models.saved import (  # torch: not while a recipe is planned
-            cards,
-            read_card,
-        )
+        from clipmill.stages.models.saved import cards, read_card  # torch: not for a plan
 
-        storage = Storage(folder)
-        known = [(name, read_card(storage, name)) for name in cards(folder)]
+        known = [(name, read_card(Storage(folder), name)) for name in cards(folder)]
         return [
             {"card": name, "model": card.get("sha256"), "seed": card.get("seed", 0)}
             for name, card in known
@@ -139,13 +144,13 @@ def evaluate(
     place = task.worker.device, task.worker.threads
     loaded = load(scheme, *place) if trained is None else None
     weights = loaded.sha256 if loaded else item["model"]
-    named = f"{scheme} {item.get('card', '')}".strip()
+    named, has_vectors = f"{scheme} {item.get('card', '')}".strip(), "embeddings" in item
     if weights and scheme.partition(":")[0] != "stage":
         task.worker.pin(named, weights)
 
     def score(put: Put) -> dict[str, Any]:
         model = loaded or WatchedModel(load_trained(trained or "", *place, item["card"]), named)
-        result, ranks = scored_task(folder, described, model, task.worker.stage)
+        result, ranks = scored_task(folder, described, model, task.worker.stage, has_vectors)
         path = task.worker.scratch / f"{described.name}.parquet"
         pq.write_table(ranks, path)
         put(path.name, path)
@@ -156,7 +161,7 @@ def evaluate(
         return score(lambda name, path: task.put_file(of_seed + name, path))
     device = task.worker.device.partition(":")[0]
     facts = [rules(), ZeroShot.version, device, weights, described.name, item["sha256"]]
-    facts += [scheme] if loaded else []
+    facts += [*([scheme] if loaded else []), *(["embeddings"] if has_vectors else [])]
     return task.once(digest(facts), score, of_seed)
 
 
@@ -189,10 +194,8 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     scored = [task for task in listed_tasks() if task.metric]
     for name in (ALL, *dict.fromkeys(task.group for task in scored if task.group)):
         expected = [task for task in scored if name in (ALL, task.group)]
-        values = [counted[task.name] for task in expected if task.name in counted]
-        if values:
-            complete = len(values) == len(expected)
-            title = name if complete else f"partial_{name}_of_{len(values)}"
+        if values := [counted[task.name] for task in expected if task.name in counted]:
+            title = name if len(values) == len(expected) else f"partial_{name}_of_{len(values)}"
             means[title] = _mean(values, expected, counted)
     return means
 

@@ -244,7 +244,8 @@ def _of_task(
             metric=metric,
             chance=next(iter(having.values())).metrics[metric].get("chance"),
             is_main=metric == main,
-            is_fine=first.kind == "retrieval" or (first.classes or 0) > FEW_CLASSES,
+            is_fine=first.kind == "retrieval"
+            or (first.kind != "probe" and (first.classes or 0) > FEW_CLASSES),
             models=tuple(having),
             value_S=np.array([task.metrics[metric]["value"] for task in having.values()]),
             draw_SD=_draws(metric, having, ranks),

@@ -85,15 +85,15 @@ def arms(state: RunState) -> list[Arm]:
         origin = _origin(state, name)
         origins.setdefault(origin.key, []).append(origin)
         arm_trials = trials.setdefault(origin.key, {})
-        trained = state.plan.stages[name].model
+        trained = _evaluated(state, name).model
         epochs = _epochs(state, trained, models)
         for model, epochs_seen in zip(models, epochs, strict=True):
             seed = int(model.get("seed") or 0)
             # External models have no seeds: other weights are another model.
             which = seed if trained else (model.get("card"), model.get("model"))
             tasks = dict(_tasks(model, state.stages[name].folder))
-            if which in arm_trials:
-                tasks = tasks | arm_trials[which].tasks  # another evaluation of the same model
+            if which in arm_trials:  # another evaluation of the same model
+                tasks = arm_trials[which].tasks | tasks | arm_trials[which].tasks
             arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs_seen)
     names = _names([same[0] for same in origins.values()])
     return [
@@ -107,7 +107,7 @@ def arms(state: RunState) -> list[Arm]:
 
 
 def _origin(state: RunState, evaluation: str) -> _Origin:
-    stages, stage = state.plan.stages, state.plan.stages[evaluation]
+    stages, stage = state.plan.stages, _evaluated(state, evaluation)
     if not stage.model:
         outside = {"model": settings_of(stage.stage).get("model", evaluation)}
         return _Origin(evaluation, outside, (evaluation,))
@@ -122,6 +122,12 @@ def _origin(state: RunState, evaluation: str) -> _Origin:
         "parents": {need: stages[need].fingerprint for need in trained.needs},
     }
     return _Origin(_rows(trained), facts, (evaluation, trained.name, *data, *parents))
+
+
+def _evaluated(state: RunState, name: str) -> PlannedStage:
+    """Returns the stage that took the model: an evaluation, or the one that its data are of."""
+    stage = state.plan.stages[name]
+    return stage if stage.model else state.plan.stages.get(stage.data or "", stage)
 
 
 def _rows(trained: PlannedStage) -> str:

@@ -40,7 +40,9 @@ def test_what_is_added_stands_beside_what_was_there():
     before = asked()
     more = bench_of(Arguments(arms=("text=/run:long",), seeds=4), before, "/bench")
     assert list(more.rows) == ["best", "text"]
-    assert (more.seeds, more.tasks) == (4, "/eval")
+    assert (more.seeds, more.tasks, more.judges) == (4, "/eval", ("zero_shot",))
+    probed = bench_of(Arguments(judges="zero_shot,probe"), more, "/bench")
+    assert bench_of(Arguments(), probed, "/bench").judges == ("zero_shot", "probe")
     assert bench_of(Arguments(), more, "/bench") == more
     assert bench_of(ARGUMENTS, before, "/bench") == before  # the same command goes on
 
@@ -54,6 +56,9 @@ def test_what_is_added_stands_beside_what_was_there():
         ({"arms": ("raw=/run:a",)}, "'raw' as an arm's name"),
         ({"arms": ("random_of_7=/run:a",)}, "'random_of_7' as an arm's name"),
         ({"arms": ("a_scores=/run:a",)}, "'a_scores' as an arm's name"),
+        ({"arms": ("a_probes=/run:a",)}, "'a_probes' as an arm's name"),
+        ({"arms": ("random_of_7_in_a=/run:a",)}, "'random_of_7_in_a' as an arm's name"),
+        ({"judges": "probe"}, "--judge probe"),
         ({"arms": ("a b=/run:a",)}, "'a b' as an arm's name"),
         ({"arms": ("best=/run:a", "best=/run:b")}, "'best' stands for other rows"),
         ({"again": ("best=raw,texts=first",)}, "'best' stands for other rows"),

@@ -15,6 +15,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
 from tests.pipeline.bench.conftest import STAGES, run_of, run_over, tasks_of
+from tests.stages.task_folders import write_tasks
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "precision=float32")
 
@@ -157,6 +158,23 @@ def test_a_seed_is_trained_once_whatever_the_list_and_the_arm(place, tmp_path):
     assert bench(place, "--out", out, "--add", f"large={place}/run:large") == 0
     assert len(trained()) == 10  # two seeds of it, and of as many by chance
     assert both < trained()
+
+
+@chaos
+@pytest.mark.drawn(one_in=3, cpu_s=12)
+def test_probes_stand_beside_zero_shot_and_count_for_no_headline(place, tmp_path, capsys):
+    write_tasks(tmp_path / "tasks")
+    arguments = (f"long={place}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
+    assert bench(place, *arguments, "--out", tmp_path / "bench", "--judge", "zero_shot,probe") == 0
+    rows = pq.read_table(tmp_path / "bench" / "leaderboard.parquet").to_pylist()
+    found = {(row["arm"], row["task"]): row for row in rows}
+    tasks = {task for _, task in found}
+    assert tasks == {"mean of fine tasks", "colours", "colours_ridge", "words"}
+    for arm in ("raw", "long"):
+        probed = found[arm, "colours_ridge"]
+        assert (probed["metric"], probed["chance"], probed["seeds"]) == ("acc1", 0.2, 1)
+        mean, words = (found[arm, task]["value"] for task in ("mean of fine tasks", "words"))
+        assert mean == words  # five classes are no fine task, of a probe neither
 
 
 @chaos

@@ -42,11 +42,11 @@ class Colours:
 def evaluated(memory_context, tasks, monkeypatch):
     """Results and context of an evaluation of the tasks."""
 
-    def make(model=None):
+    def make(model=None, **settings):
         if model is not None:
             monkeypatch.setattr(zero_shot, "load", lambda *_: model)
         ctx = memory_context()
-        ZeroShot(model="reference", tasks=str(tasks)).run(Inputs(rows=[]), ctx)
+        ZeroShot(model="reference", tasks=str(tasks), **settings).run(Inputs(rows=[]), ctx)
         (found,) = json.loads((ctx.out / "results.json").read_text())["models"]
         return found, ctx.out
 
@@ -61,6 +61,19 @@ def test_a_model_that_knows_the_answer_is_right(evaluated):
     assert colours["metrics"]["acc1"]["low"] == pytest.approx(0.839, abs=1e-3)
     ranks = pq.read_table(out / "colours.parquet").to_pydict()
     assert ranks["predicted"] == ranks["label"] == [i % 5 for i in range(20)]
+
+
+def test_vectors_stand_beside_the_ranks_only_if_they_are_asked_for(evaluated):
+    plain, out = evaluated(Colours())
+    without = pq.read_table(out / "colours.parquet")
+    with_vectors, out = evaluated(Colours(), embeddings=True)
+    table = pq.read_table(out / "colours.parquet")
+    assert table.drop_columns("embedding").equals(without)
+    assert (
+        "embedding" not in without.column_names + pq.read_table(out / "words.parquet").column_names
+    )
+    assert len(table["embedding"][0]) == 3
+    assert with_vectors == plain
 
 
 def test_retrieval_counts_captions_and_images_each_its_own_way(evaluated):
