@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +129,7 @@ def bin_of(cosine_N: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.clip((cosine_N + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
 
 
-def ranks(count_B: NDArray[np.integer], chance_M: NDArray[np.floating]) -> NDArray[np.float64]:
+def ranks(count_B: NDArray[Any], chance_M: NDArray[np.floating]) -> NDArray[np.float64]:
     """Returns (B,) the estimated share of fitting captions in higher bins, 0 to 1, falling."""
     chance_B = np.bincount(bin_of(chance_M), minlength=BINS)
     to_B, chance_to_B = (np.cumsum(of_B) / of_B.sum() for of_B in (count_B, chance_B))

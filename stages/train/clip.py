@@ -46,14 +46,14 @@ class ClipTraining(DatasetStage):
     If an image has several texts, a step takes one, by a hash of seed, batch and uid. A text of
     fewer than two words is replaced by the first, as in LaCLIP.
 
-    Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) for all scales except nano:
+    Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) but for nano and micro:
     a 0.7 M-weight residual image tower and a bag of hashed words and 4-grams (docs/training.md).
     Error: exact for one kind of processor and one version of torch; not on a GPU, nor compiled.
     Example: {after: [ingest.image_folder, export.parquet]}
     """
 
-    # constants of the training: nano for minutes on a processor, the others DataComp's
-    scale: Literal["nano", "debug", "small", "medium", "large", "xlarge"] = "nano"
+    # constants of the training: nano and micro for a processor, the others DataComp's
+    scale: Literal["nano", "micro", "debug", "small", "medium", "large", "xlarge"] = "nano"
     # a network by open_clip's name, or a JSON file of its configuration; null: the scale's
     model: NonEmpty | None = later(None)
     # in all, independent of the number of rows; null, here and in the next four: the scale's

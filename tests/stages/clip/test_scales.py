@@ -1,5 +1,7 @@
 """The scales: DataComp's constants and steps, and a model that reads what its scale says."""
 
+from dataclasses import replace
+
 import pytest
 
 from clipmill.stages.clip.named import reads
@@ -30,3 +32,9 @@ def test_nano_is_as_it_was_measured():
     assert (scale.learning_rate, scale.warmup_steps, scale.weight_decay) == (2e-3, 20, 0.1)
     assert (scale.max_norm, scale.sampling, scale.augment) == (1.0, "epochs", "shift")
     assert scale.image_size == reads(scale.model).image_size
+
+
+def test_micro_is_nano_for_five_times_as_many_samples():
+    micro = SCALES["micro"]
+    assert micro.steps == 1_180
+    assert replace(micro, samples_seen=60_160) == SCALES["nano"]
