@@ -18,6 +18,7 @@ from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.bench.recipe import leaks_of
 from clipmill.pipeline.bench.spec import ORACLE, RAW
 from clipmill.pipeline.ledger.proof.compare import Comparison
+from clipmill.pipeline.ledger.proof.curves import Curve, curves
 from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, compared
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -62,6 +63,7 @@ class Board:
     samples_seen: int
     lines: tuple[Line, ...]
     results: Results
+    curves: tuple[Curve, ...] = ()  # of arms whose trainings left snapshots
 
     @property
     def title(self) -> str:
@@ -87,6 +89,7 @@ def board(prepared: Prepared, state: RunState) -> Board:
         samples_seen=training.steps * training.batch_size,
         lines=tuple(ranked),
         results=results,
+        curves=tuple(curves(named_arms, results.fine)),
     )
 
 

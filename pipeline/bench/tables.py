@@ -7,6 +7,7 @@ import pyarrow as pa
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.arms import by_chance
 from clipmill.pipeline.bench.board import Board, Line
+from clipmill.pipeline.bench.spec import RAW
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.run_folder.words import duration
 from clipmill.pipeline.terminal import aligned
@@ -121,6 +122,8 @@ def markdown(board: Board) -> str:
         values = [of_arm[line.arm] for line in board.lines]
         facts = [row.task, row.metric, _share(row.chance), _share(row.visible)]
         lines.append(f"| {' | '.join([*facts, *values])} |")
+    if courses := course(board):
+        lines += ["", *_grid(courses[0]), *(f"| {' | '.join(cells)} |" for cells in courses[1:])]
     notes = [f"- {words}" for words in (*verdicts(board), *warnings(board))]
     notes.append(f"- each model's score: [{SCORES}]({SCORES})")
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -161,8 +164,34 @@ def text(board: Board) -> str:
     shown = aligned(lines, range(1, len(head)))
     verdict_lines, warned = verdicts(board), warnings(board)
     leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
-    parts = [shown, verdict_lines, warned, leaks and ["copies of the tasks' samples:", *leaks]]
+    courses = course(board)
+    grown = aligned(courses, range(1, len(courses[0]))) if courses else []
+    parts = [
+        shown,
+        grown,
+        verdict_lines,
+        warned,
+        leaks and ["copies of the tasks' samples:", *leaks],
+    ]
     return "\n\n".join("\n".join(part) for part in [*parts, [legend(board)]] if part)
+
+
+def course(board: Board) -> list[list[str]]:
+    """Returns a head, then for each arm the board's metric by samples seen, and the samples after
+    which it has raw's last score; empty without snapshots."""
+    curves = {curve.arm: curve for curve in board.curves}
+    if RAW not in curves:
+        return []
+    samples = [f"{share * board.samples_seen:,.0f} seen" for share in curves[RAW].share]
+    rows = [["arm", *samples, "raw's last score after"]]
+    for name in (line.arm for line in board.lines if line.arm in curves):
+        values = dict(zip(curves[name].share, curves[name].result, strict=True))
+        reached = curves[name].reaching(curves[RAW].result[-1].value)
+        after = "never" if reached is None else f"{reached * board.samples_seen:,.0f}"
+        first = "up to " if reached == curves[name].share[0] else ""
+        shown = [estimate(values.get(share)) for share in curves[RAW].share]
+        rows.append([name, *shown, f"{first}{after}"])
+    return rows
 
 
 def verdicts(board: Board) -> list[str]:

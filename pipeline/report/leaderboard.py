@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from clipmill.pipeline.bench.board import Board, Line
+from clipmill.pipeline.bench.spec import RAW
 from clipmill.pipeline.bench.tables import (
     SCORES,
+    course,
     estimate,
     leaked,
     legend,
@@ -15,8 +17,9 @@ from clipmill.pipeline.bench.tables import (
     verdicts,
     warnings,
 )
-from clipmill.pipeline.report.charts import Point, scatter
+from clipmill.pipeline.report.charts import Band, Point, bands, scatter
 from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.training import LINES
 
 SIZE = ("score against size", "rows of the arm", lambda line: line.rows)
 COST = ("score against cost", "seconds of one training on one worker", lambda line: line.seconds)
@@ -32,6 +35,8 @@ def leaderboard(board: Board, title: str) -> str:
         scores=SCORES,
         charts=list(filter(None, (_chart(board, *axis) for axis in (SIZE, COST)))),
         estimate=estimate,
+        course=course(board),
+        curves=_curves(board),
         of_oracle=of_oracle(board),
         share=share,
         leaked=leaked,
@@ -40,6 +45,25 @@ def leaderboard(board: Board, title: str) -> str:
         warned=warnings(board),
         has_cost=any(line.seconds is not None for line in board.lines),
     )
+
+
+def _curves(board: Board) -> dict[str, Any] | None:
+    """Returns the best arms' scores by samples seen, raw's among them, each in its interval."""
+    curves = {curve.arm: curve for curve in board.curves}
+    if RAW not in curves:
+        return None
+    names = [line.arm for line in board.lines if line.arm in curves and line.arm != RAW]
+    names = [*names[: LINES - 1], RAW]
+    drawn = []
+    for curve in map(curves.__getitem__, names):
+        points = [
+            [r.value, *(r.value if end is None else end for end in (r.low, r.high))]
+            for r in curve.result
+        ]
+        edges = [[100 * value for value in values] for values in zip(*points, strict=True)]
+        samples = [share * board.samples_seen for share in curve.share]
+        drawn.append(Band(curve.arm, samples, *edges))
+    return {"names": names, "plot": bands(drawn)}
 
 
 def _chart(

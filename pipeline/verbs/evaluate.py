@@ -130,9 +130,13 @@ def _results(outcome: "Outcome") -> list[dict[str, Any]]:
 
 def text(results: dict[str, Any], model: str, tasks: str, stored_at: str) -> str:
     """Returns a table a model: each task's main metric in percent, with interval and chance."""
+    from clipmill.pipeline.ledger.proof.trials import share_of
+
     lines = []
     for result in results["models"]:
         seed = f", seed {result['seed']}" if len(results["models"]) > 1 else ""
+        share = share_of(result)
+        seed += f", at {100 * share:.0f} % of its samples" if share < 1 else ""
         lines.append(f"{without_keys(model)}{seed} (rules: {result['rules']})")
         lines += [*_table(result), ""]
     if any(line.endswith("*") for line in lines):

@@ -251,10 +251,11 @@ def train(
     every: int,
     store: Callable[[Trainer], None],
     log: Log | None = None,
+    until: int | None = None,
 ) -> None:
-    """Takes the remaining steps of the schedule; calls `store` after every `every` of them."""
-    ranks, steps = trainer.execution.ranks, trainer.schedule.steps
-    log = log or Log(steps=steps, batch_size=batches.size)
+    """Takes the schedule's steps that remain, or those `until`; calls `store` every `every`."""
+    ranks, steps = trainer.execution.ranks, until or trainer.schedule.steps
+    log = log or Log(steps=trainer.schedule.steps, batch_size=batches.size)
     while trainer.step < steps:
         before = trainer.step
         began = log.clock()

@@ -47,61 +47,77 @@ class Work:
 
         from clipmill.stages.clip.named import versions_of
 
-        # Other seeds change nothing, and a subset's rows are in the facts.
-        alone = replace(self.settings, seeds=(seed,), subset=None)
+        # Other seeds and snapshots change nothing, and a subset's rows are in the facts.
+        alone = replace(self.settings, seeds=(seed,), subset=None, snapshots=1)
         kind = torch.device(device).type
         versions = [self.settings.version, torch.__version__, *versions_of(alone.fixed.model)]
         versions += [kind] if kind != "cpu" else []
         return digest([self.facts, settings_of(alone) | dict(alone.digests), versions])
+
+    def snapshots(self, seed: int, task: Task) -> list[tuple[str, str, int]]:
+        """Returns key, prefix and steps of each model of a seed; the whole training's is last."""
+        count, steps, name = self.settings.snapshots, self.settings.fixed.steps, self.prefix(seed)
+        key = self.key(task.worker.seed + seed, task.worker.device)
+        early = [(100 * n // count, steps * n // count) for n in range(1, count)]
+        marks = [(digest([key, percent]), f"{name}at-{percent}.", step) for percent, step in early]
+        return [*marks, (key, name, steps)]
 
 
 def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
     """Trains a seed unless the run has it already; returns its steps and last loss."""
     from clipmill.stages.clip.distributed import ALONE
 
-    own = task.worker.seed + seed
-    key = work.key(own, task.worker.device)
-    name = work.prefix(seed)
-    return task.once(key, partial(_train, work, own, key, name, task, ALONE), name)
+    return _trained(work, seed, task, ALONE)
 
 
 def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
     """Trains a seed as one of several ranks; rank 0 decides if the others train, and stores."""
     from clipmill.stages.clip.distributed import together
 
-    own = task.worker.seed + seed
-    key, name = work.key(own, task.worker.device), work.prefix(seed)
     with together(rank, task.worker.device) as ranks:
-        if rank.rank:
-            return dict(_train(work, own, key, name, task, ranks)) if ranks.any(False) else {}
+        return _trained(work, seed, task, ranks)
+
+
+def _trained(work: Work, seed: int, task: Task, ranks: "Ranks") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    has_begun = False
+
+    def make(steps: int, put: Put) -> Mapping[str, Any]:
+        nonlocal has_begun
+        has_begun = ranks.any(True)
+        return _train(work, seed, steps, task, ranks, put)
+
+    for key, prefix, steps in work.snapshots(seed, task):
+        if ranks.rank:
+            begins = ranks.any(False)
+            result = dict(_train(work, seed, steps, task, ranks)) if begins else {}
+            continue
         has_begun = False
-
-        def make(put: Put) -> Mapping[str, Any]:
-            nonlocal has_begun
-            has_begun = ranks.any(True)
-            return _train(work, own, key, name, task, ranks, put)
-
-        result = task.once(key, make, name)
+        result = task.once(key, partial(make, steps), prefix)
         if not has_begun:
             ranks.any(False)
-        return result
+    return result
 
 
 def _train(
-    work: Work, seed: int, key: str, name: str, task: Task, ranks: "Ranks", put: Put | None = None
+    work: Work, seed: int, until: int, task: Task, ranks: "Ranks", put: Put | None = None
 ) -> Mapping[str, Any]:
-    """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
+    """Trains `until` a step, from the newest checkpoint on; with a `put`, stores model, card and,
+    of a whole training, the loss curve."""
     import torch
 
     from clipmill.stages.clip.loop import train
     from clipmill.stages.clip.saving import restore, save, store
     from clipmill.stages.clip.telemetry import Log, read_lines
 
-    settings, worker = work.settings, task.worker
+    settings, worker, name = work.settings, task.worker, work.prefix(seed)
+    seed += worker.seed
     torch.set_num_threads(1)  # for equal bits; readers decode on the other cores
     trainer = trainer_of(settings, seed, worker.device, ranks)
-    checkpoints = task.checkpoints(key[:16])
+    checkpoints = task.checkpoints(work.key(seed, worker.device)[:16])
     restore(trainer, checkpoints)
+    if trainer.step > until:  # a later snapshot's: its files are there, and this one's are lost
+        trainer = trainer_of(settings, seed, worker.device, ranks)
     fixed = settings.fixed
     batches = _batches(work, seed)
     log = Log(
@@ -122,16 +138,21 @@ def _train(
             keep_log()
 
     with closing(batches):
-        train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log)
+        train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log, until)
     refuse_broken(trainer, worker.stage)
+    is_whole = until == fixed.steps
+    if not is_whole:
+        keep(trainer)
     if put is not None:
         keep_log()
         path = worker.scratch / CURVE
         pq.write_table(curve(trainer, fixed.batch_size), path)
-        put(CURVE, path)
+        if is_whole:
+            put(CURVE, path)
         card = {"scale": settings.scale, "seed": seed, "batch_size": fixed.batch_size}
         card |= {} if settings.loss == "clip" else {"loss": settings.loss}
         card |= {} if trainer.replaced is None else {"replaced": trainer.replaced}
+        card |= {} if is_whole else {"samples_seen": until * fixed.batch_size}
         plan = {"plan": asdict(trainer.schedule)}
         save(trainer.model, card | plan | work.facts, put, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}

@@ -114,7 +114,7 @@ def read_card(folder: Storage, name: str) -> dict[str, Any]:
 
 
 def cards(uri: str) -> list[str]:
-    """Returns names of the cards in a folder or its out/, by seed; raises StageError if none."""
+    """Returns names of cards in a folder or its out/, by seed, snapshots last; else StageError."""
     folder = Storage(uri)
     for place in ("", "out/"):
         if names := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
@@ -126,9 +126,9 @@ def cards(uri: str) -> list[str]:
     )
 
 
-def _by_seed(name: str) -> tuple[bool, int]:
-    seed = re.search(r"seed-(-?\d+)\.", name)
-    return (False, 0) if seed is None else (True, int(seed[1]))
+def _by_seed(name: str) -> tuple[int, bool, int]:
+    seed, share = re.search(r"seed-(-?\d+)\.", name), re.search(r"at-(\d+)\.", name)
+    return int(share[1]) if share else 0, seed is not None, int(seed[1]) if seed else 0
 
 
 def built(

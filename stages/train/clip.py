@@ -77,6 +77,8 @@ class ClipTraining(DatasetStage):
     subset: NonEmpty | None = later(None)
     # each trains a model, and is added to the recipe's seed; several show the noise
     seeds: tuple[int, ...] = (0,)
+    # models of each seed, at equal parts of its samples: 4 leaves those at 25, 50 and 75 % too
+    snapshots: Literal[1, 2, 4, 5, 10, 20] = later(1)
     # processes that share a training's batches, each with the stage's resources
     ranks: OneUp = later(1)
     # pieces in which a process embeds its rows, to save memory; the loss is the whole batch's
@@ -107,11 +109,11 @@ class ClipTraining(DatasetStage):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
         fixed = self.fixed
-        if fixed.samples_seen < fixed.batch_size:
+        if fixed.steps < self.snapshots:
             raise RecipeError(
                 f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}",
                 "key `samples_seen`",
-                "write more, or a smaller batch_size: there is no step",
+                "write more, or a smaller batch_size: there is no step for each model",
             )
         scale = SCALES[self.scale]
         # DataComp's debug is a test run: its warm-up is longer than the training.

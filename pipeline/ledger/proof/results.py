@@ -131,7 +131,7 @@ def compared(
     tasks, models = main_metrics(metrics), sum(len(arm.trials) for arm in every)
     fine = [metric for metric in tasks if metric.is_fine and len(metric.models) == models]
     shown = [*([mean_of(fine)] if fine else []), *tasks]
-    scored = {metric.key: _scored(metric, every) for metric in [*shown, *metrics]}
+    scored = {metric.key: scores_of(metric, every) for metric in [*shown, *metrics]}
     apart = {
         (key, arm, base): compare(arm, base, by_arm[arm], by_arm[base])
         for key, by_arm in scored.items()
@@ -195,7 +195,7 @@ def losses(state: RunState) -> list[LossCurve]:
     return curves
 
 
-def _scored(metric: Measured, every: Sequence[Arm]) -> dict[str, Scored]:
+def scores_of(metric: Measured, every: Sequence[Arm]) -> dict[str, Scored]:
     """Returns the scores of each arm's models, without models that lack the metric."""
     scores, first = {}, 0
     for arm in every:

@@ -6,7 +6,8 @@ checkpoint. A seed that was trained twice counts once.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +22,7 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 
 READERS = 16  # threads, which mostly wait for a store
+SNAPSHOT = re.compile(r"\bat-(\d+)\.")  # in the names of train.clip's snapshots, in percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Trial:
     seed: int
     tasks: dict[str, Task]
     epochs: float | None  # times that it saw each row
+    share: float = 1.0  # of the samples of its training; below 1 of a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class Arm:
     name: str
     stages: tuple[str, ...]  # origins of its models: `--baseline` may name them
     trials: tuple[Trial, ...]
+    snapshots: tuple[Trial, ...] = ()  # earlier models of the same trainings
 
     @property
     def epochs(self) -> float | None:
@@ -90,20 +94,28 @@ def arms(state: RunState) -> list[Arm]:
         for model, epochs_seen in zip(models, epochs, strict=True):
             seed = int(model.get("seed") or 0)
             # External models have no seeds: other weights are another model.
-            which = seed if trained else (model.get("card"), model.get("model"))
+            share = share_of(model)
+            which = (seed, share) if trained else (model.get("card"), model.get("model"))
             tasks = dict(_tasks(model, state.stages[name].folder))
             if which in arm_trials:  # another evaluation of the same model
                 tasks = arm_trials[which].tasks | tasks | arm_trials[which].tasks
-            arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs_seen)
+            arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs_seen, share=share)
     names = _names([same[0] for same in origins.values()])
     return [
         Arm(
             name=name,
             stages=tuple(dict.fromkeys(stage for origin in same for stage in origin.stages)),
-            trials=tuple(trials[key].values()),
+            trials=tuple(trial for trial in trials[key].values() if trial.share == 1),
+            snapshots=tuple(trial for trial in trials[key].values() if trial.share < 1),
         )
         for name, (key, same) in zip(names, origins.items(), strict=True)
     ]
+
+
+def share_of(model: Mapping[str, Any]) -> float:
+    """Returns the share of its training's samples that an evaluated model has seen."""
+    percent = SNAPSHOT.search(model.get("card") or "")
+    return int(percent[1]) / 100 if percent else 1.0
 
 
 def _origin(state: RunState, evaluation: str) -> _Origin:
@@ -112,7 +124,8 @@ def _origin(state: RunState, evaluation: str) -> _Origin:
         outside = {"model": settings_of(stage.stage).get("model", evaluation)}
         return _Origin(evaluation, outside, (evaluation,))
     trained = stages[stage.model]
-    settings = {k: v for k, v in settings_of(trained.stage).items() if k != "seeds"}
+    alike = ("seeds", "snapshots")  # trainings that differ in these are of one arm
+    settings = {k: v for k, v in settings_of(trained.stage).items() if k not in alike}
     data = [part for part in (trained.kept_by, trained.data) if part]
     parents = stages[trained.data].parents if trained.data in stages else ()
     facts = settings | {

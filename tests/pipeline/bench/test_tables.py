@@ -2,9 +2,11 @@
 
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.bench.tables import markdown, scores, share, table, text, verdicts
+from clipmill.pipeline.bench.tables import course, markdown, scores, share, table, text, verdicts
 from clipmill.pipeline.ledger.proof.compare import Comparison
+from clipmill.pipeline.ledger.proof.curves import Curve
 from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
+from clipmill.pipeline.report.leaderboard import leaderboard
 
 CHANCE = "random_of_9_in_rules"
 WAY = Estimate(0.61, -0.04, 0.85)
@@ -68,6 +70,34 @@ def test_every_models_score_of_every_metric_stands_in_the_file_that_the_page_lin
     flags = [("best", 0, "flags", 0.2), ("best", 1, "flags", 0.3), ("raw", 0, "flags", 0.1)]
     assert found == mean + flags
     assert "[scores.csv](scores.csv)" in markdown(board())
+
+
+def test_the_course_says_after_how_many_samples_each_arm_has_raws_last_score():
+    points = {"best": (0.1, 0.2, 0.4), "raw": (0.05, 0.1, 0.12), "random": (0.12, 0.13, 0.11)}
+    grown = tuple(
+        Curve(
+            arm=arm, share=(0.25, 0.5, 1), result=tuple(Estimate(v, v - 0.01, v + 0.01) for v in of)
+        )
+        for arm, of in points.items()
+    )
+    lines = (*board().lines, line("random"), line("without"))
+    page = Board(**{**vars(board()), "lines": lines, "curves": grown, "samples_seen": 1_000})
+    head, *rows = course(page)
+    assert head == ["arm", "250 seen", "500 seen", "1,000 seen", "raw's last score after"]
+    after = {cells[0]: cells[-1] for cells in rows}
+    assert after == {"best": "300", "raw": "1,000", "random": "up to 250"}
+    assert rows[0] == ["best", "10.0 ± 1.0", "20.0 ± 1.0", "40.0 ± 1.0", "300"]
+    page = Board(**{**vars(page), "lines": board().lines})
+    for said in (markdown(page), text(page)):
+        assert "raw's last score after" in said
+    html = leaderboard(page, "a bench")
+    assert "Score by samples seen of best, raw" in html
+    assert html.count("<polygon") == 2
+    worse = (Curve(arm="best", share=(0.5, 1.0), result=(Estimate(0.1), Estimate(0.11))), grown[1])
+    below = Board(**{**vars(page), "curves": worse})
+    assert course(below)[1] == ["best", "", "10.0", "11.0", "never"]
+    assert course(board()) == []
+    assert "samples seen of" not in leaderboard(board(), "a bench")
 
 
 def test_chance_is_named_by_the_arm_that_it_is_drawn_from():

@@ -178,6 +178,23 @@ def test_probes_stand_beside_zero_shot_and_count_for_no_headline(place, tmp_path
 
 
 @chaos
+@pytest.mark.drawn(one_in=3, cpu_s=20)
+def test_snapshots_give_each_arm_a_curve_and_no_arm_of_their_own(place, tmp_path, capsys):
+    arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "2")
+    grown = ("--set", "snapshots=2", "--json")
+    assert bench(place, *arguments, "--out", tmp_path / "bench", *grown) == 0
+    ranked = json.loads(capsys.readouterr().out)
+    values = {line["arm"]: line["result"]["value"] for line in ranked["lines"]}
+    assert len(values) == 3  # raw, long, and as many by chance
+    assert {line["seeds"] for line in ranked["lines"]} == {2}
+    for curve in ranked["curves"]:
+        assert curve["share"] == [0.5, 1.0]
+        assert curve["result"][-1]["value"] == pytest.approx(values[curve["arm"]])
+    assert {curve["arm"] for curve in ranked["curves"]} == values.keys()
+    assert "6 seen" in (tmp_path / "bench" / "leaderboard.md").read_text()
+
+
+@chaos
 def test_one_seed_claims_nothing(place, capsys):
     arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "1")
     assert bench(place, *arguments, "--out", place / "one") == 0

@@ -109,6 +109,14 @@ def test_an_average_that_is_partial_names_what_is_missing():
     assert any(line.startswith("partial_average_of_37 ") for line in said)
 
 
+def test_a_snapshot_is_named_by_its_share_of_the_samples():
+    empty = {"seed": 3, "rules": "1", "tasks": {}, "averages": {}}
+    models = [{**empty, "card": f"out/seed-3.{at}model.json"} for at in ("", "at-25.")]
+    said = text({"models": models}, "m", "eval", "")
+    assert "m, seed 3 (rules: 1)" in said
+    assert "m, seed 3, at 25 % of its samples (rules: 1)" in said
+
+
 def test_doctor_says_which_of_the_38_are_missing_and_how_to_bring_each(clipmill, tmp_path):
     grouped(tmp_path / "wds_geode_test", 40, [[0]] * 5, list(range(5)))
     said = clipmill("doctor", "tasks", tmp_path)

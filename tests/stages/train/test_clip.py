@@ -22,6 +22,7 @@ from clipmill.stages.clip.scales import SCALES
 from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
 from clipmill.stages.models.image_text import load as load_by_name
+from clipmill.stages.models.saved import cards
 from clipmill.stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
 from tests.stages.clip.exported import TINY_OPEN_CLIP, row, write_export
@@ -120,6 +121,50 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint(
     ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
     assert stored == [5, 10]
     assert weights(Path(ctx.folder)) == weights(whole)
+
+
+def test_snapshots_are_models_on_the_way_whatever_stops_it_and_change_nothing(
+    trained, launching_context, data, monkeypatch
+):
+    """12 steps, a checkpoint each 5: models after 3, 6 and 9 steps beside the whole."""
+    whole, folder = trained(), trained(snapshots=4)
+    names = ("README.md", "model.json", "model.safetensors")
+    held = sorted(path.name for path in (folder / "out").iterdir())
+    early = [f"at-{percent}.{name}" for percent in (25, 50, 75) for name in names]
+    assert held == sorted([*early, *names, "loss.parquet"])
+    for path in (whole / "out").iterdir():
+        assert (folder / "out" / path.name).read_bytes() == path.read_bytes()
+    assert cards(str(folder)) == [f"out/{m}model.json" for m in ("", "at-25.", "at-50.", "at-75.")]
+    seen = [
+        json.loads((folder / card).read_text()).get("samples_seen") for card in cards(str(folder))
+    ]
+    assert seen == [None, 24, 48, 72]
+    steps = [
+        json.loads(line)["step"] for line in (folder / "log/log.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(set(steps))
+    assert (
+        len({load(str(folder), card=card).sha256 for card in cards(str(folder))}) == len(names) + 1
+    )
+
+    stored = []
+
+    def put(self, step, path, plain=StoredCheckpoints.put):
+        plain(self, step, path)
+        stored.append(step)
+        if len(stored) in (1, 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoredCheckpoints, "put", put)
+    ctx = launching_context()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ClipTraining(**SMALL, snapshots=4).run(Inputs(rows=[], data=data), ctx)
+    ClipTraining(**SMALL, snapshots=4).run(Inputs(rows=[], data=data), ctx)
+    for name in held:
+        assert (Path(ctx.folder) / "out" / name).read_bytes() == (
+            folder / "out" / name
+        ).read_bytes()
 
 
 class Every:
