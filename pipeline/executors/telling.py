@@ -1,6 +1,6 @@
 """Sends progress events from workers to the driver: small messages while work runs.
 
-They are no results: one that is late or lost changes nothing. An executor passes them unread to its
+No result depends on them: one may be late or lost. An executor passes them unread to its
 `on_told`, through which a run keeps `live.json` up to date.
 """
 

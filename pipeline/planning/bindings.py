@@ -119,7 +119,12 @@ def bind_mask(
     line = {select} | ancestors[select]
     bound = {KEEP.name: (select, KEEP.name)}
     reader = planned[select].stage
-    repeats = _find(recipe, name, REPEATS.name, line, planned, ancestors, False, reader)
+    chosen = recipe.stages[name].get("read", {})
+    if not isinstance(chosen, dict) or chosen.keys() - {REPEATS.name}:
+        do = "write `read: {repeats: stage.repeats}`, or leave it out"
+        raise RecipeError(f"`read` is {chosen!r}", recipe.where(name, "read"), do)
+    source = chosen.get(REPEATS.name, REPEATS.name)
+    repeats = _find(recipe, name, source, line, planned, ancestors, False, reader)
     if repeats:
         _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
         bound[REPEATS.name] = repeats

@@ -175,6 +175,9 @@ def _planned(
     )
     if name not in recipe.remembered:
         _check_earlier_select(recipe, name, stage, bindings, edges["only"], planned, ancestors)
+    if not parents and not edges["rows"] and "read" in recipe.stages[name]:
+        do = "leave it out: `read` binds columns of stages in `from`"
+        raise RecipeError(f"`read`, and '{name}' has no `from`", recipe.where(name, "read"), do)
     mask: dict[str, Binding] = {}
     if edges["rows"]:
         mask = bind_mask(recipe, name, edges["rows"][0], planned, ancestors)

@@ -106,6 +106,7 @@ class Live:
     call_moved: float = 0.0  # its last progress
     units: int = 0
     all_units: int = 0
+    units_found: int = 0  # units done when this run began the call
     pieces: dict[str, Piece] = field(default_factory=dict)
     began: float | None = None
     ended: float | None = None
@@ -159,7 +160,7 @@ class Live:
         if self.counts_shards:
             before, spent = self.found / (self.total or 1), now - self.began
         else:
-            before, spent = 0.0, self.call_moved - self.call_began
+            before, spent = self.units_found / self.all_units, self.call_moved - self.call_began
         if share <= before or spent < LEAST_S:
             return None
         return spent * (1 - share) / (share - before)
@@ -282,7 +283,7 @@ def status(uri: str) -> LiveRun:
     """
     run = Storage(uri)
     lease, last = lock.holder(run), read_live(run)
-    if lease and last and last.owner == lease.owner and last.ended is None:
+    if lease and last and last.owner == lease.owner:
         return last
     live = live_run(latest(uri), "starting" if lease else "complete", last)
     if lease:
@@ -499,7 +500,7 @@ class LiveReporter:
             self._begin(stage)
             stage.call_moved = time.time()
             if stage.call != words or not done:
-                stage.call_began = stage.call_moved
+                stage.call_began, stage.units_found = stage.call_moved, done
             if stage.call != words or done in (0, total):
                 stage.pieces = {}
             stage.call, stage.units, stage.all_units = words, done, total

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_recipe, planned
 
@@ -56,13 +57,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan and its source; with `--out` also what is done.
+    """Prints the plan and what it reads; with `--out` also what is done.
 
     With `--probe` asks models for some rows instead, and predicts the cost of the others; with
     `--rows` forecasts a larger run.
     """
     plan = planned(options)
     if options.rows or options.hardware or options.probe_shards is not None:
+        if options.probe is not None:
+            raise RecipeError("--probe beside a forecast", "the arguments", "ask for them apart")
         from clipmill.pipeline.verbs import _forecast
 
         return _forecast.run(plan, options)

@@ -76,7 +76,7 @@ class Bank:
 def proof(
     model: str, worker: Worker, missing: Callable[[Sequence[Environment]], list[str]]
 ) -> list[Finding] | None:
-    """Tries a model with what caption stages ask; returns None for one that writes nothing."""
+    """Asks a model the questions of caption stages; returns None for one that writes nothing."""
     from clipmill.stages.caption._proof import findings_on
 
     return findings_on(model, worker, missing, Rewrite, rewritten)
@@ -179,7 +179,7 @@ ARROW = "=>"
 
 
 def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
-    """Returns the examples, and the caption with an arrow, separated by empty lines."""
+    """Returns a paragraph for each example pair, and last the caption with an open arrow."""
     shown = (f"{source} {ARROW} {target}" for source, target in examples)
     return "\n\n".join([*shown, f"{caption} {ARROW}"])
 

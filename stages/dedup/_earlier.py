@@ -81,7 +81,7 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     """Returns scores that order a strip's columns for each row of a block, and their error bound.
 
     A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; their
-    roundings add 2^-24 each. 1.01 covers the products of these.
+    roundings add 2^-24 each. 1.01 covers terms of second order.
     """
     U, D = row_UD.shape
     unit_UD = np.empty((U, D), np.float32)

@@ -9,6 +9,7 @@ import contextlib
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -90,12 +91,13 @@ class Client:
         keep: Callable[..., Any],
         is_blocked: Callable[[list[str]], Any] = lambda urls: [False],
     ) -> None:
-        """Takes `is_blocked` of links that a server leads to; the first is the caller's to ask."""
+        """Asks `is_blocked` of redirects alone: the caller has checked the first URL."""
         self.rules, self.keep, self.is_blocked = rules, keep, is_blocked
         self.keepers = ThreadPoolExecutor(threads)
         self.slots = asyncio.Semaphore(rules.concurrency)
         self.hosts: dict[tuple[str | None, int | None], Host] = {}
         self.under_way: dict[tuple[Any, ...], asyncio.Task[Answer]] = {}
+        self.waiting: Counter[asyncio.Task[Answer]] = Counter()  # calls that wait for each
         self.session: aiohttp.ClientSession | None = None
         self._open: AsyncIterator[aiohttp.ClientSession] = _sessions(rules)
         token = (rules.user_agent_token or AGENT).strip().lower()
@@ -124,11 +126,15 @@ class Client:
         tasks = [self._task(url, given) for url, given in zip(urls, each, strict=True)]
         for task in tasks:
             task.add_done_callback(lambda _: done())
+        self.waiting.update(tasks)
         try:
             return await asyncio.gather(*tasks)
         finally:
+            self.waiting.subtract(tasks)
             for task in tasks:
-                task.cancel()  # the others, if one failed
+                if not self.waiting[task]:  # else another call waits for it
+                    del self.waiting[task]
+                    task.cancel()  # it still runs only if another one failed
 
     def _task(self, url: str, about: tuple[Any, ...]) -> asyncio.Task[Answer]:
         key = url, about
@@ -167,7 +173,7 @@ class Client:
                         if host.time_outs >= HOST_TIME_OUTS:
                             return Answer(status=status, reason=reason)
                         start = now()
-                        # With no URL left to queue, no connection would be used again.
+                        # As many may run as are due: none waits for this connection.
                         headers = LAST if 0 < host.due <= rules.max_per_host else None
                         reply = await self._request(url, min(rules.timeout_s, left_s), headers)
                         left_s -= now() - start

@@ -36,7 +36,7 @@ def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
 
 
 def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array], pa.Array]:
-    """Returns `text`, and which are invalid; of lists with the others of each as `captions`.
+    """Returns `text`, with `all_captions` also each list's others as `captions`; and misfits.
 
     A byte-order mark before the first letter is left out.
     """
@@ -63,6 +63,8 @@ def answers_of(values: Values) -> pa.Array:
     """Returns the answers in each conversation, a list of turns; other values as they are."""
     array = one_array(values)
     turn = array.type.value_type if _is_list(array.type) else pa.null()
+    if pa.types.is_fixed_size_list(array.type):  # polars has another type for these
+        array = array.cast(pa.list_(turn))
     for names in TURNS.items() if pa.types.is_struct(turn) else ():
         if min(map(turn.get_field_index, names)) >= 0:
             import polars as pl  # late: few pools have conversations
@@ -101,7 +103,7 @@ def _listed(values: Values) -> tuple[pa.Array, pa.Array, NDArray[np.int64], int]
 def _first(
     text: pa.Array, misfit: pa.Array, row_T: NDArray[np.int64], rows: int
 ) -> tuple[pa.Array, pa.Array, NDArray[np.int64]]:
-    """Returns each row's first text that is not empty, which have only bad ones, and the others."""
+    """Returns each row's first filled text, which rows have unfit ones only, and other places."""
     is_filled_T = np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), False))
     filled_T = np.flatnonzero(is_filled_T)
     row_S, first_S = np.unique(row_T[filled_T], return_index=True)

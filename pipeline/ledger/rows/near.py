@@ -43,7 +43,9 @@ class Cut:
 
     def reached(self, value: pa.ChunkedArray) -> Bools:
         """Returns (N,) whether each row is near; false without a value."""
-        number = pa.scalar(self.value).cast(value.type, safe=False)  # as `where` compares
+        number = pa.scalar(self.value)
+        if pa.types.is_floating(value.type):  # as `where` compares
+            number = number.cast(value.type)
         near = REACHES[self.sign](value, number)
         return np.asarray(near.fill_null(False).to_numpy())
 

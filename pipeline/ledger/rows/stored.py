@@ -50,7 +50,7 @@ def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
         planned = state.plan.stages[name]
         if planned.is_select:
             yield planned
-            bound = planned.bindings[0].values() if planned.bindings else ()
+            bound = dict.fromkeys(planned.bindings[0].values()) if planned.bindings else ()
             left += [stage for stage, column in bound if column == KEEP.name and stage not in left]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.metadata.schema import UID
 from clipmill.pipeline.ledger.rows.stored import selects_up_to
 from clipmill.pipeline.ledger.selection.scores import ScoreColumn, ScoreCut
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -85,6 +86,8 @@ def _conditions(
 ) -> list[Condition | Cut]:
     conditions: list[Condition | Cut] = []
     for conjunct in conjuncts:
+        if UID.name in conjunct.columns:  # bytes, which no stage binds
+            continue
         reads = {name: planned.bindings[0][name] for name in conjunct.columns}
         if reads and not any(is_long(state.plan.schema(*where)) for where in reads.values()):
             conditions.append(Condition(planned.name, conjunct.text, conjunct, reads))

@@ -17,7 +17,7 @@ PREFERENCE = Column(
     "preference",
     pa.list_(pa.uint64()),
     "0 up",
-    "By each column of `keep` in turn, the lowest stays; the last has no value.",
+    "A number for each column of `keep`: the lowest stays; the greatest stands for null.",
 )
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
@@ -96,7 +96,8 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
     else:
         signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
         rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
-    return np.where(missing_N, WORST, ~rank_N if keep.order == "desc" else rank_N)
+    rank_N = np.minimum(rank_N, WORST - 1)  # WORST is for rows without a value alone
+    return np.where(missing_N, WORST, WORST - 1 - rank_N if keep.order == "desc" else rank_N)
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:

@@ -51,6 +51,21 @@ def telling(engine, tmp_path):
         yield LiveReporter(RunState(plan, owned), owned, Lines())
 
 
+def test_a_run_that_has_ended_has_ended_though_its_lock_is_still_held(telling):
+    with pytest.raises(KeyboardInterrupt), telling.kept(LocalExecutor(0)):
+        raise KeyboardInterrupt
+    assert live.status(telling.folder.uri).phase == "stopped"
+
+
+def test_units_of_earlier_runs_took_none_of_a_calls_time(telling):
+    square = telling.live.stages["square"]
+    square.is_row = False
+    telling.unit("square", "map", 90, 100, "comparing")
+    telling.unit("square", "map", 91, 100, "comparing")
+    square.call_began = square.call_moved - 10
+    assert square.left_s(time.time()) == pytest.approx(90)
+
+
 def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr(told, "tell", said.append)

@@ -16,6 +16,11 @@ from clipmill.pipeline.ledger.rows.near import Cut, Numbers, by_shard, cut_of, e
 from tests import numbered
 
 
+def test_a_fraction_cuts_whole_numbers_where_the_select_cuts_them():
+    bits = pa.chunked_array([pa.array([2, 3], pa.int32())])
+    assert Cut("b", "<", 2.5).reached(bits).tolist() == [True, False]
+
+
 def column(name: str, **says: Any) -> Column:
     return Column(name, pa.float32(), "any", "Of a test.", **says)
 

@@ -24,7 +24,19 @@ from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.stages.select._sql import as_frame, conjuncts, truth
+from tests import numbered
 from tests.drawn import ROWS
+
+
+def test_a_select_read_by_two_names_is_asked_once_and_the_uid_is_no_rule(tmp_path):
+    numbered.write_pool(tmp_path)
+    stages = """
+pool:  {uses: ingest.url_list, path: none, extra: {a: int64}, shard_rows: 7}
+first: {uses: select.where, from: pool, where: a > 3}
+last:  {uses: select.where, from: first, where: uid IS NOT NULL AND first.keep AND a < 9}
+"""
+    found = rules(numbered.run(tmp_path, stages), "last", [])
+    assert [rule.text for rule in found] == ["a > 3", "first.keep", "a < 9"]
 
 
 @pytest.fixture(scope="module")

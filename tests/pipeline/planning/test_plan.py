@@ -270,6 +270,18 @@ SHARDS = "uids: {uses: export.uid_list, from: pool}\n"
 CLIP = "clip: {uses: train.clip, data: uids, rows: keep}\n"
 
 
+def test_read_is_refused_where_nothing_is_bound_and_chooses_the_repeats_of_a_mask():
+    with pytest.raises(RecipeError, match="'pool' has no `from`"):
+        plan_of(pool__read={"text": "one.text"})
+    lists = "".join(f"{n}: {{uses: select.uid_list, from: two, path: l}}\n" for n in "xy")
+    both = "both: {uses: select.combine, from: [x, y], where: x AND y}\n"
+    clip = CLIP.replace("rows: keep", "rows: both, read: {%s: x.repeats}")
+    mask = plan_of(lists + both + SHARDS + clip % "repeats").stages["clip"].mask
+    assert mask["repeats"] == ("x", "repeats")
+    with pytest.raises(RecipeError, match="`read` is"):
+        plan_of(lists + both + SHARDS + clip % "text")
+
+
 def test_the_select_that_chooses_the_rows_of_data_is_a_parent():
     plain, masked = plan_of(SHARDS + CLIP.replace(", rows: keep", "")), plan_of(SHARDS + CLIP)
     clip = masked.stages["clip"]

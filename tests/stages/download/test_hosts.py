@@ -18,6 +18,30 @@ def reasons(rows):
     return [row["reason"] for row in rows]
 
 
+def test_a_batch_that_fails_leaves_the_others_what_they_share_with_it(server):
+    settings = DownloadImages(allow_private_addresses=True)
+    rules = Rules(**{name: getattr(settings, name) for name in Rules.__dataclass_fields__})
+
+    def keep(body, fails):
+        if fails:
+            raise MemoryError
+        return len(body)
+
+    client = Client(rules, 1, keep=keep)
+    shared, other = (f"http://127.0.0.1:{server.port}/{path}" for path in ("slow/0", "file/ok.jpg"))
+
+    async def both():
+        calls = (
+            client.fetch_all([shared], about=[(False,)]),
+            client.fetch_all([shared, other], about=[(False,), (True,)]),
+        )
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert first[0].kept
+    assert isinstance(second, MemoryError)
+
+
 def test_a_host_that_only_times_out_is_set_aside(download, server):
     started = time.monotonic()
     rows = download(*(f"/hang/{n}" for n in range(64)), timeout_s=0.5, deadline_s=1.5, retries=2)

@@ -41,6 +41,13 @@ def database(tmp_path):
     return path
 
 
+def test_conversations_that_all_have_two_turns_have_answers_too():
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a dog"}]
+    found = pa.array([talk, None], pa.list_(turn, 2))
+    assert answers_of(found).to_pylist() == [["a dog"], None]
+
+
 def test_sqlite_is_read_in_the_order_of_its_rows(database):
     assert [row["name"] for row in rows_of(database, "one")] == ["a", "b", "c", None]
     assert [*rows_of(database, "one", ["name"])[0]] == ["name"]

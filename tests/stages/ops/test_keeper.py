@@ -15,6 +15,11 @@ def ranked(values: pa.Array, order: str) -> list[int]:
     return np.argsort(rank.flatten(), kind="stable").tolist()
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_the_worst_number_stays_before_a_row_without_one(order):
+    assert ranked(pa.array([None, 0, 2**64 - 1], pa.uint64()), order)[-1] == 0
+
+
 @pytest.mark.parametrize(
     ("values", "ascending"),
     [
