@@ -44,7 +44,7 @@ FOLLOWED = [
         *(f"docs/adding/{kind}-stage.md" for kind in ("row", "server", "dataset")),
         *(f"docs/adding/{name}.md" for name in ("select", "model", "loss")),
         *("docs/training.md", "docs/own-data.md", "docs/troubleshooting.md", "docs/clusters.md"),
-        *("docs/bench.md", "docs/exports.md", "docs/evaluating.md", "docs/ledger.md"),
+        *("docs/bench.md", "docs/exports.md", "docs/evaluating.md"),
         *("docs/python.md", "docs/variants.md", "docs/looking.md"),
     )
 ]
