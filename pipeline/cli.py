@@ -242,7 +242,7 @@ def _completion(shell: str) -> str:
     """Returns a script for the shell; stages, runs and recipes it completes as files."""
     import shtab
 
-    parser = _parser.__wrapped__()  # one of its own, as it is changed
+    parser = _parser.__wrapped__()  # a fresh one, as it is changed
     for action in parser._actions:  # the help lists verbs by itself, and hides argparse's list
         action.help = "verb" if isinstance(action, argparse._SubParsersAction) else action.help
     return str(shtab.complete(parser, shell))

@@ -7,6 +7,7 @@ verbs do not see the export.
 
 import dataclasses
 import json
+import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 TEXTS = ("parquet", "webdataset", "huggingface")  # formats with pictures and every text of a row
 PICTURES = (*TEXTS, "map")
 TABLES = ("csv", "jsonl")
+NUMBERED = re.compile(r"(data/train-\d{5,}-of-)?\d{5,}(\.parquet|\.tar|_stats\.json)")
 ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # columns of every format with pictures
 
 
@@ -180,8 +182,8 @@ def _copy(stage_state: StageState, files: list[str], target: Storage, replaces: 
             raise RecipeError("the folder holds another export", str(target), do)
         names = [entry.name for entry in target.entries(below=True)]
         gone = [name for name in names if name == SUMMARY or _may_be_exported(name)]
-        refuse_others(target, {name.partition("/")[0] for name in gone}, "give another --out")
-        for name in gone:
+        _refuse_other_files(target, gone)
+        for name in sorted(gone, key=lambda name: name != SUMMARY):  # a loader reads none of a part
             target.delete(name)
     _refuse_other_files(target, files)
     outputs = Outputs(stage_state.folder)
@@ -220,8 +222,7 @@ def _refuse_other_files(target: Storage, files: Collection[str] | None) -> None:
 
 def _may_be_exported(name: str) -> bool:
     """Returns whether a killed export may have left a file of that name."""
-    is_numbered = name.split("/")[-1].split(".")[0].split("_")[0].split("-")[-1].isdigit()
-    return is_numbered or name in (
+    return bool(NUMBERED.fullmatch(name)) or name in (
         "README.md",
         "croissant.json",
         "uids.npy",
@@ -357,7 +358,7 @@ def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
 
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:
-    """Yields the columns of a stage and those before it, as a recipe may name them."""
+    """Yields names of the columns of a stage and those before it, then each as `stage.column`."""
     line = [name for name in plan.stages if name in plan.needs_of(stage)]
     for is_whole in (False, True):
         for name in line:

@@ -8,7 +8,9 @@ punctuation alone are left out, as in MetaCLIP 2.
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def build(
 
     `language` is set where a row has none, so that the entries of an earlier list keep theirs.
     """
-    rows = pa.concat_tables([numerals(), *parts]).unify_dictionaries()
+    rows = pa.concat_tables([of_entries(NUMERALS, "numeral"), *parts]).unify_dictionaries()
     named = pl.coalesce(pl.col("language").cast(pl.String), pl.lit(language, pl.String))
     entries = (
         pl.DataFrame(rows)
@@ -55,11 +57,6 @@ def build(
         .head(max_entries)
     )
     return concept_list(_as_rows(entries))
-
-
-def numerals() -> pa.Table:
-    """Returns the entries "0" to "99"."""
-    return of_entries(NUMERALS, "numeral")
 
 
 def ngrams(texts: Iterable[pl.Series], least: Thresholds) -> list[pa.Table]:
@@ -94,12 +91,16 @@ def titles(files: Iterable[str | Path], least: Thresholds, project: str = "en") 
 def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[pl.Series]:
     """Yields a corpus's texts: a column of Parquet files or folders, lines of other files."""
     for path in map(Path, paths):
-        if path.is_dir() or path.suffix == ".parquet":
+        if path.is_dir() or path.suffix.lower() in (".parquet", ".parq", ".pq"):
             dataset = pads.dataset(path, format="parquet")
             if column not in dataset.schema.names:
                 raise ValueError(f"{path} has no column '{column}'")
+            dtype = dataset.schema.field(column).type
+            held = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+            if held not in (pa.string(), pa.large_string()):
+                raise ValueError(f"'{column}' of {path} is {dtype}, not text")
             for batch in dataset.to_batches(columns=[column]):
-                yield pl.Series(values=batch.column(0))
+                yield pl.Series(values=batch.column(0).cast(pa.large_string()))
         else:
             with _opened(path) as file:
                 while lines := file.readlines(32 << 20):
@@ -111,9 +112,8 @@ def _rows(counted: pl.DataFrame, source: str) -> pa.Table:
 
 
 def _as_rows(frame: pl.DataFrame) -> pa.Table:
-    plain = pa.schema([(name, pa.string()) for name in SCHEMA.names]).set(2, SCHEMA.field("count"))
     strings = frame.select(SCHEMA.names).with_columns(pl.col("source", "language").cast(pl.String))
-    return strings.to_arrow().cast(plain).cast(SCHEMA)  # by way of plain strings: no enums
+    return strings.to_arrow().cast(SCHEMA)
 
 
 def _hour(path: Path, project: str) -> pl.DataFrame:
@@ -126,6 +126,11 @@ def _hour(path: Path, project: str) -> pl.DataFrame:
     ).filter(pl.col("count") >= MIN_HOURLY_VIEWS, ~pl.col("entry").str.contains(":"))
 
 
-def _opened(path: Path) -> io.TextIOBase:
+@contextmanager
+def _opened(path: Path) -> Iterator[io.TextIOBase]:
     opened = gzip.open if path.suffix == ".gz" else open
-    return opened(path, "rt", encoding="utf-8", errors="replace")
+    try:
+        with opened(path, "rt", encoding="utf-8", errors="replace") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from error

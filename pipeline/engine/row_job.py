@@ -192,7 +192,7 @@ class RowJob:
 
 
 def _drop_stale(stage: StageState) -> None:
-    """Compacts without the records of changed parents, before these shards are made again."""
+    """Compacts without records that changed parents outdate, before their shards are made again."""
     if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
         compact(stage.folder, stage.columns)
         stage.scan.compacted = False

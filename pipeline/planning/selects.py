@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.pipeline.errors import ClipmillError, RecipeError
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.stage import Parts, Selects, Surveys, Threshold, Varies, Verdicts
@@ -110,7 +111,7 @@ def _refusing(do: str) -> Iterator[None]:
 def _answering(planned: PlannedStage, method: str) -> Iterator[None]:
     try:
         yield
-    except ClipmillError:
+    except (ClipmillError, DamagedError):
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
     """Prints the variants or the moves; `--html` writes a page of the moves."""
     from clipmill.pipeline.ledger.answer import as_json
 
+    if options.html and options.after is None:
+        do = "give A and B, or leave --html away"
+        raise RecipeError("--html without two to compare", "the arguments", do)
     if options.free or options.delete:
         return _freed(options)
     if options.before is None and options.run:

@@ -58,7 +58,7 @@ class Fuse(AskingStage):
     form: Form = "chat"  # asked first; completion for models that are not tuned to chat
     decoding: Fused = Fused()
 
-    version = 1
+    version = 2
     writes = WRITES
     reasons = ("no_text", "empty_text", "no_captions", "no_caption_in_answer", *generator.REASONS)
 
@@ -94,7 +94,7 @@ async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker
     ]
 
     async def ask(seed: int, text: str, caption: str) -> Outcome:
-        filled = template.filled(text=text, caption=cleaned(caption, MOST_WORDS["caption"]))
+        filled = template.filled(text=text, caption=caption)
         prompt = Prompt(text=filled, system=template.system, max_tokens=template.max_tokens)
         reason = None
         for attempt in range(settings.attempts):
@@ -114,9 +114,11 @@ async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker
         text = cleaned(text, MOST_WORDS["text"])
         if not text:
             return "empty_text"
-        if not generated[number]:
+        captions = [cleaned(caption, MOST_WORDS["caption"]) for caption in generated[number]]
+        captions = list(filter(None, captions))
+        if not captions:
             return "no_captions"
-        return await all_of(ask(seeds[number], text, caption) for caption in generated[number])
+        return await all_of(ask(seeds[number], text, caption) for caption in captions)
 
     texts = batch[TEXT.name].to_pylist()
     waiting = (ask_row(number, text) for number, text in enumerate(texts))

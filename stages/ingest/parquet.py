@@ -246,13 +246,16 @@ def as_stored(
     place: Callable[[Mapping[str, pa.Array]], pa.Array],
     tried: str | None,
     more: Mapping[str, pa.Array] = MappingProxyType({}),
+    pictures: pa.Array | None = None,
 ) -> pa.Table:
     """Returns rows of a file in the columns that the stage writes.
 
     `place` gives, from these columns, what stands for a missing link in the uid; `more` are reasons
-    that are known already; `tried` is the `where` of `fitted`.
+    that are known already; `tried` is the `where` of `fitted`; `pictures` stand for `image_col`.
     """
     values, misfits = fitted(stage.fitted_columns, rows, tried)
+    if pictures is not None:
+        rows = rows.set_column(rows.column_names.index(stage.image_col), stage.image_col, pictures)
     masks = {**more, **dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))}
     if stage.image_col:
         image, name = images_of(rows[stage.image_col])

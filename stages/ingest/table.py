@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
 from clipmill.metadata.globs import FORMS, files_of, open_pool
-from clipmill.metadata.schema import IMAGE, REASON, SHA256, UID
+from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, REASON, SHA256, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.stage import NonEmpty, OneUp, later, location
@@ -63,13 +63,15 @@ from clipmill.stages.ops.tables.pools import (
 )
 
 OF_FILES = ("outside", "unreadable", "too_large")  # reasons of pictures that are files
-# A path has a dot, or is shorter.
-BASE64 = re.compile(r"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,})=*\s*")
+# A path has a dot, is shorter, or ends in a SHA-256. Possessive: a blank has one place alone.
+BASE64 = re.compile(
+    r"(?!\S*\b[0-9a-f]{64}\s*$)\s*+(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/\s]{64,}+)=*+\s*+"
+)
 NOT_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
 
 
 class ByEnd:
-    """Pictures, found by the ends of paths: names without a suffix, zeros or #0, then folders."""
+    """Finds pictures by the ends of paths: the name without suffix, zeros and #0, then folders."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = set(names)
@@ -109,7 +111,7 @@ class Table(Parquet):
     as a whole path, nor to names that begin with a dot, nor by a symbolic link, unless
     `follow_links`. A file that is gone or may not be read is `unreadable`, one above
     `max_image_bytes` `too_large`. url: that of `url_col`, else the path. uid: that of `uid_col`, or
-    the hash of caption and link, else path, else the image's SHA-256. The rest: `ingest.parquet`.
+    the hash of caption and link, else path, SHA-256 or vector. The rest: `ingest.parquet`.
 
     Source: the CSV that open_clip trains from; img2dataset's column names.
     Error: a table is known by name, size and time of change, and its pictures by their paths: one
@@ -118,7 +120,7 @@ class Table(Parquet):
     Example: {path: pairs.csv, image_col: filepath, caption_col: title}
     """
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = ()
     reasons = ("unparsable", *OF_FILES, *Parquet.reasons)  # type: ignore[assignment]  # more
@@ -237,13 +239,13 @@ def read(
         with failing_its_shard(where, UnicodeError):
             for rows, unparsed in batches:
                 table = pa.table({name: column(rows[name]) for name in rows})
-                for part, paths, more in pictures.loaded(table):
+                for part, bodies, paths, more in pictures.loaded(table):
                     first, unparsed = unparsed[: len(part)], unparsed[len(part) :]
                     if is_tried and more:
                         pictures.refuse(paths, more, where)
                     known = {"unparsable": first.is_valid(), **more}
                     place = partial(without_link, pc.coalesce(first, paths))
-                    yield as_stored(stage, part, place, where if is_tried else None, known)
+                    yield as_stored(stage, part, place, where if is_tried else None, known, bodies)
 
     if is_parquet(path):
         with failing_its_shard(where):
@@ -262,8 +264,13 @@ def read(
 
 
 def without_link(names: pa.Array, values: Mapping[str, pa.Array]) -> pa.Array:
-    """Returns what tells rows without a link apart: a line or a path, else the SHA-256."""
-    return pc.coalesce(names, values[SHA256.name]) if SHA256.name in values else names
+    """Returns what tells rows without a link apart: a line or path, the SHA-256, or the vector."""
+    if SHA256.name in values:
+        return pc.coalesce(names, values[SHA256.name])
+    if IMAGE_EMBEDDING.name not in values:
+        return names
+    texts = [vector and str(vector) for vector in values[IMAGE_EMBEDDING.name].to_pylist()]
+    return pc.coalesce(names, pa.array(texts, pa.string()))
 
 
 class Pictures:
@@ -277,20 +284,21 @@ class Pictures:
         self.ends = by_end(self.storage.uri, self.below, source["digest"]) if stage.search else None
         self.is_text = not is_parquet(table) and "is_form" not in source  # whose values are bytes
 
-    def loaded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Array, dict[str, pa.Array]]]:
-        """Yields rows with bytes and path of each picture, paths of files and reasons, by 32 MB."""
+    def loaded(
+        self, rows: pa.Table
+    ) -> Iterator[tuple[pa.Table, pa.Array | None, pa.Array, dict[str, pa.Array]]]:
+        """Yields rows, bytes and name of each picture, paths of files and reasons, by 32 MB."""
         values = rows[self.column] if self.column else None
         if values is None or (not self.is_text and holds_bytes(values)):
-            yield rows, pa.nulls(len(rows), pa.string()), {}
+            yield rows, None, pa.nulls(len(rows), pa.string()), {}
             return
-        start, column = 0, rows.column_names.index(self.column)
+        start = 0
         for batch in in_batches(map(self.picture, values), lambda picture: len(picture[0] or b"")):
             bodies, names, paths, reasons = zip(*batch, strict=True)
             fields = pa.array(bodies, IMAGE.dtype), pa.array(names, pa.string())
             pictures = pa.StructArray.from_arrays(fields, ["bytes", "path"])
-            part = rows.slice(start, len(batch)).set_column(column, self.column, pictures)
             masks = {code: pa.array([reason == code for reason in reasons]) for code in OF_FILES}
-            yield part, pa.array(paths, pa.string()), masks
+            yield rows.slice(start, len(batch)), pictures, pa.array(paths, pa.string()), masks
             start += len(batch)
 
     def picture(self, value: pa.Scalar) -> tuple[bytes | None, str | None, str | None, str | None]:
@@ -310,7 +318,8 @@ class Pictures:
         if encoded or not text.strip():
             return None, None, None, None
         name = (self.ends and self.ends.find(text)) or self.name_of(text)
-        if name is None or (leads_out(self.storage, self.below + name) and not self.follow):
+        below = self.below
+        if name is None or (not self.follow and leads_out(self.storage, below + name, below)):
             return None, text, text, "outside"
         place = self.storage.locate(self.below + name)
         try:

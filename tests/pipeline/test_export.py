@@ -332,3 +332,14 @@ def test_a_folder_of_something_else_is_refused_before_any_work(export, run, tmp_
     assert said.code == 2
     assert "the folder holds other files: thesis.txt" in said.err
     assert not list(run.glob("stages/export_*"))
+
+
+def test_no_file_of_the_users_is_deleted_with_an_export(export, tmp_path):
+    out = tmp_path / "out"
+    assert export("subset", "parquet").code == 0
+    for name in ("notes-2024.txt", "weights/epoch-3.pt", "weights/readme.txt"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    before = sorted(path for path in out.rglob("*"))
+    assert export("fused", "parquet", "--replace").code == 2
+    assert sorted(path for path in out.rglob("*")) == before

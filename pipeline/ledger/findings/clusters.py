@@ -38,7 +38,7 @@ class Plane:
 
 
 def plane(blocks: Blocks) -> Plane:
-    """Returns (K, 2) the vectors on their first two principal axes, from their mean; 0 for no axis.
+    """Projects (K, D) vectors, less their mean, on two principal axes; 0 where there is no axis.
 
     `blocks` gives the vectors and their weights anew on each call: only a block and a D * D matrix
     are held. Weights keep clusters of few rows from turning an axis; if all weights are 0, all
@@ -53,7 +53,7 @@ def plane(blocks: Blocks) -> Plane:
         width = vector_BD.shape[1]
     if not rows or not width:
         return Plane(np.zeros((rows, 2)), (0.0, 0.0))
-    even = 0.0 if total else 1.0
+    even = 0.0 if total else 1.0  # added to each weight
     total = total or float(rows)
     mean_D, spread_DD = np.zeros(width), np.zeros((width, width))
     for vector_BD, weight_B in blocks():
@@ -172,7 +172,7 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
     rows_K, kept_EK = tally.rows_K, tally.kept_EK
     order_M = np.argsort(-rows_K, kind="stable")[: np.count_nonzero(rows_K)]
     group_K = np.full(len(rows_K), -1, np.int8)
-    split = np.array_split(order_M, max(1, min(SIZES, len(order_M)))) if len(order_M) else []
+    split = np.array_split(order_M, min(SIZES, len(order_M))) if len(order_M) else []
     for index, group in enumerate(split):
         group_K[group] = index
     extremes = {end.name: _extremes(rows_K, kept_EK[ends.index(end)], order_M) for end in deciding}
@@ -251,7 +251,7 @@ def stands_on(state: RunState, end: str, name: str) -> bool:
     ancestors = {end}
     for planned in reversed(state.plan.stages.values()):
         if planned.name in ancestors:
-            ancestors |= {*planned.sources, *planned.folders}
+            ancestors.update(planned.needs)
     return name in ancestors
 
 

@@ -28,7 +28,7 @@ from clipmill.pipeline.planning.planned import Binding
 
 # Shapes: N rows.
 
-ABSENT = -1  # outcome of a row that is not in the side's pool
+ABSENT = -1  # outcome, shard and position of a row that is not in the side's pool
 PART_ROWS = 100_000
 MOST_PARTS = 128  # files per side
 

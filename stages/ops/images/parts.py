@@ -20,7 +20,7 @@ TABLES = b"\xc4", b"\xdb", b"\xdd"  # Huffman tables, quantization tables, resta
 GIF_IMAGE, GIF_EXTENSION, GIF_END = b",", b"!", b";"
 DIRECTORY, STRIP = b"directory", b"strip"
 STRIP_OFFSETS, TILE_OFFSETS = 273, 324
-# Parts of a JPEG are joined by copying: a thousand make ten gigabytes of 20 MB.
+# A JPEG's parts are joined by copying: of 20 MB in a thousand parts, ten gigabytes are copied.
 MOST = {"jpeg": 1_000, "png": 100_000, "gif": 100_000, "tiff": 100_000, "bmp": 1}
 RUNS, RUNS_COST = b"runs", 80  # pixels of a BMP packed as runs: read in Python, slow as 80 scans
 
@@ -81,9 +81,9 @@ def _jpeg(body: bytes) -> Iterator[bytes]:
 
 
 def _png(body: bytes) -> Iterator[bytes]:
-    offset = 8
-    while offset + 8 <= len(body):
-        yield body[offset + 4 : offset + 8]
+    kind, offset = b"", 8
+    while kind != b"IEND" and offset + 8 <= len(body):
+        yield (kind := body[offset + 4 : offset + 8])
         offset += 12 + int.from_bytes(body[offset : offset + 4])
 
 

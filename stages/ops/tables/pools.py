@@ -50,9 +50,9 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
     return files
 
 
-def leads_out(storage: Storage, name: str) -> bool:
-    """Returns whether a symbolic link takes a file's path out of its folder."""
-    root = os.path.join(os.path.realpath(storage.path), "")
+def leads_out(storage: Storage, name: str, below: str = "") -> bool:
+    """Returns whether a symbolic link takes a file's path out of the folder `below`."""
+    root = os.path.join(os.path.realpath(os.path.join(storage.path, below)), "")
     may_lead = storage.is_local and "\0" not in name
     return may_lead and not os.path.realpath(storage.locate(name)).startswith(root)
 

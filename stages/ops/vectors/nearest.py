@@ -67,7 +67,8 @@ def fixed_scale(largest: float, rows: int) -> float:
     """Returns the power of two that makes whole numbers of values, so that any sum is exact.
 
     `largest` is the greatest absolute value in all rows, `rows` their number: 2^33 of them leave
-    the largest 29 bits, and 2^13 or fewer 49. Both hold for the pool, so that its shards add up.
+    the largest 29 bits, and 2^13 or fewer 49. Give both
+    for the whole pool, so that its shards add up.
     """
     above = int(np.frexp(largest)[1])  # largest < 2^above
     return 2.0 ** (min(50, 63 - int(max(rows, 1) - 1).bit_length()) - above)

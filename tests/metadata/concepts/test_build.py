@@ -117,3 +117,18 @@ def test_the_order_of_a_corpus_does_not_show():
     there = [part.to_pylist() for part in ngrams([pl.Series(TEXTS)], least)]
     back = [part.to_pylist() for part in ngrams([pl.Series(TEXTS[::-1])], least)]
     assert there == back
+
+
+@pytest.mark.parametrize("name", ["a.parq", "a.PARQUET"])
+def test_a_corpus_is_parquet_by_any_of_its_suffixes_and_its_texts_may_be_categories(name, tmp_path):
+    texts = pa.array(["a red fox"]).dictionary_encode()
+    pq.write_table(pa.table({"text": texts, "n": [1]}), tmp_path / name)
+    assert [series.to_list() for series in read_texts([tmp_path / name])] == [["a red fox"]]
+    with pytest.raises(ValueError, match="int64, not text"):
+        list(read_texts([tmp_path / name], "n"))
+
+
+def test_a_source_that_breaks_off_is_named(tmp_path):
+    (tmp_path / "views.gz").write_bytes(gzip.compress(b"en Big_Ben 90 0\n" * 99)[:-9])
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        titles([tmp_path / "views.gz"], Thresholds())

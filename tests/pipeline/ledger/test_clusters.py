@@ -2,6 +2,7 @@
 
 from collections import Counter
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from clipmill.pipeline.ledger.selection.groups import group_of
 from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.ledger.selection.sweep import sweep
 from clipmill.pipeline.ledger.selection.why import why
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.stage import Threshold
 
 PICTURES = 60
@@ -285,3 +288,18 @@ def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
         assert ends["dense"].startswith(f"{verdict}{cluster}{place}")
         seen.add((row["even"], row["dense"]))
     assert len(seen) > 2
+
+
+def test_a_select_over_a_mask_of_clusters_stands_on_them(tmp_path):
+    recipe = tmp_path / "it.yaml"
+    recipe.write_text(
+        "stages:\n"
+        "  pool: {uses: ingest.parquet, path: p, image_embedding_col: v, embedding_width: 2,"
+        " caption_col: text}\n"
+        "  clusters: {uses: cluster.kmeans, from: pool, clusters: 2}\n"
+        "  some: {uses: select.where, from: clusters, where: cluster_id < 1}\n"
+        "  words: {uses: annotate.caption, from: pool, only: some}\n"
+        "  last: {uses: select.where, from: words, where: caption_words > 0}\n"
+    )
+    state = SimpleNamespace(plan=make_plan(load_recipe(str(recipe))))
+    assert ledger.stands_on(state, "last", "clusters")

@@ -5,6 +5,7 @@ import json
 import threading
 import weakref
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.schema import KEEP
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import uid_of
@@ -28,6 +30,7 @@ from clipmill.pipeline.ledger.selection.groups import GROUPS, Groups, rows_of_gr
 from clipmill.pipeline.ledger.selection.sweep import Sweep, sweep
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.selects import thresholds_of, verdicts_by_part
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.report.sweep_page import sweep_page
 from clipmill.pipeline.run_folder.rows import PoolShards
@@ -406,3 +409,14 @@ def test_half_a_row_is_refused(ran):
 def test_a_stage_without_top_says_what_it_has(ran):
     with pytest.raises(RecipeError, match="score, words"):
         ran().sweep("top.fraction=0.1:0.5:0.1")
+
+
+def test_a_damaged_file_is_no_fault_of_the_stage(ran):
+    planned = ran(WHERE, PASSING).state.plan.stages[ran(WHERE, PASSING).stage]
+    (size,) = (threshold for threshold in thresholds_of(planned) if threshold.is_size)
+
+    def parts():
+        raise DamagedError("folder", "file", "its bytes have changed")
+
+    with pytest.raises(DamagedError):
+        verdicts_by_part(planned, size, [Decimal("0.5")], parts)

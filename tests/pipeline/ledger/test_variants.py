@@ -202,3 +202,9 @@ stages:
         f"clipmill run it.yaml --out {tmp_path / out}, once it.yaml is as it was:"
         f" recipes/{known[0].file} has its stages"
     )
+
+
+@pytest.mark.parametrize("more", [(), ("--free", "1")])
+def test_a_page_is_of_two_sides_alone(more, folder, clipmill, tmp_path):
+    said = clipmill("diff", "--run", folder / "run", *more, "--html", tmp_path / "page.html")
+    assert (said.code, "--html without two to compare" in said.err) == (2, True)

@@ -55,11 +55,12 @@ def test_cores_for_its_server_are_the_workers_and_change_nothing_that_is_stored(
 
 def test_a_row_that_lacks_a_caption_is_null_and_says_which():
     rows = run(
-        Fuse(model="reference"), batch_of([None, "\n", "a", "a"], [made("b")] * 2 + [None, []])
+        Fuse(model="reference"),
+        batch_of([None, "\n", "a", "a", "a"], [made("b")] * 2 + [None, [], made(" ", "<image>")]),
     )
     assert [row["reason"] for row in rows] == [
         *("no_text", "empty_text"),
-        *("no_captions", "no_captions"),
+        *("no_captions", "no_captions", "no_captions"),
     ]
     assert {row["captions_missing"] for row in rows} == {None}
 

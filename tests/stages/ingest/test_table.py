@@ -287,3 +287,36 @@ NAMES_BELOW = ("a/img_001.jpg", "b/img_001.jpg", "b/cat.v2.PNG", "000000000139.j
 )
 def test_a_picture_is_found_by_the_longest_end_that_it_shares_with_a_path(path, found):
     assert ByEnd(NAMES_BELOW).find(path) == found
+
+
+def test_blanks_without_end_take_no_time(folder, pool_of):
+    rows = pool_of(table(put(folder / "pairs.csv", [" " * 40_000 + "."])))
+    assert rows["image"].to_pylist() == [None]
+
+
+def test_a_name_that_is_a_sha256_is_a_path(folder, pool_of):
+    names = [f"{folder_}{'0f' * 32}" for folder_ in ("", "imgs/")]
+    for name in names:
+        (folder / name).write_bytes(b"picture")
+    rows = pool_of(table(put(folder / "pairs.csv", names)))
+    assert rows["image"].to_pylist() == [b"picture"] * 2
+
+
+def test_the_column_of_paths_may_be_kept_too(folder, pool_of):
+    path = put(folder / "pairs.csv", list(NAMES))
+    rows = pool_of(table(path, url_col="filepath", extra={"filepath": "string"}))
+    assert rows["url"].to_pylist() == rows["filepath"].to_pylist() == list(NAMES)
+    assert rows["image"].to_pylist() == [name.encode() for name in NAMES]
+
+
+def test_rows_that_are_embeddings_alone_have_uids_of_their_own(folder, pool_of):
+    (folder / "v.jsonl").write_text("".join(f'{{"v": [1.0, {row}]}}\n' for row in range(3)))
+    stage = Table(path=str(folder / "v.jsonl"), image_embedding_col="v", embedding_width=2)
+    assert len(set(pool_of(stage)["uid"].to_pylist())) == 3
+
+
+def test_no_link_leads_to_another_folder_of_the_pool(folder, pool_of):
+    (folder / "imgs" / "link.jpg").symlink_to(folder / "other.jpg")
+    (folder / "other.jpg").write_bytes(b"other")
+    put(folder / "imgs" / "pairs.csv", ["link.jpg"])
+    assert pool_of(table(str(folder)))["reason"].to_pylist() == ["outside"]

@@ -78,3 +78,8 @@ def test_parts_of_a_file_that_breaks_off_are_those_before(name):
     whole = saved(COLOURS[0], name)
     for size in range(8, len(whole)):
         assert len(parts_of(name, whole[:size]).kinds) <= len(parts_of(name, whole).kinds)
+
+
+def test_what_follows_a_pngs_end_is_no_part():
+    body = saved(COLOURS[0], "png")
+    assert parts_of("png", body + bytes(2_000_000)).kinds == parts_of("png", body).kinds
