@@ -116,6 +116,12 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan binary.yaml": ("not UTF-8", "binary.yaml", "UTF-8"),
     "recipes smok": ("no recipe 'smok'", "the recipe argument", "did you mean 'smoke'?"),
     "stages clip_score": ("no stage 'clip_score'", "clipmill stages", "'score.clip_score'"),
+    "stages ingset": ("no stage 'ingset'", "clipmill stages", "did you mean 'ingest'"),
+    "stages zzz": (
+        "no stage 'zzz'",
+        "clipmill stages",
+        "there are: annotate.blur, annotate.caption",
+    ),
     "plan it.yaml --until susbet": ("no stage 'susbet'", "--until", "did you mean 'subset'?"),
     "plan it.yaml --set nosuch.a=1": ("no stage 'nosuch'", "--set nosuch.a=1", "seed, pool"),
     "plan it.yaml --set pool": ("no '='", "--set pool", "stage.key=value"),

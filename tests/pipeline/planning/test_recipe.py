@@ -90,36 +90,6 @@ def test_our_recipes_are_found_by_name_and_say_what_they_are():
         assert {"Source", "Run", "Expects", "Measured"} <= said, file
 
 
-@pytest.mark.parametrize("name", ["quickstrat", "missing/mine.yaml", "mine.yml"])
-def test_a_recipe_that_is_not_there_is_refused(name):
-    with pytest.raises(RecipeError) as error:
-        load_recipe(name)
-    assert name in error.value.args[0]
-
-
-def test_a_mistyped_name_gets_the_nearest_one():
-    with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
-        load_recipe("quickstrat")
-
-
-@pytest.mark.parametrize("name", ["a.csv", "here/a.parquet", "folder", "s3://bucket/a.parquet"])
-def test_data_in_the_place_of_a_recipe_points_to_init(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("here", "folder"):
-        (tmp_path / folder).mkdir()
-    for file in ("a.csv", "here/a.parquet"):
-        (tmp_path / file).write_text("url,caption\n")
-    with pytest.raises(RecipeError) as error:
-        load_recipe(name)
-    assert f"clipmill init {name} makes a recipe for it" in error.value.args[2]
-
-
-def test_a_recipe_that_is_no_text_is_refused(mine):
-    mine.write_bytes(b"seed: \xff\n")
-    with pytest.raises(RecipeError, match="not UTF-8"):
-        load_recipe(str(mine))
-
-
 def test_a_stages_name_that_names_no_folder_is_refused(mine):
     for letters in (100, 101, 300):
         mine.write_text(f"stages: {{{'n' * letters}: {{uses: ingest.url_list, path: a.csv}}}}")

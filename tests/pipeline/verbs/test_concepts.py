@@ -71,11 +71,8 @@ def test_what_a_list_holds_for_nothing_is_shown(clipmill, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("show", "none.parquet"), "none.parquet"),
         (("show", "bad.json"), "no entry"),
-        (("build", "it.parquet"), "no source of concepts"),
         (("build", "it.parquet", "--list", "bad.json"), "no entry"),
-        (("build", "it.parquet", "--corpus", "captions.parquet"), "no column 'text'"),
         (("build", "it.parquet", "--wordnet", "nowhere"), "nowhere"),
         (("build", "it.parquet", "--corpus", "few.txt"), "gave no entry"),
     ],
@@ -86,7 +83,6 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text('[""]')
     (tmp_path / "few.txt").write_text("a word or two")
-    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "captions.parquet")
     answer = clipmill("concepts", *arguments)
     assert answer.code == 2
     assert said in answer.err

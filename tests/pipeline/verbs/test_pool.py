@@ -18,11 +18,3 @@ def test_a_built_pool_says_its_rows_and_how_to_serve_it(tmp_path, monkeypatch, c
         assert said.code == 0
         assert said.out.startswith("it: 40 rows in it/metadata, ")
         assert said.out.endswith("\nnext: clipmill pool serve it\n")
-
-
-def test_a_folder_that_is_no_pool_is_not_served(tmp_path, clipmill):
-    for folder, found in ((tmp_path / "nothere", "no such folder"), (tmp_path, "no pool: ")):
-        said = clipmill("pool", "serve", folder)
-        assert said.code == 2
-        assert said.err.startswith(f"clipmill: {found}")
-        assert f"clipmill pool generated --out {folder}" in said.err

@@ -26,9 +26,3 @@ def test_each_says_what_it_does_follows_expects_and_measured(clipmill, monkeypat
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_prints_the_recipe_as_it_is(name, clipmill):
     assert clipmill("recipes", name).out == Path(RECIPES, f"{name}.yaml").read_text()
-
-
-def test_a_wrong_name_gets_the_nearest(clipmill):
-    said = clipmill("recipes", "quickstrat")
-    assert said.code == 2
-    assert "did you mean 'quickstart'?" in said.err

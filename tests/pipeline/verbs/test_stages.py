@@ -129,21 +129,6 @@ def test_a_stage_in_the_folder_stages_is_listed_and_described(tmp_path, monkeypa
     assert "cannot be imported" in broken.err
 
 
-@pytest.mark.parametrize(
-    ("name", "do"),
-    [
-        ("clip_score", "did you mean 'score.clip_score'"),
-        ("ingset", "did you mean 'ingest'"),
-        ("zzz", "there are: annotate.blur, annotate.caption, "),
-    ],
-)
-def test_a_wrong_name_gets_the_nearest_or_the_list(name, do, clipmill):
-    said = clipmill("stages", name)
-    assert said.code == 2
-    assert f"no stage '{name}'" in said.err
-    assert do in said.err
-
-
 @pytest.mark.slow("describes every stage")
 def test_the_list_in_docs_is_what_make_docs_writes():
     written = (ROOT / "docs/stages.md").read_text(encoding="utf-8")
