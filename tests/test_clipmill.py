@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -313,20 +314,20 @@ def test_answers_are_a_line_in_a_plain_terminal(run, pictures):
     assert "caption_words >= 2: 5" in repr(answers[4])
 
 
-@pytest.mark.slow("a worker of a loader starts")
-def test_pairs_are_a_torch_dataset_that_workers_read_by_themselves(run):
+@pytest.mark.slow("imports torch's loader")
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.chaos)])
+def test_pairs_are_a_torch_dataset_that_workers_read_by_themselves(run, workers):
     from torch.utils.data import DataLoader
 
-    pairs = run.to_torch("few", transform=np.asarray)
+    pairs = pickle.loads(pickle.dumps(run.to_torch("few", transform=np.asarray)))
     rows = run.table("few", ["text", "image"], where="image_bytes IS NOT NULL").collect()
     assert pairs.captions == rows["text"].to_list()
     for index, body in enumerate(rows["image"]):
         picture, text = pairs[index]
         assert text == rows["text"][index]
         np.testing.assert_array_equal(picture, Image.open(io.BytesIO(body)).convert("RGB"))
-    loaded = DataLoader(
-        pairs, batch_size=2, collate_fn=list, multiprocessing_context="spawn", num_workers=1
-    )
+    spawn = {"multiprocessing_context": "spawn"} if workers else {}
+    loaded = DataLoader(pairs, batch_size=2, collate_fn=list, num_workers=workers, **spawn)
     assert [text for batch in loaded for _, text in batch] == pairs.captions
 
 

@@ -82,11 +82,11 @@ def test_shares_of_unit_tests_are_all_of_them(pytester, chosen):
 @pytest.mark.slow("many runs of pytest")
 def test_another_seed_draws_others_and_each_is_drawn_by_some_seed(pytester, chosen):
     pytester.makepyfile(test_it=TESTS)
-    drawn = [set(chosen("--part", "core", "--seed", str(seed))) for seed in range(12)]
+    drawn = [set(chosen("--part", "core", "--seed", str(seed))) for seed in range(8)]
     assert drawn[0] == set(chosen("--part", "core", "--seed", "0"))
-    assert len({frozenset(names) for names in drawn}) > 6
+    assert len({frozenset(names) for names in drawn}) > 4
     assert {f"test_it.py::test_any[{number}]" for number in range(9)} <= set().union(*drawn)
-    assert 0 < sum("test_it.py::test_whole" in names for names in drawn) < 12
+    assert 0 < sum("test_it.py::test_whole" in names for names in drawn) < 8
 
 
 @pytest.mark.slow("many runs of pytest")
@@ -102,8 +102,7 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
     assert sorted(name for share in shares for name in share) == sorted(chosen())
     sums = [sum(costs[name.partition(".")[0]] for name in share) for share in shares]
     assert max(sums) - min(sums) <= max(costs.values()) / 3
-    again = [chosen("--part", "soak", "--seed", "1", "--share", f"{it}/3") for it in (1, 2, 3)]
-    assert again != shares
+    assert chosen("--part", "soak", "--seed", "1", "--share", "1/3") != shares[0]
     chosen("--part", "soak", "--share", "4/3", code=pytest.ExitCode.USAGE_ERROR)
 
 

@@ -69,8 +69,6 @@ def one(rank, task):
     return {"one": 1}
 
 
-
-
 def deaths_without_end(inputs, ctx):
     deaths_with_their_machines(inputs, ctx, most=99)
 
