@@ -10,7 +10,8 @@ as does another version that cuts calls differently.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from clipmill.pipeline.executors import Executor, Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
 from clipmill.pipeline.run_folder.spent import Spent
+
+version = cache(metadata.version)  # reads a file
 
 UNITS = 3  # version of how calls are cut into units and rows are stored; others are not read
 KINDS = {  # kinds of calls, as shown in progress
