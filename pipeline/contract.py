@@ -70,7 +70,7 @@ HEAVY = ("torch", "faiss", "ray", "cv2", "transformers", "vllm")
 ROWS, SHARD_ROWS = 80, 20  # made-up rows; rows of a shard
 WIDTH = 16  # of a made-up vector
 CLOSE = 1e-3  # tolerance for values that are `close`
-EDGES = {"rows", "data", "model", "centroids", "targets"}
+EDGES = {"rows", "data", "model", "start", "centroids", "targets"}
 CAPTIONS = ("a red star", "Zwei Kreise in Blau", "FREE 24/7!", "", "星", "one, two. 3", "a" * 300)
 
 
@@ -179,7 +179,8 @@ def odd_declarations(subject: Declared) -> str | None:
         return f"version is {subject.cls.version!r}"
     if "version" not in vars(subject.cls):
         return "it inherits its version"
-    if wrong := {*edges_taken(subject.cls)} - EDGES | {*subject.cls.gives} - (EDGES - {"targets"}):
+    given = {*subject.cls.gives} - (EDGES - {"start", "targets"})
+    if wrong := {*edges_taken(subject.cls)} - EDGES | given:
         return f"takes or gives {', '.join(sorted(wrong))}"
     return None
 

@@ -72,6 +72,7 @@ class Inputs:
     data: str = ""  # URI of the export's folder; empty if it takes no data
     mask: Mask | None = None  # of the export's rows; None for all
     model: str | None = None  # URI of the folder of `model: "stage:x"`
+    start: str | None = None  # URI of the folder of `start: "stage:x"`
     centroids: str | None = None  # URI of the folder of `centroids: "stage:x"`
     targets: str | None = None  # URI of the export of `targets: "stage:x"`
     # Column that it reads to the model that made it: the `model` setting of the column's stage, or
@@ -87,8 +88,7 @@ class Rank:
     """One process of a launch.
 
     `rendezvous` is where the ranks meet: `tcp://HOST:PORT`, on rank 0's machine, as
-    torch.distributed takes it. The port was free a moment ago; if rank 0 finds it taken, all ranks
-    start again with another.
+    torch.distributed takes it. If rank 0 finds the port taken, all ranks start with another.
     """
 
     rank: int

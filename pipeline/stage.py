@@ -53,7 +53,7 @@ Artifact = Literal[
     "loss", "results", "leaks", "recall", "balance", "concepts", "listed", "centroids", "notes"
 ]
 Determinism = Literal["exact", "close", "recorded"]
-Edge = Literal["rows", "data", "model", "centroids", "targets"]
+Edge = Literal["rows", "data", "model", "start", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]
 # For a stage that `streams`: batches in, as many batches out, in the same order. An async iterator
 # runs in an event loop that lives as long as its worker.

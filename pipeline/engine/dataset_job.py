@@ -61,6 +61,7 @@ class DatasetJob:
         rows = state.inputs(planned)
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
         model = state.stored[planned.model].folder.uri if planned.model else None
+        start = state.stored[planned.start].folder.uri if planned.start else None
         centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
         targets = state.stored[planned.targets].folder.uri if planned.targets else None
         data = state.stored[planned.data].folder.uri if planned.data else planned.elsewhere or ""
@@ -74,6 +75,7 @@ class DatasetJob:
                 data=data,
                 mask=mask and mask.by_reference(*place),
                 model=model,
+                start=start,
                 centroids=centroids,
                 targets=targets,
                 model_of=plan.models_of(planned.name),

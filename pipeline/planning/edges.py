@@ -13,6 +13,7 @@ KEYS = {  # edges that may be required: key, what it brings, how to write it
 ELSEWHERE = 'write data: "export:PATH", the folder of an export that another run made'
 FOLDERS = {  # settings that may be `stage:NAME` -> what that stage must give
     "model": "model",
+    "start": "model",
     "centroids": "centroids",
     "targets": "data",
 }

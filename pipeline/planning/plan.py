@@ -205,6 +205,7 @@ def _planned(
         data=next(iter(edges["data"]), None),
         elsewhere=elsewhere,
         model=next(iter(edges["model"]), None),
+        start=next(iter(edges["start"]), None),
         centroids=next(iter(edges["centroids"]), None),
         targets=next(iter(edges["targets"]), None),
         only=next(iter(edges["only"]), None),

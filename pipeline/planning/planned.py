@@ -25,6 +25,7 @@ class PlannedStage:
     data: str | None
     elsewhere: str | None  # URI of an export that another run made: `data: "export:…"`
     model: str | None
+    start: str | None
     centroids: str | None
     targets: str | None
     only: str | None
@@ -83,7 +84,8 @@ class PlannedStage:
     @property
     def folders(self) -> tuple[str, ...]:
         """Stages whose files in out/ it reads."""
-        return tuple(filter(None, (self.data, self.model, self.centroids, self.targets)))
+        named = (self.data, self.model, self.start, self.centroids, self.targets)
+        return tuple(filter(None, named))
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -98,10 +98,8 @@ def _reads(planned: PlannedStage) -> str:
     parts = [f"from {', '.join(planned.parents)}"] if planned.parents else []
     parts += [f"data {data}"] if (data := _data_of(planned)) else []
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
-    parts += [f"model {planned.model}"] if planned.model else []
-    parts += [f"centroids {planned.centroids}"] if planned.centroids else []
-    parts += [f"targets {planned.targets}"] if planned.targets else []
-    parts += [f"only {planned.only}"] if planned.only else []
+    others = ("model", "start", "centroids", "targets", "only")
+    parts += [f"{edge} {stage}" for edge in others if (stage := getattr(planned, edge))]
     return ", ".join(parts)
 
 
@@ -119,7 +117,7 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
         if source := _source(seen.get(planned.name)):
             lines.append(f"  source    {source}")
-        for edge in ("from", "data", "rows", "model", "centroids", "targets", "only"):
+        for edge in ("from", "data", "rows", "model", "start", "centroids", "targets", "only"):
             if entry.get(edge):
                 value = entry[edge]
                 lines.append(
@@ -184,6 +182,7 @@ def _stage_json(
         "data": _data_of(planned),
         "rows": planned.kept_by,
         "model": planned.model,
+        "start": planned.start,
         "centroids": planned.centroids,
         "targets": planned.targets,
         "only": planned.only,

@@ -148,11 +148,8 @@ def check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None
     """Checks that a file has every column of stored vectors; raises StageError."""
     for column in teacher:
         if column not in schema.names:
-            raise StageError(
-                f"no column '{column}', which the loss asks for",
-                where,
-                f"add '{column}' to the export's `columns`",
-            )
+            found = f"no column '{column}', which the loss asks for"
+            raise StageError(found, where, f"add '{column}' to the export's `columns`")
 
 
 def _batches(
@@ -268,11 +265,9 @@ def read_cached(
         try:
             yield _read_shard(storage, shard, data)
         except (FileNotFoundError, ValueError, EOFError, BadZipFile) as error:
-            raise StageError(
-                found=f"a damaged cache of {shard['file']}: {error}",
-                where=f"{storage}/cache",
-                do="delete that folder and the calls-* folder beside it, and run again",
-            ) from error
+            found = f"a damaged cache of {shard['file']}: {error}"
+            do = "delete that folder and the calls-* folder beside it, and run again"
+            raise StageError(found, f"{storage}/cache", do) from error
 
 
 def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> CachedShard:

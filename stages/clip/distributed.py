@@ -76,11 +76,9 @@ class Ranks:
                 if type(norm) is nn.BatchNorm2d:
                     setattr(module, name, _GlobalBatchNorm(norm, self))
                 elif isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                    raise StageError(
-                        f"a {type(norm).__name__} in the model, which sees one process's rows",
-                        "key `ranks`",
-                        "write ranks: 1, or take a model with layer norms, as the ViTs have",
-                    )
+                    found = f"a {type(norm).__name__} in the model, which sees one process's rows"
+                    do = "write ranks: 1, or take a model with layer norms, as the ViTs have"
+                    raise StageError(found, "key `ranks`", do)
 
     def _sizes(self, size: int) -> list[int]:
         sizes = torch.zeros(self.of, dtype=torch.int64, device=_device())

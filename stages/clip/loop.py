@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.distributed import ALONE, Ranks
 from clipmill.stages.clip.embedded import Embedded
 from clipmill.stages.clip.loader import Batch, Batches
 from clipmill.stages.clip.losses import find_loss
+from clipmill.stages.clip.patches import Patches
 from clipmill.stages.clip.stream import Streamed
 from clipmill.stages.clip.telemetry import Log
 from clipmill.stages.clip.towers import MAX_LOG_SCALE, Towers, matrices_first
@@ -73,7 +75,10 @@ class Pieces:
         if self.all_ND.grad is None:
             return
         for embed, gradient_ND in zip(self.embeds, self.all_ND.grad.split(self.sizes), strict=True):
-            embed().backward(gradient_ND)
+            part_ND = embed()
+            if not part_ND.requires_grad:  # a locked tower
+                return
+            part_ND.backward(gradient_ND)
 
 
 class Trainer:
@@ -88,10 +93,14 @@ class Trainer:
         schedule: Schedule,
         loss: Callable[[Embedded], Tensor] | None = None,
         execution: Execution = PLAIN,
+        average: float | None = None,  # decay a step of a running mean of the weights
     ) -> None:
         self.model, self.schedule, self.execution = model, schedule, execution
         self.loss_of = loss or find_loss("clip")
         execution.ranks.one_batch_norm(model)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.locked_norms = [m for m in norms if m.affine and not m.weight.requires_grad]
+        self.patches = [m for m in model.modules() if isinstance(m, Patches)]
         if execution.accumulate > 1:
             refuse_batch_norm(model)
         if execution.checkpoint_activations:
@@ -111,6 +120,10 @@ class Trainer:
             eps=schedule.eps,
             fused=True,
         )
+        self.average: AveragedModel | None = None
+        if average is not None:
+            averaged = get_ema_multi_avg_fn(average)
+            self.average = AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
         self.losses: list[float] = []
         self.scales: list[float] = []
         # Samples whose picture was replaced so far, by reason; None without replacement.
@@ -133,6 +146,10 @@ class Trainer:
         The rows are this rank's; the update and the stored loss are the whole batch's.
         """
         self.model.train()
+        for norm in self.locked_norms:  # which keep their statistics
+            norm.eval()
+        for patches in self.patches:
+            patches.begin(self.step, batch.index, self.execution.device)
         self.optimiser.zero_grad()
         towers = self.pieces(batch) if self.execution.accumulate > 1 else ()
         image_ND, text_MD = (tower.all_ND for tower in towers) if towers else self.embed(batch)
@@ -154,6 +171,8 @@ class Trainer:
         self.optimiser.step()
         with torch.no_grad():
             self.model.log_scale.clamp_(0, MAX_LOG_SCALE)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.losses.append(of_batch)
         self.scales.append(self.model.scale.item())
         return loss_N.detach()
@@ -220,6 +239,8 @@ class Trainer:
         for name, weight in self.model.named_parameters():
             for key, value in self.optimiser.state[weight].items():
                 state[f"optimiser.{name}.{key}"] = value
+        if self.average is not None:
+            state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         state["scales"] = torch.tensor(self.scales, dtype=torch.float64)
         for reason, count in (self.replaced or {}).items():
@@ -232,6 +253,8 @@ class Trainer:
         counts = _below("replaced.", state).items()
         self.replaced = {reason: int(count) for reason, count in counts} or None
         self.model.load_state_dict(_below("model.", state))
+        if self.average is not None:
+            self.average.load_state_dict(_below("average.", state))
         for name, weight in self.model.named_parameters():
             for key, value in _below(f"optimiser.{name}.", state).items():
                 # In the weight's memory layout: another layout sums in another order.
@@ -287,31 +310,23 @@ def nonfinite_error(
     files = batches.files(rows)
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     count = "every row" if len(rows) == len(row_B) else f"{len(rows)} of {len(row_B)} rows"
-    return StageError(
-        found=f"the loss of {count} is NaN or infinite",
-        where=f"stage '{stage}', step {step}, shard {named}",
-        do=do,
-    )
+    where = f"stage '{stage}', step {step}, shard {named}"
+    return StageError(f"the loss of {count} is NaN or infinite", where, do)
 
 
 def _check_compiler(device: str) -> None:
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     if torch.device(device).type == "cpu" and not any(map(shutil.which, filter(None, names))):
-        raise StageError(
-            "no C++ compiler, which torch.compile needs on a processor",
-            "key `compile`",
-            "install g++ or clang++, or leave the key out",
-        )
+        found = "no C++ compiler, which torch.compile needs on a processor"
+        raise StageError(found, "key `compile`", "install g++ or clang++, or leave the key out")
 
 
 def _checkpointed(model: Towers) -> None:
     network: Any = model.network
     if not hasattr(network, "set_grad_checkpointing"):
-        raise StageError(
-            "a model that keeps all of its activations",
-            "key `checkpoint_activations`",
-            "leave the key out: nano needs little memory",
-        )
+        found = "a model that keeps all of its activations"
+        do = "leave the key out: nano needs little memory"
+        raise StageError(found, "key `checkpoint_activations`", do)
     network.set_grad_checkpointing(True)
 
 
@@ -343,8 +358,6 @@ def refuse_batch_norm(model: nn.Module) -> None:
     """Refuses batch norms: they would see a piece instead of the batch, which is another model."""
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            raise StageError(
-                "a model with batch norm: in pieces it would be another model",
-                "key `accumulate`",
-                "write accumulate: 1 and more `ranks`, or take a model with layer norms (a ViT)",
-            )
+            found = "a model with batch norm: in pieces it would be another model"
+            do = "write accumulate: 1 and more `ranks`, or take a model with layer norms (a ViT)"
+            raise StageError(found, "key `accumulate`", do)

@@ -45,11 +45,9 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
     }
     for key, value in settings.items():
         if key not in defaults:
-            raise RecipeError(
-                f"the loss '{name}' has no setting '{key}'",
-                "key `loss_settings`",
-                did_you_mean(key, defaults, f"'{name}' knows"),
-            )
+            do = did_you_mean(key, defaults, f"'{name}' knows")
+            found = f"the loss '{name}' has no setting '{key}'"
+            raise RecipeError(found, "key `loss_settings`", do)
         if not _fits(value, defaults[key]):
             do = f"write a value like {defaults[key]!r}"
             raise RecipeError(f"{key} is {value!r}", "key `loss_settings`", do)
@@ -93,12 +91,9 @@ def digest_of(name: str) -> str | None:
 def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
     """Parses the function of a loss and its constants from its file."""
     if name not in known():
-        raise RecipeError(
-            f"no loss '{name}'",
-            "key `loss`",
-            f"{did_you_mean(name, known())}"
-            "  A loss of your own is a file stages/losses/<name>.py beside the recipe",
-        )
+        own = "A loss of your own is a file stages/losses/<name>.py beside the recipe"
+        do = f"{did_you_mean(name, known())}  {own}"
+        raise RecipeError(f"no loss '{name}'", "key `loss`", do)
     file = own_code.files("losses")[f"losses.{name}"]
     try:
         body = ast.parse(file.read()).body
@@ -124,8 +119,6 @@ def _plain(node: ast.expr | None, what: str, name: str) -> Any:
     try:
         return ast.literal_eval(node)  # type: ignore[arg-type]  # of None it raises
     except (ValueError, TypeError):
-        raise RecipeError(
-            f"{what} has a value that must be computed" if node else f"{what} has no default",
-            f"stages/losses/{name}.py",
-            "write a number or a text: it is read without running the file",
-        ) from None
+        found = "has a value that must be computed" if node else "has no default"
+        do = "write a number or a text: it is read without running the file"
+        raise RecipeError(f"{what} {found}", f"stages/losses/{name}.py", do) from None

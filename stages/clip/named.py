@@ -16,16 +16,18 @@ from torch import nn
 
 from clipmill.stages.clip.towers import Reads, Towers
 
+Initial = float | None  # a loss's first scale or bias; None for the model's
 
-def reads(name: str) -> Reads:
-    """Returns the input that the named model takes."""
+
+def reads(name: str, context: int | None = None) -> Reads:
+    """Returns the input that the named model takes; `context` has the tokens of a text, if set."""
     from clipmill.stages.clip import nano
 
     if name in nano.ARCHITECTURES:
         return nano.reads(nano.ARCHITECTURES[name])
     from clipmill.stages.clip import open_clip_config
 
-    config = open_clip_config.config_of(name)
+    config = open_clip_config.config_of(name, context=context)
     open_clip_config.check_trainable(name, config)
     from clipmill.stages.clip import open_clip_towers
 
@@ -46,7 +48,7 @@ def versions_of(name: str) -> list[str]:
 
 
 def new_model(
-    name: str, seed: int, *, scale: float | None = None, bias: float | None = None
+    name: str, seed: int, context: int | None = None, *, scale: Initial = None, bias: Initial = None
 ) -> Towers:
     """Returns an untrained model; its towers depend on its name, the seed and torch alone.
 
@@ -55,17 +57,18 @@ def new_model(
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
-        model = _built(name, scale, bias)
+        model = _built(name, context, scale, bias)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
 
 
-def _built(name: str, scale: float | None, bias: float | None) -> Towers:
+def _built(name: str, context: int | None, scale: Initial, bias: Initial) -> Towers:
     from clipmill.stages.clip import nano
 
     if name not in nano.ARCHITECTURES:
-        from clipmill.stages.clip import open_clip_towers
+        from clipmill.stages.clip import open_clip_config, open_clip_towers
 
-        return open_clip_towers.built(name, scale, bias)
+        config = open_clip_config.config_of(name, context=context)
+        return open_clip_towers.OpenClipTowers(name, config, scale, bias)
     model = nano.Nano(nano.ARCHITECTURES[name])
     if scale is not None:
         model.log_scale.data.fill_(math.log(scale))

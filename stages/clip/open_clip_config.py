@@ -29,8 +29,10 @@ def installed(where: str = "key `model`") -> Path:
     return Path(spec.submodule_search_locations[0], "model_configs")
 
 
-def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
+def config_of(model: str, where: str = "key `model`", context: int | None = None) -> dict[str, Any]:
     """Returns a network's configuration: `embed_dim`, `vision_cfg`, `text_cfg` and more.
+
+    `context` is the tokens of a text; None for the network's own.
 
     Raises RecipeError if open_clip is not installed, has no such network, or the file has none.
     """
@@ -47,12 +49,11 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
         raise RecipeError(f"no JSON: {error}", f"{where}: {file}", "mend the file") from None
     config = config.get("model_cfg", config)  # of an open_clip_config.json
     if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
-        raise RecipeError(
-            f"no network of open_clip's: {', '.join(sorted(missing))} missing",
-            f"{where}: {file}",
-            "write the sections that open_clip's own model_configs have",
-        )
-    return dict(config)
+        found = f"no network of open_clip's: {', '.join(sorted(missing))} missing"
+        do = "write the sections that open_clip's own model_configs have"
+        raise RecipeError(found, f"{where}: {file}", do)
+    own = {} if context is None else {"context_length": context}
+    return {**config, "text_cfg": {**config["text_cfg"], **own}}
 
 
 def check_trainable(model: str, config: dict[str, Any]) -> None:
@@ -74,10 +75,8 @@ def check_trainable(model: str, config: dict[str, Any]) -> None:
     elif drops := [name for name in DROPS if vision.get(name)]:
         found = f"it drops parts of itself by chance ({drops[0]} is {vision[drops[0]]})"
     if found:
-        do = (
-            "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32, or"
-            " a JSON file of its configuration without that"
-        )
+        do = "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32, or"
+        do += " a JSON file of its configuration without that"
         raise RecipeError(f"{model!r} is not trained here: {found}", "key `model`", do)
 
 

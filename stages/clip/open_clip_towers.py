@@ -16,13 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipmill.stages.clip.open_clip_config import (
-    check_trainable,
-    config_of,
-    encode_short,
-    is_causal,
-    middle,
-)
+from clipmill.stages.clip.open_clip_config import check_trainable, encode_short, is_causal, middle
 from clipmill.stages.clip.towers import Pixels, Reads, Tokens, Towers
 
 # Shapes: N images or texts, H x W pixels, T tokens of all texts, L of the longest, D = width.
@@ -161,11 +155,6 @@ PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 def _cast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(like.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def built(name: str, scale: float | None, bias: float | None) -> OpenClipTowers:
-    """Builds the network of a name or a JSON file, with open_clip's initial weights."""
-    return OpenClipTowers(name, config_of(name), scale, bias)
 
 
 def rebuilt(facts: Mapping[str, Any]) -> OpenClipTowers:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from clipmill.pipeline.dataset import Checkpoints, Put
-from clipmill.stages.models.checkpoint import KIND
-from clipmill.stages.models.saved import WEIGHTS, put_model
+from clipmill.stages.models.saved import CLIP, WEIGHTS, put_model
 
 if TYPE_CHECKING:
     from clipmill.stages.clip.loop import Trainer
@@ -25,6 +24,7 @@ LABELS = {
     "data": "digest of the export",
     "mask": "digest of the rows chosen",
     "loss": "loss",
+    "start": "digest of the weights it starts from",
 }
 
 
@@ -35,7 +35,7 @@ def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> 
         path = scratch / name
         path.write_text(text, encoding="utf-8")
         put(name, path)
-    put_model(put, scratch, KIND, card, model.network.state_dict())
+    put_model(put, scratch, CLIP, card, model.network.state_dict())
 
 
 def card_files(card: Mapping[str, Any]) -> dict[str, str]:

@@ -208,11 +208,8 @@ class Streamed:
                 return Sample(group, row, pixels, self.view.taken(group.texts[row], coin), fault)
             fault = fault or (UNDECODABLE if body is not None else NO_IMAGE)
             self._note_bad(group, row, piece)
-        raise StageError(
-            "no picture of a row group decodes",
-            group.where,
-            "look at the export: export.pixels counts its bad pictures",
-        )
+        do = "look at the export: export.pixels counts its bad pictures"
+        raise StageError("no picture of a row group decodes", group.where, do)
 
     def _note_bad(self, group: Group, row: int, piece: Piece) -> None:
         """Counts a row without a picture; raises StageError if fewer than a batch have one.
@@ -225,12 +222,10 @@ class Streamed:
             self._bad_rows += max(0, len(group.bad) - int(bad_R[piece.group]))
             bad_R[piece.group] = max(bad_R[piece.group], len(group.bad))
         if self._rows - self._bad_rows < self.size:
-            raise StageError(
-                f"pictures of {self._bad_rows:,} of {self._rows:,} rows do not decode, and a batch"
-                f" has {self.size:,}",
-                f"{group.where}, where the last of them was found",
-                "export the pictures again, select more rows, or lower `batch_size`",
-            )
+            found = f"pictures of {self._bad_rows:,} of {self._rows:,} rows do not decode"
+            where = f"{group.where}, where the last of them was found"
+            do = "export the pictures again, select more rows, or lower `batch_size`"
+            raise StageError(f"{found}, and a batch has {self.size:,}", where, do)
 
     def _group(self, stream: int, piece: Piece) -> Group:
         """Returns a row group from the stream's cache, its samples in the order of the piece."""
@@ -248,11 +243,8 @@ class Streamed:
         shard, began = self.shards[piece.shard], time.perf_counter()
         name, counted = shard["file"], shard["groups"]
         where = f"{self.exported.folder}/{self.exported.inside}{name}, row group {piece.group}"
-        changed = StageError(
-            "other samples than when they were counted",
-            where,
-            "run again; the export changed while it was read",
-        )
+        do = "run again; the export changed while it was read"
+        changed = StageError("other samples than when they were counted", where, do)
         try:
             with self.exported.parquet(name) as parquet:
                 sizes = [

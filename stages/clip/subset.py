@@ -106,12 +106,10 @@ class Subset:
         other_N = is_there_N & (self.uids[entry_N] != uid_N)
         if other_N.any():
             row = int(np.flatnonzero(other_N)[0])
-            raise StageError(
-                f"at a place that the subset names stands another uid, {uid_N[row].hex():0<32};"
-                f" the subset says {self.uids[entry_N[row]].hex():0<32}",
-                f"{KEY}: row {row} of {file}",
-                "make the subset anew from the pool that this export is of",
-            )
+            found = f"at a place that the subset names stands another uid, {uid_N[row].hex():0<32}"
+            found += f"; the subset says {self.uids[entry_N[row]].hex():0<32}"
+            do = "make the subset anew from the pool that this export is of"
+            raise StageError(found, f"{KEY}: row {row} of {file}", do)
         return entry_N, is_there_N
 
     def chosen(self, data: str, file: str) -> Chosen:
@@ -216,11 +214,8 @@ def _is_parquet(storage: Storage, name: str) -> bool:
 
 
 def _unfit(path: str, error: Exception) -> StageError:
-    return StageError(
-        f"no subset: {error}",
-        f"{KEY}: {redacted(path)}",
-        "give a .npy of dtype u8,u8, a text of one uid a line, or a subset file (docs/training.md)",
-    )
+    do = "give a .npy of dtype u8,u8, a text of one uid a line, or a subset file (docs/training.md)"
+    return StageError(f"no subset: {error}", f"{KEY}: {redacted(path)}", do)
 
 
 def counted(

@@ -98,11 +98,9 @@ def store_events(lines: Sequence[Line], folder: str, prefix: str, scratch: Path)
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise StageError(
-            f"TensorBoard's package is not installed: {error}",
-            "key `tensorboard`",
-            f"{install('tensorboard')}, or leave the key out: log.jsonl has the same",
-        ) from None
+        found = f"TensorBoard's package is not installed: {error}"
+        do = f"{install('tensorboard')}, or leave the key out: log.jsonl has the same"
+        raise StageError(found, "key `tensorboard`", do) from None
     own = scratch / "events"
     with SummaryWriter(str(own)) as writer:
         for line in lines:

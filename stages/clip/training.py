@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipmill.stages.clip.distributed import Ranks
     from clipmill.stages.clip.loader import Batch, Batches
     from clipmill.stages.clip.loop import Trainer
+    from clipmill.stages.clip.start import Start
     from clipmill.stages.clip.stream import Streamed
 
 CURVE = "loss.parquet"
@@ -32,6 +33,7 @@ class Work:
     folder: str  # URI of the stage's folder
     cached: list[dict[str, Any]]  # shards, as `cache_shard` or `index_shard` returns them
     facts: dict[str, Any]  # of the rows, for the card
+    start: Any = None  # a Start; None for weights by chance
     choose: Any = None  # a Chooser of rows of a file; used if pictures are streamed
 
     def prefix(self, seed: int) -> str:
@@ -47,8 +49,9 @@ class Work:
 
         from clipmill.stages.clip.named import versions_of
 
-        # Other seeds and snapshots change nothing, and a subset's rows are in the facts.
-        alone = replace(self.settings, seeds=(seed,), subset=None, snapshots=1)
+        # Other seeds and snapshots change nothing; the facts tell a subset's rows and a start.
+        start = self.start and "stage:any"
+        alone = replace(self.settings, seeds=(seed,), subset=None, snapshots=1, start=start)
         kind = torch.device(device).type
         versions = [self.settings.version, torch.__version__, *versions_of(alone.fixed.model)]
         versions += [kind] if kind != "cpu" else []
@@ -113,11 +116,12 @@ def _train(
     settings, worker, name = work.settings, task.worker, work.prefix(seed)
     seed += worker.seed
     torch.set_num_threads(1)  # for equal bits; readers decode on the other cores
-    trainer = trainer_of(settings, seed, worker.device, ranks)
+    new = partial(trainer_of, settings, seed, worker.device, ranks, work.start)
+    trainer = new()
     checkpoints = task.checkpoints(work.key(seed, worker.device)[:16])
     restore(trainer, checkpoints)
     if trainer.step > until:  # a later snapshot's: its files are there, and this one's are lost
-        trainer = trainer_of(settings, seed, worker.device, ranks)
+        trainer = new()
     fixed = settings.fixed
     batches = _batches(work, seed)
     log = Log(
@@ -155,7 +159,16 @@ def _train(
         card |= {} if is_whole else {"samples_seen": until * fixed.batch_size}
         plan = {"plan": asdict(trainer.schedule)}
         save(trainer.model, card | plan | work.facts, put, worker.scratch)
-    return {"steps": trainer.step, "loss": trainer.losses[-1]}
+        if trainer.average is not None:
+            card["average"] = settings.average
+            averaged: Any = trainer.average.module
+            below = partial(_put_average, put)
+            save(averaged, card | plan | work.facts, below, worker.scratch)
+    return {"steps": trainer.step, "loss": trainer.losses[-1] if trainer.step else None}
+
+
+def _put_average(put: Put, name: str, path: Path) -> None:
+    put(f"average/{name}", path)
 
 
 def refuse_broken(trainer: "Trainer", stage: str) -> None:
@@ -164,11 +177,9 @@ def refuse_broken(trainer: "Trainer", stage: str) -> None:
 
     for name, tensor in trainer.model.network.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise StageError(
-                found=f"'{name}' holds NaN or infinite values after step {trainer.step}, the last",
-                where=f"stage '{stage}'",
-                do="lower `learning_rate`, or raise `warmup_steps`",
-            )
+            found = f"'{name}' holds NaN or infinite values after step {trainer.step}, the last"
+            do = "lower `learning_rate`, or raise `warmup_steps`"
+            raise StageError(found, f"stage '{stage}'", do)
 
 
 def _batches(work: Work, seed: int) -> "Batches | Streamed":
@@ -183,7 +194,7 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     if "groups" not in work.cached[0]:
         shards = list(read_cached(work.folder, work.cached, work.data))
         return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
-    model = reads(fixed.model)
+    model = reads(fixed.model, settings.context_length)
     view = View(
         size=model.image_size,
         augment=fixed.augment,
@@ -203,34 +214,35 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     )
 
 
-def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
+def trainer_of(
+    settings: Any, seed: int, device: str, ranks: "Ranks", start: "Start | None" = None
+) -> "Trainer":
     """Builds the trainer of a stage's settings, before its first step."""
     from clipmill.stages.clip.loop import Execution, Schedule, Trainer
     from clipmill.stages.clip.losses import find_loss
     from clipmill.stages.clip.named import new_model
+    from clipmill.stages.clip.patches import drop_patches
+    from clipmill.stages.clip.start import load_start, lock
 
     fixed, declared = settings.fixed, settings.declared
-    schedule = Schedule(
-        steps=fixed.steps,
-        learning_rate=fixed.learning_rate,
-        warmup_steps=fixed.warmup_steps,
-        weight_decay=fixed.weight_decay,
-        precision=settings.precision,
-        beta1=fixed.beta1,
-        beta2=fixed.beta2,
-        eps=fixed.eps,
-        max_norm=fixed.max_norm,
-    )
-    execution = Execution(
-        ranks=ranks,
-        device=device,
-        accumulate=settings.accumulate,
-        compile=settings.compile,
-        tile=settings.tile,
-        checkpoint_activations=settings.checkpoint_activations,
-    )
-    model = new_model(fixed.model, seed, scale=declared.scale, bias=declared.bias).to(device)
-    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), execution)
+    names = [field.name for field in fields(Schedule) if field.name != "precision"]
+    constants = {name: getattr(fixed, name) for name in names}
+    schedule = Schedule(precision=settings.precision, **constants)
+    own = ("accumulate", "compile", "tile", "checkpoint_activations")
+    ways = {name: getattr(settings, name) for name in own}
+    execution = Execution(ranks=ranks, device=device, **ways)
+    initial = {"scale": declared.scale, "bias": declared.bias}
+    model = new_model(fixed.model, seed, settings.context_length, **initial)
+    if start is not None:
+        load_start(model, start)
+    if settings.lock != "none":
+        lock(model, settings.lock, settings.unlock_groups)
+    if settings.patch_dropout is not None:
+        steps = round(fixed.steps * settings.patch_dropout_until)
+        drop_patches(model.network, settings.patch_dropout, steps, seed)
+    model = model.to(device)
+    loss = find_loss(settings.loss, settings.loss_settings)
+    return Trainer(model, schedule, loss, execution, settings.average)
 
 
 def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """CLIP's loss, and distillation of teachers' similarities from their stored vectors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ def loss(
     scales: Sequence[float] = (100.0,),  # one per teacher, or one for all
     w_clip: float = 0.0,
     w_distill: float = 1.0,
+    temperature: float = 1.0,  # divides all logits of the second part, which counts its square
 ) -> Tensor:
     """Returns (N,) nats: w_clip of CLIP's loss and w_distill of the cross-entropy to the teachers.
 
@@ -34,7 +36,9 @@ def loss(
     own vectors. The least value of the second part is the targets' entropy, not 0.
 
     Source: MobileCLIP (Vasu et al. 2023), section 3.2: (0, 1) for DataCompDR-12M, (.25, .75) for
-    its B on 1B; teacher scale 100. TinyCLIP's affinity mimicking (Wu et al. 2023) is (0, 1).
+    its B on 1B; teacher scale 100. TinyCLIP's affinity mimicking (Wu et al. 2023) is (0, 1). ZSCL
+    (Zheng et al. 2023) has temperature 2, the old model as teacher, and a reference set; here the
+    batch is what is trained on.
     Error: one text a row, its first: MobileCLIP adds a second loss with a synthetic caption.
     """
     if len(images) != len(texts) or len(scales) not in (1, len(images)):
@@ -47,13 +51,14 @@ def loss(
     if w_clip:
         loss_N = w_clip * clip.loss(batch)
     if w_distill:
-        each = scales if len(scales) > 1 else [scales[0]] * len(images)
+        each = [scale / temperature for scale in scales] * (len(images) // len(scales))
         names = list(zip(images, texts, each, strict=True))
         of_image = [_teacher(batch, image, text, scale) for image, text, scale in names]
         of_text = [_teacher(batch, text, image, scale) for image, text, scale in names]
-        by_image_N = _mimicked(batch, batch.image_ND, batch.text_HD, of_image)
-        by_text_N = _mimicked(batch, batch.text_MD, batch.image_GD, of_text)
-        loss_N = loss_N + w_distill * (by_image_N + by_text_N) / 2
+        soft = replace(batch, scale=batch.scale / temperature)
+        by_image_N = _mimicked(soft, batch.image_ND, batch.text_HD, of_image)
+        by_text_N = _mimicked(soft, batch.text_MD, batch.image_GD, of_text)
+        loss_N = loss_N + w_distill * temperature**2 * (by_image_N + by_text_N) / 2
     return loss_N
 
 

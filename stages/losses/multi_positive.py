@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clipmill.stages.clip.embedded import Embedded, texts_of_row
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.clip.whole_batch import texts_of_row
 from clipmill.stages.losses._tiled import log_sum_exp
 
 # Shapes: N local rows and M texts, G rows and H texts of the whole batch; of a place k among the

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from clipmill.stages.clip.embedded import Embedded, share_of_text
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.clip.whole_batch import share_of_text
 from clipmill.stages.losses.siglip import costs
 
 TEXTS = "all"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
-KIND = "clip"
 ROWS = 64  # every call of a tower has this many rows, so that neighbours change no bit
 
 
@@ -37,10 +36,10 @@ def load(
     import torch
 
     from clipmill.stages.clip.named import rebuilt
-    from clipmill.stages.models.saved import built, read_model
+    from clipmill.stages.models.saved import CLIP, built, read_model
 
     width(name)
-    facts, weights = read_model(name, KIND, card)
+    facts, weights = read_model(name, CLIP, card)
     torch.set_num_threads(threads)
     where = f"{redacted(name)}, `architecture` in model.json"
     model = built(partial(rebuilt, facts), weights, where, lambda towers: towers.network)

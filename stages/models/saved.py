@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 VERSION = 1
 CARD, WEIGHTS = "model.json", "model.safetensors"
+CLIP = "clip"  # kind of the models of images and texts that train.clip stores
 
 
 def half(device: str) -> torch.dtype:
@@ -74,34 +75,25 @@ def read_model(
     name = name or cards(uri)[0]
     card = read_card(folder, name)
     if card.get("kind") != kind:
-        raise StageError(
-            found=f"a model of kind {card.get('kind')!r}",
-            where=f"{folder}/{name}",
-            do=f"name a model of kind {kind!r}: another stage, or another folder",
-        )
+        do = f"name a model of kind {kind!r}: another stage, or another folder"
+        raise StageError(f"a model of kind {card.get('kind')!r}", f"{folder}/{name}", do)
     if card.get("version") != VERSION:
-        raise StageError(
-            found=f"version {card.get('version')!r} of the format of models",
-            where=f"{folder}/{name}",
-            do=f"this clipmill reads version {VERSION}: use the one that wrote it, or train again",
-        )
+        found = f"version {card.get('version')!r} of the format of models"
+        do = f"this clipmill reads version {VERSION}: use the one that wrote it, or train again"
+        raise StageError(found, f"{folder}/{name}", do)
     beside = name.removesuffix(CARD) + WEIGHTS
     data = folder.read_if_there(beside)
     digest = hashlib.sha256(data or b"").hexdigest()
     if data is None or digest != card.get("sha256"):
-        raise StageError(
-            found="no weights" if data is None else f"weights of digest {digest[:12]}",
-            where=f"{folder}/{beside}",
-            do=f"{CARD} says {str(card.get('sha256'))[:12]}: copy both files again, or train again",
-        )
+        found = "no weights" if data is None else f"weights of digest {digest[:12]}"
+        do = f"{CARD} says {str(card.get('sha256'))[:12]}: copy both files again, or train again"
+        raise StageError(found, f"{folder}/{beside}", do)
     try:
         return card, load(data)
     except (SafetensorError, MemoryError, ValueError, LookupError, RuntimeError) as error:
-        raise StageError(
-            found=f"weights that cannot be read: {_words(error)}",
-            where=f"{folder}/{beside}",
-            do="copy the file again from where it was trained, or train again",
-        ) from error
+        do = "copy the file again from where it was trained, or train again"
+        found = f"weights that cannot be read: {_words(error)}"
+        raise StageError(found, f"{folder}/{beside}", do) from error
 
 
 def read_card(folder: Storage, name: str) -> dict[str, Any]:
@@ -143,7 +135,7 @@ def built(
     """
     try:
         with contextlib.suppress(RuntimeError), torch.device("meta"):  # some networks read values
-            _check_shapes(network(build()).state_dict(), weights, where)
+            check_shapes(network(build()).state_dict(), weights, where)
         model = build()
     except (
         *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
@@ -158,10 +150,9 @@ def built(
     return model
 
 
-def _check_shapes(
-    of_network: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str
-) -> None:
-    for name, tensor in of_network.items():
+def check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises StageError with the first weight of a network that is missing or of another shape."""
+    for name, tensor in own.items():
         shape = tuple(weights[name].shape) if name in weights else None
         if shape != tuple(tensor.shape):
             missing = f"Missing key {name}"

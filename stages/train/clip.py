@@ -13,6 +13,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
+    Between0And1,
     DatasetStage,
     Decay,
     Gigabytes,
@@ -21,12 +22,14 @@ from clipmill.pipeline.stage import (
     OneUp,
     Rate,
     Resources,
+    Share,
     ZeroUp,
     later,
     location,
 )
 from clipmill.stages.clip.losses import Declared, declared_by, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
+from clipmill.stages.clip.start import check_start, start_of
 from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
 from clipmill.stages.ops.tables.exports import numbered, summary_of
 
@@ -56,8 +59,21 @@ class ClipTraining(DatasetStage):
     scale: Literal["nano", "micro", "debug", "small", "medium", "large", "xlarge"] = "nano"
     # a network by open_clip's name, or a JSON file of its configuration; null: the scale's
     model: NonEmpty | None = later(None)
+    # weights to begin with: stage:NAME, checkpoint:URI, open_clip:NAME@FILE; null: random ones
+    start: NonEmpty | None = later(None)
+    # tower whose weights stay as they are at the start
+    lock: Literal["none", "image", "text"] = later("none")
+    unlock_groups: ZeroUp = later(0)  # last groups of the locked tower's layers that learn
+    # tokens of a text; null: the network's. A longer one than the start's has its positions
+    # stretched, as in Long-CLIP
+    context_length: OneUp | None = later(None)
+    # share of a picture's patches that it loses in training, as in FLIP: faster
+    patch_dropout: Between0And1 | None = later(None)
+    patch_dropout_until: Share = later(1.0)  # share of the steps after which pictures are whole
+    # decay a step of a running mean of the weights, a second model in out/average/
+    average: Between0And1 | None = later(None)
     # in all, independent of the number of rows; null, here and in the next four: the scale's
-    samples_seen: OneUp | None = None
+    samples_seen: ZeroUp | None = None
     batch_size: OneUp | None = None  # pairs of a step, over all ranks
     learning_rate: Rate | None = None  # the peak, after the warm-up
     warmup_steps: ZeroUp | None = None  # steps in which the learning rate rises
@@ -96,7 +112,7 @@ class ClipTraining(DatasetStage):
 
     version = 1
     determinism = "exact"
-    takes = ("data",)
+    takes = ("data", "start")
     gives = ("model",)
     artifacts = (("loss", f"*{CURVE}"),)
 
@@ -109,29 +125,36 @@ class ClipTraining(DatasetStage):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
         fixed = self.fixed
-        if fixed.steps < self.snapshots:
-            raise RecipeError(
-                f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}",
-                "key `samples_seen`",
-                "write more, or a smaller batch_size: there is no step for each model",
-            )
+        if self.start is not None:
+            check_start(self.start, fixed.model)
+        if self.unlock_groups and self.lock == "none":
+            do = "write lock: image or lock: text, or leave it out"
+            raise RecipeError("no tower is locked", "key `unlock_groups`", do)
+        if self.context_length and fixed.model == "nano":
+            do = "leave it out, or name a network of open_clip's as `model`"
+            raise RecipeError("nano reads bags of words", "key `context_length`", do)
+        is_start = self.start is not None and (fixed.samples_seen, self.snapshots) == (0, 1)
+        if fixed.steps < self.snapshots and not is_start:
+            found = f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}"
+            do = "write more, or a smaller batch_size: there is no step for each model"
+            raise RecipeError(found, "key `samples_seen`", do)
         scale = SCALES[self.scale]
         # DataComp's debug is a test run: its warm-up is longer than the training.
         is_frozen = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
-        if fixed.warmup_steps >= fixed.steps and not is_frozen:
-            raise RecipeError(
+        if 0 < fixed.steps <= fixed.warmup_steps and not is_frozen:
+            found = (
                 f"warmup_steps is {fixed.warmup_steps}, and the training has {fixed.steps} steps"
-                f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})",
-                "key `warmup_steps`",
-                "write fewer, or more samples_seen",
             )
+            found += f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})"
+            do = "write fewer, or more samples_seen"
+            raise RecipeError(found, "key `warmup_steps`", do)
         if fixed.batch_size < self.ranks * self.accumulate:
-            raise RecipeError(
-                f"batch_size is {fixed.batch_size}, for {self.ranks} ranks of {self.accumulate}"
-                " pieces each",
-                "keys `ranks`, `accumulate`",
-                "write fewer of them, or a larger batch",
+            shared = f"for {self.ranks} ranks of {self.accumulate} pieces each"
+            found, do = (
+                f"batch_size is {fixed.batch_size}, {shared}",
+                "write fewer, or a larger batch",
             )
+            raise RecipeError(found, "keys `ranks`, `accumulate`", do)
 
     @property
     def least_rows(self) -> tuple[str, int]:
@@ -165,16 +188,20 @@ class ClipTraining(DatasetStage):
         return digests
 
     def outside(self) -> str:
-        """Returns a digest of the subset's bytes; empty without one."""
+        """Returns digests of the subset's bytes and of the start's weights; empty without."""
         from clipmill.stages.clip.subset import subset_digest
 
-        return subset_digest(self.subset) if self.subset is not None else ""
+        subset = subset_digest(self.subset) if self.subset is not None else ""
+        is_here = self.start is None or self.start.startswith("stage:")
+        return subset if is_here else f"{subset} {start_of(f'{self.start}').sha256}"
 
     def look(self) -> None:
-        from clipmill.stages.clip.subset import look_at
+        from clipmill.stages.clip import start, subset
 
         if self.subset is not None:
-            look_at(self.subset)
+            subset.look_at(self.subset)
+        if self.start is not None:
+            start.look_at(self.start)
 
     def probe(self) -> tuple[float, float]:
         """Measures seconds per sample of a step, and of embedding one picture, on this machine."""
@@ -195,14 +222,12 @@ class ClipTraining(DatasetStage):
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
-        model = reads(self.fixed.model)
+        model = reads(self.fixed.model, self.context_length)
         if dataset.get("image_size", model.image_size) != model.image_size:
-            raise StageError(
-                f"pictures of {dataset['image_size']} pixels, and '{self.scale}' takes"
-                f" {model.image_size}",
-                f"stage '{stage}', key `data`",
-                f"write image_size: {model.image_size} at the stage of export.pixels",
-            )
+            size, own = dataset["image_size"], model.image_size
+            found = f"pictures of {size} pixels, and '{self.scale}' takes {own}"
+            do = f"write image_size: {own} at the stage of export.pixels"
+            raise StageError(found, f"stage '{stage}', key `data`", do)
         files = numbered(dataset["files"])
         listed = self.listed(inputs.data, [file["file"] for file in files], ctx)
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
@@ -223,8 +248,11 @@ class ClipTraining(DatasetStage):
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out, **listed}
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
+        start = None if self.start is None else start_of(self.start, inputs.start)
+        if start is not None:
+            facts["start"] = start.sha256
         ctx.say("training")
-        where = {"data": inputs.data, "folder": ctx.folder}
+        where: dict[str, Any] = {"data": inputs.data, "folder": ctx.folder, "start": start}
         work = Work(settings=self, cached=cached, facts=facts, choose=choose, **where)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
@@ -245,11 +273,9 @@ class ClipTraining(DatasetStage):
     def streams(self, layout: str, stage: str) -> bool:
         """Returns whether pictures are decoded during the training, not beforehand."""
         if layout == "pixels" and self.sampling == "shards":
-            raise StageError(
-                "pictures of export.pixels are seen in epochs, and `sampling` says shards",
-                f"stage '{stage}', key `sampling`",
-                "leave it out, or name the export.parquet as `data`",
-            )
+            found = "pictures of export.pixels are seen in epochs, and `sampling` says shards"
+            do = "leave it out, or name the export.parquet as `data`"
+            raise StageError(found, f"stage '{stage}', key `sampling`", do)
         return layout == "parquet" and self.pixels_size is None
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
@@ -264,11 +290,9 @@ class ClipTraining(DatasetStage):
         (counts,) = ctx.map(count, [0])
         rows = counts.pop("rows")
         if counts["listed"] == counts["not_there"]:
-            raise StageError(
-                f"no row of the data is in the subset, which names {counts['listed']:,}",
-                f"stage '{stage}', key `subset`: {redacted(self.subset)}",
-                "name a subset of this data's pool",
-            )
+            found = f"no row of the data is in the subset, which names {counts['listed']:,}"
+            where = f"stage '{stage}', key `subset`: {redacted(self.subset)}"
+            raise StageError(found, where, "name a subset of this data's pool")
         self.refuse_few(rows, f"of {counts['listed']:,} in the subset the data have", stage)
         return counts
 
@@ -284,8 +308,6 @@ class ClipTraining(DatasetStage):
         """Refuses fewer rows than a batch, in which a row would be its own negative."""
         batch_size = self.fixed.batch_size
         if rows < batch_size:
-            raise StageError(
-                found=f"{which} {rows:,} rows, and a batch has {batch_size:,}",
-                where=f"stage '{stage}', key `batch_size`",
-                do="select more rows, or lower `batch_size`",
-            )
+            found = f"{which} {rows:,} rows, and a batch has {batch_size:,}"
+            do = "select more rows, or lower `batch_size`"
+            raise StageError(found, f"stage '{stage}', key `batch_size`", do)

@@ -13,7 +13,8 @@ from time import process_time
 import torch
 from torch import Tensor
 
-from clipmill.stages.clip.embedded import Embedded, whole
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.clip.whole_batch import whole
 from clipmill.stages.losses import clip, siglip
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import module, peak_mb

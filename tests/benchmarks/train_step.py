@@ -1,11 +1,14 @@
 """A training step against open_clip's own loop, on the same networks, batches and cores.
 
-    python -m tests.benchmarks.train_step [full | NETWORK ... [compiled]]    ViT; full: all of it
+    python -m tests.benchmarks.train_step [full | NETWORK ... [compiled] [options]]
+
+A ViT by default; full: all of it.
 
 open_clip: `train_one_epoch` of the released package, with its loss, optimiser and schedule. Ours: a
 Trainer on a copy of the same network; then each option by itself. A tiny ViT and a tiny ResNet, one
 thread, the same 32 pairs a step. First the losses of eight steps are held to open_clip's: float32
-to 1e-3 relative, the others to 5e-2. CPU time, for others share the cores.
+to 1e-3 relative, the others to 5e-2. CPU time, for others share the cores. `options`: float32 with
+a locked image tower, and with half of the patches dropped; their losses: tests/stages/clip.
 """
 
 import copy
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.transformer import PatchDropout
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 
@@ -28,6 +32,8 @@ from clipmill.stages.clip.loader import Batch
 from clipmill.stages.clip.loop import Execution, Precision, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model
+from clipmill.stages.clip.patches import drop_patches
+from clipmill.stages.clip.start import lock
 from clipmill.stages.clip.towers import Towers, matrices_first
 from tests.benchmarks.side_by_side import begin, side_by_side
 
@@ -70,6 +76,17 @@ def main(*names: str) -> str:
         first = batches[:STEPS]
         timed = {rival: partial(learn, first) for rival, (learn, _) in rivals.items()}
         ratios = side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
+        for option in ("locked", "dropped") if "options" in names and name == "ViT" else ():
+            theirs, mine = (copy.deepcopy(model) for _ in range(2))
+            if option == "locked":
+                theirs.network.lock_image_tower()
+                lock(mine, "image", 0)
+            else:
+                theirs.network.visual.patch_dropout = PatchDropout(0.5)
+                drop_patches(mine.network, 0.5, ALL_STEPS, 0)
+            pair = {"open_clip": Theirs(theirs, "fp32").learn, "ours": ours(mine, "float32")}
+            timed = {f"{rival} {option}": partial(learn, first) for rival, learn in pair.items()}
+            side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
     return f"float32 {ratios['ours']}, bf16 {ratios['ours bf16']} open_clip in float32"
 
 
@@ -192,4 +209,4 @@ class Loader:
 
 
 if __name__ == "__main__":
-    begin(main, quick=("ViT",), full=(*NETWORKS, "compiled"))
+    begin(main, quick=("ViT",), full=(*NETWORKS, "compiled", "options"))

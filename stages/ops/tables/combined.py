@@ -4,10 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import pyarrow as pa
 
 from clipmill.pipeline.dataset import Shards
+
+
+class Tables(Protocol):
+    """Tables by number."""
+
+    def __len__(self) -> int: ...
+
+    def table(self, index: int) -> pa.Table: ...
 
 
 class Combined(ABC):
@@ -59,7 +68,7 @@ class Zipped(Combined):
     """
 
     function: Callable[..., pa.Table]
-    members: tuple[Shards, ...]
+    members: tuple[Tables, ...]
 
     def __len__(self) -> int:
         return max(map(len, self.members))

@@ -24,18 +24,14 @@ def summary_of(
         dataset = {}
     if dataset.get("format") not in formats:
         named = " or ".join(f"export.{name}" for name in formats)
-        raise StageError(
-            found=f"a {dataset['format']} export" if dataset else "no Parquet export",
-            where=f"stage '{stage}', key `{key}`: {Storage(data)}",
-            do=f"name a stage of {named}",
-        )
+        found = f"a {dataset['format']} export" if dataset else "no Parquet export"
+        where = f"stage '{stage}', key `{key}`: {Storage(data)}"
+        raise StageError(found, where, f"name a stage of {named}")
     files = [part["file"] for file in dataset["files"] for part in (file, file.get("pixels", file))]
     if strange := [name for name in files if "/" in name or "\\" in name]:
-        raise StageError(
-            found=f"{SUMMARY} names a file {strange[0]!r}, which is no name",
-            where=f"stage '{stage}', key `{key}`: {Storage(data)}",
-            do="name an export that clipmill wrote",
-        )
+        found = f"{SUMMARY} names a file {strange[0]!r}, which is no name"
+        where = f"stage '{stage}', key `{key}`: {Storage(data)}"
+        raise StageError(found, where, "name an export that clipmill wrote")
     return dataset
 
 

@@ -1,8 +1,9 @@
-"""Reads a list of uids as shards of rows: DataComp's subset file, or text of one uid a line.
+"""Reads a list of uids as tables of rows: DataComp's subset file, or text of one uid a line.
 
 A piece of the file is read at a time, so that a list may be as long as its pool.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +18,6 @@ from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import from_halves, from_hex
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.tables.combined import Combined
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # a multiple of 16: no piece of a .npy cuts a uid
@@ -25,8 +25,8 @@ LINE_BYTES = 64  # of the longest line that may hold a uid
 
 
 @dataclass(frozen=True)
-class UidList(Combined):
-    """The uids of each piece of a file. Implements `Shards`."""
+class UidList:
+    """The uids of each piece of a file, a table each."""
 
     path: str
     bounds: tuple[int, ...]  # offsets in the file: piece i is bounds[i] to bounds[i + 1]
@@ -34,6 +34,9 @@ class UidList(Combined):
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (self.table(index) for index in range(len(self)))
 
     @property
     def uids(self) -> int:

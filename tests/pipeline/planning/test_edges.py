@@ -116,6 +116,22 @@ def test_a_stage_is_told_which_model_made_what_it_reads(tmp_path):
     assert plan.models_of("again") == {"image_embedding": trained}
 
 
+def test_a_start_is_an_edge_to_a_training(tmp_path):
+    def plan(first="clip", samples=512):
+        pool = "  pool: {uses: ingest.image_folder, path: pictures}\n"
+        made = EMBEDDED.replace(
+            "data: all}", f"data: all, samples_seen: {samples}, warmup_steps: 1}}"
+        )
+        tuned = f'  tuned: {{uses: train.clip, data: all, start: "stage:{first}"}}\n'
+        (tmp_path / "mine.yaml").write_text(f"stages:\n{pool}{made}{tuned}")
+        return make_plan(load_recipe(str(tmp_path / "mine.yaml"))).stages["tuned"]
+
+    assert plan().needs == ("all", "clip")
+    assert plan().fingerprint != plan(samples=1024).fingerprint
+    with pytest.raises(RecipeError, match="'emb' gives rows, and `start` takes model"):
+        plan(first="emb")
+
+
 def test_an_edge_to_what_a_stage_does_not_give_names_all_that_it_gives(engine):
     with pytest.raises(
         RecipeError, match="'centre' gives rows and model and centroids, and `data` takes data"

@@ -34,6 +34,7 @@ TINY = Architecture(
 )
 ARCHITECTURES["tiny"] = TINY
 TINY_READS = reads("tiny")
+SMALL = {"batch_size": 8, "samples_seen": 100, "warmup_steps": 2, "checkpoint_steps": 5}
 TINY_OPEN_CLIP = str(Path(__file__).with_name("tiny_open_clip.json"))
 
 
@@ -83,6 +84,11 @@ def known_to_open_clip() -> Iterator[str]:
         here = Path(TINY_OPEN_CLIP).parent
         patch.setattr(open_clip_config, "installed", lambda where="": here)
         yield Path(TINY_OPEN_CLIP).stem
+
+
+def weights(folder: Path, inside: str = "out") -> bytes:
+    """The bytes of the weights that a training stored."""
+    return (folder / inside / "model.safetensors").read_bytes()
 
 
 def write_model(folder: Path, model: str, seed: int) -> Path:

@@ -22,6 +22,7 @@ from clipmill.stages.clip.loader import Batch
 from clipmill.stages.clip.loop import Execution, Schedule, Trainer, train
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.patches import drop_patches
 from clipmill.stages.clip.towers import Towers
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.tiny_vit import TinyViT, drawn
@@ -31,13 +32,16 @@ BAD = 7  # of 12 rows: the second rank's of two, the third's of four
 SCHEDULE = Schedule(
     steps=STEPS, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1, precision="float64"
 )
-CASES = (("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip"))
+CASES = (("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip"), ("locked", "cwcl"))
 
 
 def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) -> dict[str, Tensor]:
     """What 20 steps leave; the same rows whatever the ranks."""
     torch.manual_seed(0)
-    towers: Towers = TinyViT() if model == "vit" else Nano(TINY).double()
+    towers: Towers = Nano(TINY).double() if model == "nano" else TinyViT()
+    if model == "locked":  # an image tower that sees half of the patches for half of the steps
+        towers.clip.lock_image_tower()
+        drop_patches(towers.clip, 0.5, STEPS // 2, 0)
     execution = Execution(ranks=ranks, accumulate=accumulate)
     trainer = Trainer(towers, SCHEDULE, find_loss(loss), execution)
     left: dict[str, Tensor] = {}

@@ -19,10 +19,12 @@ SCHEDULE = Schedule(
 )
 
 
-@pytest.mark.parametrize("loss", ["clip", "multi_positive"])
-def test_pieces_give_what_the_whole_batch_gives(loss, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "loss"), [("vit", "clip"), ("vit", "multi_positive"), ("locked", "cwcl")]
+)
+def test_pieces_give_what_the_whole_batch_gives(model, loss, monkeypatch):
     monkeypatch.setattr(rank_of_training, "STEPS", 5)
-    whole, pieces = trained("vit", loss), trained("vit", loss, accumulate=5)  # of 12 rows: ragged
+    whole, pieces = trained(model, loss), trained(model, loss, accumulate=5)  # of 12 rows: ragged
     for name, value in whole.items():
         torch.testing.assert_close(pieces[name], value, rtol=1e-9, atol=1e-9, msg=name)
 

@@ -53,7 +53,7 @@ def test_what_a_loss_asks_for_is_read_without_running_it(mine):
         bias=-10.0,
         settings={"margin": 1, "hard": False, "names": ("a",)},
     )
-    assert declared_by("clip", {}) == Declared(settings={})
+    assert declared_by("clip", {}) == Declared(settings={"smoothing": 0.0})
 
 
 @pytest.mark.parametrize("name", ["clap", "clip/../clip", "_tiled", "losses.clip", ""])

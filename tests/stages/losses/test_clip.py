@@ -24,6 +24,12 @@ def test_orthonormal_pairs_cost_what_the_scale_leaves(N, scale, nats):
     assert loss(of_pairs(eye_ND, eye_ND, scale)).tolist() == pytest.approx([nats] * N, rel=1e-4)
 
 
+def test_smoothing_costs_its_share_of_the_other_pair():
+    eye_ND = torch.eye(2, dtype=torch.float64)
+    loss_N = loss(of_pairs(eye_ND, eye_ND), smoothing=0.1)
+    assert loss_N.tolist() == pytest.approx([0.363262] * 2, abs=1e-6)
+
+
 def test_both_directions_count():
     """Two images equal, texts orthogonal: the texts can't tell their image, the images can't either
     but for the cosine with their text."""

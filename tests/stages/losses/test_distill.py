@@ -45,6 +45,17 @@ def test_the_target_is_the_mean_of_the_teachers_softmaxes():
     torch.testing.assert_close(loss_N, -sum(cost.sum(1) for cost in costs) / 2)
 
 
+@pytest.mark.parametrize("tile", [None, 1])
+@pytest.mark.parametrize(("scale", "nats"), [(0.0, 2.772589), (2.0, 2.328812)])
+def test_a_temperature_of_2_divides_logits_and_counts_4(scale, nats, tile):
+    """The teacher's logits are (2, 0), the student's (0, 0) or the same."""
+    eye_ND = torch.eye(2, dtype=torch.float64)
+    teacher = {"image_embedding": eye_ND, "text_embedding": eye_ND}
+    batch = of_pairs(eye_ND, eye_ND, scale, teacher=teacher, tile=tile)
+    loss_N = distill.loss(batch, scales=(2.0,), temperature=2.0)
+    assert loss_N.tolist() == pytest.approx([nats] * 2, abs=1e-6)
+
+
 def test_both_parts_have_their_weight():
     batch = drawn(6)
     mixed = distill.loss(batch, **ONE, w_clip=0.25, w_distill=0.75)

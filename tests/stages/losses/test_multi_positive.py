@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from clipmill.stages.clip.embedded import whole
+from clipmill.stages.clip.whole_batch import whole
 from clipmill.stages.losses import clip, multi_positive
 from tests.stages.losses.batches import drawn, of_pairs, random
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clipmill.stages.clip.embedded import whole
+from clipmill.stages.clip.whole_batch import whole
 from clipmill.stages.losses import multi_sigmoid, siglip
 from tests.stages.losses.batches import drawn
 

@@ -9,11 +9,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipmill.stages.clip.embedded import Embedded
-from clipmill.stages.losses import clip, distill, multi_positive, multi_sigmoid, siglip
+from clipmill.stages.losses import (
+    clip,
+    cloob,
+    cwcl,
+    distill,
+    mod_x,
+    multi_positive,
+    multi_sigmoid,
+    siglip,
+)
 from tests.stages.losses.batches import drawn, gradients, parameters, split, with_parameters
 
 LOSSES = {
     "clip": clip.loss,
+    "smoothed": partial(clip.loss, smoothing=0.1),
+    "cwcl": cwcl.loss,
+    "cloob": cloob.loss,
+    "mod_x": partial(mod_x.loss, images="image_a", texts="text_a", alpha=0.5),
     "siglip": siglip.loss,
     "multi_positive": multi_positive.loss,
     "multi_sigmoid": multi_sigmoid.loss,
@@ -24,9 +37,10 @@ LOSSES = {
         scales=(7.0, 6.0),
         w_clip=0.25,
         w_distill=0.75,
+        temperature=2.0,
     ),
 }
-BY_TILES = ("clip", "siglip")
+BY_TILES = ("clip", "smoothed", "siglip")
 same = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
 

@@ -1,10 +1,14 @@
 """The smallest model there is under the name `nano`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.clip.nano import ARCHITECTURES
-from tests.stages.clip.exported import TINY
+from clipmill.stages.train.clip import ClipTraining
+from tests.stages.clip.exported import SMALL, TINY, row, write_export
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -22,3 +26,21 @@ def tiny_nano(monkeypatch):
 def launching_context(memory_context):
     """A new context, by seed."""
     return memory_context
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    return write_export(tmp_path / "export", [row(i) for i in range(9)], [row(i) for i in (9, 10)])
+
+
+@pytest.fixture
+def trained(launching_context, data):
+    """The folder of a training with these settings; `start_at` is that of `start: stage:…`."""
+
+    def make(seed=0, data=data, start_at=None, **settings):
+        ctx = launching_context(seed)
+        inputs = Inputs(rows=[], data=data, start=start_at and str(start_at))
+        ClipTraining(**{**SMALL, **settings}).run(inputs, ctx)
+        return Path(ctx.folder)
+
+    return make

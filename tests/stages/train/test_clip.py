@@ -25,30 +25,7 @@ from clipmill.stages.models.image_text import load as load_by_name
 from clipmill.stages.models.saved import cards
 from clipmill.stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
-from tests.stages.clip.exported import TINY_OPEN_CLIP, row, write_export
-
-SMALL = {"batch_size": 8, "samples_seen": 100, "warmup_steps": 2, "checkpoint_steps": 5}
-
-
-@pytest.fixture
-def data(tmp_path) -> str:
-    return write_export(tmp_path / "export", [row(i) for i in range(9)], [row(i) for i in (9, 10)])
-
-
-@pytest.fixture
-def trained(launching_context, data):
-    """The folder of a training with these settings."""
-
-    def make(seed=0, data=data, **settings):
-        ctx = launching_context(seed)
-        ClipTraining(**{**SMALL, **settings}).run(Inputs(rows=[], data=data), ctx)
-        return Path(ctx.folder)
-
-    return make
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "out" / "model.safetensors").read_bytes()
+from tests.stages.clip.exported import SMALL, TINY_OPEN_CLIP, row, weights, write_export
 
 
 def test_it_leaves_a_model_that_loads_its_card_and_its_curve(trained):
@@ -475,13 +452,19 @@ stages:
   clip: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 48, warmup_steps: 2,
          checkpoint_steps: 2, ranks: 2, seeds: {seeds}}}
 """
-PIECES = ("seeds: {seeds}", "accumulate: 2, precision: bf16, texts: first, model: {model}")
+PIECES = """seeds: [0, 1], accumulate: 2, precision: bf16, texts: first, model: {model},
+         start: "stage:first", lock: image, unlock_groups: 1, context_length: 80,
+         patch_dropout: 0.5, average: 0.9}}
+  first: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 8, warmup_steps: 0,
+         model: {model}}}
+"""
 
 
-@pytest.mark.soak(cpu_s=30)
+@pytest.mark.soak(cpu_s=60)
 def test_two_ranks_in_pieces_and_bf16_that_are_killed_end_at_the_same_bytes(tmp_path):
+    """From a stage's weights, a tower locked, patches dropped, an average, over two seeds."""
     pool, recipe = write_pool(tmp_path / "pool"), tmp_path / "recipe.yaml"
-    text = RANKS.replace(*PIECES)
+    text = RANKS.replace("seeds: {seeds}}}\n", PIECES)
     recipe.write_text(text.format(path=pool, model=TINY_OPEN_CLIP))
     for name, fault in (("whole", "any:0"), ("killed", "step:1")):
         ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{name}-fault", fault=fault)
@@ -489,11 +472,12 @@ def test_two_ranks_in_pieces_and_bf16_that_are_killed_end_at_the_same_bytes(tmp_
     ended = clipmill_run(recipe, tmp_path / "killed", tmp_path / "again")
     assert ended.code == 0, ended.output
     stored = [point for point in ended.points if point.startswith("step ")]
-    assert len(stored) == 1, "it went on from its checkpoint"
-    for file in ("model.safetensors", "loss.parquet", "model.json"):
-        (whole,) = tmp_path.glob(f"whole/stages/clip-*/out/{file}")
-        (killed,) = tmp_path.glob(f"killed/stages/clip-*/out/{file}")
-        assert whole.read_bytes() == killed.read_bytes()
+    assert len(stored) == 3, "it went on from its checkpoint: one step's here, two of the next seed"
+    for file in ("model.safetensors", "loss.parquet", "model.json", "average/model.safetensors"):
+        for seed in (0, 1):
+            (whole,) = tmp_path.glob(f"whole/stages/clip-*/out/seed-{seed}.{file}")
+            (killed,) = tmp_path.glob(f"killed/stages/clip-*/out/seed-{seed}.{file}")
+            assert whole.read_bytes() == killed.read_bytes()
 
 
 def write_pool(folder: Path) -> Path:
