@@ -17,7 +17,8 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.patches import Patches
-from clipmill.stages.clip.start import Start, load_start, stretched
+from clipmill.stages.clip.start import Start, load_start, start_of, stretched
+from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
 from clipmill.stages.train.clip import ClipTraining
 from tests.stages.clip.exported import SMALL, TINY_OPEN_CLIP, weights, write_model
@@ -62,6 +63,12 @@ def test_a_start_gives_other_weights_and_is_trained_once_wherever_it_lies(traine
     assert weights(begun) not in (weights(trained()), weights(first))
     copied = shutil.copytree(first / "out", tmp_path / "copy")
     assert weights(trained(start=f"checkpoint:{copied}")) == weights(begun)
+    keys = set()
+    for folder in (first, copied):
+        stage = ClipTraining(**SMALL, start=f"checkpoint:{folder}")
+        facts = {"data": "", "folder": "", "cached": [], "facts": {}}
+        keys.add(Work(settings=stage, start=start_of(stage.start), **facts).key(0, "cpu"))
+    assert len(keys) == 1
 
 
 def test_a_start_whose_bytes_change_is_another_and_one_that_is_copied_is_not(first, tmp_path):
