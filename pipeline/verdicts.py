@@ -69,6 +69,15 @@ class Selects(Protocol):
 
 
 @runtime_checkable
+class Tells(Protocol):
+    """A stage of scores that can say why its first column is high or low at a row."""
+
+    def tells(self, values: Mapping[str, Any], kept: bool) -> str:
+        """Returns a clause on a row that a select kept or dropped, from its stored values."""
+        ...
+
+
+@runtime_checkable
 class Varies(Protocol):
     """A stage whose `verdicts` begin with work that all values share. The explorer, which asks for
     one value after another, does that work once."""

@@ -43,6 +43,7 @@ from clipmill.pipeline.run_folder.state import RunState, latest
 from clipmill.pipeline.stage import edges_taken
 from clipmill.stages.ops.images.pixels import PIXELS
 from tests.stages.networks import colours, marks, written
+from tests.stages.select.wordnet import write_wordnet
 
 RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
@@ -220,11 +221,15 @@ def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: 
     recipe = with_examples(load_recipe(str(RECIPE)), OURS)
     concepts, tasks = str(folder / "concepts.parquet"), str(generated / "eval")
     places = {"concepts": concepts, "tasks": tasks, "targets": tasks}
+    places["wordnet"] = write_wordnet(folder / "wordnet")
     weights = {"weight": np.ones((1, 768), np.float32), "bias": np.ones(1, np.float32)}
     save_file(weights, folder / "head.safetensors")
     sizes = {"shard_rows": shard_rows, "rows_per_shard": shard_rows // 2}
     stages = {
-        name: {key: places.get(key, sizes.get(key, value)) for key, value in keys.items()}
+        name: {
+            key: places.get(key, value) if value == "none" else sizes.get(key, value)
+            for key, value in keys.items()
+        }
         for name, keys in recipe.stages.items()
     }
     for name in SOURCES:

@@ -5,8 +5,8 @@
 Values, not files: rows with their floats to the last bit, exports as the rows in them. The class
 `recorded` is held to uid, reason and sha256. Inputs are drawn by integers (tests/every_stage.py).
 A stage is exact on one kind of processor; one that comes out in several ways has a digest of each:
-`score.clip_score` and `score.negclip` by OpenBLAS's kernels for AVX-512 and AVX2, whose order of
-sums differs.
+`score.clip_score`, `score.negclip` and `score.learnability` by OpenBLAS's kernels for AVX-512 and
+AVX2, whose order of sums differs.
 """
 
 import hashlib

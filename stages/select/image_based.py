@@ -29,7 +29,7 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.models import image_text, images
-from clipmill.stages.ops.outside import STAGE, named, need_either
+from clipmill.stages.ops.outside import STAGE, listing_digest, named, need_either
 from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
 from clipmill.stages.ops.vectors.centroids import file_or_folder, look_for
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
@@ -117,10 +117,12 @@ class ImageBased(DatasetStage):
 
     def outside(self) -> str:
         """Returns a digest of names, sizes and times of the files of targets and centroids."""
-        from clipmill.stages.select._targets import listing_digest
+        from clipmill.stages.ops.tasks import evaluation
 
-        places = filter(None, map(named, (self.targets, self.centroids)))
-        return digest([listing_digest(place) for place in places])
+        places = [place for place in map(named, (self.targets, self.centroids)) if place]
+        files = [file_or_folder(place, "key `targets`")[1] for place in places]
+        listings = [listing_digest if file else evaluation.listing_digest for file in files]
+        return digest([listed(place) for listed, place in zip(listings, places, strict=True)])
 
     def thresholds(self) -> tuple[Threshold, ...]:
         return (
@@ -207,7 +209,8 @@ def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """Returns keep, targets, nearest centroid and reason of every row."""
-    from clipmill.stages.select._targets import EMBED_BOTH, opened, target_counts
+    from clipmill.stages.ops.vectors.targets import EMBED_BOTH
+    from clipmill.stages.select._targets import opened, target_counts
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = unusable(row_ND)

@@ -18,6 +18,7 @@ LIMITS = {
     "clipmill.stages.select._groups": {"SLICE_ROWS": 30, "BUCKETS": 3},
     "clipmill.stages.select._tree": {"PART": 2},
     "clipmill.stages.select.prototypes": {"GROUP_ROWS": 50},
+    "clipmill.stages.ops.vectors.targets": {"ROWS": 50},
     "clipmill.stages.select._targets": {"ROWS": 50},
     "clipmill.stages.select._top": {"FEW": 20},
 }

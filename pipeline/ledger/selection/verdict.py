@@ -23,6 +23,7 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import UNDEFINED
 from clipmill.pipeline.stage import Stage, Threshold
 from clipmill.pipeline.terminal import cut, one_line
+from clipmill.pipeline.verdicts import Tells
 
 BATCH_ROWS = 65_536
 
@@ -171,6 +172,7 @@ def verdict(
         ]
         explained = [*_explained(state, select, "", rows)]
         explained = [*_clusters(state, select, rows, explained), *explained]
+        explained += _told(state, select, "", rows)
         sentence = "; ".join([f"kept by '{select}'", *explained, *keeper_of])
         thresholds = tuple(deciding(state, select, rows, None, uid))
         return Verdict(stage=select, kept=True, sentence=sentence, deciding=thresholds)
@@ -222,6 +224,7 @@ def _sentence(
     explained = [*_explained(state, stage, code, rows)]
     if stage != end:  # the end may state further conditions
         explained += _explained(state, end, rows[end].reason or "", rows)
+    explained += _told(state, stage, code, rows)
     clusters = [*_clusters(state, stage, rows, explained)]
     if not clusters:
         values, explained = [*values, *explained], []
@@ -236,6 +239,16 @@ def _explained(
     """Yields the select's own explanation of its verdict, if it has one."""
     if sentence := explanation(state.plan.stages[stage], code, rows[stage].values):
         yield sentence
+
+
+def _told(state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]) -> Iterator[str]:
+    """Yields what a score says of itself: any that a select kept a row by, or that a code names."""
+    for read, (source, column) in state.plan.stages[stage].bindings[0].items():
+        scorer = state.plan.stages[source].stage
+        if source not in rows or rows[source].reason or (code and not _names(code, read)):
+            continue
+        if isinstance(scorer, Tells) and column == scorer.writes[0].name:
+            yield scorer.tells(rows[source].values, kept=not code)
 
 
 def _clusters(

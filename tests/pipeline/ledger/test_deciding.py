@@ -31,6 +31,8 @@ best:
   where: b > 3 AND b < 19.5
   top: {column: a, rows: 6}
 some:  {uses: select.sample, from: best, rows: 4}
+mixed: {uses: score.mix, from: [pool, one], weights: {a: 2, b: -1}, scale: min_max}
+few:   {uses: select.where, from: mixed, top: {column: mix_score, rows: 3}}
 """
 PASSING = [row for row in numbered.ROWS if row > 3 and row % 5]  # 20 has no number either
 KEPT = sorted(PASSING)[-6:]
@@ -67,6 +69,14 @@ def test_a_row_that_others_beat_is_told_its_rank_and_what_it_would_have_taken(st
         assert of(state, row) == {">=": ranked(row)}
     said = text(why(state, numbered.uid(7)))
     assert "a 7 is 6 below 13, the least that 'best' keeps; it ranks 11 of 13, and 6 stay" in said
+
+
+def test_a_mixture_names_the_parts_that_spoke_for_a_row_and_against_it(state):
+    top = why(state, numbered.uid(19)).ends[-1].sentence
+    assert top == "kept by 'few'; for its a (+1.00), in spite of its b (-0.50)"
+    low = why(state, numbered.uid(1)).ends[-1].sentence
+    assert low.endswith(", for its a (-1.00), in spite of its b (+0.50)"), low
+    assert "for its" not in why(state, numbered.uid(5)).ends[-1].sentence  # it has no mixture
 
 
 def test_a_row_that_stays_is_told_of_every_threshold(state):

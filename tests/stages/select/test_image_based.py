@@ -13,6 +13,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.vectors import targets
 from clipmill.stages.ops.vectors.matrices import from_matrix
 from clipmill.stages.select import _targets
 from clipmill.stages.select.image_based import ImageBased
@@ -167,7 +168,8 @@ def test_one_parquet_of_embeddings_is_a_task_of_its_own(tmp_path, files, selecte
 def test_a_long_file_is_compared_in_pieces_across_its_row_groups(
     tmp_path, files, selected, monkeypatch
 ):
-    monkeypatch.setattr(_targets, "SPAN", 300)
+    monkeypatch.setattr(targets, "SPAN", 300)
+    monkeypatch.setattr(targets, "ROWS", 70)
     monkeypatch.setattr(_targets, "ROWS", 70)
     rng = np.random.default_rng(6)
     vectors = coarse(rng, 1_000) + np.float32(0.125)  # none is zero
