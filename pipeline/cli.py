@@ -120,6 +120,8 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
         if options.verb is None:
             print(parser.format_help(), end="")
             return DONE
+        if getattr(options, "out", None) == "":
+            raise RecipeError("an empty path", "--out", "name a folder or a file")
         for folder in map(Path, getattr(options, "own_stages", ())):
             if not folder.is_dir():
                 raise RecipeError("no such folder", f"--stages {folder}", "check the path")

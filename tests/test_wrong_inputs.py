@@ -60,6 +60,7 @@ TEXTS = {
     "good.csv": "url,caption\n"
     + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
     "empty.csv": "",
+    "mac.csv": "url,caption\rhttp://127.0.0.1:9/1.jpg,a dog\r",
     "one.csv": "caption\na dog\na cat\n",
     "broken.jsonl": '{"url": \n',
     "numbers.json": "[1, 2]",
@@ -82,6 +83,8 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "run it.yaml -o r": ("unknown option '-o'", "clipmill run", "its options are: -h, --help"),
     "run it.yaml r --out r": ("more than it takes: r", "clipmill run", "--help"),
     "run it.yaml --out": ("--out without a value", "clipmill run", "--help"),
+    "run it.yaml --out ''": ("an empty path", "--out", "name a folder"),
+    "init mac.csv --out m.yaml": ("carriage returns alone", "mac.csv", "tr "),
     "run it.yaml --out r --workers x": ("--workers is 'x'", "clipmill run", "--help"),
     "run it.yaml --out r --workers -1": ("--workers -1", "the arguments", "0 or more"),
     "run it.yaml --out r --address x:1": ("--address without Ray", "the arguments", "--executor"),

@@ -127,10 +127,11 @@ class ArmWriter:
                 self._put(names[size], rows, [size, *of_parent])
 
     def _bounds(self, sizes: list[int], parent: Rows) -> list[int]:
-        """Returns, for each size, the hash below which exactly this many rows of the parent lie.
+        """Returns, for each size, the hash below which this many rows of the parent lie.
 
-        Reads the uids twice: the first pass counts hashes by their leading bits, the second keeps
-        those of the bins that contain a bound.
+        Rows of one uid have one hash: where it is the bound, all of them stay out. Reads the uids
+        twice: the first pass counts hashes by their leading bits, the second keeps those of the
+        bins that contain a bound.
         """
         if not sizes:
             return []

@@ -59,7 +59,7 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         name for file in layout.files if (name := caption_path(file.name, layout.captions)) in found
     ]
     place, key = layout.captions, None
-    if not tables and texts and place.lower().endswith(".json"):
+    if not caption and texts and place.lower().endswith(".json"):
         key, table = _in_json(layout, texts, answers)
         place = place if key else ""
     elif not tables:
@@ -73,7 +73,7 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         for file in layout.files
     )
     rows = len(layout.files)
-    settings: dict[str, Any] = {"caption_col": caption} if caption not in (None, "text") else {}
+    settings: dict[str, Any] = {"caption_col": caption} if tables and caption != "text" else {}
     if place not in ("", "{name}.txt"):
         settings["caption_files"] = place
     if key:
@@ -194,15 +194,14 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
         free = table.select([name for name in names if not is_url(table[name])])
         caption = roles_of(free, {}, where).caption
     named = dict(answers) | ({"caption": caption} if caption else {})
-    has_captions = has_txt or bool(caption) or "caption" in names or not names
+    has_captions = has_txt or bool(caption) or "caption" in names
     stats = [name for name in layout.beside if name.endswith("_stats.json")]
     card = dataset_card(layout.storage)
-    rows: int | None = None
+    counts: list[Any] = [None]
     if card is not None:
-        rows = int(str(card.get("rows", 0)))
+        counts = [card.get("rows")]
     elif len(stats) == len(layout.files):
-        counts = [layout.storage.read_json(name, dict[str, Any]) or {} for name in stats]
-        rows = sum(int(count.get("successes", 0)) for count in counts)
+        counts = [(layout.storage.read_json(name, dict) or {}).get("successes") for name in stats]
     wrote = "clipmill's export" if card is not None else "img2dataset's output" if stats else ""
     tars = f"{len(layout.files):,} WebDataset tar{'s' if len(layout.files) > 1 else ''}"
     data = Data(
@@ -210,7 +209,7 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
         what=f"{tars}{wrote and f', {wrote}'}",
         uses="ingest.webdataset",
         settings={f"{role}_col": name for role, name in named.items()},  # a tar is a shard
-        rows=rows,
+        rows=sum(counts) if all(isinstance(count, int) for count in counts) else None,
         columns=named,
         has_captions=has_captions,
         aside=layout.aside,
@@ -222,21 +221,21 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
 def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
     """Returns the .json of the first tar's first samples as a table, and whether there is a .txt.
 
-    A tar that cannot be read has none: the stage that reads it tells.
+    True also if no sample, or no .json of them, can be read: the stage that reads it tells.
     """
     first = layout.files[0].name
     body = io.BytesIO(layout.storage.read_at(first, 0, TAR_BYTES))
     if first.lower().endswith(TARS[1:]):
         with suppress(zlib.error):
             body = io.BytesIO(zlib.decompressobj(31).decompress(body.read(), TAR_BYTES))
-    records, has_txt = [], False
+    records, suffixes = [], set[str]()
     with (
         suppress(tarfile.TarError, OSError, *PARSE_ERRORS),
         tarfile.open(fileobj=body, mode="r:") as tar,
     ):
         for member in islice(tar, TAR_MEMBERS):
             suffix = suffix_of(member.name)
-            has_txt = has_txt or suffix == ".txt"
+            suffixes.add(suffix)
             if (
                 suffix == ".json"
                 and member.size <= JSON_BYTES
@@ -244,7 +243,8 @@ def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
             ):
                 record = json.load(file)
                 records += [record] if isinstance(record, dict) else []
-    return records_sample(records), has_txt
+    is_unread = not records and (".json" in suffixes or not suffixes)
+    return records_sample(records), is_unread or ".txt" in suffixes
 
 
 def with_texts(data: Data, table: pa.Table, caption: str | None) -> Data:

@@ -197,6 +197,13 @@ def _near(layout: Layout) -> tuple[Storage, list[str]]:
     return parent, _pictures_in(parent)
 
 
+def _is_shown(info: fs.FileInfo) -> bool:
+    try:
+        return bool(info.base_name[:1] != ".")
+    except UnicodeDecodeError:  # no table names such a file
+        return False
+
+
 def _pictures_in(storage: Storage) -> list[str]:
     names, folders = list[str](), [""]
     for _ in range(3):  # all of a home would take minutes
@@ -206,7 +213,7 @@ def _pictures_in(storage: Storage) -> list[str]:
             for info in storage.fs.get_file_info(
                 fs.FileSelector(storage.locate(folder).rstrip("/"))
             )
-            if info.base_name[:1] != "."
+            if _is_shown(info)
         ]
         paths = {info.path[len(storage.path) :].lstrip("/"): info.type for info in found}
         names += [path for path in paths if suffix_of(path) in PICTURES]

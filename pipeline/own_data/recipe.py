@@ -12,6 +12,7 @@ from clipmill.pipeline.own_data.data import Data
 from clipmill.pipeline.own_data.servers import Captioner
 
 PLAIN = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*")
+ESCAPED = re.compile(r"[\x7f-\x9f]")  # control characters, which JSON takes and YAML does not
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other values in YAML 1.1
 SIGNATURE = "# `curate` may write this file anew until you change it: "
 COMMENTS = {  # comment on each setting of an ingest stage
@@ -123,12 +124,16 @@ def in_yaml(value: Any) -> str:
         return value
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(map(in_yaml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return _escaped(json.dumps(value, ensure_ascii=False))
 
 
 def _comment(text: str) -> str:
     """Returns a text as one line, without the keys of URIs in it."""
-    return without_keys(" ".join(text.split()))
+    return _escaped(without_keys(" ".join(text.split())))
+
+
+def _escaped(text: str) -> str:
+    return ESCAPED.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
 
 
 def path_in_yaml(path: str) -> str:

@@ -147,7 +147,7 @@ def _column_of(
 
 
 def _level(role: str, name: str) -> int | None:
-    """Returns 0 for a name of the role, 1 for a path that is one, 2 for one that has one."""
+    """Returns 0 for a name of the role, 1 for a path of such names, 2 for a path with one."""
     parts = name.split(".")
     is_part = [_plain(part) in NAMES[role] for part in parts]
     if _plain(name) in NAMES[role] or all(is_part):

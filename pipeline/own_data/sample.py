@@ -20,6 +20,7 @@ from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.own_data.layouts import PACKED
 from clipmill.pipeline.own_data.roles import PATH
 from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.settings import stage_class
@@ -31,7 +32,6 @@ BLOCK_BYTES = 4 << 20  # read of the first file's text
 COUNTED_BYTES = 512 << 20  # lines are counted up to this size, else estimated
 MOST_BAD = 20  # UTF-8 if at most one line in 20 has other bytes
 COUNTED_FILES = 64  # rows are added up over the first Parquet files, else estimated
-PACKED = (".gz", ".bz2", ".zst")
 LINKS = ("http://", "https://")
 WINDOWS = "cp1252"  # most likely encoding of text that is not UTF-8
 
@@ -150,10 +150,18 @@ def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | No
         raise RecipeError("bytes that are no text", where, "give it the suffix of what it is")
     block = block if is_whole else block[: block.rfind(b"\n") + 1]
     text = block.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    if "\r" in text and "\n" not in text:
+        do = "write line feeds:  tr '\\r' '\\n' < OLD > NEW"
+        raise RecipeError("lines that end in carriage returns alone", where, do)
     lines = text.splitlines()
     if sum("\ufffd" in line for line in lines) * MOST_BAD <= len(lines):
         return text, is_whole, None
-    return block.decode(WINDOWS, errors="replace"), is_whole, WINDOWS
+    try:
+        return block.decode(WINDOWS), is_whole, WINDOWS
+    except UnicodeDecodeError as error:
+        found = f"letters neither of UTF-8 nor of Windows ({WINDOWS}): byte {error.start:,}"
+        do = "save it as UTF-8:  iconv -f ENCODING -t UTF-8 OLD > NEW"
+        raise RecipeError(found, where, do) from None
 
 
 def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
@@ -310,7 +318,7 @@ def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) ->
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Returns the table with dictionaries decoded, and structs as their fields, by dotted paths.
+    """Returns the table without dictionaries and views, and structs as their fields, by paths.
 
     A struct with `bytes` holds a picture, and stays.
     """
@@ -320,6 +328,8 @@ def _plain(table: pa.Table) -> pa.Table:
         name, values = waiting.pop(0)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if pa.types.is_string_view(values.type):  # which few functions of Arrow take
+            values = values.cast(pa.large_string())
         if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") < 0:
             inner = [(f"{name}.{f.name}", pc.struct_field(values, [f.name])) for f in values.type]
             waiting = [*(pair for pair in inner if pair[0] not in table.column_names), *waiting]

@@ -6,6 +6,7 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from clipmill.pipeline.errors import RecipeError
@@ -78,6 +79,6 @@ def _json(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     try:
         with opener.open(request, timeout=ANSWER_S) as answer:
             found = json.loads(answer.read(MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, HTTPException, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

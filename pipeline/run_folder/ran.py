@@ -67,7 +67,8 @@ def forgotten(recipe: Recipe, run: Storage) -> list[str]:
         target = text.partition("=")[0]
         then, now = _value_at(ran["stages"], target), _value_at(plain(recipe.stages), target)
         if target not in repeated and then != now:
-            here = "the recipe leaves it out now" if now is None else f"this one has {now}"
+            here = "the recipe leaves it out now"
+            here = here if now is None else f"this one has {str(now).strip()}"
             clauses.append(f"last run had {text}; {here}: --set {shlex.quote(text)} has it again")
     return clauses
 

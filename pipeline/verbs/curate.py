@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         code = runs.run(run_options, write_report)
-    except RecipeError:  # nothing has run: the recipe is as it was
+    except (RecipeError, OSError):  # nothing has run: the recipe is as it was
         recipe.unlink() if before is None else recipe.write_text(before, encoding="utf-8")
         raise
     if options.captions and code == DONE:

@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="make damaged files again; damaged downloads are asked for again only with this",
+        help="make damaged files again, downloads too, and run the recipe to its end",
     )
     add_executor(parser)
 

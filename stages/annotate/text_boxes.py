@@ -45,7 +45,7 @@ class TextBoxes(RowStage):
     ocr: bool = False  # read the lines, too: `ocr_text`
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
 
-    version = 2
+    version = 3
     determinism = "exact"
     batch_rows = 64
     reads = (PIXELS,)
@@ -85,14 +85,16 @@ class TextBoxes(RowStage):
         boxes_K42, lines = np.empty((0, 4, 2), np.float32), []
         if min(height, width) * min(1, self.side / max(height, width)) >= LEAST_SIDE:
             bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-            answer = reader(bgr, use_det=True, use_cls=False, use_rec=self.ocr)
-            if answer.boxes is not None:
-                boxes_K42 = np.asarray(answer.boxes, np.float32)
-                is_line_K = may_be_lines(boxes_K42, height, width)
-                boxes_K42 = boxes_K42[is_line_K]
-                if self.ocr and answer.txts:
-                    read_K = np.array(answer.scores) >= LEAST_CERTAIN
-                    lines = list(compress(answer.txts, is_line_K & read_K))
+            found = reader(bgr, use_det=True, use_cls=False, use_rec=False).boxes
+            if found is not None:
+                boxes_K42 = np.asarray(found, np.float32)
+                boxes_K42 = boxes_K42[may_be_lines(boxes_K42, height, width)]
+            if self.ocr and len(boxes_K42):  # apart: it leaves out boxes in which it reads nothing
+                answer = reader(bgr, use_det=True, use_cls=False, use_rec=True)
+                if answer.boxes is not None and answer.txts:
+                    is_line_K = may_be_lines(np.asarray(answer.boxes, np.float32), height, width)
+                    is_read_K = np.array(answer.scores) >= LEAST_CERTAIN
+                    lines = list(compress(answer.txts, is_line_K & is_read_K))
         corners_K42 = boxes_K42 / np.array([width, height], np.float32)
         return {
             TEXT_BOXES.name: corners_K42.reshape(-1, 8).tolist(),

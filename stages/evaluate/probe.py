@@ -39,7 +39,7 @@ class Probe(DatasetStage):
     """results.json: accuracy of classifiers of a model's frozen embeddings, 0 to 1, by task.
 
     It reads what `evaluate.zero_shot` stored with `embeddings: true`, of tasks whose pictures have
-    a class each. A picture is classified by what was fitted to four fifths of the task, without it.
+    a class each. A picture is classified by a fit to the four fifths of the task without it.
     `ridge` is least squares with a ridge of 1; `neighbours` are votes of the 10 nearest by cosine;
     `discriminant` is linear, with half of its covariance the same in all directions. A task `flags`
     has the results `flags_ridge`, and so on. Classes of one picture are left out; `notes` in

@@ -86,7 +86,7 @@ class ImageFolder(DatasetStage):
     Example: {path: pictures}
     """
 
-    version = 3
+    version = 4
     determinism = "exact"
     takes = ()
     reasons = ("too_large", "outside", "unreadable", "bad_caption")
@@ -194,6 +194,8 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
 def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str, Any]:
     """Raises StageError if a metadata file names no images, or lacks the captions."""
     storage, _ = open_pool(stage.path)
+    if leads_out(storage, path) and not stage.follow_links:
+        return {}  # `read` passes it over
     where = f"{storage}/{path}"
     names: list[str] = []
     with suppress(*UNREADABLE), io.BufferedReader(storage.open(path), 1 << 20) as file:
@@ -227,7 +229,8 @@ def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple
         texts = texts if isinstance(texts, list) else texts.to_pylist()
         for name, text in zip(names.to_pylist(), texts, strict=True):
             is_empty = isinstance(text, list) and not any(text)
-            yield f"{folder}{name}", None if is_empty else text
+            place = f"{folder}{name}".replace("\\", "/")  # as imagefolder reads ./a.jpg and b\a.jpg
+            yield posixpath.normpath(place), None if is_empty else text
 
 
 def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[Rows]:

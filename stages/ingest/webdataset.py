@@ -69,9 +69,9 @@ class WebDataset(DatasetStage):
     """Image and caption of every sample of a tar, one shard per tar; null, with a reason, if none.
 
     A sample is a run of members that share their path up to the first dot of the name; it also ends
-    where a suffix repeats, because tars may be joined, and the next may begin with the key that
-    this one ends with. A hard link, as GNU tar writes for a file that has two names, is the file
-    that it leads to; another link, or a device, is `unreadable`. Caption: the .json's at
+    where a suffix repeats: tars may be joined, and the next one may begin with the same key. A
+    hard link, as GNU tar writes for a file with two names, is the file that it leads to; another
+    link, or a device, is `unreadable`. Packed tars are read only alone. Caption: the .json's at
     `caption_col`, a key or a dotted path; else the .txt, else `caption` of the .json. A byte-order
     mark is no letter. url and sizes: the .json. sha256 is that of the stored bytes, not that of the
     .json: img2dataset states that of the file before it resizes, and some write one for all. uid:

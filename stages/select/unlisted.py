@@ -37,7 +37,7 @@ class Unlisted(DatasetStage):
         distance of perceptual hashes.
     Error: a host's entry takes all names below it. By chance, 2^-64 an entry; 7 of 64 bits by
         chance, 10^-10. Of pictures MD5 is compared by download.images alone, as it is stored
-        nowhere. A union shows what is listed in a pool of it: list after the union. export.map has
+        nowhere. A union shows rows that were listed before it: list after the union. export.map has
         dropped rows that have an embedding: embed with `only: NAME`.
     Example: {after: [ingest.datacomp], lists: {links: links.txt}}
     """

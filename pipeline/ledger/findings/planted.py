@@ -35,6 +35,7 @@ ABOUT = {  # columns of our own labels that are no fault by themselves
 }
 NAMES = {"eval_near": "copy of an evaluation image"}
 MAX_VALUES = 50  # most values of a text column of kinds; more are rows' own
+CAUSE, VALUE = "#cause", "#value"  # of a row in the run; no label has these names
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def read_truth(pool: Path) -> Truth:
         kinds["swapped, within its group"] = pl.col("swapped_in_group")
     if "is_good" in table.columns:
         return Truth(table, kinds, pl.col("is_good"), unjudged)
-    is_faulty = pl.any_horizontal([kind.fill_null(False) for kind in kinds.values()])
+    faults = [kind.fill_null(False) for kind in kinds.values()]
+    is_faulty = pl.any_horizontal(pl.lit(False), *faults)
     return Truth(table, kinds, ~is_faulty, unjudged)
 
 
@@ -215,13 +217,13 @@ def _judged(state: RunState, stage: str, truth: Truth) -> Judged:
         stage=stage,
         rows=len(rows),
         absent=len(truth.table) - len(rows),
-        kept=len(rows.filter(pl.col("cause") == "")),
+        kept=len(rows.filter(pl.col(CAUSE) == "")),
         planted=tuple(kind for kind in kinds if kind.rows),
     )
 
 
 def _kind_rows(kind: str, rows: pl.DataFrame, harmless: bool = False) -> KindRows:
-    caught = Counter(rows["cause"].to_list())
+    caught = Counter(rows[CAUSE].to_list())
     kept = caught.pop("", 0)
     return KindRows(
         kind=kind,
@@ -237,7 +239,7 @@ def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
 
     The run chooses which: the first that it kept, base rows before copies.
     """
-    order = [pl.col("cause") != "", pl.col("dup_kind").is_not_null(), pl.col("uid")]
+    order = [pl.col(CAUSE) != "", pl.col("dup_kind").is_not_null(), pl.col("uid")]
     usable = rows.filter(pl.col("usable")).sort(order)
     return usable.filter(pl.int_range(pl.len()).over("dup_cluster") > 0)
 
@@ -252,7 +254,7 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
         for stage, code, rows in causes(ShardReasons(state, root, shard), end):
             cause[rows.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
         tables = state.stored[root].read(shard_state, [UID.name], 65_536)
-        return pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), "cause": cause.tolist()})
+        return pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), CAUSE: cause.tolist()})
 
     frames = ahead(state.run, read, sorted(state.stages[root].shards))
     return pl.concat(frames).unique("uid", keep="first", maintain_order=True)
@@ -266,14 +268,14 @@ def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detect
     shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
     tables = ahead(state.run, shards.table, range(len(shards)))
     columns = pa.concat_tables(table.select([UID.name, SCORE]) for table in tables)
-    scores = pl.DataFrame({"uid": _hex(columns), SCORE: columns[SCORE]})
+    scores = pl.DataFrame({"uid": _hex(columns), VALUE: columns[SCORE]})
     rows = truth.table.join(scores.unique("uid", keep="first"), on="uid")
-    rows = rows.filter(pl.col(SCORE).is_not_null())
+    rows = rows.filter(pl.col(VALUE).is_not_null())
     if "lang" in rows.columns:
         rows = rows.filter(pl.col("lang").fill_null("en") == "en")
-    good = rows.filter(truth.good)[SCORE].to_numpy().astype(np.float64)
+    good = rows.filter(truth.good)[VALUE].to_numpy().astype(np.float64)
     for kind, is_kind in truth.kinds.items():
-        bad = rows.filter(is_kind)[SCORE].to_numpy().astype(np.float64)
+        bad = rows.filter(is_kind)[VALUE].to_numpy().astype(np.float64)
         if len(good) and len(bad) and kind not in HARMLESS:
             yield Detection(
                 stage=bound[0],

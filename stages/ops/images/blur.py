@@ -12,6 +12,7 @@ RGB = NDArray[np.uint8]
 Boxes = Sequence[Sequence[float]]  # x0, y0, x1, y1 of each, in fractions of the sides
 NO_BOXES, BAD_BOX = "no_boxes", "bad_box"  # reasons
 GROWN = 0.1  # of the longer side: what a box grows by, and half the kernel
+FAR = -1, 2  # fractions at which a box is cut: a box in pixels would take a kernel of millions
 
 
 def fault(boxes: Boxes | None) -> str | None:
@@ -44,7 +45,8 @@ def blurred(rgb: RGB, boxes: Boxes) -> RGB:
     height, width = rgb.shape[:2]
     mask_HW, largest = np.zeros((height, width), np.float32), 0
     for box in boxes:
-        pixels = [int(n * size) for n, size in zip(box, (width, height) * 2, strict=True)]
+        near = np.clip(box, *FAR).tolist()
+        pixels = [int(n * size) for n, size in zip(near, (width, height) * 2, strict=True)]
         longer = max(pixels[2] - pixels[0], pixels[3] - pixels[1])
         largest = max(largest, longer)
         grown = [

@@ -104,8 +104,9 @@ def square(rgb: RGB, size: int) -> RGB:
 
 
 def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
-    """Returns the picture in that format; quality 0 to 100, for PNG the compression, 0 to 9."""
+    """Returns the picture in that format; quality 0 to 100, for PNG the compression, up to 9."""
     _, option = ENCODED[encode_format]
+    quality = min(quality, 9) if encode_format == "png" else quality  # OpenCV would, and says so
     bgr = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR)
     try:
         done, data = cv2.imencode(f".{encode_format}", bgr, [option, quality])

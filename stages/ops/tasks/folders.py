@@ -179,7 +179,7 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
         found = f"holds {' '.join(lines)[:100]!r}"
         return (), [Finding(found, where, "write the number of shards")]
     present = {file for file in present if file.endswith(".tar")}
-    # A file can state any number: names are made of existing shards, and of the first gap.
+    # The file may state any number: look only at shards that exist, and at the first gap.
     numbers = {int(n) for n in (f[:-4] for f in present) if n.isdecimal() and len(n) < 10}
     stated = range(int(lines[0]))
     shards = tuple(f"{n}.tar" for n in sorted(numbers) if n in stated and f"{n}.tar" in present)

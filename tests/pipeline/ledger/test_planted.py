@@ -67,6 +67,26 @@ def test_a_truth_of_ones_own_is_judged_by_each_boolean_and_each_text_column(
     assert "not judged: title" in clipmill("pool", "score", tmp_path, "--run", ran).out
 
 
+def test_labels_may_have_any_name_and_a_truth_without_faults_has_good_rows_alone(
+    clipmill, generated, ran, tmp_path
+):
+    truth = pl.read_parquet(generated / "truth.parquet").select("uid", odd=pl.col("is_good"))
+    path = tmp_path / "truth.parquet"
+
+    def scored(**labels):
+        truth.with_columns(**labels).write_parquet(path)
+        found = clipmill("pool", "score", tmp_path, "--run", ran, "--json").json
+        return found["selects"][0]["kept"], found["detection"]
+
+    shop = pl.when("odd").then(pl.lit("a shop"))
+    plain, named = scored(), scored(cause=shop, clip_score=pl.lit(0.0))
+    assert named[0] == plain[0] > 0
+    assert [row for row in named[1] if row["kind"] == "odd"] == plain[1]
+    truth.select("uid").write_parquet(path)
+    found = clipmill("pool", "score", tmp_path, "--run", ran, "--json").json
+    assert [row["kind"] for row in found["selects"][0]["planted"]] == ["good"]
+
+
 def test_links_that_work_nonetheless_are_those_of_the_pools_builder():
     assert {*HARMLESS} == {f"link_issue: {link}" for link in HARMLESS_LINKS}
 

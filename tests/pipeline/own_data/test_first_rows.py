@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -189,6 +190,38 @@ def test_tars_of_pictures_alone_have_no_captions(drawn, tmp_path):
     begun = started(tars(tmp_path, {"n": 1}, drawn))
     assert not begun.data.has_captions
     assert begun.data.notes == ("no .txt and no captions in the .json were found",)
+
+
+def test_tars_without_any_json_or_txt_have_no_captions(drawn, tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "0.tar")) as sink:
+        for pair in drawn[:4]:
+            sink.write({"__key__": pair.name[:4], "jpg": pair.image, "cls": 1})
+    begun = started(tmp_path / "0.tar")
+    assert not begun.data.has_captions
+    assert begun.preview.unusable == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "rows"),
+    [
+        ("0_stats.json", '{"successes": 4}', 4),
+        ("0_stats.json", '{"successes": null}', None),
+        ("0_stats.json", '{"succ', None),
+        ("dataset.json", '{"counts": {}, "rows": 4}', 4),
+        ("dataset.json", '{"counts": {}}', None),
+    ],
+)
+def test_rows_that_no_file_states_are_not_told(name, stated, rows, drawn, tmp_path):
+    path = tars(tmp_path, {"caption": "a red shoe"}, drawn)
+    (tmp_path / name).write_text(stated)
+    assert started(Path(path).parent).data.rows == rows
+
+
+def test_views_of_texts_are_texts(tmp_path):
+    links, texts = [f"https://a.test/{n}.jpg" for n in range(9)], ["a red shoe"] * 9
+    views = {name: pa.array(v, pa.string_view()) for name, v in (("url", links), ("text", texts))}
+    pq.write_table(pa.table(views), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == texts
 
 
 def test_json_that_is_a_hole_of_gigabytes_is_not_read(tmp_path, monkeypatch):

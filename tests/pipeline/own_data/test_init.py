@@ -139,7 +139,7 @@ def test_the_table_fits_the_terminal(clipmill, tmp_path, monkeypatch):
 
 
 def test_a_value_that_yaml_would_read_otherwise_is_quoted(clipmill, tmp_path):
-    folder = tmp_path / "a #1: {x}"
+    folder = tmp_path / "a #1: {x}\x80\x85"  # as UTF-8 that was read as Latin-1 has them
     folder.mkdir()
     rows = '"the: link",null\nhttps://a.test/1.jpg,a red shoe\nhttps://a.test/2.jpg,two shoes\n'
     (folder / "it.csv").write_text(rows)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.metadata.globs import files_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data.data import Data, shard_rows
 from clipmill.pipeline.own_data.look import look_at
@@ -172,6 +174,18 @@ def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"metadata.csv": "file_name,prompt,title\n1.jpg,a red shoe,shoe 1\n"})
     assert refused(tmp_path, UnsureError).ask == "caption"
     assert look(tmp_path, caption="title").settings["caption_col"] == "title"
+
+
+def test_metadata_of_labels_alone_is_passed_over(tmp_path):
+    files = {"1.jpg": "", "2.jpg": "", "metadata.csv": "file_name,label\n1.jpg,0\n2.jpg,1\n"}
+    put(tmp_path / "a", **files)
+    found = look(tmp_path / "a")
+    assert (found.has_captions, found.settings) == (False, {"caption_col": None, "shard_rows": 100})
+    put(tmp_path / "b", **files, **{"1.txt": "a red shoe", "2.txt": "a blue shoe"})
+    assert look(tmp_path / "b").has_captions
+    records = {f"{n}.json": '{"prompt": "a red shoe"}' for n in (1, 2)}
+    put(tmp_path / "c", **files, **records)
+    assert look(tmp_path / "c").settings["caption_key"] == "prompt"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
@@ -445,3 +459,25 @@ def test_an_answer_that_holds_something_else_is_told_what(role, column, said, tm
     found, where, do = error.value.args
     assert (found, where) == (said, f"--{role}, {tmp_path}/a.csv")
     assert ("--url link" in do) is (column == "link")
+
+
+def test_a_run_below_the_data_is_no_part_of_them(tmp_path):
+    rows = {"run/run.json": "{}", "run/recipes/1.json": "{}", "run/stages/a/0.json": "{}"}
+    put(tmp_path, **{"1.jpg": b"", "1.txt": "a red shoe", "run.yaml": "", **rows})
+    assert look(tmp_path).rows == 1
+    assert [file.name for file in files_of(str(tmp_path))] == ["1.jpg", "1.txt", "run.yaml"]
+    assert [file.name for file in files_of(str(tmp_path / "run/stages"))] == ["a/0.json"]
+
+
+def test_a_name_may_hold_a_line_end_and_one_that_is_no_utf_8_is_said(tmp_path):
+    put(tmp_path, **{"a\nb.jpg": b"", "t.csv": "id,title\n1,a red shoe\n"})
+    assert "a\nb.jpg" in [file.name for file in files_of(str(tmp_path))]
+    (tmp_path / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"")
+    assert "bad\\xff.jpg" in str(refused(tmp_path))
+    assert "no column of links" in str(refused(tmp_path / "t.csv"))
+
+
+def test_letters_of_neither_utf_8_nor_windows_are_said(tmp_path):
+    rows = "url,text\n" + "https://a.test/1.jpg,赤い三角形の絵です\n" * 3
+    (tmp_path / "a.csv").write_bytes(rows.encode("shift_jis"))
+    assert "save it as UTF-8" in str(refused(tmp_path / "a.csv"))

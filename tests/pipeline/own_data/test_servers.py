@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,6 +118,21 @@ def test_what_is_no_such_server_is_passed_over_and_none_is_told(answer, ports):
     with answering({"/v1/models": answer}) as port:
         ports(vllm=port)
         with pytest.raises(RecipeError, match=r"no model answers(.|\n)*ollama serve"):
+            captioner(AUTO)
+
+
+def test_a_server_that_speaks_no_http_is_passed_over(ports):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        ports(vllm=server.getsockname()[1])
+        with pytest.raises(RecipeError, match="no model answers"):
             captioner(AUTO)
 
 

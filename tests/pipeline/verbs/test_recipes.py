@@ -19,6 +19,7 @@ def test_each_says_what_it_does_follows_expects_and_measured(clipmill, monkeypat
         assert words == ["follows", "expects", "measured"]
     assert max(map(len, said.splitlines())) <= 80
     heads = clipmill("recipes", "--json").json
+    assert all(head[""] for head in heads.values())
     assert heads["smoke"]["Expects"] == "under 30 s; 600 rows in"
     assert heads["dfn"]["Run"].endswith("clipmill run dfn --out demo/dfn")
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from clipmill.stages.annotate.blur import Blur
 from clipmill.stages.ops.images.blur import blurred
+from clipmill.stages.ops.images.resize import encode
 from tests.stages.networks import drawn, worker
 
 ONE = [0.1, 0.2, 0.6, 0.7]
@@ -42,3 +43,11 @@ def test_pictures_with_boxes_are_blurred_and_others_keep_their_bytes(tmp_path):
     assert out["image_bytes"][:2] == [len(out["image"][0]), len(image[1])]
     webp = Blur().open(worker(tmp_path))(batch)["image"][0].as_py()
     assert Image.open(io.BytesIO(webp)).format == "WEBP"
+
+
+def test_a_png_at_the_default_quality_is_packed_most_and_nothing_is_said(tmp_path, capfd):
+    (rgb,) = drawn((20, 30))
+    batch = pa.table({"image": [png(rgb)], "face_bboxes": [[ONE]]})
+    image = Blur(encode_format="png").open(worker(tmp_path))(batch)["image"][0].as_py()
+    assert image == encode(blurred(rgb, [ONE]), "png", 9)
+    assert capfd.readouterr().err == ""

@@ -58,6 +58,20 @@ def test_boxes_and_words_are_rapidocrs_own(tmp_path):
     assert 0.1 < out["text_share"][0].as_py() < 0.6
 
 
+@pytest.mark.slow("networks of 31 MB")
+def test_boxes_in_which_nothing_is_read_stay_when_lines_are_read(tmp_path):
+    rgb = np.full((120, 240, 3), 255, np.uint8)
+    y = 60 + np.random.default_rng(55).integers(-8, 8, 34)
+    points = np.stack([np.arange(20, 220, 6), y], 1).astype(np.int32)
+    cv2.polylines(rgb, [points], False, (0, 0, 0), 2)
+    (plain, read) = (
+        TextBoxes(ocr=ocr).open(worker(tmp_path))(pictures([rgb])) for ocr in (False, True)
+    )
+    assert len(plain["text_boxes"][0]) == 1
+    assert read.select(plain.column_names) == plain
+    assert read["ocr_text"].to_pylist() == [""]
+
+
 def photographs(count: int) -> Iterator[tuple[Image.Image, str]]:
     """Pieces of scikit-learn's two photographs, 96 to 256 pixels wide, and words for them."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]

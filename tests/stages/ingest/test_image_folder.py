@@ -42,6 +42,25 @@ def test_no_link_leads_out_of_the_folder_unless_that_is_allowed(tmp_path, pool_o
     assert rows["text"].to_pylist() == ["a secret", None, "a secret", "a secret"]
 
 
+def test_metadata_out_of_the_folder_is_not_looked_at(tmp_path, pool_of):
+    folder, own = tmp_path / "given", tmp_path / "own.csv"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"image")
+    own.write_text("name,phone\nA. Nother,555\n")
+    (folder / "metadata.csv").symlink_to(own)
+    stage = ImageFolder(path=str(folder))
+    assert pool_of(stage)["text"].to_pylist() == stage.head(1)["text"].to_pylist() == [None]
+    with pytest.raises(StageError, match="no column 'file_name'"):
+        pool_of(replace(stage, follow_links=True))
+
+
+def test_a_file_name_is_a_path_in_any_spelling(folder, pool_of):
+    names = r"./a.JPG", r"b\\10.webp", r"b/../b/2.png"
+    lines = [f'{{"file_name": "{name}", "text": "found"}}' for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    assert set(captions(pool_of(ImageFolder(path=str(folder)))).values()) == {"found"}
+
+
 @pytest.fixture
 def folder(tmp_path):
     files = {

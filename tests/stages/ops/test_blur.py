@@ -30,6 +30,13 @@ def test_a_picture_without_a_box_is_the_same_object():
     assert (blurred(rgb, [ONE]) != rgb).any()
 
 
+def test_a_box_far_past_the_edge_is_cut():
+    (rgb,) = drawn((20, 30))
+    cut = blurred(rgb, [[0, -1, 2, 1]])
+    for far in (300, 1e9, 1e300):
+        np.testing.assert_array_equal(blurred(rgb, [[0, -far, far, 1]]), cut)
+
+
 def test_what_is_no_box_has_a_reason():
     for good in ([], [ONE], [ONE, TWO], [[-0.1, 0, 1.1, 1]], [[0.5] * 4]):
         assert fault(good) is None, good
