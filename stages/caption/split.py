@@ -7,21 +7,13 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import (
-    CAPTIONS,
-    CAPTIONS_MISSING,
-    REASON,
-    REASON_TYPE,
-    TEXT,
-    UID,
-    Column,
-)
+from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, TEXT, UID, Column
 from clipmill.metadata.uid import coin_hash, mixed
 from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from clipmill.stages.ops.texts.lists import flat_texts, text_list
+from clipmill.stages.caption._table import caption_table
+from clipmill.stages.ops.texts.lists import flat_texts
 
 # Shapes: N rows of the batch, T texts of all rows.
 
@@ -93,20 +85,12 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
     if stage.most is not None:
         bits_N = coin_hash(batch[UID.name], seed=seed, stage=name, purpose="most")
         texts = drawn(texts, bits_N, stage.most)
-    captions_N, missing_N, texts_N = (
-        np.bincount(frame["row"].to_numpy(), minlength=len(batch))
-        for frame in (captions, missing, texts)
-    )
-    none_N = texts_N == 0
-    reason = pc.case_when(
-        pc.make_struct(pa.array(captions_N == 0), pa.array(none_N)), *Split.reasons
-    )
-    return pa.table(
-        {
-            CAPTIONS.name: text_list(texts.with_columns(source=pl.lit(name)), texts_N),
-            CAPTIONS_MISSING.name: pa.array(missing_N.astype(np.int32), mask=none_N),
-            REASON.name: reason.cast(REASON_TYPE),
-        }
+    return caption_table(
+        len(batch),
+        (captions, missing, texts),
+        column=CAPTIONS.name,
+        stage=name,
+        reasons=Split.reasons,
     )
 
 
