@@ -31,7 +31,8 @@ class Swap(RowStage):
     Source: Structure-CLIP (Huang et al. 2024), model/utils. Departs: it parses a scene graph; here
     lists of words find the relation and where a phrase ends. NegCLIP (Yuksekgonul et al. 2023)
     exchanges any two nouns.
-    Error: a verb that no list has ends no phrase: `a man seen in a park` moves `seen`, too. What
+    Error: words of other languages pass for English ones (German `in`): choose rows by language
+    before. A verb that no list has ends no phrase: `a man seen in a park` moves `seen`, too. What
     follows a noun without punctuation (`bites man today`) moves with it. `black and white dog`
     moves only `white dog`. A few swaps are still true.
     Example: {after: [ingest.datacomp]}

@@ -31,10 +31,16 @@ def best_ranks(
     answer_MD: NDArray[np.floating],
     query_group_N: NDArray[np.integer],
     answer_group_M: NDArray[np.integer],
+    is_own: bool = False,
 ) -> Ranks:
-    """Returns (N,) ranks of the best answer of each query's group, by cosines in float64."""
+    """Returns (N,) ranks of the best answer of each query's group, by cosines in float64.
+
+    With `is_own` the queries are the answers, too, and none is an answer to itself.
+    """
     better_N, right_N, wrong_N = np.empty((3, len(query_ND)), np.int64)
     for block, score_BM in _scores(query_ND, answer_MD):
+        if is_own:
+            np.fill_diagonal(score_BM[:, block], -np.inf)
         is_right_BM = query_group_N[block, None] == answer_group_M
         best_B1 = np.where(is_right_BM, score_BM, -np.inf).max(axis=1, keepdims=True)
         ties_BM = score_BM == best_B1

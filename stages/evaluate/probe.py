@@ -18,7 +18,14 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage
-from clipmill.stages.evaluate._metrics import classification
+from clipmill.stages.evaluate._metrics import (
+    RETRIEVAL_KS,
+    Metrics,
+    any_of,
+    best_ranks,
+    classification,
+    proportion,
+)
 from clipmill.stages.ops.tables.rows import put_table, put_text
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 
@@ -26,6 +33,7 @@ from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
+Probing = Callable[[Floats, Classes, int, Floats], Floats]
 RESULTS, EMBEDDING = "results.json", "embedding"  # of evaluate.zero_shot
 FOLDS = 5
 RIDGE = 1.0  # added to each direction's sum of squares
@@ -41,19 +49,21 @@ class Probe(DatasetStage):
     It reads what `evaluate.zero_shot` stored with `embeddings: true`, of tasks whose pictures have
     a class each. A picture is classified by a fit to the four fifths of the task without it.
     `ridge` is least squares with a ridge of 1; `neighbours` are votes of the 10 nearest by cosine;
-    `discriminant` is linear, with half of its covariance the same in all directions. A task `flags`
-    has the results `flags_ridge`, and so on. Classes of one picture are left out; `notes` in
-    results.json names them, and tasks of which no two classes are left.
+    `discriminant` is linear, with half of its covariance the same in all directions. `images` fits
+    nothing: image_recall@K is the share of pictures with another of their class among the K nearest
+    by cosine. A task `flags` has the results `flags_ridge`, and so on. Classes of one picture are
+    left out; `notes` in results.json names them, and tasks of which no two classes are left.
 
     Source: ridge regression (Hoerl and Kennard 1970); a discriminant with shrunk covariance
-    (Friedman 1989); both and the votes as scikit-learn computes them.
+    (Friedman 1989); both and the votes as scikit-learn computes them; Recall@K of metric learning
+    (Oh Song et al. 2016).
     Error: scores differ from scikit-learn's by 1e-6 at most.
     Example: {after: [evaluate.zero_shot]}
     """
 
-    # classifiers to fit
+    # classifiers to fit; images: retrieval of images by images
     probes: Annotated[
-        tuple[Literal["ridge", "neighbours", "discriminant"], ...], Meta(min_length=1)
+        tuple[Literal["ridge", "neighbours", "discriminant", "images"], ...], Meta(min_length=1)
     ] = ("ridge", "neighbours", "discriminant")
 
     version = 1
@@ -111,26 +121,55 @@ def probed(
     fold_N = folds_of(table["key"].to_pylist(), class_N, ~unusable(image_ND))
     tasks = {}
     for probe in probes:
-        score_NC = np.full((len(image_ND), len(classes)), np.nan)
-        for fold in range(FOLDS):
-            fit_N, left_N = (fold_N >= 0) & (fold_N != fold), fold_N == fold
-            learnt = image_ND[fit_N], class_N[fit_N], len(classes)
-            score_NC[left_N] = PROBES[probe](*learnt, image_ND[left_N])
-        own_N1 = np.take_along_axis(score_NC, class_N[:, None], 1)
-        better_N = np.where(fold_N < 0, NEVER, (score_NC > own_N1).sum(1))
-        tied_N = np.maximum((score_NC == own_N1).sum(1) - 1, 0)
-        metrics = classification(Ranks(better_N, tied_N), class_N, len(classes))
-        columns = {"rank_tied": tied_N, "rank_tied_right": np.ones(len(tied_N), np.int64)}
-        columns |= {"rank": pa.array(better_N, mask=fold_N < 0)}
+        if probe == "images":
+            found = best_ranks(*(unit(image_ND),) * 2, *(class_N,) * 2, is_own=True)
+            metrics = recall(found, class_N)
+        else:
+            found = left_out(PROBES[probe], image_ND, class_N, fold_N)
+            metrics = classification(found, class_N, len(classes))
+        columns = {"rank_tied": found.wrong_N, "rank_tied_right": found.right_N}
+        columns |= {"rank": pa.array(found.better_N, mask=found.better_N == NEVER)}
         ranks = table.select(["key", "label"])
         for column, values in columns.items():
             ranks = ranks.append_column(column, pa.array(values))
         put_table(f"{prefix}{name}_{probe}.parquet", ranks, task)
         tasks[f"{name}_{probe}"] = {
-            **{"kind": "probe", "metric": "acc1", "classes": len(classes)},
+            **{"kind": "probe", "metric": next(iter(metrics)), "classes": len(classes)},
             **{"pictures": len(table), "metrics": metrics, "sha256": item["sha256"]},
         }
     return {"tasks": tasks, "notes": notes}
+
+
+def left_out(fit: Probing, image_ND: Floats, class_N: Classes, fold_N: Classes) -> Ranks:
+    """Returns (N,) ranks of each picture's class, by what was fitted to the other folds."""
+    score_NC = np.full((len(image_ND), class_N.max() + 1), np.nan)
+    for fold in range(FOLDS):
+        fit_N, left_N = (fold_N >= 0) & (fold_N != fold), fold_N == fold
+        learnt = image_ND[fit_N], class_N[fit_N], score_NC.shape[1]
+        score_NC[left_N] = fit(*learnt, image_ND[left_N])
+    own_N1 = np.take_along_axis(score_NC, class_N[:, None], 1)
+    better_N = np.where(fold_N < 0, NEVER, (score_NC > own_N1).sum(1))
+    tied_N = np.maximum((score_NC == own_N1).sum(1) - 1, 0)
+    return Ranks(better_N, tied_N, np.ones(len(tied_N), np.int64))
+
+
+def recall(ranks: Ranks, class_N: NDArray[np.integer]) -> Metrics:
+    """Computes the share of pictures with another of their class among the k nearest others.
+
+    Source: Recall@K of metric learning (Oh Song et al. 2016).
+    """
+    others_N = np.bincount(class_N)[class_N] - 1
+    every = len(class_N) - 1
+    return {
+        f"image_recall@{k}": proportion(ranks.hits(k), float(any_of(others_N, every, k).mean()))
+        for k in RETRIEVAL_KS
+    }
+
+
+def unit(image_ND: Floats) -> Floats:
+    """Returns vectors of length 1; NaN where there is none."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(image_ND / np.linalg.norm(image_ND, axis=1, keepdims=True))
 
 
 def shown(labels: list[int]) -> str:
@@ -163,7 +202,7 @@ def ridge(image_ND: Floats, class_N: Classes, classes: int, other_TD: Floats) ->
 
 def neighbours(image_ND: Floats, class_N: Classes, classes: int, other_TD: Floats) -> Floats:
     """Returns (T, C) the share of each class among the nearest pictures by cosine."""
-    unit_ND, unit_TD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image_ND, other_TD))
+    unit_ND, unit_TD = unit(image_ND), unit(other_TD)
     votes = min(NEAREST, len(unit_ND))
     share_TC = np.empty((len(unit_TD), classes))
     for start in range(0, len(unit_TD), BLOCK):
@@ -189,7 +228,7 @@ def discriminant(image_ND: Floats, class_N: Classes, classes: int, other_TD: Flo
     return np.asarray(other_TD @ weight_DC + shift_C)
 
 
-PROBES: dict[str, Callable[[Floats, Classes, int, Floats], Floats]] = {
+PROBES: dict[str, Probing] = {
     "ridge": ridge,
     "neighbours": neighbours,
     "discriminant": discriminant,

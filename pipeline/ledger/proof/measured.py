@@ -27,7 +27,7 @@ from clipmill.pipeline.ledger.proof.trials import READERS, Task, Trial
 
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
 
-AT = re.compile(r"(acc|image_retrieval_recall@|text_retrieval_recall@)(\d+)$")
+AT = re.compile(r"(acc|image_recall@|image_retrieval_recall@|text_retrieval_recall@)(\d+)$")
 PER_CLASS, BOTH_WAYS, MACRO_F1 = "mean_per_class_recall", "mean_recall@1", "F1-macro_all"
 JACCARD = {
     "avg_jaccard_score": (0, 99),
@@ -128,7 +128,8 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
 
 def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns the items, and 1 for a right answer in the top k; ties give its probability."""
-    column = {"acc": "rank", "text_retrieval_recall@": "text_rank"}.get(kind, "image_ranks")
+    of_row = {"acc": "rank", "image_recall@": "rank", "text_retrieval_recall@": "text_rank"}
+    column = of_row.get(kind, "image_ranks")
     counts, item_K = [ranks[column].combine_chunks()], np.arange(len(ranks))
     if f"{column}_tied" in ranks.column_names:
         counts += [ranks[f"{column}_{which}"].combine_chunks() for which in ("tied", "tied_right")]

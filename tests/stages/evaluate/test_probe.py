@@ -9,7 +9,9 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.evaluate.probe import FOLDS, PROBES, Probe, folds_of
+from clipmill.pipeline.ledger.proof.measured import terms
+from clipmill.stages.evaluate._metrics import best_ranks
+from clipmill.stages.evaluate.probe import FOLDS, PROBES, Probe, folds_of, recall
 from clipmill.stages.ops.vectors.matrices import from_matrix
 
 WIDTH, CLASSES = 12, 4
@@ -29,11 +31,13 @@ def sklearn():
     """Its classifiers. Their import takes seconds: those of no test."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import RidgeClassifier
-    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
     near = KNeighborsClassifier(10, metric="cosine", algorithm="brute")
     shrunk = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5)
+    others = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute")
     return {
+        "near": lambda x: others.fit(x).kneighbors(return_distance=False),
         "ridge": lambda x, y, other: RidgeClassifier(1.0).fit(x, y).decision_function(other),
         "neighbours": lambda x, y, other: near.fit(x, y).predict_proba(other),
         "discriminant": lambda x, y, other: shrunk.fit(x, y).decision_function(other),
@@ -98,6 +102,31 @@ def test_classes_that_lie_apart_are_told_and_mixed_ones_are_not(probed):
     hits = pa.compute.equal(ranks["rank"], 0).to_numpy()
     assert hits.mean() == pytest.approx(model["tasks"]["mixed_ridge"]["metrics"]["acc1"]["value"])
     assert results["notes"] == []
+
+
+def test_images_find_images_of_their_class_as_scikit_learns_neighbours_do(sklearn, probed):
+    image_ND, class_N = pictures(300)
+    image_ND[6] = np.nan
+    results, out = probed({"mixed": ranked(image_ND, class_N)}, probes=["images"])
+    task = results["models"][0]["tasks"]["mixed_images"]
+    good_N = np.arange(300) != 6
+    near_N10 = sklearn["near"](np.asarray(image_ND[good_N], np.float32))
+    is_alike_N10 = class_N[good_N][near_N10] == class_N[good_N][:, None]
+    ranks = pq.read_table(out / "seed-3.mixed_images.parquet")
+    for k in (1, 5, 10):
+        stored = task["metrics"][f"image_recall@{k}"]
+        assert stored["value"] == pytest.approx(is_alike_N10[:, :k].any(1).sum() / 300)
+        assert terms(f"image_recall@{k}", stored, ranks) is not None  # arms are compared by it
+    others_N = np.bincount(class_N)[class_N] - 1
+    assert task["metrics"]["image_recall@1"]["chance"] == pytest.approx(others_N.mean() / 299)
+    assert (task["metric"], ranks["rank"].to_pylist()[6]) == ("image_recall@1", None)
+
+
+def test_equal_images_share_the_places():
+    class_N = np.array([0, 0, 1, 1])
+    found = recall(best_ranks(*(np.ones((4, 1)),) * 2, *(class_N,) * 2, is_own=True), class_N)
+    assert found["image_recall@1"]["value"] == pytest.approx(1 / 3)  # that of guessing
+    assert found["image_recall@1"]["chance"] == pytest.approx(1 / 3)
 
 
 def test_classes_of_one_picture_are_named_and_left_out_and_a_task_of_nothing_else_has_no_result(
