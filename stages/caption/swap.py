@@ -32,9 +32,9 @@ class Swap(RowStage):
     lists of words find the relation and where a phrase ends. NegCLIP (Yuksekgonul et al. 2023)
     exchanges any two nouns.
     Error: words of other languages pass for English ones (German `in`): choose rows by language
-    before. A verb that no list has ends no phrase: `a man seen in a park` moves `seen`, too. What
-    follows a noun without punctuation (`bites man today`) moves with it. `black and white dog`
-    moves only `white dog`. A few swaps are still true.
+    before. A verb that no list has ends no phrase: `a man waiting in a park` moves `waiting`, too.
+    What follows a noun without punctuation (`bites man today`) moves with it, and of `black and
+    white dog` only `white dog` moves. A few swaps are still true.
     Example: {after: [ingest.datacomp]}
     """
 
@@ -97,10 +97,11 @@ BETWEEN = either(
     "to_the_left_of to_the_right_of left_of right_of underneath under below beneath above atop "
     "over behind upon through around"
 )
-POSES = either(
+POSES = (
     "sits sitting stands standing lies lying lays laying sleeps sleeping leans leaning hangs "
     "hanging rests resting walks walking runs running jumps jumping flies flying swims swimming "
-    "climbs climbing parked placed seated perched mounted floating looking"
+    "climbs climbing parked placed seated perched mounted floating looking "
+    "isolated made shown seen found printed"
 )
 VERBS = either(
     "attacks attacking bites biting carries carrying catches catching chases chasing cleans "
@@ -112,14 +113,14 @@ VERBS = either(
     "washes washing watching wears wearing"
 )
 IS = either("is are was were being")
-RELATION = f" ((?:{IS} +)*(?:(?:{POSES} +)?{BETWEEN}|{VERBS})) "
-# Words that are no part of a noun's phrase.
+RELATION = f" ((?:{IS} +)*(?:(?:{either(POSES)} +)?{BETWEEN}|{VERBS})) "
+# Words that are no part of a noun's phrase, and poses without a relation.
 ENDS = " {} ".format(
     either(
-        "and or but while as with without of for from to at by near beside next against between "
-        "among along across during before after if that which who whom whose where when there this "
-        "these those it its he she they we you i him her them us me has have had is are was were "
-        "be been being not also then"
+        f"{POSES} and or but while as with without of for from to at by near beside next against "
+        "between among along across during before after if that which who whom whose where when "
+        "there this these those it its he she they we you i him her them us me has have had is are "
+        "was were be been being not also then"
     )
 )
 STOPS = r"[.,;:!?]+ "

@@ -4,7 +4,8 @@ import pyarrow as pa
 
 from clipmill.metadata.schema import TEXT_LIST
 from clipmill.pipeline.stage import Worker
-from clipmill.stages.caption.swap import Swap
+from clipmill.stages.caption.swap import NEGATIVES, Swap
+from clipmill.stages.export._texts import lists_in
 
 WORKER = Worker(seed=7, stage="swap", device="cpu", threads=1, scratch=None)
 
@@ -27,6 +28,8 @@ SWAPS = {
         "men with hats and a horse riding a girl, sunset"
     ),
     "a cup (blue) on top of a book (red)": None,
+    "woman wearing a hat walking away": "a hat wearing woman walking away",
+    "a cat isolated on white": "white isolated on a cat",
     "bread on wood | shop": "wood on bread | shop",
     "a man in front of a 3.5 m wall": "a 3.5 m wall in front of a man",
     "a dog near a cat": None,  # the same the other way round
@@ -63,3 +66,9 @@ def test_captions_of_lists_keep_model_and_prompt_and_those_without_are_counted()
         "captions_missing": [1, None, None],
         "reason": [None, "no_text", "no_roles"],
     }
+
+
+def test_no_export_takes_negatives_for_captions_unless_they_are_named():
+    schema = pa.schema([(NEGATIVES.name, NEGATIVES.dtype)])
+    assert lists_in(schema, True) == ()
+    assert lists_in(schema, (NEGATIVES.name,)) == ("negatives",)

@@ -267,14 +267,3 @@ def test_web_captions_pass_as_they_are():
     ]
     own = [Labelled(None, text, text, False) for text in texts]
     assert first_failed(values_of(own), CUTS).to_pylist() == [None] * len(own)
-
-
-def test_the_recipe_of_the_guide_is_planned(clipmill, generated, tmp_path):
-    guide = (Path(__file__).parents[3] / "docs" / "captions.md").read_text(encoding="utf-8")
-    recipe = guide.partition("```yaml checks.yaml\n")[2].partition("```")[0]
-    (tmp_path / "checks.yaml").write_text(recipe)
-    said = clipmill(
-        "plan", tmp_path / "checks.yaml", "--set", f"pool.path={generated / 'metadata'}"
-    )
-    assert said.code == 0
-    assert "dedup.captions" in said.out
