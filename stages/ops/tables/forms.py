@@ -30,7 +30,8 @@ from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches,
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
-NAN = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")  # as Python writes them
+NAN = re.compile(rb"[:\[,]\s*(?:NaN|-?Infinity)\s*[,\]}]")  # as Python writes them, or in a text
+TEXT_OR_NAN = re.compile(rb'("(?:[^"\\]|\\.)*+")|NaN|-?Infinity', re.DOTALL)
 WHOLE = (".json", ".jsonl", ".ndjson")  # not packed
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 FETCHED = 64  # rows of a database at a time, which may hold pictures
@@ -159,8 +160,8 @@ def json_form(storage: Storage, path: str) -> Form:
     place, is_here = storage.locate(path), storage.is_local and path.lower().endswith(WHOLE)
     with pa.memory_map(place) if is_here else storage.fs.open_input_stream(place) as file:
         data = memoryview(file.read_buffer() if is_here else file.read())
-    if re.search(rb"NaN|Infinity", data):
-        data = memoryview(NAN.sub(rb"\1null", bytes(data)))
+    if NAN.search(data):
+        data = memoryview(TEXT_OR_NAN.sub(lambda found: found[1] or b"null", bytes(data)))
     with as_arrows_errors():
         rows = rows_of(data[3:] if bytes(data[:3]) == codecs.BOM_UTF8 else data)
         first = [*islice(rows(), LOOKED_AT)]

@@ -129,6 +129,13 @@ def test_arrow_is_read_as_a_file_and_as_a_stream_column_by_column(tmp_path):
         assert rows_of(tmp_path / name, names=["n", "kind", "body"]) == expected
 
 
+def test_nan_in_a_document_is_null_and_in_its_captions_a_word(tmp_path):
+    text = '[{"c": "read: NaN, \\\\", "w": NaN}, {"c": "a \\" -Infinity, b", "w": [-Infinity , 1]}]'
+    (tmp_path / "it.json").write_text(text)
+    rows = [{"c": "read: NaN, \\", "w": None}, {"c": 'a " -Infinity, b', "w": [None, 1]}]
+    assert rows_of(tmp_path / "it.json") == rows
+
+
 @pytest.mark.parametrize("module", ["openpyxl", "duckdb"])
 def test_a_package_that_is_missing_is_named_with_its_extra(module, tmp_path, monkeypatch):
     real = builtins.__import__
