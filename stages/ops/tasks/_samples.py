@@ -27,7 +27,7 @@ CUE = "cue"  # a column that only a task of associations has
 OF_CUES = (CUE, "candidates", "candidate_images", "associations")
 OF_CAPTIONS = ("image", "caption")
 ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
-BROKEN = (OSError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
+BROKEN = (OSError, KeyError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
 # Errors of a KEY.npy that is none.
 NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
 # The file of a tar's sample that says what is right, by the kind of task.
@@ -87,8 +87,8 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
                 for key, members in _of_tar(folder, where):
                     yield _of_members(key, members, task, f"{where}, key {key}")
             elif task.kind == "association":
-                for row in _of_parquet(folder, where, OF_CUES):
-                    yield from _candidates(row, instances, f"{where}, row {instances}")
+                for number, row in enumerate(_of_parquet(folder, where, OF_CUES)):
+                    yield from _candidates(row, instances, f"{where}, row {number}")
                     instances += 1
             else:
                 for number, row in enumerate(_of_parquet(folder, where, OF_CAPTIONS)):
@@ -139,14 +139,14 @@ def _of_members(
     return rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, labels, captions, group)
 
 
-def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
+def _decoded(body: Any, place: str) -> NDArray[np.uint8] | Finding:
     from clipmill.stages.ops.images.decode import (  # not while a recipe is planned
         ImageError,
         decode,
     )
 
     try:
-        return decode(body or b"")
+        return decode(body if isinstance(body, bytes) else b"")
     except ImageError as error:
         return Finding(f"a picture that is {error.code}", place, "replace it")
 
@@ -188,7 +188,7 @@ def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | 
 def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
     """Returns a sample of a Parquet file of pictures and their captions."""
     texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-    captions = tuple(text.strip() for text in texts if text and text.strip())
+    captions = tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
     rgb = _decoded(row["image"], place)
     return rgb if isinstance(rgb, Finding) else Sample(key, rgb, captions=captions)
 
@@ -237,7 +237,7 @@ def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[
     """Yields the rows of a Parquet file, with these columns; pictures as bytes."""
     with folder.open(file) as source:
         for batch in pq.ParquetFile(source).iter_batches(ROWS, columns=list(names)):
-            for row in batch.to_pylist():
+            for row in batch.select(list(names)).to_pylist():  # KeyError without one of them
                 yield {name: _plain(value) for name, value in row.items()}
 
 

@@ -1,7 +1,9 @@
 """evaluate.zero_shot on tasks in DataComp's layouts: groups, Parquet, associations."""
 
 import json
+import re
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -132,6 +134,26 @@ def test_an_instance_that_is_not_whole_is_refused(scored, tmp_path, spoil, found
     pq.write_table(table.from_pylist([row], schema=table.schema), file)
     with pytest.raises(StageError, match=found):
         scored()
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        ({"image": ["a.png"], "caption": ["x"]}, r"not_an_image', where='it/test/1.parquet, row 0"),
+        ({"image": [b""], "text": ["x"]}, r"cannot be read: .*caption"),
+    ],
+)
+def test_a_later_shard_of_other_columns_is_a_finding(tmp_path, second, found):
+    captioned(tmp_path / "it", 1)
+    pq.write_table(pa.table(second), tmp_path / "it" / "test" / "1.parquet")
+    assert re.search(found, str(check(str(tmp_path))))
+
+
+def test_rows_of_each_file_of_associations_are_numbered_from_0(tmp_path):
+    for name, shown in (("it", [0, 1]), ("more", [0])):
+        associated(tmp_path / name, [("red", shown, [0])])
+    (tmp_path / "more" / "test" / "0.parquet").rename(tmp_path / "it" / "test" / "1.parquet")
+    assert "it/test/1.parquet, row 0" in str(check(str(tmp_path)))
 
 
 @pytest.mark.parametrize("numbers", [[-1], [0.5], [float("inf")], ["north"]])
