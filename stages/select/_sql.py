@@ -243,6 +243,9 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
             raise _wrong(f"`{_text(node)}` has no list", "write IN (…), with brackets")
         if isinstance(node, exp.Case) and node.this:
             raise _wrong(f"`{_text(node)}`", f"write CASE WHEN {_text(node.this)} = … THEN …")
+        if isinstance(node, exp.Is) and isinstance(node.expression, exp.Boolean):
+            asked = f"{_text(node.this)} IS NOT DISTINCT FROM {_text(node.expression)}"
+            raise _wrong(f"`{_text(node)}` is null where its operand is", f"write {asked}")
         if isinstance(node, exp.Column) and len(lists.named(node)[0].split(".")) > 2:
             do = "write `column` or `stage.column`"
             raise _wrong(f"`{_text(node)}` names no column: it has {len(node.parts)} parts", do)

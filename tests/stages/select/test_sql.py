@@ -263,6 +263,7 @@ def test_empty_frame_gives_an_empty_verdict():
         ("words = ?", r"does not know `\?`"),
         ("*", r"does not know `\*`"),
         ("CASE words WHEN 1 THEN TRUE END", "write CASE WHEN words = … THEN …"),
+        ("good IS NOT TRUE", r"`good IS TRUE` is null(.|\n)*write good IS NOT DISTINCT FROM TRUE"),
         ("a.b.c = 1", r"`a.b.c` names no column(.|\n)*write `column` or `stage.column`"),
         ("text LIKE lang", "`text LIKE lang` cannot be evaluated: .*pattern must be"),
         ("words >", "not SQL: something is missing beside `>`"),
