@@ -69,7 +69,7 @@ class Prototypes(SizedSelect):
     balance: Balance = 0.5
     memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     rank = PROTOTYPE_RANK.name
     reads = (CLUSTER_ID, CENTROID_COSINE)
     optional_reads = (KEEP, IMAGE_BYTES)
@@ -135,7 +135,8 @@ def groups(rows_B: NDArray, clusters: int) -> NDArray[np.int64]:
 def counted(group_B: NDArray, rows: pa.Table) -> State:
     """Counts ranked rows by group and cluster; pairs without rows are left out."""
     ranked = rows.filter(rows["bin"].is_valid())
-    pair_M = group_B[ranked["bin"].to_numpy()] << 32 | ranked[CLUSTER_ID.name].to_numpy()
+    number_M = ranked[CLUSTER_ID.name].to_numpy().view(np.uint32)  # 32 bits, of -1 too
+    pair_M = group_B[ranked["bin"].to_numpy()] << 32 | number_M
     pair_P, rows_P = np.unique(pair_M, return_counts=True)
     return {"pair_P": pair_P.astype(np.int64), "rows_P": rows_P}
 
@@ -158,7 +159,7 @@ def grouped(group_B: NDArray, rows: pa.Table) -> pa.Table:
 class Ranking:
     """The ranks of rows, group by group."""
 
-    number: NDArray[np.int64]  # (K,) of the clusters with rows
+    number: NDArray[np.int32]  # (K,) of the clusters with rows
     sign: Sign
     rounds: Any  # Rounds; imported late, because its loop is compiled
 
@@ -167,7 +168,8 @@ class Ranking:
         from clipmill.stages.select._rounds import Rounds
 
         pair_P = counts["pair_P"].astype(np.int64)
-        number_K, cluster_P = np.unique(pair_P & 0xFFFFFFFF, return_inverse=True)
+        number_P = (pair_P & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+        number_K, cluster_P = np.unique(number_P, return_inverse=True)
         rows_GK = np.zeros((int(group_B.max()) + 1, len(number_K)), np.int32)
         rows_GK[pair_P >> 32, cluster_P] = counts["rows_P"]
         return cls(number_K, sign, Rounds.of(rows_GK, balance))

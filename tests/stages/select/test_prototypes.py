@@ -41,9 +41,9 @@ def rows_of(cluster, cosine, seed=0, **columns) -> pa.Table:
 
 
 def drawn(rng) -> pa.Table:
-    """Clusters of which some lie near their centroid; cosines of few digits, so that many tie."""
+    """Clusters, a -1 too, of which some lie near their centroid; cosines of few digits tie."""
     size, K = int(rng.integers(1, 80)), int(rng.integers(1, 7))
-    cluster = rng.integers(0, K, size) * int(rng.integers(1, 4))
+    cluster = rng.integers(-1, K, size) * int(rng.integers(1, 4))
     cosine = np.round(rng.uniform(0.2, 0.6, size) + 0.06 * cluster, rng.integers(1, 4))
     return rows_of(cluster.tolist(), np.minimum(cosine, 1).tolist(), int(rng.integers(99)))
 
