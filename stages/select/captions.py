@@ -181,9 +181,14 @@ class SelectCaptions(DatasetStage):
         """Returns advice to run score.caption first, for a column that it writes; else ""."""
         return WANTING.get(column, "")
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Returns the sources or labels of which a mix takes texts; none if it takes all."""
+        return self.made or (("short",) if self.mix == "short-synthetic" else ())
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        if self.made and len(inputs.rows):
-            ctx.say("looking for the texts that `made` names")
+        if self.wanted and len(inputs.rows):
+            ctx.say("looking for the texts that the mix takes")
             found = ctx.reduce(partial(made_names, self.captions), inputs.rows, united)
             self.refuse_strangers(found["names"].tolist(), ctx.worker.stage)
             ctx.say("")
@@ -194,8 +199,8 @@ class SelectCaptions(DatasetStage):
         ctx.restore(ctx.map_shards(chosen, inputs.rows))
 
     def refuse_strangers(self, known: list[str], stage: str) -> None:
-        """Raises StageError if `made` names no source or label of made texts, if any exist."""
-        for name in self.made:
+        """Raises StageError if the mix takes no source or label of made texts, if any exist."""
+        for name in self.wanted:
             if known and name not in known:
                 found = f"no text has the source or label '{name}'"
                 do = did_you_mean(name, known, "those of made texts are")
@@ -300,9 +305,8 @@ def judged(
 def stage_flat(stage: SelectCaptions, texts: Texts, passes_T: Bools) -> Flat:
     """Returns the texts as a mix sees them."""
     made_T = ~texts.original_T
-    named = stage.made or (("short",) if stage.mix == "short-synthetic" else ())
-    if named:
-        names = pa.array(named, pa.string())
+    if stage.wanted:
+        names = pa.array(stage.wanted, pa.string())
         is_named = pc.or_(*(pc.is_in(texts.part[part], names) for part in ("source", "label")))
         made_T &= is_named.to_numpy(False)
     return Flat(

@@ -252,6 +252,8 @@ def test_a_name_in_made_that_no_text_has_is_refused(memory_shards, memory_contex
     shards = memory_shards(*map(table, shards))
     with pytest.raises(StageError, match=r"label 'sentz'(.|\n)*did you mean 'sents' or 'sentence'"):
         ran(memory_context(), shards, captions=(), mix="veclip", made=("sentence", "sentz"))
+    with pytest.raises(StageError, match=r"label 'short'(.|\n)*sentence, sents"):
+        ran(memory_context(), shards, captions=(), mix="short-synthetic")
 
 
 def test_checks_may_be_named(memory_shards, memory_context):
