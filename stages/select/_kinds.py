@@ -1,22 +1,18 @@
 """Checks that the operands of a comparison are of one kind: number, text, truth or time."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 from sqlglot import exp
-from sqlglot.dialects.postgres import Postgres
 
 from clipmill.stages.select import _lists as lists
+from clipmill.stages.select._lists import Tree, text_of
 
-Tree = Any  # a node of sqlglot
 NUMBER, TEXT, TRUTH, TIME = "a number", "text", "true or false", "a time"
 COMPARED = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ)
 MATCHED = (exp.Like, exp.ILike, exp.RegexpLike, exp.RegexpILike)
-OF_NUMBERS = (
-    *(exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Pow, exp.Sqrt, exp.Ln),
-    *(exp.Abs, exp.Ceil, exp.Floor, exp.Round, exp.Sign, exp.Exp, exp.Neg),
-)
+ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Pow, exp.Sqrt, exp.Ln)
+OF_NUMBERS = (*ARITHMETIC, exp.Abs, exp.Ceil, exp.Floor, exp.Round, exp.Sign, exp.Exp, exp.Neg)
 FIRST_OF = (exp.Coalesce, exp.Nullif, exp.Greatest, exp.Least)
 OF_TEXT = (exp.Lower, exp.Upper, exp.Trim, exp.Left, exp.Right, exp.Substring, exp.Replace)
 TRUTHS = (*COMPARED, *MATCHED, exp.And, exp.Or, exp.Not, exp.Between, exp.In, exp.Is, exp.Boolean)
@@ -33,16 +29,16 @@ def mismatch(tree: Tree, schema: pa.Schema) -> tuple[str, str] | None:
         for left, right in _compared(node):
             kinds = kind_of(left, schema), kind_of(right, schema)
             if None not in kinds and kinds[0] != kinds[1] and set(kinds) != {NUMBER, TRUTH}:
-                found = f"`{_text(node)}` compares {kinds[0]} with {kinds[1]}"
+                found = f"`{text_of(node)}` compares {kinds[0]} with {kinds[1]}"
                 return found, _instead(left, right, schema)
         for needed, inner in _needed(node):
             actual = kind_of(inner, schema)
             if actual not in (needed, None) and (needed == TEXT or actual == TEXT):
-                do = f"{_text(inner)} is {actual}{_dtype(inner, schema)}: ask something else"
-                return f"`{_text(node)}` asks {actual} as if it were {needed}", do
+                do = f"{text_of(inner)} is {actual}{_dtype(inner, schema)}: ask something else"
+                return f"`{text_of(node)}` asks {actual} as if it were {needed}", do
     if kind_of(tree, schema) not in (TRUTH, None):
-        found = f"`{_text(tree)}` is {kind_of(tree, schema)}{_dtype(tree, schema)}, no condition"
-        return found, f"compare it with something: {_text(tree)} = …"
+        found = f"`{text_of(tree)}` is {kind_of(tree, schema)}{_dtype(tree, schema)}, no condition"
+        return found, f"compare it with something: {text_of(tree)} = …"
     return None
 
 
@@ -89,7 +85,7 @@ def _instead(left: Tree, right: Tree, schema: pa.Schema) -> str:
     """Returns what to write in place of the operand that is no column."""
     column, other = (left, right) if isinstance(left.unnest(), exp.Column) else (right, left)
     kind, other = kind_of(column, schema), other.unnest()
-    is_kind = f"{_text(column)} is {kind}{_dtype(column, schema)}"
+    is_kind = f"{text_of(column)} is {kind}{_dtype(column, schema)}"
     if kind == TEXT and isinstance(other, exp.Literal):
         return f"{is_kind}: write '{other.name}', in quotes"
     if kind == TRUTH:
@@ -97,12 +93,12 @@ def _instead(left: Tree, right: Tree, schema: pa.Schema) -> str:
     if kind == NUMBER and isinstance(other, exp.Literal) and _is_number(other.name):
         return f"{is_kind}: write {other.name}, without quotes"
     if kind == TIME:
-        return f"{is_kind}: write CAST({_text(column)} AS VARCHAR) to compare it as text"
+        return f"{is_kind}: write CAST({text_of(column)} AS VARCHAR) to compare it as text"
     return f"{is_kind}: compare it with {kind}, or CAST one of the two"
 
 
 def _type_of(column: Tree, schema: pa.Schema) -> pa.DataType:
-    return schema.field(".".join(part.name for part in column.parts)).type
+    return schema.field(lists.full_name(column)).type
 
 
 def _dtype(node: Tree, schema: pa.Schema) -> str:
@@ -127,7 +123,3 @@ def _is_number(text: str) -> bool:
         return float(text) == float(text)
     except ValueError:
         return False
-
-
-def _text(node: Tree) -> str:
-    return node.sql(dialect=Postgres, comments=False)

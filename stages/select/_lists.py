@@ -19,7 +19,7 @@ from clipmill.metadata.schema import CAPTIONS, TEXT_FIELDS, TEXTS
 
 # Shapes: N rows, V items of all their lists.
 
-Tree = Any  # a node of sqlglot
+Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
 Wrong = tuple[str, str] | None  # what was found, and what to write
 LISTS = (TEXTS.name, CAPTIONS.name)
 ROW = "#row"
@@ -29,13 +29,8 @@ def quantified(node: Tree) -> tuple[str, Tree] | None:
     """Returns `any` or `all`, and the condition on an item; None for another node."""
     if isinstance(node, exp.Any | exp.All):
         return type(node).__name__.lower(), node.this.unnest()
-    if (
-        isinstance(node, exp.Anonymous)
-        and node.name.lower() == "all"
-        and len(node.expressions) == 1
-    ):
-        return "all", node.expressions[0].unnest()
-    return None
+    is_all = isinstance(node, exp.Anonymous) and node.name.lower() == "all"
+    return ("all", node.expressions[0].unnest()) if is_all and len(node.expressions) == 1 else None
 
 
 def is_extreme(node: Tree) -> bool:
@@ -57,11 +52,14 @@ def misplaced(node: Tree) -> Wrong:
     """Returns the error and its remedy if a list function stands in the wrong place; else None."""
     call = quantified(node)
     if (call or is_extreme(node)) and around(node):
-        return f"`{_text(node)}` stands inside another list function", "ask in two conditions"
+        return f"`{text_of(node)}` stands inside another list function", "ask in two conditions"
     if call and isinstance(node.parent, exp.Predicate) and node is node.parent.expression:
         inside = node.parent.copy()
         inside.set("expression", call[1].copy())
-        return f"`{_text(node.parent)}` is no condition on an item", f"write any({_text(inside)})"
+        return (
+            f"`{text_of(node.parent)}` is no condition on an item",
+            f"write any({text_of(inside)})",
+        )
     return None
 
 
@@ -74,32 +72,27 @@ def mistaken(column: exp.Column, schema: pa.Schema) -> Wrong:
     if call is not None and field is not None:
         if items is not None and pa.types.is_struct(items) and items.get_field_index(field) >= 0:
             return None
-        return f"`{_text(call)}` asks a field of captions, and {holds}", f"ask {name} itself"
+        return f"`{text_of(call)}` asks a field of captions, and {holds}", f"ask {name} itself"
     if call is not None:
         if items is not None and pa.types.is_nested(items):
-            return (
-                f"`{_text(call)}` asks more than one value of an item: {holds}",
-                f"ask {name}.label",
-            )
+            found = f"`{text_of(call)}` asks more than one value of an item: {holds}"
+            return found, f"ask {name}.label"
         others = [schema.field(named(operand)[0]).type for operand in call.find_all(exp.Column)]
         if any(map(pa.types.is_list, others)):
             return None
         _, inner = quantified(call) or ("", call)
-        return f"`{_text(call)}` asks the items of a list, and {holds}", f"write {_text(inner)}"
+        return f"`{text_of(call)}` asks the items of a list, and {holds}", f"write {text_of(inner)}"
     if is_extreme(above):
         if items is None:
-            found = f"`{_text(above)}` is an aggregate over rows, as {name} is no list: {holds}"
+            found = f"`{text_of(above)}` is an aggregate over rows, as {name} is no list: {holds}"
             return found, f"ask one row's {name}; `top` keeps the rows where it is largest"
-        is_number = pa.types.is_integer(items) or pa.types.is_floating(items)
-        return (
-            None
-            if is_number
-            else (f"`{_text(above)}` asks for numbers, and {holds}", f"ask any({name} = …)")
-        )
+        if pa.types.is_integer(items) or pa.types.is_floating(items):
+            return None
+        return f"`{text_of(above)}` asks for numbers, and {holds}", f"ask any({name} = …)"
     if items is None or isinstance(above, exp.Is | exp.Length):
         return None
     do = f"say of which items: any({name} …), all({name} …), max({name}), min({name}), len({name})"
-    return f"`{_text(above)}` takes a list for one value: {holds}", do
+    return f"`{text_of(above)}` takes a list for one value: {holds}", do
 
 
 def items_of(inner: Tree, schema: pa.Schema) -> pa.Schema:
@@ -111,11 +104,6 @@ def items_of(inner: Tree, schema: pa.Schema) -> pa.Schema:
         dtype = dtype.value_type if pa.types.is_list(dtype) else dtype
         types[full_name(column)] = dtype.field(field).type if field else dtype
     return pa.schema(types)
-
-
-def type_of_items(node: Tree, schema: pa.Schema) -> pa.DataType:
-    """Returns the type of the greatest or the least item."""
-    return schema.field(named(node.this)[0]).type.value_type
 
 
 def asks_a_list(node: Tree, dtypes: Mapping[str, pl.DataType]) -> bool:
@@ -175,5 +163,6 @@ def around(node: Tree) -> Tree | None:
     return above
 
 
-def _text(tree: Tree) -> str:
+def text_of(tree: Tree) -> str:
+    """Returns an expression as a recipe has it."""
     return tree.sql(dialect=Postgres, comments=False)

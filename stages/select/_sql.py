@@ -17,7 +17,7 @@ grows with the square of a chain. Values do not count: IN may list thousands.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -31,28 +31,21 @@ from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # re-exporte
 
 from clipmill.metadata.schema import TEXT_FIELDS, UID
 from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _kinds as kinds
 from clipmill.stages.select import _lists as lists
-from clipmill.stages.select._kinds import mismatch
+from clipmill.stages.select._kinds import ARITHMETIC, mismatch
+from clipmill.stages.select._lists import Tree, full_name, text_of
 
-COMPARISONS = (
-    *(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ),
-    *(exp.Between, exp.In, exp.Is, exp.Like, exp.ILike, exp.RegexpLike, exp.RegexpILike),
-)
-ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Pow, exp.Sqrt, exp.Ln)
+COMPARISONS = (*kinds.COMPARED, *kinds.MATCHED, exp.Between, exp.In, exp.Is)
 ROW_WISE = (
-    *COMPARISONS,
-    *ARITHMETIC,
-    *(exp.Abs, exp.Ceil, exp.Floor, exp.Round, exp.Sign, exp.Exp),
-    *(exp.Length, exp.Lower, exp.Upper, exp.Trim, exp.Left, exp.Right, exp.Substring),
-    *(exp.StartsWith, exp.EndsWith, exp.Replace, exp.Concat, exp.DPipe),
-    *(exp.Coalesce, exp.Nullif, exp.Greatest, exp.Least, exp.Case, exp.If, exp.Cast),
-    *(exp.And, exp.Or, exp.Not, exp.Paren, exp.Neg, exp.Column, exp.Identifier),
+    *(*COMPARISONS, *kinds.OF_NUMBERS, *kinds.OF_TEXT, *kinds.FIRST_OF),
+    *(exp.Case, exp.If, exp.Cast, exp.Length, exp.StartsWith, exp.EndsWith, exp.Concat, exp.DPipe),
+    *(exp.And, exp.Or, exp.Not, exp.Paren, exp.Column, exp.Identifier),
     *(exp.Literal, exp.Boolean, exp.Null, exp.DataType, exp.DataTypeParam),
 )
 VALUES = (TokenType.STRING, TokenType.NUMBER, TokenType.COMMA)
 MOST_WORDS = 1000  # without values and commas; a chain of 333 comparisons
 DEEPEST = 40  # a chain of AND or of OR counts once
-Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
 NAN = exp.cast(exp.Literal.string("nan"), "REAL", dialect=Postgres)
 
 
@@ -92,7 +85,7 @@ def conjuncts(where: str) -> tuple[Conjunct, ...]:
     if len(trees) != 1 or trees[0] is None:
         raise _wrong(f"`{where}` is not one condition", "write one; AND joins several")
     _refuse_unless_row_wise(trees[0])
-    by_text = {_text(tree): tree for tree in _operands_of_and(trees[0])}
+    by_text = {text_of(tree): tree for tree in _operands_of_and(trees[0])}
     return tuple(_conjunct(text, tree) for text, tree in by_text.items())
 
 
@@ -209,8 +202,8 @@ def _value(tree: Tree, frame: pl.DataFrame) -> pl.Series:
     if sql is None:
         root = exp.Paren(this=tree.copy())
         for node in [node for node in root.walk() if lists.asks_a_list(node, frame.schema)]:
-            frame = frame.with_columns(lists.answers(node, frame, _value).alias(_text(node)))
-            node.replace(exp.column(_text(node)))
+            frame = frame.with_columns(lists.answers(node, frame, _value).alias(text_of(node)))
+            node.replace(exp.column(text_of(node)))
         sql = _polars_sql(root, frame.schema)
     return frame.with_columns(pl.sql_expr(sql).alias("")).get_column("")
 
@@ -228,27 +221,27 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
     """Raises RecipeError for the first part that one row cannot answer, or that polars cannot."""
     if node := tree.find(exp.Query, exp.Exists):
         do = "ask one row's columns; `select.uid_list` keeps the rows that a list names"
-        raise _wrong(f"`{_text(node)}` asks other rows too: a subquery", do)
+        raise _wrong(f"`{text_of(node)}` asks other rows too: a subquery", do)
     over_rows = (node for node in tree.find_all(exp.AggFunc, exp.Window))
     if node := next((node for node in over_rows if not lists.is_extreme(node)), None):
         do = "ask one row's columns; `top` keeps a share of the rows"
-        raise _wrong(f"`{_text(node)}` asks other rows too: an aggregate", do)
+        raise _wrong(f"`{text_of(node)}` asks other rows too: an aggregate", do)
     for node in tree.walk():
         if wrong := lists.misplaced(node):
             raise _wrong(*wrong)
         if not (isinstance(node, ROW_WISE) or lists.quantified(node) or lists.is_extreme(node)):
             do = "docs/select.md lists what it knows"
-            raise _wrong(f"`where` does not know `{_text(node)}`", do)
+            raise _wrong(f"`where` does not know `{text_of(node)}`", do)
         if isinstance(node, exp.In) and not node.expressions:
-            raise _wrong(f"`{_text(node)}` has no list", "write IN (…), with brackets")
+            raise _wrong(f"`{text_of(node)}` has no list", "write IN (…), with brackets")
         if isinstance(node, exp.Case) and node.this:
-            raise _wrong(f"`{_text(node)}`", f"write CASE WHEN {_text(node.this)} = … THEN …")
+            raise _wrong(f"`{text_of(node)}`", f"write CASE WHEN {text_of(node.this)} = … THEN …")
         if isinstance(node, exp.Is) and isinstance(node.expression, exp.Boolean):
-            asked = f"{_text(node.this)} IS NOT DISTINCT FROM {_text(node.expression)}"
-            raise _wrong(f"`{_text(node)}` is null where its operand is", f"write {asked}")
+            asked = f"{text_of(node.this)} IS NOT DISTINCT FROM {text_of(node.expression)}"
+            raise _wrong(f"`{text_of(node)}` is null where its operand is", f"write {asked}")
         if isinstance(node, exp.Column) and len(lists.named(node)[0].split(".")) > 2:
             do = "write `column` or `stage.column`"
-            raise _wrong(f"`{_text(node)}` names no column: it has {len(node.parts)} parts", do)
+            raise _wrong(f"`{text_of(node)}` names no column: it has {len(node.parts)} parts", do)
 
 
 def _operands_of_and(tree: Tree) -> Iterator[Tree]:
@@ -285,7 +278,7 @@ def _try(tree: Tree) -> None:
 def compared_with(conjunct: Conjunct, name: str) -> bool:
     """Returns whether the name stands for a value: `en` in `language = en`, or in IN's list."""
     return any(
-        _name(column) == name
+        full_name(column) == name
         and isinstance(column.parent, COMPARISONS)
         and column is not column.parent.this
         for column in conjunct.tree.find_all(exp.Column)
@@ -298,20 +291,12 @@ def is_field(name: str) -> bool:
     return before in lists.LISTS and last in TEXT_FIELDS
 
 
-def _text(tree: Tree) -> str:
-    return tree.sql(dialect=Postgres, comments=False)
-
-
-def _name(column: exp.Column) -> str:
-    return ".".join(part.name for part in column.parts)
-
-
 def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
     """Returns the tree in polars SQL, rewritten where polars differs (see the module)."""
     root = exp.Paren(this=tree.copy())  # a parent for every node, as `replace` needs
     for node in list(root.find_all(*COMPARISONS)):
         inside = _inside(node)
-        dtypes = [schema.get(_name(n)) for n in inside if isinstance(n, exp.Column)]
+        dtypes = [schema.get(full_name(n)) for n in inside if isinstance(n, exp.Column)]
         numeric = {dtype for dtype in dtypes if dtype is not None and dtype.is_numeric()}
         if numeric == {pl.Float32} and not any(isinstance(n, exp.Cast) for n in inside):
             for n in inside:
@@ -321,7 +306,7 @@ def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
         if _may_be_nan(node) and not _is_mended_around(node):
             node.replace(exp.Nullif(this=node.copy(), expression=NAN.copy()))
     for node in list(root.find_all(exp.Column)):
-        node.replace(exp.column(_name(node)))
+        node.replace(exp.column(full_name(node)))
     return root.sql(dialect=PolarsSQL, identify=True, comments=False)
 
 

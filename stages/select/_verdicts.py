@@ -15,7 +15,6 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 from sqlglot import exp
-from sqlglot.dialects.postgres import Postgres
 
 from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP
 from clipmill.pipeline.stage import Parts, Threshold, Verdicts
@@ -195,7 +194,7 @@ def with_number(conjuncts: Sequence[sql.Conjunct], comparison: Comparison, value
 def _replaced(tree: Any, comparison: Comparison, value: Decimal) -> str:
     tree = tree.copy()
     list(tree.walk())[comparison.node].replace(exp.Literal.number(f"{value:f}"))
-    return str(tree.sql(dialect=Postgres, comments=False))
+    return lists.text_of(tree)
 
 
 def surveyed(
