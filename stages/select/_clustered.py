@@ -25,9 +25,9 @@ from clipmill.pipeline.stage import (
     Verdicts,
     location,
 )
-from clipmill.stages.ops.tables.rows import DROPPED, in_order
+from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
-from clipmill.stages.select._least import least_of_parts
+from clipmill.stages.select._least import at_each, least_of_parts, verdict
 
 # Shapes: N rows.
 
@@ -84,28 +84,17 @@ class SizedSelect(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """Yields the rows of least rank at each size; ValueError for a size out of range."""
+        """Returns the rows of least rank at each size; ValueError for a size out of range."""
         rank = made[threshold.column]
-        ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
-        order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
-        for value in values:
-            kept = size_of(threshold.name, value, len(order_N))
-            keep_N = np.zeros(len(rows), bool)
-            keep_N[order_N[:kept]] = True
-            yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+        sizes = (size_of(threshold.name, value, len(rank) - rank.null_count) for value in values)
+        return map(partial(verdict, threshold), values, at_each(sizes, rows, rank))
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
         """Returns a function that yields a part's verdicts at each size, counted over all parts."""
         sizes = [partial(size_of, threshold.name, value) for value in values]
-        kept = least_of_parts(threshold.column, sizes, parts)
-
-        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
-            for value, keep_N in zip(values, kept(rows, made), strict=True):
-                yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
-
-        return verdicts
+        return least_of_parts(threshold, values, sizes, parts)
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Returns a row's rank in its cluster, the cluster's quota, and the size it stays from."""

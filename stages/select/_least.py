@@ -1,6 +1,7 @@
 """Finds the N rows of least rank in a table too large for one machine; ties by uid, then place."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IDENTITY
 from clipmill.pipeline.dataset import State
-from clipmill.pipeline.stage import Parts
+from clipmill.pipeline.stage import Parts, Threshold, Verdicts
 from clipmill.stages.ops.tables.rows import added, in_order
 from clipmill.stages.select import _cut as cut
 
@@ -58,11 +59,19 @@ def is_least(rows: pa.Table, column: str, lowest: cut.Cut) -> Bools:
     return is_ranked_N & cut.reaching(least_first(rows[column]), rows, lowest)
 
 
+def verdict(threshold: Threshold, value: Decimal, keep_N: Bools) -> Verdicts:
+    return Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+
 def least_of_parts(
-    column: str, sizes: Sequence[Callable[[int], int]], parts: Parts
-) -> Callable[[pa.Table, pa.Table], Iterator[Bools]]:
-    """Returns a function that yields, by size, (N,) whether each row of a part is among that many
-    least of all parts; the part's `made` has the rank column."""
+    threshold: Threshold,
+    values: Sequence[Decimal],
+    sizes: Sequence[Callable[[int], int]],
+    parts: Parts,
+) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+    """Returns a function that yields the verdicts on a part's rows at each value: whether they are
+    among that many least of all parts; the part's `made` has the threshold's column."""
+    column = threshold.column
 
     def ranked(rows: pa.Table, made: pa.Table) -> pa.Table:
         return rows.select(IDENTITY).append_column(column, made[column])
@@ -72,14 +81,14 @@ def least_of_parts(
         lambda: ([ranked(*part)] * len(sizes) for part in parts()),
     )
 
-    def kept(rows: pa.Table, made: pa.Table) -> Iterator[Bools]:
-        table = ranked(rows, made)
-        return (is_least(table, column, lowest) for lowest in cuts)
+    def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+        kept = partial(is_least, ranked(rows, made), column)
+        return map(partial(verdict, threshold), values, map(kept, cuts))
 
-    return kept
+    return verdicts
 
 
-def at_each(sizes: Sequence[int], rows: pa.Table, rank: pa.ChunkedArray) -> Iterator[Bools]:
+def at_each(sizes: Iterable[int], rows: pa.Table, rank: pa.ChunkedArray) -> Iterator[Bools]:
     """Yields (N,) the rows of least rank at each size; sorted once."""
     order = in_order(rows, rank.fill_null(0).to_numpy())
     order = order[rank.is_valid().to_numpy()[order]]

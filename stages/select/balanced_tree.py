@@ -32,6 +32,7 @@ from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.ops.vectors.centroids import look_for
 from clipmill.stages.select._clustered import SizedSelect, rows_to_keep, size_of
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._least import verdict
 
 if TYPE_CHECKING:
     from clipmill.stages.select._tree import Tree
@@ -91,12 +92,7 @@ class BalancedTree(SizedSelect):
     takes = ("rows", "centroids")
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, *MADE)
-    reasons = (
-        DROPPED,
-        NO_IMAGE,
-        f"undefined:{CLUSTER_ID.name}",
-        OUT,
-    )
+    reasons = (DROPPED, NO_IMAGE, f"undefined:{CLUSTER_ID.name}", OUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,7 +192,7 @@ def taken(
     for value in values:
         target = size_of(threshold.name, value, all_rows)
         keep = pc.less_equal(made[TREE_RANK.name], target).fill_null(False)
-        yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
+        yield verdict(threshold, value, keep.to_numpy())
 
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
@@ -213,11 +209,10 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
     cluster = pc.if_else(reason.is_null(), cluster, None)
     # Rows without a cluster are spread by position: together they would fill one partition.
     elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
-    rows = shard.select(IDENTITY)
-    rows = rows.append_column("key", pc.coalesce(cluster.cast(pa.int64()), elsewhere))
-    rows = rows.append_column(PREFERENCE.name, first)
-    rows = rows.append_column(CLUSTER_ID.name, cluster)
-    return rows.append_column(REASON.name, reason)
+    columns = {name: shard[name] for name in IDENTITY}
+    columns["key"] = pc.coalesce(cluster.cast(pa.int64()), elsewhere)
+    columns |= {PREFERENCE.name: first, CLUSTER_ID.name: cluster, REASON.name: reason}
+    return pa.table(columns)
 
 
 def counted(clusters: int, where: str, rows: pa.Table) -> State:

@@ -37,7 +37,6 @@ from clipmill.stages.select._clustered import (
     FIXED,
     PRUNED,
     REASONS,
-    UNIT,
     Balance,
     SizedSelect,
     population,
@@ -64,7 +63,6 @@ class Clusters:
     size: NDArray[np.int64]
     intra: NDArray[np.float64]
     inter: NDArray[np.float64]
-    share: NDArray[np.int64]  # of the rows to keep, in units of 1 / UNIT
     quotas: Quotas
 
 
@@ -127,7 +125,7 @@ class Density(SizedSelect):
         size = rows_to_keep(self.rows, self.fraction, int(clusters.size.sum()), ctx.worker.stage)
         ctx.say("cutting at the size")
         cut = Cut.at(size, clusters, places, rows, ctx)
-        ctx.map(partial(put_tables, clusters, cut, self.balance), [{"asked": size}])
+        ctx.map(partial(put_tables, clusters, cut), [size])
         ctx.say("")
         ctx.restore(ctx.map_shards(partial(judged, clusters, cut, places), rows))
 
@@ -149,10 +147,8 @@ class Density(SizedSelect):
         ctx.say("comparing centroids")
         inter_K = isolation(inputs.centroids, self.centroids, self.neighbours, count, ctx)[number_K]
         intra_K = np.maximum(apart_K / FIXED / size_K, 0)
-        share_K = probabilities(inter_K * intra_K, self.tau)
-        return Clusters(
-            number_K, size_K, intra_K, inter_K, share_K, Quotas.of(share_K, size_K, self.balance)
-        )
+        quotas_K = Quotas.of(probabilities(inter_K * intra_K, self.tau), size_K, self.balance)
+        return Clusters(number_K, size_K, intra_K, inter_K, quotas_K)
 
 
 TABLE, SUMMARY = "density.parquet", "density.json"
@@ -217,9 +213,8 @@ def placed(
     ranked = partition.take(row_M)
     cluster_M = np.searchsorted(clusters.number, ranked[CLUSTER_ID.name].to_numpy())
     cosine_M = ranked[CENTROID_COSINE.name].to_numpy()
-    key_M = (
-        coins(ranked[UID.name]) if order == "hash" else cosine_M if order == "hard" else -cosine_M
-    )
+    key_M = coins(ranked[UID.name]) if order == "hash" else cosine_M
+    key_M = -cosine_M if order == "easy" else key_M
     order_M = in_order(ranked, cluster_M, key_M)
     row_M, cluster_M = row_M[order_M], cluster_M[order_M]
     first_M = np.searchsorted(cluster_M, cluster_M)
@@ -244,29 +239,20 @@ def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) ->
     density_M = clusters.quotas.enters(cluster_M, rank_M)
     keep_N = np.zeros(len(partition), bool)
     keep_N[row_M] = cut.keeps(density_M, partition.take(row_M))
-    index_N = np.zeros(len(partition), np.int64)  # index among the ranked rows
+    index_N = np.full(len(partition), -1)  # index among the ranked rows
     index_N[row_M] = np.arange(len(row_M))
-    out_N = np.ones(len(partition), bool)
-    out_N[row_M] = False
-    index = pa.array(index_N, mask=out_N)
-    values = {
-        DENSITY_RANK: density_M,
-        CLUSTER_RANK: rank_M,
-        CLUSTER_QUOTA: cut.kept[cluster_M],
-    }
+    index = pa.array(index_N, mask=index_N < 0)
+    values = {DENSITY_RANK: density_M, CLUSTER_RANK: rank_M, CLUSTER_QUOTA: cut.kept[cluster_M]}
     made = {c.name: pa.array(value_M).cast(c.dtype).take(index) for c, value_M in values.items()}
     pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
     return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
 
 
-def put_tables(
-    clusters: Clusters, cut: Cut, balance: float, item: dict[str, int], task: Task
-) -> dict[str, Any]:
+def put_tables(clusters: Clusters, cut: Cut, size: int, task: Task) -> dict[str, Any]:
     """Stores out/density.parquet (one row per cluster) and out/density.json (sizes)."""
-    size, path = item["asked"], clusters.quotas
+    path = clusters.quotas
     least_K = np.minimum(path.share * size, path.cap)
-    share_K = clusters.share / UNIT
-    quota_K = quotas(size * share_K, least_K, path.size, size)
+    quota_K = quotas(size * path.probability, least_K, path.size, size)
     table = pa.table(
         {
             CLUSTER_ID.name: pa.array(clusters.number, CLUSTER_ID.dtype),
@@ -274,16 +260,15 @@ def put_tables(
             "d_intra": clusters.intra,
             "d_inter": pa.array(clusters.inter, mask=np.isnan(clusters.inter)),
             "complexity": clusters.intra * clusters.inter,
-            "probability": share_K,
+            "probability": path.probability,
             "quota": quota_K,
             "quota_rows": np.floor(quota_K + 0.5).astype(np.int64),
             "kept": cut.kept,
         }
     )
-    kept = int(cut.kept.sum())
     summary = {
         "asked": size,
-        "kept": kept,
+        "kept": int(cut.kept.sum()),
         "ranked": int(clusters.size.sum()),
         "clusters": len(table),
         "furthest_from_quota": float(np.abs(cut.kept - quota_K).max(initial=0)),
@@ -340,8 +325,8 @@ def mean_distance(
     if near < 1 or not len(row_B):
         return value_B
     K, D = unit_KD.shape
-    score_BK = unit_KD[start + row_B] @ np.where(none_K[:, None], np.float32(0), unit_KD).T
-    score_BK[:, none_K] = -np.inf
+    score_BK = unit_KD[start + row_B] @ unit_KD.T
+    score_BK[:, none_K] = -np.inf  # NaN until here
     score_BK[np.arange(len(row_B)), start + row_B] = -np.inf  # itself
     gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in _coarse.py
     last_B = np.partition(score_BK, K - near, axis=1)[:, K - near]

@@ -91,7 +91,7 @@ class Prototypes(SizedSelect):
         ctx.say("sorting rows by cosine")
         sorted_rows = ctx.shuffle(ctx.map_shards(partial(grouped, group_B), rows), "key")
         kept_K = ranking.kept(size, sorted_rows, ctx)
-        ctx.map(partial(put_tables, ranking, kept_K), [{"asked": size}])
+        ctx.map(partial(put_tables, ranking, kept_K), [size])
         ctx.say("")
         ctx.restore(ctx.map_shards(partial(judged, ranking, kept_K, size), sorted_rows))
 
@@ -176,8 +176,7 @@ class Ranking:
 
     def of_group(self, group: int, partition: pa.Table) -> tuple[NDArray, ...]:
         """Returns a group's rows: index in the partition, cluster index, rank, rank in cluster."""
-        at_group = partition["group"].fill_null(-1).to_numpy() == group
-        row_M = np.flatnonzero(at_group)
+        row_M = np.flatnonzero(partition["group"].fill_null(-1).to_numpy() == group)
         rows = partition.take(row_M)
         row_M = row_M[in_order(rows, self.sign * rows[CENTROID_COSINE.name].to_numpy())]
         cluster_N = partition[CLUSTER_ID.name].fill_null(0).to_numpy()
@@ -213,7 +212,7 @@ def judged(ranking: Ranking, kept_K: NDArray[np.int64], size: int, partition: pa
 
 
 def put_tables(
-    ranking: Ranking, kept_K: NDArray[np.int64], item: dict[str, int], task: Task
+    ranking: Ranking, kept_K: NDArray[np.int64], size: int, task: Task
 ) -> dict[str, Any]:
     """Stores out/prototypes.parquet (one row per cluster) and out/prototypes.json (sizes)."""
     size_K = ranking.rounds.size
@@ -221,12 +220,12 @@ def put_tables(
         {
             CLUSTER_ID.name: pa.array(ranking.number, CLUSTER_ID.dtype),
             "rows": size_K,
-            "least": ranking.rounds.turns(item["asked"]),
+            "least": ranking.rounds.turns(size),
             "kept": kept_K,
         }
     )
     summary = {
-        "asked": item["asked"],
+        "asked": size,
         "kept": int(kept_K.sum()),
         "ranked": int(size_K.sum()),
         "clusters": len(table),

@@ -20,7 +20,7 @@ from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
-from clipmill.stages.select._least import at_each, is_least, least_of_parts, search
+from clipmill.stages.select._least import at_each, is_least, least_of_parts, search, verdict
 
 # Shapes: N rows.
 
@@ -125,7 +125,7 @@ class Sample(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """Yields the verdicts at each size, from the stored ranks."""
+        """Returns the verdicts at each size, from the stored ranks."""
         self._check(threshold, values)
         rank = made[SAMPLE_RANK.name]
         if threshold.name == "rows":
@@ -133,8 +133,7 @@ class Sample(DatasetStage):
         else:
             rank_N = rank.fill_null(np.inf).to_numpy()
             kept = (rank_N < float(value) for value in values)
-        for value, keep_N in zip(values, kept, strict=True):
-            yield Verdicts(float(value), f"{threshold.name} = {value}", keep_N)
+        return map(partial(verdict, threshold), values, kept)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
@@ -142,13 +141,7 @@ class Sample(DatasetStage):
         """Returns a function that yields a part's verdicts at each `rows`, over all parts."""
         self._check(threshold, values)
         sizes = [partial(min, int(value)) for value in values]
-        kept = least_of_parts(SAMPLE_RANK.name, sizes, parts)
-
-        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
-            for value, keep_N in zip(values, kept(rows, made), strict=True):
-                yield Verdicts(float(value), f"{threshold.name} = {value}", keep_N)
-
-        return verdicts
+        return least_of_parts(threshold, values, sizes, parts)
 
     def _check(self, threshold: Threshold, values: Sequence[Decimal]) -> None:
         """Raises ValueError for a size out of range."""
