@@ -56,18 +56,12 @@ if libc:
 _silencing = threading.Lock()
 _silent = 0  # callers that are silenced
 
-
-def keep_freed_memory() -> None:
-    """Lets freed buffers of up to 128 MB be used again, of 32 MB where glibc allows no more.
-
-    By default the system takes each back and gives it out page by page: a third of decoding time.
-    """
-    if libc:
-        any(libc.mallopt(M_MMAP_THRESHOLD, size << 20) for size in (128, 32))
-        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
-
-
-keep_freed_memory()
+if libc:
+    # Freed buffers of up to 128 MB are used again, of 32 MB where glibc allows no more. By default
+    # the system takes each back and gives it out page by page: a third of decoding time.
+    if not libc.mallopt(M_MMAP_THRESHOLD, 128 << 20):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 cv2.setNumThreads(1)  # workers run side by side; a resize must not take all their cores
 
 # Plugins, not Image.open: that one warns about sizes through a global, and MAX_PIXELS is ours.
@@ -205,11 +199,9 @@ def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
         rgb = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
     except cv2.error:
         return None
-    if rgb is None or shrink == 1:
-        return rgb  # type: ignore[return-value]  # 8 bits
-    # Sides came rounded up: less than half of a last row or column may be picture.
-    whole = rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]
-    return whole  # type: ignore[return-value]  # 8 bits
+    if rgb is not None:  # sides come rounded up: less than half of a last row may be picture
+        rgb = rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]
+    return rgb  # type: ignore[return-value]  # 8 bits
 
 
 def _tile_area(image: ImageFile.ImageFile) -> int:

@@ -22,7 +22,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.images.decode import RGB, ImageError, decode
 from clipmill.stages.ops.images.pixels import shrunk
 from clipmill.stages.ops.tasks import folders as tasks
-from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
+from clipmill.stages.ops.vectors.matrices import as_matrix, holds_vectors, unusable
 
 BATCH = 64  # decoded pictures held at a time
 PARQUET = ".parquet"
@@ -187,13 +187,8 @@ def _kinds(dtype: pa.DataType):
     if pa.types.is_uint64(dtype):
         return (pa.types.is_uint64, pa.types.is_int64), "64-bit integers, uint64 or int64"
     if pa.types.is_list(dtype):
-        return (_is_vector,), "lists of floats"
+        return (holds_vectors,), "lists of floats"
     return (pa.types.is_string, pa.types.is_large_string, _is_category), "strings"
-
-
-def _is_vector(dtype: pa.DataType) -> bool:
-    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
-    return any(fit(dtype) for fit in lists) and pa.types.is_floating(dtype.value_type)
 
 
 def _is_category(dtype: pa.DataType) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
+
 LIST = Path(__file__).with_name("datacomp_38.json")
 HUB = "https://huggingface.co/datasets"
 OURS = "clipmill 2"  # metrics, prompts and ties as docs/evaluating.md has them
@@ -29,6 +31,7 @@ class Listed:
 
     name: str
     folder: str
+    also: tuple[str, ...] = ()  # other names of the folder
     hub: str
     size: int  # pictures; WinoGAViL: instances
     metric: str | None = None  # None: no part of the average
@@ -54,13 +57,7 @@ def rules() -> str:
 @cache
 def listed_tasks() -> tuple[Listed, ...]:
     """Returns all 40, in the order of DataComp's list."""
-    return tuple(
-        Listed(
-            **{name: value for name, value in row.items() if name not in ("by", "also")},
-            by=_by(row),
-        )
-        for row in json.loads(LIST.read_text())["tasks"]
-    )
+    return msgspec.convert(json.loads(LIST.read_text())["tasks"], tuple[Listed, ...])
 
 
 def listed(folder: str) -> Listed | None:
@@ -82,18 +79,8 @@ def missing(names: Iterable[str]) -> list[Listed]:
 
 @cache
 def _by_folder() -> dict[str, Listed]:
-    rows = json.loads(LIST.read_text())["tasks"]
-    return {
-        _bare(name): task
-        for task, row in zip(listed_tasks(), rows, strict=True)
-        for name in (task.folder, *row.get("also", ()))
-    }
+    return {_bare(name): task for task in listed_tasks() for name in (task.folder, *task.also)}
 
 
 def _bare(folder: str) -> str:
     return folder.lower().replace("/", "-").removeprefix("wds_").removesuffix("_test")
-
-
-def _by(row: dict) -> By | None:
-    by = row.get("by")
-    return By(by["column"], tuple(by.get("ignored", ()))) if by else None

@@ -20,7 +20,7 @@ from clipmill.metadata.schema import CLUSTER_ID
 from clipmill.metadata.storage import Storage, open_uri
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.outside import named, need_file
-from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, holds_vectors
 
 # Shapes: K clusters, D width of a vector.
 
@@ -111,16 +111,10 @@ def _centroids(table: pa.Table, place: str) -> Centroids:
     if CLUSTER_ID.name in table.column_names:
         table = table.sort_by(CLUSTER_ID.name)
         if table[CLUSTER_ID.name].to_pylist() != list(range(len(table))):
-            raise StageError(
-                "numbers that are not 0, 1, 2 …", place, f"number `{CLUSTER_ID.name}` so"
-            )
+            do = f"number `{CLUSTER_ID.name}` so"
+            raise StageError("numbers that are not 0, 1, 2 …", place, do)
     dtype = table.schema.field("centroid").type
-    lists = (
-        pa.types.is_list(dtype),
-        pa.types.is_large_list(dtype),
-        pa.types.is_fixed_size_list(dtype),
-    )
-    if not any(lists) or not pa.types.is_floating(dtype.value_type):
+    if not holds_vectors(dtype):
         raise StageError(f"a column `centroid` of {dtype}", place, "write it as lists of floats")
     try:
         vector_KD = as_matrix(table["centroid"])

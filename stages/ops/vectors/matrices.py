@@ -16,6 +16,12 @@ MOST_UNUSABLE = 0.1  # share of vectors: with more, what made them is to blame, 
 FEW = 64  # vectors, too few to judge a share
 
 
+def holds_vectors(dtype: pa.DataType) -> bool:
+    """Returns whether values of this type are lists of floats, of a width or of none."""
+    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(fits(dtype) for fits in lists) and pa.types.is_floating(dtype.value_type)
+
+
 def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
     """Returns (N, D) the vectors of a list column, NaN if null; a view if Arrow's layout allows."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
