@@ -17,14 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.metadata.concepts.load import ConceptList
-from clipmill.metadata.schema import CONCEPT_IDS, IDENTITY, IMAGE_BYTES, KEEP, UID
+from clipmill.metadata.schema import CONCEPT_IDS, IDENTITY, UID
 from clipmill.metadata.uid import coin, coin_hash
 from clipmill.pipeline.dataset import Context, Shards, State, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.tables.rows import added, put_text
 from clipmill.stages.select import _cut as cut
+from clipmill.stages.select._judged import first_of, left_out
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
+
+UNMATCHED = f"undefined:{CONCEPT_IDS.name}"
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,15 @@ class Draw:
         return p_E
 
 
-def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """Returns for each reason not to draw (N,) whether the row is free of it."""
-    matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
-    may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
-    if IMAGE_BYTES.name in rows.column_names:
-        may = {f"undefined:{IMAGE_BYTES.name}": rows[IMAGE_BYTES.name].is_valid().to_numpy(), **may}
-    if KEEP.name in rows.column_names:
-        may = {"dropped_before": rows[KEEP.name].fill_null(False).to_numpy(), **may}
-    return may
+def undrawn(rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+    """Returns (N,) why a row does not draw; null if it does."""
+    has_none = pc.equal(pc.list_value_length(rows[CONCEPT_IDS.name]).fill_null(0), 0)
+    return first_of({**left_out(rows), UNMATCHED: has_none})
 
 
 def drawing(rows: pa.Table) -> pa.Table:
     """Returns the rows that draw."""
-    return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
+    return rows.filter(undrawn(rows).is_null())
 
 
 ENGLISH = "en"
@@ -210,7 +208,6 @@ def put_tables(
     t_E[met_E] = item["t"] * sums["count_E"][met_E] / draw.weight[met_E]  # of its language
     table = table.append_column("t", pa.array(t_E, mask=~met_E))
     pq.write_table(table, task.worker.scratch / TABLE, compression="zstd")
-    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
-    for name in (TABLE, SUMMARY):
-        task.put_file(name, task.worker.scratch / name)
+    task.put_file(TABLE, task.worker.scratch / TABLE)
+    put_text(SUMMARY, json.dumps(summary), task)
     return summary

@@ -18,11 +18,8 @@ from clipmill.metadata.schema import (
     CONCEPT_IDS,
     CONCEPT_LIST,
     DECIDING_CONCEPT,
-    IDENTITY,
     IMAGE_BYTES,
     KEEP,
-    REASON,
-    REASON_TYPE,
     Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs, State
@@ -30,20 +27,22 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
 from clipmill.stages.ops.concepts import concept_list
 from clipmill.stages.ops.outside import listing_digest, need_file
-from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.select._draws import (
     SUMMARY,
     TABLE,
+    UNMATCHED,
     Draw,
     Pairs,
     by_language,
     drawing,
     kept_counts,
     leaving,
-    may_draw,
     put_tables,
     tail_count,
+    undrawn,
 )
+from clipmill.stages.select._judged import NO_IMAGE, judged_rows
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -92,12 +91,7 @@ class Balance(DatasetStage):
     reads = (CONCEPT_IDS, CONCEPT_LIST)
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, BALANCE_RANK, KEEP_PROBABILITY, DECIDING_CONCEPT, BALANCE_T)
-    reasons = (
-        "dropped_before",
-        f"undefined:{IMAGE_BYTES.name}",
-        f"undefined:{CONCEPT_IDS.name}",
-        "balanced_out",
-    )
+    reasons = (DROPPED, NO_IMAGE, UNMATCHED, "balanced_out")
     artifacts = (("balance", SUMMARY), ("concepts", TABLE))
 
     def __post_init__(self) -> None:
@@ -208,8 +202,8 @@ def judged(
     draw: Draw, t: float, entries: pa.StringArray, keep_unmatched: bool, rows: pa.Table
 ) -> pa.Table:
     """Returns keep, rank, probability, deciding concept and reason of every row."""
-    may = may_draw(rows)
-    draws_N = np.logical_and.reduce([*may.values()])
+    reason = undrawn(rows)
+    draws_N = np.asarray(reason.is_null())
     drawn = rows.filter(pa.array(draws_N))
     pairs = Pairs.of(drawn)
     draw_M = draw.of(drawn, pairs)
@@ -218,19 +212,13 @@ def judged(
     decider_N = pairs.concept[least[np.searchsorted(least, pairs.start)]]  # first of equals
     place = pa.array(np.cumsum(draws_N) - 1, mask=~draws_N)  # index among the rows that draw
     if keep_unmatched:
-        may[f"undefined:{CONCEPT_IDS.name}"] = np.ones(len(rows), bool)
-    broken = [pa.array(~is_fine) for is_fine in may.values()]
-    broken.append(pc.fill_null(pa.array(rank_N >= t).take(place), False))
-    reason = pc.case_when(pc.make_struct(*broken), *may, "balanced_out")
+        reason = pc.if_else(pc.equal(reason, UNMATCHED).fill_null(False), None, reason)
+    out = pa.array(np.where(rank_N >= t, "balanced_out", None), pa.string())
+    chance_N = pairs.keep_probability(draw.probability(t)).astype(np.float32)
     columns = {
-        **{name: rows[name] for name in IDENTITY},
-        KEEP.name: reason.is_null(),
         BALANCE_RANK.name: pa.array(rank_N).take(place),
-        KEEP_PROBABILITY.name: pa.array(
-            pairs.keep_probability(draw.probability(t)).astype(np.float32)
-        ).take(place),
+        KEEP_PROBABILITY.name: pa.array(chance_N).take(place),
         DECIDING_CONCEPT.name: entries.take(pa.array(decider_N)).take(place),
         BALANCE_T.name: pa.array(np.where(draws_N, t, 0.0), mask=~draws_N),
-        REASON.name: reason.cast(REASON_TYPE),
     }
-    return pa.table(columns)
+    return judged_rows(rows, pc.coalesce(reason, out.take(place)), columns)

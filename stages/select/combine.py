@@ -161,7 +161,7 @@ def times(stage: Combine, rows: pa.Table, keep_NK: NDArray[np.bool_]) -> NDArray
 
 
 MOST_NAMES = 12  # 4,096 combinations
-BINDS = {"or": 1, "and": 2, "not": 3}  # operator precedence
+PYTHON = {"or": "|", "and": "&", "not": "~", "(": "(", ")": ")"}  # bind as these words do
 TOKEN = re.compile(r"\s*(?:([()])|([A-Za-z][A-Za-z0-9_-]*)|(\S+))")
 NAME = re.compile(r"(?!(?i:and|or|not)$)[A-Za-z][A-Za-z0-9_-]*")
 DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"
@@ -226,42 +226,19 @@ def _wrong(found: str, do: str) -> RecipeError:
 
 
 def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
-    """Evaluates the words from left to right; an operator waits for its right operand."""
-    answers: list[Bools] = []
-    operators: list[str] = []
-
-    def settle(least: int) -> None:
-        while operators and BINDS.get(operators[-1], 0) >= least:
-            how, right = operators.pop(), answers.pop()
-            if how == "not":
-                answers.append(~right)
-            else:
-                left = answers.pop()
-                answers.append(left & right if how == "and" else left | right)
-
-    is_open = True  # whether a name, NOT or a bracket comes next
+    """Checks the order of the words, and lets Python evaluate them."""
+    depth, is_open = 0, True  # whether a name, NOT or a bracket comes next
     for word in words:
-        kind, is_name = word.lower(), NAME.fullmatch(word) is not None
-        is_out_of_place = is_open != (is_name or kind in ("not", "("))
-        if not is_out_of_place and kind == ")":
-            settle(1)
-            is_out_of_place = not operators
-        if is_out_of_place or not (is_name or kind in ("(", ")", *BINDS)):
+        is_name, kind = word in value, word.lower()
+        depth += (kind == "(") - (kind == ")")
+        is_out_of_place = is_open != (is_name or kind in ("not", "(")) or depth < 0
+        if is_out_of_place or not (is_name or kind in PYTHON):
             do = "join names of select stages with AND, OR, NOT and brackets: `best AND NOT blurry`"
             raise _wrong(f"`{word}` cannot stand where it does in `{text}`", do)
-        if is_name:
-            answers.append(value[word])
-            is_open = False
-        elif kind == ")":
-            operators.pop()
-        else:
-            if kind in ("and", "or"):
-                settle(BINDS[kind])
-                is_open = True
-            operators.append(kind)
+        is_open = not is_name and kind != ")"
     if is_open:
         raise _wrong(f"`{text}` breaks off", "name a select stage there")
-    settle(1)
-    if operators:
+    if depth:
         raise _wrong(f"a bracket is not closed in `{text}`", "close it")
-    return answers[0]
+    parts = (f"value[{word!r}]" if word in value else PYTHON[word.lower()] for word in words)
+    return eval(" ".join(parts), {"value": value})  # nothing but these words, as just checked
