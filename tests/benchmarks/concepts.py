@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from clipmill.metadata.concepts.load import concept_list, of_entries
 from clipmill.stages.annotate._spacing import padded, spaced
 from clipmill.stages.annotate._substrings import Finder
-from clipmill.stages.select._draws import Draw, Pairs
+from clipmill.stages.select.balance import Draw, Pairs
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 CAPTIONS = 20_000

@@ -15,7 +15,7 @@ LIMITS = {
     "clipmill.stages.export.pixels": {"BATCH_ROWS": 7},
     "clipmill.stages.export.table": {"BATCH_ROWS": 7},
     "clipmill.stages.export.uid_list": {"RANGE_ROWS": 30, "BATCH_ROWS": 20, "AT_ONCE": 2},
-    "clipmill.stages.select._groups": {"SLICE_ROWS": 30, "BUCKETS": 3},
+    "clipmill.stages.select.sample": {"SLICE_ROWS": 30, "BUCKETS": 3},
     "clipmill.stages.select._tree": {"PART": 2},
     "clipmill.stages.select.prototypes": {"GROUP_ROWS": 50},
     "clipmill.stages.ops.vectors.targets": {"ROWS": 50},

@@ -233,18 +233,19 @@ def arrow_form(storage: Storage, path: str) -> Form:
         with storage.open(path) as file:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
-            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+            read = pa.ipc.open_file if is_file else pa.ipc.open_stream
+            stored = read(file).schema
             if wanted is None:
-                yield reader.schema
+                yield stored
                 return
-            places = [reader.schema.get_field_index(name) for name in wanted]
-            options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+            places = [stored.get_field_index(name) for name in wanted]
             file.seek(0)
+            options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+            reader = read(file, options=options)
             if is_file:
-                reader = pa.ipc.open_file(file, options=options)
                 yield from map(reader.get_batch, range(reader.num_record_batches))
             else:
-                yield from pa.ipc.open_stream(file, options=options)
+                yield from reader
 
     def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
         for batch in batches(roots_of(wanted, schema.names)):
@@ -345,9 +346,8 @@ class Sql:
             )
 
         with as_arrows_errors():
-            cursor = self.connection.cursor()
-            cursor.execute(f"SELECT * FROM {quoted(table)} LIMIT 0")
-            columns = cursor.description
+            head = f"SELECT * FROM {quoted(table)} LIMIT 0"
+            columns = self.connection.cursor().execute(head).description
         names = [name for name, *_ in columns]
         paths = [path for name, kind, *_ in columns for path in inside(name, kind)]
         count = f"SELECT count(*) FROM {quoted(table)}"
@@ -355,8 +355,7 @@ class Sql:
 
     def rows(self, query: str) -> Iterator[Sequence[Any]]:
         with as_arrows_errors():
-            cursor = self.connection.cursor()
-            cursor.execute(query)
+            cursor = self.connection.cursor().execute(query)
             while rows := cursor.fetchmany(FETCHED):
                 yield from rows
 

@@ -11,8 +11,7 @@ from clipmill.metadata.concepts.load import concept_list, of_entries, save
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.select import _cut as cut
-from clipmill.stages.select._draws import as_float, share_below, tail_count
-from clipmill.stages.select.balance import Balance
+from clipmill.stages.select.balance import Balance, as_float, share_below, tail_count
 
 LISTS = 4_000
 ENGLISH = [f"e{i}" for i in range(6)]

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.select._draws import Draw, Pairs
+from clipmill.stages.select.balance import Draw, Pairs
 
 COUNTS = np.array([1, 19_999, 20_000, 20_001, 50_000, 200_000, 1_000_000, 120_000_000])
 T = 20_000

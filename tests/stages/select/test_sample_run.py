@@ -11,7 +11,7 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
-from clipmill.stages.select import _groups as groups
+from clipmill.stages.select import sample as groups
 from tests.stages.killed import Watcher, rows_of
 
 ROWS = 3_000
