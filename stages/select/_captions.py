@@ -1,4 +1,4 @@
-"""Finds the first rule that each text of a row breaks, and the passing texts that a mix keeps."""
+"""Applies rules to each text of a row, and finds the passing texts that a mix keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXT_IMAGES, TEXTS
+from clipmill.metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXTS
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.texts.lists import flat_texts, text_list
 from clipmill.stages.select import _sql as sql
@@ -84,33 +84,6 @@ class Texts:
         if TEXT_CLIP_SCORE.name not in self.shard.column_names:
             return pa.nulls(len(self.row_T), pa.float32())
         return self.beside(TEXT_CLIP_SCORE.name)
-
-
-def broken_rules(
-    texts: Texts,
-    *,
-    checked: Sequence[str],
-    conjuncts: Sequence[sql.Conjunct],
-    lists: Sequence[str],
-    cuts: Mapping[str, float] | Literal["gbc"] | None,
-    most_images: int | None,
-) -> Broken:
-    """Returns the first rule that each text breaks."""
-    broken, made_T = Broken(len(texts.row_T)), ~texts.original_T
-    broken.add(texts.part["text"].is_null().to_numpy(False), "undefined:text")
-    present = {name: CUTS[name] for name in checked if name in texts.shard.column_names}
-    if present:
-        failed = first_failed({name: texts.beside(name) for name in present}, present)
-        for name in present:
-            broken.add(made_T & pc.equal(failed, name).fill_null(False).to_numpy(False), name)
-    if conjuncts:
-        ask(conjuncts, lists, texts, broken)
-    if cuts is not None:
-        compare(GBC if cuts == "gbc" else cuts, texts, broken)
-    if most_images:
-        images_T = texts.beside(TEXT_IMAGES.name).fill_null(0).to_numpy()
-        broken.add(made_T & (images_T > most_images), "most_images")
-    return broken
 
 
 def ask(

@@ -34,13 +34,17 @@ from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
 from clipmill.stages.select._captions import (
     CUTS,
+    GBC,
     SHARES,
     WORDS,
     Bools,
+    Broken,
     Flat,
     Mix,
     Texts,
-    broken_rules,
+    ask,
+    compare,
+    first_failed,
     mixed_texts,
 )
 from clipmill.stages.select._top import Top, rankable, reaching, search
@@ -171,9 +175,8 @@ class SelectCaptions(DatasetStage):
                     do=f"ask what score.caption writes, or {', '.join((*TEXT_FIELDS, WORDS))}",
                 )
         flat = {name: pa.nulls(0, types[name].value_type) for name in self.lists}
-        flat |= {name: pa.nulls(0, pa.string()) for name in TEXT_FIELDS} | {
-            WORDS: pa.nulls(0, pa.int32())
-        }
+        flat |= {name: pa.nulls(0, pa.string()) for name in TEXT_FIELDS}
+        flat[WORDS] = pa.nulls(0, pa.int32())
         for conjunct in self.conjuncts:
             sql.check(conjunct, pa.table(flat))
 
@@ -267,14 +270,7 @@ def judged(
 ) -> pa.Table:
     """Returns the stored columns of every row."""
     texts = Texts(shard, stage.captions)
-    broken = broken_rules(
-        texts,
-        checked=stage.checked,
-        conjuncts=stage.conjuncts,
-        lists=stage.lists,
-        cuts=stage.cuts,
-        most_images=stage.most_images,
-    )
+    broken = broken_rules(stage, texts)
     reason_T, flat = broken.reason_T, stage_flat(stage, texts, broken.passes_T)
     if stage.mix == "blip2":
         takes_made_N = ~is_above(originals(stage, shard), highest.lowest)
@@ -300,6 +296,24 @@ def judged(
             REASON.name: pc.case_when(why, *SelectCaptions.reasons).cast(REASON_TYPE),
         }
     )
+
+
+def broken_rules(stage: SelectCaptions, texts: Texts) -> Broken:
+    """Returns the first rule that each text breaks."""
+    broken, made_T = Broken(len(texts.row_T)), ~texts.original_T
+    broken.add(texts.part["text"].is_null().to_numpy(False), "undefined:text")
+    present = {name: CUTS[name] for name in stage.checked if name in texts.shard.column_names}
+    if present:
+        failed = first_failed({name: texts.beside(name) for name in present}, present)
+        for name in present:
+            broken.add(made_T & pc.equal(failed, name).fill_null(False).to_numpy(False), name)
+    if stage.conjuncts:
+        ask(stage.conjuncts, stage.lists, texts, broken)
+    compare(GBC if stage.cuts == "gbc" else stage.cuts or {}, texts, broken)
+    if stage.most_images:
+        images_T = texts.beside(TEXT_IMAGES.name).fill_null(0).to_numpy()
+        broken.add(made_T & (images_T > stage.most_images), "most_images")
+    return broken
 
 
 def stage_flat(stage: SelectCaptions, texts: Texts, passes_T: Bools) -> Flat:
