@@ -7,6 +7,7 @@ digits known so far, they are sorted.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,10 +23,13 @@ BINS = 1 << 16
 Cut = tuple[int, ...]  # the first digits of a rank; rows at or above it stay
 EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
+FEW = 1 << 16  # ranks that the driver sorts, of 24 to 32 bytes
 TOGETHER = 64  # searches at a time; each holds 2 MB of ranks at most
 # A search yields a count over some rows and a sum of two counts; it is sent the sum over all rows.
 Pass = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
 Search = Generator[Pass, State, Cut]
+# Of a table: how many rows a share is taken of, (N,) which have a rank, and the digits of these.
+Ranked = Callable[[pa.Table], tuple[int, NDArray[np.bool_], NDArray[np.uint16]]]
 
 
 def solve(search: Search, rows: Shards, ctx: Context) -> Cut:
@@ -60,6 +64,79 @@ def solve_together(
                     cuts[number] = end.value
                     del passes[number]
     return cuts
+
+
+def search(
+    ranked: Ranked, first: Callable[[int, int], tuple[Cut | None, int]], ties_stay: bool = False
+) -> Search:
+    """Searches for the cut: one digit per pass over all rows, until few ranks are left to sort.
+
+    `first` gets the numbers of rows and of ranks, and answers as `if_known`. With `ties_stay` all
+    rows of the last value stay.
+    """
+    prefix = EVERYTHING
+    totals = yield partial(survey, ranked=ranked), merge
+    known, nth = first(*totals["rows"].tolist())
+    if known is not None:
+        return known
+    while "by_digit" in totals:
+        prefix, nth = extend(prefix, nth, totals["by_digit"])
+        level = int(totals["by_digit"][prefix[-1]])
+        if nth == level or (ties_stay and len(prefix) == totals["value_digits"]):
+            return prefix
+        count, add = (survey, merge) if level > FEW else (ranks, joined)
+        totals = yield partial(count, ranked=ranked, begin=prefix), add
+    whole = nth_largest(totals["ranks"], nth)
+    return whole[: int(totals["value_digits"])] if ties_stay else whole
+
+
+def if_known(nth: int, ranks: int) -> tuple[Cut | None, int]:
+    """Returns the cut of the n-th of all ranks if no value has to be read, else None; and n."""
+    if nth == 0:
+        return NOTHING, 0
+    return (EVERYTHING, 0) if nth >= ranks else (None, nth)
+
+
+def survey(rows: pa.Table, *, ranked: Ranked, begin: Cut = EVERYTHING) -> State:
+    """Counts pool rows and those with a value, and the next digit of ranks after `begin`."""
+    pool, ranked_N, value_ND = ranked(rows)
+    digits = value_ND.shape[1]
+    if len(begin) < digits:
+        by_digit = next_digit(value_ND, begin)
+    else:
+        ranked_N[ranked_N] = level_with(value_ND, begin[:digits])
+        by_digit = next_digit(tie_digits(rows.filter(pa.array(ranked_N))), begin[digits:])
+    return {
+        "rows": np.array([pool, len(value_ND)]),
+        "by_digit": as_small(by_digit, len(value_ND)),
+        "value_digits": np.array(digits),
+    }
+
+
+def merge(left: State, right: State) -> State:
+    rows = np.add(left["rows"], right["rows"])
+    by_digit = np.add(left["by_digit"], right["by_digit"], dtype=np.int64)
+    # `value_digits` is the same in both: a column has one type in the whole pool.
+    return left | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
+
+
+def as_small(by_digit: NDArray[np.int64], most: int) -> NDArray[np.unsignedinteger]:
+    """Returns the counts in the fewest bytes that hold them: they are most of the journal."""
+    return by_digit.astype(np.min_scalar_type(most))
+
+
+def ranks(rows: pa.Table, *, ranked: Ranked, begin: Cut) -> State:
+    """Returns the whole ranks that begin with `begin`."""
+    _, ranked_N, value_ND = ranked(rows)
+    digits = value_ND.shape[1]
+    level_N = level_with(value_ND, begin[:digits])
+    ranked_N[ranked_N] = level_N
+    rank_ND = np.hstack([value_ND[level_N], tie_digits(rows.filter(pa.array(ranked_N)))])
+    return {"ranks": rank_ND[level_with(rank_ND, begin)], "value_digits": np.array(digits)}
+
+
+def joined(left: State, right: State) -> State:
+    return left | {"ranks": np.concatenate([left["ranks"], right["ranks"]])}
 
 
 def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:

@@ -9,9 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IDENTITY
-from clipmill.pipeline.dataset import State
 from clipmill.pipeline.stage import Parts, Threshold, Verdicts
-from clipmill.stages.ops.tables.rows import added, in_order
+from clipmill.stages.ops.tables.rows import in_order
 from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows, D digits of a rank.
@@ -21,31 +20,13 @@ Bools = NDArray[np.bool_]
 
 def search(column: str, size: Callable[[int], int]) -> cut.Search:
     """Searches for the cut that exactly `size(n)` of the n ranked rows reach, or all if fewer."""
-    prefix = cut.EVERYTHING
-    while True:
-        totals = yield partial(survey, column=column, begin=prefix), added
-        if not prefix:
-            nth = count = size(int(totals["ranked"]))
-            if not count:
-                return cut.NOTHING
-        if count >= int(totals["ranked"]):
-            return cut.EVERYTHING
-        prefix, nth = cut.extend(prefix, nth, totals["by_digit"])
-        if nth == totals["by_digit"][prefix[-1]]:
-            return prefix
+    return cut.search(partial(with_rank, column=column), lambda _, n: cut.if_known(size(n), n))
 
 
-def survey(rows: pa.Table, *, column: str, begin: cut.Cut) -> State:
-    """Counts the rows with a rank, and the next digit of the ranks that begin with `begin`."""
-    ranked = rows.filter(rows[column].is_valid())
-    value_ND = least_first(ranked[column])
-    if len(begin) < value_ND.shape[1]:
-        by_digit = cut.next_digit(value_ND, begin)
-    else:  # only those level with it by value are tied
-        by_value, by_tie = begin[: value_ND.shape[1]], begin[value_ND.shape[1] :]
-        tied = ranked.filter(pa.array(cut.level_with(value_ND, by_value)))
-        by_digit = cut.next_digit(cut.tie_digits(tied), by_tie)
-    return {"ranked": np.array(len(ranked)), "by_digit": by_digit}
+def with_rank(rows: pa.Table, column: str) -> tuple[int, Bools, NDArray[np.uint16]]:
+    """Returns how many rows there are, (N,) those with a rank, and their digits, least first."""
+    ranked_N = rows[column].is_valid().to_numpy()
+    return len(rows), ranked_N, least_first(rows[column].filter(pa.array(ranked_N)))
 
 
 def least_first(value: pa.ChunkedArray) -> NDArray[np.uint16]:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IDENTITY, KEEP, REASON
-from clipmill.pipeline.dataset import State
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, Share
 from clipmill.stages.select import _cut as cut
@@ -18,7 +17,6 @@ from clipmill.stages.select import _cut as cut
 # Shapes: N rows of the pool, D digits of a rank.
 
 Bools = NDArray[np.bool_]
-FEW = 1 << 16  # ranks that the driver sorts, of 24 to 32 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,28 +55,11 @@ class Top:
         nth = self.rows or int(pool * (self.fraction or 0))
         if self.datacomp_compat and nth < pool:
             return (cut.NOTHING, 0) if nth >= ranked else (None, nth + 1)
-        if nth == 0:
-            return cut.NOTHING, 0
-        return (cut.EVERYTHING, 0) if nth >= ranked else (None, nth)
+        return cut.if_known(nth, ranked)
 
 
 def search(top: Top) -> cut.Search:
-    """Searches for the cut: one digit per pass over all rows, until few ranks are left to sort."""
-    prefix = cut.EVERYTHING
-    totals = yield partial(survey, over=top.over), merge
-    known, nth = top.first_cut(*totals["rows"].tolist())
-    if known is not None:
-        return known
-    while "by_digit" in totals:
-        prefix, nth = cut.extend(prefix, nth, totals["by_digit"])
-        level = int(totals["by_digit"][prefix[-1]])
-        ties_stay = top.datacomp_compat and len(prefix) == totals["value_digits"]
-        if ties_stay or nth == level:
-            return prefix
-        count, add = (survey, merge) if level > FEW else (ranks, joined)
-        totals = yield partial(count, over=top.over, begin=prefix), add
-    whole = cut.nth_largest(totals["ranks"], nth)
-    return whole[: int(totals["value_digits"])] if top.datacomp_compat else whole
+    return cut.search(partial(in_pool, over=top.over), top.first_cut, top.datacomp_compat)
 
 
 def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -90,58 +71,12 @@ def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
     return value
 
 
-def survey(rows: pa.Table, *, over: str, begin: cut.Cut = cut.EVERYTHING) -> State:
-    """Counts pool rows and those with a value, and the next digit of ranks after `begin`."""
-    pool_N, ranked_N, value_ND = in_pool(rows, over)
-    digits = value_ND.shape[1]
-    if len(begin) < digits:
-        by_digit = cut.next_digit(value_ND, begin)
-    else:
-        ranked_N[ranked_N] = cut.level_with(value_ND, begin[:digits])
-        tied_ND = cut.tie_digits(rows.filter(pa.array(ranked_N)))
-        by_digit = cut.next_digit(tied_ND, begin[digits:])
-    return {
-        "rows": np.array([np.count_nonzero(pool_N), len(value_ND)]),
-        "by_digit": as_small(by_digit, len(value_ND)),
-        "value_digits": np.array(digits),
-    }
-
-
-def merge(left: State, right: State) -> State:
-    rows = np.add(left["rows"], right["rows"])
-    by_digit = np.add(left["by_digit"], right["by_digit"], dtype=np.int64)
-    # `value_digits` is the same in both: a column has one type in the whole pool.
-    return left | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
-
-
-def as_small(by_digit: NDArray[np.int64], most: int) -> NDArray[np.unsignedinteger]:
-    """Returns the counts in the fewest bytes that hold them: they are most of the journal."""
-    return by_digit.astype(np.min_scalar_type(most))
-
-
-def ranks(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
-    """Returns the whole ranks that begin with `begin`."""
-    _, ranked_N, value_ND = in_pool(rows, over)
-    digits = value_ND.shape[1]
-    level_N = cut.level_with(value_ND, begin[:digits])
-    ranked_N[ranked_N] = level_N
-    tied_ND = cut.tie_digits(rows.filter(pa.array(ranked_N)))
-    rank_ND = np.hstack([value_ND[level_N], tied_ND])
-    return {
-        "ranks": rank_ND[cut.level_with(rank_ND, begin)],
-        "value_digits": np.array(digits),
-    }
-
-
-def joined(left: State, right: State) -> State:
-    return left | {"ranks": np.concatenate([left["ranks"], right["ranks"]])}
-
-
-def in_pool(rows: pa.Table, over: str) -> tuple[Bools, Bools, NDArray[np.uint16]]:
-    """Returns (N,) the rows a share is taken of, (N,) those with a value, their values' digits."""
+def in_pool(rows: pa.Table, over: str) -> tuple[int, Bools, NDArray[np.uint16]]:
+    """Returns how many rows a share is taken of, (N,) those with a value, and their digits."""
     pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
     ranked_N = pool_N & rows["value"].is_valid().to_numpy()
-    return pool_N, ranked_N, cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
+    digits_ND = cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
+    return np.count_nonzero(pool_N), ranked_N, digits_ND
 
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:

@@ -20,7 +20,7 @@ LIMITS = {
     "clipmill.stages.select.prototypes": {"GROUP_ROWS": 50},
     "clipmill.stages.ops.vectors.targets": {"ROWS": 50},
     "clipmill.stages.select._targets": {"ROWS": 50},
-    "clipmill.stages.select._top": {"FEW": 20},
+    "clipmill.stages.select._cut": {"FEW": 20},
 }
 
 for _module, _values in LIMITS.items():

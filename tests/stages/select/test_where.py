@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.select import _top
+from clipmill.stages.select import _cut
 from clipmill.stages.select.where import Top, Where
 
 NAN = float("nan")
@@ -285,7 +285,7 @@ TOP = st.one_of(
     top=TOP,
     dtype=st.sampled_from([pa.float32(), pa.float64()]),
     cuts=st.sets(st.integers(0, 12)),
-    few=st.sampled_from([_top.FEW, 3, 0]),
+    few=st.sampled_from([_cut.FEW, 3, 0]),
 )
 def test_the_cut_is_that_of_sorting_whatever_the_shards(kept, rows, top, dtype, cuts, few):
     value, uid, passes = map(list, zip(*rows, strict=True))
@@ -295,7 +295,7 @@ def test_the_cut_is_that_of_sorting_whatever_the_shards(kept, rows, top, dtype, 
     stage = Where(where="passes", top=top)
     expected = sorted_by_hand(rows, top)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_top, "FEW", few)
+        patch.setattr(_cut, "FEW", few)
         assert set(kept(stage, *shards)) == expected
         assert set(kept(stage, whole)) == expected
 
