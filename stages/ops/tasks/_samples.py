@@ -116,27 +116,23 @@ def _of_members(
     if body is None or truth is None:
         lacks = "picture" if body is None else f"KEY.{TRUTHS[task.kind]}"
         return Finding(f"a sample without a {lacks}", place, "add it, or drop it")
-    label, captions, group = -1, (), None  # type: int, tuple[str, ...], int | Finding | None
-    labels: tuple[int, ...] | Finding = ()
+    parts: dict[str, Any] = {}
     if task.is_retrieval:
-        captions = _captions(text_of(truth))
+        parts["captions"] = tuple(filter(None, map(str.strip, text_of(truth).splitlines())))
     elif task.kind == "classification":
         try:
-            label = int(text_of(truth))
+            parts["label"] = label = int(text_of(truth))
         except ValueError:
             return Finding(f"KEY.cls holds {truth[:20]!r}", place, "write a class number")
         if not 0 <= label < len(task.classnames):
             text = f"class {label}, and {CLASSNAMES} names {len(task.classnames)}"
             return Finding(text, place, f"name class n in line n + 1 of {CLASSNAMES}")
-        group = _group(members.get("npy"), task, place)
+        parts["group"] = _group(members.get("npy"), task, place)
     elif task.kind == "multilabel":
-        labels = _labels(truth, len(task.classnames), place)
-    rgb = _decoded(body, place)
-    if isinstance(group, Finding):
-        return group
-    if isinstance(labels, Finding):
-        return labels
-    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, labels, captions, group)
+        parts["labels"] = _labels(truth, len(task.classnames), place)
+    parts["rgb"] = _decoded(body, place)
+    wrong = (part for part in parts.values() if isinstance(part, Finding))
+    return next(wrong, None) or Sample(key, **parts)
 
 
 def _decoded(body: Any, place: str) -> NDArray[np.uint8] | Finding:
@@ -246,10 +242,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value["bytes"] if isinstance(value, dict) and "bytes" in value else value
-
-
-def _captions(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.splitlines())))
 
 
 def text_of(data: bytes) -> str:
