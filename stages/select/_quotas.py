@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.pipeline.errors import StageError
 from clipmill.stages.select._clustered import UNIT
 
 # Shapes: K clusters with rows, E events, M pairs of a cluster and one of its rows.
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-HALVINGS = 200  # bisection steps; more cannot change a float64
 
 
 def probabilities(complexity_K: Floats, tau: float) -> Ints:
@@ -36,45 +34,6 @@ def probabilities(complexity_K: Floats, tau: float) -> Ints:
         complexity_K = np.where(known_K, complexity_K, mean)
     weight_K = np.exp((complexity_K - complexity_K.max(initial=-np.inf)) / tau)
     return np.rint(weight_K / weight_K.sum() * UNIT).astype(np.int64)
-
-
-def quotas(target_K: Floats, least_K: Floats, most_K: Floats, total: float) -> Floats:
-    """Returns (K,) the point nearest to `target_K` within the bounds that sums to the total.
-
-    It is clip(target + level, least, most), the level found by bisection. StageError if a least
-    quota is above the most, or no point sums to the total: it names the nearest possible total.
-    """
-    if (least_K > most_K).any():
-        j = int((least_K > most_K).argmax())
-        raise StageError(
-            found=f"cluster {j} wants {least_K[j]:g} rows at least and {most_K[j]:g} at most",
-            where="the bounds of its quota",
-            do="want fewer at least",
-        )
-    nearest = float(np.clip(total, least_K.sum(), most_K.sum()))
-    if abs(nearest - total) > 1e-9 * max(1.0, total):  # more than a sum's rounding
-        raise StageError(
-            found=f"{total:,.10g} rows wanted; quotas sum to {nearest:,.10g} at the nearest",
-            where="the bounds of the quotas",
-            do=f"ask for {nearest:,.10g} rows",
-        )
-    low, high = (
-        float((least_K - target_K).min(initial=0)),
-        float((most_K - target_K).max(initial=0)),
-    )
-    for _ in range(HALVINGS):
-        level = low + (high - low) / 2
-        if not low < level < high:
-            break
-        if np.clip(target_K + level, least_K, most_K).sum() < total:
-            low = level
-        else:
-            high = level
-    free_K = (target_K + high > least_K) & (target_K + high < most_K)
-    if free_K.any():  # then the level is known in one step, without the rounding of a large sum
-        bound_K = np.clip(target_K + high, least_K, most_K)[~free_K]
-        high = (total - bound_K.sum() - target_K[free_K].sum()) / free_K.sum()
-    return np.clip(target_K + high, least_K, most_K)
 
 
 @dataclass(frozen=True)
@@ -99,9 +58,7 @@ class Quotas:
 
         The least quota is balance * N / K (one row if balance is 0), a row below the size at most.
         """
-        from clipmill.stages.select._quota_path import (
-            events,  # compiled: not while a recipe is planned
-        )
+        from clipmill.stages.select._quota_path import events  # compiled: imported late
 
         share = (balance or 1.0) / max(1, len(p_K))
         cap_K = np.minimum(size_K - 1, size_K if balance else 1).astype(np.float64)

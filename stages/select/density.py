@@ -44,7 +44,7 @@ from clipmill.stages.select._clustered import (
     sizes,
 )
 from clipmill.stages.select._judged import judged_rows
-from clipmill.stages.select._quotas import Quotas, probabilities, quotas
+from clipmill.stages.select._quotas import Quotas, probabilities
 
 # Shapes: K clusters with rows; N rows of a partition, M of them that are ranked, T rows at the
 # cut; K centroids, D width of a vector, B centroids of a block, P pairs of near centroids.
@@ -250,9 +250,7 @@ def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) ->
 
 def put_tables(clusters: Clusters, cut: Cut, size: int, task: Task) -> dict[str, Any]:
     """Stores out/density.parquet (one row per cluster) and out/density.json (sizes)."""
-    path = clusters.quotas
-    least_K = np.minimum(path.share * size, path.cap)
-    quota_K = quotas(size * path.probability, least_K, path.size, size)
+    quota_K = clusters.quotas.at(size)
     table = pa.table(
         {
             CLUSTER_ID.name: pa.array(clusters.number, CLUSTER_ID.dtype),
@@ -260,7 +258,7 @@ def put_tables(clusters: Clusters, cut: Cut, size: int, task: Task) -> dict[str,
             "d_intra": clusters.intra,
             "d_inter": pa.array(clusters.inter, mask=np.isnan(clusters.inter)),
             "complexity": clusters.intra * clusters.inter,
-            "probability": path.probability,
+            "probability": clusters.quotas.probability,
             "quota": quota_K,
             "quota_rows": np.floor(quota_K + 0.5).astype(np.int64),
             "kept": cut.kept,

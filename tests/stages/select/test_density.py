@@ -13,8 +13,9 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.ops.vectors.centroids import Centroids, to_table
 from clipmill.stages.select._clustered import UNIT
-from clipmill.stages.select._quotas import probabilities, quotas
+from clipmill.stages.select._quotas import probabilities
 from clipmill.stages.select.density import Density, mean_distance
+from tests.stages.select.test_quotas import quotas
 
 
 @pytest.fixture
