@@ -94,9 +94,7 @@ class Lists:
         return pa.ListArray.from_arrays(end_N, self.ids[language].take(pa.array(place_M)))
 
     def _built(self, language: str | None):
-        from clipmill.stages.annotate._spacing import (
-            padded,  # compiled code: not while a recipe is planned
-        )
+        from clipmill.stages.annotate._spacing import padded  # compiled: imported late
         from clipmill.stages.annotate._substrings import Finder
 
         return Finder(padded(self.entries.take(self.ids[language]), self.rule))

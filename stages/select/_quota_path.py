@@ -97,9 +97,7 @@ def _events(p_K, size_K, cap_K, share, first, by_cap_K):
                 continue
             reaches_cap = cap_at < meets
             now = min(meets, cap_at)
-        elif (
-            share * growing >= 1 - 2.0**-40
-        ):  # every cluster has its least quota, and these take all rows
+        elif share * growing >= 1 - 2.0**-40:  # all have their least quota: these take all rows
             reaches_cap, now = True, cap_at
         if reaches_cap:
             j = by_cap_K[next_cap]

@@ -16,7 +16,7 @@ grows with the square of a chain. Values do not count: IN may list thousands.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -72,7 +72,7 @@ class Conjunct:
         return np.asarray(is_true.not_().to_numpy())
 
 
-@cache
+@lru_cache(maxsize=1024)  # a sweep asks a condition for every number
 def conjuncts(where: str) -> tuple[Conjunct, ...]:
     """Returns the top-level conjuncts, each once, in order; RecipeError if not row-wise SQL."""
     try:

@@ -16,11 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sqlglot import exp
 
-from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP
+from clipmill.metadata.schema import IDENTITY, KEEP
 from clipmill.pipeline.stage import Parts, Threshold, Verdicts
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _lists as lists
 from clipmill.stages.select import _sql as sql
+from clipmill.stages.select._judged import left_out
 from clipmill.stages.select._top import Ranking, Top, rankable, reaching, search
 
 # Shapes: N rows of the pool.
@@ -170,10 +171,8 @@ class Rules:
     def _passing(self, besides: int | None = None) -> Bools:
         """Returns (N,) whether each row meets every rule before `top`, but for one conjunct."""
         passing_N = np.ones(len(self.rows), bool)
-        if KEEP.name in self.rows.column_names:
-            passing_N &= _is_true(self.rows[KEEP.name])
-        if IMAGE_BYTES.name in self.rows.column_names:
-            passing_N &= self.rows[IMAGE_BYTES.name].is_valid().to_numpy()
+        for mask in left_out(self.rows).values():
+            passing_N &= ~np.asarray(mask)
         for index, conjunct in enumerate(self.conjuncts):
             if index != besides:
                 passing_N &= _is_true(sql.truth(conjunct, self.frame))
@@ -243,5 +242,5 @@ def resized(top: Top | None, threshold: Threshold, value: Decimal) -> Top | None
     return dataclasses.replace(top, rows=int(value))
 
 
-def _is_true(verdict: Any) -> Bools:
+def _is_true(verdict: pl.Series) -> Bools:
     return np.asarray(verdict.fill_null(False).to_numpy())

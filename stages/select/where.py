@@ -15,9 +15,11 @@ from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
+from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
 from clipmill.stages.select import _verdicts
+from clipmill.stages.select._judged import NO_IMAGE, left_out
 from clipmill.stages.select._top import Top, keep_best, rankable, search
 
 
@@ -60,7 +62,7 @@ class Where(DatasetStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Returns every rule's reason, in order of precedence."""
-        rules = ["dropped_before", f"undefined:{IMAGE_BYTES.name}"]
+        rules = [DROPPED, NO_IMAGE]
         rules += [conjunct.text for conjunct in self.conjuncts]
         for conjunct in self.conjuncts:
             rules += [f"undefined:{name}" for name in conjunct.columns]
@@ -165,11 +167,7 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     """Returns keep and reason of every row by `where`, and the value that `top` ranks by."""
     frame = stage.frame(rows)
     truths = [(conjunct, sql.truth(conjunct, frame).to_arrow()) for conjunct in stage.conjuncts]
-    broken = [(np.zeros(len(rows), bool), "dropped_before")]
-    if KEEP.name in rows.column_names:
-        broken += [(~rows[KEEP.name].fill_null(False).to_numpy(), "dropped_before")]
-    if IMAGE_BYTES.name in rows.column_names:
-        broken += [(rows[IMAGE_BYTES.name].is_null().to_numpy(), f"undefined:{IMAGE_BYTES.name}")]
+    broken = [(np.asarray(mask), reason) for reason, mask in left_out(rows).items()]
     broken += [(~as_mask(truth.fill_null(True)), rule.text) for rule, truth in truths]
     for rule, truth in truths:
         if truth.null_count:

@@ -55,16 +55,16 @@ class Form:
 
 
 def is_form(storage: Storage, path: str) -> bool:
-    """Returns whether `opened` reads this file: by its name, of JSON by its start."""
+    """Returns whether `opened` reads this file, by its name; JSON by how it begins."""
     name = path.lower()
     return name.endswith(FORMS) or bool(JSON.search(name) and is_document(storage, path))
 
 
 @contextmanager
 def opened(storage: Storage, path: str, table: str | None = None) -> Iterator[Form]:
-    """Opens a table, of several in a file the one with a name; StageError where it is unclear.
+    """Opens a file's table, the named one of several; StageError if it is unclear which is meant.
 
-    pa.ArrowInvalid where it is broken, then or when its rows are read.
+    pa.ArrowInvalid if it is broken, then or when its rows are read.
     """
     name = path.lower()
     if name.endswith(ARROW):
@@ -170,9 +170,9 @@ def json_form(storage: Storage, path: str) -> Form:
 
 
 def rows_of(data: memoryview) -> Callable[[], Iterator[Mapping[str, Any]]]:
-    """Returns a function that yields a document's rows: of an array, its items.
+    """Returns a function that yields a document's rows: an array's items, or COCO's images.
 
-    Of an object COCO's images with their captions, else its first array of objects, else `named`.
+    An object without `images` and `annotations` gives its first array of objects, else `named`.
     """
     if bytes(data[:4096]).lstrip().startswith(b"["):
         return partial(map, as_row, parse(data, type=list[Raw]))

@@ -136,10 +136,7 @@ def _of_members(
 
 
 def _decoded(body: Any, place: str) -> NDArray[np.uint8] | Finding:
-    from clipmill.stages.ops.images.decode import (  # not while a recipe is planned
-        ImageError,
-        decode,
-    )
+    from clipmill.stages.ops.images.decode import ImageError, decode  # not while planning
 
     try:
         return decode(body if isinstance(body, bytes) else b"")
@@ -148,7 +145,7 @@ def _decoded(body: Any, place: str) -> NDArray[np.uint8] | Finding:
 
 
 def _labels(data: bytes, classes: int, place: str) -> tuple[int, ...] | Finding:
-    """The classes of a picture: those at which KEY.npy, with a number a class, is not 0."""
+    """Returns the classes of a picture: those with a number other than 0 in KEY.npy."""
     do = "save one number a class with numpy.save: 1 of each that the picture has, else 0"
     try:
         flag_C = np.load(BytesIO(data), allow_pickle=False).reshape(-1)
