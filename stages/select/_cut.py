@@ -86,7 +86,8 @@ def search(
             return prefix
         count, add = (survey, merge) if level > FEW else (ranks, joined)
         totals = yield partial(count, ranked=ranked, begin=prefix), add
-    whole = nth_largest(totals["ranks"], nth)
+    rank_ND = totals["ranks"]
+    whole = tuple(rank_ND[np.lexsort(rank_ND.T[::-1])[-nth]].tolist())  # the n-th largest
     return whole[: int(totals["value_digits"])] if ties_stay else whole
 
 
@@ -225,11 +226,6 @@ def reaching(value_ND: NDArray[np.uint16], rows: pa.Table, cut: Cut) -> NDArray[
         tied_ND = tie_digits(rows.filter(pa.array(level_N)))
         reaching_N[level_N] = at_or_above(tied_ND, by_tie)
     return reaching_N
-
-
-def nth_largest(rank_ND: NDArray, nth: int) -> Cut:
-    """Returns the n-th largest of the ranks, n from 1."""
-    return tuple(rank_ND[np.lexsort(rank_ND.T[::-1])[-nth]].tolist())
 
 
 def extend(cut: Cut, nth: int, rows_by_digit: NDArray) -> tuple[Cut, int]:

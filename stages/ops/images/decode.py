@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -276,28 +277,19 @@ def _point() -> None:
         _stderr.value = _nowhere if _silent else _shown
 
 
+START = re.compile(
+    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<gif>GIF8[79]a)|(?P<webp>RIFF.{4}WEBP)"
+    rb"|(?P<bmp>BM)|(?P<tiff>II\*\0|MM\0\*)|(?P<avif>.{4}ftypavi[fs])",
+    re.DOTALL,
+)
 LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # offset of the file's size, and bytes not counted in it
 
 
 def format_of(body: bytes) -> str | None:
     """Returns jpeg, png, gif, webp, bmp, tiff or avif; None for others: HTML, SVG, ICO, HEIC."""
-    head = body[:16]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "webp"
-    if head.startswith(b"BM"):
-        return "bmp"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "tiff"
-    if head[4:12] in (b"ftypavif", b"ftypavis"):
-        return "avif"
-    return None
+    found = START.match(body)
+    return found.lastgroup if found else None
 
 
 def is_whole(name: str, body: bytes) -> bool:

@@ -98,12 +98,6 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 
 
-def columns(folder: Storage, file: str) -> list[str]:
-    """Returns names of a Parquet file's columns; ArrowException if it is none."""
-    with folder.open(file) as source:
-        return list(pq.read_schema(source).names)
-
-
 def _of_members(
     key: str, members: dict[str, bytes] | None, task: TaskFolder, place: str
 ) -> Sample | Finding:

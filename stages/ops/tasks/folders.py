@@ -17,6 +17,7 @@ from dataclasses import astuple
 from string import Formatter
 from typing import cast
 
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from clipmill.metadata.fingerprint import digest
@@ -35,7 +36,6 @@ from clipmill.stages.ops.tasks._samples import (
     Kind,
     Sample,
     TaskFolder,
-    columns,
     samples,
     text_of,
 )
@@ -151,7 +151,8 @@ def _kind(
     if shards and shards[0].endswith(PARQUET):
         where = f"{name}/test/{shards[0]}"
         try:
-            present = set(columns(folder, where))
+            with folder.open(where) as source:
+                present = set(pq.read_schema(source).names)
         except BROKEN as error:
             text = f"a shard that cannot be read: {error}"
             return "retrieval", [Finding(text, where, "copy it again")]
