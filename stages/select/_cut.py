@@ -109,7 +109,7 @@ def survey(rows: pa.Table, *, ranked: Ranked, begin: Cut = EVERYTHING) -> State:
         by_digit = next_digit(tie_digits(rows.filter(pa.array(ranked_N))), begin[digits:])
     return {
         "rows": np.array([pool, len(value_ND)]),
-        "by_digit": as_small(by_digit, len(value_ND)),
+        "by_digit": by_digit.astype(np.min_scalar_type(len(value_ND))),  # most of the journal
         "value_digits": np.array(digits),
     }
 
@@ -118,12 +118,7 @@ def merge(left: State, right: State) -> State:
     rows = np.add(left["rows"], right["rows"])
     by_digit = np.add(left["by_digit"], right["by_digit"], dtype=np.int64)
     # `value_digits` is the same in both: a column has one type in the whole pool.
-    return left | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
-
-
-def as_small(by_digit: NDArray[np.int64], most: int) -> NDArray[np.unsignedinteger]:
-    """Returns the counts in the fewest bytes that hold them: they are most of the journal."""
-    return by_digit.astype(np.min_scalar_type(most))
+    return left | {"rows": rows, "by_digit": by_digit.astype(np.min_scalar_type(int(rows[1])))}
 
 
 def ranks(rows: pa.Table, *, ranked: Ranked, begin: Cut) -> State:

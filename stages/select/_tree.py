@@ -146,27 +146,21 @@ def put_tree(tree: Tree, target: int, task: Task) -> dict[str, int]:
     """Stores out/tree.parquet, every node, and out/tree.json: the target and what was kept."""
     quotas = tree.quotas(target)
     parents: list[pa.Array] = [pa.array(level.parent, pa.int32()) for level in tree.levels]
-    rows = [*(level.rows for level in tree.levels), np.array([tree.rows])]
+    sizes = [*map(len, quotas)]
     kept = [quotas[0]]
     for level in tree.levels:
         kept.append(level.sums(kept[-1]))
-    nodes = [
-        pa.table(
-            {
-                "level": pa.array(np.full(len(rows_C), height), pa.int32()),
-                "node": pa.array(np.arange(len(rows_C)), pa.int32()),
-                "parent": parent,
-                "rows": pa.array(rows_C, pa.int64()),
-                "quota": pa.array(quota_C, pa.int64()),
-                "kept": pa.array(kept_C, pa.int64()),
-            }
-        )
-        for height, (parent, rows_C, quota_C, kept_C) in enumerate(
-            zip([*parents, pa.nulls(1, pa.int32())], rows, quotas, kept, strict=True)
-        )
-    ]
+    rows = [*(level.rows for level in tree.levels), [tree.rows]]
+    nodes = {
+        "level": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
+        "node": pa.array(np.concatenate([*map(np.arange, sizes)]), pa.int32()),
+        "parent": pa.concat_arrays([*parents, pa.nulls(1, pa.int32())]),
+        "rows": pa.array(np.concatenate(rows), pa.int64()),
+        "quota": pa.array(np.concatenate(quotas), pa.int64()),
+        "kept": pa.array(np.concatenate(kept), pa.int64()),
+    }
     summary = {"rows": tree.rows, "asked": target, "kept": int(kept[-1][0])}
-    put_table(TABLE, pa.concat_tables(nodes), task)
+    put_table(TABLE, pa.table(nodes), task)
     put_text(SUMMARY, json.dumps(summary), task)
     return summary
 
@@ -223,30 +217,26 @@ def parents_of(
 
     Each level starts from the points of the level below whose numbers hash lowest.
     """
-    parents = []
+    parents, worker = [], ctx.worker
     for height, count in enumerate(nodes):
         ctx.say(f"grouping into {count} nodes")
         points = Points(load, len(load()))
-        first_L = coins(len(load()), height, ctx).argsort(kind="stable")[:count]
+        number_N2 = np.stack([np.full(points.count, height), np.arange(points.count)], axis=1)
+        number = from_halves(number_N2.astype(np.uint64))
+        coin_N = coin_hash(number, seed=worker.seed, stage=worker.stage, purpose="levels")
+        first_L = coin_N.argsort(kind="stable")[:count]
         start = {"node_LD": load()[first_L], "moved": np.array(count)}
 
         def step(state: State, number: int, points=points) -> State:
             near = ctx.reduce(partial(nearest_nodes, state["node_LD"]), points, joined)
             return moved_nodes(points.load(), state["node_LD"], near, metric)
 
-        end = ctx.iterate(start, step, rounds, until=lambda state: not state["moved"])
-        node_LD = end["node_LD"]
+        still = ctx.iterate(start, step, rounds, until=lambda state: not state["moved"])
+        node_LD = still["node_LD"]
         near = ctx.reduce(partial(nearest_nodes, node_LD), points, joined)
         parents.append(near["node_N"])
         load = partial(itself, node_LD)
     return parents
-
-
-def coins(count: int, height: int, ctx: Context) -> NDArray[np.uint64]:
-    """Returns (N,) 64 random bits for each point of a level, a hash of its number."""
-    number_N2 = np.stack([np.full(count, height), np.arange(count)], axis=1).astype(np.uint64)
-    worker = ctx.worker
-    return coin_hash(from_halves(number_N2), seed=worker.seed, stage=worker.stage, purpose="levels")
 
 
 def nearest_nodes(node_LD: NDArray, points: pa.Table) -> State:
@@ -265,9 +255,7 @@ def moved_nodes(
 
     A node without points moves onto the point that is farthest from its own node.
     """
-    count = len(node_LD)
-    node_N: NDArray = near["node_N"]
-    far_N: NDArray = near["far_N"]
+    count, node_N, far_N = len(node_LD), near["node_N"], near["far_N"]
     mean_LD = sums(point_ND, node_N, count)
     size_L = np.bincount(node_N, minlength=count)
     if metric == "cosine":

@@ -141,17 +141,11 @@ class BalancedTree(SizedSelect):
         )
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._tree import (
-            Tree,
-            clusters_alone,
-            of_clusters,
-            parents_of,
-            put_tree,
-        )
+        from clipmill.stages.select import _tree as trees  # compiled: imported late
 
         where = f"stage '{ctx.worker.stage}'"
         source = inputs.centroids, self.centroids, where, self.outside()
-        vector_KD, metric = of_clusters(*source)
+        vector_KD, metric = trees.of_clusters(*source)
         if self.levels and self.levels[0] > len(vector_KD):
             raise StageError(
                 found=f"{self.levels[0]:,} nodes above {len(vector_KD):,} clusters",
@@ -163,14 +157,13 @@ class BalancedTree(SizedSelect):
         if not len(rows):
             ctx.restore(rows)
             return
-        parents = parents_of(
-            partial(clusters_alone, *source), metric, self.levels, self.rounds, ctx
-        )
+        load = partial(trees.clusters_alone, *source)
+        parents = trees.parents_of(load, metric, self.levels, self.rounds, ctx)
         ctx.say("counting rows of clusters")
         counts = ctx.reduce(partial(counted, len(vector_KD), where), rows, added)
-        tree = Tree.over(counts["rows_K"], parents, self.levels)
+        tree = trees.Tree.over(counts["rows_K"], parents, self.levels)
         target = rows_to_keep(self.rows, self.fraction, tree.rows, ctx.worker.stage)
-        ctx.map(partial(put_tree, tree), [target])
+        ctx.map(partial(trees.put_tree, tree), [target])
         ctx.say("taking rows of clusters")
         clusters = ctx.shuffle(rows, "key")
         ctx.restore(ctx.map_shards(partial(judged, tree, target), clusters))
