@@ -76,7 +76,7 @@ def in_pool(rows: pa.Table, over: str) -> tuple[int, Bools, NDArray[np.uint16]]:
     pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
     ranked_N = pool_N & rows["value"].is_valid().to_numpy()
     digits_ND = cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
-    return np.count_nonzero(pool_N), ranked_N, digits_ND
+    return int(pool_N.sum()), ranked_N, digits_ND
 
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:

@@ -150,7 +150,7 @@ def put_tree(tree: Tree, target: int, task: Task) -> dict[str, int]:
     kept = [quotas[0]]
     for level in tree.levels:
         kept.append(level.sums(kept[-1]))
-    rows = [*(level.rows for level in tree.levels), [tree.rows]]
+    rows = [*(level.rows for level in tree.levels), np.array([tree.rows])]
     nodes = {
         "level": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
         "node": pa.array(np.concatenate([*map(np.arange, sizes)]), pa.int32()),
@@ -255,7 +255,9 @@ def moved_nodes(
 
     A node without points moves onto the point that is farthest from its own node.
     """
-    count, node_N, far_N = len(node_LD), near["node_N"], near["far_N"]
+    count = len(node_LD)
+    node_N: NDArray = near["node_N"]
+    far_N: NDArray = near["far_N"]
     mean_LD = sums(point_ND, node_N, count)
     size_L = np.bincount(node_N, minlength=count)
     if metric == "cosine":

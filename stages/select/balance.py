@@ -389,7 +389,7 @@ def judged(
     place = pa.array(np.cumsum(draws_N) - 1, mask=~draws_N)  # index among the rows that draw
     if keep_unmatched:
         reason = pc.if_else(pc.equal(reason, UNMATCHED).fill_null(False), None, reason)
-    out = pa.array(np.where(rank_N >= t, "balanced_out", None), pa.string())
+    out = pc.if_else(pa.array(rank_N >= t), "balanced_out", None)
     chance_N = pairs.keep_probability(draw.probability(t)).astype(np.float32)
     columns = {
         BALANCE_RANK.name: pa.array(rank_N).take(place),
