@@ -65,7 +65,7 @@ from clipmill.stages.cluster._split import (
 )
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.rows import added, put_table, put_text
-from clipmill.stages.ops.vectors.centroids import FILE, Centroids, look_for, to_table
+from clipmill.stages.ops.vectors.centroids import FILE, look_for, to_table
 
 # Shapes: K centres, R rounds; D width of a vector, P parents.
 
@@ -220,15 +220,8 @@ def put_results(
 ) -> None:
     """Stores centroids, rounds and sums as files in out/."""
     far_K = inertia(sums, space)
-    centroids = Centroids(
-        vector=tree.centre,
-        rows=sums["count_K"].astype(np.int64),
-        inertia=far_K,
-        metric=stage.metric,
-        column=stage.column,
-        model=inputs.model_of.get(stage.column),
-    )
-    table = to_table(centroids)
+    marks = {"column": stage.column, "model": inputs.model_of.get(stage.column)}
+    table = to_table(tree.centre, sums["count_K"], far_K, metric=stage.metric, **marks)
     if tree.parent is not None:
         table = table.append_column(PARENT, pa.array(tree.parent_of, pa.int32()))
     files: dict[str, Any] = {FILE: table}

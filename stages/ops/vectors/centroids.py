@@ -31,34 +31,32 @@ Metric = Literal["cosine", "euclidean"]
 
 @dataclass(frozen=True, kw_only=True)
 class Centroids:
-    """Clusters by number; rows and inertia are zero if the file does not have them.
+    """Clusters by number.
 
     With the metric `cosine` a centroid is a direction at length 1, else the mean of its rows.
     `model` is None if nothing says which one made the embeddings.
     """
 
     vector: NDArray[np.float32]  # (K, D)
-    rows: NDArray[np.int64]  # (K,)
-    inertia: NDArray[np.float64]  # (K,)
     metric: Metric = "cosine"
-    column: str = ""
     model: str | None = None
 
     def __len__(self) -> int:
         return len(self.vector)
 
 
-def to_table(centroids: Centroids) -> pa.Table:
-    """Returns the table of out/centroids.parquet."""
+def to_table(
+    vector_KD: NDArray, rows_K: NDArray, inertia_K: NDArray, **marks: str | None
+) -> pa.Table:
+    """Returns the table of out/centroids.parquet; `marks` are its metric, column and model."""
     table = pa.table(
         {
-            CLUSTER_ID.name: pa.array(range(len(centroids)), CLUSTER_ID.dtype),
-            "centroid": from_matrix(centroids.vector),
-            "rows": pa.array(centroids.rows, pa.int64()),
-            "inertia": pa.array(centroids.inertia, pa.float64()),
+            CLUSTER_ID.name: pa.array(range(len(vector_KD)), CLUSTER_ID.dtype),
+            "centroid": from_matrix(vector_KD),
+            "rows": pa.array(rows_K, pa.int64()),
+            "inertia": pa.array(inertia_K, pa.float64()),
         }
     )
-    marks = {"metric": centroids.metric, "column": centroids.column, "model": centroids.model}
     return table.replace_schema_metadata({MARK + k: v for k, v in marks.items() if v})
 
 
@@ -133,15 +131,4 @@ def _centroids(table: pa.Table, place: str) -> Centroids:
     if metric not in get_args(Metric):
         do = f"say one of: {', '.join(get_args(Metric))}"
         raise StageError(f"{MARK}metric is {metric!r}", place, do)
-    none_K = pa.nulls(len(table), pa.int64())
-    rows, inertia = (
-        table[name] if name in table.column_names else none_K for name in ("rows", "inertia")
-    )
-    return Centroids(
-        vector=vector_KD,
-        rows=rows.fill_null(0).cast(pa.int64()).to_numpy(),
-        inertia=inertia.fill_null(0).cast(pa.float64()).to_numpy(),
-        metric=metric,  # one of the two, as just checked
-        column=marks.get("column", ""),
-        model=marks.get("model"),
-    )
+    return Centroids(vector=vector_KD, metric=metric, model=marks.get("model"))  # as just checked

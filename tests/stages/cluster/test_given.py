@@ -1,14 +1,12 @@
 """KMeans with given centroids: assigned as by the run that found them, and refused where not so."""
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster.kmeans import KMeans
-from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import to_table
 from clipmill.stages.ops.vectors.matrices import unit_rows
 from tests.stages.cluster.shared import D, blobs, centroids_of, clustered, summary_of, table
 
@@ -16,9 +14,8 @@ MODEL = {"image_embedding": "open_clip:ViT-B-32/openai"}
 
 
 def given(path, vector_KD, **said) -> str:
-    rows_K = np.zeros(len(vector_KD), np.int64)
-    held = Centroids(vector=vector_KD, rows=rows_K, inertia=rows_K.astype(float))
-    pq.write_table(to_table(replace(held, **said)), path)
+    none_K = np.zeros(len(vector_KD))
+    pq.write_table(to_table(vector_KD, none_K, none_K, **said), path)
     return str(path)
 
 

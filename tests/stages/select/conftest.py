@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import to_table
 from tests.stages.select.targets import write_targets
 
 
@@ -14,14 +14,8 @@ def files(tmp_path):
 
     def write(centroid_KD, model: str | None = None, **tasks) -> dict[str, str]:
         none = np.zeros(len(centroid_KD))
-        held = Centroids(
-            vector=np.asarray(centroid_KD, np.float32),
-            rows=none.astype(int),
-            inertia=none,
-            metric="euclidean",
-            model=model,
-        )
-        pq.write_table(to_table(held), tmp_path / "centroids.parquet")
+        held = to_table(np.asarray(centroid_KD), none, none, metric="euclidean", model=model)
+        pq.write_table(held, tmp_path / "centroids.parquet")
         (tmp_path / "targets").mkdir(exist_ok=True)
         for name, vectors in tasks.items():
             write_targets(tmp_path / "targets" / f"{name}.parquet", vectors)

@@ -14,7 +14,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Selects
-from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import to_table
 from clipmill.stages.select.balanced_tree import BalancedTree
 
 SIZES = [50, 3, 20, 7, 0, 31, 12, 1]
@@ -23,14 +23,8 @@ WAYS = np.array([[9, 1, n % 2] if n < 4 else [1, 9, n % 2] for n in range(8)], n
 
 
 def centroids_at(path, vector_KD=WAYS, metric="euclidean") -> str:
-    count = len(vector_KD)
-    held = Centroids(
-        vector=np.asarray(vector_KD, np.float32),
-        rows=np.ones(count, np.int64),
-        inertia=np.zeros(count),
-        metric=metric,
-    )
-    pq.write_table(to_table(held), path)
+    none = np.zeros(len(vector_KD))
+    pq.write_table(to_table(np.asarray(vector_KD), none, none, metric=metric), path)
     return str(path)
 
 

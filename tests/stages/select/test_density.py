@@ -11,7 +11,7 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import to_table
 from clipmill.stages.select._clustered import UNIT
 from clipmill.stages.select._quotas import probabilities
 from clipmill.stages.select.density import Density, mean_distance
@@ -24,9 +24,8 @@ def pruned(tmp_path, memory_context, memory_shards):
 
     def run(vectors, *tables: pa.Table, seed: int = 0, **settings):
         vector_KD = np.asarray(vectors, np.float32)
-        none_K = np.zeros(len(vector_KD), np.int64)
-        made = Centroids(vector=vector_KD, rows=none_K, inertia=none_K.astype(float))
-        pq.write_table(to_table(made), tmp_path / "centroids.parquet")
+        none_K = np.zeros(len(vector_KD))
+        pq.write_table(to_table(vector_KD, none_K, none_K), tmp_path / "centroids.parquet")
         ctx = memory_context(seed)
         stage = Density(centroids=str(tmp_path / "centroids.parquet"), **settings)
         stage.run(Inputs(rows=memory_shards(*tables)), ctx)
