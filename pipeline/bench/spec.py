@@ -225,7 +225,8 @@ def _settings(texts: Sequence[str], where: str) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or key in FIXED or not key.isidentifier():
             do = "write key=value, a setting of train.clip: learning_rate=0.004"
-            do = f"{key} is the bench's own" if key in FIXED else do
+            if key in FIXED:
+                do = f"write --{key}" if key in ("scale", "seeds") else f"{key} is the bench's own"
             raise RecipeError(f"'{text}' is no setting of a training", where, do)
         settings[key] = value_of(value, where)
     return settings
