@@ -106,7 +106,7 @@ class Live:
     call_moved: float = 0.0  # its last progress
     units: int = 0
     all_units: int = 0
-    units_found: int = 0  # units done when this run began the call
+    units_found: int = 0  # units done when this run began the call, or before any progress
     pieces: dict[str, Piece] = field(default_factory=dict)
     began: float | None = None
     ended: float | None = None
@@ -397,6 +397,7 @@ class LiveReporter:
             elif stage.status == "stopped":
                 stage.status = "waiting"
             stage.pieces, stage.call, stage.units, stage.all_units = {}, "", 0, 0
+        self._reporting: set[str] = set()  # stages with progress inside units of their call
         self._lock = threading.Lock()
 
     def look(self) -> LiveRun:
@@ -501,6 +502,7 @@ class LiveReporter:
             stage.call_moved = time.time()
             if stage.call != words or not done:
                 stage.call_began, stage.units_found = stage.call_moved, done
+                self._reporting.discard(name)
             if stage.call != words or done in (0, total):
                 stage.pieces = {}
             stage.call, stage.units, stage.all_units = words, done, total
@@ -520,8 +522,9 @@ class LiveReporter:
                 elif stage.status not in ("done", "found", "failed"):  # else the event is late
                     self._begin(stage)
                     stage.call_moved = time.time()
-                    if not stage.pieces and not stage.units:
-                        stage.call_began = stage.call_moved
+                    if name not in self._reporting:  # units before took no time: found elsewhere
+                        stage.call_began, stage.units_found = stage.call_moved, stage.units
+                        self._reporting.add(name)
                     piece = Piece(event.done, event.all, event.what, event.values)
                     stage.pieces[event.key] = piece
 

@@ -66,6 +66,16 @@ def test_units_of_earlier_runs_took_none_of_a_calls_time(telling):
     assert square.left_s(time.time()) == pytest.approx(90)
 
 
+def test_a_unit_that_another_stage_has_made_took_none_of_a_calls_time_either(telling):
+    square = telling.live.stages["square"]
+    square.is_row = False
+    telling.unit("square", "map", 0, 2, "training")
+    telling.unit("square", "map", 1, 2, "training")
+    telling.on_event(ProgressEvent(("square",), "1", 1.0, 100.0, "steps"))
+    square.call_began -= 10
+    assert square.left_s(time.time()) == pytest.approx(990)
+
+
 def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr(told, "tell", said.append)
