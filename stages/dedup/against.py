@@ -31,6 +31,7 @@ from clipmill.pipeline.stage import (
     OneUp,
     Resources,
     Worker,
+    later,
     location,
 )
 from clipmill.stages.models import image_text, images
@@ -82,6 +83,8 @@ class AgainstEvaluation(DatasetStage):
     column: NonEmpty | None = None  # column to compare; null: phash, image_embedding or text
     # model of the pool's embeddings, or `features`, for evaluation images; `compare: embedding`
     model: NonEmpty | None = None
+    # background: as embed.image has it, and evaluation images turned by 8 degrees either way, too
+    mask: Literal["background"] | None = later(None)
     # unit of a caption's runs; character for scripts without spaces
     unit: Literal["word", "character"] = "word"
     size: OneUp = 5  # words or characters of a run
@@ -100,6 +103,9 @@ class AgainstEvaluation(DatasetStage):
                 "key `model`",
                 "leave it out, or write compare: embedding",
             )
+        if self.mask and not self.model:
+            do = "name the `model` of the embeddings, which embeds evaluation images too"
+            raise RecipeError("`mask`, and no model", "key `mask`", do)
         if self.model is not None:
             images.check(self.model)  # an unknown scheme stops the plan, not the run
 
@@ -196,10 +202,11 @@ def prepared(
         column=pa.field(stage.compared.name, stage.compared.dtype),
         measure=None if is_caption else measure_of(stage, trained, task.worker),
         fits=are_comparable if is_caption else None,
+        views=images.VIEWS if stage.mask else 1,
     )
     counts = put_samples(stage.tasks, item["task"], request, task)
     short = {"too_short": counts["read"] - counts["stored"]} if is_caption else {}
-    return {"samples": counts["stored"], **short}
+    return {"samples": counts["stored"] // request.views, **short}
 
 
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
@@ -209,6 +216,8 @@ def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) ->
 
         return phash
     embed = images.embedder_of(stage.model, trained, worker)
+    if embed and stage.mask:
+        return lambda pictures: embed([view for rgb in pictures for view in images.views(rgb)])
     return embed or partial(unmeasured, stage.compared.name)
 
 

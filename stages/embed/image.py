@@ -36,15 +36,16 @@ class ImageEmbedding(Embedding):
     model: NonEmpty
     # width of an embedding; required if only the weights tell it: timm:, stage:, checkpoint:
     width: OneUp | None = None
-    # text_boxes: the picture is seen with its text filled, as annotate.text_boxes found it
-    mask: Literal["text_boxes"] | None = later(None)
+    # text_boxes: the picture is seen with its text filled, as annotate.text_boxes found it;
+    # background: without a border of one colour, and on white
+    mask: Literal["text_boxes", "background"] | None = later(None)
 
     version = 2
     reasons = ("no_image", NO_VECTOR)
 
     @property
     def reads(self) -> tuple[Column, ...]:
-        return (PIXELS, TEXT_BOXES) if self.mask else (PIXELS,)
+        return (PIXELS, TEXT_BOXES) if self.mask == "text_boxes" else (PIXELS,)
 
     def known_width(self) -> int | None:
         return images.width(self.model)
@@ -56,10 +57,10 @@ class ImageEmbedding(Embedding):
     def open(self, worker: Worker) -> RowFunction:
         embed = images.embedder_of(self.model, worker.model, worker)
         assert embed is not None  # `model` is set
-        width = self.planned_width()
+        cuts, width = self.mask == "background", self.planned_width()
 
         def checked(image_HW3: list[RGB]) -> NDArray[np.float32]:
-            row_ND = embed(image_HW3)
+            row_ND = embed([*map(images.cut_out, image_HW3)] if cuts else image_HW3)
             self.check_width(row_ND.shape[1], worker.stage)
             return row_ND
 

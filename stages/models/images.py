@@ -1,4 +1,7 @@
-"""Embeds pictures by a model of images and texts, or by the network of `embed.features`."""
+"""Embeds pictures by a model of images and texts, or by the network of `embed.features`.
+
+Cut out of a border of one colour, and turned, a picture is alike whatever margin and turn it has.
+"""
 
 from collections.abc import Callable
 from typing import cast
@@ -15,6 +18,11 @@ from clipmill.stages.models.watched import Watched, pictures
 FEATURES = "features"  # or features:float32
 FEATURES_WIDTH = 1280
 Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
+NEAR = 24  # levels of 255 by which a pixel of the border may differ from its corner's
+EDGE = 0.98  # share of the outermost pixels that are near, or the picture has no such border
+LEAST = 4  # pixels of a side that must be left
+TURNS = (8.0, -8.0)  # degrees; each finds copies turned by some four more or less, too
+VIEWS = 1 + len(TURNS)
 
 
 def check(model: str) -> None:
@@ -50,3 +58,47 @@ def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed
     if trained:  # not pinned: the engine checks models of stages
         return load(f"checkpoint:{trained}", worker.device, worker.threads).embed_images
     return embedder(model, worker) if model else None
+
+
+def cut_out(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns the picture without its border of one colour, then of white; round it is white.
+
+    The same picture where it has no such border, or nothing else.
+    """
+    import cv2
+
+    corner_3 = rgb[0, 0].astype(np.int16)
+    edge_E3 = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    if (np.abs(edge_E3 - corner_3).max(1) <= NEAR).mean() < EDGE:
+        return rgb
+    padded = cv2.copyMakeBorder(rgb, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=corner_3.tolist())
+    flooded_HW = np.zeros((padded.shape[0] + 2, padded.shape[1] + 2), np.uint8)
+    flags = 4 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
+    cv2.floodFill(padded, flooded_HW, (0, 0), 0, (NEAR,) * 3, (NEAR,) * 3, flags)
+    # A pixel wider, as edges are mixed with the border's colour.
+    around_HW = cv2.dilate(flooded_HW, np.ones((3, 3), np.uint8))[2:-2, 2:-2] > 0
+    white = np.where(around_HW[:, :, None], np.uint8(255), rgb)
+    is_drawn_HW = white.min(2) < 255 - NEAR  # a page in the border has a margin, too
+    left, top, width, height = cv2.boundingRect(is_drawn_HW.astype(np.uint8))
+    if min(width, height) < LEAST:
+        return rgb
+    return np.ascontiguousarray(white[top : top + height, left : left + width])
+
+
+def views(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Returns `cut_out` of the picture, and of it turned by TURNS, on white."""
+    upright = cut_out(rgb)
+    return [upright, *(cut_out(_turned(upright, degrees)) for degrees in TURNS)]
+
+
+def _turned(rgb: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
+    """Turns a picture about its centre, on a white canvas that holds all of it."""
+    import cv2
+
+    height, width = rgb.shape[:2]
+    turn_23 = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    cosine, sine = np.abs(turn_23[0, :2])
+    wide, high = int(height * sine + width * cosine) + 1, int(height * cosine + width * sine) + 1
+    turn_23[:, 2] += (wide - width) / 2, (high - height) / 2
+    turned = cv2.warpAffine(rgb, turn_23, (wide, high), borderValue=(255, 255, 255))
+    return turned.astype(np.uint8, copy=False)

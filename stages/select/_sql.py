@@ -237,8 +237,8 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
         if isinstance(node, exp.Case) and node.this:
             raise _wrong(f"`{text_of(node)}`", f"write CASE WHEN {text_of(node.this)} = … THEN …")
         if isinstance(node, exp.Is) and isinstance(node.expression, exp.Boolean):
-            asked = f"{text_of(node.this)} IS NOT DISTINCT FROM {text_of(node.expression)}"
-            raise _wrong(f"`{text_of(node)}` is null where its operand is", f"write {asked}")
+            do = f"write {text_of(node.this)} IS NOT DISTINCT FROM {text_of(node.expression)}"
+            raise _wrong(f"`{text_of(node)}` is null where its operand is", do)
         if isinstance(node, exp.Column) and len(lists.named(node)[0].split(".")) > 2:
             do = "write `column` or `stage.column`"
             raise _wrong(f"`{text_of(node)}` names no column: it has {len(node.parts)} parts", do)

@@ -34,13 +34,15 @@ Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 class Request:
     """Requested values of a task's samples: a column of that type, or `measure` of pictures.
 
-    Without a `measure` they are captions. `fits` tells which of many values are stored.
+    Without a `measure` they are captions. `fits` tells which of many values are stored. Where
+    `measure` returns several values of each picture, `views`, stored values are not taken.
     """
 
     column: pa.Field
     measure: Measure | None
     fits: Callable[[pa.ChunkedArray], pa.Array] | None = None
     key: str = "tasks"  # the setting that names the folder
+    views: int = 1
 
 
 def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
@@ -106,9 +108,11 @@ def read(uri: str, name: str, request: Request, stage: str) -> Iterator[pa.Table
         batches = _of_folder(folder, name, request, stage)
     width = None
     for where, keys, read_values in batches:
-        values = (
-            read_values if isinstance(read_values, pa.Array) else _measured(request, read_values)
-        )
+        if isinstance(read_values, pa.Array):
+            values = read_values
+        else:
+            keys = [key for key in keys for _ in range(request.views)]
+            values = _measured(request, read_values)
         if isinstance(schema.field("value").type, pa.ListType):
             width = checked_width(values, width, where, keys)
         yield pa.table({"key": keys, "value": values}).cast(schema)
@@ -131,7 +135,7 @@ def column_of(schema: pa.Schema, request: Request, where: str) -> str:
     """Returns the name of the column to read; StageError if it is missing or of another type."""
     name = request.column.name
     takes_pictures = request.measure is not None
-    if name in schema.names:
+    if name in schema.names and request.views == 1:
         fits, what = _kinds(request.column.type)
     elif "image" in schema.names and takes_pictures:
         name, fits, what = "image", (pa.types.is_binary, pa.types.is_large_binary), PICTURES

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,9 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
 from clipmill.stages.dedup.against import AgainstEvaluation
+from clipmill.stages.models import images
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.perceptual import phash
@@ -125,6 +128,34 @@ def test_images_are_found_by_the_embedding_of_a_model(tasks, memory_shards, memo
     assert leaks(ctx)["tasks"]["colours"]["rows"][-2:] == [2, 2]
 
 
+def test_masked_images_are_found_behind_a_border_and_a_turn(
+    memory_shards, memory_context, tmp_path
+):
+    rng, pictures = np.random.default_rng(0), {}
+    for number in range(6):
+        pictures[f"{number}"] = page = np.full((64, 64, 3), 255, np.uint8)
+        for corner in rng.integers(12, 40, (4, 2)):
+            cv2.rectangle(page, corner, corner + rng.integers(6, 16, 2), rng.uniform(0, 200, 3), -1)
+    encoded = {key: cv2.imencode(".png", page)[1].tobytes() for key, page in pictures.items()}
+    classes = {key: int(key) % 2 for key in encoded}
+    write_set(EvaluationSet("pages", encoded, classes, ["a", "b"]), tmp_path / "tasks")
+    turn = cv2.getRotationMatrix2D((32, 32), 7, 1)
+    red = (200, 40, 40)
+    turned = cv2.warpAffine(decode(encoded["4"]), turn, (64, 64), borderValue=red)
+    framed = cv2.copyMakeBorder(turned, 9, 9, 3, 3, cv2.BORDER_CONSTANT, value=red)
+    settings = {"compare": "embedding", "model": "reference"}
+    found = {}
+    for mask, rgb in ((None, framed), ("background", images.cut_out(framed))):
+        vector = Reference().embed_images([rgb]).tolist()
+        rows, ctx = table(image_embedding=pa.array(vector, VECTOR)), memory_context()
+        (found[mask],) = compared(
+            ctx, memory_shards(rows), tmp_path / "tasks", mask=mask, **settings
+        )
+        assert leaks(ctx)["tasks"]["pages"]["samples"] == 6
+    assert (found["background"]["eval_key"], found["background"]["eval_task"]) == ("4", "pages")
+    assert found["background"]["eval_cosine"] > 0.85 > found[None]["eval_cosine"], found
+
+
 def test_a_stages_model_embeds_the_images(tasks, memory_shards, memory_context, tmp_path):
     folder = write_model(tmp_path / "model", "tiny", seed=0)
     rows = table(image_embedding=pa.array([[1.0] + [0.0] * (TINY.width - 1)], VECTOR))
@@ -224,6 +255,7 @@ def test_images_that_nothing_measures_and_tasks_without_captions_are_refused(
     [
         ({"model": "reference"}, "does not ask for"),
         ({"compare": "embedding", "model": "hub:clip"}, "unknown scheme"),
+        ({"compare": "embedding", "mask": "background"}, "`mask`, and no model"),
     ],
     ids=str,
 )

@@ -35,6 +35,17 @@ def test_vectors_are_those_of_the_models_images_and_null_without_one(worker):
     np.testing.assert_array_equal(found_2D, load("reference").embed_images(PICTURES))
 
 
+def test_a_border_is_no_part_of_what_is_embedded_where_it_is_masked(worker):
+    drawn = np.random.default_rng(0).integers(0, 160, (20, 30, 3), np.uint8)
+    framed = np.pad(drawn, ((9, 4), (3, 5), (0, 0)), constant_values=255)
+    height, width = framed.shape[:2]
+    row = {"height": height, "width": width, "rgb": framed.tobytes()}
+    out = ImageEmbedding(model="reference", mask="background").open(worker)(batch(row, None))
+    assert out["reason"].to_pylist() == [None, "no_image"]
+    want_D = load("reference").embed_images([drawn[1:-1, 1:-1]])[0]
+    np.testing.assert_array_equal(out["image_embedding"][0].as_py(), want_D)
+
+
 def test_a_model_without_texts_will_do_and_its_weights_are_pinned(worker, monkeypatch):
     pinned = []
     seen = SimpleNamespace(
