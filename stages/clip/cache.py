@@ -8,7 +8,8 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,30 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.outputs import Outputs
-from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
+from clipmill.metadata.schema import (
+    CONCEPT_IDS,
+    CONCEPT_LIST,
+    IMAGE,
+    LOSS_WEIGHT,
+    REPEATS,
+    SAMPLE_INDEX,
+    TEXTS,
+    UID,
+)
 from clipmill.metadata.scratch import scratch_folder, shared_scratch
 from clipmill.metadata.storage import BLOCK_BYTES, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.subset import Chooser, Chosen, text_lists
+from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import ImageError, decode
-from clipmill.stages.ops.images.resize import square
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
@@ -38,9 +49,12 @@ BATCH_ROWS = 256  # encoded images in memory
 ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
 NO_TEACHER = "no_teacher"
+CONCEPTS = (CONCEPT_IDS.name, CONCEPT_LIST.name)
 ROW = "row"  # a row's number in the exported file
 # (T,) concatenated tokens of the texts, and (K + 1,) the start of each text
-Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]
+Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
+Tokenize = Callable[[Sequence[str]], Tokens]
+none = partial(np.empty, 0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +72,11 @@ class CachedShard:
     token_starts: NDArray[np.int64]  # (K + 1,) first token of each caption
     tokens: NDArray[np.int32]  # (T,)
     teacher: Mapping[str, NDArray[np.float32]]  # (N, D) stored vectors, by column
-
-
-def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:
-    """Decodes a picture into `image_SS3`, at its size; returns the reason if that fails."""
-    if body is None:
-        return "no_image"
-    try:
-        image_SS3[:] = square(decode(body), len(image_SS3))
-    except ImageError:
-        return "undecodable"
-    return None
+    # of trainings that ask: (N,) how many of a row's last texts are negatives; (C,) concepts of all
+    # rows, and (N,) how many each has
+    negatives: NDArray[Any] = field(default_factory=none)
+    concepts: NDArray[Any] = field(default_factory=none)
+    concepts_of: NDArray[Any] = field(default_factory=none)
 
 
 def decoded(
@@ -82,12 +90,13 @@ def decoded(
     for batch in batches:
         fine_N = np.zeros(len(batch), bool)
         for row, body in enumerate(batch[IMAGE.name].to_pylist()):
-            fault = fault_of(body, image_NSS3[done])
-            if fault is None:
+            try:
+                image_NSS3[done] = square(decode(body or b""), image_NSS3.shape[1])
+            except ImageError:
+                counts["no_image" if body is None else "undecodable"] += 1
+            else:
                 fine_N[row] = True
                 done += 1
-            else:
-                counts[fault] += 1
         yield batch.drop_columns([IMAGE.name]).filter(pa.array(fine_N)), fine_N
 
 
@@ -100,22 +109,27 @@ def cache_shard(
     teacher: Sequence[str],
     file: dict[str, Any],
     task: Task,
+    negatives: str | None = None,
+    with_concepts: bool = False,
 ) -> dict[str, Any]:
     """Stores one shard of an export below `cache/`; returns its row count and left-out counts.
 
     A chooser selects rows and may replace their repeats, weights and texts; `chosen` is the digest
     of its choice. Pictures that export.pixels has decoded stay where they are. `teacher` names
-    columns of stored vectors; a row without one of them is left out.
+    columns of stored vectors; a row without one of them is left out. `negatives` names a column of
+    texts that are false of the image; rows without one are counted.
     """
     exported, target, name = Outputs(Storage(data)), Storage(folder), file["file"]
     chosen = choose(name) if choose else None
     counts: Counter[str] = Counter()
     exported.check(name)
     with exported.parquet(name) as parquet:
-        check_columns(parquet.schema_arrow, teacher, f"{exported.folder}/{exported.inside}{name}")
+        where = f"{exported.folder}/{exported.inside}{name}"
+        extra = [*teacher, *(CONCEPTS if with_concepts else ())]
+        names = columns_of(parquet.schema_arrow, extra, negatives, where)
         batches = (
-            usable(batch, teacher, counts)
-            for batch in _batches(parquet, chosen, file["first"], teacher)
+            usable(prepared(batch, chosen, file["first"], start, negatives), teacher, counts)
+            for batch, start in _batches(parquet, names)
         )
         if "pixels" in file:
             exported.check(file["pixels"]["file"])
@@ -126,57 +140,69 @@ def cache_shard(
                 rows = int(np.count_nonzero(chosen.times))
             table = _stored(target, name, (rows, size), batches, counts)
     sink = BytesIO()
-    np.savez(sink, **_arrays(table, tokenize))  # type: ignore[arg-type]  # as in numpy's docs
+    arrays = _arrays(table, tokenize, negatives)
+    np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
     for column in teacher:
         with target.scratch(f"cache/{name}.{column}.npy") as path:
             with path.open("wb") as opened:
                 np.save(opened, as_matrix(table[column]))
             target.commit(path, f"cache/{name}.{column}.npy")
-    left_out = {reason: counts[reason] for reason in LEFT_OUT}
-    left_out |= {NO_TEACHER: counts[NO_TEACHER]} if teacher else {}
-    entry: dict[str, Any] = {"file": name, "rows": len(table), "left_out": left_out}
+    entry: dict[str, Any] = {"file": name, "rows": len(table)}
     entry |= {"teacher": list(teacher)} if teacher else {}
     entry |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
-    if chosen is not None:
-        left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
-        entry["chosen"] = chosen.digest
-    return entry
+    entry |= {"no_negative": int((arrays["negatives"] == 0).sum())} if negatives else {}
+    if with_concepts:
+        entry["concept_lists"] = pc.unique(table[CONCEPT_LIST.name]).drop_null().to_pylist()
+    return entry | left_out(counts, chosen, teacher)
 
 
-def check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None:
-    """Checks that a file has every column of stored vectors; raises StageError."""
-    for column in teacher:
-        if column not in schema.names:
-            found = f"no column '{column}', which the loss asks for"
-            raise StageError(found, where, f"add '{column}' to the export's `columns`")
+def left_out(counts: Counter[str], chosen: Chosen | None, teacher: Sequence[str]) -> dict[str, Any]:
+    """Returns `left_out`, a file's rows by reason, and of a choice its digest, `chosen`."""
+    reasons = [*LEFT_OUT, *([NO_TEACHER] if teacher else [])]
+    left = {reason: counts[reason] for reason in reasons}
+    if chosen is None:
+        return {"left_out": left}
+    not_kept = int(np.count_nonzero(chosen.times == 0))
+    return {"left_out": left | {"not_kept": not_kept}, "chosen": chosen.digest}
 
 
-def _batches(
-    parquet: pq.ParquetFile, chosen: Chosen | None, first: int, teacher: Sequence[str]
-) -> Iterator[pa.Table]:
-    """Yields the prepared batches of a file, then an empty one, so that there is at least one."""
-    names = columns_of(parquet.schema_arrow, teacher)
+def _batches(parquet: pq.ParquetFile, names: list[str]) -> Iterator[tuple[pa.Table, int]]:
+    """Yields batches of a file and the rows before, an empty one last: there is at least one."""
     start = 0
     for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
-        yield prepared(pa.Table.from_batches([batch]), chosen, first, start)
+        yield pa.Table.from_batches([batch]), start
         start += len(batch)
-    yield prepared(parquet.schema_arrow.empty_table().select(names), chosen, first, start)
+    yield parquet.schema_arrow.empty_table().select(names), start
 
 
-def columns_of(schema: pa.Schema, teacher: Sequence[str]) -> list[str]:
-    """Returns the columns that a training reads from a file."""
+def columns_of(
+    schema: pa.Schema, extra: Sequence[str], negatives: str | None, where: str
+) -> list[str]:
+    """Returns the columns that a training reads from a file; raises StageError if it lacks one."""
+    extra = [*extra, *([negatives] if negatives else [])]
+    for column in extra:
+        if column not in schema.names:
+            which = "`sampling`" if column in CONCEPTS else "the loss"
+            found = f"no column '{column}', which {which} asks for"
+            raise StageError(found, where, f"add '{column}' to the export's `columns`")
+    if negatives and schema.field(negatives).type != TEXTS.dtype:
+        found = f"'{negatives}' holds {schema.field(negatives).type}, not texts"
+        raise StageError(found, where, "name a column of texts, as caption.swap writes `negatives`")
     optional = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in schema.names]
-    return [*ALWAYS, *optional, *teacher]
+    return [*ALWAYS, *optional, *extra]
 
 
-def prepared(rows: pa.Table, chosen: Chosen | None, first: int, start: int) -> pa.Table:
+def prepared(
+    rows: pa.Table, chosen: Chosen | None, first: int, start: int, negatives: str | None = None
+) -> pa.Table:
     """Returns rows with texts as lists of strings, and with their row number and sample_index.
 
     `start` rows of the file and `first` rows of the export come before. A choice is applied.
     """
-    place = rows.column_names.index(TEXTS.name)
-    rows = rows.set_column(place, TEXTS.name, text_lists(rows[TEXTS.name]))
+    for name in (TEXTS.name, *([negatives] if negatives else [])):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, name, text_lists(rows[name]))
     row_N = np.arange(start, start + len(rows))
     rows = rows.append_column(ROW, pa.array(row_N))
     if SAMPLE_INDEX.name not in rows.column_names:  # an export by an older version
@@ -228,9 +254,18 @@ def _stored(
     )
 
 
-def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
-    captions = [instead_of_single_words(texts_there(row)) for row in rows[TEXTS.name].to_pylist()]
-    flat = [text for texts in captions for text in texts]
+def _arrays(rows: pa.Table, tokenize: Tokenize, negatives: str | None) -> dict[str, NDArray[Any]]:
+    texts = [instead_of_single_words(texts_there(row)) for row in rows[TEXTS.name].to_pylist()]
+    more = {}
+    if CONCEPT_IDS.name in rows.column_names:
+        ids = rows[CONCEPT_IDS.name].combine_chunks()
+        more["concepts"] = ids.flatten().to_numpy()
+        more["concepts_of"] = pc.list_value_length(ids).fill_null(0).to_numpy()
+    if negatives:
+        false = [texts_there(row) for row in rows[negatives].to_pylist()]
+        more["negatives"] = np.array([*map(len, false)], np.int64)
+        texts = [[*own, *others] for own, others in zip(texts, false, strict=True)]
+    flat = [text for row in texts for text in row]
     token_T, token_start_K = tokenize(flat)
     uid = b"".join(rows[UID.name].to_pylist())
     return {
@@ -239,9 +274,10 @@ def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
         "index": rows[SAMPLE_INDEX.name].to_numpy(),
         "repeats": rows[REPEATS.name].fill_null(1).to_numpy(),
         "weights": rows[LOSS_WEIGHT.name].fill_null(1).to_numpy(),
-        "text_starts": np.cumsum([0, *map(len, captions)], dtype=np.int64),
+        "text_starts": np.cumsum([0, *map(len, texts)], dtype=np.int64),
         "token_starts": token_start_K,
         "tokens": token_T,
+        **more,
     }
 
 
@@ -262,26 +298,21 @@ def read_cached(
     """
     storage = Storage(folder)
     for shard in cached:
+        file, name = shard["file"], f"cache/{shard['file']}"
         try:
-            yield _read_shard(storage, shard, data)
+            if "pixels" in shard:
+                outputs = Outputs(Storage(data))
+                images = mapped(outputs.folder, outputs.inside + shard["pixels"])
+            else:
+                images = mapped(storage, f"{name}.npy")[: shard["rows"]]
+            columns = shard.get("teacher", ())
+            teacher = {column: mapped(storage, f"{name}.{column}.npy") for column in columns}
+            with np.load(BytesIO(storage.read(f"{name}.npz")), allow_pickle=False) as arrays:
+                yield CachedShard(file=file, images=images, teacher=teacher, **arrays)
         except (FileNotFoundError, ValueError, EOFError, BadZipFile) as error:
-            found = f"a damaged cache of {shard['file']}: {error}"
+            found = f"a damaged cache of {file}: {error}"
             do = "delete that folder and the calls-* folder beside it, and run again"
             raise StageError(found, f"{storage}/cache", do) from error
-
-
-def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> CachedShard:
-    name = f"cache/{shard['file']}"
-    if "pixels" in shard:
-        outputs = Outputs(Storage(data))
-        images = mapped(outputs.folder, outputs.inside + shard["pixels"])
-    else:
-        images = mapped(storage, f"{name}.npy")[: shard["rows"]]
-    teacher = {
-        column: mapped(storage, f"{name}.{column}.npy") for column in shard.get("teacher", ())
-    }
-    with np.load(BytesIO(storage.read(f"{name}.npz")), allow_pickle=False) as arrays:
-        return CachedShard(file=shard["file"], images=images, teacher=teacher, **arrays)
 
 
 def mapped(storage: Storage, name: str) -> NDArray[Any]:

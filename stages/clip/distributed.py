@@ -9,11 +9,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import StageError
@@ -37,9 +37,14 @@ class Ranks:
         """
         if self.of == 1:
             return local_N, 0
-        sizes = self._sizes(len(local_N))
-        starts = list(accumulate(sizes, initial=0))
-        return _Gathered.apply(local_N, sizes, self.rank), starts[self.rank]
+        sizes = torch.zeros(self.of, dtype=torch.int64, device=_device())
+        sizes[self.rank] = len(local_N)
+        distributed.all_reduce(sizes)
+        missing = max(1, int(sizes.max())) - len(local_N)  # all ranks send equal shapes, some rows
+        padded = nn.functional.pad(local_N, (*[0] * (2 * local_N.ndim - 1), missing))
+        parts = zip(all_gather(padded), sizes.tolist(), strict=True)
+        gathered = torch.cat([part[:size] for part, size in parts])
+        return gathered, int(sizes[: self.rank].sum())
 
     def sum(self, value: Tensor) -> Tensor:
         """Returns the sum over all ranks, bit-identical on each; no gradient."""
@@ -74,17 +79,11 @@ class Ranks:
         for module in list(model.modules()):
             for name, norm in module.named_children():
                 if type(norm) is nn.BatchNorm2d:
-                    setattr(module, name, _GlobalBatchNorm(norm, self))
+                    setattr(module, name, _GlobalBatchNorm(norm))
                 elif isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     found = f"a {type(norm).__name__} in the model, which sees one process's rows"
                     do = "write ranks: 1, or take a model with layer norms, as the ViTs have"
                     raise StageError(found, "key `ranks`", do)
-
-    def _sizes(self, size: int) -> list[int]:
-        sizes = torch.zeros(self.of, dtype=torch.int64, device=_device())
-        sizes[self.rank] = size
-        distributed.all_reduce(sizes)
-        return sizes.tolist()
 
 
 ALONE = Ranks()
@@ -115,35 +114,15 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
 
 
-class _Gathered(torch.autograd.Function):
-    """An all-gather along the first axis; its gradient is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, local_N: Tensor, sizes: list[int], rank: int) -> Tensor:
-        ctx.sizes, ctx.rank = sizes, rank
-        padded = local_N.new_zeros(max(sizes), *local_N.shape[1:])  # all ranks send equal shapes
-        padded[: len(local_N)] = local_N
-        parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient_G: Tensor) -> tuple[Tensor, None, None]:
-        gradient_G = gradient_G.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(gradient_G)
-        start = sum(ctx.sizes[: ctx.rank])
-        return gradient_G[start : start + ctx.sizes[ctx.rank]], None, None
-
-
 class _GlobalBatchNorm(nn.BatchNorm2d):
     """A batch norm over the rows of all ranks; shares weights and statistics with `norm`.
 
     Source: Chan, Golub and LeVeque 1979, (2.1): means and squared deviations of parts joined.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, ranks: Ranks) -> None:
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.weight, self.bias, self.ranks = norm.weight, norm.bias, ranks
+        self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
 
@@ -154,22 +133,17 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
         mean_C = x.mean(dim=(0, 2, 3))
         squares_C = (x - mean_C[:, None, None]).square().sum(dim=(0, 2, 3))
         count_C = torch.full_like(mean_C, x.numel() / len(mean_C))
-        ours_13C = torch.stack([count_C, mean_C, squares_C])[None]
-        of_ranks_R3C = _Gathered.apply(ours_13C, [1] * self.ranks.of, self.ranks.rank)
-        count_RC, mean_RC, squares_RC = of_ranks_R3C.unbind(1)
+        ours_3C = torch.stack([count_C, mean_C, squares_C])
+        count_RC, mean_RC, squares_RC = torch.stack(all_gather(ours_3C)).unbind(1)
         all_C = count_RC.sum(0)
         mean_C = (count_RC * mean_RC).sum(0) / all_C
         squares_C = (squares_RC + count_RC * (mean_RC - mean_C).square()).sum(0)
-        if self.track_running_stats:  # as in torch: the unbiased variance
-            self._update_running(mean_C.detach(), (squares_C / (all_C - 1)).detach())
+        with torch.no_grad():
+            rest: Any = self  # open_clip's norms and ours have statistics and a momentum
+            rest.running_mean.lerp_(mean_C.to(rest.running_mean.dtype), rest.momentum)
+            variance_C = squares_C / (all_C - 1)  # unbiased, as in torch
+            rest.running_var.lerp_(variance_C.to(rest.running_var.dtype), rest.momentum)
+            rest.num_batches_tracked.add_(1)
         factor_C = self.weight * (squares_C / all_C + self.eps).rsqrt()
         shift_C = self.bias - mean_C * factor_C
         return (x * factor_C[:, None, None] + shift_C[:, None, None]).to(x_NCHW.dtype)
-
-    def _update_running(self, mean_C: Tensor, variance_C: Tensor) -> None:
-        share = self.momentum or 0.0
-        for running, value_C in ((self.running_mean, mean_C), (self.running_var, variance_C)):
-            if running is not None:
-                running.lerp_(value_C.to(running.dtype), share)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)

@@ -74,19 +74,20 @@ class Draws:
         """Returns a sample's shard, its draw's purpose, its number there, and how many are left."""
         if self.sampling == "shards":
             shard_D, end_D = self._drawn(stream, sample)
-            draw = int(np.searchsorted(end_D, sample, side="right"))
-            shard, end = int(shard_D[draw]), int(end_D[draw])
-            number = int(self._samples_F[shard]) - (end - sample)
-            return shard, f"stream {stream} draw {draw}", number, end - sample
-        total = int(self._samples_F.sum())
-        share = slice(total * stream // self.streams, total * (stream + 1) // self.streams)
-        epoch, place = divmod(sample, share.stop - share.start)
-        place += share.start
-        shard_F, end_F = self._epoch(epoch)
-        turn = int(np.searchsorted(end_F, place, side="right"))
-        shard, end = int(shard_F[turn]), int(end_F[turn])
+            place, stop = sample, int(end_D[-1])
+        else:
+            total = int(self._samples_F.sum())
+            stop = total * (stream + 1) // self.streams
+            start = total * stream // self.streams
+            epoch, place = divmod(sample, stop - start)
+            place += start
+            shard_D, end_D = self._epoch(epoch)
+        draw = int(np.searchsorted(end_D, place, side="right"))
+        shard, end = int(shard_D[draw]), int(end_D[draw])
         number = int(self._samples_F[shard]) - (end - place)
-        return shard, f"epoch {epoch}", number, min(end, share.stop) - place
+        is_drawn = self.sampling == "shards"
+        purpose = f"stream {stream} draw {draw}" if is_drawn else f"epoch {epoch}"
+        return shard, purpose, number, min(end, stop) - place
 
     def _drawn(self, stream: int, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns (D,) shards that a stream draws, past a sample, and (D,) the end of each draw."""
@@ -135,6 +136,7 @@ class Group:
         images: pa.ChunkedArray,
         first: int,
         teacher: Sequence[str],
+        negatives: str | None,
         where: str,
     ) -> None:
         self.uid = rows[UID.name].combine_chunks()
@@ -143,12 +145,14 @@ class Group:
         self.weights = rows[LOSS_WEIGHT.name].fill_null(1).to_numpy()
         self.rows = first + rows[ROW].to_numpy()
         self.index = rows[SAMPLE_INDEX.name].to_numpy()
+        false = rows[negatives].to_pylist() if negatives else [None] * len(rows)
+        self.negatives = [texts_there(row) for row in false]
         self.teacher = {column: as_matrix(rows[column]) for column in teacher}
         repeats = rows[REPEATS.name].fill_null(1).to_numpy()
         self.order = np.repeat(np.arange(len(repeats)), repeats)  # (N,) row of each sample
         self.where = where
         self.bad: set[int] = set()  # rows whose pictures were found not to decode
-        self._coins: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
+        self.coins = lru_cache(1)(self._coins)
 
     def sort(self, seed: int, purpose: str) -> None:
         """Sorts the samples by their hashes; copies of a row have hashes of their own."""
@@ -159,11 +163,6 @@ class Group:
         coin_N = np.where(copy_N, mixed(coin_N + copy_N.astype(np.uint64)), coin_N)
         self.order = self.order[np.lexsort((copy_N, self.order, coin_N))]
 
-    def coins(self, seed: int, n: int) -> NDArray[np.uint64]:
-        """Returns a random hash of each row for batch n; the last batch's are cached."""
-        cached = self._coins
-        if cached[0] != n:
-            purpose = f"batch {n}"
-            cached = n, coin_hash(self.uid, seed=seed, stage=STAGE, purpose=purpose)
-            self._coins = cached
-        return cached[1]
+    def _coins(self, seed: int, n: int) -> NDArray[np.uint64]:
+        """Returns a random hash of each row for batch n."""
+        return coin_hash(self.uid, seed=seed, stage=STAGE, purpose=f"batch {n}")

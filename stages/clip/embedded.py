@@ -31,6 +31,9 @@ class Embedded:
     # stored vectors that the loss reads, by column: of the local rows, and of the whole batch
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_all: Mapping[str, Tensor] = field(default_factory=dict)
+    # of the whole batch, K texts that are false of their image; None if the loss reads none
+    negative_KD: Tensor | None = None
+    negative_of_K: Tensor | None = None  # int64, ascending: the row of each
     tile: int | None = None  # columns of the logits computed at a time; None: all at once
 
     @property

@@ -5,9 +5,11 @@ subsets of any size give the same number of samples. Hashes depend on the seed a
 stage's name: two subsets trained under one seed differ by their rows alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import coin_hash, coin_hash_by
 from clipmill.stages.clip.cache import CachedShard
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: B rows of the batch, M texts of these, N rows in all, E samples of an epoch, S pixels a
 # side, T tokens, D width of a stored vector.
 
 Texts = Literal["uniform", "first", "all"]  # which texts of a row a step takes
+Gain = Literal["diversity", "frequency"]  # of a row's concepts to a batch
 SHIFT = 4  # pixels in each direction
 STAGE = "train.clip"
 
@@ -33,12 +37,14 @@ class Batch:
 
     pixels: NDArray[np.uint8]  # (B, 3, S, S)
     tokens: NDArray[np.int32]  # (T,)
-    starts: NDArray[np.int64]  # (M,) first token of each caption
+    starts: NDArray[np.int64]  # (M + K,) first token of each caption, then of each negative
     image_of: NDArray[np.int64]  # (M,) each caption's row in this part, ascending
     weights: NDArray[np.float32]  # (B,)
     rows: NDArray[np.int64]  # (B,) index among all rows
     index: NDArray[np.int64]  # (B,) sample_index
     teacher: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, D) by column
+    # (K,) each negative's row, ascending; None if the loss reads none
+    negative_of: NDArray[np.int64] | None = None
     # Rows that replace one whose picture does not decode, counted by reason; None if those rows
     # were left out beforehand.
     replaced: Mapping[str, int] | None = None
@@ -64,9 +70,17 @@ class Batches:
     """Batches of `size` rows, as `batches[n]` for any n >= 0."""
 
     def __init__(
-        self, shards: Sequence[CachedShard], *, size: int, seed: int, texts: Texts = "uniform"
+        self,
+        shards: Sequence[CachedShard],
+        *,
+        size: int,
+        seed: int,
+        texts: Texts = "uniform",
+        gain: Gain | None = None,  # by which rows are chosen from so many batches; None: all are
+        super_batch: int = 1,
     ) -> None:
         self.size, self.seed, self.texts = size, seed, texts
+        self.gain, self.super_batch = gain, super_batch
         self.shards = [shard for shard in shards if len(shard.uids)]
         self.first = np.cumsum([0, *(len(shard.uids) for shard in self.shards)])
         uid_N16 = np.concatenate([shard.uids for shard in self.shards])
@@ -81,6 +95,15 @@ class Batches:
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
         self.index_N = np.concatenate([shard.index for shard in self.shards])
         self.texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
+        self.negatives_N = np.concatenate([shard.negatives for shard in self.shards])
+        if len(self.negatives_N):  # they stand after the captions of a row
+            self.texts_N = self.texts_N - self.negatives_N
+        if gain is not None:
+            self.concept_C = np.concatenate([shard.concepts for shard in self.shards])
+            counts_N = np.concatenate([shard.concepts_of for shard in self.shards])
+            self.concept_start_N = np.cumsum([0, *counts_N])
+            samples = np.bincount(self.concept_C, np.repeat(repeats_N, counts_N))
+            self.rarity = 1 / np.maximum(samples, 1)
 
     def __getitem__(self, n: int) -> Batch:
         return self.of_rank(n, 0, 1)
@@ -94,6 +117,7 @@ class Batches:
         S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
         bags: list[list[NDArray[np.int32]]] = [[] for _ in row_B]
+        false: list[list[NDArray[np.int32]]] = [[] for _ in row_B]
         teacher = {
             column: np.empty((len(row_B), stored.shape[1]), np.float32)
             for column, stored in self.shards[0].teacher.items()
@@ -108,12 +132,15 @@ class Batches:
                 teacher[column][here] = stored[local]
             text = shard.text_starts[local] + first_B[here]
             for place, start, stop in zip(here, text, text + taken_B[here], strict=True):
-                bounds = shard.token_starts[start : stop + 1]
-                bags[place] = np.split(  # lengths differ
-                    shard.tokens[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0]
-                )
+                bags[place] = _bags(shard, start, stop)
+            if len(self.negatives_N):
+                count = self.negatives_N[row_B[here]]
+                text = shard.text_starts[local] + self.texts_N[row_B[here]]
+                text += text_by(coin_B[here], np.maximum(count, 1).astype(np.uint64)).astype(int)
+                for place, start in zip(here[count > 0], text[count > 0], strict=True):
+                    false[place] = _bags(shard, start, start + 1)
         windows = sliding_window_view(canvas_BSS3, (S, S), axis=(1, 2))
-        flat = [bag for row in bags for bag in row]
+        flat = [bag for row in (*bags, *false) for bag in row]
         return Batch(
             pixels=windows[np.arange(len(row_B)), down_B.astype(int), right_B.astype(int)],
             tokens=np.concatenate(flat),
@@ -123,6 +150,7 @@ class Batches:
             rows=row_B,
             index=self.index_N[row_B],
             teacher=teacher,
+            negative_of=np.flatnonzero(list(map(len, false))) if len(self.negatives_N) else None,
         )
 
     def close(self) -> None:
@@ -145,13 +173,32 @@ class Batches:
         return text_by(coin_B, texts_B.astype(np.uint64)).astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
-        sample_B = np.arange(n * self.size, (n + 1) * self.size)
-        epoch_B, place_B = np.divmod(sample_B, len(self.row_E))
-        row_B = np.empty(self.size, np.int64)
+        size = self.size * self.super_batch
+        epoch_B, place_B = np.divmod(np.arange(n * size, (n + 1) * size), len(self.row_E))
+        row_B = np.empty(size, np.int64)
         for epoch in np.unique(epoch_B):
             here = epoch_B == epoch
             row_B[here] = self._order(int(epoch))[place_B[here]]
-        return row_B
+        if self.gain is None:
+            return row_B
+        return row_B[self._chosen(row_B)]
+
+    def _chosen(self, row_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the places of a batch in its super-batch, by the gain of their concepts.
+
+        Source: CABS (Ghosh et al. 2025), by formulas as recalled, not read; `frequency` is its FM,
+        the number of concepts. Its target is not told: ours is as many rows of each concept as
+        there would be if all that the super-batch has were equally frequent.
+        """
+        counts_B = np.diff(self.concept_start_N)[row_B]
+        if self.gain == "frequency":
+            return np.argsort(-counts_B, kind="stable")[: self.size]
+        start_S = np.cumsum([0, *counts_B])
+        within = np.arange(start_S[-1]) - np.repeat(start_S[:-1], counts_B)
+        concept_C = self.concept_C[np.repeat(self.concept_start_N[row_B], counts_B) + within]
+        distinct = max(1, len(np.unique(concept_C)))
+        target = math.ceil(len(concept_C) / self.super_batch / distinct)
+        return np.array(diverse(concept_C, start_S, self.rarity, target, self.size))
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Returns (E,) the rows in the order of one epoch."""
@@ -163,3 +210,55 @@ class Batches:
     def _coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:
         uid = self.uid.take(pa.array(row_B))
         return coin_hash(uid, seed=self.seed, stage=STAGE, purpose=purpose)
+
+
+def _bags(shard: CachedShard, start: int, stop: int) -> list[NDArray[np.int32]]:
+    """Returns the tokens of each of some texts; lengths differ."""
+    bounds = shard.token_starts[start : stop + 1]
+    return np.split(shard.tokens[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0])
+
+
+@compiled()
+def diverse(
+    concept_C: NDArray[np.int32],
+    start_S: NDArray[np.int64],
+    rarity: NDArray[np.float64],
+    target: int,
+    count: int,
+) -> list[int]:
+    """Returns the places of `count` rows of a super-batch, whose concepts begin at `start_S`: one
+    after the other that with the greatest gain beside those taken, of equal ones the first."""
+    seen = np.zeros(len(rarity), np.int64)
+    heap = []
+    for place in range(len(start_S) - 1):
+        ids = concept_C[start_S[place] : start_S[place + 1]]
+        heap.append((-gain_of(ids, seen, rarity, target), place))
+    heapify(heap)
+    taken: list[int] = []
+    while len(taken) < count:
+        before, place = heap[0]
+        ids = concept_C[start_S[place] : start_S[place + 1]]
+        now = -gain_of(ids, seen, rarity, target)
+        if now > before:  # rows taken since have its concepts, and no gain ever grows
+            heapreplace(heap, (now, place))
+            continue
+        heappop(heap)
+        taken.append(place)
+        seen[ids] += 1
+    return taken
+
+
+@compiled()
+def gain_of(
+    ids: NDArray[np.int32], seen: NDArray[np.int64], rarity: NDArray[np.float64], target: int
+) -> float:
+    """Returns the mean over a row's concepts of the share that they lack to the target, and of
+    their rarity, one over the samples that have them; 0 for those that have reached it.
+
+    Source: CABS (Ghosh et al. 2025), its DM, by a formula as recalled, not read.
+    """
+    gain = 0.0
+    for concept in ids:
+        if seen[concept] < target:
+            gain += (target - seen[concept]) / target + rarity[concept]
+    return gain / max(1, len(ids))

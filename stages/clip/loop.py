@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.distributed import ALONE, Ranks
@@ -58,27 +59,6 @@ class Execution:
 
 
 PLAIN = Execution()
-
-
-class Pieces:
-    """Embeddings of one tower, computed in pieces: `all_ND` for the loss, then `backward`."""
-
-    def __init__(self, embeds: Sequence[Callable[[], Tensor]]) -> None:
-        self.embeds = embeds
-        with torch.no_grad():
-            parts = [embed() for embed in embeds]
-        self.sizes = [len(part) for part in parts]
-        self.all_ND = torch.cat(parts).requires_grad_()
-
-    def backward(self) -> None:
-        """Propagates the loss's gradient of the embeddings to the weights, piece by piece."""
-        if self.all_ND.grad is None:
-            return
-        for embed, gradient_ND in zip(self.embeds, self.all_ND.grad.split(self.sizes), strict=True):
-            part_ND = embed()
-            if not part_ND.requires_grad:  # a locked tower
-                return
-            part_ND.backward(gradient_ND)
 
 
 class Trainer:
@@ -151,9 +131,7 @@ class Trainer:
         for patches in self.patches:
             patches.begin(self.step, batch.index, self.execution.device)
         self.optimiser.zero_grad()
-        towers = self.pieces(batch) if self.execution.accumulate > 1 else ()
-        image_ND, text_MD = (tower.all_ND for tower in towers) if towers else self.embed(batch)
-        loss_N = self.loss_of(self.embedded(image_ND, text_MD, batch))
+        loss_N = self.loss_of(self.embedded(*self.embed(batch), batch))
         weight_N = self._put(batch.weights)
         ranks = self.execution.ranks
         loss = (loss_N * weight_N).sum() / ranks.sum(weight_N.sum())
@@ -161,8 +139,6 @@ class Trainer:
         of_batch = ranks.sum(loss).item()
         if not math.isfinite(of_batch):
             return loss_N.detach() * weight_N
-        for tower in towers:
-            tower.backward()
         ranks.sum_gradients(list(self.model.parameters()))
         if self.schedule.max_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_norm)
@@ -186,25 +162,40 @@ class Trainer:
         self.replaced = {reason: before[reason] + count for reason, count in pairs}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns (N, D) and (M, D), vectors of this rank's images and texts, with their graph."""
-        image_ND = self.embed_images(self._put(batch.pixels), self.dtype)
-        tokens, starts = self._put(batch.tokens), self._put(batch.starts)
-        return image_ND, self.embed_texts(tokens, starts, self.dtype)
+        """Returns (N, D) and (M, D), vectors of this rank's images and texts, with their graph.
 
-    def pieces(self, batch: Batch) -> tuple[Pieces, Pieces]:
-        """Returns the embeddings of this rank's images and texts, computed in pieces."""
+        In pieces, a backward embeds each piece once more, so that it holds one piece's activations.
+
+        Source: GradCache (Gao et al. 2021), by torch's checkpoint.
+        """
+        pixels = self._put(batch.pixels)
+        tokens, starts = self._put(batch.tokens), self._put(batch.starts)
         dtype, count = self.dtype, self.execution.accumulate
-        images = self._put(batch.pixels).chunk(count)
-        texts = text_pieces(self._put(batch.tokens), self._put(batch.starts), count)
-        return (
-            Pieces([partial(self.embed_images, some, dtype) for some in images]),
-            Pieces([partial(self.embed_texts, *some, dtype) for some in texts]),
+        if count == 1:
+            return self.embed_images(pixels, dtype), self.embed_texts(tokens, starts, dtype)
+        size = math.ceil(len(pixels) / count)
+        images = [(row, pixels[row : row + size]) for row in range(0, len(pixels), size)]
+        texts = text_pieces(tokens, starts, count)
+        return _in_pieces(self._embed_from, images, dtype), _in_pieces(
+            self.embed_texts, texts, dtype
         )
+
+    def _embed_from(self, first: int, pixels_N3HW: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embeds a piece of a batch's images, from row `first` on."""
+        for patches in self.patches:
+            patches.place = first
+        return self.embed_images(pixels_N3HW, dtype)
 
     def embedded(self, image_ND: Tensor, text_MD: Tensor, batch: Batch) -> Embedded:
         """Returns the input of the loss: these rows against those of all ranks."""
         ranks = self.execution.ranks
         image_GD, first = ranks.gathered(image_ND)
+        negatives: dict[str, Tensor] = {}
+        if batch.negative_of is not None:
+            text_MD, negative_ND = text_MD.tensor_split([len(batch.image_of)])
+            row_of_N = self._put(batch.negative_of) + first
+            negatives["negative_KD"] = ranks.gathered(negative_ND)[0]
+            negatives["negative_of_K"] = ranks.gathered(row_of_N)[0]
         row_N = torch.arange(first, first + len(image_ND), device=image_ND.device)
         image_of_M = self._put(batch.image_of) + first
         teacher = {name: self._put(values) for name, values in batch.teacher.items()}
@@ -222,6 +213,7 @@ class Trainer:
             teacher=teacher,
             teacher_all={name: ranks.gathered(values)[0] for name, values in teacher.items()},
             tile=self.execution.tile,
+            **negatives,
         )
 
     def rate(self, step: int) -> float:
@@ -282,7 +274,7 @@ def train(
     while trainer.step < steps:
         before = trainer.step
         began = log.clock()
-        batch = batches[before] if ranks.of == 1 else batches.of_rank(before, ranks.rank, ranks.of)
+        batch = batches.of_rank(before, ranks.rank, ranks.of)
         log.waited(log.clock() - began, partial(batches.files, batch.rows))
         loss_N = trainer.learn(batch)
         if trainer.step == before:
@@ -343,6 +335,15 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> f
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / (steps - warmup_steps)
     return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def _in_pieces(embed: Callable[..., Tensor], pieces: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    # The last first: backward goes the other way, and sums gradients in the order of the pieces.
+    parts = [
+        checkpoint(embed, *piece, dtype, use_reentrant=False, preserve_rng_state=False)
+        for piece in reversed(pieces)
+    ]
+    return torch.cat(parts[::-1])
 
 
 def text_pieces(token_T: Tensor, starts_N: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:

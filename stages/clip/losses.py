@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
-CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
+CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "BIAS", "SCALE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Declared:
 
     texts: str = "one"  # of a row: one (by the training's `texts`), the first, or all
     teacher: tuple[str, ...] = ()  # columns of the export; TEACHER may name settings that hold them
+    negatives: str | None = None  # a column of texts, false of the image; or the setting with it
     bias: float | None = None  # initial bias of all logits; None: the loss has no bias
     scale: float | None = None  # initial scale of all cosines; None: the model's
     settings: Mapping[str, Value]  # of the loss, defaults included
@@ -58,6 +59,8 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
     settings = defaults | dict(settings)
     named = [settings.get(word, word) for word in declared.pop("teacher", ())]
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
+    if word := declared.get("negatives"):
+        declared["negatives"] = settings.get(word, word)
     return Declared(**declared, teacher=tuple(columns), settings=settings)
 
 

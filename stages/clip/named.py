@@ -3,7 +3,6 @@
 `nano` is our own (nano.py); any other name, or a .json file, is a network of open_clip's.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import blake2b
@@ -12,7 +11,6 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import nn
 
 from clipmill.stages.clip.towers import Reads, Towers
 
@@ -54,27 +52,20 @@ def new_model(
 
     `scale` and `bias` are a loss's initial values for the logits; the default scale is CLIP's.
     """
+    from clipmill.stages.clip import nano
+
+    model: Towers
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
-        model = _built(name, context, scale, bias)
+        if name in nano.ARCHITECTURES:
+            model = nano.Nano(nano.ARCHITECTURES[name], scale, bias)
+        else:
+            from clipmill.stages.clip import open_clip_config, open_clip_towers
+
+            config = open_clip_config.config_of(name, context=context)
+            model = open_clip_towers.OpenClipTowers(name, config, scale, bias)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
-
-
-def _built(name: str, context: int | None, scale: Initial, bias: Initial) -> Towers:
-    from clipmill.stages.clip import nano
-
-    if name not in nano.ARCHITECTURES:
-        from clipmill.stages.clip import open_clip_config, open_clip_towers
-
-        config = open_clip_config.config_of(name, context=context)
-        return open_clip_towers.OpenClipTowers(name, config, scale, bias)
-    model = nano.Nano(nano.ARCHITECTURES[name])
-    if scale is not None:
-        model.log_scale.data.fill_(math.log(scale))
-    if bias is not None:
-        model.bias = nn.Parameter(torch.tensor(bias))
-    return model
 
 
 def rebuilt(facts: Mapping[str, Any]) -> Towers:
@@ -91,10 +82,6 @@ def rebuilt(facts: Mapping[str, Any]) -> Towers:
         return open_clip_towers.rebuilt(facts)
     from clipmill.stages.clip import nano
 
-    pairs = facts["architecture"].items()
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-    architecture = nano.Architecture(**settings)
-    model = nano.Nano(msgspec.convert(asdict(architecture), nano.Architecture))
-    if facts.get("bias"):
-        model.bias = nn.Parameter(torch.zeros(()))
+    stored = asdict(nano.Architecture(**facts["architecture"]))  # JSON's lists become tuples
+    model = nano.Nano(msgspec.convert(stored, nano.Architecture), bias=facts.get("bias") and 0.0)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipmill.stages.clip.towers import FIRST_SCALE, Reads, Towers
-from clipmill.stages.ops.images.resize import square
+from clipmill.stages.ops.images.area import square
 
 # Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
 
@@ -68,14 +68,16 @@ def reads(a: Architecture) -> Reads:
 class Nano(Towers):
     """An image tower and a text tower, and the scale of their cosines."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(
+        self, architecture: Architecture, scale: float | None = None, bias: float | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.reads, self.width = reads(architecture), architecture.width
         self.image = ImageTower(architecture)
         self.text = TextTower(architecture)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
-        self.bias = None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale or FIRST_SCALE)))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
 
     @property
     def facts(self) -> Mapping[str, Any]:  # type: ignore[override]  # read, never set

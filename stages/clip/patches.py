@@ -31,14 +31,14 @@ class Patches(nn.Module):
         coin_N1 = mixed(index_N.astype(np.uint64) ^ np.frombuffer(key, ">u8"))[:, None]
         patch_P = mixed(np.arange(1, self.patches + 1, dtype=np.uint64))
         noise_NP = uniform(mixed(coin_N1 ^ patch_P)).astype(np.float32)
-        self.noise_NP, self.place = torch.from_numpy(noise_NP).to(device), 0
+        self.noise_NP = torch.from_numpy(noise_NP).to(device)
+        self.place = 0  # the first row of the piece that comes next
         self.drops = step < self.steps
 
     def forward(self, x_NPW: Tensor) -> Tensor:
         if not (self.training and self.drops):
             return x_NPW
         noise_NP = self.noise_NP[self.place : self.place + len(x_NPW)]
-        self.place = (self.place + len(x_NPW)) % len(self.noise_NP)
         kept_NK = noise_NP.topk(max(1, int(self.patches * (1 - self.share)))).indices
         kept_NKW = kept_NK[:, :, None].expand(-1, -1, x_NPW.shape[2])
         return torch.cat([x_NPW[:, :1], x_NPW[:, 1:].gather(1, kept_NKW)], 1)

@@ -9,10 +9,6 @@ from typing import Literal
 
 Sampling = Literal["epochs", "shards"]  # each row `repeats` times; or shards with replacement
 Augment = Literal["shift", "crop"]  # shift the whole picture by some pixels; or crop at random
-# Bounds of a random crop: share of the picture's area, then width to height; bicubic.
-# Source: open_clip's training transform, which DataComp uses unchanged.
-CROP_AREA = (0.9, 1.0)
-CROP_ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +16,6 @@ class Scale:
     """Model, samples and optimiser of every training at one scale."""
 
     model: str
-    image_size: int  # pixels a side
     samples_seen: int  # in all, independent of the number of rows
     batch_size: int  # pairs of a step, over all processes
     learning_rate: float  # the peak, after the warm-up
@@ -48,7 +43,6 @@ def _datacomp(
     """
     return Scale(
         model=model,
-        image_size=224,
         samples_seen=samples,
         batch_size=batch,
         learning_rate=rate,
@@ -65,7 +59,6 @@ def _datacomp(
 
 NANO = Scale(
     model="nano",
-    image_size=48,
     samples_seen=60_160,
     batch_size=256,
     learning_rate=2e-3,

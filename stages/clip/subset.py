@@ -7,13 +7,14 @@ has shard and position, else by uid.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -92,7 +93,8 @@ class Subset:
     def find(self, data: str, file: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Returns (N,) the entry of each row of a file, and (N,) whether it has one."""
         outputs = Outputs(Storage(data))
-        uid_N = uids_of(outputs, file)
+        with outputs.parquet(file) as parquet:
+            uid_N = _as_bytes(parquet.read([UID.name])[UID.name])
         key_N: NDArray[Any] = uid_N
         if self.has_places:
             try:
@@ -156,7 +158,7 @@ def read(path: str, digest: str) -> Subset:
     storage, name = open_pool(path)
     if not _is_parquet(storage, name):
         listed = opened(path, KEY)
-        uid_L = np.concatenate([_as_bytes(table[UID.name]) for table in listed] or [_NO_UID])
+        uid_L = np.concatenate([np.empty(0, "S16"), *(_as_bytes(t[UID.name]) for t in listed)])
         uid_K, times_K = np.unique(uid_L, return_counts=True)
         return Subset(keys=uid_K, uids=uid_K, times=times_K.astype(np.int32))
     try:
@@ -164,9 +166,6 @@ def read(path: str, digest: str) -> Subset:
             return _sorted(read_subset(file).combine_chunks())
     except (ValueError, pa.ArrowException) as error:
         raise _unfit(path, error) from None
-
-
-_NO_UID = np.empty(0, "S16")
 
 
 def _sorted(rows: pa.Table) -> Subset:
@@ -225,23 +224,11 @@ def counted(
     subset = read(path, digest)
     is_met_K = np.zeros(len(subset.keys), bool)
     rows = 0
-    for entry_N in _entries(subset, data, files):
-        is_met_K[entry_N] = True
-        rows += int(np.count_nonzero(subset.times[entry_N]))
-    return {"listed": len(is_met_K), "not_there": int((~is_met_K).sum()), "rows": rows}
-
-
-def _entries(subset: Subset, data: str, files: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-    """Yields the entries of each file's rows."""
     with ThreadPoolExecutor(READERS) as readers:
         for entry_N, is_there_N in readers.map(partial(subset.find, data), files):
-            yield entry_N[is_there_N]
-
-
-def uids_of(outputs: Outputs, file: str) -> NDArray[np.bytes_]:
-    """Returns (N,) the uid of each row of an exported file, as S16."""
-    with outputs.parquet(file) as parquet:
-        return _as_bytes(parquet.read([UID.name])[UID.name])
+            is_met_K[entry_N[is_there_N]] = True
+            rows += int(np.count_nonzero(subset.times[entry_N[is_there_N]]))
+    return {"listed": len(is_met_K), "not_there": int((~is_met_K).sum()), "rows": rows}
 
 
 def _as_bytes(uid: pa.ChunkedArray) -> NDArray[np.bytes_]:
@@ -258,9 +245,5 @@ def place_keys(shard_N: NDArray[np.int32], position_N: NDArray[np.int32]) -> NDA
 
 def text_lists(texts: pa.ChunkedArray) -> pa.Array:
     """Converts a TEXT_LIST to (N,) lists of strings; null lists stay null."""
-    lists = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], texts.type)
-    count_N = pc.list_value_length(lists)
-    end_N = np.cumsum(count_N.fill_null(0).to_numpy(zero_copy_only=False))
-    start_N = pa.array(np.concatenate([[0], end_N]).astype(np.int32))
-    values = pc.struct_field(pc.list_flatten(lists), "text").cast(pa.string())
-    return pa.ListArray.from_arrays(start_N, values, mask=lists.is_null())
+    text = pl.element().struct.field("text").cast(pl.String)
+    return pl.Series(texts).list.eval(text).to_arrow().cast(pa.list_(pa.string()))

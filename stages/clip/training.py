@@ -1,12 +1,15 @@
 """Trains one seed from data to files, in one process or as a rank of several."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -111,7 +114,7 @@ def _train(
 
     from clipmill.stages.clip.loop import train
     from clipmill.stages.clip.saving import restore, save, store
-    from clipmill.stages.clip.telemetry import Log, read_lines
+    from clipmill.stages.clip.telemetry import Log, read_lines, store_events, store_lines
 
     settings, worker, name = work.settings, task.worker, work.prefix(seed)
     seed += worker.seed
@@ -134,7 +137,11 @@ def _train(
     if torch.device(worker.device).type == "cuda" and trainer.step < fixed.steps:
         first = batches.of_rank(trainer.step, ranks.rank, ranks.of)
         log.at_most_per_s = steps_at_most(trainer, first)
-    keep_log = _log_keeper(work, name, log, worker.scratch)
+
+    def keep_log() -> None:
+        store_lines(log.lines, work.folder, name)
+        if settings.tensorboard:
+            store_events(log.lines, work.folder, name, worker.scratch)
 
     def keep(trainer: "Trainer") -> None:
         if ranks.rank == 0:
@@ -160,15 +167,14 @@ def _train(
         plan = {"plan": asdict(trainer.schedule)}
         save(trainer.model, card | plan | work.facts, put, worker.scratch)
         if trainer.average is not None:
+
+            def put_average(name: str, path: Path) -> None:
+                put(f"average/{name}", path)
+
             card["average"] = settings.average
             averaged: Any = trainer.average.module
-            below = partial(_put_average, put)
-            save(averaged, card | plan | work.facts, below, worker.scratch)
+            save(averaged, card | plan | work.facts, put_average, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1] if trainer.step else None}
-
-
-def _put_average(put: Put, name: str, path: Path) -> None:
-    put(f"average/{name}", path)
 
 
 def refuse_broken(trainer: "Trainer", stage: str) -> None:
@@ -193,7 +199,10 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     texts: Any = settings.texts if declared.texts == "one" else declared.texts
     if "groups" not in work.cached[0]:
         shards = list(read_cached(work.folder, work.cached, work.data))
-        return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
+        by_concept: dict[str, Any] = {}
+        if settings.sampling == "concepts":
+            by_concept = {"gain": settings.concept_gain, "super_batch": settings.super_batch}
+        return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts, **by_concept)
     model = reads(fixed.model, settings.context_length)
     view = View(
         size=model.image_size,
@@ -201,6 +210,7 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
         tokenize=model.tokenize,
         texts=texts,
         teacher=declared.teacher,
+        negatives=declared.negatives,
     )
     return Streamed(
         work.data,
@@ -243,18 +253,6 @@ def trainer_of(
     model = model.to(device)
     loss = find_loss(settings.loss, settings.loss_settings)
     return Trainer(model, schedule, loss, execution, settings.average)
-
-
-def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:
-    """Returns a function that stores the log so far, and TensorBoard's file if `tensorboard`."""
-    from clipmill.stages.clip.telemetry import store_events, store_lines
-
-    def keep() -> None:
-        store_lines(log.lines, work.folder, name)
-        if work.settings.tensorboard:
-            store_events(log.lines, work.folder, name, scratch)
-
-    return keep
 
 
 def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
@@ -314,3 +312,46 @@ def flops_of_step(trainer: "Trainer", batch: "Batch") -> int:
         (image_ND.sum() + text_MD.sum()).backward()
     trainer.optimiser.zero_grad()
     return counted.get_total_flops()
+
+
+TEXT = "a drawing of a small red house beside a tree"
+MOST_PIXELS = 400_000  # of a probe's batch: 64 rows of nano's, 7 of 224 pixels a side
+STEPS = 5  # the first one, which allocates memory, does not count
+
+
+def probed(settings: Any) -> tuple[float, float]:
+    """Returns seconds per row of a training step, and seconds of embedding one picture.
+
+    Error: on one core and noise, no decoding, no loader, no other process; assumes that all steps
+    cost the same, and CLIP's loss.
+    """
+    import torch
+
+    from clipmill.stages.clip.distributed import ALONE
+    from clipmill.stages.clip.loader import Batch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plain = replace(settings, loss="clip", loss_settings=None, compile=False)
+        trainer = trainer_of(plain, 0, "cpu", ALONE)
+        model, side = trainer.model, trainer.model.image_size
+        rows = max(2, min(64, settings.batch_size, MOST_PIXELS // side**2))
+        noise = np.random.default_rng(0).integers(0, 256, (rows, 3, side, side), np.uint8)
+        tokens, starts = model.tokenize([TEXT] * rows)
+        each, ones = np.arange(rows), np.ones(rows, np.float32)
+        texts: dict[str, Any] = {"tokens": tokens, "starts": starts[:-1], "image_of": each}
+        batch = Batch(pixels=noise, weights=ones, rows=each, index=each, **texts)
+        steps = [_seconds(partial(trainer.learn, batch)) for _ in range(STEPS)]
+        model.eval()
+        with torch.inference_mode():  # as evaluation does, in float32
+            embedding = _seconds(partial(model.embed_images, torch.from_numpy(noise)))
+        return median(steps[1:]) / rows, embedding / rows
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -22,8 +22,13 @@ from torch.nn.functional import logsigmoid
 Gradients = tuple[Tensor | None, ...]
 
 
-def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> Tensor:
-    """Returns (N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
+def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int | None) -> Tensor:
+    """Returns (N,) nats: the log of each row's sum of exp(scale cosine) over the columns.
+
+    Without a tile, the logits exist whole.
+    """
+    if tile is None:
+        return (scale * row_ND @ column_GD.T).logsumexp(1)
     by_row_N: Tensor = _LogSumExps.apply(row_ND, column_GD, scale, tile, False)[0]
     return by_row_N
 

@@ -23,14 +23,8 @@ def loss(batch: Embedded) -> Tensor:
     # Sums over j of 1 + p_i p_j, without the (N, G) weights.
     near_ND = batch.text_HD.sum(0) + image_ND @ (image_GD.T @ batch.text_HD)
     target_ND = near_ND / (len(image_GD) + image_ND @ image_GD.sum(0))[:, None]
-    by_image_N = _all_logits(image_ND, batch.text_HD, batch)
+    by_image_N = log_sum_exp(image_ND, batch.text_HD, batch.scale, batch.tile)
     by_image_N = by_image_N - batch.scale * (image_ND * target_ND).sum(1)
     own_N = batch.scale * (batch.text_MD * image_ND).sum(1)
-    return (by_image_N + _all_logits(batch.text_MD, image_GD, batch) - own_N) / 2
-
-
-def _all_logits(row_ND: Tensor, column_GD: Tensor, batch: Embedded) -> Tensor:
-    """Returns (N,) the log of each row's sum of exp(logits)."""
-    if batch.tile is not None:
-        return log_sum_exp(row_ND, column_GD, batch.scale, batch.tile)
-    return (batch.scale * row_ND @ column_GD.T).logsumexp(1)
+    by_text_N = log_sum_exp(batch.text_MD, image_GD, batch.scale, batch.tile)
+    return (by_image_N + by_text_N - own_N) / 2

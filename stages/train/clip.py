@@ -30,7 +30,7 @@ from clipmill.pipeline.stage import (
 from clipmill.stages.clip.losses import Declared, declared_by, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.start import check_start, start_of
-from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
+from clipmill.stages.clip.training import CURVE, Work, probed, train_alone, train_rank
 from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
@@ -82,10 +82,13 @@ class ClipTraining(DatasetStage):
     precision: Literal["bf16", "float32"] = "bf16"
     # text of a step, if an image has several: one by hash, equally likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
-    # each row `repeats` times an epoch, or shards drawn with replacement; null: the scale's
-    sampling: Literal["epochs", "shards"] | None = later(None)
-    # clip, siglip, multi_positive, multi_sigmoid, distill, or the name of your own file
-    # stages/losses/NAME.py
+    # each row `repeats` times an epoch; shards drawn with replacement; or, of several batches of an
+    # epoch, the rows whose concepts gain most; null: the scale's
+    sampling: Literal["epochs", "shards", "concepts"] | None = later(None)
+    # of `concepts`: rare ones first, up to a share of the batch; or rows with many
+    concept_gain: Literal["diversity", "frequency"] = later("diversity")
+    super_batch: OneUp = later(5)  # of `concepts`: batches from whose rows one is chosen
+    # the name of a file stages/losses/NAME.py, ours (docs/training.md lists them) or your own
     loss: NonEmpty = later("clip")
     loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
     # rows of `data`, with repeats, weights and texts: DataComp's .npy, a text of one uid a line, or
@@ -158,15 +161,18 @@ class ClipTraining(DatasetStage):
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        return "batch_size", self.fixed.batch_size
+        factor = self.super_batch if self.sampling == "concepts" else 1
+        return "batch_size", self.fixed.batch_size * factor
 
     @property
     def fixed(self) -> Scale:
         """The scale, with this stage's own settings."""
         own = {name: getattr(self, name) for name in OF_SCALE}
         scale = SCALES[self.scale]
-        model, sampling = self.model or scale.model, self.sampling or scale.sampling
-        return replace(scale, model=model, sampling=sampling, **own)
+        own["sampling"] = self.sampling or scale.sampling
+        if own["sampling"] == "concepts":
+            own["sampling"] = "epochs"
+        return replace(scale, model=self.model or scale.model, **own)
 
     @property
     def declared(self) -> Declared:
@@ -205,8 +211,6 @@ class ClipTraining(DatasetStage):
 
     def probe(self) -> tuple[float, float]:
         """Measures seconds per sample of a step, and of embedding one picture, on this machine."""
-        from clipmill.stages.clip.probe import probed
-
         return probed(self)
 
     @property
@@ -233,12 +237,15 @@ class ClipTraining(DatasetStage):
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
         if self.streams(dataset["format"], stage):
             ctx.say("counting rows")
-            index = partial(index_shard, inputs.data, choose, self.declared.teacher)
-            cached = ctx.map(index, files)
+            count = partial(index_shard, inputs.data, choose)
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-            arguments = (model.image_size, model.tokenize, choose, self.declared.teacher)
-            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *arguments), files)
+            way = model.image_size, model.tokenize, choose
+            count = partial(cache_shard, inputs.data, ctx.folder, *way)
+            if self.sampling == "concepts":
+                count.keywords["with_concepts"] = True
+        declared = self.declared
+        cached = ctx.map(partial(count, declared.teacher, negatives=declared.negatives), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -246,6 +253,21 @@ class ClipTraining(DatasetStage):
         rows = sum(shard["rows"] for shard in cached)
         self.refuse_few(rows, self.after_leaving_out(left_out, listed), stage)
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out, **listed}
+        if declared.negatives:
+            facts["no_negative"] = sum(shard["no_negative"] for shard in cached)
+            if facts["no_negative"] == rows:
+                do = "export a column of caption.swap with a text in it"
+                found = f"no row has a text in '{declared.negatives}'"
+                raise StageError(found, f"stage '{stage}', key `loss_settings`", do)
+        if self.sampling == "concepts":
+            lists = sorted({digest for shard in cached for digest in shard["concept_lists"]})
+            if len(lists) != 1:
+                found = (
+                    f"concepts of {len(lists)} lists: {', '.join(digest[:12] for digest in lists)}"
+                )
+                do = "export rows that annotate.concepts has matched with one list"
+                raise StageError(found, f"stage '{stage}', key `sampling`", do)
+            facts["concept_list"] = lists[0]
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
         start = None if self.start is None else start_of(self.start, inputs.start)
@@ -276,7 +298,12 @@ class ClipTraining(DatasetStage):
             found = "pictures of export.pixels are seen in epochs, and `sampling` says shards"
             do = "leave it out, or name the export.parquet as `data`"
             raise StageError(found, f"stage '{stage}', key `sampling`", do)
-        return layout == "parquet" and self.pixels_size is None
+        streams = layout == "parquet" and self.pixels_size is None
+        if streams and self.sampling == "concepts":
+            found = "pictures that are decoded batch by batch, whose concepts are not known before"
+            do = "name an export.pixels as `data`"
+            raise StageError(found, f"stage '{stage}', key `sampling`", do)
+        return streams
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
         """Counts the entries of `subset`, and those `not_there`; empty without a subset."""
@@ -306,8 +333,9 @@ class ClipTraining(DatasetStage):
 
     def refuse_few(self, rows: int, which: str, stage: str) -> None:
         """Refuses fewer rows than a batch, in which a row would be its own negative."""
-        batch_size = self.fixed.batch_size
-        if rows < batch_size:
-            found = f"{which} {rows:,} rows, and a batch has {batch_size:,}"
+        _, least = self.least_rows
+        if rows < least:
+            has = "is chosen from" if least > self.fixed.batch_size else "has"
+            found = f"{which} {rows:,} rows, and a batch {has} {least:,}"
             do = "select more rows, or lower `batch_size`"
             raise StageError(found, f"stage '{stage}', key `batch_size`", do)

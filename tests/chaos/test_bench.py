@@ -23,7 +23,7 @@ MODULES = (
         "clipmill.pipeline.ledger.answer",
     ),
     *(
-        "clipmill.stages.clip.probe",
+        "clipmill.stages.clip.training",
         "clipmill.stages.evaluate.leaks",
         "clipmill.stages.ops.images.perceptual",
     ),

@@ -83,6 +83,7 @@ REDUCED = {  # not their COLOR flags, which ask for BGR
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+SPARE = 1.5  # a JPEG decoded smaller keeps so many times the size that it is wanted at
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 

@@ -6,8 +6,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from clipmill.stages.ops.images.area import shrink
-from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, ImageError, decode, probe
+from clipmill.stages.ops.images.area import in_white_square, shrink
+from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, SPARE, ImageError, decode, probe
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 EncodeFormat = Literal["jpg", "png", "webp"]
@@ -18,9 +18,7 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
     "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
     "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
 }
-# A JPEG decoded at reduced scale keeps SPARE times the requested size, and LEAST pixels a side
-# (sides are rounded).
-SPARE, LEAST = 1.5, 16
+LEAST = 16  # pixels a side that a JPEG decoded smaller keeps: sides are rounded
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -66,7 +64,7 @@ def resize(
             rgb = cv2.resize(rgb, shape[::-1], interpolation=method).astype(np.uint8, copy=False)
     rgb = blur(rgb)
     if mode == "border":
-        rgb = _in_white_square(rgb, size)
+        rgb = in_white_square(rgb, size)
     elif mode == "center_crop":
         top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
         rgb = rgb[top : top + size, left : left + size]
@@ -88,19 +86,6 @@ def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
 def _side(mode: ResizeMode, height: int, width: int) -> int:
     """Returns the side that is scaled to `size`."""
     return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
-
-
-def _in_white_square(rgb: RGB, size: int) -> RGB:
-    height, width = rgb.shape[:2]
-    canvas = np.full((size, size, 3), 255, np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    canvas[top : top + height, left : left + width] = rgb
-    return canvas
-
-
-def square(rgb: RGB, size: int) -> RGB:
-    """Returns (size, size, 3) the whole picture, its longer side at `size`, centred on white."""
-    return resize(rgb, "border", size, upscale="cubic")
 
 
 def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:

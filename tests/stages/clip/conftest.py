@@ -21,13 +21,13 @@ def one_thread():
 def cached(tmp_path):
     """The parts of an export of these shards, and what was said of each."""
 
-    def make(*shards, teacher=()):
+    def make(*shards, teacher=(), **more):
         data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
         rows = [len(shard) for shard in shards]
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
         files = numbered([{"file": name, "rows": n} for name, n in zip(names, rows, strict=True)])
         wanted = (TINY_READS.image_size, TINY_READS.tokenize, None, teacher)
-        store = partial(cache_shard, data, folder, *wanted)
+        store = partial(cache_shard, data, folder, *wanted, **more)
         said = [store(file, None) for file in files]
         return list(read_cached(folder, said)), said
 

@@ -14,7 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from clipmill.metadata.schema import (
+    CONCEPT_IDS,
+    CONCEPT_LIST,
+    IMAGE,
+    LOSS_WEIGHT,
+    REPEATS,
+    TEXTS,
+    UID,
+)
 from clipmill.stages.clip import open_clip_config
 from clipmill.stages.clip.named import new_model, reads
 from clipmill.stages.clip.nano import ARCHITECTURES, Architecture
@@ -22,6 +30,11 @@ from clipmill.stages.clip.saving import save
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
 SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])
+MORE = {
+    "vector": pa.list_(pa.float32()),
+    "negatives": TEXTS.dtype,
+    **{column.name: column.dtype for column in (CONCEPT_IDS, CONCEPT_LIST)},
+}
 TINY = Architecture(
     image_size=16,
     channels=(8, 16),
@@ -63,8 +76,9 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
     for number, rows in enumerate(shards):
         name = f"{number:05d}.parquet"
         schema = SCHEMA
-        if any("vector" in one for one in rows):
-            schema = schema.append(pa.field("vector", pa.list_(pa.float32())))
+        for column, dtype in MORE.items():
+            if any(column in one for one in rows):
+                schema = schema.append(pa.field(column, dtype))
         pq.write_table(pa.Table.from_pylist(list(rows), schema), folder / "out" / name)
         data = (folder / "out" / name).read_bytes()
         held = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

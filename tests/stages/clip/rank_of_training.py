@@ -32,7 +32,10 @@ BAD = 7  # of 12 rows: the second rank's of two, the third's of four
 SCHEDULE = Schedule(
     steps=STEPS, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1, precision="float64"
 )
-CASES = (("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip"), ("locked", "cwcl"))
+CASES = (
+    *(("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip")),
+    *(("locked", "cwcl"), ("vit", "negatives")),
+)
 
 
 def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) -> dict[str, Tensor]:
@@ -45,8 +48,9 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     execution = Execution(ranks=ranks, accumulate=accumulate)
     trainer = Trainer(towers, SCHEDULE, find_loss(loss), execution)
     left: dict[str, Tensor] = {}
+    texts = {"most": 3 if loss == "multi_positive" else 1, "negatives": loss == "negatives"}
     for n in range(STEPS):
-        trainer.learn(drawn(n, ranks.rank, ranks.of, most=3 if loss == "multi_positive" else 1))
+        trainer.learn(drawn(n, ranks.rank, ranks.of, **texts))
         if n == 0:
             for name, weight in trainer.model.named_parameters():
                 if weight.grad is not None:

@@ -8,7 +8,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.cache import read_cached
 from clipmill.stages.clip.nano import token_bags
-from clipmill.stages.ops.images.resize import square
+from clipmill.stages.ops.images.area import square
 from tests.hostile_pictures import scanned
 from tests.stages.clip.exported import TINY, caption, row
 

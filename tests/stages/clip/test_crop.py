@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.stages.clip.crop import box_of, crop
-from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
+from clipmill.stages.clip.stream import CROP_AREA, CROP_ASPECT, box_of, crop
 from clipmill.stages.ops.images.decode import ImageError, decode
 
 

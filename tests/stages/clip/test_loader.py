@@ -10,7 +10,7 @@ import pytest
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.cache import instead_of_single_words
-from clipmill.stages.clip.loader import SHIFT, Batches
+from clipmill.stages.clip.loader import SHIFT, Batches, diverse, gain_of
 from clipmill.stages.clip.nano import token_bags
 from tests.stages.clip.exported import TINY, caption, row
 
@@ -223,3 +223,94 @@ def _cut(part, start, stop):
         token_starts=tokens - tokens[0],
         tokens=part.tokens[tokens[0] : tokens[-1]],
     )
+
+
+def negatives(i: int) -> list | None:
+    """Two texts, of every third row none."""
+    return [caption(f"no thing {i}"), caption(f"not a thing {i}")] if i % 3 else None
+
+
+def false_tokens(batch) -> list[list[int]]:
+    """Those of each negative, which stand behind all captions."""
+    return [part.tolist() for part in np.split(batch.tokens, batch.starts[1:])][len(batch.rows) :]
+
+
+def test_a_row_has_one_of_its_negatives_beside_a_caption_that_stays_what_it_was(cached):
+    rows = [row(i, negatives=negatives(i)) for i in range(12)]
+    parts, said = cached(rows[:5], rows[5:], negatives="negatives")
+    assert [one["no_negative"] for one in said] == [2, 2]
+    ours, plain = Batches(parts, size=8, seed=0), Batches(cached(rows)[0], size=8, seed=0)
+    drawn = set()
+    for n in range(9):
+        batch, captions = ours[n], plain[n].tokens
+        assert batch.tokens[: len(captions)].tolist() == captions.tolist()
+        numbers = batch.rows[batch.negative_of]
+        assert numbers.tolist() == [i for i in batch.rows if i % 3]
+        for i, tokens in zip(numbers, false_tokens(batch), strict=True):
+            texts = [text["text"] for text in negatives(i)]
+            bags = [token_bags([text], TINY.buckets, TINY.tokens)[0].tolist() for text in texts]
+            drawn.add((i, bags.index(tokens)))
+        halves = [ours.of_rank(n, rank, 2) for rank in (0, 1)]
+        assert [*false_tokens(halves[0]), *false_tokens(halves[1])] == false_tokens(batch)
+    assert len(drawn) == 16  # 8 rows, each text of theirs
+
+
+def test_a_column_without_texts_is_no_column_of_negatives(cached):
+    with pytest.raises(StageError, match="no column 'negatives'"):
+        cached([row(0)], negatives="negatives")
+    with pytest.raises(StageError, match="'repeats' holds int32, not texts"):
+        cached([row(0)], negatives="repeats")
+
+
+def ids_of(*concepts: int) -> np.ndarray:
+    return np.array(concepts, np.int32)
+
+
+def test_gains_of_concepts_are_the_known_ones():
+    rarity, seen = np.array([1 / 100, 1 / 10, 1.0]), np.array([2, 1, 0])
+    rows = (ids_of(0), ids_of(1), ids_of(2), ids_of(0, 2), ids_of())
+    assert [gain_of(ids, seen, rarity, 2) for ids in rows] == pytest.approx([0, 0.6, 2, 1, 0])
+
+
+@pytest.mark.parametrize("count", [1, 12, 60])
+def test_rows_are_those_of_the_plain_greedy_choice_of_equal_ones_the_first(count):
+    rng = np.random.default_rng(0)
+    concepts = [ids_of(*sorted({*rng.zipf(1.5, rng.integers(0, 6)) % 40})) for _ in range(60)]
+    rarity, seen, plain = 1 / rng.integers(1, 9, 40), np.zeros(40, np.int64), []
+    for _ in range(count):
+        left = [place for place in range(60) if place not in plain]
+        plain.append(max(left, key=lambda i: gain_of(concepts[i], seen, rarity, 3)))
+        seen[concepts[plain[-1]]] += 1
+    starts = np.cumsum([0, *map(len, concepts)])
+    assert diverse(np.concatenate(concepts), starts, rarity, 3, count) == plain
+
+
+def test_most_concepts_are_first_and_else_each_has_as_many_rows_as_another(cached):
+    """Of 12 rows 8 show concept 0, 2 concept 1, 2 both 2 and 3: two rows each are the target."""
+    ids = [[0]] * 8 + [[1]] * 2 + [[2, 3]] * 2
+    rows = [row(i, concept_ids=ids[i], concept_list="a") for i in range(12)]
+    parts, _ = cached(rows, with_concepts=True)
+    drawn = {}
+    for gain in ("diversity", "frequency"):
+        batch = Batches(parts, size=4, seed=0, gain=gain, super_batch=3)[0]
+        drawn[gain] = sorted(ids[i][0] for i in batch.rows)
+    assert drawn["diversity"] in ([0, 1, 1, 2], [0, 1, 2, 2])
+    assert drawn["frequency"][2:] == [2, 2]
+
+
+@pytest.mark.parametrize("gain", ["diversity", "frequency"])
+def test_a_batch_by_concept_is_of_its_super_batch_whatever_the_ranks_and_shards(cached, gain):
+    ids = [[i % 3, 5 + i] if i % 4 else None for i in range(24)]
+    rows = [row(i, concept_ids=ids[i], concept_list="a") for i in range(24)]
+    parts, _ = cached(rows[:10], rows[10:], with_concepts=True)
+    way = {"size": 4, "seed": 0, "gain": gain, "super_batch": 3}
+    ours = Batches(parts, **way)
+    held, firsts = [ours[n].rows.tolist() for n in range(5)], []
+    for n, numbers in enumerate(held):
+        there = Batches(parts, size=12, seed=0)[n].rows
+        assert len({*numbers} & {*there}) == 4
+        firsts.append(there[:4].tolist())
+        assert [*ours.of_rank(n, 0, 2).rows, *ours.of_rank(n, 1, 2).rows] == numbers
+    assert held != firsts
+    other = Batches(cached(rows[:3], rows[3:], with_concepts=True)[0], **way)
+    assert [other[n].rows.tolist() for n in (4, 0)] == [held[4], held[0]]

@@ -21,9 +21,8 @@ from tests.stages.clip.exported import TINY_READS, caption, row, write_export
 ROWS = [row(i) for i in range(30)]
 
 
-def view(texts="uniform", augment="crop", teacher=()):
-    tokenize = TINY_READS.tokenize
-    return View(size=16, augment=augment, tokenize=tokenize, texts=texts, teacher=teacher)
+def view(texts="uniform", augment="crop", **more):
+    return View(size=16, augment=augment, tokenize=TINY_READS.tokenize, texts=texts, **more)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def streamed(tmp_path):
         counts = [pq.read_metadata(f"{data}/out/{name}").num_rows for name in names]
         files = [{"file": name, "rows": rows} for name, rows in zip(names, counts, strict=True)]
         choose = chooser_of(data, None, subset)
-        index = partial(index_shard, data, choose, seen.teacher)
+        index = partial(index_shard, data, choose, seen.teacher, negatives=seen.negatives)
         said = [index(file, None) for file in numbered(files)]
         settings = {"size": size, "seed": seed, "sampling": sampling, "threads": threads}
         made.append(Streamed(data, said, seen, choose=choose, **settings))
@@ -248,3 +247,19 @@ def test_no_more_is_held_than_the_batches_ahead_and_two_row_groups_a_stream(stre
         batches[n]
         assert len(batches._begun) <= AHEAD
     assert all(len(cache) <= 2 for cache in batches._cache)
+
+
+def test_negatives_are_drawn_as_from_a_cache_and_counted(streamed):
+    rows = [row(i, negatives=[caption(f"no thing {i}")] if i % 3 else None) for i in range(30)]
+    ours = streamed(rows[:10], rows[10:], seen=view(negatives="negatives"), threads=2)
+    assert [one["no_negative"] for one in ours.said] == [4, 6]
+    plain = streamed()
+    for n in range(4):
+        batch, captions = ours[n], plain[n]
+        assert batch.rows.tolist() == captions.rows.tolist()
+        assert batch.tokens[: len(captions.tokens)].tolist() == captions.tokens.tolist()
+        numbers = batch.rows[batch.negative_of]
+        assert numbers.tolist() == [i for i in batch.rows if i % 3]
+        token_T, _ = TINY_READS.tokenize([f"no thing {i}" for i in numbers])
+        assert batch.tokens[len(captions.tokens) :].tolist() == token_T.tolist()
+    assert captions.negative_of is None

@@ -41,8 +41,11 @@ class TinyViT(Towers):
         return self.clip.encode_text(token_NL, normalize=True)
 
 
-def drawn(n: int, rank: int = 0, of: int = 1, *, rows: int = 12, most: int = 1) -> Batch:
-    """Batch n's part of a rank: noise, weights of 1 and 2, one to `most` texts a row."""
+def drawn(
+    n: int, rank: int = 0, of: int = 1, *, rows: int = 12, most: int = 1, negatives: bool = False
+) -> Batch:
+    """Batch n's part of a rank: noise, weights of 1 and 2, one to `most` texts a row; with
+    `negatives` the first eight rows have one."""
     rng = np.random.default_rng(n)
     pixels = rng.integers(0, 256, (rows, 3, SIZE, SIZE), np.uint8)
     texts_B = np.arange(rows) % most + 1
@@ -51,6 +54,8 @@ def drawn(n: int, rank: int = 0, of: int = 1, *, rows: int = 12, most: int = 1) 
     part = part_of(rows, rank, of)
     first, last = np.r_[0, texts_B.cumsum()][[part.start, part.stop]]
     mine = flat[first:last]
+    false = [np.r_[rng.integers(1, WORDS - 1, 4), WORDS - 1] for _ in range(8)] if negatives else []
+    mine += false[part]
     return Batch(
         pixels=pixels[part],
         tokens=np.concatenate(mine).astype(np.int32),
@@ -59,4 +64,5 @@ def drawn(n: int, rank: int = 0, of: int = 1, *, rows: int = 12, most: int = 1) 
         weights=(np.arange(rows, dtype=np.float32) % 2 + 1)[part],
         rows=np.arange(rows)[part],
         index=np.arange(rows)[part],
+        negative_of=np.arange(len(false[part])) if negatives else None,
     )

@@ -34,8 +34,10 @@ def drawn(
     dtype: torch.dtype = torch.float64,
     tile: int | None = None,
 ) -> Embedded:
-    """One process, random vectors, a bias, and two teachers; with `several` 1 to 5 texts a row."""
+    """One process, random vectors, a bias, and two teachers; with `several` 1 to 5 texts a row.
+    Every other row has a negative."""
     texts_N = torch.tensor([TEXTS[row % len(TEXTS)] if several else 1 for row in range(rows)])
+    has_negative_N = torch.arange(0, rows, 2)
     return whole(
         random(rows, 6, seed=1, dtype=dtype),
         random(int(texts_N.sum()), 6, seed=2, dtype=dtype),
@@ -46,6 +48,8 @@ def drawn(
             name: random(rows, 5, seed=3 + n, dtype=dtype).detach()
             for n, name in enumerate(TEACHERS)
         },
+        negative_KD=random(len(has_negative_N), 6, seed=9, dtype=dtype),
+        negative_of_K=has_negative_N,
         tile=tile,
     )
 
@@ -53,14 +57,15 @@ def drawn(
 def parameters(batch: Embedded) -> tuple[Tensor, ...]:
     """What a loss has gradients for."""
     assert batch.bias is not None
-    return batch.image_GD, batch.text_HD, batch.scale, batch.bias
+    assert batch.negative_KD is not None
+    return batch.image_GD, batch.text_HD, batch.scale, batch.bias, batch.negative_KD
 
 
 def with_parameters(batch: Embedded, *these: Tensor) -> Embedded:
     """The batch of one process at other values of `parameters`."""
-    image_GD, text_HD, scale, bias = these
+    image_GD, text_HD, scale, bias, negative_KD = these
     both = {"image_ND": image_GD, "text_MD": text_HD, "image_GD": image_GD, "text_HD": text_HD}
-    return replace(batch, **both, scale=scale, bias=bias)
+    return replace(batch, **both, scale=scale, bias=bias, negative_KD=negative_KD)
 
 
 def gradients(loss_N: Tensor, batch: Embedded, slope_N: Tensor | None = None) -> Sequence[Tensor]:

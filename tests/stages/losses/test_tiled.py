@@ -17,6 +17,7 @@ from clipmill.stages.losses import (
     mod_x,
     multi_positive,
     multi_sigmoid,
+    negatives,
     siglip,
 )
 from tests.stages.losses.batches import drawn, gradients, parameters, split, with_parameters
@@ -27,6 +28,7 @@ LOSSES = {
     "cwcl": cwcl.loss,
     "cloob": cloob.loss,
     "mod_x": partial(mod_x.loss, images="image_a", texts="text_a", alpha=0.5),
+    "negatives": partial(negatives.loss, w_own=0.5, w_margin=2.0, margin=0.4),
     "siglip": siglip.loss,
     "multi_positive": multi_positive.loss,
     "multi_sigmoid": multi_sigmoid.loss,

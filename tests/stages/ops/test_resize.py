@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import ImageError, decode, probe
 from clipmill.stages.ops.images.resize import encode, reduction, resize
 
@@ -106,3 +107,10 @@ def test_decoded_smaller_it_has_the_size_and_nearly_the_pixels_of_the_full_one(m
         less = resize(decode(body, shrink=shrink), mode, size, full=(height, width))
         assert less.shape == whole.shape
         assert cv2.PSNR(less, whole) > 35
+
+
+def test_a_square_is_a_picture_in_a_border():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (48, 48), (47, 49), (300, 20), (1, 90), (96, 96), (20, 48)):
+        rgb = rng.integers(0, 256, (*shape, 3), np.uint8)
+        assert np.array_equal(square(rgb, 48), resize(rgb, "border", 48, upscale="cubic"))

@@ -509,3 +509,38 @@ def test_two_ranks_that_are_killed_go_on_and_a_seed_is_trained_once_a_run(tmp_pa
         assert whole.read_bytes() == killed.read_bytes() == again.read_bytes()
     logs = sorted(path.name for path in tmp_path.glob("killed/stages/clip-*/log/*"))
     assert logs == ["log.jsonl", "seed-1.log.jsonl"]  # seed 0 was taken from the first stage
+
+
+def test_negatives_are_learnt_from_and_rows_without_them_counted(trained, tmp_path):
+    def export(name, most):
+        false = [[{"text": f"no {i}"}] if i < most else None for i in range(9)]
+        return write_export(tmp_path / name, [row(i, negatives=false[i]) for i in range(9)])
+
+    data = export("some", 6)
+    folder = trained(data=data, loss="negatives")
+    assert json.loads((folder / "out" / "model.json").read_text())["no_negative"] == 3
+    assert weights(folder) != weights(trained(data=data))
+    with pytest.raises(StageError, match="no row has a text in 'negatives'"):
+        trained(data=export("none", 0), loss="negatives")
+
+
+def test_rows_are_drawn_by_the_concepts_of_one_list(trained, tmp_path):
+    def export(name, lists, **changes):
+        found = [{"concept_ids": [i % 3, 9 - i], "concept_list": lists[i % 2]} for i in range(9)]
+        return write_export(tmp_path / name, [row(i, **found[i], **changes) for i in range(9)])
+
+    data, way = export("one", "aa"), {"sampling": "concepts", "batch_size": 4, "super_batch": 2}
+    folder = trained(data=data, **way)
+    assert json.loads((folder / "out" / "model.json").read_text())["concept_list"] == "a"
+    assert weights(folder) != weights(trained(data=data, batch_size=4))
+    assert weights(folder) != weights(trained(data=data, **way, concept_gain="frequency"))
+    for name, lists, changes, words in (
+        ("two", "ab", {}, "concepts of 2 lists: a, b"),
+        ("one", "aa", {"super_batch": 3}, "the export has 9 rows, and a batch is chosen from 12"),
+    ):
+        with pytest.raises(StageError, match=words):
+            trained(data=export(name, lists), **{**way, **changes})
+    with pytest.raises(StageError, match="no column 'concept_ids', which `sampling` asks for"):
+        trained(**way)
+    with pytest.raises(StageError, match="decoded batch by batch"):
+        ClipTraining(scale="debug", sampling="concepts").streams("parquet", "it")
