@@ -74,6 +74,7 @@ class Trainer:
         loss: Callable[[Embedded], Tensor] | None = None,
         execution: Execution = PLAIN,
         average: float | None = None,  # decay a step of a running mean of the weights
+        shares: Mapping[nn.Parameter, float] | None = None,  # of the learning rate; null: all 1
     ) -> None:
         self.model, self.schedule, self.execution = model, schedule, execution
         self.loss_of = loss or find_loss("clip")
@@ -90,12 +91,12 @@ class Trainer:
             _check_compiler(execution.device)
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
             self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
-        matrices, others = matrices_first(model)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for weights, decay in zip(matrices_first(model), (schedule.weight_decay, 0.0), strict=True):
+            for weight in weights:
+                groups.setdefault((decay, (shares or {}).get(weight, 1.0)), []).append(weight)
         self.optimiser = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": schedule.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
+            [{"params": g, "weight_decay": d, "share": s} for (d, s), g in groups.items()],
             betas=(schedule.beta1, schedule.beta2),
             eps=schedule.eps,
             fused=True,
@@ -143,7 +144,7 @@ class Trainer:
         if self.schedule.max_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_norm)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(self.step)
+            group["lr"] = self.rate(self.step) * group["share"]
         self.optimiser.step()
         with torch.no_grad():
             self.model.log_scale.clamp_(0, MAX_LOG_SCALE)

@@ -18,6 +18,7 @@ from clipmill.pipeline.errors import RecipeError, StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
     from clipmill.stages.clip.towers import Towers
 
@@ -128,7 +129,25 @@ def stretched(old_LW: "Tensor", positions: int) -> "Tensor":
     return torch.cat([old_LW[:KEPT], rest_PW])
 
 
-def lock(model: "Towers", tower: str, groups: int) -> None:
+def shares_of(model: "Towers", decay: float) -> dict["Parameter", float]:
+    """Returns each tower's weights with their share of the learning rate: `decay` to the number of
+    groups of layers, as `lock` counts them, that come after its own.
+
+    Source: BEiT (Bao et al. 2022), layer-wise decay.
+    """
+    shares: dict[Parameter, float] = {}
+    for tower in ("image", "text"):
+        lock(model, tower, 0)
+        locked = [weight for weight in model.parameters() if not weight.requires_grad]
+        for groups in range(1, len(locked) + 1):
+            lock(model, tower, groups, "layer_decay")
+            free = [weight for weight in locked if weight.requires_grad]
+            shares = dict.fromkeys(free, decay ** (groups - 1)) | shares
+        model.requires_grad_(True)
+    return shares
+
+
+def lock(model: "Towers", tower: str, groups: int, key: str = "unlock_groups") -> None:
     """Locks the weights of a tower, but for its last `groups` groups of layers.
 
     Source: LiT (Zhai et al. 2022), and open_clip's `--lock-image` and `--lock-text`.
@@ -144,7 +163,7 @@ def lock(model: "Towers", tower: str, groups: int) -> None:
             network.lock_text_tower(unlocked_layers=groups)
     except AssertionError as error:  # of open_clip's ResNets, too
         found = f"a tower that is locked as a whole: {error}"
-        raise StageError(found, "key `unlock_groups`", "leave it out") from None
+        raise StageError(found, f"key `{key}`", "leave it out") from None
 
 
 def _sha256(file: str) -> str:

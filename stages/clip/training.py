@@ -232,7 +232,7 @@ def trainer_of(
     from clipmill.stages.clip.losses import find_loss
     from clipmill.stages.clip.named import new_model
     from clipmill.stages.clip.patches import drop_patches
-    from clipmill.stages.clip.start import load_start, lock
+    from clipmill.stages.clip.start import load_start, lock, shares_of
 
     fixed, declared = settings.fixed, settings.declared
     names = [field.name for field in fields(Schedule) if field.name != "precision"]
@@ -245,6 +245,7 @@ def trainer_of(
     model = new_model(fixed.model, seed, settings.context_length, **initial)
     if start is not None:
         load_start(model, start)
+    shares = None if settings.layer_decay is None else shares_of(model, settings.layer_decay)
     if settings.lock != "none":
         lock(model, settings.lock, settings.unlock_groups)
     if settings.patch_dropout is not None:
@@ -252,7 +253,7 @@ def trainer_of(
         drop_patches(model.network, settings.patch_dropout, steps, seed)
     model = model.to(device)
     loss = find_loss(settings.loss, settings.loss_settings)
-    return Trainer(model, schedule, loss, execution, settings.average)
+    return Trainer(model, schedule, loss, execution, settings.average, shares)
 
 
 def curve(trainer: "Trainer", batch_size: int) -> pa.Table:

@@ -64,6 +64,8 @@ class ClipTraining(DatasetStage):
     # tower whose weights stay as they are at the start
     lock: Literal["none", "image", "text"] = later("none")
     unlock_groups: ZeroUp = later(0)  # last groups of the locked tower's layers that learn
+    # factor of the learning rate from each group of layers to the one before it
+    layer_decay: Between0And1 | None = later(None)
     # tokens of a text; null: the network's. A longer one than the start's has its positions
     # stretched, as in Long-CLIP
     context_length: OneUp | None = later(None)

@@ -276,3 +276,23 @@ def test_what_is_not_there_is_refused_before_anything_runs(trained, tmp_path):
         trained(patch_dropout=0.5)
     with pytest.raises(StageError, match="nano has none"):
         trained(lock="text", unlock_groups=2)
+
+
+def test_a_layer_learns_by_the_groups_that_come_after_its_own(trained, file):
+    settings = {"start": f"open_clip:{TINY_OPEN_CLIP}@{file}", "model": TINY_OPEN_CLIP}
+    before = stored(trained(**settings, samples_seen=0))
+    way = {**ONE_STEP, "layer_decay": 0.5, "weight_decay": 0.0, "precision": "float32"}
+    after = stored(trained(**settings, **way, learning_rate=1e-4))
+    for name, share in {
+        "logit_scale": 1,
+        "visual.proj": 1,
+        "visual.ln_post.bias": 0.5,
+        "visual.transformer.resblocks.1.mlp.c_fc.weight": 0.5,
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": 0.25,
+        "visual.conv1.weight": 0.125,
+        "transformer.resblocks.0.mlp.c_fc.weight": 0.25,
+    }.items():
+        moved = (after[name] - before[name]).abs().max().item()  # AdamW's first step: the rate
+        assert moved == pytest.approx(share * 1e-4, rel=0.05), name
+    with pytest.raises(StageError, match="nano has none"):
+        trained(layer_decay=0.5)
