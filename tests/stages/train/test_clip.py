@@ -544,3 +544,24 @@ def test_rows_are_drawn_by_the_concepts_of_one_list(trained, tmp_path):
         trained(**way)
     with pytest.raises(StageError, match="decoded batch by batch"):
         ClipTraining(scale="debug", sampling="concepts").streams("parquet", "it")
+
+
+def test_negatives_and_rows_by_concept_are_those_of_a_training_that_never_stopped(
+    trained, launching_context, tmp_path, monkeypatch
+):
+    more = {"negatives": [{"text": "no thing"}], "concept_list": "a"}
+    rows = [row(i, concept_ids=[i % 3, 20 - i], **more) for i in range(20)]
+    data = write_export(tmp_path / "more", rows[:7], rows[7:])
+    way = {**SMALL, "loss": "negatives", "sampling": "concepts", "super_batch": 2}
+    whole, ctx = trained(data=data, **way), launching_context()
+
+    def stopped(self, step, path, plain=StoredCheckpoints.put):
+        plain(self, step, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredCheckpoints, "put", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ClipTraining(**way).run(Inputs(rows=[], data=data), ctx)
+    ClipTraining(**way).run(Inputs(rows=[], data=data), ctx)
+    assert weights(Path(ctx.folder)) == weights(whole)
