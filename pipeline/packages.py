@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from posixpath import dirname, normpath
+from typing import IO
 
 from clipmill.pipeline.errors import StageError
 
@@ -23,8 +25,13 @@ def npm_files(name: str, version: str, is_wanted: Wanted) -> dict[str, bytes]:
         ["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"],
         if_missing="install Node.js, which brings npm",
     )
+    members: dict[str, bytes] = {}
     with tarfile.open(file, "r:gz") as tar:
-        return _members(tar, lambda path: path.partition("/")[2], is_wanted)
+        for entry in tar:  # a link could name a file outside the package
+            path = entry.name.partition("/")[2]
+            if entry.isreg() and is_wanted(path) and (member := tar.extractfile(entry)):
+                members[path] = member.read()
+    return members
 
 
 def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
@@ -32,18 +39,42 @@ def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
 
     The version is the distribution's; nothing is installed.
     """
-    file = _cached(
+    files = debian_stream(name)
+    return {
+        path: file.read() for path, file in files if not isinstance(file, str) and is_wanted(path)
+    }
+
+
+def debian_stream(name: str) -> Iterator[tuple[str, IO[bytes] | str]]:
+    """Yields path and bytes of each file of a Debian package, as archived; of a link, its target.
+
+    What is not read is passed over: no more than a file is in memory, and none on disk.
+    """
+    package = _cached(
         f"{name}_*.deb", ["apt-get", "download", name], if_missing="run this on Debian or Ubuntu"
     )
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE
-    ) as unpacked:
-        assert unpacked.stdout is not None
-        with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
-            members = _members(tar, lambda path: path.removeprefix("./"), is_wanted)
-        while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
-            pass
-    return members
+    try:
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
+        ) as unpacked:
+            assert unpacked.stdout is not None
+            with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
+                for entry in tar:
+                    path = entry.name.removeprefix("./")
+                    if entry.isreg() and (file := tar.extractfile(entry)):
+                        yield path, file
+                    elif entry.islnk():
+                        yield path, entry.linkname.removeprefix("./")
+                    elif entry.issym():
+                        yield path, normpath(f"{dirname(path)}/{entry.linkname}")
+            while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
+                pass
+    except tarfile.TarError as error:
+        raise StageError(
+            found=f"a package that cannot be read: {error}",
+            where=str(package),
+            do="delete it, then run this again, which fetches it anew",
+        ) from error
 
 
 def cached_versions(names: Sequence[str]) -> list[str]:
@@ -90,17 +121,3 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
             )
         # Renamed when whole: an interrupted download leaves nothing that looks like a package.
         return fetched[0].replace(cache / fetched[0].name)
-
-
-def _members(
-    tar: tarfile.TarFile, relative: Callable[[str], str], is_wanted: Wanted
-) -> dict[str, bytes]:
-    """Reads wanted regular files; a link could name a file outside the package."""
-    members: dict[str, bytes] = {}
-    for entry in tar:
-        path = relative(entry.name)
-        if entry.isreg() and is_wanted(path):
-            stream = tar.extractfile(entry)
-            assert stream is not None
-            members[path] = stream.read()
-    return members

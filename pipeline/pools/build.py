@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 LAYOUT = 1  # raise it when a kind and seed would give other bytes
 UNFINISHED = "unfinished"  # marks a folder as ours until pool.json is written
-FOLDERS = ("metadata", "trusted", "eval", "www")
+FOLDERS = ("metadata", "trusted", "eval", "www", "packages", "held_out")
 GENERATED_ROWS = 600
 PARALLEL_FROM = 3_000  # rows; with fewer, starting workers costs more than it saves
 
@@ -93,10 +93,10 @@ def build_pool(
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
     facts["overlaid"] = overlaid or None  # left out of pool.json where no share was asked for
-    if stored := _stored(out, facts):
+    if stored := stored_counts(out, facts):
         return stored
-    _clear(out)
-    with _shown_progress() as progress:
+    clear(out)
+    with shown_progress() as progress:
         material = _material(kind, seed, facts.get("rows"), progress)
         counts = _build(material, out, seed, workers, port, overlaid, progress)
     facts |= {"packages": list(material.packages), "counts": counts}
@@ -220,14 +220,14 @@ def _write_behaviour(rows: Iterable[Row], files: dict[str, Made], www: Path) -> 
     (www / BEHAVIOUR).write_text(json.dumps(acts, indent=0, sort_keys=True) + "\n")
 
 
-def _stored(out: Path, facts: dict[str, Any]) -> dict[str, int] | None:
+def stored_counts(out: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the counts of a complete pool in `out`, or None; RecipeError for another pool."""
     try:
         stored = json.loads((out / "pool.json").read_text())
     except (OSError, ValueError):
         return None
     if {key: stored.get(key) for key in facts} == facts:
-        counts: dict[str, int] = stored["counts"]
+        counts: dict[str, Any] = stored["counts"]
         return counts
     named = ", ".join(f"{key} {stored.get(key)}" for key in facts)
     raise RecipeError(
@@ -237,15 +237,15 @@ def _stored(out: Path, facts: dict[str, Any]) -> dict[str, int] | None:
     )
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path, folders: Sequence[str] = FOLDERS) -> None:
     """Empties `out` and marks it as ours; RecipeError if it holds other files."""
     if not (out / UNFINISHED).exists():
         refuse_others(Storage(str(out)), (), "give --out a new folder, or an empty one")
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).touch()
-    for folder in FOLDERS:
+    for folder in folders:
         shutil.rmtree(out / folder, ignore_errors=True)
-    (out / "www").mkdir()
+    (out / "www").mkdir(exist_ok=True)
 
 
 def _own_processors() -> int:
@@ -265,7 +265,7 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Progress]:
+def shown_progress() -> Iterator[Progress]:
     """Shows a bar for each kind of work on a terminal; else prints a line when it is done."""
     if not sys.stderr.isatty():
 

@@ -130,13 +130,15 @@ def duplicate_clusters(rows: Sequence[Row], files: Mapping[str, Made]) -> dict[s
     return {row.uid: least[root(row.uid)] for row in rows}
 
 
-def write_metadata(records: Sequence[Mapping[str, object]], folder: Path) -> None:
+def write_metadata(
+    records: Sequence[Mapping[str, object]], folder: Path, schema: pa.Schema = METADATA
+) -> None:
     """Writes records in DataComp's form: sorted by uid, 5,000 a file."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda record: str(record["uid"]))
     for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
         part = list(ordered[start : start + ROWS_PER_FILE])
-        pq.write_table(pa.Table.from_pylist(part, METADATA), folder / f"{number:08d}.parquet")
+        pq.write_table(pa.Table.from_pylist(part, schema), folder / f"{number:08d}.parquet")
 
 
 def write_truth(rows: Sequence[Row], files: Mapping[str, Made], file: Path) -> pa.Table:

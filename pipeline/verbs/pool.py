@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     for kind, text in (
         ("demo", "17,950 real pairs from npm packages, with planted faults"),
         ("full", "66,974 pairs from npm and Debian packages, with planted faults"),
+        ("docs", "26,529 pairs from HTML manuals in Debian packages: no planted fault"),
         ("generated", "a tiny drawn pool, with planted faults: no network, no package"),
     ):
         build = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
         build.add_argument(
             "--out", required=True, type=Path, metavar="DIR", help="folder to write the pool to"
         )
+        build.add_argument(
+            "--port",
+            type=int,
+            default=8765,
+            metavar="N",
+            help="port that its URLs name (default: %(default)s)",
+        )
+        if kind == "docs":  # draws nothing
+            continue
         build.add_argument(
             "--seed",
             type=int,
@@ -46,13 +57,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         )
         build.add_argument(
             "--workers", type=int, metavar="N", help="processes that draw (default: one a core)"
-        )
-        build.add_argument(
-            "--port",
-            type=int,
-            default=8765,
-            metavar="N",
-            help="port that its URLs name (default: %(default)s)",
         )
         build.add_argument(
             "--overlaid",
@@ -87,15 +91,35 @@ def run(options: argparse.Namespace) -> int:
             serve(options.directory, options.port)
         case "score":
             _score(options)
+        case "docs":
+            _build_docs(options)
         case _:
             _build(options)
     return DONE
 
 
-def _build(options: argparse.Namespace) -> None:
+def _build_docs(options: argparse.Namespace) -> None:
+    _check_extra(options.kind)
+    from clipmill.pipeline.pools.docs import build_docs
+
+    counts = build_docs(options.out, port=options.port)
+    for name, reason in counts["missing"].items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    print(
+        f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['held_out']:,}"
+        f" of other packages in {options.out}/held_out/metadata\n"
+        f"next: clipmill pool serve {shlex.quote(str(options.out))}"
+    )
+
+
+def _check_extra(kind: str) -> None:
     for module in ("resvg_py", "fontpkg_noto_sans"):
         if importlib.util.find_spec(module) is None:
-            raise missing(module, f"clipmill pool {options.kind}, which draws pictures")
+            raise missing(module, f"clipmill pool {kind}, which draws pictures")
+
+
+def _build(options: argparse.Namespace) -> None:
+    _check_extra(options.kind)
     from clipmill.pipeline.pools.build import build_pool
 
     counts = build_pool(

@@ -1,12 +1,17 @@
 import io
 import shutil
-import subprocess
 import tarfile
 
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.packages import cached_versions, debian_files, npm_files
+from clipmill.pipeline.packages import (
+    cached_versions,
+    debian_files,
+    debian_stream,
+    npm_files,
+)
+from tests.debs import write_deb
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +63,17 @@ def test_a_failing_client_is_quoted_and_leaves_nothing_behind(cache, monkeypatch
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
-def test_a_debian_package_is_read_without_installing_it(cache, tmp_path_factory):
-    root = tmp_path_factory.mktemp("deb")
-    (root / "DEBIAN").mkdir()
-    control = "Package: stamps\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.example>\n"
-    (root / "DEBIAN" / "control").write_text(control + "Description: test\n")
-    (root / "usr").mkdir()
-    (root / "usr" / "a.txt").write_text("A fox.")
-    (root / "usr" / "link.txt").symlink_to("a.txt")
-    built = cache / "stamps_1_all.deb"
-    subprocess.run(["dpkg-deb", "--build", root, built], check=True, capture_output=True)
+def test_a_debian_package_is_read_without_installing_it(cache):
+    write_deb(cache, "stamps", {"a.txt": "A fox.", "b.png": b""}, links={"link.txt": "a.txt"})
     assert debian_files("stamps", lambda path: path.endswith(".txt")) == {"usr/a.txt": b"A fox."}
+    links = {path: to for path, to in debian_stream("stamps") if isinstance(to, str)}
+    assert links == {"usr/link.txt": "usr/a.txt"}
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
+def test_a_debian_package_that_is_cut_is_named(cache):
+    write_deb(cache, "stamps", {"a.txt": "A fox." * 5_000})
+    deb = cache / "stamps_1_all.deb"
+    deb.write_bytes(deb.read_bytes()[:9_000])
+    with pytest.raises(StageError, match=r"(?s)cannot be read.*stamps_1_all.deb.*do:.*delete it"):
+        debian_files("stamps", lambda path: True)
