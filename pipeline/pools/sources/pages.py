@@ -54,10 +54,8 @@ class Box:
 def uses_of(page: bytes) -> list[Use]:
     """Returns the pictures of a page in their order."""
     reader = _Reader()
-    html = _decoded(page)
-    is_cut = html.rfind("<") > html.rfind(">")  # inside a tag, which would be read as words
-    reader.feed(html[: html.rfind("<")] if is_cut else html)
-    reader.close()
+    # Not closed: the parser would try each `<` of an open tag again, in quadratic time.
+    reader.feed(f"{_decoded(page)}<br>")
     reader.end_caption()
     reader.end_block()
     reader.close_boxes(0)
