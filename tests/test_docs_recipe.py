@@ -37,7 +37,7 @@ def made_here(cache) -> None:
         write_deb(cache, name, {"a.html": "".join(figures), **pictures})
 
 
-@pytest.mark.soak(cpu_s=60)
+@pytest.mark.soak(cpu_s=20)
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
 @pytest.mark.parametrize("published", [False, True])
 def test_docs_pool_runs_whole_and_its_rules_drop_what_they_say(published, tmp_path, monkeypatch):

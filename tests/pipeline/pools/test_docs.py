@@ -150,3 +150,18 @@ def test_a_build_goes_on_where_it_was_cut_and_asks_again_for_what_was_missing(
 def test_no_package_at_all_is_an_error(tmp_path):
     with pytest.raises(StageError, match=r"none of 2 packages; a-doc: .*Unable to locate"):
         build_docs(tmp_path / "pool", 8_000, ["a-doc"], ["b-doc"])
+
+
+def test_the_command_says_what_it_left_out_and_how_to_serve_the_rest(
+    clipmill, tmp_path, monkeypatch
+):
+    files = {"a.html": '<img src="a.png" alt="Grass"><img src="a.png" alt="A lawn">'}
+    write_deb(tmp_path, "grass-doc", {**files, "a.png": png("green")})
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path))
+    out = tmp_path / "pool"
+    said = clipmill("pool", "docs", "--out", out, "--port", 9_000)
+    assert said.code == 0
+    assert said.out.startswith(f"{out}: 2 rows in {out}/metadata, 0 of other packages")
+    assert said.out.endswith(f"\nnext: clipmill pool serve {out}\n")
+    assert "left out: gimp-help-en: `apt-get download gimp-help-en` ended with 100" in said.err
+    assert len(said.err.splitlines()) == len(docs.PACKAGES) + len(docs.HELD_OUT)  # one is a count
