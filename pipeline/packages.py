@@ -15,6 +15,7 @@ from typing import IO
 
 from clipmill.pipeline.errors import StageError
 
+OUTSIDE = ("..", "/")  # beginnings of a path that leads out of a package
 Wanted = Callable[[str], bool]
 
 
@@ -48,7 +49,8 @@ def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
 def debian_stream(name: str) -> Iterator[tuple[str, IO[bytes] | str]]:
     """Yields path and bytes of each file of a Debian package, as archived; of a link, its target.
 
-    What is not read is passed over: no more than a file is in memory, and none on disk.
+    What is not read is passed over: no more than a file is in memory, and none on disk. A path that
+    leads out of the package is left out.
     """
     package = _cached(
         f"{name}_*.deb", ["apt-get", "download", name], if_missing="run this on Debian or Ubuntu"
@@ -60,13 +62,15 @@ def debian_stream(name: str) -> Iterator[tuple[str, IO[bytes] | str]]:
             assert unpacked.stdout is not None
             with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
                 for entry in tar:
-                    path = entry.name.removeprefix("./")
+                    path, target = normpath(entry.name), normpath(entry.linkname)
+                    if entry.issym():
+                        target = normpath(f"{dirname(path)}/{entry.linkname}")
+                    if path.startswith(OUTSIDE) or target.startswith(OUTSIDE):
+                        continue
                     if entry.isreg() and (file := tar.extractfile(entry)):
                         yield path, file
-                    elif entry.islnk():
-                        yield path, entry.linkname.removeprefix("./")
-                    elif entry.issym():
-                        yield path, normpath(f"{dirname(path)}/{entry.linkname}")
+                    elif entry.islnk() or entry.issym():
+                        yield path, target
             while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
                 pass
     except tarfile.TarError as error:

@@ -64,10 +64,14 @@ def test_a_failing_client_is_quoted_and_leaves_nothing_behind(cache, monkeypatch
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
 def test_a_debian_package_is_read_without_installing_it(cache):
+    usr = cache / "roots/stamps/usr"
+    usr.mkdir(parents=True)
+    (usr / "out.txt").symlink_to("../../etc/passwd")
+    (usr / "soft.txt").symlink_to("./a.txt")
     write_deb(cache, "stamps", {"a.txt": "A fox.", "b.png": b""}, links={"link.txt": "a.txt"})
     assert debian_files("stamps", lambda path: path.endswith(".txt")) == {"usr/a.txt": b"A fox."}
     links = {path: to for path, to in debian_stream("stamps") if isinstance(to, str)}
-    assert links == {"usr/link.txt": "usr/a.txt"}
+    assert links == {"usr/link.txt": "usr/a.txt", "usr/soft.txt": "usr/a.txt"}
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
