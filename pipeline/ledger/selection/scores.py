@@ -1,9 +1,11 @@
 """Reads the numbers by which select stages decide: thresholds, and histograms of values."""
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +26,9 @@ BINS = 48
 SAMPLED = 200_000  # values from which a scale is chosen
 TAIL = 0.005  # share of values past either end of a scale; the outer bins include them
 LOOKED_AT = ("caption_words", "min_side")  # columns shown even if no select reads them
-GOES = {  # how a dropped value compares with the threshold
-    **{"<": np.greater_equal, "<=": np.greater, ">": np.less_equal, ">=": np.less},
-    **{"=": np.not_equal, "<>": np.equal},
+GOES: dict[str, Callable[[Any, Any], Any]] = {  # how a dropped value compares with the threshold
+    **{"<": operator.ge, "<=": operator.gt, ">": operator.le, ">=": operator.lt},
+    **{"=": operator.ne, "<>": operator.eq},
 }
 BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # puts a cut between two whole numbers
 

@@ -27,6 +27,7 @@ from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, binding
 from clipmill.pipeline.ledger.rows.top import Key, Row, TopRows, is_orderable, shards_of, values_at
 from clipmill.pipeline.ledger.selection.causes import named_in
+from clipmill.pipeline.ledger.selection.scores import GOES
 from clipmill.pipeline.ledger.selection.verdict import about
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
@@ -34,15 +35,13 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
 from clipmill.pipeline.stage import Threshold
 
-BEYOND = {">": "<=", ">=": "<", "<": ">=", "<=": ">", "=": "!=", "<>": "="}
-
 
 @dataclass(frozen=True, kw_only=True)
 class NearCut:
     """A threshold of a select stage: a value of `column` is kept if it is `sign` the `limit`.
 
-    For a select of the top k, the limit is the last value kept. `reasons` are those of rows that
-    it drops.
+    For a select of the top k, `is_size`, the limit is the last value kept: rows with an equal one
+    are on both sides. `reasons` are those of rows that it drops.
     """
 
     text: str
@@ -50,16 +49,12 @@ class NearCut:
     sign: str
     limit: float
     reasons: tuple[str, ...]
+    is_size: bool = False
 
     def beyond(self) -> pl.Expr:
-        """Returns an expression: whether `value` is on the dropped side."""
-        value, sign = pl.col("value"), BEYOND[self.sign]
-        limit = pl.lit(self.limit)
-        if sign in ("<", "<="):
-            return value < limit if sign == "<" else value <= limit
-        if sign in (">", ">="):
-            return value > limit if sign == ">" else value >= limit
-        return value != limit if sign == "!=" else value == limit
+        """Returns an expression: whether `value` may be that of a row which it drops."""
+        value = pl.col("value")
+        return value.is_not_null() if self.is_size else GOES[self.sign](value, pl.lit(self.limit))
 
 
 def cuts_of(state: RunState, stage: str) -> list[NearCut]:
@@ -108,23 +103,26 @@ def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
 def _cut(state: RunState, stage: str, threshold: Threshold) -> NearCut | None:
     planned = state.plan.stages[stage]
     source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
-    column = threshold.column
-    if "." in column or column_at(state.plan, stage, column) != source:
-        column = ".".join(source)
+    column = _name(state, stage, threshold.column, source)
     reasons = dict.fromkeys([*planned.stage.reasons, *state.stages[stage].codes])
     own_reasons = tuple(code for code in reasons if code and threshold in about(planned, code))
     sign, limit, text = threshold.sign, float(threshold.value), threshold.text
     if threshold.is_size:
-        own = next(
-            (written for written in planned.stage.writes if written.name == threshold.column), None
-        )
-        is_rank = source[0] == stage and (own is None or own.better != "high")
+        better = {written.name: written.better for written in planned.stage.writes}
+        is_rank = source[0] == stage and better[threshold.column] != "high"
         last = _last(state, stage, column, is_rank)
         if last is None:
             return None
         sign, limit = ("<=" if is_rank else ">="), last
         text = f"{text}: {'to' if is_rank else 'from'} {last:.4g}"
-    return NearCut(text=text, column=column, sign=sign, limit=limit, reasons=own_reasons)
+    return NearCut(
+        text=text,
+        column=column,
+        sign=sign,
+        limit=limit,
+        reasons=own_reasons,
+        is_size=threshold.is_size,
+    )
 
 
 def _last(state: RunState, stage: str, column: str, is_rank: bool) -> float | None:

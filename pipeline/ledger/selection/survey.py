@@ -59,7 +59,7 @@ class CutRows:
     """A threshold on one column: the rows beyond it, and those beyond no other threshold.
 
     `kept` and `dropped` are the nearest kept rows and the nearest rows that it dropped, each with
-    its value, by value.
+    its value, by value. A row whose value equals the last one that a size keeps is not beyond it.
     """
 
     column: str
@@ -111,7 +111,9 @@ class CutCounts:
                 if stage == cut.stage and _names(plan, (stage, code), column):
                     went_N |= rows.to_numpy(zero_copy_only=False)
             number_N = numbers(values[i])
-            for side, side_N in ((True, keep_N), (False, went_N & beyond_CN[index])):
+            if not cut.is_size:  # of values equal to the last one kept, it drops some
+                went_N &= beyond_CN[index]
+            for side, side_N in ((True, keep_N), (False, went_N)):
                 rows_K = np.flatnonzero(side_N & ~np.isnan(number_N))
                 apart_K = np.abs(number_N[rows_K] - cut.limit)
                 nearest = np.lexsort((bits_N[rows_K], apart_K))[:NEAREST]

@@ -12,6 +12,7 @@ from clipmill.pipeline.ledger.rows import top as few
 from clipmill.pipeline.ledger.rows.query import query
 from clipmill.pipeline.ledger.rows.top import Key, TopRows, shards_of
 from clipmill.pipeline.ledger.selection.show import MOST, ShowQuery, show
+from clipmill.pipeline.ledger.selection.survey import NEAREST, survey
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered, same_counts
@@ -130,6 +131,11 @@ def test_near_the_cut_of_the_best_stands_the_last_that_stays(own_stages, tmp_pat
     stages = numbered.STAGES[: numbered.STAGES.index("one:")] + (
         "best: {uses: select.where, from: pool, where: a <> 3, top: {column: a, rows: 6}}\n"
         "some: {uses: select.sample, from: pool, rows: 5}\n"
+        "words: {uses: annotate.caption, from: pool}\n"
+        "tied: {uses: select.where, from: words, top: {column: caption_words, rows: 6}}\n"
+        "one: {uses: probe.copy, from: pool, column: a, to: b}\n"
+        "two: {uses: probe.copy, from: pool, column: a, to: b}\n"
+        "read: {uses: select.where, from: [one, two], where: b > 18, read: {b: two.b}}\n"
     )
     state = numbered.run(tmp_path, stages)
     found = show(state, ShowQuery(stage="best", near_cut=True, most=4, columns=("a",)))
@@ -141,6 +147,12 @@ def test_near_the_cut_of_the_best_stands_the_last_that_stays(own_stages, tmp_pat
     assert (went.rows, stay.rows) == (15, 5)
     ranks = [line.values["sample_rank"] for line in (*reversed(stay.lines), *went.lines)]
     assert ranks == sorted(ranks), "from the least rank to the greatest"
+    went, stay = show(state, ShowQuery(stage="tied", near_cut=True)).groups
+    assert (went.rows, stay.rows) == (14, 6), "all have as many words"
+    (cut,) = (cut for cut in survey(state, "tied").cuts if cut.cut.is_size)
+    assert (cut.beyond, len(cut.dropped), len(cut.kept)) == (0, NEAREST, 6)
+    went, stay = show(state, ShowQuery(stage="read", near_cut=True)).groups
+    assert (went.cut.column, went.rows, stay.rows) == ("two.b", 18, 1)
 
 
 def test_columns_are_of_any_stage_and_those_chosen_tell_what_decided(run):
