@@ -15,7 +15,13 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.ledger.findings.notes import notes
-from clipmill.pipeline.ledger.selection.causes import Cause, causes, is_end
+from clipmill.pipeline.ledger.selection.causes import (
+    Cause,
+    causes,
+    failed_later,
+    is_end,
+    later_stages,
+)
 from clipmill.pipeline.ledger.selection.exports import Export, exports
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.ledger.selection.texts import StageTexts, has_texts, stage_texts
@@ -44,7 +50,8 @@ class Ending:
     """A final select, or a last stage of rows: `rows` = `kept` + lost.
 
     A select is final if no later one builds on it. `lost` is ordered by rows, most first: first
-    causes if `is_first`, else the stage's own reasons. Rows outside `only:` are not counted.
+    causes if `is_first`, as the funnel counts them, else the stage's own reasons, and rows that a
+    later stage failed count as kept. Rows outside `only:` are not counted.
     """
 
     stage: str
@@ -164,7 +171,7 @@ def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
             ends.append(planned)
             covered |= {other.name for other in done if planned.name in _line(state, other.name)}
     for end in ends or done[-1:]:
-        yield _ending(state, end)
+        yield _ending(state, end, done)
 
 
 def _line(state: RunState, name: str) -> set[str]:
@@ -191,16 +198,18 @@ def _counts(state: RunState, name: str) -> Counter[str]:
     return counts
 
 
-def _ending(state: RunState, planned: PlannedStage) -> Ending:
+def _ending(state: RunState, planned: PlannedStage, done: list[PlannedStage]) -> Ending:
     counts = _counts(state, planned.name)
-    rows, kept = counts.total(), counts.pop("")
+    rows = counts.total()
     is_first = planned.is_select and _is_small(state.stages[planned.root])
-    own: Counter[Cause] = Counter({(planned.name, reason): n for reason, n in counts.items()})
-    lost = _first_causes(state, planned) if is_first and own else own
+    if is_first:
+        lost = _first_causes(state, planned, later_stages(planned.name, done))
+    else:
+        lost = Counter({(planned.name, reason): n for reason, n in counts.items() if reason})
     return Ending(
         stage=planned.name,
         rows=rows,
-        kept=kept,
+        kept=rows - lost.total(),
         lost=tuple(
             Lost(
                 stage=stage,
@@ -214,12 +223,14 @@ def _ending(state: RunState, planned: PlannedStage) -> Ending:
     )
 
 
-def _first_causes(state: RunState, end: PlannedStage) -> Counter[Cause]:
-    """Counts the rows that a select stage dropped, by first cause."""
+def _first_causes(state: RunState, end: PlannedStage, later: list[str]) -> Counter[Cause]:
+    """Counts the rows that a select stage dropped, or a later one failed, by first cause."""
 
     def count_shard(shard: int) -> Counter[Cause]:
         counts: Counter[Cause] = Counter()
-        for stage, code, rows in causes(ShardReasons(state, end.root, shard), end.name):
+        reasons = ShardReasons(state, end.root, shard)
+        lost = (*causes(reasons, end.name), *failed_later(reasons, end.name, later))
+        for stage, code, rows in lost:
             counts[stage, code] += pc.sum(rows).as_py() or 0
         return counts
 

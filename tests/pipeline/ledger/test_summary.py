@@ -27,6 +27,14 @@ def test_it_counts_what_the_funnel_counts(state):
     assert (answer.passing, answer.set_aside, answer.never, answer.report) == ((), {}, (), None)
 
 
+def test_rows_that_a_later_stage_failed_are_not_kept(moody, engine):
+    many = "  many: {uses: select.where, from: numbers, where: number >= 10}\n"
+    later = f"{{uses: toy.moody, from: numbers, only: many, script: {engine.folder}/mood.json}}\n"
+    state = moody([5, 20, 30], f"{many}  later: {later}")
+    [ending], [end] = summary(state).endings, funnel(state).ends
+    assert (ending.kept, len(ending.lost)) == (end.kept, len(end.causes)) == (19, 2)
+
+
 def test_of_a_large_pool_no_file_is_opened(state, monkeypatch):
     monkeypatch.setattr(summaries, "MOST_ROWS", 0)
     monkeypatch.setattr(summaries, "causes", None)
