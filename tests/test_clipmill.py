@@ -342,6 +342,21 @@ def test_pairs_are_a_hugging_face_dataset(run, tmp_path, monkeypatch):
     assert [row["image"].size for row in found] == [picture.size for picture, _ in pairs]
 
 
+def test_of_lists_of_captions_pairs_have_the_texts(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    (tmp_path / "pool").mkdir()
+    lists = [["a dog"], ["a cat", "a grey cat", "a pet"]]
+    for name, texts in zip("ab", lists, strict=True):
+        Image.new("RGB", (40, 40)).save(tmp_path / "pool" / f"{name}.png")
+        with (tmp_path / "pool" / "metadata.jsonl").open("a") as file:
+            print(json.dumps({"file_name": f"{name}.png", "text": texts}), file=file)
+    recipe = "stages:\n  pool: {uses: ingest.image_folder, path: none, all_captions: true}\n"
+    run = clipmill.run(recipe, tmp_path / "run", workers=0, pool={"path": tmp_path / "pool"})
+    assert run.to_hf("pool", "captions")["text"] == [None, ["a grey cat", "a pet"]]
+
+
 def test_a_recipe_takes_pictures_and_table_and_no_place_of_its_own(pictures, tmp_path, monkeypatch):
     (tmp_path / "it.csv").write_text("filepath,title\n" + "".join(
         f"{path.name},a red shoe\n" for path in Path(pictures).glob("*.png")))  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
@@ -24,8 +25,8 @@ READ = 256  # rows read at once for a Hugging Face dataset
 class Pairs(Dataset[tuple[Any, Any]]):
     """Picture and caption of each row of a stage that has a picture: a PIL image, and text.
 
-    Captions are in memory, pictures are read from the run folder, a batch at once. Workers of a
-    DataLoader open the folder by themselves.
+    A list of captions gives their texts. Captions are in memory, pictures are read from the run
+    folder, a batch at once. Workers of a DataLoader open the folder by themselves.
     """
 
     def __init__(
@@ -45,7 +46,11 @@ class Pairs(Dataset[tuple[Any, Any]]):
         where = f"{IMAGE_BYTES.name} IS NOT NULL"
         rows = table(self._state, stage, columns, where, stacklevel=4).collect()
         self.uids: list[str] = rows["uid"].to_list()
-        self.captions: list[Any] = rows[caption].to_list()
+        captions = rows[caption]
+        if isinstance(captions.dtype, pl.List) and isinstance(captions.dtype.inner, pl.Struct):
+            captions = captions.list.eval(pl.element().struct.field(TEXT.name))
+        self.captions: list[Any] = captions.to_list()
+        self.are_lists = captions.dtype == pl.List
         self._places = list(zip(rows[SHARD.name], rows[POSITION.name], strict=True))
 
     def __len__(self) -> int:
@@ -98,7 +103,7 @@ def hugging_face(pairs: Pairs) -> "datasets.Dataset":
                 yield {"image": picture, "text": pairs.captions[index], "uid": pairs.uids[index]}
 
     texts = datasets.Value("string")
-    if pairs.captions and isinstance(pairs.captions[0], list):
+    if pairs.are_lists:
         texts = datasets.List(datasets.Value("string"))
     features = {"image": datasets.Image(), "text": texts, "uid": datasets.Value("string")}
     # A run folder changes: what an earlier call cached under the same name would be another's.
