@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from clipmill.metadata.places import is_places, read_places
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.run_folder.masks import SelectMask
 from clipmill.pipeline.run_folder.state import RunState
+
+# Shapes: S shards of a pool, N rows of it or of a shard, M rows of a file.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +101,15 @@ def subsets(state: RunState) -> tuple[Subset, ...]:
 def _counts(mask: SelectMask) -> tuple[int, int]:
     """Returns how many rows the select keeps, and how many of them the export lacks."""
     pool = mask.verdicts
-    is_there = [np.zeros(pool.rows(shard), bool) for shard in range(len(pool))]
+    start_S = np.cumsum([0, *(pool.rows(shard) for shard in range(len(pool)))])
+    is_there_N = np.zeros(start_S[-1], bool)
     outputs = Outputs(mask.export)
     for name in filter(is_places, outputs.names):
-        place_N2 = read_places(outputs, name)
-        for shard in np.unique(place_N2[:, 0]):
-            is_there[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
+        shard_M, position_M = read_places(outputs, name).T
+        is_there_N[start_S[shard_M] + position_M] = True
     kept = lacking = 0
-    for shard, is_there_N in enumerate(is_there):
+    for shard, (start, stop) in enumerate(pairwise(start_S.tolist())):
         is_kept_N = mask.times_in_pool(shard) > 0
         kept += int(np.count_nonzero(is_kept_N))
-        lacking += int(np.count_nonzero(is_kept_N & ~is_there_N))
+        lacking += int(np.count_nonzero(is_kept_N & ~is_there_N[start:stop]))
     return kept, lacking
