@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import questions
@@ -67,13 +67,13 @@ class Masks:
     def _one_of(self, filter: questions.OneOf) -> Bools:
         column = self.columns.column(filter.column)
         wants_none = None in filter.values
-        if column.kind == "number" and column.name != REASON.name:
+        if column.kind == "number":
             numbers = self.columns.numbers(filter.column)
-            values = [value for value in filter.values if isinstance(value, float | int)]
-            mask_N = equal_to_one(numbers, values)
+            mask_N = equal_to_one(numbers, [v for v in filter.values if isinstance(v, float)])
             return np.asarray(mask_N | ~numbers.is_there if wants_none else mask_N)
         codes = self.columns.codes(filter.column)
-        table = np.isin([*codes.names, ""], [str(value) for value in filter.values])
+        values = [str(value) for value in filter.values if value is not None]
+        table = np.isin([*codes.names, ""], values)
         table[-1] = wants_none
         return table[codes.code]  # -1, a missing value, is the last
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.explore.columns import Numbers
+from clipmill.pipeline.explore.columns import Codes, Numbers
 from clipmill.pipeline.explore.counts import binned
+from clipmill.pipeline.explore.masks import Masks
+from clipmill.pipeline.explore.questions import OneOf
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.ledger.selection.funnel import funnel
@@ -171,6 +174,14 @@ def test_nan_and_null_are_told_apart_in_a_column_that_is_held():
     values = np.array([1.5, 0, np.nan, -np.inf], np.float32)
     held = Numbers(values, np.array([True, False, False, True]))  # a null is stored as 0
     assert str(held.as_arrow().to_pylist()) == "[1.5, None, nan, -inf]"
+
+
+def test_rows_without_a_value_are_others_than_those_of_the_word_none():
+    codes = Codes(np.array([0, 1, -1], np.int32), ["None", "a"])
+    column = SimpleNamespace(kind="text")
+    masks = Masks(SimpleNamespace(column=lambda name: column, codes=lambda name: codes))
+    for value, row in (("None", 0), ("a", 1), (None, 2)):
+        assert np.flatnonzero(masks.of(OneOf("pool.text", [value]))).tolist() == [row]
 
 
 def test_bins_are_found_as_by_a_search_on_values_that_stand_on_their_edges():
