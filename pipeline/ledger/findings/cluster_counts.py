@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from math import isinf
 from typing import NamedTuple
 
 import numpy as np
@@ -116,16 +117,16 @@ def over_size(
 ) -> OverSize | None:
     """Evaluates a select at other values of its first size, and at the current one.
 
-    Returns None if no size decides in it, or none can be varied. A size is a number or a share of
-    rows, or a number that one of the select's own columns is compared with. Shares are varied by
-    tenths, numbers of rows by tenths of all rows in clusters, others are halved and doubled.
+    Returns None if no finite size decides in it, or none can be varied. A size is a number or a
+    share of rows, or a number that one of the select's own columns is compared with. Shares are
+    varied by tenths, numbers of rows by tenths of all rows in clusters, others halved and doubled.
 
     `group_K` is the group of each cluster. The stage's own functions decide over its stored
     columns, which are held in memory for all rows at once.
     """
     own = {column.name for column in planned.stage.writes}
     sizes = [size for size in thresholds_of(planned) if size.is_size or size.column in own]
-    if not sizes:
+    if not sizes or isinf(sizes[0].value):
         return None
     rows, made, group_N = _read(state, planned, sizes[0], cluster, group_K)
     values = _values(sizes[0], len(group_N[group_N >= 0]))

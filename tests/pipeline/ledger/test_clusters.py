@@ -2,6 +2,7 @@
 
 from collections import Counter
 from fractions import Fraction
+from math import inf
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from clipmill.metadata.schema import CLUSTER_ID, KEEP
 from clipmill.metadata.stats import wilson, wilson_bounds
 from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.findings import cluster_counts
 from clipmill.pipeline.ledger.findings import clusters as ledger
 from clipmill.pipeline.ledger.findings.cluster_counts import FEW, Tally, _values
 from clipmill.pipeline.ledger.findings.clusters import ClusterMap, cluster_maps, plane
@@ -121,6 +123,13 @@ def test_the_size_that_varies_keeps_what_a_sweep_says(found, clustered, rows):
 def test_a_size_goes_by_tenths_or_doubles(name, today, values):
     size = Threshold(name=name, column="x", sign="<", value=today, text="")
     assert [float(value) for value in _values(size, 200)] == values
+
+
+def test_a_size_that_lets_all_stay_is_not_varied(clustered, monkeypatch):
+    size = Threshold(name="t", column="evened_rank", sign="<", value=inf, text="t = inf")
+    monkeypatch.setattr(cluster_counts, "thresholds_of", lambda planned: (size,))
+    even, cluster = clustered.plan.stages["even"], ("clusters", CLUSTER_ID.name)
+    assert cluster_counts.over_size(clustered, even, cluster, np.zeros(9, np.int8)) is None
 
 
 def test_all_is_plain_values(found):
