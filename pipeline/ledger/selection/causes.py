@@ -143,12 +143,8 @@ def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
 
 def _line(plan: Plan, name: str) -> list[str]:
     """Returns the stages that a stage's values come from, in recipe order, itself included."""
-    line: dict[str, None] = {}
-
-    def visit(stage: str) -> None:
-        for source in plan.stages[stage].sources:
-            visit(source)
-        line.setdefault(stage)
-
-    visit(name)
+    line = {name}
+    for planned in reversed(plan.stages.values()):
+        if planned.name in line:
+            line.update(planned.sources)
     return [stage for stage in plan.stages if stage in line]

@@ -5,6 +5,7 @@ import re
 import threading
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows import ahead as of_shards
 from clipmill.pipeline.ledger.rows import partitions
 from clipmill.pipeline.ledger.selection import funnel as of_funnel
-from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
+from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, _line, trace
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.live import as_json, live_run
@@ -251,6 +252,24 @@ def opened(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(Storage, "open", noted)
     return names
+
+
+def test_stages_that_part_and_meet_again_are_walked_once():
+    walked = []
+
+    class Walked(SimpleNamespace):
+        @property
+        def sources(self):
+            walked.append(self.name)
+            return self.parents
+
+    stages = {"m0": Walked(name="m0", parents=())}
+    for i in range(9):
+        for name in (f"a{i}", f"b{i}"):
+            stages[name] = Walked(name=name, parents=(f"m{i}",))
+        stages[f"m{i + 1}"] = Walked(name=f"m{i + 1}", parents=(f"a{i}", f"b{i}"))
+    assert _line(SimpleNamespace(stages=stages), "m9") == list(stages)
+    assert sorted(walked) == sorted(stages)
 
 
 def test_rows_and_reasons_are_counted_from_the_records_and_open_no_file_of_their_stage(
