@@ -261,7 +261,7 @@ def _group(name: str | None, causes: Counter[Cause], average: float) -> Group:
     share = kept / rows if rows else 0.0
     low, high = wilson(share, rows)
     warning = ""
-    if 1 - high > 2 * (1 - average):
+    if share < average and 1 - high > 2 * (1 - average):  # 1 - high may be rounding
         warning = f"loses {(1 - share) / (1 - average):.1f} times the average"
     elif high < average / 2:
         warning = f"keeps {share / average:.2f} times the average" if kept else "keeps none"

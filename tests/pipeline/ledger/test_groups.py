@@ -56,6 +56,10 @@ def test_a_handful_of_rows_warns_of_nothing():
     assert not warnings(keep_rates(tally(en=(3000, 7000), fr=(0, 5))))
 
 
+def test_where_all_is_kept_no_group_is_warned_of():
+    assert not warnings(keep_rates(tally(en=(10, 0), fr=(25, 0), de=(11, 0))))
+
+
 def test_the_smaller_groups_stand_together_but_for_those_warned_of():
     many = {f"g{i:02}": (50, 50) for i in range(LARGEST + 5)}
     found = keep_rates(tally(en=(500, 500), **many, zz=(0, 90)))
