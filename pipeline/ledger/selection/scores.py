@@ -25,6 +25,7 @@ from clipmill.pipeline.run_folder.state import RunState
 BINS = 48
 SAMPLED = 200_000  # values from which a scale is chosen
 TAIL = 0.005  # share of values past either end of a scale; the outer bins include them
+EXACT = 2.0**52  # smaller numbers plus a half are float64 values
 LOOKED_AT = ("caption_words", "min_side")  # columns shown even if no select reads them
 GOES: dict[str, Callable[[Any, Any], Any]] = {  # how a dropped value compares with the threshold
     **{"<": operator.ge, "<=": operator.gt, ">": operator.le, ">=": operator.lt},
@@ -50,7 +51,7 @@ class ScoreCut:
 
     def beyond(self, value: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Returns (N,) whether each row is on the dropped side; false without a value."""
-        number_N = numbers(value)
+        number_N = value.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy()
         limit = self.limit
         if pa.types.is_floating(value.type):
             limit = float(value.type.to_pandas_dtype()(limit))  # as `where` compares
@@ -233,10 +234,11 @@ def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[
     value = np.concatenate([*values, cuts])
     low, high = np.quantile(value if len(value) else np.zeros(1), [TAIL, 1 - TAIL])
     low, high = min([low, *cuts]), max([high, *cuts])
-    if column.is_whole and high - low < BINS:
+    size = max(abs(low), abs(high))
+    if column.is_whole and high - low < BINS and size < EXACT:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5
-    room = (high - low or 1.0) / 40  # keeps cuts off the frame
-    return np.linspace(low - room, high + room, BINS + 1)
+    margin = (high - low or max(1.0, size / 2**20)) / 40  # keeps cuts off the frame
+    return np.linspace(low - margin, high + margin, BINS + 1)
 
 
 def numbers(value: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -1,9 +1,11 @@
 """The rows at each threshold: counted beyond it, and the nearest on either side by their value."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.ledger.rows.stored import rows_at, stored
+from clipmill.pipeline.ledger.selection.scores import ScoreColumn, ScoreCut, edges_of
 from clipmill.pipeline.ledger.selection.survey import NEAREST, CutRows, survey
 
 
@@ -60,3 +62,16 @@ def test_a_row_that_went_for_another_rule_is_not_at_the_threshold(cuts, rows):
     wide = sum(row["reason"] == "aspect_ratio <= 3" for row in rows)
     assert len(cuts["aspect_ratio"].dropped) == min(NEAREST, wide)
     assert np.all(np.diff([value for _, value in cuts["aspect_ratio"].kept]) >= 0)
+
+
+def test_a_value_without_an_end_is_beyond_a_threshold_as_for_where():
+    cut = ScoreCut(text="a >= 1", value=1, stage="last", sign=">=", limit=1)
+    value = pa.chunked_array([pa.array([-np.inf, np.inf, np.nan, None, 0.5, 1])])
+    assert cut.beyond(value).tolist() == [True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 2.0**62, -(2.0**62), 1e300])
+def test_equal_values_of_any_size_have_bins_of_some_width(value):
+    for is_whole in (False, True):
+        column = ScoreColumn("id", ("pool", "id"), is_whole)
+        assert np.all(np.diff(edges_of(column, [np.full(3, value)])) > 0)
