@@ -55,6 +55,9 @@ def test_a_list_that_changed_is_read_again_and_a_bad_line_stops_the_run(
         assert clipmill(*run).code == 0
         assert len(np.load(exported(tmp_path / "run"))) == len(wanted)
     assert "no row for            1  of 4 listed uids" in clipmill("funnel", "--run", run[3]).out
+    for stored in (tmp_path / "run").glob("stages/listed-*/out/list.json"):
+        stored.write_text(stored.read_text().replace('"missing": 1', '"missing": 7'))
+    assert clipmill("funnel", "--run", run[3]).code == 1
     listed.write_text(f"{uids[0]}\nuid\n")
     said = clipmill(*run)
     assert said.code == 1

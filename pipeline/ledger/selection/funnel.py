@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.outputs import OUT
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import UID
@@ -29,7 +28,7 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
 from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished
-from clipmill.pipeline.ledger.rows.stored import Place, artifacts
+from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.ledger.selection.causes import (
     Cause,
     causes,
@@ -273,15 +272,13 @@ def _different(uid_N: Rows) -> Rows:
 
 def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:
     uses = state.plan.stages[name].uses
-    folder = state.stages[name].folder
-    lists = artifacts(state.stages[name], "listed").values()
     return StageRows(
         stage=name,
         uses=uses,
         rows=counts.total(),
         fine=counts["fine", ""],
         not_selected=counts[NOT_SELECTED, ""],
-        listed=next((folder.read_json(f"{OUT}/{file}", dict[str, Any]) for file in lists), None),
+        listed=next(iter(json_artifacts(state.stages[name], "listed")), None),
         failed=_of("failed", counts),
         upstream=_of("upstream", counts),
         dropped=_in_order(_of("dropped", counts), state.plan.stages[name].stage.reasons),
