@@ -74,13 +74,11 @@ class Passing:
 class Summary:
     """The outcome of a run; `endings` is empty until all stages of rows are complete.
 
-    `texts` are those of each stage. `stale`
-    are variants that a retry has made stale, each with the command that makes it again.
-
-    `report` is null if the page beside the run folder is missing or outdated. `set_aside` counts
-    failed shards, by stage; `notes` are the stages' remarks on their input, and on models that
-    score their own training data; `never` are reasons given to `--retry` that no row has ever
-    failed for.
+    `texts` are those of each stage. `stale` are variants that a retry has made stale, each with the
+    command that makes it again. `report` is null if the page beside the run folder is missing or
+    outdated. `set_aside` counts failed shards, by stage; `notes` are the stages' remarks on their
+    input, and on models that score their own training data; `never` are reasons given to `--retry`
+    that no row has ever failed for.
     """
 
     run: str
@@ -112,10 +110,6 @@ def summary(
     stale: Mapping[int, str] = MappingProxyType({}),
 ) -> Summary:
     """Returns what a run of `seconds` left, which was to `retry` these reasons."""
-    failures = {
-        name: sum(failure is not None for failure in stage.failures.values())
-        for name, stage in state.stages.items()
-    }
     return Summary(
         run=str(state.run),
         seconds=seconds,
@@ -123,8 +117,12 @@ def summary(
         endings=endings(state),
         exports=exports(state),
         passing=tuple(_passing(state)),
-        set_aside={name: count for name, count in failures.items() if count},
-        never=tuple(reason for reason in retry if not _occurred(state, reason)),
+        set_aside={name: stage.failed for name, stage in state.stages.items() if stage.failed},
+        never=tuple(
+            reason
+            for reason in retry  # `crashed` is a shard's
+            if reason != "crashed" and not any(reason in s.codes for s in state.stages.values())
+        ),
         notes=notes(state),
         report=_report(state),
         texts=stage_texts(state),
@@ -159,19 +157,16 @@ def endings(state: RunState) -> tuple[Ending, ...]:
     If there are none, the last stage of rows; nothing until all stages of rows are complete.
     """
     stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
-    done = [stage.planned for stage in stages if stage.complete]
-    return tuple(_endings(state, done)) if len(done) == len(stages) else ()
-
-
-def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:
+    if not all(stage.complete for stage in stages):
+        return ()
+    done = [stage.planned for stage in stages]
     ends = [planned for planned in done if is_end(planned, done)]
     covered = {name for end in ends for name in _line(state, end.name)}
     for planned in done:
         if planned.name not in covered and not _counts(state, planned.name)[""]:
             ends.append(planned)
             covered |= {other.name for other in done if planned.name in _line(state, other.name)}
-    for end in ends or done[-1:]:
-        yield _ending(state, end, done)
+    return tuple(_ending(state, end, done) for end in ends or done[-1:])
 
 
 def _line(state: RunState, name: str) -> set[str]:
@@ -247,8 +242,3 @@ def _passing(state: RunState) -> Iterator[Passing]:
         reasons = {r: counts[r] for r in stage.planned.stage.transient if counts[r]}
         if reasons:
             yield Passing(stage=name, rows=counts.total(), reasons=reasons)
-
-
-def _occurred(state: RunState, reason: str) -> bool:
-    """Returns whether any row ever failed for a reason; `crashed` is a shard's, and always true."""
-    return reason == "crashed" or any(reason in stage.codes for stage in state.stages.values())

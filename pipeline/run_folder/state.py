@@ -62,6 +62,11 @@ class StageState:
         return self.manifest is not None
 
     @property
+    def failed(self) -> int:
+        """Number of shards that failed in this stage, not in an earlier one."""
+        return sum(failure is not None for failure in self.failures.values())
+
+    @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
         """Name and size in bytes of each file in out/ of a complete stage."""
         return self.manifest.outputs if self.manifest else ()
@@ -414,9 +419,8 @@ def summary(state: StageState) -> str:
     if not state.shards and not state.failures:
         return f"nothing yet{damaged}"
     total = "?" if state.total is None else state.total
-    failed = sum(1 for failure in state.failures.values() if failure is not None)
     shards = f"{len(state.shards)} of {total} shards"
-    return shards + (f", {failed} failed" if failed else "") + damaged
+    return shards + (f", {state.failed} failed" if state.failed else "") + damaged
 
 
 def latest(uri: str, variant: int | None = None) -> RunState:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTIONS, TEXTS, UID
+from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXTS, UID
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import Place, rows_at, stored
+from clipmill.pipeline.ledger.rows.stored import Place, least, rows_at, stored
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -202,10 +202,12 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
         if captions.chosen_by:
             fell_back += int(pc.sum(table[FELL_BACK].cast(pa.int64())).as_py() or 0)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="captions")
-        examples = sorted([*examples, *_least(shard, bits_N, count_N > 1)])[:EXAMPLES]
+        rows_here = least(bits_N, count_N > 1, EXAMPLES).tolist()
+        examples += [(int(bits_N[row]), (shard, row)) for row in rows_here]
+        examples = sorted(examples)[:EXAMPLES]
     places = [place for _, place in examples]
     read = rows_at(state, captions.bound, places)
-    sources = list(dict.fromkeys(source for source, _ in sorted(counts, key=_first_original)))
+    sources = sources_of(counts)
     reasons = sorted({reason for _, reason in counts if reason is not None})
     return Captions(
         stage=captions.stage,
@@ -222,8 +224,9 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
     )
 
 
-def _first_original(source_and_reason: tuple[str, str | None]) -> tuple[bool, str]:
-    return source_and_reason[0] != "original", source_and_reason[0]
+def sources_of(counts: Counts) -> list[str]:
+    """Returns the sources by name, the original captions first."""
+    return sorted({source for source, _ in counts}, key=lambda name: (name != ORIGINAL, name))
 
 
 def verdicts(reasons: pa.ChunkedArray, count_N: NDArray[np.int64]) -> pa.Array:
@@ -241,12 +244,3 @@ def by_reason(source_V: pa.Array, reason_V: pa.Array | None = None) -> Counts:
     counted = pa.table({"source": source_V, "reason": reason_V}).group_by(["source", "reason"])
     rows = counted.aggregate([([], "count_all")]).to_pylist()
     return Counter({(row["source"], row["reason"]): row["count_all"] for row in rows})
-
-
-def _least(
-    shard: int, bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]
-) -> list[tuple[int, Place]]:
-    """Returns the places of the EXAMPLES rows with the least hashes among those marked true."""
-    index = np.flatnonzero(rows_N)
-    index = index[np.argsort(bits_N[index], kind="stable")][:EXAMPLES]
-    return [(int(bits_N[row]), (shard, int(row))) for row in index]

@@ -3,7 +3,7 @@
 `table` reads the rows as a frame, `top` the first by some key; `uids` finds rows by their uid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,7 +130,7 @@ def query(
         used=used,
         is_large=is_large,
         schema=plain(no_row).schema,
-        unfinished=_unfinished(state, used),
+        unfinished=unfinished(state, used),
     )
 
 
@@ -191,15 +191,19 @@ def drops(state: RunState, stage: str) -> list[str]:
     return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *codes]))
 
 
-def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:
-    unfinished = []
-    for name in used:
-        stage = state.stages[name]
-        if not stage.complete:
-            failed = sum(failure is not None for failure in stage.failures.values())
-            done = len(stage.shards)
-            unfinished.append(Unfinished(stage=name, shards=done, total=stage.total, failed=failed))
-    return tuple(unfinished)
+def unfinished(state: RunState, names: Iterable[str]) -> tuple[Unfinished, ...]:
+    """Returns those of the stages that are not complete."""
+    stages = {name: state.stages[name] for name in names}
+    return tuple(
+        Unfinished(
+            stage=name,
+            shards=len(stage.shards),
+            total=stage.total if stage.planned.gives_rows else None,
+            failed=stage.failed,
+        )
+        for name, stage in stages.items()
+        if not stage.complete
+    )
 
 
 def plain(table: pa.Table) -> pl.DataFrame:

@@ -87,11 +87,13 @@ def json_artifacts(stage: StageState, kind: Artifact) -> list[dict[str, Any]]:
     ]
 
 
-def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns the indices of the SHOWN rows marked true with the least hashes, in that order."""
+def least(
+    bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_], most: int = SHOWN
+) -> NDArray[np.int64]:
+    """Returns the indices of the rows marked true with the least hashes, in that order."""
     index = np.flatnonzero(rows_N)
-    if len(index) > SHOWN:
-        index = index[np.argpartition(bits_N[index], SHOWN)[:SHOWN]]
+    if len(index) > most:
+        index = index[np.argpartition(bits_N[index], most)[:most]]
     return index[np.argsort(bits_N[index], kind="stable")]
 
 

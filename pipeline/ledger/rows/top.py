@@ -1,6 +1,6 @@
 """Selects the top-k rows of a query by some key, shard by shard."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,14 +24,6 @@ class Key(NamedTuple):
     near: float | None = None
 
 
-def shards_of(query: Query) -> Iterator[ShardRows]:
-    """Yields the rows of a query, a shard at a time."""
-    for shard in query.shards:
-        rows = ShardRows(query, shard)
-        judge(rows)
-        yield rows
-
-
 class TopRows:
     """The top `most` rows by a key, least or greatest first; holds no others.
 
@@ -42,6 +34,14 @@ class TopRows:
         self.key, self.most, self.seed = key, most, seed
         self.rows = 0  # added so far
         self._held: pl.DataFrame | None = None
+
+    def add_all(self, query: Query, is_wanted: pl.Expr | None = None) -> "TopRows":
+        """Adds the rows of a query for whose `value` the expression is true; returns itself."""
+        for shard in query.shards:
+            rows = ShardRows(query, shard)
+            judge(rows)
+            self.add(rows, is_wanted)
+        return self
 
     def add(self, rows: ShardRows, is_wanted: pl.Expr | None = None) -> None:
         """Adds the rows of a shard for whose `value` the expression is true."""

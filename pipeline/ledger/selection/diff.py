@@ -24,7 +24,7 @@ from clipmill.pipeline.ledger.selection.sides import Side
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.variants import Changes, changes
 
-# Shapes: N rows of a shard, E entries of a list of concepts.
+# Shapes: N rows of a shard, M of them that are counted.
 
 MOST_CONCEPTS = 12  # concepts with the largest change
 
@@ -73,21 +73,16 @@ class ConceptTally:
     def changed(self) -> tuple[ConceptRows, ...]:
         """Returns the entries whose counts differ most."""
         before, after = (
-            dict(zip(entries, counts.tolist(), strict=True))
+            Counter(dict(zip(entries, counts.tolist(), strict=True)))
             for entries, counts in zip(self.entries, self.counts, strict=True)
         )
-        by: dict[str, tuple[int, int]] = {
-            entry: (before.get(entry, 0), after.get(entry, 0)) for entry in {**before, **after}
-        }
-        moved = [entry for entry, (was, now) in by.items() if was != now]
-        moved.sort(key=lambda entry: (-abs(by[entry][1] - by[entry][0]), entry))
+        moved = [entry for entry in {**before, **after} if before[entry] != after[entry]]
+        moved.sort(key=lambda entry: (-abs(after[entry] - before[entry]), entry))
         return tuple(
-            ConceptRows(entry=entry, before=by[entry][0], after=by[entry][1])
+            ConceptRows(entry=entry, before=before[entry], after=after[entry])
             for entry in moved[:MOST_CONCEPTS]
         )
 
-
-# Shapes: N rows, M of them that move.
 
 LARGEST = 20  # groups of each kind, those with the largest change
 Kind = Literal["gained", "lost", "moved", "kept", "stayed"]
@@ -227,22 +222,15 @@ class Count:
         now_N: NDArray[np.bool_],
     ) -> None:
         is_any_N = kept_N | now_N
-        column = column.filter(pa.array(is_any_N))
+        group_M = column.filter(pa.array(is_any_N)).unify_dictionaries().combine_chunks()
         kept_M, now_M = kept_N[is_any_N], now_N[is_any_N]
-        for piece in column.unify_dictionaries().chunks:
-            start, kept_M = kept_M[: len(piece)], kept_M[len(piece) :]
-            end, now_M = now_M[: len(piece)], now_M[len(piece) :]
-            code = pc.fill_null(piece.indices, len(piece.dictionary)).to_numpy()
-            counts = np.stack(
-                [
-                    np.bincount(code[selected], minlength=len(piece.dictionary) + 1)
-                    for selected in (start, end, end & ~start, start & ~end)
-                ],
-                axis=1,
-            )
-            names = [*piece.dictionary.to_pylist(), None]
-            for group in np.flatnonzero(counts.any(axis=1)).tolist():
-                tally[names[group]] = tally.get(names[group], np.zeros(4, np.int64)) + counts[group]
+        names = [*group_M.dictionary.to_pylist(), None]
+        code_M = group_M.indices.fill_null(len(names) - 1).to_numpy()
+        parts = (kept_M, now_M, now_M & ~kept_M, kept_M & ~now_M)
+        counts = [np.bincount(code_M[rows_M], minlength=len(names)) for rows_M in parts]
+        for name, rows_4 in zip(names, np.transpose(counts), strict=True):
+            if rows_4.any():
+                tally[name] = tally.get(name, 0) + rows_4
 
 
 def diff(before: Side, after: Side) -> Diff:
@@ -254,11 +242,16 @@ def diff(before: Side, after: Side) -> Diff:
     moves = [
         _move(cell, rows, sides, count.examples.get(cell, [])) for cell, rows in count.rows.items()
     ]
-    by_kind = Counter({kind: 0 for kind in KINDS})
+    by_kind: Counter[Kind] = Counter()
     for move in moves:
         by_kind[move.kind] += move.rows
     order = {outcome: i for i, outcome in enumerate([*before.outcomes, *after.outcomes])}
     has_changed = by_kind["gained"] or by_kind["lost"]
+
+    def rank(move: Move) -> tuple[int, ...]:
+        causes = [(outcome.stage, outcome.reason) for outcome in (move.before, move.after)]
+        return KINDS.index(move.kind), -move.rows, *(order.get(cause, -1) for cause in causes)
+
     return Diff(
         before=_selection(before, count, 0),
         after=_selection(after, count, 1),
@@ -269,19 +262,7 @@ def diff(before: Side, after: Side) -> Diff:
         lost=by_kind["lost"],
         moved=by_kind["moved"],
         stayed=by_kind["stayed"],
-        moves=tuple(
-            sorted(
-                moves,
-                key=lambda move: (
-                    KINDS.index(move.kind),
-                    -move.rows,
-                    *(
-                        order.get((outcome.stage, outcome.reason), -1)
-                        for outcome in (move.before, move.after)
-                    ),
-                ),
-            )
-        ),
+        moves=tuple(sorted(moves, key=rank)),
         groups={
             name: _group_rows(tally)
             for name, tally in count.groups.items()

@@ -10,7 +10,7 @@ made by several passes. Several shards are read at once; many of them by process
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
 from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
-from clipmill.pipeline.ledger.rows.query import Unfinished
+from clipmill.pipeline.ledger.rows.query import Unfinished, unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.ledger.selection.causes import (
     Cause,
@@ -131,8 +131,8 @@ def funnel(state: RunState) -> Funnel:
                 lost[name].add(losses_here)
     return Funnel(
         run=str(state.run),
-        unfinished=tuple(_unfinished(state)),
-        repeated_uids=_repeated_uids(state, [p.name for p in done if p.is_root]),
+        unfinished=unfinished(state, state.stages),
+        repeated_uids=_repeated_uids(state, [state.stages[p.name] for p in done if p.is_root]),
         stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
         ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
         exports=exports(state),
@@ -182,14 +182,6 @@ def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cau
     ]
 
 
-def _unfinished(state: RunState) -> Iterator[Unfinished]:
-    for name, stage in state.stages.items():
-        if not stage.complete:
-            failed = sum(failure is not None for failure in stage.failures.values())
-            total = stage.total if stage.planned.gives_rows else None
-            yield Unfinished(stage=name, shards=len(stage.shards), total=total, failed=failed)
-
-
 def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
     """Counts the rows of a stage's shard by kind and reason."""
     planned = reasons.state.plan.stages[name]
@@ -232,12 +224,11 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
     return Counter(own.filter(is_late).to_pylist())
 
 
-def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
+def _repeated_uids(state: RunState, roots: list[StageState]) -> int | None:
     """Counts rows whose uid an earlier row has; None for pools that take too long."""
-    stages = [state.stages[name] for name in roots]
-    if sum(stage.shards.rows for stage in stages) > ASKED_ROWS:
+    if sum(root.shards.rows for root in roots) > ASKED_ROWS:
         return None
-    return sum(_repeated(state, stage) for stage in stages)
+    return sum(_repeated(state, root) for root in roots)
 
 
 def _repeated(state: RunState, stage: StageState) -> int:
@@ -271,27 +262,24 @@ def _different(uid_N: Rows) -> Rows:
 
 
 def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:
-    uses = state.plan.stages[name].uses
+    planned, dropped = state.plan.stages[name], _of("dropped", counts)
     return StageRows(
         stage=name,
-        uses=uses,
+        uses=planned.uses,
         rows=counts.total(),
         fine=counts["fine", ""],
         not_selected=counts[NOT_SELECTED, ""],
         listed=next(iter(json_artifacts(state.stages[name], "listed")), None),
         failed=_of("failed", counts),
         upstream=_of("upstream", counts),
-        dropped=_in_order(_of("dropped", counts), state.plan.stages[name].stage.reasons),
+        dropped={
+            code: dropped[code] for code in [*planned.stage.reasons, *dropped] if code in dropped
+        },
     )
 
 
 def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
     return {code: rows for (found_kind, code), rows in counts.items() if found_kind == kind}
-
-
-def _in_order(rows: dict[str, int], rules: Sequence[str]) -> dict[str, int]:
-    """Returns rows by reason, in the order of a stage's rules."""
-    return {code: rows[code] for code in [*rules, *rows] if code in rows}
 
 
 def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:

@@ -4,6 +4,7 @@ both sides.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -25,7 +26,7 @@ from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
 from clipmill.pipeline.ledger.rows.query import Unfinished, drops, query
 from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, binding
-from clipmill.pipeline.ledger.rows.top import Key, Row, TopRows, is_orderable, shards_of, values_at
+from clipmill.pipeline.ledger.rows.top import Key, Row, TopRows, is_orderable, values_at
 from clipmill.pipeline.ledger.selection.causes import named_in
 from clipmill.pipeline.ledger.selection.scores import GOES
 from clipmill.pipeline.ledger.selection.verdict import about
@@ -34,6 +35,8 @@ from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
 from clipmill.pipeline.stage import Threshold
+
+HAS_VALUE = pl.col("value").is_not_null()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,7 @@ class NearCut:
 
     def beyond(self) -> pl.Expr:
         """Returns an expression: whether `value` may be that of a row which it drops."""
-        value = pl.col("value")
-        return value.is_not_null() if self.is_size else GOES[self.sign](value, pl.lit(self.limit))
+        return HAS_VALUE if self.is_size else GOES[self.sign](pl.col("value"), pl.lit(self.limit))
 
 
 def cuts_of(state: RunState, stage: str) -> list[NearCut]:
@@ -74,20 +76,6 @@ def cuts_of(state: RunState, stage: str) -> list[NearCut]:
             f"select stages with one: {', '.join(others) or 'none'}",
         )
     return cuts
-
-
-def nearest(
-    state: RunState, stage: str, cut: NearCut, where: str | None, most: int, seed: int
-) -> tuple[TopRows, TopRows]:
-    """Returns the rows nearest to a threshold: those that it dropped, and those kept."""
-    key = Key(cut.column, near=cut.limit)
-    dropped, kept = TopRows(key, most, seed), TopRows(key, most, seed)
-    if cut.reasons:
-        for rows in shards_of(query(state, stage, [cut.column], where, cut.reasons)):
-            dropped.add(rows, cut.beyond())
-    for rows in shards_of(query(state, stage, [cut.column], where)):
-        kept.add(rows, pl.col("value").is_not_null())
-    return dropped, kept
 
 
 def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
@@ -127,9 +115,7 @@ def _cut(state: RunState, stage: str, threshold: Threshold) -> NearCut | None:
 
 def _last(state: RunState, stage: str, column: str, is_rank: bool) -> float | None:
     """Returns the value of the last row that a select keeps: its highest rank, or lowest value."""
-    last = TopRows(Key(column, is_rank), 1, 0)
-    for rows in shards_of(query(state, stage, [column])):
-        last.add(rows, pl.col("value").is_not_null())
+    last = TopRows(Key(column, is_rank), 1, 0).add_all(query(state, stage, [column]), HAS_VALUE)
     return None if last.value is None else float(last.value)
 
 
@@ -258,19 +244,21 @@ def _first(state: RunState, request: ShowQuery) -> TopRows:
                 "name a column of numbers or text",
             )
     columns = [request.sort] if request.sort else []
-    rows_query = query(state, request.stage, columns, request.where, request.dropped)
-    top = TopRows(Key(request.sort, request.is_descending), request.most, request.seed)
-    for rows in shards_of(rows_query):
-        top.add(rows)
-    return top
+    rows = query(state, request.stage, columns, request.where, request.dropped)
+    key = Key(request.sort, request.is_descending)
+    return TopRows(key, request.most, request.seed).add_all(rows)
 
 
 def _near(state: RunState, request: ShowQuery) -> Iterator[Chosen]:
-    """Yields half of the rows on either side of each threshold."""
+    """Yields half of the rows on either side of each threshold: those dropped, and those kept."""
     for cut in cuts_of(state, request.stage):
-        half = -(-request.most // 2)
-        dropped, kept = nearest(state, request.stage, cut, request.where, half, request.seed)
-        yield from ((cut, False, dropped), (cut, True, kept))
+        key, half = Key(cut.column, near=cut.limit), -(-request.most // 2)
+        dropped, kept = (TopRows(key, half, request.seed) for _ in range(2))
+        rows = partial(query, state, request.stage, [cut.column], request.where)
+        if cut.reasons:
+            dropped.add_all(rows(cut.reasons), cut.beyond())
+        yield cut, False, dropped
+        yield cut, True, kept.add_all(rows(), HAS_VALUE)
 
 
 def _default(state: RunState, request: ShowQuery, cut: NearCut | None) -> tuple[str, ...]:

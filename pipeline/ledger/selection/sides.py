@@ -11,7 +11,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import without_keys
-from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.selection.causes import (
@@ -26,7 +25,7 @@ from clipmill.pipeline.ledger.selection.causes import (
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.ran import RanRecipe
 from clipmill.pipeline.run_folder.state import RunState, plan_of, seen_through, summary
-from clipmill.pipeline.run_folder.variants import Variant, run_again, variants
+from clipmill.pipeline.run_folder.variants import Variant, run_again, variant, variants
 
 # Shapes: N rows of a shard.
 
@@ -84,10 +83,7 @@ class Side:
         codes = reasons.counts(self.stage).keys() - {""}
         own = np.asarray(reasons[self.stage].fill_null("")) if codes else np.array([], str)
         each = [(self.stage, code, pa.array(own == code)) for code in sorted(codes)]
-        if planned.only and any(code == NOT_SELECTED for _, code, _ in each):
-            yield from through_masks(reasons, each)
-        else:
-            yield from each
+        yield from through_masks(reasons, each)
 
 
 def side_of(text: str, run: str | None) -> Side:
@@ -115,20 +111,15 @@ def side_of(text: str, run: str | None) -> Side:
 
 
 def _variant(run: Storage, number: str | None) -> Variant:
+    if number is not None:
+        return variant(run, int(number))
     known, unreadable = variants(run)
-    matches = [v for v in known if (v.is_last if number is None else str(v.number) == number)]
-    if matches:
-        return matches[0]
-    if number is None:
-        raise RecipeError(
-            "a recipe that cannot be read",
-            f"{run}/recipes/{unreadable[-1]}",
-            "run the recipe again, or name another variant: RUN@1",
-        )
+    if last := next((v for v in known if v.is_last), None):
+        return last
     raise RecipeError(
-        f"no variant {number}: this folder has seen {len(known)}",
-        str(run),
-        "clipmill diff --run … lists them",
+        "a recipe that cannot be read",
+        f"{run}/recipes/{unreadable[-1]}",
+        "run the recipe again, or name another variant: RUN@1",
     )
 
 

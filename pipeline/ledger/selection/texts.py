@@ -25,7 +25,14 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.captions import NO_SOURCE, REASONS, Counts, by_reason, verdicts
+from clipmill.pipeline.ledger.rows.captions import (
+    NO_SOURCE,
+    REASONS,
+    Counts,
+    by_reason,
+    sources_of,
+    verdicts,
+)
 from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.ledger.selection.causes import is_end
@@ -92,7 +99,7 @@ def has_texts(state: RunState) -> bool:
 
 
 def _stage_texts(planned: PlannedStage, counts: Counts) -> StageTexts:
-    names = sorted({source for source, _ in counts}, key=lambda name: (name != ORIGINAL, name))
+    names = sources_of(counts)
     reasons = sorted({reason for _, reason in counts if reason is not None})
     return StageTexts(
         stage=planned.name,

@@ -10,8 +10,8 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.rows import top as few
 from clipmill.pipeline.ledger.rows.query import query
-from clipmill.pipeline.ledger.rows.top import Key, TopRows, shards_of
-from clipmill.pipeline.ledger.selection.show import MOST, ShowQuery, show
+from clipmill.pipeline.ledger.rows.top import Key, TopRows
+from clipmill.pipeline.ledger.selection.show import HAS_VALUE, MOST, ShowQuery, show
 from clipmill.pipeline.ledger.selection.survey import NEAREST, survey
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import RunState
@@ -246,9 +246,7 @@ def test_a_million_values_in_a_condition_are_refused_at_once(run):
 def test_rows_are_ranked_shard_by_shard_as_all_at_once(run):
     asked = query(run, "pool", ["a"])
     for most in (1, 4, 20):
-        found = TopRows(Key("a", near=9.5), most, 0)
-        for rows in shards_of(asked):
-            found.add(rows, few.pl.col("value").is_not_null())
+        found = TopRows(Key("a", near=9.5), most, 0).add_all(asked, HAS_VALUE)
         at = few.values_at(asked, found.places, ["a"])
         apart = [abs(at[place]["a"] - 9.5) for place in found.places]
         assert apart == sorted(abs(n - 9.5) for n in numbered.ROWS if n != 20)[:most]
