@@ -17,7 +17,6 @@ from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.lost import Lost, lost
 from clipmill.pipeline.explore.moved import Counterfactuals
-from clipmill.pipeline.ledger.selection.causes import Cause
 
 # Shapes: N rows of a root.
 
@@ -58,7 +57,8 @@ class Masks:
             case questions.OneOf():
                 return self._one_of(filter)
             case questions.LostFor():
-                return self._lost_for(filter)
+                lost, wanted = self.lost(filter.end), {*filter.causes}
+                return np.array([cause in wanted for cause in lost.causes])[lost.code]
             case questions.Says():
                 return self._says(filter)
             case questions.Uid():
@@ -76,11 +76,6 @@ class Masks:
         table = np.isin([*codes.names, ""], values)
         table[-1] = wants_none
         return table[codes.code]  # -1, a missing value, is the last
-
-    def _lost_for(self, filter: questions.LostFor) -> Bools:
-        causes_of_rows = self.lost(filter.end)
-        causes: set[Cause] = {*filter.causes}
-        return np.array([cause in causes for cause in causes_of_rows.causes])[causes_of_rows.code]
 
     def _says(self, filter: questions.Says) -> Bools:
         column = self.columns.column(filter.column)

@@ -11,8 +11,7 @@ from clipmill.pipeline.explore import questions, recipe
 from clipmill.pipeline.explore.against import Variants
 from clipmill.pipeline.explore.cache import Cache
 from clipmill.pipeline.explore.columns import Columns
-from clipmill.pipeline.explore.counts import Counts
-from clipmill.pipeline.explore.relations import relations
+from clipmill.pipeline.explore.counts import Counts, relations
 from clipmill.pipeline.explore.shown import picture_of, rows_shown, run_facts
 from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.findings.clusters import cluster_maps

@@ -13,7 +13,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
-from clipmill.pipeline.run_folder import by_reference
+from clipmill.pipeline.run_folder import rows as by_reference
 from clipmill.stages.ops.tables.rows import added
 from tests.engine_stages.harness import toy_stages, write_pool
 from tests.pipeline.conftest import Ran

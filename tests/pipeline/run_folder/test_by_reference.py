@@ -10,10 +10,9 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.local_shards import LocalShards
 from clipmill.pipeline.engine.states import reduce_some
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.run_folder import by_reference
-from clipmill.pipeline.run_folder.by_reference import BLOCK, ByReference, Stored
+from clipmill.pipeline.run_folder import rows as by_reference
 from clipmill.pipeline.run_folder.masks import SelectMask
-from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards
+from clipmill.pipeline.run_folder.rows import BLOCK, ByReference, JoinedShards, PoolShards, Stored
 
 
 def state(shard: int) -> ShardState:
