@@ -36,7 +36,7 @@ from clipmill.pipeline.ledger.rows.near import (
 )
 from clipmill.pipeline.ledger.rows.partitions import Columns, Partitions, Rows, structured, uid_hash
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
-from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows, M copies, G groups.
 
@@ -110,10 +110,8 @@ class Roots:
                 )
             for piece in self._naming.pieces(partition):
                 keys = pl.DataFrame(piece).select("a", "b")
-                rank = keys.join(rank_of_uid, on=["a", "b"], how="left", maintain_order="left")[
-                    "rank"
-                ]
-                rank_M = rank.fill_null(-1).to_numpy()
+                ranked = keys.join(rank_of_uid, on=["a", "b"], how="left", maintain_order="left")
+                rank_M = ranked["rank"].fill_null(-1).to_numpy()
                 to_M = rank_M % LATER
                 is_valid_M = (rank_M >= 0) & (to_M != piece["row"])
                 is_chained |= bool((rank_M[is_valid_M] >= LATER).any())
@@ -155,9 +153,7 @@ def group_sizes(resolved: Partitions) -> Iterator[tuple[Ints, Ints]]:
         if counts:
             row_C, count_C = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
             row_G, group_C = np.unique(row_C, return_inverse=True)
-            size_G = np.zeros(len(row_G), np.int64)
-            np.add.at(size_G, group_C, count_C)
-            yield row_G, size_G + 1
+            yield row_G, np.bincount(group_C, count_C).astype(np.int64) + 1
 
 
 def members(resolved: Partitions, row: int) -> Rows:
@@ -175,8 +171,6 @@ def _add(resolved: Partitions, copy_M: Rows, to_M: Ints) -> None:
     copies = structured(RESOLVED, row=copy_M["row"], to=to_M, near=copy_M["near"])
     resolved.add(to_M // partitions.PARTITION_ROWS, copies)
 
-
-# Shapes: N rows, M copies, G groups.
 
 SIZES = (2, 3, 6, 11, 101)  # least rows of each class of groups
 GROUPS = 6  # groups shown
@@ -235,11 +229,14 @@ def _grouped(
 ) -> Duplicates:
     planned = state.plan.stages[name]
     rows = state.stages[planned.root].shards.rows
+    recalls = json_artifacts(state.stages[name], "recall")
     reached = copied = 0
     with Roots(rows) as roots:
         for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):
             copies = table.filter(pa.array(is_copy_N))
-            near_M = _numbers(copies["near"]) if near else np.zeros(len(copies))
+            near_M = np.zeros(len(copies))
+            if near:  # NaN if missing
+                near_M = copies["near"].cast(pa.float64()).to_numpy()
             roots.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
             copied += len(copies)
             reached += int(reached_N.sum())
@@ -258,7 +255,7 @@ def _grouped(
             near=near.name if near else None,
             limits=planned.stage.bounds.get(near.name) if near else None,
             cut=cut,
-            recall=_recall(state.stages[name]),
+            recall=next((r["texts_drawn"] for r in recalls), None),
             reached=reached,
             groups=tuple(_groups(resolved, largest, numbers_of(state, planned.root), near, cut)),
         )
@@ -275,15 +272,6 @@ def _copies(
         if cut and other.names != "keeper":
             is_copy_N &= reached_N
         yield table, is_copy_N, reached_N
-
-
-def _numbers(near: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Returns (N,) float64 values; NaN if missing."""
-    return np.asarray(near.cast(pa.float64()).to_numpy())
-
-
-def _recall(stage: StageState) -> dict[str, int] | None:
-    return next((recall["texts_drawn"] for recall in json_artifacts(stage, "recall")), None)
 
 
 def _sizes(resolved: Partitions) -> tuple[list[int], list[tuple[int, int]]]:

@@ -10,6 +10,7 @@ from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.places import is_places, read_places
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.masks import SelectMask
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -79,27 +80,16 @@ class Subset:
 
 def subsets(state: RunState) -> tuple[Subset, ...]:
     """Returns every complete stage that reads an export under a select, in the recipe's order."""
-    answers = []
-    for name, stage in state.stages.items():
-        mask = state.mask(stage.planned) if stage.complete else None
-        if mask:
-            kept, lacking = _counts(mask)
-            planned = stage.planned
-            answers.append(
-                Subset(
-                    stage=name,
-                    data=planned.data or "",
-                    select=planned.kept_by or "",
-                    kept=kept,
-                    read=kept - lacking,
-                    lacking=lacking,
-                )
-            )
-    return tuple(answers)
+    masks = {
+        name: mask
+        for name, stage in state.stages.items()
+        if stage.complete and (mask := state.mask(stage.planned))
+    }
+    return tuple(_subset(state.plan.stages[name], mask) for name, mask in masks.items())
 
 
-def _counts(mask: SelectMask) -> tuple[int, int]:
-    """Returns how many rows the select keeps, and how many of them the export lacks."""
+def _subset(planned: PlannedStage, mask: SelectMask) -> Subset:
+    """Counts the rows that the select keeps, and those of them that the export lacks."""
     pool = mask.verdicts
     start_S = np.cumsum([0, *(pool.rows(shard) for shard in range(len(pool)))])
     is_there_N = np.zeros(start_S[-1], bool)
@@ -112,4 +102,11 @@ def _counts(mask: SelectMask) -> tuple[int, int]:
         is_kept_N = mask.times_in_pool(shard) > 0
         kept += int(np.count_nonzero(is_kept_N))
         lacking += int(np.count_nonzero(is_kept_N & ~is_there_N[start:stop]))
-    return kept, lacking
+    return Subset(
+        stage=planned.name,
+        data=planned.data or "",
+        select=planned.kept_by or "",
+        kept=kept,
+        read=kept - lacking,
+        lacking=lacking,
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.hosts import host_of
 from clipmill.metadata.schema import LANGUAGE, SOURCE, URL
-from clipmill.metadata.stats import wilson
+from clipmill.metadata.stats import wilson, wilson_bounds
 from clipmill.pipeline.ledger.rows.stored import binding
 from clipmill.pipeline.ledger.selection.causes import KEPT, Cause
 from clipmill.pipeline.planning.planned import Binding
@@ -144,16 +144,6 @@ class Tally:
         self.others.update(other.others)
         self.other_groups += other.other_groups
 
-    def counted(self) -> Counter[tuple[str | None, Cause]]:
-        """Returns the nonzero counts by group and cause."""
-        names, causes = list(self.groups), list(self.causes)
-        return Counter(
-            {
-                (names[group], causes[cause]): int(self.rows_CG[cause, group])
-                for cause, group in zip(*np.nonzero(self.rows_CG), strict=True)
-            }
-        )
-
     def _add(
         self,
         groups: Iterable[str | None],
@@ -225,27 +215,32 @@ def keep_rates(tally: Tally, rules: Collection[Cause] = ()) -> KeepRates:
     much for that, keeps less than half of the pool's share; its 95 % interval (Wilson) must be
     clear of the bound, so that a handful of rows gives no warning.
     """
-    causes: dict[str | None, Counter[Cause]] = {}
-    for (name, cause), count in tally.counted().items():
-        causes.setdefault(name, Counter())[cause] += count
-    totals = sum(causes.values(), Counter(tally.others))
+    names, causes = list(tally.groups), list(tally.causes)
+    rows_CG = tally.rows_CG[: len(causes), : len(names)]
+    totals = tally.others + Counter(dict(zip(causes, rows_CG.sum(axis=1).tolist(), strict=True)))
     average = totals[KEPT] / totals.total() if totals else 0.0
-    ranked = sorted(causes, key=lambda name: (-causes[name].total(), name or ""))
-    groups = [_group(name, causes[name], average) for name in ranked]
-    warned = [group for group in groups[LARGEST:] if group.warning][:LARGEST]
-    shown = groups[:LARGEST] + warned
-    rest = [group for group in groups[LARGEST:] if group not in warned]
-    if count := len(rest) + tally.other_groups:
-        kept = sum(group.kept for group in rest) + tally.others[KEPT]
-        lost = sum(group.rows for group in rest) + tally.others.total() - kept
-        others = _group(None, Counter({KEPT: kept, ("", "lost"): lost}), average)
+    rows_G = rows_CG.sum(axis=0)
+    kept_G = rows_CG[tally.causes[KEPT]] if KEPT in tally.causes else np.zeros_like(rows_G)
+    share_G = kept_G / np.maximum(rows_G, 1)
+    _, high_G = wilson_bounds(share_G, rows_G)
+    is_far_G = (1 - high_G > 2 * (1 - average)) | (high_G < average / 2)
+    is_warned_G = is_far_G & (share_G < average)  # where all is kept, 1 - high may be rounding
+    ranked = sorted(np.flatnonzero(rows_G).tolist(), key=lambda g: (-rows_G[g], names[g] or ""))
+    warned = [g for g in ranked[LARGEST:] if is_warned_G[g]][:LARGEST]
+    chosen = [*ranked[:LARGEST], *warned]
+    columns = (Counter(dict(zip(causes, rows_CG[:, g].tolist(), strict=True))) for g in chosen)
+    shown = [_group(names[g], rows, average) for g, rows in zip(chosen, columns, strict=True)]
+    if count := len(ranked) - len(chosen) + tally.other_groups:
+        rows = totals.total() - int(rows_G[chosen].sum())
+        kept = totals[KEPT] - int(kept_G[chosen].sum())
         name = f"{count:,} {'other' if count == 1 else 'others'}"
-        shown.append(replace(others, name=name, warning="", lost_most=None))
+        others = _group(name, Counter({KEPT: kept, ("", "lost"): rows - kept}), average)
+        shown.append(replace(others, warning="", lost_most=None))
     dropped = Counter({rule: totals[rule] for rule in rules})
     return KeepRates(
         average=average,
         groups=tuple(shown),
-        warnings=sum(bool(group.warning) for group in groups),
+        warnings=int(np.count_nonzero(is_warned_G)),
         rules=tuple(LostTo(stage=s, reason=r, rows=n) for (s, r), n in _ranked(dropped)),
     )
 
@@ -261,7 +256,7 @@ def _group(name: str | None, causes: Counter[Cause], average: float) -> Group:
     share = kept / rows if rows else 0.0
     low, high = wilson(share, rows)
     warning = ""
-    if share < average and 1 - high > 2 * (1 - average):  # 1 - high may be rounding
+    if share < average and 1 - high > 2 * (1 - average):
         warning = f"loses {(1 - share) / (1 - average):.1f} times the average"
     elif high < average / 2:
         warning = f"keeps {share / average:.2f} times the average" if kept else "keeps none"
