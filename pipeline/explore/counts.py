@@ -20,13 +20,7 @@ from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
 from clipmill.pipeline.ledger.selection.relations import Moments, RuleCounts, quantiles
 from clipmill.pipeline.ledger.selection.rules import MOST_RULES
-from clipmill.pipeline.ledger.selection.scores import (
-    GOES,
-    SAMPLED,
-    ScoreColumn,
-    ScoreCut,
-    edges_of,
-)
+from clipmill.pipeline.ledger.selection.scores import GOES, SAMPLED, ScoreColumn, ScoreCut, edges_of
 
 # Shapes: N rows of a root, M of them that meet the filters, B bins.
 

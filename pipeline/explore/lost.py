@@ -10,14 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.columns import Columns
-from clipmill.pipeline.ledger.selection.causes import (
-    KEPT,
-    Cause,
-    causes,
-    failed_later,
-    is_end,
-    later_stages,
-)
+from clipmill.pipeline.ledger.selection.causes import KEPT, Cause, is_end, later_stages, losses
 from clipmill.pipeline.ledger.selection.funnel import in_order
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.state import RunState
@@ -40,7 +33,7 @@ def ends_of(state: RunState, root: str) -> list[str]:
 
     Each row has one cause for a final select and the selects that it builds on.
     """
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    done = state.row_stages
     selects = [planned for planned in done if planned.is_select and planned.root == root]
     selects.reverse()
     return [p.name for p in sorted(selects, key=lambda planned: not is_end(planned, done))]
@@ -55,8 +48,7 @@ def lost(columns: Columns, end: str) -> Lost:
             "the question",
             f"ask of one of: {', '.join(ends_of(state, columns.root)) or 'none is complete yet'}",
         )
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
-    later = later_stages(end, [planned for planned in done if planned.gives_rows])
+    later = later_stages(state, end)
     code_N = np.zeros(len(columns), np.int32)
     place: dict[Cause, int] = {KEPT: 0}
     rows_of: dict[int, Counter[Cause]] = {}  # by shard, as shards finish in any order
@@ -67,7 +59,7 @@ def lost(columns: Columns, end: str) -> Lost:
         if reasons.counts(end).keys() <= {""} and not later:
             return
         shard_codes, shard_causes = code_N[rows], Counter[Cause]()
-        for stage, code, mask in (*causes(reasons, end), *failed_later(reasons, end, later)):
+        for stage, code, mask in losses(reasons, end, later):
             with lock:
                 number = place.setdefault((stage, code), len(place))
             shard_causes[stage, code] += pc.sum(mask).as_py() or 0

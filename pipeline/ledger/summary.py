@@ -15,13 +15,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.ledger.findings.notes import notes
-from clipmill.pipeline.ledger.selection.causes import (
-    Cause,
-    causes,
-    failed_later,
-    is_end,
-    later_stages,
-)
+from clipmill.pipeline.ledger.selection.causes import Cause, is_end, later_stages, losses
 from clipmill.pipeline.ledger.selection.exports import Export, exports
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.ledger.selection.texts import StageTexts, has_texts, stage_texts
@@ -156,17 +150,16 @@ def endings(state: RunState) -> tuple[Ending, ...]:
 
     If there are none, the last stage of rows; nothing until all stages of rows are complete.
     """
-    stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
-    if not all(stage.complete for stage in stages):
+    done = state.row_stages
+    if len(done) < sum(planned.gives_rows for planned in state.plan.stages.values()):
         return ()
-    done = [stage.planned for stage in stages]
     ends = [planned for planned in done if is_end(planned, done)]
     covered = {name for end in ends for name in _line(state, end.name)}
     for planned in done:
         if planned.name not in covered and not _counts(state, planned.name)[""]:
             ends.append(planned)
             covered |= {other.name for other in done if planned.name in _line(state, other.name)}
-    return tuple(_ending(state, end, done) for end in ends or done[-1:])
+    return tuple(_ending(state, end) for end in ends or done[-1:])
 
 
 def _line(state: RunState, name: str) -> set[str]:
@@ -193,12 +186,12 @@ def _counts(state: RunState, name: str) -> Counter[str]:
     return counts
 
 
-def _ending(state: RunState, planned: PlannedStage, done: list[PlannedStage]) -> Ending:
+def _ending(state: RunState, planned: PlannedStage) -> Ending:
     counts = _counts(state, planned.name)
     rows = counts.total()
     is_first = planned.is_select and _is_small(state.stages[planned.root])
     if is_first:
-        lost = _first_causes(state, planned, later_stages(planned.name, done))
+        lost = _first_causes(state, planned)
     else:
         lost = Counter({(planned.name, reason): n for reason, n in counts.items() if reason})
     return Ending(
@@ -218,14 +211,14 @@ def _ending(state: RunState, planned: PlannedStage, done: list[PlannedStage]) ->
     )
 
 
-def _first_causes(state: RunState, end: PlannedStage, later: list[str]) -> Counter[Cause]:
+def _first_causes(state: RunState, end: PlannedStage) -> Counter[Cause]:
     """Counts the rows that a select stage dropped, or a later one failed, by first cause."""
+    later = later_stages(state, end.name)
 
     def count_shard(shard: int) -> Counter[Cause]:
         counts: Counter[Cause] = Counter()
         reasons = ShardReasons(state, end.root, shard)
-        lost = (*causes(reasons, end.name), *failed_later(reasons, end.name, later))
-        for stage, code, rows in lost:
+        for stage, code, rows in losses(reasons, end.name, later):
             counts[stage, code] += pc.sum(rows).as_py() or 0
         return counts
 

@@ -174,6 +174,11 @@ class RunState:
         for name in names:
             self.resolve(name)
 
+    @property
+    def row_stages(self) -> list[PlannedStage]:
+        """The complete stages of rows, in topological order."""
+        return [s.planned for s in self.stages.values() if s.complete and s.planned.gives_rows]
+
     def rescan(self, name: str) -> None:
         """Scans a stage's folder again, and resolves it."""
         self.stages[name] = self._scanned(name)

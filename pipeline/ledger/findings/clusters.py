@@ -241,7 +241,7 @@ def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
 def ends_of(state: RunState, name: str) -> list[PlannedStage]:
     """Returns up to MOST_ENDS final selects over a stage's rows, those that depend on it first."""
     root = state.plan.stages[name].root
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    done = state.row_stages
     ends = [planned for planned in done if planned.root == root and is_end(planned, done)]
     return sorted(ends, key=lambda end: not stands_on(state, end.name, name))[:MOST_ENDS]
 

@@ -11,6 +11,7 @@ from clipmill.metadata.schema import KEEP
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 
 # Maps a stage and columns to the rows that lack one; None: decide by the stage's reasons.
@@ -22,6 +23,14 @@ KEPT: Cause = ("", "")  # the cause of kept rows
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:
     """Yields (stage, reason, mask) for a shard's rows that a select dropped, by first cause."""
     return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.missing)
+
+
+def losses(
+    reasons: ShardReasons, end: str, later: list[str]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """Yields `causes` of a shard, then those of rows that one of the `later` stages failed."""
+    yield from causes(reasons, end)
+    yield from failed_later(reasons, end, later)
 
 
 def trace(
@@ -76,13 +85,13 @@ def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
     )
 
 
-def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
-    """Returns the stages after a select that compute its rows and are no selects."""
-    after = {end}
-    for planned in done:
-        if not planned.is_select and after & set(planned.needs):
-            after.add(planned.name)
-    return [planned.name for planned in done if planned.name in after - {end}]
+def later_stages(state: RunState, end: str) -> list[str]:
+    """Returns the complete stages after a select that compute its rows and are no selects."""
+    after = [end]
+    for planned in state.row_stages:
+        if not planned.is_select and not {*after}.isdisjoint(planned.needs):
+            after.append(planned.name)
+    return after[1:]
 
 
 def failed_later(

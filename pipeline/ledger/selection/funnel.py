@@ -31,11 +31,10 @@ from clipmill.pipeline.ledger.rows.query import Unfinished, unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.ledger.selection.causes import (
     Cause,
-    causes,
-    failed_later,
     is_end,
     later_stages,
     left_out,
+    losses,
     taken_by,
 )
 from clipmill.pipeline.ledger.selection.exports import Export, Subset, exports, subsets
@@ -115,20 +114,19 @@ def funnel(state: RunState) -> Funnel:
 
     StageError if a stage does not add up.
     """
-    complete = [stage.planned for stage in state.stages.values() if stage.complete]
-    if not complete:
+    if not any(stage.complete for stage in state.stages.values()):
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
-    done = [planned for planned in complete if planned.gives_rows]
+    done = state.row_stages
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
-    lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
+    lost = {p.name: _Lost(later_stages(state, p.name)) for p in done if is_end(p, done)}
     later = {name: losses_of_end.later for name, losses_of_end in lost.items()}
     for root in dict.fromkeys(planned.root for planned in done):
         read = partial(_shard_rows, root, later)
-        for counted_rows, losses in read_each(state, read, list(state.stages[root].shards)):
+        for counted_rows, lost_here in read_each(state, read, list(state.stages[root].shards)):
             for name, rows in counted_rows.items():
                 counts[name].update(rows)
-            for name, losses_here in losses.items():
-                lost[name].add(losses_here)
+            for name, rows_lost in lost_here.items():
+                lost[name].add(rows_lost)
     return Funnel(
         run=str(state.run),
         unfinished=unfinished(state, state.stages),
@@ -178,7 +176,7 @@ def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cau
     """Returns first causes of an end in a shard, with their rows and the place of one."""
     return [
         ((stage, code), pc.sum(rows).as_py() or 0, (reasons.shard, pc.index(rows, True).as_py()))
-        for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, later))
+        for stage, code, rows in losses(reasons, end, later)
     ]
 
 

@@ -16,10 +16,9 @@ from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.selection.causes import (
     KEPT,
     Cause,
-    causes,
-    failed_later,
     is_end,
     later_stages,
+    losses,
     through_masks,
 )
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
@@ -59,10 +58,9 @@ class Side:
     @cached_property
     def later(self) -> list[str]:
         """Returns the stages whose failures count as this stage's losses, as in the funnel."""
-        complete = [stage.planned for stage in self.state.stages.values() if stage.complete]
-        done = [planned for planned in complete if planned.gives_rows]
         this = self.state.plan.stages[self.stage]
-        return later_stages(self.stage, done) if is_end(this, done) else []
+        is_last = is_end(this, self.state.row_stages)
+        return later_stages(self.state, self.stage) if is_last else []
 
     def outcome(self, shard: int) -> NDArray[np.int32]:
         """Returns (N,) the index of each row's first cause in `outcomes`; 0 if it is kept."""
@@ -77,8 +75,7 @@ class Side:
     def _lost(self, reasons: ShardReasons) -> Iterator[tuple[str, str, pa.Array]]:
         planned = self.state.plan.stages[self.stage]
         if planned.is_select:
-            yield from causes(reasons, self.stage)
-            yield from failed_later(reasons, self.stage, self.later)
+            yield from losses(reasons, self.stage, self.later)
             return
         codes = reasons.counts(self.stage).keys() - {""}
         own = np.asarray(reasons[self.stage].fill_null("")) if codes else np.array([], str)

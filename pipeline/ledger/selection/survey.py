@@ -19,9 +19,8 @@ from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, least, rows_at, s
 from clipmill.pipeline.ledger.selection.causes import (
     KEPT,
     Cause,
-    causes,
-    failed_later,
     later_stages,
+    losses,
     named_in,
     through_masks,
 )
@@ -271,24 +270,21 @@ def _count(
     counts = deepcopy(nothing)
     root = state.plan.stages[end].root
     shards = stored(state, root, bound)
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
-    later = later_stages(end, [planned for planned in done if planned.gives_rows])
+    later = later_stages(state, end)
 
-    def read(shard: int) -> tuple[pa.Table, ShardReasons, list[_Lost], list[_Lost]]:
+    def read(shard: int) -> tuple[pa.Table, ShardReasons, list[_Lost]]:
         reasons = ShardReasons(state, root, shard)
-        failed = list(failed_later(reasons, end, later))
-        return shards.table(shard), reasons, failed, list(causes(reasons, end))
+        return shards.table(shard), reasons, list(losses(reasons, end, later))
 
     every_shard = zip(part, ahead(state.run, read, part), strict=True)
-    for shard, (table, reasons, failed, dropped) in every_shard:
+    for shard, (table, reasons, lost) in every_shard:
         keep_N = table["kept"].to_numpy()
-        for *_, rows in failed:  # lost, like rows that a select drops
+        for *_, rows in lost:
             keep_N = keep_N & ~_mask(rows)
         values = [table[f"score {i}"] for i in range(len(counts.histograms))]
         for value, histogram in zip(values, counts.histograms, strict=True):
             histogram.count(value, keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        lost = [*dropped, *failed]
         counts.cut_counts.count(state.plan, shard, values, bits_N, keep_N, lost)
         every = [(*KEPT, pa.array(keep_N)), *lost]
         for stage, code, rows in every:

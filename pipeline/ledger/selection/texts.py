@@ -80,7 +80,7 @@ class StageTexts:
 
 def stage_texts(state: RunState) -> tuple[StageTexts, ...]:
     """Counts the texts of each complete stage that has any; StageError if they do not add up."""
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    done = state.row_stages
     counted = []
     for planned in done:
         if bound := _bound(state, planned, is_end(planned, done)):
@@ -126,8 +126,6 @@ def _lists(planned: PlannedStage) -> list[str]:
 def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, Binding]:
     """Returns the columns that tell what a stage did with texts, none if it has none: its own, and
     as `<name` those that it read, in order."""
-    if not planned.gives_rows:
-        return {}
     plan, name = state.plan, planned.name
     own = {column.name: (name, column.name) for column in planned.stage.writes}
     read: list[Binding] = []

@@ -17,6 +17,7 @@ from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.selection.causes import failed_later, is_end, later_stages
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.ran import ran_names
 from clipmill.pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
@@ -143,17 +144,13 @@ def _so_far(stage: StageState) -> str:
 
 def kept_by_ends(state: RunState) -> tuple[KeptBy, ...]:
     """Returns rows and kept rows of each end among the complete stages."""
-    complete = [stage.planned for stage in state.stages.values() if stage.complete]
-    done = [planned for planned in complete if planned.gives_rows]
-    return tuple(
-        _kept_by(state, planned.root, planned.name, later_stages(planned.name, done))
-        for planned in done
-        if is_end(planned, done)
-    )
+    done = state.row_stages
+    return tuple(_kept_by(state, planned) for planned in done if is_end(planned, done))
 
 
-def _kept_by(state: RunState, root: str, end: str, later: list[str]) -> KeptBy:
-    shards = state.stages[root].shards
+def _kept_by(state: RunState, planned: PlannedStage) -> KeptBy:
+    root, end = planned.root, planned.name
+    shards, later = state.stages[root].shards, later_stages(state, end)
 
     def read(shard: int) -> int:
         reasons = ShardReasons(state, root, shard)

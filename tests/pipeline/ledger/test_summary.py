@@ -37,7 +37,7 @@ def test_rows_that_a_later_stage_failed_are_not_kept(moody, engine):
 
 def test_of_a_large_pool_no_file_is_opened(state, monkeypatch):
     monkeypatch.setattr(summaries, "MOST_ROWS", 0)
-    monkeypatch.setattr(summaries, "causes", None)
+    monkeypatch.setattr(summaries, "losses", None)
     for stored in state.stored.values():
         monkeypatch.setattr(type(stored), "read", None)
     for ending in summary(state).endings:
