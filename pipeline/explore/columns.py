@@ -174,9 +174,7 @@ class Columns:
             values = self._cache.get(name)
             if values is None:
                 column = self.column(name)
-                if column.name == REASON.name:
-                    values = self._reasons(column)
-                elif column.kind == "number":
+                if column.kind == "number":
                     values = self._numbers(column)
                 elif column.kind in ("category", "text"):
                     values = self._codes(column)
@@ -205,21 +203,15 @@ class Columns:
         return Numbers(values_N, is_there_N)
 
     def _codes(self, column: Stored) -> Codes:
-        def values(shard: int) -> pa.ChunkedArray | None:
-            array = self.read(column.where, shard)
-            return None if array is None else array.cast(pa.string())
-
-        return coded(self, values, column.id)
-
-    def _reasons(self, column: Stored) -> Codes:
         stage = self.state.stages[column.stage]
 
         def values(shard: int) -> pa.ChunkedArray | None:
-            if shard not in stage.shards:
-                return pa.chunked_array([pa.array([NOT_YET] * self.rows_of(shard), pa.string())])
-            recorded = stage.recorded(shard)
-            if recorded is not None and recorded.keys() <= {""}:
-                return None
+            if column.name == REASON.name:
+                if shard not in stage.shards:
+                    return pa.chunked_array([[NOT_YET] * self.rows_of(shard)], pa.string())
+                recorded = stage.recorded(shard)
+                if recorded is not None and recorded.keys() <= {""}:
+                    return None
             array = self.read(column.where, shard)
             return None if array is None else array.cast(pa.string())
 

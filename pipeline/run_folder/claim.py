@@ -35,8 +35,8 @@ def refuse_foreign(run: Storage) -> None:
         refuse_others(run, (lock.NAME,), "give --out a new folder, or an empty one")
 
 
-def refuse_another_seed(plan: Plan, run: Storage) -> None:
-    """Raises RecipeError if the folder belongs to another seed or format, or cannot be read."""
+def refuse_another_seed(plan: Plan, run: Storage) -> Claim:
+    """Returns the folder's claim; RecipeError if it is of another seed or format, or unreadable."""
     stored = _stored(run)
     if stored is None:
         raise RecipeError(
@@ -52,14 +52,14 @@ def refuse_another_seed(plan: Plan, run: Storage) -> None:
             where=str(run),
             do=f"use another --out, or --set seed={stored.seed}",
         )
+    return stored
 
 
 def claim(plan: Plan, run: Storage) -> None:
     """Writes `run.json` and the recipe; raises RecipeError if the folder has another seed."""
     if not run.has("run.json"):
         _put(run, Claim(FORMAT, plan.seed))
-    refuse_another_seed(plan, run)
-    _remember(plan, run)
+    _remember(plan, run, refuse_another_seed(plan, run))
     recipe = plan.recipe
     whole = {
         "name": recipe.name,
@@ -110,10 +110,8 @@ def other_code(plan: Plan, run: Storage) -> list[str]:
     return notes
 
 
-def _remember(plan: Plan, run: Storage) -> None:
+def _remember(plan: Plan, run: Storage, stored: Claim) -> None:
     """Records stages with own code in `run.json`; a stage with stored data keeps its entry."""
-    stored = _stored(run)
-    assert stored is not None  # refuse_another_seed has read it
     stages = dict(stored.stages)
     for name, files in own_files(plan).items():
         planned = plan.stages[name]

@@ -135,10 +135,10 @@ def _leaked(
 def _fewer(rows: pa.Table) -> pa.Table:
     """Returns at most OF_TASK rows of each task, those with the least hashes, in their order."""
     hash_N = pl.Series(mixed(rows[NUMBER].to_numpy().astype(np.uint64)))
-    place_N = pl.DataFrame({"task": rows["task"], "hash": hash_N}).select(
-        pl.col("hash").rank("ordinal").over("task")
+    ranked = pl.DataFrame({"task": rows["task"], "hash": hash_N}).select(
+        rank=pl.col("hash").rank("ordinal").over("task")
     )
-    return rows.filter(pa.array(place_N["hash"].to_numpy() <= OF_TASK))
+    return rows.filter(pa.array(ranked["rank"].to_numpy() <= OF_TASK))
 
 
 def limits(

@@ -207,15 +207,14 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
         examples = sorted(examples)[:EXAMPLES]
     places = [place for _, place in examples]
     read = rows_at(state, captions.bound, places)
-    sources = sources_of(counts)
-    reasons = sorted({reason for _, reason in counts if reason is not None})
+    all_texts, kept, reasons = by_source(counts)
     return Captions(
         stage=captions.stage,
         chosen_by=captions.chosen_by,
         rows=rows,
-        texts={s: sum(n for (source, _), n in counts.items() if source == s) for s in sources},
-        kept={source: counts[source, None] for source in sources},
-        reasons={why: {source: counts[source, why] for source in sources} for why in reasons},
+        texts=all_texts,
+        kept=kept,
+        reasons=reasons,
         fell_back=fell_back if captions.chosen_by else None,
         examples=tuple(
             Example(place=place, texts=texts_of(captions, row))
@@ -224,9 +223,14 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
     )
 
 
-def sources_of(counts: Counts) -> list[str]:
-    """Returns the sources by name, the original captions first."""
-    return sorted({source for source, _ in counts}, key=lambda name: (name != ORIGINAL, name))
+def by_source(counts: Counts) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]]]:
+    """Returns texts by source, the original first: all, kept ones, and by reason those lost."""
+    sources = sorted({source for source, _ in counts}, key=lambda name: (name != ORIGINAL, name))
+    reasons = sorted({reason for _, reason in counts if reason is not None})
+    kept = {source: counts[source, None] for source in sources}
+    lost = {why: {source: counts[source, why] for source in sources} for why in reasons}
+    texts = {source: kept[source] + sum(by[source] for by in lost.values()) for source in sources}
+    return texts, kept, lost
 
 
 def verdicts(reasons: pa.ChunkedArray, count_N: NDArray[np.int64]) -> pa.Array:

@@ -30,7 +30,7 @@ from clipmill.pipeline.ledger.rows.captions import (
     REASONS,
     Counts,
     by_reason,
-    sources_of,
+    by_source,
     verdicts,
 )
 from clipmill.pipeline.ledger.rows.columns import line_of
@@ -89,24 +89,15 @@ def stage_texts(state: RunState) -> tuple[StageTexts, ...]:
             for of_shard in ahead(state.run, read, range(len(shards))):
                 counts.update(of_shard)
             if counts:
-                counted.append(_stage_texts(planned, counts))
+                texts, kept, reasons = by_source(counts)
+                lost = {_said(planned, reason): by for reason, by in reasons.items()}
+                counted.append(StageTexts(stage=planned.name, texts=texts, kept=kept, lost=lost))
     return tuple(counted)
 
 
 def has_texts(state: RunState) -> bool:
     """Returns whether a stage of the plan makes, collects or chooses texts."""
     return any(_lists(planned) for planned in state.plan.stages.values() if planned.gives_rows)
-
-
-def _stage_texts(planned: PlannedStage, counts: Counts) -> StageTexts:
-    names = sources_of(counts)
-    reasons = sorted({reason for _, reason in counts if reason is not None})
-    return StageTexts(
-        stage=planned.name,
-        texts={n: sum(count for (name, _), count in counts.items() if name == n) for n in names},
-        kept={name: counts[name, None] for name in names},
-        lost={_said(planned, why): {n: counts[n, why] for n in names} for why in reasons},
-    )
 
 
 def _said(planned: PlannedStage, reason: str) -> str:
@@ -161,7 +152,7 @@ def _shard(name: str, columns: Sequence[str], shards: PoolShards, index: int) ->
     table = shards.table(index)
     read = [column for column in columns if column.startswith("<")]
     if CAPTIONS.name in columns:
-        lists = [name for name in (TEXT.name, CAPTIONS.name) if name in columns]
+        lists = [column for column in (TEXT.name, CAPTIONS.name) if column in columns]
         counts = by_reason(_sources(table, lists)[0])
         if CAPTIONS_MISSING.name in columns:
             reasons = table[REASON.name].cast(pa.string()).fill_null(BESIDE)
