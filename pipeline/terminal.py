@@ -156,16 +156,15 @@ def aligned(
         drawn.add_column(justify=justify, width=wide, no_wrap=True, overflow="ellipsis")
     for row in cells:
         drawn.add_row(*map(Text, row))
-    room = indent + sum(widths) + 2 * len(widths)
-    return as_text(Padding(drawn, (0, 0, 0, indent)), room).splitlines() if cells else []
+    across = indent + sum(widths) + 2 * len(widths)
+    return as_text(Padding(drawn, (0, 0, 0, indent)), across).splitlines() if cells else []
 
 
-def _fitting(wide: list[int], room: int) -> list[int]:
-    """Shrinks the widest columns until the widths' sum fits into `room`."""
-    widths = list(wide)
-    while sum(widths) > room and (most := max(widths)) > LEAST:
+def _fitting(widths: list[int], width: int) -> list[int]:
+    """Shrinks the widest columns until the sum of all is at most `width`."""
+    while sum(widths) > width and (most := max(widths)) > LEAST:
         second = max([size for size in widths if size < most], default=LEAST)
         many = widths.count(most)
-        less = max(LEAST, second, most - -(-(sum(widths) - room) // many))
+        less = max(LEAST, second, most - -(-(sum(widths) - width) // many))
         widths = [less if size == most else size for size in widths]
     return widths

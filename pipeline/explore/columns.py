@@ -258,9 +258,8 @@ def stored_columns(state: RunState, root: str) -> Iterator[Stored]:
     for name, planned in state.plan.stages.items():
         if planned.root != root or not planned.gives_rows:
             continue
-        virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
         for column in planned.stage.writes:
-            if column.name in (*virtual, IMAGE.name, UID.name, POSITION.name):
+            if column.name in (IMAGE.name, UID.name, POSITION.name):
                 continue
             dtype = state.plan.schema(name, column.name)
             yield Stored(

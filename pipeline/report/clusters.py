@@ -61,9 +61,8 @@ def _discs(map_: ClusterMap) -> tuple[list[dict[str, Any]], float]:
     across, up = high_2 - low_2
     aspect = min(max(across / up if up > FLAT else ASPECT[1], ASPECT[0]), ASPECT[1])
     height = 100 / aspect
-    room = 100 - 2 * MARGIN, height - 2 * MARGIN
-    extents = [extent / space for extent, space in zip((across, up), room, strict=True)]
-    scale = 1 / max(extents) if max(extents) > FLAT else 0.0
+    extent = max(across / (100 - 2 * MARGIN), up / (height - 2 * MARGIN))
+    scale = 1 / extent if extent > FLAT else 0.0
     from_centre_M2 = (place_M2 - (low_2 + high_2) / 2) * scale
     rows = sum(cluster.rows for cluster in map_.drawn)
     discs = []

@@ -26,10 +26,9 @@ def last_that_stores(state: RunState, root: str, column: str) -> Binding | None:
     """Returns the last stage over a root that stores this column for some rows."""
     last = None
     for name, stage in state.stages.items():
-        if stage.planned.root == root and stage.shards:
-            virtual = {own.name for own in getattr(stage.planned.stage, "virtual", ())}
-            if column in {own.name for own in stage.planned.stage.writes} - virtual:
-                last = name, column
+        written = {own.name for own in stage.planned.stage.writes}
+        if stage.planned.root == root and stage.shards and column in written:
+            last = name, column
     return last
 
 
@@ -193,8 +192,7 @@ def picture_place(
     for row in rows:
         planned = state.plan.stages[row.stage]
         stage, place = state.stages[row.stage], places[planned.root]
-        virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
-        has_own = IMAGE.name in {column.name for column in planned.stage.writes} - virtual
+        has_own = IMAGE.name in {column.name for column in planned.stage.writes}
         url = row.values.get(URL.name) or url
         if has_own and row.values.get(IMAGE_BYTES.name) is not None:
             name, position = _file(state, row.stage, place)

@@ -44,10 +44,7 @@ class StageRow:
 
 def stage_row(state: RunState, planned: PlannedStage, place: Place) -> StageRow:
     """Returns one stage's columns and reason at one row, without images."""
-    virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
-    names = [
-        column.name for column in planned.stage.writes if column.name not in (IMAGE.name, *virtual)
-    ]
+    names = [column.name for column in planned.stage.writes if column.name != IMAGE.name]
     values = state.cell(planned.name, *place, [*names, REASON.name])
     reason = values.pop(REASON.name)
     return StageRow(

@@ -112,26 +112,26 @@ class CutCounts:
             number_N = numbers(values[i])
             if not cut.is_size:  # of values equal to the last one kept, it drops some
                 went_N &= beyond_CN[index]
-            for side, side_N in ((True, keep_N), (False, went_N)):
-                rows_K = np.flatnonzero(side_N & ~np.isnan(number_N))
+            for is_kept, rows_N in ((True, keep_N), (False, went_N)):
+                rows_K = np.flatnonzero(rows_N & ~np.isnan(number_N))
                 apart_K = np.abs(number_N[rows_K] - cut.limit)
                 nearest = np.lexsort((bits_N[rows_K], apart_K))[:NEAREST]
                 rows_near = [
                     (float(apart_K[k]), int(bits_N[row]), (shard, int(row)), float(number_N[row]))
                     for k, row in zip(nearest, rows_K[nearest], strict=True)
                 ]
-                self._add_near(index, side, rows_near)
+                self._add_near(index, is_kept, rows_near)
 
     def add(self, other: "CutCounts") -> None:
         """Adds another's counts of the same cuts, of later shards."""
         self.beyond_C += other.beyond_C
         self.alone_C += other.alone_C
         for index, sides in enumerate(other.near):
-            for side, near in sides.items():
-                self._add_near(index, side, near)
+            for is_kept, near in sides.items():
+                self._add_near(index, is_kept, near)
 
-    def _add_near(self, index: int, side: bool, near: list[Near]) -> None:
-        self.near[index][side] = sorted(self.near[index][side] + near)[:NEAREST]
+    def _add_near(self, index: int, is_kept: bool, near: list[Near]) -> None:
+        self.near[index][is_kept] = sorted(self.near[index][is_kept] + near)[:NEAREST]
 
     def rows(self) -> tuple[CutRows, ...]:
         """Returns the result at every cut, in the order of the columns."""
