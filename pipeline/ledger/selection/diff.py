@@ -21,6 +21,7 @@ from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, artifacts, bindin
 from clipmill.pipeline.ledger.selection.causes import named_in
 from clipmill.pipeline.ledger.selection.joined import ABSENT, Joined, joined, same_rows
 from clipmill.pipeline.ledger.selection.sides import Side
+from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.variants import Changes, changes
 
@@ -41,34 +42,22 @@ class ConceptRows:
 class ConceptTally:
     """Counts concepts if both sides store them, for lists whose entries a balance has named."""
 
-    def __init__(self, before: Side, after: Side) -> None:
-        self.sides = (before, after)
-        self.bound = [binding(side.state, side.stage, CONCEPT_IDS.name) for side in self.sides]
-        self.entries = [self._entries(which) for which in (0, 1)]
+    def __init__(self, *sides: Side) -> None:
+        bound = [binding(side.state, side.stage, CONCEPT_IDS.name) for side in sides]
+        self.entries = [_entries(side, ids) for side, ids in zip(sides, bound, strict=True)]
         self.counts = [np.zeros(len(entries), np.int64) for entries in self.entries]
-        self.is_stored = all(map(len, self.entries))
-
-    def _entries(self, which: int) -> list[str]:
-        """Returns the entries by number, from the first balance of these concepts, if any."""
-        state = self.sides[which].state
-        for name, stage in state.stages.items():
-            files = artifacts(stage, "concepts").values()
-            bindings = state.plan.stages[name].bindings
-            if files and bindings and bindings[0].get(CONCEPT_IDS.name) == self.bound[which]:
-                (file, *_) = files
-                return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
-        return []
+        self.shards = [
+            stored(side.state, side.root, {"ids": ids})
+            for side, ids in zip(sides, bound, strict=True)
+            if ids and all(self.entries)
+        ]
 
     def count(self, which: int, index: int, outcome_N: NDArray[np.int32]) -> None:
         """Adds one shard of one side."""
-        bound = self.bound[which]
-        if not self.is_stored or bound is None:
-            return
-        side = self.sides[which]
-        table = stored(side.state, side.root, {"ids": bound}).table(index)
-        ids = table["ids"].filter(pa.array(outcome_N == 0)).combine_chunks()
-        concept_M = pc.list_flatten(ids).to_numpy()
-        self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
+        if self.shards:
+            ids = self.shards[which].table(index)["ids"]
+            concept_M = pc.list_flatten(ids.filter(pa.array(outcome_N == 0))).to_numpy()
+            self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
 
     def changed(self) -> tuple[ConceptRows, ...]:
         """Returns the entries whose counts differ most."""
@@ -82,6 +71,17 @@ class ConceptTally:
             ConceptRows(entry=entry, before=before[entry], after=after[entry])
             for entry in moved[:MOST_CONCEPTS]
         )
+
+
+def _entries(side: Side, ids: Binding | None) -> list[str]:
+    """Returns the entries by number, from the first balance of these concepts, if any."""
+    for name, stage in side.state.stages.items() if ids else ():
+        files = artifacts(stage, "concepts").values()
+        bindings = side.state.plan.stages[name].bindings
+        if files and bindings and bindings[0].get(CONCEPT_IDS.name) == ids:
+            (file, *_) = files
+            return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
+    return []
 
 
 LARGEST = 20  # groups of each kind, those with the largest change
