@@ -208,7 +208,8 @@ class Columns:
         def values(shard: int) -> pa.ChunkedArray | None:
             if column.name == REASON.name:
                 if shard not in stage.shards:
-                    return pa.chunked_array([[NOT_YET] * self.rows_of(shard)], pa.string())
+                    rows = self.state.stages[self.root].shards[shard].rows
+                    return pa.chunked_array([[NOT_YET] * rows], pa.string())
                 recorded = stage.recorded(shard)
                 if recorded is not None and recorded.keys() <= {""}:
                     return None
@@ -216,9 +217,6 @@ class Columns:
             return None if array is None else array.cast(pa.string())
 
         return coded(self, values, column.id)
-
-    def rows_of(self, shard: int) -> int:
-        return self.state.stages[self.root].shards[shard].rows
 
 
 def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], name: str) -> Codes:

@@ -164,7 +164,7 @@ _Lost = tuple[str, str, pa.Array]  # stage, reason, and a mask of rows
 
 
 class RowValues(NamedTuple):
-    """A row's place, and its values in the columns that decided."""
+    """A row's place, and its values in the columns that its reason names; if kept, with cuts."""
 
     place: Place
     values: dict[str, Any]
@@ -238,6 +238,9 @@ def survey(state: RunState, end: str) -> Survey:
     count = partial(_count, end, bound, deepcopy(total))
     for counted in read_parts(state, count, range(state.stages[root].total or 0), WORTH):
         total.add(counted)
+    chosen = {cause: [place for _, place in hashed] for cause, hashed in total.chosen.items()}
+    deciding = {cause: named_in(state.plan, *cause) for cause in chosen if cause != KEPT}
+    deciding[KEPT] = {column.name: column.where for column in columns if column.cuts}
     return Survey(
         stage=end,
         scores=tuple(histogram.score() for histogram in total.histograms),
@@ -256,8 +259,8 @@ def survey(state: RunState, end: str) -> Survey:
             for by, where in groups.items()
         },
         samples={
-            cause: _with_values(state, columns, cause, [place for _, place in hashed])
-            for cause, hashed in total.chosen.items()
+            cause: tuple(map(RowValues, places, rows_at(state, deciding[cause], places)))
+            for cause, places in chosen.items()
         },
         relations=total.relation_counts.relations(),
     )
@@ -312,14 +315,3 @@ def _naming(state: RunState, where: Binding, known: Iterable[Cause]) -> set[Caus
         for cause in set(known) - {KEPT}
         if state.plan.stages[cause[0]].is_select and where in named_in(state.plan, *cause).values()
     }
-
-
-def _with_values(
-    state: RunState, columns: list[ScoreColumn], cause: Cause, places: list[Place]
-) -> tuple[RowValues, ...]:
-    """Returns rows with the values of columns that the reason names; for kept rows, of columns with
-    cuts."""
-    deciding = {column.name: column.where for column in columns if column.cuts}
-    if cause != KEPT:
-        deciding = named_in(state.plan, *cause)
-    return tuple(map(RowValues, places, rows_at(state, deciding, places)))

@@ -130,8 +130,8 @@ def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, B
     elif TEXTS.name in _lists(planned):
         bindings = {} if planned.is_root else planned.bindings[0]
         read = [b for b in bindings.values() if type_of(plan.stages[b[0]].stage, b[1]) == TEXT_LIST]
-        is_judged = bindings.get(TEXTS.name) in read
-        read = ([] if is_judged else [bindings[TEXT.name]] if TEXT.name in bindings else []) + read
+        if TEXT.name in bindings and bindings.get(TEXTS.name) not in read:
+            read = [bindings[TEXT.name], *read]  # the pool's caption, which no list of `texts` has
         columns = [TEXTS.name, REASONS]
     else:
         columns = [*_own_texts(planned), CAPTIONS_MISSING.name] if _lists(planned) else []
@@ -193,7 +193,8 @@ def _sources(table: pa.Table, lists: Sequence[str]) -> tuple[pa.Array, NDArray[n
         else:  # the pool's own captions
             row_V, texts = np.arange(len(column)), column
             source = pa.array([ORIGINAL]).take(pa.array(np.zeros(len(column), np.int32)))
-        if name != lists[0] or not pa.types.is_list(column.type):  # joined without null texts
+        # Null texts are counted in the first list alone, which a select has a verdict on.
+        if name != lists[0] or not pa.types.is_list(column.type):
             texts = pc.struct_field(texts, "text") if pa.types.is_struct(texts.type) else texts
             row_V, source = row_V[np.asarray(texts.is_valid())], source.filter(texts.is_valid())
         rows.append(row_V)
