@@ -20,7 +20,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.report.build import report
-from clipmill.pipeline.report.relations import MOST_SETS, relation_section
+from clipmill.pipeline.report.ends import MOST_SETS, relation_section
 from tests.drawn import ROWS, caption
 from tests.parsed import Page
 
