@@ -305,16 +305,12 @@ def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lo
 
 def in_order(state: RunState, rows: Mapping[Cause, int]) -> list[Cause]:
     """Sorts causes by stage; within a select by its rules, within other stages largest first."""
-    order = list(state.plan.stages)
-    rules = {
-        planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}
-        for planned in state.plan.stages.values()
-        if planned.is_select
-    }
+    stages = state.plan.stages
+    order = list(stages)
 
     def place(cause: Cause) -> tuple[int, int, int]:
         stage, code = cause
-        by_rule = rules.get(stage, {})
-        return order.index(stage), by_rule.get(code, len(by_rule)), -rows[cause]
+        rules = [*stages[stage].stage.reasons] if stages[stage].is_select else []
+        return order.index(stage), rules.index(code) if code in rules else len(rules), -rows[cause]
 
     return sorted(rows, key=place)

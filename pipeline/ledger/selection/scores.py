@@ -202,13 +202,10 @@ def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[H
     """Returns an empty histogram of each column, with a scale from the values of sampled rows."""
     rows = state.stages[root].shards.rows
     every = range(state.stages[root].total or 0 if columns else 0)
-    values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
-    for part in read_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
-        for column_values, part_values in zip(values, part, strict=True):
-            column_values.append(part_values)
+    parts = [*read_parts(state, partial(_scale_values, root, columns, rows), every, MANY)]
     return [
-        Histogram(column, edges_of(column, column_values))
-        for column, column_values in zip(columns, values, strict=True)
+        Histogram(column, edges_of(column, [values[i] for values in parts]))
+        for i, column in enumerate(columns)
     ]
 
 

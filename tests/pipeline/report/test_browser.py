@@ -16,7 +16,7 @@ def page(state, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "clipmill.pipeline.report.relations.LEAST_ROWS", 5
+            "clipmill.pipeline.report.ends.LEAST_ROWS", 5
         )  # so that there are groups
         file.write_text(report(state))
     return file
