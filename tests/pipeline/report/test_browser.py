@@ -15,9 +15,7 @@ from tests.legible import LEADING_NOWHERE, faults, looks
 def page(state, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "clipmill.pipeline.report.ends.LEAST_ROWS", 5
-        )  # so that there are groups
+        patch.setattr("clipmill.pipeline.report.ends.LEAST_ROWS", 5)  # so that there are groups
         file.write_text(report(state))
     return file
 
