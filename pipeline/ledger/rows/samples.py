@@ -83,7 +83,7 @@ def _match(batch: pa.Table, columns: Sequence[str], word: str, ways: Sequence[_M
         lambda text: pc.match_substring(text, word, ignore_case=True),
     ]
     for way, matches in zip(ways, tests if len(word) >= SHORTEST else tests[:1], strict=False):
-        hit = pa.array([False] * len(batch))
+        hit = pa.array([False] * len(batch), pa.bool_())
         for name in columns:
             hit = pc.or_(hit, pc.fill_null(matches(batch[name]), False))
         rows = batch.filter(hit)

@@ -74,6 +74,13 @@ def test_what_names_nothing_is_said(word, state):
         samples(state, [word])
 
 
+def test_a_shard_without_rows_has_no_such_caption(own_stages, tmp_path):
+    (tmp_path / "pool.jsonl").write_text("")
+    state = numbered.run(tmp_path, numbered.STAGES[: numbered.STAGES.index("one:")])
+    with pytest.raises(RecipeError, match="no sample has the uid, link or caption"):
+        samples(state, ["row 1"])
+
+
 def test_where_a_uid_is_given_no_text_is_read(state, monkeypatch):
     monkeypatch.setattr(named, "stored", None)
     assert len(samples(state, [numbered.uid(7), numbered.uid(9)])) == 2
