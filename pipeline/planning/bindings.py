@@ -23,7 +23,7 @@ def bind(
     ancestors: dict[str, set[str]],
 ) -> dict[str, Binding]:
     """Returns stage and column for each name that the stage reads; else raises RecipeError."""
-    line = set(parents).union(*(ancestors[p] for p in parents))
+    line = _line(parents, planned, ancestors)
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict):
         raise RecipeError(
@@ -116,7 +116,7 @@ def bind_mask(
 
     An export of the select would read the same columns.
     """
-    line = {select} | ancestors[select]
+    line = _line([select], planned, ancestors)
     bound = {KEEP.name: (select, KEEP.name)}
     reader = planned[select].stage
     chosen = recipe.stages[name].get("read", {})
@@ -129,6 +129,14 @@ def bind_mask(
         _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
         bound[REPEATS.name] = repeats
     return bound
+
+
+def _line(
+    parents: list[str], planned: dict[str, PlannedStage], ancestors: dict[str, set[str]]
+) -> set[str]:
+    """Returns the parents and their ancestors over the same rows: not those before a union."""
+    line = set(parents).union(*(ancestors[p] for p in parents))
+    return {other for other in line if planned[other].root == planned[parents[0]].root}
 
 
 def _find(
@@ -152,14 +160,13 @@ def _find(
             do = reader.hint(source) or did_you_mean(stage, sorted(line), "ancestors")
             raise RecipeError(f"no stage '{stage}'", recipe.where(name), do)
         if stage not in line:
-            raise RecipeError(
-                found=f"'{stage}' is no ancestor of '{name}'",
-                where=recipe.where(name),
-                do=f"add it to `from`; ancestors: {', '.join(sorted(line))}",
-            )
+            found, do = f"'{stage}' is no ancestor of '{name}'", "add it to `from`; ancestors"
+            if stage in ancestors[name]:
+                found, do = f"'{stage}' has other rows: a union stands between", "name one of these"
+            raise RecipeError(found, recipe.where(name), f"{do}: {', '.join(sorted(line))}")
         if type_of(planned[stage].stage, column) is None and not is_required:
             # Look for an optional column among that stage's ancestors too.
-            line = {stage} | ancestors[stage]
+            line = _line([stage], planned, ancestors)
             return _find(recipe, name, column, line, planned, ancestors, is_required, reader)
         if type_of(planned[stage].stage, column) is None:
             have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]

@@ -174,7 +174,7 @@ def _planned(
         bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
     )
     if name not in recipe.remembered:
-        _check_earlier_select(recipe, name, stage, bindings, edges["only"], planned, ancestors)
+        _check_earlier_select(recipe, name, stage, bindings, edges, planned, ancestors)
     if not parents and not edges["rows"] and "read" in recipe.stages[name]:
         do = "leave it out: `read` binds columns of stages in `from`"
         raise RecipeError(f"`read`, and '{name}' has no `from`", recipe.where(name, "read"), do)
@@ -231,15 +231,21 @@ def _check_earlier_select(
     name: str,
     stage: Stage,
     bindings: Sequence[Mapping[str, Binding]],
-    only: Sequence[str],
+    edges: Mapping[str, Sequence[str]],
     planned: Mapping[str, PlannedStage],
     ancestors: Mapping[str, set[str]],
 ) -> None:
     """Raises RecipeError if a select after another ignores `keep`, so dropped rows would return."""
     reads_keep = any(column == KEEP.name for bound in bindings for _, column in bound.values())
     earlier = [other for other in planned if other in ancestors[name] and planned[other].is_select]
-    if not decides(stage) or not earlier or reads_keep or only:
+    if not decides(stage) or not earlier or reads_keep or edges["only"]:
         return
+    if planned[earlier[-1]].root not in {planned[parent].root for parent in edges["from"]}:
+        raise RecipeError(
+            found=f"a union before '{name}' takes along what '{earlier[-1]}' dropped",
+            where=recipe.where(name, "from"),
+            do=f"let '{earlier[-1]}' come after the union",
+        )
     raise RecipeError(
         found=f"'{name}' reads no `keep`, so rows that '{earlier[-1]}' dropped would be kept again",
         where=recipe.where(name, "uses"),

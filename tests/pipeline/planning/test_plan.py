@@ -180,6 +180,22 @@ def test_rows_know_their_root_and_a_union_is_a_new_one():
     ]
 
 
+def test_a_column_before_a_union_is_of_other_rows():
+    both = (
+        "pictures: {uses: ingest.image_folder, path: b}\n"
+        "first: {uses: select.where, from: pictures, where: text IS NOT NULL}\n"
+        "both: {uses: ingest.union, from: [pool, pictures]}\n"
+        "last: {uses: select.where, from: both, where: "
+    )
+    (bound,) = plan_of(both + "url IS NOT NULL}\n").stages["last"].bindings
+    assert bound == {"url": ("both", "url")}, "no image_bytes of one of the pools"
+    for column, found in (("a", "no ancestor writes column 'a'"), ("pool.a", "has other rows")):
+        with pytest.raises(RecipeError, match=found):
+            plan_of(f"{both}{column} > 3}}\n")
+    with pytest.raises(RecipeError, match="a union before 'last' takes along what 'first' dropped"):
+        plan_of(both.replace("[pool, pictures]", "[pool, first]") + "url IS NOT NULL}\n")
+
+
 def test_a_filter_network_reads_the_rows_of_several_roots_one_after_another():
     plan = plan_of(
         "own: {uses: ingest.image_folder, path: a}\n"
