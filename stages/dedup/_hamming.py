@@ -6,6 +6,7 @@ code is indexed under every pair of blocks, and compared with codes that share b
 
 from collections.abc import Iterator
 from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from clipmill.pipeline.errors import StageError
 # Shapes: N indexed codes (each once a key), K keys a code, R runs of equal keys, C codes of one
 # crowd.
 
-CROWD_CODES = 4096  # codes under one key above which neighbours are looked up, not compared
+CROWD_CODES = 4096  # codes under one key above which neighbours are looked up, if that is quicker
+LOOK_UP = 8  # comparisons that take as long as one look-up (6 measured, of 6,000 codes)
 FOREST_PAIRS = 2**21  # pairs above which only a forest of them is kept
 MAX_PAIRS = 2**25  # most pairs if all of them must be kept: 1 GB
 
@@ -63,8 +65,21 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
     for start, size in zip(first_R[is_crowd_R], size_R[is_crowd_R], strict=True):
         a, b, distance = crowd_pairs(code_N[start : start + size], radius)
         pairs.append((start + a, start + b, distance))
+    pairs = _compared(pairs, first_R[~is_crowd_R], size_R[~is_crowd_R], code_N, radius)
+    a, b, distance = _joined(pairs)
+    return order_N[a], order_N[b], distance
+
+
+def _compared(
+    pairs: list[Pairs],
+    first_R: NDArray[np.int64],
+    size_R: NDArray[np.int64],
+    code_N: NDArray[np.uint64],
+    radius: int,
+) -> list[Pairs]:
+    """Returns the pairs and those inside each run; a forest of them above FOREST_PAIRS."""
     count = 0
-    for a, b in neighbours(first_R[~is_crowd_R], size_R[~is_crowd_R]):
+    for a, b in neighbours(first_R, size_R):
         distance = np.bitwise_count(code_N[a] ^ code_N[b])
         near = np.flatnonzero((distance <= radius) & (distance > 0))
         pairs.append((a[near], b[near], distance[near]))
@@ -72,8 +87,7 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
         if count > FOREST_PAIRS:
             pairs, _ = _thinned(pairs, len(code_N))
             count = 0
-    a, b, distance = _joined(pairs)
-    return order_N[a], order_N[b], distance
+    return pairs
 
 
 def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
@@ -129,10 +143,11 @@ def neighbours(
 
 
 def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
-    """Returns a minimum spanning forest of sorted codes, of pairs within `radius`, in O(C log C).
+    """Returns a minimum spanning forest of sorted codes, of pairs within `radius`.
 
     Kruskal's algorithm: at each distance, looks up the neighbours of all codes outside the largest
-    group. Every edge that joins two groups has an end there.
+    group. Every edge that joins two groups has an end there. O(C log C) if few bits vary; if there
+    are more neighbours to look up than pairs to compare, compares all.
     """
     varies = np.bitwise_or.reduce(code_C) ^ np.bitwise_and.reduce(code_C)
     bits = [np.uint64(1) << np.uint64(bit) for bit in range(64) if varies >> np.uint64(bit) & 1]
@@ -141,6 +156,12 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
     for level in range(1, radius + 1):
         largest = np.bincount(root_C).argmax()
         outside = np.flatnonzero(root_C != largest)
+        if not len(outside):
+            break
+        if 2 * LOOK_UP * len(outside) * comb(len(bits), level) > len(code_C) ** 2:
+            run = np.array([0]), np.array([len(code_C)])
+            pairs, _ = _thinned(_compared([], *run, code_C, radius), len(code_C))
+            break
         count = 0
         for flipped in combinations(bits, level):
             flipped_code = code_C[outside] ^ np.bitwise_or.reduce(flipped)

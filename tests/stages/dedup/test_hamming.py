@@ -72,6 +72,7 @@ def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch)
 
 def test_a_crowd_hangs_together_at_each_distance_as_all_its_pairs_do(monkeypatch):
     monkeypatch.setattr(hamming, "CROWD_CODES", 2)
+    monkeypatch.setattr(hamming, "LOOK_UP", 0)
     rng = np.random.default_rng(1)
     for _ in range(100):
         code_N, radius = cloud(rng, int(rng.integers(3, 60))), int(rng.integers(1, 4))
@@ -86,6 +87,20 @@ def test_a_crowd_of_many_codes_takes_no_comparison_of_all_of_them():
     a, _, distance = crowd_pairs(code_C, 3)
     assert len(a) == len(code_C) - 1
     assert (distance == 1).all()
+
+
+def test_a_crowd_in_which_many_bits_vary_is_compared_and_not_looked_up(monkeypatch):
+    """Of 10 bits among 64 there are 10^11 choices."""
+    looked_up = []
+    monkeypatch.setattr(hamming, "combinations", lambda *few: looked_up.append(few) or ())
+    code_C = cloud(np.random.default_rng(3), 200)
+    a, b, distance = crowd_pairs(code_C, 10)
+    pairs = dict(zip(zip(a.tolist(), b.tolist(), strict=True), distance.tolist(), strict=True))
+    every = all_pairs(code_C, 10)
+    nodes = len(code_C)
+    assert groups_by_level(pairs, nodes, 10) == groups_by_level(every, nodes, 10)
+    assert every
+    assert not looked_up
 
 
 def test_two_codes_that_differ_in_the_radius_share_a_key_wherever_the_bits_are():

@@ -55,6 +55,7 @@ def small(monkeypatch):
     """As many parts of everything as a large pool has."""
     monkeypatch.setattr(MemoryContext, "partition_rows", 9)
     monkeypatch.setattr(hamming, "CROWD_CODES", 3)
+    monkeypatch.setattr(hamming, "LOOK_UP", 0)
     monkeypatch.setattr(hamming, "FOREST_PAIRS", 4)
     monkeypatch.setattr(minhash, "PARTITION_BYTES", 900)
     monkeypatch.setattr(minhash, "BLOCK_BYTES", 300)

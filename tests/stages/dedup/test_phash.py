@@ -59,6 +59,7 @@ def test_values_are_those_of_all_pairs_at_all_distances(memory_shards, memory_co
         rows, floor = int(rng.integers(1, 40)), int(rng.integers(0, 7))
         monkeypatch.setattr(MemoryContext, "partition_rows", int(rng.integers(4, 60)))
         monkeypatch.setattr(hamming, "CROWD_CODES", int(rng.choice([2, 4096])))
+        monkeypatch.setattr(hamming, "LOOK_UP", 0)
         monkeypatch.setattr(hamming, "FOREST_PAIRS", int(rng.choice([3, 2**21])))
         uids = rng.permutation(1_000)[:rows]
         whole = table(near_copies(rng, rows), uids, [None, *rng.integers(0, 4, rows - 1)])
