@@ -127,6 +127,7 @@ class Captions:
 def opened(
     folder: str,
     names: tuple[str, ...],
+    sha256: tuple[str, ...],
     compare: Literal["phash", "embedding", "caption"],
     pieces: tuple[shingles.Unit, int],
     tasks: str,
@@ -134,6 +135,7 @@ def opened(
     """Returns keys and samples of each task, as `put_samples` stored them in a folder.
 
     Captions are compared by `pieces`, their unit and size; `tasks` is where the samples come from.
+    `sha256`, of all tasks, is a key of the cache only: a process may run the stage again.
     """
     by_task: list[tuple[pa.ChunkedArray, Samples]] = []
     for name in names:

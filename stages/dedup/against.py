@@ -154,7 +154,8 @@ class AgainstEvaluation(DatasetStage):
         names = [name for name, count in numbers.items() if count["samples"]]
         if not names:
             raise self.nothing(f"stage '{ctx.worker.stage}', key `tasks`", numbers)
-        nearest = partial(nearest_of_all, self, ctx.folder, tuple(names))
+        sha256 = tuple(item["sha256"] for item in items)
+        nearest = partial(nearest_of_all, self, ctx.folder, tuple(names), sha256)
         # Stored, so that rows are compared once: leaks are counted, then rows are un-shuffled.
         rows = ctx.shuffle(ctx.map_shards(nearest, inputs.rows), UID.name)
         if len(inputs.rows):
@@ -230,13 +231,17 @@ def unmeasured(column: str, pictures: list) -> NDArray[np.float32]:
 
 
 def nearest_of_all(
-    stage: AgainstEvaluation, folder: str, names: tuple[str, ...], shard: pa.Table
+    stage: AgainstEvaluation,
+    folder: str,
+    names: tuple[str, ...],
+    sha256: tuple[str, ...],
+    shard: pa.Table,
 ) -> pa.Table:
     """Returns the stage's columns of every row, and how near it is to each task."""
     from clipmill.stages.dedup._copies import opened
 
     pieces, where = (stage.unit, stage.size), redacted(stage.tasks)
-    tasks = opened(folder, names, stage.compare, pieces, where)
+    tasks = opened(folder, names, sha256, stage.compare, pieces, where)
     column = shard[stage.compared.name]
     defined_N, values = tasks[0][1].values(column)
     rows = np.flatnonzero(defined_N)

@@ -187,6 +187,14 @@ def test_descriptors_can_come_in_parquet_files(parquet, memory_shards, memory_co
     assert (at[0.5], at[0.604169], at[1.0]) == (2, 1, 1)
 
 
+def test_a_task_that_changed_is_read_again_in_one_process(parquet, memory_shards, memory_context):
+    rows, ctx = table(phash=pa.array([0b1], pa.uint64())), memory_context()
+    for code in (0b1, 0b111):
+        tasks = parquet(a={"phash": pa.array([code], pa.uint64())})
+        (row,) = compared(ctx, memory_shards(rows), tasks)
+        assert row["eval_distance"] == code.bit_count() - 1
+
+
 def test_captions_are_found_by_the_words_they_share(parquet, memory_shards, memory_context):
     tags = "A red  Heart with a white border"
     folder = parquet(
