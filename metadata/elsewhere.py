@@ -80,8 +80,10 @@ class Elsewhere(fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no typ
             return pa.PythonFile(Reader(file, path), "r")
 
     def copied(self, path: str) -> Any:
-        """Opens a copy on scratch disk, of which a process makes one."""
-        place = scratch_folder() / hashlib.sha256(path.encode()).hexdigest()
+        """Opens a copy on scratch disk, made once while the server states the same of the file."""
+        info = self.fs.info(path)
+        stated = [path, *(info.get(name) for name in ("size", "ETag", "Last-Modified"))]
+        place = scratch_folder() / hashlib.sha256(repr(stated).encode()).hexdigest()
         if not place.exists():
             part = place.with_suffix(f".{os.urandom(4).hex()}")
             with self.fs.open(path, "rb", block_size=0) as source, part.open("wb") as sink:

@@ -71,6 +71,14 @@ def test_a_file_of_the_web_is_one_file_that_is_read_in_parts_and_at_once(gives_p
         assert files_of(f"{url}/gone") == []
 
 
+def test_a_file_that_changed_is_copied_again(monkeypatch):
+    with served(False) as (url, _):
+        storage = Storage(url)
+        assert storage.read_at("pairs.bin", 1, 9) == BODY[1:10]
+        monkeypatch.setitem(globals(), "BODY", b"other pairs")
+        assert storage.read_at("pairs.bin", 1, 9) == b"ther pair"
+
+
 def test_what_a_server_refuses_is_an_error_of_a_file():
     with served(False, 403) as (url, _), pytest.raises(OSError, match="403"):
         files_of(f"{url}/a.csv")
