@@ -77,6 +77,7 @@ CROISSANT_TYPES = {  # by the prefix of Arrow's type name; else text
     "bool": "sc:Boolean",
     "int": "sc:Integer",
     "uint": "sc:Integer",
+    "halffloat": "sc:Float",
     "float": "sc:Float",
     "double": "sc:Float",
 }

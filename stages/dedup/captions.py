@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, SHA256, TEXT_IMAGES, TEXTS, UID
+from clipmill.metadata.uid import from_hex
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage
 
@@ -82,12 +83,8 @@ def digests(texts: pa.Array) -> pa.Array:
 
 
 def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
-    """Returns the first 128 bits of each digest; null if it is no hex."""
-    import polars as pl
-
-    column = pl.DataFrame(pa.table({"sha256": sha256})).to_series()
-    half = column.str.slice(0, 32).str.decode("hex", strict=False)
-    return half.to_arrow().cast(pa.binary()).cast(ID)
+    """Returns the first 128 bits of each digest; null if it is no hex, or shorter."""
+    return from_hex(pc.utf8_slice_codeunits(sha256, 0, 32))
 
 
 def counted(partition: pa.Table) -> pa.Table:

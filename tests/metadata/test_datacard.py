@@ -19,6 +19,7 @@ SUMMARY = {
         ["emb.image_embedding", "fixed_size_list<item: float>[64]"],
         ["keep", "bool"],
         ["score", "float"],
+        ["half", "list<item: halffloat>"],
     ],
     "files": [
         {"file": "00000.parquet", "rows": 700, "bytes": 10_000, "sha256": "a" * 64},
@@ -57,6 +58,7 @@ def test_croissant_types_every_column():
         "emb.image_embedding": ("sc:Float", True),
         "keep": ("sc:Boolean", False),
         "score": ("sc:Float", False),
+        "half": ("sc:Float", True),
     }
 
 

@@ -48,6 +48,7 @@ def test_copies_of_an_image_count_once_and_without_a_digest_the_uid_tells(count)
     lists, _ = count(rows(texts, [one, one, two, None, "no hex"]))
     assert lists == [[4], [4], [4, 4], [4], [4]]
     assert count(rows(texts))[0][0] == [5]
+    assert count(rows(texts, ["00", "00", "", "", one]))[0][0] == [5]  # no SHA-256: by uid
 
 
 def test_null_items_keep_their_place(count):
