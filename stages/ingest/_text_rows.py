@@ -100,7 +100,7 @@ def scan_text(
         with open_range(storage, file["path"], 0, None, wide(dialect.encoding)) as stream:
             if kind in DELIMITER:
                 header, start = read_header(stream, dialect)
-            elif stream.read(4096).lstrip().startswith(b"["):
+            elif stream.read(4096).lstrip(BOM + b" \t\r\n").startswith(b"["):
                 do = "write one JSON object a line: jq -c '.[]' pool.json > pool.jsonl"
                 raise StageError("a JSON array", where, do)
         dialect = dialect.of(file["path"], header)

@@ -324,8 +324,9 @@ def test_a_broken_gzip_fails_its_shard_alone(tmp_path, run):
     assert [isinstance(shard, ShardError) for shard in shards] == [True, True, False]
 
 
-def test_a_json_array_is_refused_with_what_to_do(tmp_path, run):
-    write(tmp_path, "0.json", ' [{"url": "a"}]')
+@pytest.mark.parametrize("data", [' [{"url": "a"}]', '\ufeff[{"url": "a"}]'])
+def test_a_json_array_is_refused_with_what_to_do(tmp_path, run, data):
+    write(tmp_path, "0.json", data)
     with pytest.raises(StageError, match="one JSON object a line"):
         run(UrlList(path=str(tmp_path)))
 
