@@ -57,7 +57,7 @@ class ExactDuplicate(KeepsBest):
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
     columns: tuple[NonEmpty, ...] = ()  # compare the values of these instead
 
-    version = 1
+    version = 2
     writes = (DUPLICATE_OF,)
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ def encodings() -> tuple[list[str], list[str]]:
 
 
 KEYS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
-    "bytes": lambda digests: digests,
+    "bytes": lambda digests: pc.if_else(pc.equal(digests, ""), None, digests),
     "pixels": pixel_digests,
     "url": normalised,
     "caption": caption_keys,

@@ -18,6 +18,8 @@ ROWS = [  # uid, sha256, expected keeper
     ("b", "two", None),
     ("e", None, None),
     ("f", "one", "a"),
+    ("h", "", None),
+    ("g", "", None),
 ]
 
 
@@ -39,7 +41,7 @@ def test_the_least_uid_stays_and_the_others_name_it(memory_shards, memory_contex
     ExactDuplicate().run(Inputs(rows=memory_shards(table(ROWS[:2]), table(ROWS[2:]))), ctx)
     out = pa.concat_tables(ctx.stored)
     assert out["duplicate_of"].to_pylist() == [uid(keeper) for _, _, keeper in ROWS]
-    no_digest = [sha256 is None for _, sha256, _ in ROWS]
+    no_digest = [not sha256 for _, sha256, _ in ROWS]
     assert out["reason"].to_pylist() == ["no_sha256" if n else None for n in no_digest]
 
 
