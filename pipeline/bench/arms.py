@@ -4,7 +4,6 @@ Files are written a shard of the pool at a time; a file with the same origin is 
 match the stored digest.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.outputs import digest_of
 from clipmill.metadata.schema import REPEATS
 from clipmill.metadata.storage import Storage
 from clipmill.metadata.subset_file import write_subset
@@ -184,8 +184,7 @@ class ArmWriter:
 
             with self.folder.scratch(subset_name(name)) as path:
                 count = write_subset(path, tables())
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                sha256 = digest_of(path)
                 self.folder.commit(path, subset_name(name))
             total, unknown = count, 0
             if isinstance(rows, Kept):

@@ -10,6 +10,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.metadata.storage import BLOCK_BYTES, Storage
 
 FOLDER = "checkpoints"  # within a journal
@@ -23,9 +24,7 @@ class StoredCheckpoints:
         self.folder, self.place, self.scratch = folder, place, scratch
 
     def put(self, step: int, path: Path) -> None:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        name = f"{step:012d}-{sha256[:32]}"
+        name = f"{step:012d}-{digest_of(path)[:32]}"
         self.folder.put_file(f"{self.place}/{name}", path, point="step")
         for other in self._names():
             if other != name:

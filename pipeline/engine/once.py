@@ -5,7 +5,6 @@ last, names them. So files of two makers cannot mix, and files without a `made.j
 Entries are found only by key, so a missing or damaged one can simply be made again.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipmill.metadata.outputs import Noted, put_output
+from clipmill.metadata.outputs import Noted, digest_of, put_output
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Put
@@ -63,7 +62,6 @@ def whole(cache: Storage) -> dict[str, Any] | None:
 
 
 def _put(cache: Storage, files: dict[str, dict[str, Any]], name: str, path: Path) -> None:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = digest_of(path)
     files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256}
     cache.put_file(place_of(name, sha256), path, point="rename")

@@ -5,7 +5,6 @@ checkpoint:URI        a folder that train.clip wrote
 open_clip:NAME@FILE   weights of open_clip's network NAME
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import FileType
 
 from clipmill.metadata.keys import redacted
+from clipmill.metadata.outputs import digest_of
 from clipmill.metadata.storage import Storage, open_uri
 from clipmill.pipeline.errors import RecipeError, StageError
 
@@ -74,7 +74,7 @@ def start_of(start: str, folder: str | None = None) -> Start:
     scheme, _, place = parts(start)
     if scheme == "open_clip":
         look_at(start)
-        return Start(place, _sha256(place), is_file=True)
+        return Start(place, digest_of(Path(place)), is_file=True)
     place = folder or place
     return Start(place, str(read_card(Storage(place), cards(place)[0]).get("sha256")), False)
 
@@ -91,7 +91,7 @@ def load_start(model: "Towers", start: Start) -> None:
 
     network: Any = model.network
     if start.is_file:
-        digest, weights = _sha256(start.place), _read(start.place, network)
+        digest, weights = digest_of(Path(start.place)), _read(start.place, network)
     else:
         card, weights = read_model(start.place, CLIP)
         digest = card["sha256"]
@@ -164,11 +164,6 @@ def lock(model: "Towers", tower: str, groups: int, key: str = "unlock_groups") -
     except AssertionError as error:  # of open_clip's ResNets, too
         found = f"a tower that is locked as a whole: {error}"
         raise StageError(found, f"key `{key}`", "leave it out") from None
-
-
-def _sha256(file: str) -> str:
-    with open(file, "rb") as body:
-        return hashlib.file_digest(body, "sha256").hexdigest()
 
 
 def _read(file: str, network: Any) -> dict[str, "Tensor"]:

@@ -1,6 +1,5 @@
 """Exports the rows as a table without pictures: one CSV or JSON Lines file."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
@@ -107,10 +107,8 @@ def write_table(
                 table = listed(batch.filter(pa.array(leaving_N)), takes.dropped, columns)
                 stored = [[field.name, str(field.type)] for field in table.schema]
                 write(table)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size_bytes = path.stat().st_size
-    task.put_file(name, path)
+    sha256, size_bytes = digest_of(path), path.stat().st_size
+    task.put_file(name, path, sha256)
     return {"file": name, "bytes": size_bytes, "sha256": sha256, "columns": stored}
 
 

@@ -1,6 +1,5 @@
 """Exports the uids of a selection, as DataComp's subset file."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.metadata.schema import IDENTITY, REPEATS, UID, Column
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
@@ -111,10 +111,8 @@ def write_uids(by_range: Ranges, ids: int, name: str, task: Task) -> dict[str, A
         np.lib.format.write_array_header_1_0(file, header)
         for rows in by_range:
             file.write(sorted_ids(rows).tobytes())
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size_bytes = path.stat().st_size
-    task.put_file(path.name, path)
+    sha256, size_bytes = digest_of(path), path.stat().st_size
+    task.put_file(name, path, sha256)
     return {"file": name, "rows": ids, "bytes": size_bytes, "sha256": sha256}
 
 

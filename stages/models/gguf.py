@@ -5,11 +5,12 @@
 
 from pathlib import Path
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models import gguf_server
 from clipmill.stages.models.endpoint import Endpoint, Limits
-from clipmill.stages.models.served import serve, sha256
+from clipmill.stages.models.served import serve
 from clipmill.stages.ops.outside import need_file
 
 # A prebuilt wheel of llama.cpp (MIT), the only one tested; one person builds it, so it is pinned.
@@ -57,7 +58,7 @@ def served(
 ) -> Endpoint:
     """Starts the server of these files, by a Python that has llama.cpp."""
     files = [model, *filter(None, [projector])]
-    identity = "+".join(sha256(Path(file)) for file in files)
+    identity = "+".join(digest_of(Path(file)) for file in files)
     worker.pin(f"model {name}", identity)
     most = SLOTS if worker.device == "cpu" else SLOTS_ON_GPU
     slots = min(limits.concurrency, most)

@@ -1,7 +1,6 @@
 """Starts a model server of our own beside the worker: on a Unix socket, with a random key."""
 
 import contextlib
-import hashlib
 import http.client
 import secrets
 import socket
@@ -75,11 +74,6 @@ def is_well(path: Path) -> bool:
         return False
     finally:
         connection.close()
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 class OverSocket(http.client.HTTPConnection):

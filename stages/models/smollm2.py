@@ -6,11 +6,11 @@ Source: Allal et al. 2025, SmolLM2; Apache-2.0. It is small and often disobeys: 
 import subprocess
 from pathlib import Path
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models import gguf
 from clipmill.stages.models.endpoint import Endpoint, Limits
-from clipmill.stages.models.served import sha256
 from clipmill.stages.ops.outside import need_weights
 
 # Its dependencies are left out: its llama.cpp compiles for minutes, and only its file is used.
@@ -39,5 +39,5 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
         [str(python), "-I", "-c", FIND], capture_output=True, check=True, text=True
     )
     [file] = Path(folder.stdout.strip()).glob("*.gguf")
-    need_weights("SmolLM2-135M-Instruct", sha256(file), SHA256, WEIGHTS)
+    need_weights("SmolLM2-135M-Instruct", digest_of(file), SHA256, WEIGHTS)
     return gguf.served(worker, limits, python, str(file), "", "smollm2")

@@ -7,11 +7,12 @@ import hashlib
 import os
 from pathlib import Path
 
+from clipmill.metadata.outputs import digest_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models import vllm_server
 from clipmill.stages.models.endpoint import Endpoint, Limits
-from clipmill.stages.models.served import serve, sha256
+from clipmill.stages.models.served import serve
 from clipmill.stages.ops.outside import need_folder
 
 
@@ -109,5 +110,5 @@ def digest(folder: Path) -> str:
     whole = hashlib.sha256()
     for name, path in files:
         if not any(part.startswith(".") for part in Path(name).parts):
-            whole.update(f"{name} {sha256(path)}\n".encode())
+            whole.update(f"{name} {digest_of(path)}\n".encode())
     return whole.hexdigest()

@@ -61,7 +61,7 @@ class Targets(TargetVectors):
         if file is None:
             tasks = evaluation.tasks_at(folder.uri, self.stage, "targets")
         else:
-            sha256 = evaluation.file_digest(folder, file)
+            sha256 = folder.sha256(file)
             tasks = [{"task": file.removesuffix(PARQUET), "sha256": sha256}]
         files = {entry.name for entry in folder.entries()}
         items = []

@@ -4,7 +4,6 @@ Tasks are folders in CLIP_benchmark's layout, Parquet files, or both. A file has
 column, or encoded pictures in `image`; a row is named by `key`, else by its number.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from itertools import islice, pairwise
@@ -50,7 +49,7 @@ def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
     folder = Storage(uri)
     where = f"stage '{stage}', key `{key}`: {folder}"
     files = [entry.name for entry in _parquet(folder)]
-    digests = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
+    digests = [(file.removesuffix(PARQUET), folder.sha256(file)) for file in files]
     digests += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
     if not digests:
         raise StageError(
@@ -63,12 +62,6 @@ def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
         if name == following:
             raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
     return [{"task": name, "sha256": sha256} for name, sha256 in digests]
-
-
-def file_digest(folder: Storage, file: str) -> str:
-    """Returns SHA-256 of a file's bytes."""
-    with folder.open(file) as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def listing_digest(uri: str) -> str:
