@@ -106,7 +106,7 @@ class Captions:
     def _nearest(self, text: pa.Array) -> Nearest:
         pieces = pieces_of(text, self.unit, self.size)
         place_P = np.searchsorted(self.piece_V, pieces.item)
-        known_P = np.append(self.piece_V, 0)[place_P] == pieces.item
+        known_P = np.append(self.piece_V, np.uint64(0))[place_P] == pieces.item
         known_P &= place_P < len(self.piece_V)
         ends = np.append(0, np.cumsum(known_P))[np.append(0, pieces.end)]
         shape = len(text), len(self.piece_V)

@@ -25,6 +25,7 @@ from clipmill.pipeline.dataset import Context, Shards, State
 from clipmill.stages.ops.compiled import compiled
 from clipmill.stages.ops.tables.combined import Concatenated, Zipped
 from clipmill.stages.ops.tables.keeper import PREFERENCE, best_first
+from clipmill.stages.ops.tables.rows import added
 
 # Shapes: N rows; V nodes (distinct values), E edges between them; V nodes, E edges.
 
@@ -57,7 +58,7 @@ def link(
         before = pointers
         meeting = ctx.shuffle(ctx.map_shards(contracted, before), "key", partitions)
         pointers = ctx.shuffle(ctx.map_shards(jumped, meeting), "x", partitions)
-        is_settled = not ctx.reduce(unsettled, pointers, add)["unsettled"]
+        is_settled = not ctx.reduce(unsettled, pointers, added)["unsettled"]
         ctx.drop(before)
         ctx.drop(meeting)
     labels = ctx.shuffle(ctx.map_shards(labels_of, pointers), NODE.name, partitions)
@@ -129,10 +130,6 @@ def unsettled(pointers: pa.Table) -> State:
     _, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
     changes_E = (root_V[x_E] != y_E) | pointers["moved"].to_numpy()
     return {"unsettled": np.array(np.count_nonzero(changes_E))}
-
-
-def add(a: State, b: State) -> State:
-    return {name: np.add(a[name], b[name]) for name in a}
 
 
 def labels_of(pointers: pa.Table) -> pa.Table:

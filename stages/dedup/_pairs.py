@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import UID, Column
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Shards, State, Task
-from clipmill.stages.dedup._linkage import NODE, add
+from clipmill.stages.dedup._linkage import NODE
 from clipmill.stages.ops.tables.combined import Concatenated, Zipped
 from clipmill.stages.ops.tables.keeper import best_first
 from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.tables.rows import added
 
 # Shapes: N rows or pairs, V nodes, E edges.
 
@@ -34,7 +35,7 @@ def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value:
     halfway = ctx.shuffle(Zipped(with_first, (rows, edges)), "b", len(edges))
     named = Zipped(with_second, (rows, halfway))
     pairs = Concatenated((Zipped(partial(of_equals, equal), (rows,)), named))
-    most = int(ctx.reduce(counted, Concatenated((rows, edges)), add)["rows"])
+    most = int(ctx.reduce(counted, Concatenated((rows, edges)), added)["rows"])
     bits = bits_for(most, RANGE_ROWS)
     by_range = ranged(ctx, Zipped(partial(in_ranges, bits), (pairs,)), bits)
     ctx.drop(halfway)

@@ -1,14 +1,13 @@
 """Measures the share of near pairs that `dedup.minhash` finds: by formula, and in a sample."""
 
-import json
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from clipmill.pipeline.dataset import Context, Shards, State, Task
-from clipmill.stages.ops.tables.rows import put_text
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.stages.ops.tables.rows import put_json
 
 if TYPE_CHECKING:
     from clipmill.stages.dedup._shingles import Unit
@@ -57,7 +56,7 @@ def report(
             "joined_to_the_nearest": int((has_near_S & (joined_S == best_S)).sum()),
         },
     }
-    ctx.map(put, [counts])
+    ctx.map(partial(put_json, FILE), [counts])
 
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
@@ -88,12 +87,6 @@ def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
 
 def greatest(a: State, b: State) -> State:
     return {name: np.maximum(a[name], b[name]) for name in a}
-
-
-def put(counts: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/recall.json."""
-    put_text(FILE, json.dumps(counts, indent=1) + "\n", task)
-    return {"texts": counts["texts_drawn"]["all"]}
 
 
 def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Finds rows that are copies of evaluation samples: images by look, captions by words."""
 
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +35,7 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.models import image_text, images
 from clipmill.stages.ops.outside import need_folder
-from clipmill.stages.ops.tables.rows import added, put_text
+from clipmill.stages.ops.tables.rows import added, put_json
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ class AgainstEvaluation(DatasetStage):
         if len(inputs.rows):
             leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
             within = dict(zip(names, leaks["rows_TL"].tolist(), strict=True))
-            ctx.map(put_leaks, [self.report(numbers, within)])
+            ctx.map(partial(put_json, LEAKS), [self.report(numbers, within)])
         ctx.restore(rows)
 
     def nothing(self, where: str, numbers: dict[str, dict[str, int]]) -> StageError:
@@ -279,12 +278,6 @@ def counted(way: Way, tasks: int, rows: pa.Table) -> State:
     limits = np.array(way.limits, np.float32)
     within = [np.count_nonzero(sign * near_NT >= sign * limit, axis=0) for limit in limits]
     return {"rows_TL": np.stack(within, axis=1)}
-
-
-def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/leaks.json."""
-    put_text(LEAKS, json.dumps(report, indent=1) + "\n", task)
-    return {"tasks": len(report["tasks"])}
 
 
 NEAREST = "To the nearest evaluation image."

@@ -19,7 +19,7 @@ from clipmill.pipeline.stage import Between0And1, NonEmpty, OneUp, Share, later
 from clipmill.stages.dedup import _recall
 from clipmill.stages.dedup._recall import bands_for
 from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, Order, preference
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
 # texts, S texts of a block.
@@ -97,7 +97,7 @@ class MinHashDuplicate(KeepsBest):
         return (replace(TEXT, name=self.column), *self.deciding)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.dedup._linkage import add, link
+        from clipmill.stages.dedup._linkage import link
         from clipmill.stages.dedup._pairs import put_pairs
         from clipmill.stages.ops.tables.combined import (
             Combined,
@@ -116,7 +116,7 @@ class MinHashDuplicate(KeepsBest):
         wide = max(1, partitions * self.bands[0] // 4)
         met = ctx.shuffle(ctx.map_shards(partial(filed_under_bands, self), rows), "band", wide)
         # Most texts have few pairs, a template's have many: pairs set how finely they are parted.
-        size_bytes = int(ctx.reduce(counted, met, add)["pairs"]) * pair_bytes(surveys)
+        size_bytes = int(ctx.reduce(counted, met, added)["pairs"]) * pair_bytes(surveys)
         finer = partitions * (int(size_bytes / partitions / PARTITION_BYTES) + 1)
         # Pairs go where their first text is, then with it to where the second one is.
         pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)

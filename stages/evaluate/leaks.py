@@ -1,6 +1,5 @@
 """Finds pictures and texts of evaluation tasks in an export."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
 from clipmill.stages.ops.tables.exports import summary_of
-from clipmill.stages.ops.tables.rows import put_table, put_text
+from clipmill.stages.ops.tables.rows import put_json, put_table
 from clipmill.stages.ops.tasks.folders import (
     content_digest,
     describe,
@@ -157,8 +156,7 @@ def put_leaks(
     by_task: dict[str, Any] = {name: {} for name in tasks}
     for (name, kind), number in samples.items():
         by_task[name][kind] = {"samples": number, "found": found.get((name, kind), 0)}
-    put_text(COUNTS, json.dumps({**about, "tasks": by_task}, indent=1) + "\n", task)
-    return {"leaks": len(leaks)}
+    return put_json(COUNTS, {**about, "tasks": by_task}, task)
 
 
 def numbers(samples: pl.DataFrame) -> dict[tuple[str, str], int]:

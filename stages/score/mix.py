@@ -1,6 +1,5 @@
 """Mixes several scores into one: a weighted sum of scaled columns, with weights given or learnt."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +21,10 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
-from clipmill.stages.ops.tables.rows import added, joined, put_text
+from clipmill.stages.ops.tables.rows import added, joined, put_json
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
 
@@ -168,7 +167,8 @@ class Mix(DatasetStage):
                 about = zip(self.columns, weights, span["low"], span["high"], strict=True)
                 names = "column", "weight", "least", "greatest"
                 columns = [dict(zip(names, values, strict=True)) for values in about]
-                ctx.map(put_summary, [{"rows": int(span["rows"]), "columns": columns}])
+                item = {"rows": int(span["rows"]), "columns": columns}
+                ctx.map(partial(put_json, SUMMARY), [item])
         ctx.restore(ctx.map_shards(partial(self.mixed, scalings, weights), rows))
 
     def values(self, rows: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -354,9 +354,3 @@ def fitted(x_LK: NDArray[np.float64], good_L: NDArray[np.bool_], penalty: float)
         if np.abs(step_K).max() < NEAR:
             break
     return beta_K[:-1]
-
-
-def put_summary(item: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/mix.json."""
-    put_text(SUMMARY, json.dumps(item, indent=1) + "\n", task)
-    return {}

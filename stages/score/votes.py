@@ -1,10 +1,9 @@
 """Combines votes of noisy rules into one probability, by accuracies estimated without truth."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, Column
-from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.tables.rows import added, put_text
+from clipmill.stages.ops.tables.rows import added, put_json
 
 # Shapes: N rows, J rules, P patterns of votes (3^J), M of them that rows have.
 
@@ -84,7 +83,7 @@ class Votes(DatasetStage):
             share_J = (vote_MJ != 0).T @ count_M / count_M.sum()
             about = zip(self.rules, accuracy_J.tolist(), share_J.tolist(), strict=True)
             item = {name: {"accuracy": accuracy, "votes": share} for name, accuracy, share in about}
-            ctx.map(put_summary, [item])
+            ctx.map(partial(put_json, SUMMARY), [item])
             votes_PJ = votes_of(np.arange(len(count_P)), len(self.rules))
             good_P = probability(votes_PJ, accuracy_J, self.balance)
         ctx.restore(ctx.map_shards(partial(self.scored, good_P), inputs.rows))
@@ -136,9 +135,3 @@ def fitted(
         if change < NEAR:
             break
     return accuracy_J
-
-
-def put_summary(item: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/votes.json."""
-    put_text(SUMMARY, json.dumps(item, indent=1) + "\n", task)
-    return {}

@@ -1,7 +1,6 @@
 """Keeps rows whose image falls into the cluster of a target image."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -30,7 +29,7 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.models import image_text, images
 from clipmill.stages.ops.outside import STAGE, listing_digest, named, need_either
-from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
+from clipmill.stages.ops.tables.rows import DROPPED, added, put_json
 from clipmill.stages.ops.vectors.centroids import file_or_folder, look_for
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
@@ -255,5 +254,4 @@ def put_summary(
         for (name, count), near_K, kept in by_task
     }
     whole = {"centroids": len(near.count), "near": int((near.count >= at_least).sum())}
-    put_text(SUMMARY, json.dumps({**about, **whole, "tasks": tasks}, indent=1) + "\n", task)
-    return {"tasks": len(tasks)}
+    return put_json(SUMMARY, {**about, **whole, "tasks": tasks}, task)

@@ -1,7 +1,7 @@
 """Keeps the rows that a list of uids names: a subset chosen elsewhere."""
 
-import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from clipmill.metadata.schema import (
     UID,
 )
 from clipmill.metadata.uid import from_halves, halves
-from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.tables.rows import DROPPED, put_text
+from clipmill.stages.ops.tables.rows import DROPPED, put_json
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class UidList(DatasetStage):
         both = Concatenated((ctx.map_shards(may_stay, inputs.rows), Zipped(lines, (listed,))))
         partitions = ctx.partitions(inputs.rows, listed.uids)
         met = ctx.shuffle(both, UID.name, partitions)  # a row, and the lines that name it
-        ctx.map(put, [summary(ctx.reduce(counted, met, merged))])
+        ctx.map(partial(put_json, FILE), [summary(ctx.reduce(counted, met, merged))])
         ctx.restore(ctx.map_shards(judged, met))
 
 
@@ -139,9 +139,3 @@ def summary(counts: State) -> dict[str, Any]:
         **dict(zip(names, counts["numbers"].tolist(), strict=True)),
         "least_missing": [uid.hex() for uid in least],
     }
-
-
-def put(listed: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/list.json."""
-    put_text(FILE, json.dumps(listed, indent=1) + "\n", task)
-    return {"missing": listed["missing"]}

@@ -1,6 +1,5 @@
 """Leaves out the rows that a user's lists name: by link, host, digest or perceptual hash."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,11 @@ from msgspec import Meta
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import IDENTITY, KEEP, LISTED, PHASH, REASON, SHA256, URL, Column
-from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import DatasetStage
 from clipmill.stages.ops.tables.blocklists import Lists, opened
-from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, put_text
+from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, put_json
 from clipmill.stages.select._judged import first_of, judged_rows
 
 FILE = "lists.json"
@@ -78,7 +77,7 @@ class Unlisted(DatasetStage):
         opened(self.lists, sha256)  # so that a bad one stops the stage, before any worker
         found = ctx.map_shards(partial(found_on, settings=self, sha256=sha256), inputs.rows)
         counts = ctx.reduce(counted, found, added)
-        ctx.map(put, [{name: int(count[0]) for name, count in counts.items()}])
+        ctx.map(partial(put_json, FILE), [{name: int(count[0]) for name, count in counts.items()}])
         ctx.restore(ctx.map_shards(judged, found))
 
 
@@ -110,9 +109,3 @@ def counted(found: pa.Table) -> State:
 
 def judged(found: pa.Table) -> pa.Table:
     return judged_rows(found, found[REASON.name], {})
-
-
-def put(counts: dict[str, int], task: Task) -> dict[str, int]:
-    """Stores out/lists.json."""
-    put_text(FILE, json.dumps(counts, indent=1) + "\n", task)
-    return {"listed": counts["rows"]}

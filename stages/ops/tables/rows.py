@@ -1,5 +1,8 @@
 """Helpers of dataset stages: dropped rows, order of rows, sums of shards, files in out/."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -51,3 +54,9 @@ def put_text(name: str, text: str, task: Task) -> None:
     path = task.worker.scratch / name
     path.write_text(text, encoding="utf-8")
     task.put_file(name, path)
+
+
+def put_json(name: str, value: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores out/<name>, a value a line; returns {}, a unit's result."""
+    put_text(name, json.dumps(value, indent=1) + "\n", task)
+    return {}
