@@ -11,7 +11,7 @@ import pytest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
-from clipmill.stages.evaluate import _leaks
+from clipmill.stages.evaluate import leaks
 from clipmill.stages.evaluate.leaks import EvaluationLeaks
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.perceptual import phash
@@ -70,7 +70,7 @@ BITS = int(np.bitwise_count(np.bitwise_xor(*phash([decode(NEAR), decode(drawn(2)
 
 @pytest.mark.parametrize("tile", [1, 4, 8192])
 def test_near_copies_are_found_with_their_distance_in_every_task(found, monkeypatch, tile):
-    monkeypatch.setattr(_leaks, "TILE", tile)
+    monkeypatch.setattr(leaks, "TILE", tile)
     rows = [row(n, image=image) for n, image in enumerate((drawn(77), NEAR, drawn(0), None))]
     rows.append(row(4, image=drawn(0)))
     (first, second), counts = found(rows[:2], [*rows[2:], row(5, image=b"no picture")])
