@@ -224,7 +224,9 @@ class Stage(ABC):
 
     @property
     def resources(self) -> Resources:
-        return Resources()
+        """Returns what the settings `cpus`, `gpus` and `memory_gb` say, else the defaults."""
+        names = (each.name for each in fields(Resources) if hasattr(self, each.name))
+        return Resources(**{name: getattr(self, name) for name in names})
 
     @property
     def note(self) -> str:

@@ -13,7 +13,6 @@ from clipmill.pipeline.stage import (
     Between0And1,
     Gpus,
     OneUp,
-    Resources,
     RowFunction,
     RowStage,
     Worker,
@@ -57,10 +56,6 @@ class Faces(RowStage):
     optional_reads = (FACE_BBOXES,)
     writes = (FACE_BBOXES, FACE_SCORES)
     reasons = ("no_image",)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus)
 
     def look(self) -> None:
         weights()

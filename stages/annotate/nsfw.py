@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import NSFW_SCORE, REASON, REASON_TYPE
-from clipmill.pipeline.stage import Gpus, Resources, RowFunction, RowStage, Worker, location
+from clipmill.pipeline.stage import Gpus, RowFunction, RowStage, Worker, location
 from clipmill.stages.models.network_file import Network, in_package, open_packaged, square_of
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
@@ -40,10 +40,6 @@ class Nsfw(RowStage):
     reads = (PIXELS,)
     writes = (NSFW_SCORE,)
     reasons = ("no_image",)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus)
 
     def look(self) -> None:
         in_package(*PACKAGED)

@@ -20,7 +20,6 @@ from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     RowFunction,
     RowStage,
     Share,
@@ -159,10 +158,6 @@ class Onnx(RowStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         return ("no_image" if self.of_pictures else "no_embedding", NOT_FINITE)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus)
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         found = types.get(self.input)

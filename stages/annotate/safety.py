@@ -18,7 +18,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
-    Resources,
     RowFunction,
     RowStage,
     Worker,
@@ -71,10 +70,6 @@ class Safety(RowStage):
 
     def __post_init__(self) -> None:
         checked_width(self.model)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         look_for(self.model)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT_BOXES, Column
-from clipmill.pipeline.stage import Gpus, OneUp, Resources, RowFunction, RowStage, Worker, location
+from clipmill.pipeline.stage import Gpus, OneUp, RowFunction, RowStage, Worker, location
 from clipmill.stages.models.network_file import in_package
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
@@ -54,10 +54,6 @@ class TextBoxes(RowStage):
     @property
     def writes(self) -> tuple[Column, ...]:
         return (TEXT_BOXES, TEXT_SHARE, OCR_TEXT) if self.ocr else (TEXT_BOXES, TEXT_SHARE)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus)
 
     def look(self) -> None:
         in_package("rapidocr", MODELS["Det"])

@@ -16,7 +16,6 @@ from clipmill.pipeline.extras import missing
 from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
-    Resources,
     RowFunction,
     RowStage,
     Worker,
@@ -60,10 +59,6 @@ class Watermark(RowStage):
     reads = (PIXELS,)
     writes = (PWATERMARK,)
     reasons = ("no_image", "not_finite")
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus)
 
     def look(self) -> None:
         look_at(self.file)

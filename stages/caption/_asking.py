@@ -19,7 +19,6 @@ from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     RowStage,
     StreamFunction,
     Worker,
@@ -155,10 +154,6 @@ class AskingStage(RowStage):
     @property
     def environments(self) -> tuple[Environment, ...]:
         return generator.environments_of(self.model)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         generator.look_for(self.model)

@@ -33,7 +33,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     NonEmpty,
     OneUp,
-    Resources,
     ZeroUp,
     location,
 )
@@ -125,10 +124,6 @@ class Retrieve(DatasetStage):
         query = replace(IMAGE_EMBEDDING, name=self.query)
         own = () if self.corpus else (replace(TEXT_EMBEDDING, name=self.column),)
         return (TEXT, query, *(column for column in own if column.name != query.name))
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
         centroids.look_for(self.centroids)

@@ -26,7 +26,6 @@ from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     Share,
     later,
     location,
@@ -166,10 +165,6 @@ class KMeans(DatasetStage):
         clusters = replace(NEAREST_CLUSTERS, dtype=pa.list_(pa.int32(), self.m))
         cosines = replace(NEAREST_COSINES, dtype=pa.list_(pa.float32(), self.m))
         return CLUSTER_ID, CENTROID_COSINE, clusters, cosines
-
-    @property
-    def resources(self) -> Resources:  # millions of centres need more
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         look_for(self.centroids)

@@ -28,7 +28,6 @@ from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     Worker,
     later,
     location,
@@ -127,10 +126,6 @@ class AgainstEvaluation(DatasetStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         return self.way.reasons
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         need_folder(self.tasks, "tasks", "give a folder of tasks in CLIP_benchmark's layout")

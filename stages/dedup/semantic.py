@@ -19,7 +19,7 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.pipeline.dataset import Context, Inputs
-from clipmill.pipeline.stage import Gigabytes, NonEmpty, Resources, location
+from clipmill.pipeline.stage import Gigabytes, NonEmpty, location
 from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
     Keep,
@@ -81,10 +81,6 @@ class SemanticDuplicate(KeepsBest):
     @property
     def reads(self) -> tuple[Column | str, ...]:
         return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *self.deciding
-
-    @property
-    def resources(self) -> Resources:  # a large cluster needs more
-        return Resources(memory_gb=self.memory_gb)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         model = inputs.model_of.get(self.column)

@@ -18,7 +18,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
-    Resources,
     later,
     location,
 )
@@ -73,10 +72,6 @@ class ZeroShot(DatasetStage):
 
     def __post_init__(self) -> None:
         width_of(self.model)  # an unknown scheme stops the plan, not the run
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         look_for(self.model)

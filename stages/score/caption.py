@@ -43,7 +43,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
-    Resources,
     RowFunction,
     RowStage,
     Worker,
@@ -140,10 +139,6 @@ class CaptionScores(RowStage):
     @property
     def writes(self) -> tuple[Column, ...]:
         return (TEXTS, *(() if self.model is None else (TEXT_CLIP_SCORE,)), *VALUES)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         for name in self.evidence:

@@ -23,7 +23,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, location
 from clipmill.stages.ops.tables.rows import added, joined, put_json
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
@@ -127,10 +127,6 @@ class Mix(DatasetStage):
     def writes(self) -> tuple[Column, ...]:
         parts = [Column(name, pa.float32(), "of mix_score", "Its part.") for name in self.parts]
         return (MIX_SCORE, *parts)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(memory_gb=self.memory_gb)
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers, or labels that are no truths."""

@@ -23,7 +23,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, OneUp, Resources, location
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, OneUp, location
 from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, in_order
 from clipmill.stages.ops.vectors.matrices import as_matrix, row_dot, unit_rows, unusable
 
@@ -61,10 +61,6 @@ class NegClip(DatasetStage):
     optional_reads = (KEEP,)
     writes = (NEGCLIP_SCORE,)
     reasons = (DROPPED, "no_image_embedding", "no_text_embedding", "zero_or_nan_embedding")
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(memory_gb=self.memory_gb)
 
     @property
     def least_rows(self) -> tuple[str, int]:

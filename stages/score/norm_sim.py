@@ -18,7 +18,7 @@ from clipmill.metadata.schema import IDENTITY, IMAGE_EMBEDDING, KEEP, REASON, RE
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, location
 from clipmill.stages.ops.outside import named, need_either
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, put_table
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows, unusable
@@ -63,10 +63,6 @@ class NormSim(DatasetStage):
     @property
     def reads(self) -> tuple[Column, ...]:
         return (replace(IMAGE_EMBEDDING, name=self.column),)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
         if uri := named(self.targets):

@@ -19,7 +19,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     OneUp,
     Parts,
-    Resources,
     Share,
     Threshold,
     Verdicts,
@@ -61,10 +60,6 @@ class SizedSelect(DatasetStage):
     @property
     def least_rows(self) -> tuple[str, int] | None:
         return ("rows", self.rows) if self.rows else None
-
-    @property
-    def resources(self) -> Resources:  # all centroids, and the clusters of a partition
-        return Resources(memory_gb=self.memory_gb)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns `rows` or `fraction`; the stored ranks answer for any value."""

@@ -22,7 +22,6 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     NonEmpty,
     OneUp,
-    Resources,
     Threshold,
     Verdicts,
     location,
@@ -65,10 +64,6 @@ class DrawingSelect(DatasetStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         return (DROPPED, NO_IMAGE, *(f"undefined:{name}" for name in self.weights), NOT_DRAWN)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(memory_gb=self.memory_gb)
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers."""

@@ -22,7 +22,6 @@ from clipmill.pipeline.stage import (
     Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     Threshold,
     Verdicts,
     location,
@@ -99,10 +98,6 @@ class ImageBased(DatasetStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         return DROPPED, NO_IMAGE, f"undefined:{self.column}", "too_few_targets"
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         if named(self.targets):
