@@ -70,7 +70,9 @@ def concept_list(table: pa.Table) -> ConceptList:
     _check_lengths(rows["entry"])
     blank = pc.equal(pc.utf8_trim_whitespace(rows["entry"]), "").fill_null(True)
     named = rows.filter(pc.invert(blank))
-    whole = _in_one_chunk(named.filter(_is_first(named)))
+    numbered = named.append_column("row", pa.array(np.arange(len(named))))
+    first = numbered.group_by(["entry", "language"], use_threads=False).aggregate([("row", "min")])
+    whole = _in_one_chunk(named.take(np.sort(first["row_min"])))
     if not len(whole):
         raise ConceptListError("it has no entry")
     dropped = {"blank": len(rows) - len(named), "repeated": len(named) - len(whole)}
@@ -153,15 +155,3 @@ def _check_lengths(entry: pa.ChunkedArray) -> None:
         raise ConceptListError(
             f"{len(places):,} entries are longer than {MAX_ENTRY_CHARS:,} characters: {shown}"
         )
-
-
-def _is_first(table: pa.Table) -> pa.Array:
-    """Returns, for each row, whether it is the first with its entry and language."""
-    entry, language = (
-        table[name].cast(pa.string()).combine_chunks().dictionary_encode("encode").indices
-        for name in ("entry", "language")
-    )
-    pairs = pc.add(pc.multiply(entry.cast(pa.int64()), len(table)), language)
-    first = np.zeros(len(table), bool)
-    first[np.unique(pairs, return_index=True)[1]] = True
-    return pa.array(first)

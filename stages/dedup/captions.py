@@ -52,11 +52,10 @@ def filed(exact: bool, shard: pa.Table) -> pa.Table:
 
     lists = shard[TEXTS.name].combine_chunks()
     size_N = pc.list_value_length(lists).fill_null(0).to_numpy()
-    row_T = np.repeat(np.arange(len(shard)), np.maximum(size_N, 1))
+    rows_N = np.maximum(size_N, 1)
+    row_T = np.repeat(np.arange(len(shard)), rows_N)
     has_text_T = (size_N > 0)[row_T]
-    first_T = np.repeat(
-        np.cumsum(np.maximum(size_N, 1)) - np.maximum(size_N, 1), np.maximum(size_N, 1)
-    )
+    first_T = np.repeat(np.cumsum(rows_N) - rows_N, rows_N)
     place_T = np.where(has_text_T, np.arange(len(row_T)) - first_T, -1)
     index = pa.array(np.cumsum(has_text_T) - 1, mask=~has_text_T)
     text = pc.struct_field(pc.list_flatten(lists), "text").take(index)

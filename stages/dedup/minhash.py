@@ -116,7 +116,9 @@ class MinHashDuplicate(KeepsBest):
         wide = max(1, partitions * self.bands[0] // 4)
         met = ctx.shuffle(ctx.map_shards(partial(filed_under_bands, self), rows), "band", wide)
         # Most texts have few pairs, a template's have many: pairs set how finely they are parted.
-        size_bytes = int(ctx.reduce(counted, met, added)["pairs"]) * pair_bytes(surveys)
+        every, text_bytes = (sum(survey[n] for survey in surveys) for n in ("texts", "bytes"))
+        pair_bytes = 24 + text_bytes / max(1, every)  # two nodes and a height, with one text
+        size_bytes = int(ctx.reduce(counted, met, added)["pairs"]) * pair_bytes
         finer = partitions * (int(size_bytes / partitions / PARTITION_BYTES) + 1)
         # Pairs go where their first text is, then with it to where the second one is.
         pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)
@@ -180,13 +182,6 @@ def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[st
     node_V, text = distinct_texts(rows.table(partition))
     drawn = _recall.drawn(text, node_V, chance)
     return {"texts": len(text), "bytes": int(sizes(text).sum()), "drawn": drawn}
-
-
-def pair_bytes(surveys: list[dict[str, Any]]) -> float:
-    """Returns the mean bytes of a pair with one text."""
-    return 24 + sum(survey["bytes"] for survey in surveys) / max(
-        1, sum(survey["texts"] for survey in surveys)
-    )
 
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -116,20 +117,17 @@ class Client:
             reserved = await self._slot_and_budget(opened, ask)
         began_s = opened.loop.time()
         answer = await self._with_retries(opened, ask, reserved)
-        self._report_usage(answer, (began_s, opened.loop.time()))
-        return answer
-
-    def _report_usage(self, answer: Generated, slot_s: tuple[float, float]) -> None:
         into, out = answer.prompt_tokens, answer.completion_tokens
         self.took(
             Usage(
                 prompt_tokens=into,
                 completion_tokens=out,
                 usd=self.limits.usd(into, out),
-                slot_s=slot_s,
+                slot_s=(began_s, opened.loop.time()),
                 at_once=self.at_once,
             )
         )
+        return answer
 
     async def _slot_and_budget(self, opened: Opened, ask: Ask) -> Mapping[str, float]:
         """Acquires a slot and reserves the amounts; holds no slot while it waits for budget."""
@@ -345,12 +343,13 @@ class Client:
             raise StageError(f"the account has no credit left: {message}", self.where, do)
         if status == 429:
             return Reply(reason="server_busy", message=message, retry_after_s=retry_after_s)
-        if status in (504, 524):  # a gateway timed out: the server behind it may go on
-            return Reply(
-                reason="server_error", message=message, retry_after_s=retry_after_s, may_cost=True
-            )
         if status >= 500:
-            return Reply(reason="server_error", message=message, retry_after_s=retry_after_s)
+            return Reply(
+                reason="server_error",
+                message=message,
+                retry_after_s=retry_after_s,
+                may_cost=status in (504, 524),  # a gateway timed out: the server may go on
+            )
         if status == 408:
             return Reply(reason="answer_timeout", message=message, may_cost=True)
         if status == 413 or TOO_LONG.search(message):
@@ -404,13 +403,11 @@ class Client:
             if self.endpoint.key:
                 headers["Authorization"] = f"Bearer {self.endpoint.key}"
             scheme, _, socket = self.endpoint.url.partition(":")
-            connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=IDLE_S)
-                if scheme == "unix"
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+            kind = (
+                partial(aiohttp.UnixConnector, socket) if scheme == "unix" else aiohttp.TCPConnector
             )
             session = aiohttp.ClientSession(
-                connector=connector,
+                connector=kind(limit=0, keepalive_timeout=IDLE_S),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -6,6 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipmill.pipeline.errors import StageError
@@ -40,10 +41,7 @@ def serve(
             f"stage '{worker.stage}'",
             "set TMPDIR to a folder with a shorter path",
         )
-
-    def is_healthy() -> bool:
-        return is_well(path)
-
+    is_healthy = partial(is_well, path)
     helper = worker.start_helper(
         command(path), is_healthy=is_healthy, wait_s=wait_s, env={**env, key_env: key}
     )

@@ -36,30 +36,25 @@ class Spending:
 
         Raises StageError if the budget is spent and no worker has a reservation that may return.
         """
-        if self.budget is None:
+        budget, loop = self.budget, asyncio.get_running_loop()
+        if budget is None:
             return None
         async with self.asking:
-            return await self._reserve(self.budget, amounts)
-
-    async def _reserve(
-        self, budget: Budget, amounts: Mapping[str, float]
-    ) -> Callable[[], Awaitable[object]] | None:
-        out, settled = self.out, self.settled
-        loop = asyncio.get_running_loop()
-        granted = loop.run_in_executor(None, budget.reserve, amounts)
-        try:
-            is_granted = await asyncio.shield(granted)
-        except asyncio.CancelledError:
-            granted.add_done_callback(partial(_give_back, budget, amounts))
-            raise
-        if is_granted:
-            self.out += 1
-            return None
-        if out:
-            return settled.wait
-        if await asyncio.to_thread(budget.may_return):
-            return partial(asyncio.sleep, LOOK_AGAIN_S)
-        spent = await asyncio.to_thread(budget.spent)
+            out, settled = self.out, self.settled
+            granted = loop.run_in_executor(None, budget.reserve, amounts)
+            try:
+                is_granted = await asyncio.shield(granted)
+            except asyncio.CancelledError:
+                granted.add_done_callback(partial(_give_back, budget, amounts))
+                raise
+            if is_granted:
+                self.out += 1
+                return None
+            if out:
+                return settled.wait
+            if await asyncio.to_thread(budget.may_return):
+                return partial(asyncio.sleep, LOOK_AGAIN_S)
+            spent = await asyncio.to_thread(budget.spent)
         unit = max(self.caps, key=lambda unit: spent[unit] + amounts[unit] - self.caps[unit])
         key, name = UNITS[unit]
         raise StageError(

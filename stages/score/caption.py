@@ -12,6 +12,7 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
+from clipmill.metadata import schema
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     CAPTIONS,
@@ -20,20 +21,7 @@ from clipmill.metadata.schema import (
     REASON_TYPE,
     TEXT,
     TEXT_CLIP_SCORE,
-    TEXT_COPY_RATIO,
-    TEXT_FOREIGN,
-    TEXT_GARBLED,
-    TEXT_HAS_DISCLAIMER,
-    TEXT_INVENTED,
-    TEXT_IS_CUT,
-    TEXT_IS_REFUSAL,
-    TEXT_LANGUAGE,
-    TEXT_LANGUAGE_CONFIDENCE,
     TEXT_LIST,
-    TEXT_MARKUP,
-    TEXT_PROMPT_LEAK,
-    TEXT_REPETITION,
-    TEXT_WORDS,
     TEXTS,
     Column,
 )
@@ -60,9 +48,10 @@ if TYPE_CHECKING:
 # Shapes: N rows of the batch, T texts of all of them; D width of the embedding.
 
 VALUES = (
-    *(TEXT_WORDS, TEXT_COPY_RATIO, TEXT_LANGUAGE, TEXT_LANGUAGE_CONFIDENCE, TEXT_FOREIGN),
-    *(TEXT_REPETITION, TEXT_IS_REFUSAL, TEXT_PROMPT_LEAK, TEXT_HAS_DISCLAIMER, TEXT_MARKUP),
-    *(TEXT_GARBLED, TEXT_INVENTED, TEXT_IS_CUT),
+    *(schema.TEXT_WORDS, schema.TEXT_COPY_RATIO, schema.TEXT_LANGUAGE),
+    *(schema.TEXT_LANGUAGE_CONFIDENCE, schema.TEXT_FOREIGN, schema.TEXT_REPETITION),
+    *(schema.TEXT_IS_REFUSAL, schema.TEXT_PROMPT_LEAK, schema.TEXT_HAS_DISCLAIMER),
+    *(schema.TEXT_MARKUP, schema.TEXT_GARBLED, schema.TEXT_INVENTED, schema.TEXT_IS_CUT),
 )
 
 
@@ -239,17 +228,15 @@ def clip_scores(
     image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
     unique = list(dict.fromkeys(texts))
     place = {text: number for number, text in enumerate(unique)}
-    if not unique:
-        return pa.array([], pa.float32())
+    if not unique or image_ND.shape[1] == 0:  # no row of the batch has an embedding
+        return pa.nulls(len(texts), pa.float32())
     text_UD = embed(unique)
-    if image_ND.shape[1] not in (0, text_UD.shape[1]):  # 0: no row of the batch has one
+    if image_ND.shape[1] != text_UD.shape[1]:
         raise StageError(
             found=f"image embeddings of {image_ND.shape[1]} numbers, texts' of {text_UD.shape[1]}",
             where=f"stage '{stage}', key `model`",
             do="name the model that embedded the images",
         )
-    if image_ND.shape[1] == 0:
-        return pa.nulls(len(texts), pa.float32())
     # In float64: processors sum in their own order, and round alike after.
     text_TD = text_UD[[place[text] for text in texts]].astype(np.float64)
     image_TD = image_ND[row_T].astype(np.float64)
