@@ -1,7 +1,7 @@
 """Finds the nearest evaluation sample of each row: by hash, by direction, or by caption pieces."""
 
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +24,13 @@ COMPARED = 2**22  # pairs of codes at a time
 ROWS = 1024  # of captions at a time
 
 
-class Samples(Protocol):
-    """A task's samples, ready to be compared with rows."""
-
-    def values(self, column: Any) -> tuple[NDArray[np.bool_], Any]:
-        """Returns (N,) which rows of a column can be compared, and the values of those."""
-        ...
-
-    def nearest(self, values: Any) -> Nearest:
-        """Returns how near the nearest sample is, and its number; the first of equals."""
-        ...
-
-
 class Codes:
     """Samples compared by Hamming distance, in bits."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.code_M = column.to_numpy()
 
-    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], Any]:
         return column.is_valid().to_numpy(), column.drop_null().to_numpy()
 
     def nearest(self, code_N: NDArray[np.uint64]) -> Nearest:
@@ -63,7 +51,7 @@ class Directions:
     def __init__(self, column: pa.ChunkedArray, where: str) -> None:
         self.unit_MD, self.where = unit_rows(as_matrix(column)), where
 
-    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], Any]:
         unit_ND = unit_rows(as_matrix(column))
         defined_N = column.is_valid().to_numpy() & ~np.isnan(unit_ND).any(axis=1)
         return defined_N, unit_ND[defined_N]
@@ -92,7 +80,7 @@ class Captions:
         shape = len(column), len(self.piece_V)
         self.has_VM = csr_array((np.ones(len(column_P), np.int32), column_P, ends), shape).T.tocsr()
 
-    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], pa.Array]:
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], Any]:
         text = plain(column)
         return text.is_valid().to_numpy(False), text.drop_null()
 
@@ -121,6 +109,11 @@ class Captions:
         share_N, which_N = np.zeros(len(text), np.float32), np.full(len(text), -1)
         share_N[some_N], which_N[some_N] = share_S[best], which_S[best]
         return share_N, which_N
+
+
+# Each has `values`, (N,) the rows of a column that can be compared and their values, and `nearest`,
+# how near the nearest sample of each value is and its number; the first of equals.
+Samples = Codes | Directions | Captions
 
 
 @lru_cache(maxsize=1)  # a worker needs the same samples for every shard

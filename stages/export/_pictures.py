@@ -20,6 +20,7 @@ from clipmill.metadata.schema import (
     REPEATS,
     SHARD,
     TEXT,
+    TEXT_LIST,
     TEXTS,
     UID,
     Column,
@@ -27,7 +28,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.shard import ShardWriter
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Shards, Task
-from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
 from clipmill.stages.export._columns import IF_PRESENT, check_columns
 from clipmill.stages.export._groups import export_files
@@ -35,12 +36,9 @@ from clipmill.stages.export._leaving import NEEDED, NO_TEXT, REASONS, Dropped, T
 from clipmill.stages.export._texts import (
     Captions,
     as_text_list,
-    check_captions,
-    check_types,
     first_texts,
     lists_in,
     texts_of,
-    which_list,
 )
 from clipmill.stages.ops.tables.exports import summary_of
 
@@ -94,7 +92,15 @@ class PictureExport(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, self.always)
-        check_captions(self.captions)
+        if self.captions == ():
+            raise ValueError("`captions` names no list; write names of lists, true or false")
+        if len(set(self.lists)) < len(self.lists):
+            raise ValueError(f"`captions` names a list twice: {', '.join(self.lists)}")
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The lists that `captions` names."""
+        return self.captions if isinstance(self.captions, tuple) else ()
 
     @property
     def taking(self) -> Takes:
@@ -113,11 +119,23 @@ class PictureExport(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Checks that each list in `captions` holds captions; raises RecipeError."""
-        check_types(self.captions, types)
+        for name in self.lists:
+            if name in types and types[name] != TEXT_LIST:
+                raise RecipeError(
+                    f"'{name}' holds {types[name]}, and no list of captions",
+                    "key `captions`",
+                    "name lists that caption stages write: [rewrites.captions]",
+                )
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
         """Returns how to name two caption stages that both write captions."""
-        return which_list(column, writers)
+        if column != CAPTIONS.name or not writers:
+            return ""
+        names = ", ".join(f"{writer}.{column}" for writer in writers)
+        return (
+            f"name those that leave, in their order: captions: [{names}];"
+            f" of `clipmill export`: --captions {names.replace(' ', '')}"
+        )
 
     def texts(self, rows: pa.Table) -> pa.Array:
         """Returns a TEXT_LIST, the exported texts of each row."""

@@ -7,42 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST, TEXTS
-from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty
 
 # Shapes: N rows, V texts of all rows.
 
 Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those present; or lists by name
-
-
-def check_captions(captions: Captions) -> None:
-    """Checks that at least one list is named, and none twice; raises ValueError."""
-    if captions == ():
-        raise ValueError("`captions` names no list; write names of lists, true or false")
-    if isinstance(captions, tuple) and len(set(captions)) < len(captions):
-        raise ValueError(f"`captions` names a list twice: {', '.join(captions)}")
-
-
-def check_types(captions: Captions, types: Mapping[str, pa.DataType]) -> None:
-    """Checks that each named list holds captions; raises RecipeError."""
-    for name in captions if isinstance(captions, tuple) else ():
-        if name in types and types[name] != TEXT_LIST:
-            raise RecipeError(
-                f"'{name}' holds {types[name]}, and no list of captions",
-                "key `captions`",
-                "name lists that caption stages write: [rewrites.captions]",
-            )
-
-
-def which_list(column: str, writers: tuple[str, ...]) -> str:
-    """Returns advice for a recipe in which several stages write `captions`; else empty."""
-    if column != CAPTIONS.name or not writers:
-        return ""
-    names = ", ".join(f"{writer}.{column}" for writer in writers)
-    return (
-        f"name those that leave, in their order: captions: [{names}];"
-        f" of `clipmill export`: --captions {names.replace(' ', '')}"
-    )
 
 
 def lists_in(schema: pa.Schema, captions: Captions) -> tuple[str, ...]:
