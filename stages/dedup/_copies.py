@@ -73,9 +73,9 @@ class Captions:
 
     def __init__(self, column: pa.ChunkedArray, unit: shingles.Unit, size: int) -> None:
         self.unit, self.size = unit, size
-        pieces = pieces_of(plain(column), unit, size)
-        self.piece_V, column_P = np.unique(pieces.item, return_inverse=True)
-        ends = np.append(0, pieces.end)
+        piece_P, end_M = pieces_of(plain(column), unit, size)
+        self.piece_V, column_P = np.unique(piece_P, return_inverse=True)
+        ends = np.append(0, end_M)
         self.pieces_M = np.diff(ends)
         shape = len(column), len(self.piece_V)
         self.has_VM = csr_array((np.ones(len(column_P), np.int32), column_P, ends), shape).T.tocsr()
@@ -92,11 +92,11 @@ class Captions:
         return share_N, which_N
 
     def _nearest(self, text: pa.Array) -> Nearest:
-        pieces = pieces_of(text, self.unit, self.size)
-        place_P = np.searchsorted(self.piece_V, pieces.item)
-        known_P = np.append(self.piece_V, np.uint64(0))[place_P] == pieces.item
+        piece_P, end_N = pieces_of(text, self.unit, self.size)
+        place_P = np.searchsorted(self.piece_V, piece_P)
+        known_P = np.append(self.piece_V, np.uint64(0))[place_P] == piece_P
         known_P &= place_P < len(self.piece_V)
-        ends = np.append(0, np.cumsum(known_P))[np.append(0, pieces.end)]
+        ends = np.append(0, np.cumsum(known_P))[np.append(0, end_N)]
         shape = len(text), len(self.piece_V)
         has_NV = csr_array((np.ones(ends[-1], np.int32), place_P[known_P], ends), shape)
         shared_NM = has_NV @ self.has_VM
@@ -152,10 +152,14 @@ def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:
     return pc.fill_null(pc.greater_equal(units, size), False)
 
 
-def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
-    """Returns the set of each plain text's runs of `size` units; empty if fewer, or null."""
+def pieces_of(
+    text: pa.Array, unit: shingles.Unit, size: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Returns (P,) the set of each plain text's runs of `size` units, and (N,) where each ends.
+
+    It is empty for a null or fewer units.
+    """
     is_long = are_long(text, unit, size)
     pieces = shingles.pieces(text.filter(is_long), unit, size)
-    sets = shingles.distinct(shingles.hashes(pieces), pieces.end)
-    end_N = np.append(0, sets.end)[np.cumsum(is_long)]  # a short one ends where the one before does
-    return shingles.Sets(item=sets.item, end=end_N)
+    piece_P, end_L = shingles.distinct(shingles.hashes(pieces), pieces.end)
+    return piece_P, np.append(0, end_L)[np.cumsum(is_long)]  # a short one ends where the last did

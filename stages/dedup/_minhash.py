@@ -80,10 +80,10 @@ class TextIndex:
     ) -> None:
         self.name_S, self.unit, self.size = name_S, unit, size
         pieces = shingles.pieces(text, unit, size)
-        sets = shingles.distinct(shingles.numbers(pieces), pieces.end)
-        self.pieces_S = np.diff(sets.end, prepend=0)
+        number_O, end_S = shingles.distinct(shingles.numbers(pieces), pieces.end)
+        self.pieces_S = np.diff(end_S, prepend=0)
         owner_O = np.repeat(np.arange(len(text)), self.pieces_S)
-        number_I, item_O = np.unique(sets.item, return_inverse=True)
+        number_I, item_O = np.unique(number_O, return_inverse=True)
         self.owner_O = owner_O[np.argsort(item_O, kind="stable")]
         self.end_I = np.cumsum(np.bincount(item_O, minlength=len(number_I)))
         self.table = _indexed(number_I, slots_for(len(number_I)))

@@ -32,14 +32,6 @@ class Pieces:
     end: NDArray[np.int64]  # (N,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sets:
-    """Sets of hashes, each in ascending order; set n ends before end[n]."""
-
-    item: NDArray[np.uint64]  # (M,)
-    end: NDArray[np.int64]  # (N,)
-
-
 def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
     """Returns all runs of `size` characters or words of each text; a shorter text is one piece."""
     _, offsets, data = text.buffers()
@@ -180,14 +172,9 @@ def _swapped(x):
     return upper | ((x >> np.uint32(8)) & np.uint32(0xFF00)) | (x >> np.uint32(24))
 
 
-def distinct(hash_P: NDArray[np.uint64], end_N: NDArray[np.int64]) -> Sets:
-    """Returns the set of each text's pieces."""
-    item_M, stop_N = _distinct(hash_P, end_N)
-    return Sets(item=item_M, end=stop_N)
-
-
 @compiled()
-def _distinct(hash_P, end_N):
+def distinct(hash_P, end_N):
+    """Returns (M,) the set of each text's hashes, ascending, and (N,) where each set ends."""
     item_M = np.empty_like(hash_P)
     stop_N = np.empty_like(end_N)
     start = count = 0

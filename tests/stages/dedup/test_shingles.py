@@ -106,9 +106,9 @@ def test_jaccard_is_that_of_the_sets():
 
 
 def test_sets_hold_each_item_once_in_order():
-    sets = distinct(np.array([3, 1, 3, 2, 2], np.uint64), np.array([3, 3, 5]))
-    assert sets.item.tolist() == [1, 3, 2]
-    assert sets.end.tolist() == [2, 2, 3]
+    item, end = distinct(np.array([3, 1, 3, 2, 2], np.uint64), np.array([3, 3, 5]))
+    assert item.tolist() == [1, 3, 2]
+    assert end.tolist() == [2, 2, 3]
 
 
 def test_numbers_are_equal_just_where_pieces_are():
