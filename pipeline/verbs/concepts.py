@@ -85,14 +85,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from clipmill.metadata.concepts import build, load, wordnet
+    from clipmill.metadata.concepts import build, load
 
     chosen = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
     least = build.Thresholds(**{name: value for name, value in chosen.items() if value is not None})
     try:
         parts = [load.load(options.list).table] if options.list else []
         if options.wordnet:
-            names = wordnet.synset_names(_wordnet_files(options.wordnet, wordnet.FILES))
+            names = build.synset_names(_wordnet_files(options.wordnet, build.WORDNET))
             parts.append(load.of_entries(names, "wordnet"))
         if options.corpus:
             parts += build.ngrams(build.read_texts(options.corpus), least)

@@ -5,8 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from clipmill.metadata.concepts import ngrams
-from clipmill.metadata.concepts.ngrams import count_ngrams, with_pmi
+from clipmill.metadata.concepts import build
+from clipmill.metadata.concepts.build import count_ngrams, with_pmi
 
 
 def counted(*texts):
@@ -40,7 +40,7 @@ def test_nulls_and_empty_texts_count_for_nothing():
 def test_pieces_and_their_order_change_no_count(monkeypatch):
     texts = [f"a b{i % 3} c{i % 5}, d" for i in range(100)]
     whole = [frame.rows() for frame in count_ngrams([pl.Series(texts)])]
-    monkeypatch.setattr(ngrams, "CAPTIONS", 7)
+    monkeypatch.setattr(build, "CAPTIONS", 7)
     pieces = [pl.Series(texts[50:]), pl.Series(texts[:50])]
     assert [frame.rows() for frame in count_ngrams(pieces)] == whole
 

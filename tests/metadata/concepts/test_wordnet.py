@@ -1,6 +1,6 @@
 """Synset names out of WordNet's files, as NLTK names them and MetaCLIP cuts them."""
 
-from clipmill.metadata.concepts.wordnet import synset_names
+from clipmill.metadata.concepts.build import synset_names
 
 NOUN = b"""  1 This is the licence, and no synset.
   2 dog 0 is not one.
