@@ -16,13 +16,11 @@ from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, TEXT, Column
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Between0And1, NonEmpty, OneUp, Share, later
-from clipmill.stages.dedup import _recall
-from clipmill.stages.dedup._recall import bands_for
 from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, Order, preference
-from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, put_json
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
-# texts, S texts of a block.
+# texts, S texts of a block, or drawn ones.
 
 JOINED_AT = Column(
     "joined_at",
@@ -35,6 +33,9 @@ JACCARD = Column("jaccard", pa.float32(), "0 to 1", "Of the pieces of the two te
 REACH = 8  # places apart, in a band's order, up to which its texts are compared
 PARTITION_BYTES = 128 << 20  # of pairs with their texts
 BLOCK_BYTES = 1 << 20  # of text that is cut in pieces at a time
+RECALL = "recall.json"
+DRAWN = 200  # texts whose near ones are counted, on average; each is compared with all others
+BEYOND = (0, 0.05, 0.1, 0.2)  # above min_jaccard: where recall is reported
 TEMPLATE, NEXT = 1024, 1  # texts above which a band is a template's, and the reach there
 
 
@@ -75,7 +76,7 @@ class MinHashDuplicate(KeepsBest):
     version = 1
     writes = (JOINED_AT, DUPLICATE_OF)
     reasons = (DROPPED, "no_text", "empty_text")
-    artifacts = (("recall", _recall.FILE),)
+    artifacts = (("recall", RECALL),)
 
     def __post_init__(self) -> None:
         try:
@@ -110,7 +111,7 @@ class MinHashDuplicate(KeepsBest):
         partitions = ctx.partitions(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet
-        chance = _recall.DRAWN / max(1, sum(map(inputs.rows.rows, range(len(inputs.rows)))))
+        chance = DRAWN / max(1, sum(map(inputs.rows.rows, range(len(inputs.rows)))))
         surveys = ctx.map(partial(surveyed, rows, chance), list(range(partitions)))
         # A text is filed under every band, in rows that are a quarter as wide.
         wide = max(1, partitions * self.bands[0] // 4)
@@ -132,15 +133,8 @@ class MinHashDuplicate(KeepsBest):
         ctx.drop(halfway)
         if self.pairs:
             put_pairs(ctx, rows, edges, equal=1, value=JACCARD)
-        _recall.report(
-            ctx,
-            [text for survey in surveys for text in survey["drawn"]],
-            rows,
-            edges,
-            min_jaccard=self.min_jaccard,
-            bands=self.bands,
-            pieces=(self.unit, self.size),
-        )
+        sample = [text for survey in surveys for text in survey["drawn"]]
+        report(self, ctx, sample, rows, edges)
         linked = link(ctx, rows, edges, equal=-1, partitions=partitions, joined_at=JOINED_AT)
         textless = ctx.map_shards(partial(without_text, self.column), inputs.rows)
         ctx.restore(Concatenated((textless, linked)))
@@ -180,8 +174,8 @@ def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[st
     from clipmill.stages.dedup._shingles import sizes
 
     node_V, text = distinct_texts(rows.table(partition))
-    drawn = _recall.drawn(text, node_V, chance)
-    return {"texts": len(text), "bytes": int(sizes(text).sum()), "drawn": drawn}
+    some = drawn(text, node_V, chance)
+    return {"texts": len(text), "bytes": int(sizes(text).sum()), "drawn": some}
 
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
@@ -288,3 +282,88 @@ def similarity(
         ends = np.arange(len(pairs)), len(pairs) + second
         jaccard_E[pairs] = shingles.jaccard(shingles.numbers(pieces), pieces.end, *ends)
     return jaccard_E
+
+
+def drawn(text: pa.Array, node_V: np.ndarray, chance: float) -> list[str]:
+    """Returns a sample of the texts, each drawn with that chance by a hash of its node."""
+    hash_V = node_V * np.uint64(0x9E3779B97F4A7C15)
+    return text.filter(pa.array(hash_V < min(chance, 1) * 2.0**64)).to_pylist()
+
+
+def report(
+    stage: MinHashDuplicate, ctx: Context, sample: list[str], rows: Shards, edges: Shards
+) -> None:
+    """Stores out/recall.json: the share of near pairs found, by formula and in the sample.
+
+    A forest of edges is enough: it has each text's nearest.
+    """
+    best = ctx.reduce(partial(nearest_of_all, stage, sample), rows, greatest)
+    joined = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
+    best_S, joined_S = (state["jaccard"].astype(np.float32) for state in (best, joined))
+    has_near_S = best_S >= np.float32(stage.min_jaccard)
+    levels = [s for s in (round(stage.min_jaccard + more, 6) for more in BEYOND) if s <= 1]
+    counts = {
+        "bands": stage.bands[0],
+        "rows": stage.bands[1],
+        "pairs_compared": {str(s): round(recall(s, *stage.bands), 6) for s in levels},
+        "texts_drawn": {
+            "all": len(sample),
+            "with_a_near_one": int(has_near_S.sum()),
+            "joined": int((has_near_S & (joined_S > 0)).sum()),
+            "joined_to_the_nearest": int((has_near_S & (joined_S == best_S)).sum()),
+        },
+    }
+    ctx.map(partial(put_json, RECALL), [counts])
+
+
+def nearest_of_all(stage: MinHashDuplicate, sample: list[str], rows: pa.Table) -> State:
+    """Returns (S,) the greatest Jaccard to another text of the partition."""
+    from clipmill.stages.dedup._minhash import TextIndex
+    from clipmill.stages.dedup._shingles import digests
+
+    text = pa.array(sample, pa.large_string())
+    index = TextIndex(text, digests(text), stage.unit, stage.size)
+    jaccard_S = index.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
+    return {"jaccard": jaccard_S.astype(np.float32)}
+
+
+def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
+    """Returns (S,) the greatest Jaccard of the edges at each text; 0 without an edge."""
+    from clipmill.stages.dedup._linkage import places_in
+    from clipmill.stages.dedup._shingles import digests
+
+    node_S = digests(pa.array(sample, pa.large_string()))
+    order_S = np.argsort(node_S)
+    jaccard_S = np.zeros(len(sample), np.float32)
+    for end in ("a", "b"):
+        place_E, is_drawn_E = places_in(node_S[order_S], edges[end].to_numpy())
+        similarity = -edges["height"].to_numpy()[is_drawn_E]
+        np.maximum.at(jaccard_S, order_S[place_E[is_drawn_E]], similarity)
+    return {"jaccard": jaccard_S}
+
+
+def greatest(a: State, b: State) -> State:
+    return {name: np.maximum(a[name], b[name]) for name in a}
+
+
+def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple[int, int]:
+    """Returns the number of bands and the rows of each: the longest bands with that recall.
+
+    These compare the fewest pairs. ValueError if bands of one row have less recall.
+    """
+    for rows in range(permutations, 0, -1):
+        bands = permutations // rows
+        if recall(min_jaccard, bands, rows) >= min_recall:
+            return bands, rows
+    raise ValueError(
+        f"{permutations} permutations find {recall(min_jaccard, permutations, 1):.3f} of the pairs "
+        f"at min_jaccard {min_jaccard}, fewer than min_recall {min_recall}"
+    )
+
+
+def recall(jaccard: float, bands: int, rows: int) -> float:
+    """Returns the chance that two sets of this similarity share a band, 0 to 1.
+
+    Source: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
+    """
+    return 1 - (1 - jaccard**rows) ** bands

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipmill.stages.dedup._minhash import band_keys
-from clipmill.stages.dedup._recall import bands_for, recall
+from clipmill.stages.dedup.minhash import bands_for, recall
 
 
 @pytest.mark.parametrize(

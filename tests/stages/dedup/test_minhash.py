@@ -10,7 +10,7 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.dedup import _recall, minhash
+from clipmill.stages.dedup import minhash
 from clipmill.stages.dedup.minhash import MinHashDuplicate
 from clipmill.stages.ops.tables.keeper import Keep
 from tests.memory import MemoryContext
@@ -195,7 +195,7 @@ def test_recall_is_said_by_the_formula_and_of_texts_that_are_drawn(
     memory_shards, memory_context, monkeypatch
 ):
     monkeypatch.setattr(MemoryContext, "partition_rows", 90)
-    monkeypatch.setattr(_recall, "DRAWN", 10_000)  # so all are
+    monkeypatch.setattr(minhash, "DRAWN", 10_000)  # so all are
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(300)]
     texts += texts[:9]  # equal texts are one
