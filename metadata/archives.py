@@ -34,7 +34,7 @@ def split(uri: str) -> tuple[str, str] | None:
 def opened(uri: str, filesystem: fs.FileSystem, path: str) -> fs.FileSystem | None:
     """Returns a zip's files as a file system; None if no file has this path.
 
-    MemberError for a file that is no zip. Those who read the same share its list of members.
+    MemberError for a file that is no zip. All readers of a zip share its list of members.
     """
     info = filesystem.get_file_info(path)
     if not info.is_file:

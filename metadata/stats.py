@@ -98,9 +98,9 @@ class Noisy:
         """Returns the standard error."""
         return np.sqrt(self.seeds + self.items)
 
-    def margin(self, level: float = LEVEL) -> NDArray[np.float64]:
-        """Returns half the width of Student's interval."""
-        return student(self.df, (1 + level) / 2) * self.error
+    def margin(self) -> NDArray[np.float64]:
+        """Returns half the width of Student's 95 % interval."""
+        return student(self.df, (1 + LEVEL) / 2) * self.error
 
     @property
     def p(self) -> NDArray[np.float64]:

@@ -33,7 +33,6 @@ FORMS = ("parquet", "webdataset", "huggingface")
 ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
 HUB = re.compile(r"https://huggingface\.co/datasets/([^/?]+/[^/?]+)/?(tree/.*)?$")
 SHOWN = 5  # rows
-NARROWEST = 12  # columns of a terminal that a text gets at least
 CAUSES = {  # an ingest stage's reason, in words
     "no_url": "no link",
     "no_image": "no picture",

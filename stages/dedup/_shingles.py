@@ -269,7 +269,10 @@ def slots_for(numbers: int) -> int:
 
 @compiled()
 def entered(held_T, round_T, number, present):
-    """Enters a number in this round's set; returns whether it was new."""
+    """Adds a number to the set of round `present`; returns whether it was new.
+
+    A slot belongs to the set if round_T has `present` there: a new round empties all slots.
+    """
     slot = slot_of(held_T, round_T, number, present)
     is_new = round_T[slot] != present
     held_T[slot], round_T[slot] = number, present

@@ -47,7 +47,10 @@ class SharedCaptions(DatasetStage):
 
 
 def filed(exact: bool, shard: pa.Table) -> pa.Table:
-    """Returns a row a text: its origin, digest as `key` and image; a row without texts is one."""
+    """Returns one row per text: its place in the pool, `key` (a digest) and image.
+
+    A row without texts gives one row, too.
+    """
     from clipmill.stages.dedup._plain import caption_keys  # polars: not while a recipe is planned
 
     lists = shard[TEXTS.name].combine_chunks()

@@ -121,7 +121,7 @@ class MinHashDuplicate(KeepsBest):
         pair_bytes = 24 + text_bytes / max(1, every)  # two nodes and a height, with one text
         size_bytes = int(ctx.reduce(counted, met, added)["pairs"]) * pair_bytes
         finer = partitions * (int(size_bytes / partitions / PARTITION_BYTES) + 1)
-        # Pairs go where their first text is, then with it to where the second one is.
+        # Pairs are joined with their first text, then sent with it to the second one's partition.
         pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)
         ctx.drop(met)
         halfway = ctx.shuffle(Zipped(first_texts, (rows, pairs)), "b", finer)

@@ -19,10 +19,10 @@ def mean_average_precision(
     picture_P: NDArray[np.integer],
     class_P: NDArray[np.integer],
 ) -> tuple[dict[str, Any], NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the metric, and by pair the pictures that score better in the class, and as well.
+    """Returns the metric, and for each pair its rank and number of ties in the class, both (P,).
 
-    The mean goes over all classes; one that no picture has counts 0. (P,) ranks are from 0, NEVER
-    for a picture without a score; (P,) ties count the picture itself, so 1 is none.
+    The mean goes over all classes; one that no picture has counts 0. A rank is the number of
+    pictures that score better, NEVER without a score; ties include the picture itself: 1 is none.
 
     Source: CLIP_benchmark's mean_average_precision. Pictures that tie may come in any order: the
     precision is the expected one (McSherry and Najork 2008), so guessing is scored as guessing.
@@ -62,7 +62,7 @@ def average_precisions(
     tied_P: NDArray[np.int64],
     classes: int,
 ) -> NDArray[np.float64]:
-    """(C,) expected average precision of each class, each order of pictures that tie as likely."""
+    """Returns (C,) the average precision of each class, a mean over all orders of tied pictures."""
     count_C = np.bincount(class_P, minlength=classes)
     has_rank_P = rank_P != NEVER
     keys = np.stack([class_P[has_rank_P], rank_P[has_rank_P], tied_P[has_rank_P]])
@@ -95,7 +95,7 @@ def _scores(
 def _resampled(
     times_RN: NDArray[np.int32], order_N: NDArray[np.int64], right_N: NDArray[np.bool_], wanted: int
 ) -> NDArray[np.float64]:
-    """(R,) average precision of a class in each draw: pictures so often, the copies in a row."""
+    """Returns (R,) average precision of a class in each draw; copies of a picture are adjacent."""
     if not wanted:
         return np.zeros(len(times_RN))
     at_W = np.flatnonzero(right_N[order_N])

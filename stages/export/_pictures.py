@@ -47,7 +47,7 @@ from clipmill.stages.ops.tables.exports import summary_of
 
 @dataclass(frozen=True)
 class TakesTexts(Takes):
-    """A choice of rows for which a caption stage's text replaces a missing one of the pool."""
+    """A choice of rows that also takes rows whose only text is of a caption stage."""
 
     captions: Captions = False  # the lists of a row's texts, beside `text`
 

@@ -194,7 +194,7 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
 def open_range(
     storage: Storage, path: str, start: int, stop: int | None, encoding: str | None = None
 ) -> io.BufferedReader:
-    """Opens the bytes from start to stop; without a stop, all from start on, unpacked; in UTF-8."""
+    """Opens the bytes from start to stop, or to the end, unpacked; converts `encoding` to UTF-8."""
     if stop is None:
         stream = storage.fs.open_input_stream(storage.locate(path))  # unpacks .gz, .bz2, .zst
     else:
@@ -209,7 +209,7 @@ def open_range(
 
 
 def wide(encoding: str | None) -> str | None:
-    """Returns the encoding if its letters have two bytes or more: offsets are then of UTF-8."""
+    """Returns the encoding if it is UTF-16 or 32: offsets then count bytes after conversion."""
     name = (encoding or "").lower().replace("_", "-")
     return encoding if name.startswith(("utf-16", "utf-32", "utf16", "utf32")) else None
 

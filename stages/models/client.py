@@ -96,11 +96,11 @@ class Client:
         self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
         self.ended: StageError | None = None  # after which no request is sent
-        self.is_settled = True  # the form of questions; else a 404 is a reason, `no_form`
-        self.is_doubted = False  # and the last was refused: others are not sent
-        self.no_form: StageError | None = None  # the last refusal of it
+        self.is_settled = True  # chat or completion is known; until then a 404 is no error
+        self.is_doubted = False  # the last form was refused: only probes and images are sent
+        self.no_form: StageError | None = None  # what the last 404 says
         self.has_answered = False
-        self.failed = 0  # answers in a row
+        self.failed = 0  # failed answers in a row
         self.said = ""  # by the server, when it last refused a request
         self.lives = 0  # revivals of the server
         # Tokens to reserve beside one for each byte of a prompt, without and with an image.

