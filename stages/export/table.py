@@ -41,7 +41,8 @@ class Table(DatasetStage):
     CSV, null in JSON. Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null.
     No image is read.
 
-    Error: float32 values are written with the fewest digits that give them back.
+    Error: float32 columns are written with the fewest digits that give them back, lists of float32
+    as float64.
     Example: {after: [ingest.webdataset]}
     """
 
