@@ -23,7 +23,7 @@ from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Shards, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Worker
-from clipmill.stages.export._leaving import Takes, Times, once, put_documents, summed, tally
+from clipmill.stages.export._leaving import Takes, Times, describe, once, summed, tally
 
 # Shapes: N rows, S source shards or samples, K rows taken, B batches.
 
@@ -63,18 +63,10 @@ def export_files(
     total = sum(len(group["rows"]) for group in groups)
     named = partial(stem, total)
     written = ctx.map(partial(write_group, rows, takes, write, named, times), groups)
-    summary = {
-        "name": ctx.worker.stage,
-        "format": layout,
-        "seed": ctx.worker.seed,
-        "counts": summed(tallies, takes),
-        "columns": written[0]["columns"] if written else [],
-        "files": [file for group in written for file in group["files"]],
-        **(written[0]["features"] if written else {}),
-        **takes.about,
-        **about,
-    }
-    ctx.map(put_documents, [summary])
+    columns, features = (written[0][n] if written else () for n in ("columns", "features"))
+    files = [file for group in written for file in group["files"]]
+    counts = summed(tallies, takes)
+    describe(ctx, layout, counts, [*columns], files, **dict(features), **takes.about, **about)
 
 
 def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.datacard import documents
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
-from clipmill.pipeline.dataset import Shards, Task
+from clipmill.pipeline.dataset import Context, Shards, Task
 from clipmill.pipeline.stage import NonEmpty
 
 # Shapes: N rows.
@@ -129,6 +129,19 @@ def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
     reasons = ("other_rows",) if takes.dropped else ("not_kept", *takes.needs)
     names = ("rows", "exported", *reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
+
+
+def describe(
+    ctx: Context,
+    layout: str,
+    counts: dict[str, int],
+    columns: list[list[str]],
+    files: list[dict[str, Any]],
+    **about: Any,
+) -> None:
+    """Stores the documents of an export whose files are stored; `about` has optional entries."""
+    made = {"name": ctx.worker.stage, "format": layout, "seed": ctx.worker.seed, "counts": counts}
+    ctx.map(put_documents, [{**made, "columns": columns, "files": files, **about}])
 
 
 def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:

@@ -31,7 +31,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp
 from clipmill.stages.export._columns import check_columns, with_hex_ids
-from clipmill.stages.export._leaving import put_documents
+from clipmill.stages.export._leaving import describe
 from clipmill.stages.export._map import (
     CLUSTER,
     KEPT,
@@ -137,16 +137,8 @@ class Map(DatasetStage):
         ctx.drop(near.shuffled)
         ctx.drop(pictures)
         columns = file.pop("columns")
-        summary = {
-            "name": stage,
-            "format": "map",
-            "seed": seed,
-            "counts": total,
-            "columns": columns,
-            "files": [{**file, "rows": total["exported"]}],
-            "made_by": inputs.steps,
-        }
-        ctx.map(put_documents, [summary])
+        files = [{**file, "rows": total["exported"]}]
+        describe(ctx, "map", total, columns, files, made_by=inputs.steps)
 
 
 def placed(pick: Pick, bits: int, shard: pa.Table) -> pa.Table:

@@ -22,7 +22,7 @@ from clipmill.stages.export._columns import (
     json_text,
     with_hex_ids,
 )
-from clipmill.stages.export._leaving import Dropped, Takes, put_documents, summed, tally
+from clipmill.stages.export._leaving import Dropped, Takes, describe, summed, tally
 
 BATCH_ROWS = 4096
 PLAIN = (  # types that CSV can write as they are
@@ -82,17 +82,8 @@ class Table(DatasetStage):
         write = partial(write_table, inputs.rows, takes, self.columns)
         (file,) = ctx.map(write, [f"rows.{self.format}"])
         columns = file.pop("columns")
-        summary = {
-            "name": ctx.worker.stage,
-            "format": self.format,
-            "seed": ctx.worker.seed,
-            "counts": total,
-            "columns": columns,
-            "files": [{**file, "rows": total["exported"]}],
-            "made_by": inputs.steps,
-            **takes.about,
-        }
-        ctx.map(put_documents, [summary])
+        files = [{**file, "rows": total["exported"]}]
+        describe(ctx, self.format, total, columns, files, made_by=inputs.steps, **takes.about)
 
 
 def write_table(

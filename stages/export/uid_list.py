@@ -17,7 +17,7 @@ from clipmill.stages.export._leaving import (
     REASONS,
     Dropped,
     Takes,
-    put_documents,
+    describe,
     repeats,
     summed,
     tally,
@@ -71,16 +71,7 @@ class UidList(DatasetStage):
         by_range = ranged(ctx, ctx.map_shards(partial(in_ranges, takes, bits), inputs.rows), bits)
         ids = sum(count["samples"] for count in counts)
         (file,) = ctx.map(partial(write_uids, by_range, ids), [UIDS])
-        summary = {
-            "name": ctx.worker.stage,
-            "format": "uid_list",
-            "seed": ctx.worker.seed,
-            "counts": total,
-            "columns": [["uid", "u8,u8"]],
-            "files": [file],
-            **takes.about,
-        }
-        ctx.map(put_documents, [summary])
+        describe(ctx, "uid_list", total, [["uid", "u8,u8"]], [file], **takes.about)
 
 
 def counted(rows: Shards, takes: Takes, span: list[int], task: Task) -> dict[str, int]:
