@@ -105,7 +105,7 @@ class AgainstEvaluation(DatasetStage):
             do = "name the `model` of the embeddings, which embeds evaluation images too"
             raise RecipeError("`mask`, and no model", "key `mask`", do)
         if self.model is not None:
-            images.check(self.model)  # an unknown scheme stops the plan, not the run
+            images.width(self.model)  # an unknown scheme stops the plan, not the run
 
     @property
     def way(self) -> Way:

@@ -25,13 +25,11 @@ TURNS = (8.0, -8.0)  # degrees; each finds copies turned by some four more or le
 VIEWS = 1 + len(TURNS)
 
 
-def check(model: str) -> None:
-    """Checks that a model exists; raises RecipeError. Imports no framework."""
-    width(model)
-
-
 def width(model: str) -> int | None:
-    """Returns the width of a model's vectors, None if only the weights tell it; or RecipeError."""
+    """Returns the width of a model's vectors, None if only the weights tell it.
+
+    Raises RecipeError if there is no such model. Imports no framework.
+    """
     return FEATURES_WIDTH if model.partition(":")[0] == FEATURES else width_of(model)
 
 

@@ -41,6 +41,7 @@ from clipmill.stages.models.watched import Watched, texts
 from clipmill.stages.ops.outside import need_file
 from clipmill.stages.ops.texts.languages import predictor
 from clipmill.stages.ops.vectors.matrices import as_matrix
+from clipmill.stages.score.clip_score import row_cosine
 
 if TYPE_CHECKING:
     from clipmill.stages.models.text_features import Precision
@@ -239,10 +240,7 @@ def clip_scores(
         )
     # In float64: processors sum in their own order, and round alike after.
     text_TD = text_UD[[place[text] for text in texts]].astype(np.float64)
-    image_TD = image_ND[row_T].astype(np.float64)
-    norm_T = np.sqrt(np.vecdot(image_TD, image_TD)) * np.sqrt(np.vecdot(text_TD, text_TD))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is our NaN
-        cosine_T = np.clip(np.vecdot(image_TD, text_TD) / norm_T, -1, 1)
+    cosine_T = row_cosine(image_ND[row_T].astype(np.float64), text_TD)
     return pa.array(cosine_T.astype(np.float32), mask=np.isnan(cosine_T))
 
 

@@ -83,7 +83,7 @@ class ImageBased(DatasetStage):
 
     def __post_init__(self) -> None:
         if self.model is not None:
-            images.check(self.model)  # an unknown scheme stops the plan, not the run
+            images.width(self.model)  # an unknown scheme stops the plan, not the run
         if self.model is not None and self.targets.startswith(STAGE):
             raise RecipeError(
                 "`model` embeds pictures, and an export has embeddings",

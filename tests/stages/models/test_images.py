@@ -9,7 +9,7 @@ import pytest
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.image_text import load
-from clipmill.stages.models.images import check, cut_out, embedder, views
+from clipmill.stages.models.images import cut_out, embedder, views, width
 
 PICTURES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
 
@@ -28,10 +28,10 @@ def test_features_are_those_of_the_frozen_network_whose_weights_are_pinned(worke
 
 
 def test_an_unknown_scheme_is_refused_and_features_are_known():
-    check("features")
-    check("reference")
+    width("features")
+    width("reference")
     with pytest.raises(RecipeError, match="did you mean 'reference'"):
-        check("refrence")
+        width("refrence")
 
 
 @pytest.fixture
