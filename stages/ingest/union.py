@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -58,24 +58,12 @@ class Union(DatasetStage):
         return (URL, TEXT, *SIZES, SOURCE, *(IMAGES if self.images else ()))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        rows = cast(Joined, inputs.rows)
+        rows: Any = inputs.rows  # of all parents, one after another; each shard tells its root
         sources = [
             {"shard": i, "source": rows.source(i), "digest": rows.digest(i)}
             for i in range(len(rows))
         ]
         ctx.create_shards(partial(read, self, rows), sources)
-
-
-class Joined(Shards, Protocol):
-    """The shards of all parents, one after another, for a stage that joins roots."""
-
-    def source(self, index: int) -> str:
-        """Returns the name of the ingest stage that the shard comes from."""
-        ...
-
-    def digest(self, index: int) -> str:
-        """Returns a digest that changes when the shard does."""
-        ...
 
 
 def read(stage: Union, shards: Shards, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
