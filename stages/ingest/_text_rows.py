@@ -94,7 +94,7 @@ def scan_text(
     start = 0
     try:
         with open_range(storage, file["path"], 0, None) as stream:
-            if stream.peek(2)[:2] in WIDE_BOMS:
+            if stream.peek(2)[:2] in WIDE_BOMS and not wide(dialect.encoding):
                 dialect = replace(dialect, encoding="utf-16")
                 source["encoding"] = "utf-16"
         with open_range(storage, file["path"], 0, None, wide(dialect.encoding)) as stream:
@@ -210,8 +210,8 @@ def open_range(
 
 def wide(encoding: str | None) -> str | None:
     """Returns the encoding if it is UTF-16 or 32: offsets then count bytes after conversion."""
-    name = (encoding or "").lower().replace("_", "-")
-    return encoding if name.startswith(("utf-16", "utf-32", "utf16", "utf32")) else None
+    name = codecs.lookup(encoding or "utf-8").name
+    return encoding if name.startswith(("utf-16", "utf-32")) else None
 
 
 def csv_rows(

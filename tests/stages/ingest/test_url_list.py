@@ -383,8 +383,10 @@ SHEET_ROWS = {"url": ["http://a/0", "http://a/1"], "text": ["Müll; naß", "é"]
         ("0.txt", SHEET.replace(";", "\t").replace("\t naß", "; naß").encode("utf-16"), {}),
         ("0.csv", SHEET.replace(";", ",").replace(", naß", "; naß").encode("utf-16-le"),
          {"encoding": "utf-16-le"}),
+        ("0.csv", SHEET.encode("utf-32"), {"delimiter": ";", "encoding": "U32"}),
     ],
-    ids=["BOM", "cp1252", "latin-1, packed", "utf-16", "utf-16-be", "Unicode text", "utf-16-le"],
+    ids=["BOM", "cp1252", "latin-1, packed", "utf-16", "utf-16-be", "Unicode text", "utf-16-le",
+         "utf-32"],
 )  # fmt: skip
 def test_a_spreadsheet_is_read_as_it_was_saved(tmp_path, pool_of, name, data, settings):
     path = write(tmp_path, name, data)
