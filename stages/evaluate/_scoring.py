@@ -20,10 +20,10 @@ from clipmill.stages.evaluate._metrics import (
     best_ranks,
     classification,
     macro_f1,
+    mean_average_precision,
     retrieval,
     worst_group,
 )
-from clipmill.stages.evaluate._precision import mean_average_precision
 from clipmill.stages.models.image_text import ImageTextModel
 from clipmill.stages.ops.tasks.folders import Finding, Sample, TaskFolder, refuse, samples
 from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
