@@ -190,10 +190,10 @@ def _ending(state: RunState, planned: PlannedStage) -> Ending:
     counts = _counts(state, planned.name)
     rows = counts.total()
     is_first = planned.is_select and _is_small(state.stages[planned.root])
-    if is_first:
-        lost = _first_causes(state, planned)
-    else:
-        lost = Counter({(planned.name, reason): n for reason, n in counts.items() if reason})
+    lost = Counter({(planned.name, reason): n for reason, n in counts.items() if reason})
+    others = {*_line(state, planned.name), *later_stages(state, planned.name)} - {planned.name}
+    if is_first and any(any(state.stages[name].codes) for name in others):
+        lost = _first_causes(state, planned)  # else all are its own
     return Ending(
         stage=planned.name,
         rows=rows,

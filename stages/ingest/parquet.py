@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -139,7 +139,7 @@ class Parquet(DatasetStage):
         )
         return tuple(column for columns, setting in named if setting for column in columns)
 
-    @property
+    @cached_property  # each batch reads them
     def fitted_columns(self) -> list[SourceColumn]:
         """Returns the columns of the files that are fitted to a type as they are."""
         vector = pa.list_(pa.float32(), self.embedding_width or 0)
@@ -160,7 +160,7 @@ class Parquet(DatasetStage):
         own = {key: name for key in keys if (name := getattr(self, key)) is not None}
         return own | {source.key: source.name for source in self.fitted_columns}
 
-    @property
+    @cached_property
     def writes(self) -> tuple[Column, ...]:
         return (
             *self._own,

@@ -17,6 +17,7 @@ from clipmill.stages.ops.tables.pools import BATCH_ROWS, list_files
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 TOGETHER = 8  # shards of small row groups that are read as one
 FEW_ROWS = 16  # read at once of columns whose values may be as large as their chunk
+WITH_LENGTH = pa.string(), pa.large_string(), pa.binary()
 LEAST = 64  # units of work to leave, for many workers, when groups are joined
 
 Source = dict[str, Any]
@@ -135,12 +136,13 @@ def bounded(
     most = limit("MAX_BATCH_BYTES")
     ratio = limit("MAX_PARQUET_RATIO")
     at_once, total = rows_at_once(parquet, groups, columns, rows, most), 0
+    has_dictionary = any(map(pa.types.is_dictionary, parquet.schema_arrow.types))
     tables: list[pa.Table] = []
     table_rows = table_bytes = 0
     for batch in parquet.iter_batches(
         at_once, row_groups=groups, columns=columns, use_threads=False
     ):
-        batch_bytes = sum(map(bytes_of, batch.columns))
+        batch_bytes = sum(map(bytes_of, batch.columns)) if has_dictionary else batch.nbytes
         total += batch_bytes
         if total > max(most, ratio * size):
             found = f"its rows take {ratio:,} times its {size:,} bytes, and {most:,} bytes"
@@ -198,15 +200,10 @@ def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:
     """Returns the bytes of a column's values; a dictionary's values count in each row."""
     if isinstance(column, pa.ChunkedArray):
         return sum(map(bytes_of, column.chunks))
-    if not pa.types.is_dictionary(column.type) or not _has_length(column.type.value_type):
+    if not pa.types.is_dictionary(column.type) or column.type.value_type not in WITH_LENGTH:
         return int(column.nbytes)
     lengths = pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)
     return pc.sum(lengths).as_py() or 0
-
-
-def _has_length(dtype: pa.DataType) -> bool:
-    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary
-    return any(fits(dtype) for fits in tests)
 
 
 def _as_one(tables: Sequence[pa.Table]) -> pa.Table:

@@ -24,15 +24,20 @@ Bits = NDArray[np.uint16] | NDArray[np.uint32]
 STRIP = 1024  # centres: with a block of 256 rows their scores stay in a core's second cache
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
-# N * K * D products, below which NumPy is done before torch has begun, or is imported.
-LITTLE, LITTLE_WITHOUT_TORCH = 2**24, 2**31
+LITTLE = 2**24  # N * K * D products, below which NumPy is done before torch has begun
+WORTH_TORCH, AHEAD = 2**36, 8  # products, that an import takes as long as; calls expected
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
 TINY = 2.0**-200  # less than any distance of float32 vectors but 0
 
 
 def is_little(work: int) -> bool:
-    """Returns whether NumPy computes so many products sooner; importing torch takes a second."""
-    return work <= (LITTLE if "torch" in sys.modules else LITTLE_WITHOUT_TORCH)
+    """Returns whether NumPy computes so many products sooner; importing torch takes a second.
+
+    A process that has no torch imports it once its calls, and 8 more like this, would repay it.
+    """
+    if "torch" in sys.modules:
+        return work <= LITTLE
+    return Scores.done + AHEAD * work <= WORTH_TORCH
 
 
 @cache
@@ -114,6 +119,8 @@ def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
 class Scores:
     """Centres prepared to be multiplied with rows on this processor."""
 
+    done = 0  # products that this process has computed
+
     def __init__(
         self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision, work: int
     ) -> None:
@@ -132,6 +139,7 @@ class Scores:
                 self.strips.append((part.start, _half_products(half_CD)))
             else:
                 self.strips.append((part.start, _float_products(unit_CD, work)))
+        Scores.done += work
 
     def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """Returns the rows prepared, their (B,) ratio, and their two (B,) gaps."""

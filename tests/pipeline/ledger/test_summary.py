@@ -46,6 +46,14 @@ def test_of_a_large_pool_no_file_is_opened(state, monkeypatch):
         assert {lost.stage for lost in ending.lost} == {ending.stage}
 
 
+def test_of_a_line_in_which_one_stage_alone_loses_rows_no_file_is_opened(engine, monkeypatch):
+    few = "  few: {uses: select.where, from: numbers, where: number >= 30}\n"
+    state = engine.run(few).outcome.state
+    monkeypatch.setattr(summaries, "losses", None)
+    [ending] = summary(state).endings
+    assert (ending.kept, ending.is_first, [lost.rows for lost in ending.lost]) == (1, True, [30])
+
+
 @pytest.fixture
 def moody(engine):
     """Runs toy.moody over the pool of 31 rows, these of which time out, and more stages."""

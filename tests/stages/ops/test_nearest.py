@@ -1,5 +1,6 @@
 """Nearest centres and sums by centre: float64's answer, for every precision, batch and value."""
 
+import sys
 from fractions import Fraction
 from itertools import product
 
@@ -172,6 +173,17 @@ def test_every_processor_gives_the_same(monkeypatch):
         found = nearest(row_ND, centre_KD, "euclidean", 2)
         for values, same in zip(expected, found, strict=True):
             np.testing.assert_array_equal(values, same)
+
+
+def test_small_calls_that_add_up_are_worth_the_import_of_torch(monkeypatch):
+    row_ND, centre_KD = normal(5, 40, 8), normal(6, 10, 8)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(_coarse.Scores, "done", 0)
+    monkeypatch.setattr(_coarse, "WORTH_TORCH", 20 * row_ND.size * len(centre_KD))
+    for calls in range(13):  # and eight more to come
+        assert _coarse.is_little(row_ND.size * len(centre_KD)), calls
+        nearest(row_ND, centre_KD)
+    assert not _coarse.is_little(row_ND.size * len(centre_KD))
 
 
 def test_a_process_that_lets_torch_round_products_gets_the_same():
