@@ -82,7 +82,7 @@ lowest: browser  ## unit tests with the lowest versions that pyproject.toml allo
 	$(subst $(BIN)/python,$(LOWEST)/python,$(PYTEST)) -n 2 --dist loadfile --part unit \
 	--seed $(SEED) --share $(SHARE)
 
-bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
+bench: .venv/installed-dev  ## each claim with a benchmark, measured small; fails where a ratio fell; ≤ 30 minutes
 	$(BIN)/python -m tests.benchmarks
 
 .venv/installed-docs: .venv/installed

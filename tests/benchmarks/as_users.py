@@ -13,8 +13,11 @@ kmeans   20 rounds of 500 spherical centres at width 256, float32, against faiss
          to 1 %
 select   a condition, the best third by a score and the list of uids, against Polars: the same uids
 exact    equal captions, against DuckDB: the same rows are copies
+metaclip concepts and balancing, against pyahocorasick and MetaCLIP's loop: as many rows, to chance
+phash    hashes of JPEG, decoded, against imagehash: the same bits
 """
 
+import json
 import os
 import shutil
 import sys
@@ -24,6 +27,7 @@ from statistics import median
 
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", POLARS_MAX_THREADS="1")
 
+import cv2
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -33,6 +37,7 @@ from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import clipmill, scratch, spend
 
 ROUNDS, WIDTH, CLUSTERS = 5, 256, 500
+WORDS = [f"{a}{b}" for a in ("red", "dog", "sky", "man", "tree") for b in range(600)]
 COPIES = 10  # one caption in so many is a planted copy of the one before it
 POOL = """
 stages:
@@ -64,6 +69,14 @@ RECIPES = {
 """,
     "exact": """
   exact: {{uses: dedup.exact, from: pool, columns: [text]}}
+""",
+    "metaclip": """
+  concepts: {{uses: annotate.concepts, from: pool, concepts: {list}}}
+  metaclip: {{uses: select.balance, from: concepts, concepts: {list}, t: 20}}
+""",
+    "phash": """
+    image_col: image
+  phash: {{uses: annotate.phash, from: pool}}
 """,
 }
 SCRIPTS = {
@@ -110,6 +123,37 @@ duckdb.execute(
     f" TO '{sys.argv[2]}' (FORMAT parquet)"
 )
 """,
+    "metaclip": """
+import json, random, sys, ahocorasick, numpy as np, pyarrow as pa, pyarrow.parquet as pq
+def spaced(text):
+    text = f" {text} "
+    for mark in ",.;:?!`":
+        text = text.replace(mark, f" {mark} ")
+    for blank in "\\t\\n\\r":
+        text = text.replace(blank, " ")
+    return text
+rows = pq.read_table(sys.argv[1], columns=["uid", "caption"])
+entries = json.load(open(sys.argv[6]))
+automaton = ahocorasick.Automaton()
+for place, entry in enumerate(entries):
+    automaton.add_word(f" {entry} ", place)
+automaton.make_automaton()
+ids = [list({i for _, i in automaton.iter(spaced(t))}) for t in rows["caption"].to_pylist()]
+count = np.zeros(len(entries), np.uint64)
+for matched in ids:
+    for entry in matched:
+        count[entry] += 1
+prob = 20 / np.maximum(count, 20)
+keep = [any(random.random() < prob[entry] for entry in matched) for matched in ids]
+pq.write_table(pa.table({"uid": rows["uid"], "keep": keep}), sys.argv[2])
+""",
+    "phash": """
+import io, sys, imagehash, pyarrow as pa, pyarrow.parquet as pq
+from PIL import Image
+rows = pq.read_table(sys.argv[1], columns=["uid", "image"])
+hashes = [str(imagehash.phash(Image.open(io.BytesIO(b.as_py())))) for b in rows["image"]]
+pq.write_table(pa.table({"uid": rows["uid"], "phash": hashes}), sys.argv[2])
+""",
 }
 
 
@@ -120,9 +164,10 @@ def main(*works: str) -> str:
         name, _, size = work.partition(":")
         rows = int(size)
         with scratch() as folder:
-            write_pool(folder / "pool.parquet", rows, has_vectors=name == "kmeans")
-            pool, best = folder / "pool.parquet", rows // 3
-            of = {"pool": pool, "width": WIDTH, "clusters": CLUSTERS, "best": best}
+            write_pool(folder / "pool.parquet", rows, name)
+            pool, best, entries = folder / "pool.parquet", rows // 3, folder / "list.json"
+            entries.write_text(json.dumps(WORDS), "utf-8")
+            of = {"pool": pool, "width": WIDTH, "clusters": CLUSTERS, "best": best, "list": entries}
             text = (POOL + RECIPES[name]).format(**of)
             (folder / "recipe.yaml").write_text(text, "utf-8")
             found.append(f"{work} {compared(name, rows, folder, best):.2f}x")
@@ -132,8 +177,10 @@ def main(*works: str) -> str:
 def compared(name: str, rows: int, folder: Path, best: int) -> float:
     """Returns the script's CPU by clipmill's; prints both, the spread, and clipmill's start."""
     made = folder / f"{name}.parquet"
-    arguments = [str(folder / "pool.parquet"), str(made), str(WIDTH), str(CLUSTERS), str(best)]
+    numbers = map(str, (WIDTH, CLUSTERS, best))
+    arguments = [str(folder / "pool.parquet"), str(made), *numbers, str(folder / "list.json")]
     run = ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--workers", "1"]
+    clipmill(*run)  # compiles, as the first use of an install does
     script, ours, start = [], [], []
     for _ in range(rounds_of(ROUNDS)):
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -153,13 +200,12 @@ def compared(name: str, rows: int, folder: Path, best: int) -> float:
     return median(each)
 
 
-def write_pool(path: Path, rows: int, has_vectors: bool) -> None:
-    """Writes captions by Zipf's law, one in ten a copy, with scores and clustered vectors."""
+def write_pool(path: Path, rows: int, name: str) -> None:
+    """Writes captions by Zipf's law, one in ten a copy, with scores; clustered vectors or JPEG."""
     rng = np.random.default_rng(0)
-    share_W = 1 / np.arange(1, 3001)
-    words = np.array([f"{a}{b}" for a in ("red", "dog", "sky", "man", "tree") for b in range(600)])
+    share_W = 1 / np.arange(1, len(WORDS) + 1)
     length_N = rng.integers(6, 15, rows)
-    of_all = words[rng.choice(len(words), length_N.sum(), p=share_W / share_W.sum())]
+    of_all = np.array(WORDS)[rng.choice(len(WORDS), length_N.sum(), p=share_W / share_W.sum())]
     stop_N = np.cumsum(length_N)
     caption = [" ".join(of_all[a:b]) for a, b in zip(stop_N - length_N, stop_N, strict=True)]
     for number in range(COPIES, rows, COPIES):
@@ -171,13 +217,19 @@ def write_pool(path: Path, rows: int, has_vectors: bool) -> None:
         "caption": caption,
         "score": pa.array(rng.random(rows, np.float32)),
     }
-    if has_vectors:
+    if name == "phash":
+        small_M = rng.integers(0, 256, (100, 12, 12, 3), np.uint8)
+        large_M = [cv2.resize(small_HW3, (256, 192)) for small_HW3 in small_M]
+        shift_N = rng.integers(0, 192, rows)
+        drawn = (np.roll(large_M[row % 100], shift, 0) for row, shift in enumerate(shift_N))
+        table["image"] = [cv2.imencode(".jpg", image)[1].tobytes() for image in drawn]
+    if name == "kmeans":
         centre_KD = rng.standard_normal((300, WIDTH), np.float32)
         vector_ND = 0.5 * rng.standard_normal((rows, WIDTH), np.float32)
         vector_ND += centre_KD[rng.integers(0, 300, rows)]
         values = pa.array(vector_ND.reshape(-1))
         table["vector"] = pa.FixedSizeListArray.from_arrays(values, WIDTH)
-    pq.write_table(pa.table(table), path, row_group_size=50_000)
+    pq.write_table(pa.table(table), path, row_group_size=50_000 if name != "phash" else 2_000)
 
 
 def stored(folder: Path, stage: str) -> pl.DataFrame:
@@ -220,14 +272,27 @@ def check_exact(theirs: pl.DataFrame, folder: Path) -> None:
     assert (both["keeper"] == both["ours"]).all()
 
 
+def check_metaclip(theirs: pl.DataFrame, folder: Path) -> None:
+    ours = stored(folder, "metaclip")["keep"].sum()
+    assert abs(ours - theirs["keep"].sum()) < 7 * len(theirs) ** 0.5 / 2, ours
+
+
+def check_phash(theirs: pl.DataFrame, folder: Path) -> None:
+    both = theirs.join(stored(folder, "phash").select("uid", ours="phash"), on="uid")
+    bits = both["ours"].to_numpy().view(np.uint64)
+    assert [f"{value:016x}" for value in bits] == both["phash"].to_list()
+
+
 CHECKS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
     "minhash": check_minhash,
     "kmeans": check_kmeans,
     "select": check_select,
     "exact": check_exact,
+    "metaclip": check_metaclip,
+    "phash": check_phash,
 }
 
 if __name__ == "__main__":
-    few = tuple(f"{name}:20000" for name in SCRIPTS)
-    more = *(f"{name}:200000" for name in SCRIPTS), "kmeans:60000"
-    begin(main, quick=few, full=(*few, *more, "select:1000000", "exact:1000000"))
+    few = tuple(f"{name}:20000" for name in SCRIPTS if name != "phash")
+    more = *(f"{name}:200000" for name in SCRIPTS if name != "phash"), "kmeans:60000", "phash:20000"
+    begin(main, quick=(*few, "phash:2000"), full=(*few, *more, "select:1000000", "exact:1000000"))
