@@ -13,6 +13,7 @@ from clipmill.metadata.schema import IDENTITY, KEEP, REASON
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, Share
 from clipmill.stages.select import _cut as cut
+from clipmill.stages.select._judged import judged_rows
 
 # Shapes: N rows of the pool, D digits of a rank.
 
@@ -81,19 +82,11 @@ def in_pool(rows: pa.Table, over: str) -> tuple[int, Bools, NDArray[np.uint16]]:
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
     """Returns keep and reason of every row, now by its value too."""
-    before = rows.unify_dictionaries()[REASON.name].combine_chunks()
-    of_top = [f"undefined:{top.column}", f"top:{top.column}"]
-    reasons = list(dict.fromkeys([*before.dictionary.to_pylist(), *of_top]))
-    undefined, too_low = map(reasons.index, of_top)
-    code_N = before.indices.fill_null(-1).to_numpy()
-    passing_N = code_N < 0
-    by_value_N = np.where(rows["value"].is_null().to_numpy(), undefined, too_low)
-    code_N = np.where(passing_N, by_value_N, code_N).astype(np.int32)
-    keep_N = passing_N & rows["value"].is_valid().to_numpy() & reaching(rows, lowest)
-    code = pa.array(code_N, mask=keep_N).dictionary_encode()  # as they first appear in the shard
-    reason = pa.DictionaryArray.from_arrays(code.indices, pa.array(reasons).take(code.dictionary))
-    judged = rows.select(IDENTITY).append_column(KEEP.name, pa.array(keep_N))
-    return judged.append_column(REASON.name, reason)
+    has_value = rows["value"].is_valid()
+    out = pc.if_else(has_value, f"top:{top.column}", f"undefined:{top.column}")
+    stays = pc.and_(has_value, pa.array(reaching(rows, lowest)))
+    reason = pc.coalesce(rows[REASON.name].cast(pa.string()), pc.if_else(stays, None, out))
+    return judged_rows(rows, reason, {})
 
 
 def reaching(rows: pa.Table, lowest: cut.Cut) -> Bools:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
+from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
@@ -19,7 +20,7 @@ from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
 from clipmill.stages.select import _verdicts
-from clipmill.stages.select._judged import NO_IMAGE, left_out
+from clipmill.stages.select._judged import NO_IMAGE, judged_rows, left_out
 from clipmill.stages.select._top import Top, keep_best, rankable, search
 
 
@@ -167,28 +168,18 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     """Returns keep and reason of every row by `where`, and the value that `top` ranks by."""
     frame = stage.frame(rows)
     truths = [(conjunct, sql.truth(conjunct, frame).to_arrow()) for conjunct in stage.conjuncts]
-    broken = [(np.asarray(mask), reason) for reason, mask in left_out(rows).items()]
-    broken += [(~as_mask(truth.fill_null(True)), rule.text) for rule, truth in truths]
+    broken = [*left_out(rows).items()]
+    broken += [(rule.text, pc.invert(truth.fill_null(True))) for rule, truth in truths]
     for rule, truth in truths:
         if truth.null_count:
-            null_N = as_mask(truth.is_null())
             for name in rule.columns:
-                broken += [(null_N & frame[name].is_null().to_numpy(), f"undefined:{name}")]
-            broken += [(null_N, "undefined")]  # null although every column has a value
-    masks, rules = zip(*broken, strict=True)
-    reasons = stage.reasons
-    code_N = np.select(masks, [reasons.index(rule) for rule in rules], default=-1)
-    code = pa.array(code_N.astype(np.int32), mask=code_N < 0)
-    judged = rows.select(IDENTITY)
-    judged = judged.append_column(KEEP.name, pa.array(code_N < 0))
-    judged = judged.append_column(REASON.name, pa.DictionaryArray.from_arrays(code, reasons))
-    if stage.top:
-        judged = judged.append_column("value", rankable(rows[stage.top.column]))
-    return judged
-
-
-def as_mask(truth: pa.Array) -> NDArray[np.bool_]:
-    return np.asarray(truth.to_numpy(zero_copy_only=False))
+                lacks = pc.and_(truth.is_null(), frame[name].is_null().to_arrow())
+                broken.append((f"undefined:{name}", lacks))
+            broken.append(("undefined", truth.is_null()))  # although every column has a value
+    rules, masks = zip(*broken, strict=True)
+    reason = pc.case_when(pc.make_struct(*masks), *rules)
+    value = {"value": rankable(rows[stage.top.column])} if stage.top else {}
+    return judged_rows(rows, reason, value)
 
 
 def is_number(dtype: pa.DataType) -> bool:
