@@ -60,6 +60,10 @@ class Texts:
         self.part = {name: pc.struct_field(self.values, name) for name in TEXT_FIELDS}
         is_own = pc.equal(self.part["source"], ORIGINAL).fill_null(False).to_numpy(False)
         self.original_T = is_own & self.part["text"].is_valid().to_numpy(False)
+        self.scores = pa.nulls(len(self.row_T), pa.float32())
+        if TEXT_CLIP_SCORE.name in shard.column_names:
+            self.scores = self.beside(TEXT_CLIP_SCORE.name)
+        self.score_T = self.scores.to_numpy(False).astype(np.float32)  # NaN where there is none
 
     def beside(self, name: str) -> pa.Array:
         """Returns (T,) a column's list values beside the texts; null where a row has no list."""
@@ -79,11 +83,21 @@ class Texts:
         index_T = pa.array(start_N[self.row_T] + place_T, mask=~has_N[self.row_T])
         return pc.list_flatten(lists).take(index_T)
 
-    @property
-    def scores(self) -> pa.Array:
-        if TEXT_CLIP_SCORE.name not in self.shard.column_names:
-            return pa.nulls(len(self.row_T), pa.float32())
-        return self.beside(TEXT_CLIP_SCORE.name)
+    def first(self, mask_T: Bools) -> NDArray[np.int64]:
+        """Returns (N,) the index of each row's first text in the mask; -1 if there is none."""
+        first_N = np.full(len(self.shard), -1)
+        index = np.flatnonzero(mask_T)[::-1]
+        first_N[self.row_T[index]] = index  # the last write wins: the first text
+        return first_N
+
+    def best(self, mask_T: Bools) -> NDArray[np.int64]:
+        """Returns (N,) the index of a row's best-scored text, the first of equals; or -1."""
+        index = np.flatnonzero(mask_T)
+        score = np.where(np.isnan(self.score_T[index]), -np.inf, self.score_T[index])
+        index = index[np.argsort(-score, kind="stable")]
+        best_N = np.full(len(self.shard), -1)
+        best_N[self.row_T[index[::-1]]] = index[::-1]
+        return best_N
 
 
 def ask(
@@ -105,8 +119,7 @@ def ask(
 
 def compare(cuts: Mapping[str, float], texts: Texts, broken: Broken) -> None:
     """Compares each text's score with the cut of its source, else with that of its label."""
-    score_T = texts.scores.to_numpy(False).astype(np.float32)
-    has_cut_T = np.zeros(len(score_T), bool)
+    score_T, has_cut_T = texts.score_T, np.zeros(len(texts.row_T), bool)
     for part in ("source", "label"):
         for name, least in cuts.items():
             has_name_T = pc.equal(texts.part[part], name).fill_null(False).to_numpy(False)
@@ -120,52 +133,31 @@ Mix = Literal["blip2", "short-synthetic", "veclip", "laclip", "metaclip-1.2"]
 SHARES = MappingProxyType({"blip2": 0.3, "short-synthetic": 0.45, "metaclip-1.2": 0.15})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flat:
-    """The texts of N rows in flat arrays."""
-
-    row_T: NDArray[np.int64]
-    original_T: Bools
-    made_T: Bools  # texts that a mix may take in the original's place
-    passes_T: Bools
-    score_T: NDArray[np.float32]  # NaN where there is none
-    rows: int
-
-    def first(self, mask_T: Bools) -> NDArray[np.int64]:
-        """Returns (N,) the index of each row's first text in the mask; -1 if there is none."""
-        first_N = np.full(self.rows, -1)
-        index = np.flatnonzero(mask_T)[::-1]
-        first_N[self.row_T[index]] = index  # the last write wins: the first text
-        return first_N
-
-    def best(self, mask_T: Bools) -> NDArray[np.int64]:
-        """Returns (N,) the index of a row's best-scored text, the first of equals; or -1."""
-        index = np.flatnonzero(mask_T)
-        score = np.where(np.isnan(self.score_T[index]), -np.inf, self.score_T[index])
-        index = index[np.argsort(-score, kind="stable")]
-        best_N = np.full(self.rows, -1)
-        best_N[self.row_T[index[::-1]]] = index[::-1]
-        return best_N
-
-
-def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) -> Bools:
+def mixed_texts(
+    mix: Mix | None,
+    texts: Texts,
+    passes_T: Bools,
+    made_T: Bools,
+    takes_made_N: Bools,
+    least: float,
+) -> Bools:
     """Returns (T,) whether a mix keeps each text, among those that pass.
 
-    `takes_made_N` marks rows that take a made text with a score of at least `least`; other rows
-    take their own, or a made one if their own does not pass.
+    `made_T` marks texts that it may take in the original's place, `takes_made_N` rows that take one
+    with a score of at least `least`; other rows take their own, or a made one if their own does not
+    pass.
     """
     if mix in (None, "laclip"):
-        return flat.passes_T
-    own_N = flat.first(flat.passes_T & flat.original_T)
-    made_N = flat.best(flat.passes_T & flat.made_T)
-    kept_T = np.zeros(len(flat.row_T), bool)
+        return passes_T
+    own_N, made_N = texts.first(passes_T & texts.original_T), texts.best(passes_T & made_T)
     if mix == "veclip":
         chosen = np.concatenate([own_N, made_N])
     else:
         if least > -np.inf:
-            score_N = np.append(flat.score_T, np.float32(np.nan))[made_N]  # -1: NaN, no text
+            score_N = np.append(texts.score_T, np.float32(np.nan))[made_N]  # -1: NaN, no text
             made_N = np.where(score_N >= np.float32(least), made_N, -1)
         chosen = np.where(takes_made_N, made_N, np.where(own_N >= 0, own_N, made_N))
+    kept_T = np.zeros(len(passes_T), bool)
     kept_T[chosen[chosen >= 0]] = True
     return kept_T
 

@@ -39,7 +39,6 @@ from clipmill.stages.select._captions import (
     WORDS,
     Bools,
     Broken,
-    Flat,
     Mix,
     Texts,
     ask,
@@ -242,9 +241,8 @@ def united(left: State, right: State) -> State:
 def originals(stage: SelectCaptions, shard: pa.Table) -> pa.Table:
     """Returns the rows' identity, the score of their original, and whether it is ranked."""
     texts = Texts(shard, stage.captions)
-    flat = stage_flat(stage, texts, texts.original_T)
-    own_N = flat.first(flat.original_T)
-    score_N = np.append(flat.score_T, np.float32(np.nan))[own_N]  # -1 reads the NaN: no original
+    own_N = texts.first(texts.original_T)
+    score_N = np.append(texts.score_T, np.float32(np.nan))[own_N]  # -1 reads the NaN: no original
     keep = pc.and_(pc.invert(dropped_before(shard)), pa.array(own_N >= 0))
     rows = shard.select(IDENTITY).append_column(KEEP.name, keep)
     return rows.append_column("value", rankable(pa.chunked_array([pa.array(score_N)])))
@@ -271,20 +269,24 @@ def judged(
     """Returns the stored columns of every row."""
     texts = Texts(shard, stage.captions)
     broken = broken_rules(stage, texts)
-    reason_T, flat = broken.reason_T, stage_flat(stage, texts, broken.passes_T)
+    reason_T, passes_T, made_T = broken.reason_T, broken.passes_T, ~texts.original_T
+    if stage.wanted:
+        names = pa.array(stage.wanted, pa.string())
+        is_named = pc.or_(*(pc.is_in(texts.part[part], names) for part in ("source", "label")))
+        made_T &= is_named.to_numpy(False)
     if stage.mix == "blip2":
         takes_made_N = ~is_above(originals(stage, shard), highest.lowest)
     else:
         coin_N = coin(shard[UID.name], seed=seed, stage=name, purpose="mix")
         takes_made_N = coin_N < (stage.share or SHARES.get(stage.mix or "", 0))
-    kept_T = mixed_texts(stage.mix, flat, takes_made_N, highest.least)
-    reason_T[flat.passes_T & ~kept_T] = f"mix:{stage.mix}"
-    own_N = flat.first(flat.original_T)
-    fell_back_N = (np.bincount(flat.row_T[kept_T], minlength=flat.rows) == 0) & (own_N >= 0)
+    kept_T = mixed_texts(stage.mix, texts, passes_T, made_T, takes_made_N, highest.least)
+    reason_T[passes_T & ~kept_T] = f"mix:{stage.mix}"
+    own_N = texts.first(texts.original_T)
+    fell_back_N = (np.bincount(texts.row_T[kept_T], minlength=len(shard)) == 0) & (own_N >= 0)
     kept_T[own_N[fell_back_N]] = True
     reason_T[kept_T] = None
     kept = np.flatnonzero(kept_T)
-    kept_N = np.bincount(flat.row_T[kept], minlength=flat.rows)
+    kept_N = np.bincount(texts.row_T[kept], minlength=len(shard))
     why = pc.make_struct(pa.array(texts.count_N == 0), pa.array(kept_N == 0))
     return pa.table(
         {
@@ -314,20 +316,3 @@ def broken_rules(stage: SelectCaptions, texts: Texts) -> Broken:
         images_T = texts.beside(TEXT_IMAGES.name).fill_null(0).to_numpy()
         broken.add(made_T & (images_T > stage.most_images), "most_images")
     return broken
-
-
-def stage_flat(stage: SelectCaptions, texts: Texts, passes_T: Bools) -> Flat:
-    """Returns the texts as a mix sees them."""
-    made_T = ~texts.original_T
-    if stage.wanted:
-        names = pa.array(stage.wanted, pa.string())
-        is_named = pc.or_(*(pc.is_in(texts.part[part], names) for part in ("source", "label")))
-        made_T &= is_named.to_numpy(False)
-    return Flat(
-        row_T=texts.row_T,
-        original_T=texts.original_T,
-        made_T=made_T,
-        passes_T=passes_T,
-        score_T=texts.scores.to_numpy(False).astype(np.float32),
-        rows=len(texts.count_N),
-    )
