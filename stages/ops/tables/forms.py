@@ -31,7 +31,8 @@ from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches,
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
 NAN = re.compile(rb"[:\[,]\s*(?:NaN|-?Infinity)\s*[,\]}]")  # as Python writes them, or in a text
-TEXT_OR_NAN = re.compile(rb'("(?:[^"\\]|\\.)*+")|NaN|-?Infinity', re.DOTALL)
+# What stands before a NaN, texts among it, and the NaN: a match for each, not for each text.
+BEFORE = re.compile(rb'((?:[^"NI-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|-(?!I))*+)(NaN|-?Infinity)?', re.S)
 WHOLE = (".json", ".jsonl", ".ndjson")  # not packed
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 FETCHED = 64  # rows of a database at a time, which may hold pictures
@@ -161,7 +162,7 @@ def json_form(storage: Storage, path: str) -> Form:
     with pa.memory_map(place) if is_here else storage.fs.open_input_stream(place) as file:
         data = memoryview(file.read_buffer() if is_here else file.read())
     if NAN.search(data):
-        data = memoryview(TEXT_OR_NAN.sub(lambda found: found[1] or b"null", bytes(data)))
+        data = memoryview(BEFORE.sub(lambda m: m[1] + b"null" if m[2] else m[0], bytes(data)))
     with as_arrows_errors():
         rows = rows_of(data[3:] if bytes(data[:3]) == codecs.BOM_UTF8 else data)
         first = [*islice(rows(), LOOKED_AT)]
@@ -242,10 +243,8 @@ def arrow_form(storage: Storage, path: str) -> Form:
             file.seek(0)
             options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
             reader = read(file, options=options)
-            if is_file:
-                yield from map(reader.get_batch, range(reader.num_record_batches))
-            else:
-                yield from reader
+            numbers = range(reader.num_record_batches if is_file else 0)
+            yield from map(reader.get_batch, numbers) if is_file else reader
 
     def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
         for batch in batches(roots_of(wanted, schema.names)):
