@@ -169,7 +169,7 @@ def child_means(centre_KD: NDArray, space: Space, rows: pa.Table) -> State:
 
 DRAWS = 5  # of candidates, one per cluster each time: k-means|| levels off there
 SAMPLE = 64  # least rows per cluster that candidates are drawn from
-IN_MEMORY = 16  # the same for rows of one parent, in memory
+IN_MEMORY = 16  # least rows per cluster among those of one parent, which are in memory
 
 
 def drawn(key_N: NDArray, number: int, rows: pa.Table) -> State:

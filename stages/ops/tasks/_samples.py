@@ -65,8 +65,8 @@ class TaskFolder:
 class Sample:
     """One picture, and its class or captions.
 
-    Of a task of associations: a candidate, its cue as the caption, label 1 if the two belong
-    together, and the instance's number as the group.
+    In a task of associations it is a candidate, with its cue as the caption, label 1 if the two
+    belong together, and the instance's number as the group.
     """
 
     key: str

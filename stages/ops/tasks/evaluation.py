@@ -31,9 +31,9 @@ Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Requested values of a task's samples: a column of that type, or `measure` of pictures.
+    """A value to read of each sample: a column, or what `measure` makes of its picture.
 
-    Without a `measure` they are captions. `fits` tells which of many values are stored. Where
+    Without a `measure` it is a caption. `fits` says which values are stored; else all are. Where
     `measure` returns several values of each picture, `views`, stored values are not taken.
     """
 

@@ -74,7 +74,7 @@ class Frame:
         return self.heaviest / (length * self.longest)
 
     def gaps(self, length: Any, lost: Any, lost_most: float, precision: Precision) -> Any:
-        """Returns gaps above which scores are in order: coarse ones, and float64's in any order.
+        """Returns two gaps a row: scores further apart are in order, coarse ones and float64's.
 
         The first is twice the error of a score: sums of D products in any order, roundings of both
         vectors and of the score, and float64's own, which defines the answer. Only weights that
