@@ -121,13 +121,22 @@ class BalancedTree(SizedSelect):
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
         """Yields the verdicts at each target; ValueError for one that no tree of these rows has."""
-        return taken(threshold, values, ranked(made), rows, made)
+        return self.surveyed(threshold, values, lambda: iter([(rows, made)]))(rows, made)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
         """Returns a function that yields a part's verdicts at each target, for the rows of all."""
-        return partial(taken, threshold, values, sum(ranked(made) for _, made in parts()))
+        name = TREE_RANK.name
+        ranked = sum(len(made) - made[name].null_count for _, made in parts())
+        targets = [size_of(threshold.name, value, ranked) for value in values]
+
+        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+            for value, target in zip(values, targets, strict=True):
+                keep = pc.less_equal(made[name], target).fill_null(False)
+                yield verdict(threshold, value, keep.to_numpy())
+
+        return verdicts
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Returns cluster, path, quota and place, and the least target that takes the row."""
@@ -167,25 +176,6 @@ class BalancedTree(SizedSelect):
         ctx.say("taking rows of clusters")
         clusters = ctx.shuffle(rows, "key")
         ctx.restore(ctx.map_shards(partial(judged, tree, target), clusters))
-
-
-def ranked(made: pa.Table) -> int:
-    """Returns how many rows the tree has."""
-    return len(made) - made[TREE_RANK.name].null_count
-
-
-def taken(
-    threshold: Threshold,
-    values: Sequence[Decimal],
-    all_rows: int,
-    rows: pa.Table,
-    made: pa.Table,
-) -> Iterator[Verdicts]:
-    """Yields the verdicts at each target of a tree of `all_rows`; ValueError if out of range."""
-    for value in values:
-        target = size_of(threshold.name, value, all_rows)
-        keep = pc.less_equal(made[TREE_RANK.name], target).fill_null(False)
-        yield verdict(threshold, value, keep.to_numpy())
 
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
