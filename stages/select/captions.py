@@ -194,10 +194,11 @@ class SelectCaptions(DatasetStage):
             found = ctx.reduce(partial(made_names, self.captions), inputs.rows, united)
             self.refuse_strangers(found["names"].tolist(), ctx.worker.stage)
             ctx.say("")
-        highest = Highest()
+        lowest, least = cut.NOTHING, -np.inf
         if self.mix == "blip2" and len(inputs.rows):
-            highest = self.highest(ctx.map_shards(partial(originals, self), inputs.rows), ctx)
-        chosen = partial(judged, self, ctx.worker.seed, ctx.worker.stage, highest)
+            rows = ctx.map_shards(partial(originals, self), inputs.rows)
+            lowest, least = self.highest(rows, ctx)
+        chosen = partial(judged, self, ctx.worker.seed, ctx.worker.stage, lowest, least)
         ctx.restore(ctx.map_shards(chosen, inputs.rows))
 
     def refuse_strangers(self, known: list[str], stage: str) -> None:
@@ -208,22 +209,14 @@ class SelectCaptions(DatasetStage):
                 do = did_you_mean(name, known, "those of made texts are")
                 raise StageError(found, f"stage '{stage}', key `made`", do)
 
-    def highest(self, rows: Shards, ctx: Context) -> "Highest":
-        """Returns where the share of rows with the highest-scored originals ends."""
+    def highest(self, rows: Shards, ctx: Context) -> tuple[cut.Cut, float]:
+        """Returns the rank from which rows keep their original, and the least score of these."""
         ctx.say("cutting at the share of the originals")
         top = Top(column=TEXT_CLIP_SCORE.name, fraction=self.share or SHARES["blip2"])
         lowest = cut.solve(search(top), rows, ctx)
         least = ctx.reduce(partial(least_above, lowest), rows, lower)["least"]
         ctx.say("")
-        return Highest(lowest, float(least))
-
-
-@dataclass(frozen=True)
-class Highest:
-    """The rank from which rows keep their original, and the least score among them."""
-
-    lowest: cut.Cut = cut.NOTHING
-    least: float = -np.inf
+        return lowest, float(least)
 
 
 def made_names(captions: tuple[str, ...], shard: pa.Table) -> State:
@@ -264,7 +257,7 @@ def lower(left: State, right: State) -> State:
 
 
 def judged(
-    stage: SelectCaptions, seed: int, name: str, highest: Highest, shard: pa.Table
+    stage: SelectCaptions, seed: int, name: str, lowest: cut.Cut, least: float, shard: pa.Table
 ) -> pa.Table:
     """Returns the stored columns of every row."""
     texts = Texts(shard, stage.captions)
@@ -275,11 +268,11 @@ def judged(
         is_named = pc.or_(*(pc.is_in(texts.part[part], names) for part in ("source", "label")))
         made_T &= is_named.to_numpy(False)
     if stage.mix == "blip2":
-        takes_made_N = ~is_above(originals(stage, shard), highest.lowest)
+        takes_made_N = ~is_above(originals(stage, shard), lowest)
     else:
         coin_N = coin(shard[UID.name], seed=seed, stage=name, purpose="mix")
         takes_made_N = coin_N < (stage.share or SHARES.get(stage.mix or "", 0))
-    kept_T = mixed_texts(stage.mix, texts, passes_T, made_T, takes_made_N, highest.least)
+    kept_T = mixed_texts(stage.mix, texts, passes_T, made_T, takes_made_N, least)
     reason_T[passes_T & ~kept_T] = f"mix:{stage.mix}"
     own_N = texts.first(texts.original_T)
     fell_back_N = (np.bincount(texts.row_T[kept_T], minlength=len(shard)) == 0) & (own_N >= 0)
