@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from clipmill.metadata.keys import without_keys
@@ -91,19 +92,9 @@ class Wish:
 
 def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
     """Returns the recipe's text; `made_by` is the command that wrote it, `run_as` runs it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("clipmill.pipeline", "own_data"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,  # YAML: every value passes the filter `yaml`
-    )
-    environment.filters["yaml"] = in_yaml
-    environment.filters["padded"] = lambda text, width=36: text.ljust(width)
     rules = (*(CAPTION_RULES if data.has_captions else ()), *IMAGE_RULES)
     language = ["language", "language_confidence"] if data.has_captions else []
-    return environment.get_template("starter.yaml.j2").render(
+    text: str = _template().render(
         data=data,
         wish=wish,
         made_by=_comment(made_by),
@@ -114,6 +105,23 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
         rule_width=max(len(rule) for rule, _ in rules),
         columns=[*language, *([wish.column] if wish.column else [])],
     )
+    return text
+
+
+@cache
+def _template() -> Any:
+    """Returns the recipes' template; cached, as compiling takes longer than filling."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("clipmill.pipeline", "own_data"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # YAML: every value passes the filter `yaml`
+    )
+    environment.filters["yaml"] = in_yaml
+    environment.filters["padded"] = lambda text, width=36: text.ljust(width)
+    return environment.get_template("starter.yaml.j2")
 
 
 def in_yaml(value: Any) -> str:

@@ -5,6 +5,7 @@ import inspect
 import io
 import tokenize
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 
@@ -20,6 +21,7 @@ def comments_of(cls: type[Any]) -> dict[str, str]:
     return comments
 
 
+@cache  # finding a class parses its whole file
 def _own_comments(cls: type[Any]) -> dict[str, str]:
     source = inspect.cleandoc("\n" + inspect.getsource(cls))
     beside: dict[int, str] = {}
