@@ -13,12 +13,14 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,7 @@ WHOLE_S = 200  # CPU seconds of a file whose tests may be in several shares
 COMPILES: list[Any] = []  # listeners to Numba: in a clean clone 20 s and more
 MARKED = re.compile(r"\bmark\.(chaos|drawn|soak)\b")  # as `make chaos` and `make soak` find files
 DEFINED = re.compile(r"^def test_", re.MULTILINE)
+MEMORY, ENOUGH = Path("/dev/shm"), 2 << 30  # bytes: a container may have 64 MB
 COST = pytest.StashKey[float]()
 SHARED = pytest.StashKey[float]()  # what fixtures of more than one test have cost
 
@@ -45,6 +48,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--part", choices=["unit", "core", "soak"], help="which tests; all without it")
     group.addoption("--seed", default="0", help="draws cases, and cuts the shares of the soak")
     group.addoption("--share", default="1/1", help="of soak or unit: 2/5 is the second of five")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Gives matrices of unit tests one thread, as a worker of one CPU has; the other parts more.
+
+    Threads of two processes on two cores wait busily for each other: half of what a matrix costs.
+    A file costs a tenth in memory, where passed tests leave none: the other parts write to a disk.
+    """
+    part = early_config.known_args_namespace.part
+    if part not in ("core", "soak"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if part == "unit" and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 # Which tests run
@@ -188,7 +205,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         COMPILES.append(numba.TimingListener())
         numba.register("numba:compile", COMPILES[-1])
     gc.freeze()  # modules and tests: else each collection looks through a million objects
-    gc.set_threshold(700, 10, 100)  # and a tenth as often through what tests leave behind
+    gc.set_threshold(10_000, 10, 100)  # and seldom through what tests leave behind
 
 
 def cpu_s() -> float:

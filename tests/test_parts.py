@@ -1,5 +1,8 @@
 """Every test runs in one part, and in one share of the soak; a dear unit test fails its run."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from tests import parts
@@ -106,13 +109,28 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
     chosen("--part", "soak", "--share", "4/3", code=pytest.ExitCode.USAGE_ERROR)
 
 
+def test_unit_tests_have_one_thread_and_write_to_memory_that_has_room(monkeypatch, tmp_path):
+    def given(part: str | None, enough: int = 0) -> dict[str, str]:
+        monkeypatch.setattr(parts, "ENOUGH", enough)
+        monkeypatch.setattr("os.environ", {})
+        options = SimpleNamespace(part=part)
+        parts.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=options))
+        return {**os.environ}
+
+    monkeypatch.setattr(parts, "MEMORY", tmp_path)
+    one = {"OMP_NUM_THREADS": "1"}
+    assert given("unit") == one | {"PYTEST_DEBUG_TEMPROOT": str(tmp_path)}
+    assert given("unit", 1 << 60) == given(None) == one
+    assert given("core") == given("soak") == {}
+
+
 @pytest.mark.slow("spins as long as it measures")
 def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
-    monkeypatch.setattr(parts, "LIMIT_S", 0.2)
-    monkeypatch.setattr(parts, "MOST_S", 0.2)
+    monkeypatch.setattr(parts, "LIMIT_S", 0.1)
+    monkeypatch.setattr(parts, "MOST_S", 0.1)
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     spin = "    import os\n    while sum(os.times()[:2]) < until: pass\n"
-    begin = "    import os; until = sum(os.times()[:2]) + 0.25\n"
+    begin = "    import os; until = sum(os.times()[:2]) + 0.15\n"
     pytester.makepyfile(
         test_dear=f"def test_it():\n{begin}{spin}",
         test_told="import pytest\n\n"
@@ -121,7 +139,7 @@ def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, mon
     )
     assert chosen("--part", "unit", code=1) == ["test_dear.py::test_it", "test_told.py::test_reads"]
     done = pytester.runpytest_inprocess("-p", "tests.parts", "--part", "unit")
-    done.stdout.fnmatch_lines(["*unit tests above 0.2 CPU second*", "*test_dear.py::test_it"])
+    done.stdout.fnmatch_lines(["*unit tests above 0.1 CPU second*", "*test_dear.py::test_it"])
     done.stdout.no_fnmatch_line("*s  test_told.py*")
     pytester.makepyfile(
         test_dear=f"import pytest\n\n@pytest.mark.slow('it spins')\ndef test_it():\n{begin}{spin}"

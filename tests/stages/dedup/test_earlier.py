@@ -5,17 +5,11 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 
 from clipmill.stages.dedup import _earlier as earlier
 from clipmill.stages.dedup._earlier import distinct, most_similar_earlier
 
 PRECISIONS = ("float32", "bfloat16")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def all_pairs(row_ND):

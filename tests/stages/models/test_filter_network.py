@@ -16,8 +16,7 @@ N, IMAGE, TEXT, WIDTH = 300, 12, 9, 4
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Threads, and buckets of words: the fit grows with their cube."""
-    torch.set_num_threads(1)
+    """Buckets of words: the fit grows with their cube."""
     monkeypatch.setattr(fn, "WORDS", 256)
 
 
