@@ -1,9 +1,7 @@
 """The browser of the tests: one that is installed, else npm's, else a line first and last."""
 
 import io
-import os
 import platform
-import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,8 @@ import pytest
 
 from tests import chromium
 from tests.chromium import NONE, NoBrowserError, found, taken
+
+pytest_plugins = ("pytester",)
 
 ANSWERS = f"""#!{sys.executable} -IS
 import json, os
@@ -139,25 +139,23 @@ def test_a_machine_that_npms_build_is_not_for_is_asked_for_no_download(bare, mon
     assert not (bare / "asked").exists()
 
 
-@pytest.mark.slow("starts pytest, once in two processes")
 @pytest.mark.parametrize(
     ("told", "more", "ci"),
     [(f"{NONE}by make", ["-n1"], ""), ("", [], ""), ("", [], "true")],
     ids=["told by make, in two processes", "found out by a test", "in CI"],
 )
-def test_a_skip_is_the_last_line_and_the_first_after_make_and_ci_counts_it(told, more, ci, bare):
-    (bare / "test_it.py").write_text("def test_page(tab): pass\ndef test_other(): pass\n")
-    given = {"PYTHONPATH": str(Path(__file__).parents[1]), "CI": ci, chromium.TOLD: told}
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.chromium", "test_it.py", *more],
-        cwd=bare,
-        env={**os.environ, **given},
-        capture_output=True,
-        text=True,
-    )
-    first, *_, last = ran.stdout.strip().splitlines()
-    assert ran.returncode == (1 if ci else 0), ran.stdout + ran.stderr
-    assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in ran.stdout
-    assert (f"{NONE}npm is not installed" in ran.stdout) == (not told)
+def test_a_skip_is_the_last_line_and_the_first_after_make_and_ci_counts_it(
+    told, more, ci, pytester, monkeypatch
+):
+    pytester.makepyfile(test_it="def test_page(tab): pass\ndef test_other(): pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv(chromium.TOLD, told)
+    ran = pytester.runpytest_inprocess("-q", "-p", "tests.chromium", *more)
+    text = ran.stdout.str()
+    first, *_, last = text.strip().splitlines()
+    assert ran.ret == (1 if ci else 0), text
+    assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in text
+    assert (f"{NONE}npm is not installed" in text) == (not told)
     assert last.startswith(NONE) == (not ci)
     assert (first == last == told) == bool(told)

@@ -282,9 +282,9 @@ def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
     quota = max(row["rank"] for row in rows if row["even"]) + 1
     seen = set()
     for row in rows:
-        ends = {end.stage: end.sentence for end in why(clustered, row["uid"].hex()).ends}
         if row["rank"] is None:
             continue
+        ends = {end.stage: end.sentence for end in why(clustered, row["uid"].hex()).ends}
         verdict = "kept by 'even'" if row["even"] else "dropped by 'even': over_quota"
         place = f"it is number {row['rank'] + 1} there, and {quota} stay"
         cluster = f"; its cluster in 'clusters' is {row['cluster']}; "

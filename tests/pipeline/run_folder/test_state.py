@@ -187,13 +187,13 @@ def damage(run: Storage, draw: random.Random) -> None:
                 run.delete(f"stages/{name}")
 
 
-@pytest.mark.slow("twelve damaged runs")
+@pytest.mark.slow("eight damaged runs")
 def test_what_is_good_is_as_judged_shard_by_shard(engine):
     """Columns of shards with one pass, and the others by themselves."""
     for rule in (RULES[0], RULES[1], RULES[2], RULES[0]):
         assert engine.run(STAGES + MASKED, f"chosen.where={rule}").complete
     seen = Counter()
-    for round_ in range(12):
+    for round_ in range(8):
         copy = engine.folder / f"copy-{round_}"
         shutil.copytree(engine.folder / "run", copy)  # with its times
         damage(Storage(str(copy)), random.Random(round_))

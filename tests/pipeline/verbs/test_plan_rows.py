@@ -48,9 +48,9 @@ def plan(clipmill, engine, profile):
 
 
 def measured(folder, shards: int, rows: int) -> Forecast:
-    """Forecasts a run over so many rows from one over so many shards of 2,000, at 1 ms a row."""
+    """Forecasts a run over so many rows from one over so many shards of 500, at 1 ms a row."""
     stages = {
-        "pool": {"uses": "toy.rows", "shards": shards, "shard_rows": 2000},
+        "pool": {"uses": "toy.rows", "shards": shards, "shard_rows": 500},
         "affine": {"uses": "toy.affine", "from": "pool"},
         "letters": {"uses": "toy.letters", "from": "affine"},
         "language": {"uses": "annotate.language", "from": "pool"},
@@ -65,9 +65,9 @@ def measured(folder, shards: int, rows: int) -> Forecast:
 
 def test_a_run_ten_times_larger_takes_what_was_said(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(TOYS))
-    said, taken = measured(tmp_path, 4, 80_000), measured(tmp_path, 40, 80_000)
+    said, taken = measured(tmp_path, 4, 20_000), measured(tmp_path, 40, 20_000)
     assert {stage.by for stage in said.stages} == {"cpu"}
-    assert said.core_hours == pytest.approx(4 * 80 / 3600)  # four stages, 80 s each
+    assert said.core_hours == pytest.approx(4 * 20 / 3600)  # four stages, 20 s each
     assert taken.core_hours == pytest.approx(said.core_hours)
     assert 0.8 < said.bytes / taken.bytes < 1.25
     assert (said.objects, said.puts, said.gets) == (taken.objects, taken.puts, taken.gets)

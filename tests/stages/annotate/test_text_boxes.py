@@ -91,13 +91,13 @@ def shapes(count: int) -> Iterator[tuple[Image.Image, str]]:
         yield on_background(picture_of(drawing, side)), drawing.words["en"].label
 
 
-@pytest.mark.slow("120 pictures, 1.5 s")
+@pytest.mark.slow("80 pictures, 1 s")
 @pytest.mark.parametrize("grounds", [photographs, shapes])
 def test_the_share_of_text_tells_planted_words_in_each_script_from_clean_pictures(
     grounds, tmp_path
 ):
     rgb, scripts = [], []
-    for number, (picture, caption) in enumerate(grounds(120)):
+    for number, (picture, caption) in enumerate(grounds(80)):
         chance = Chance(0, "words", str(number))
         script = [*PHRASES][number // 2 % len(PHRASES)] if number % 2 else "none"
         if script != "none":
