@@ -65,13 +65,14 @@ def uses_of(page: bytes) -> list[Use]:
 def _decoded(page: bytes) -> str:
     """Decodes a page as it declares, else as UTF-8, else as Windows-1252, as browsers do."""
     declared = DECLARED.search(page[:DECLARED_WITHIN])
-    name = declared[1].decode("ascii", "replace").lower() if declared else "utf-8"
     try:
-        if name in {"iso-8859-1", "latin1", "us-ascii"}:
+        name = lookup(declared[1].decode("ascii", "replace") if declared else "utf-8").name
+        if name.startswith("utf-16"):  # which could not be read so far
+            name = "utf-8"
+        elif name in {"iso8859-1", "ascii"}:
             name = "cp1252"
-        codec = lookup(name)
-        return page.decode(codec.name, "strict" if name == "utf-8" else "replace")
-    except (LookupError, UnicodeDecodeError):
+        return page.decode(name, "strict" if name == "utf-8" else "replace")
+    except (LookupError, UnicodeError):
         return page.decode("cp1252", "replace")
 
 

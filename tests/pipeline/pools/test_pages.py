@@ -56,7 +56,13 @@ def test_alts_are_decoded_as_the_page_declares(declared, encoded):
     assert texts(page) == [{"alt": "Лиса"}]
 
 
-@pytest.mark.parametrize("declared", ["", "utf-8", "iso-8859-1", "no-such-charset", "base64"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *("", "utf-8", "utf8", "utf-16", "iso-8859-1", "latin-1", "ascii"),
+        *("no-such-charset", "base64", "idna"),
+    ],
+)
 def test_a_charset_that_does_not_fit_is_read_as_browsers_read_it(declared):
     page = f'<meta charset="{declared}"><img src=a.png alt="“Füchse”">'.encode("cp1252")
     assert texts(page) == [{"alt": "“Füchse”"}]
