@@ -2,6 +2,7 @@
 
 import re
 from codecs import lookup
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -22,6 +23,7 @@ BLOCKS = frozenset(
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])(?=.)")  # noqa: RUF001
 ENDS = tuple(".!?。！？")  # noqa: RUF001
 FIGURES = frozenset(("figure", "image", "imageblock"))  # classes of Sphinx, Doxygen, AsciiDoc
+BOXES = frozenset(("figure", "div"))
 MAX_DEPTH = 512  # of boxes, as in browsers
 HOST = "package.invalid"  # a reserved name
 SITE = f"http://{HOST}/"
@@ -98,7 +100,7 @@ class _Reader(HTMLParser):
         self.in_block: list[tuple[Use, int]] = []  # with their offset in that text
         self.last_block = ""
         self.caption: list[str] | None = None
-        self.caption_tag, self.caption_depth = "", 0
+        self.caption_tag, self.caption_open = "", Counter[str]()  # tags within, itself included
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in reversed(attrs)}  # the first of a name wins
@@ -107,26 +109,27 @@ class _Reader(HTMLParser):
             self.uses.append(use)
             self.in_block.append((use, self.length))
         if self.caption is not None:
-            self.caption_depth += tag == self.caption_tag
+            self.caption_open[tag] += 1
             return
         if tag in BLOCKS:
             self.end_block()
         classes = {*given.get("class", "").split()}
-        if tag in {"figure", "div"} and len(self.boxes) < MAX_DEPTH:
+        if tag in BOXES and len(self.boxes) < MAX_DEPTH:
             is_figure = tag == "figure" or not classes.isdisjoint(FIGURES)
             self.boxes.append(Box(tag, is_figure, len(self.uses)))
         if (tag == "figcaption" or classes & {"caption", "title"}) and self.figure():
-            self.caption, self.caption_tag, self.caption_depth = [], tag, 1
+            self.caption, self.caption_tag, self.caption_open = [], tag, Counter([tag])
 
     def handle_endtag(self, tag: str) -> None:
         if self.caption is not None:
-            self.caption_depth -= tag == self.caption_tag
-            if self.caption_depth and tag != "figure":
+            self.caption_open[tag] -= 1
+            is_of_box = tag in BOXES and self.caption_open[tag] < 0
+            if self.caption_open[self.caption_tag] and not is_of_box:
                 return
             self.end_caption()
         if tag in BLOCKS:
             self.end_block()
-        if tag in {"figure", "div"}:
+        if tag in BOXES:
             places = range(len(self.boxes) - 1, -1, -1)
             opened = next((n for n in places if self.boxes[n].tag == tag), len(self.boxes))
             self.close_boxes(opened)

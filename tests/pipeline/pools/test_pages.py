@@ -20,8 +20,9 @@ def texts(html: str | bytes) -> list[dict[str, str]]:
         '<div class="figure"><p class="title"><b>A fox.</b></p><div><img src=a.png></div></div>',
         '<figure><div><img src=a.png></div><p class="caption">A fox.</figure>',
         "<figure><img src=a.png><figcaption>A fox.",
+        '<div class="image"><img src=a.png><p class="caption">A <div>fox.</div></div><p>End.</p>',
     ],
-    ids=["html5", "doxygen", "docbook", "p not closed", "cut"],
+    ids=["html5", "doxygen", "docbook", "p not closed", "cut", "p not closed in a div"],
 )
 def test_a_caption_is_that_of_its_figure_alone(html):
     assert texts(f"<img src=0.png>{html}") == [{}, {"figcaption": "A fox."}]
