@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from posixpath import dirname, normpath
-from typing import IO
 
 from clipmill.pipeline.errors import StageError
 
@@ -40,17 +39,14 @@ def debian_files(name: str, is_wanted: Wanted) -> dict[str, bytes]:
 
     The version is the distribution's; nothing is installed.
     """
-    files = debian_stream(name)
-    return {
-        path: file.read() for path, file in files if not isinstance(file, str) and is_wanted(path)
-    }
+    files = debian_stream(name, is_wanted)
+    return {path: file for path, file in files if not isinstance(file, str)}
 
 
-def debian_stream(name: str) -> Iterator[tuple[str, IO[bytes] | str]]:
-    """Yields path and bytes of each file of a Debian package, as archived; of a link, its target.
+def debian_stream(name: str, is_wanted: Wanted) -> Iterator[tuple[str, bytes | str]]:
+    """Yields path and bytes of a Debian package's wanted files, as archived; of a link, its target.
 
-    What is not read is passed over: no more than a file is in memory, and none on disk. A path that
-    leads out of the package is left out.
+    No more than a file is in memory, none on disk. A path out of the package is left out.
     """
     package = _cached(
         f"{name}_*.deb", ["apt-get", "download", name], if_missing="run this on Debian or Ubuntu"
@@ -67,12 +63,14 @@ def debian_stream(name: str) -> Iterator[tuple[str, IO[bytes] | str]]:
                         target = normpath(f"{dirname(path)}/{entry.linkname}")
                     if path.startswith(OUTSIDE) or target.startswith(OUTSIDE):
                         continue
-                    if entry.isreg() and (file := tar.extractfile(entry)):
-                        yield path, file
+                    if entry.isreg() and is_wanted(path) and (file := tar.extractfile(entry)):
+                        yield path, file.read()
                     elif entry.islnk() or entry.issym():
                         yield path, target
             while unpacked.stdout.read(1 << 20):  # dpkg-deb complains if its padding is not read
                 pass
+        if unpacked.returncode:  # a cut between two files looks like an end
+            raise tarfile.ReadError(f"dpkg-deb ended with {unpacked.returncode}")
     except tarfile.TarError as error:
         raise StageError(
             found=f"a package that cannot be read: {error}",

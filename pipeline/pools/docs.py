@@ -127,15 +127,15 @@ def _texts(name: str) -> dict[str, Texts]:
     """Returns the texts of each picture that the pages of a package show, by its path."""
     texts: dict[str, Texts] = defaultdict(dict)
     links: dict[str, str] = {}
-    for page, file in debian_stream(name):
+    for page, file in debian_stream(name, lambda path: path.lower().endswith(PAGES)):
         if isinstance(file, str):
             links[page] = file
-        elif page.lower().endswith(PAGES):
-            for use in uses_of(file.read(MAX_PAGE_BYTES)):
-                path = path_in_package(page, use.src)
-                if path and path.lower().endswith(BITMAPS):
-                    for kind, text in use.texts():
-                        texts[path].setdefault(text, (kind, page))
+            continue
+        for use in uses_of(file[:MAX_PAGE_BYTES]):
+            path = path_in_package(page, use.src)
+            if path and path.lower().endswith(BITMAPS):
+                for kind, text in use.texts():
+                    texts[path].setdefault(text, (kind, page))
     for path in sorted(texts.keys() & links.keys()):
         texts[links[path]] = texts.pop(path) | texts[links[path]]
     return texts
@@ -143,10 +143,9 @@ def _texts(name: str) -> dict[str, Texts]:
 
 def _pictured(name: str, texts: Mapping[str, Texts], www: Path) -> Iterator[dict[str, Any]]:
     """Writes the pictures that are in the package, and yields a row for each of their texts."""
-    for path, file in debian_stream(name):
-        if path not in texts or isinstance(file, str):
+    for path, image in debian_stream(name, texts.__contains__):
+        if isinstance(image, str):
             continue
-        image = file.read()
         target = www / name / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(image)

@@ -70,14 +70,16 @@ def test_a_debian_package_is_read_without_installing_it(cache):
     (usr / "soft.txt").symlink_to("./a.txt")
     write_deb(cache, "stamps", {"a.txt": "A fox.", "b.png": b""}, links={"link.txt": "a.txt"})
     assert debian_files("stamps", lambda path: path.endswith(".txt")) == {"usr/a.txt": b"A fox."}
-    links = {path: to for path, to in debian_stream("stamps") if isinstance(to, str)}
+    links = {path: to for path, to in debian_stream("stamps", bool) if isinstance(to, str)}
     assert links == {"usr/link.txt": "usr/a.txt", "usr/soft.txt": "usr/a.txt"}
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
-def test_a_debian_package_that_is_cut_is_named(cache):
-    write_deb(cache, "stamps", {"a.txt": "A fox." * 5_000})
+@pytest.mark.parametrize("cut", [b"fox.A", b"./usr/b.txt"], ids=["in a file", "between two"])
+def test_a_debian_package_that_is_cut_is_named(cache, cut):
+    write_deb(cache, "stamps", {"a.txt": "A fox." * 5_000, "b.txt": "A hare."})
     deb = cache / "stamps_1_all.deb"
-    deb.write_bytes(deb.read_bytes()[:9_000])
+    whole = deb.read_bytes()
+    deb.write_bytes(whole[: whole.rindex(cut)])
     with pytest.raises(StageError, match=r"(?s)cannot be read.*stamps_1_all.deb.*do:.*delete it"):
         debian_files("stamps", lambda path: True)

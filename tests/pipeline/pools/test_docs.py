@@ -124,11 +124,11 @@ def test_a_build_goes_on_where_it_was_cut_and_asks_again_for_what_was_missing(
     read: list[str] = []
     stream = docs.debian_stream
 
-    def counted(name):
+    def counted(name, is_wanted):
         read.append(name)
         if name == "hares-doc" and read.count(name) == 1:
             raise KeyboardInterrupt
-        return stream(name)
+        return stream(name, is_wanted)
 
     monkeypatch.setattr(docs, "debian_stream", counted)
     with pytest.raises(KeyboardInterrupt):
