@@ -50,6 +50,7 @@ ROWS = pa.schema([*METADATA, *((name, pa.string()) for name in ("package", "text
 EVALUATION = "docs_retrieval"
 NUMBER = re.compile(r"^\w+\.? \d+(\.\d+)*\.? ")  # Figure 15.38.
 EVALUATION_SIDE_PX = 256
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow says it
 
 
 def build_docs(
@@ -169,7 +170,7 @@ def _size_px(image: bytes) -> tuple[int, int] | tuple[None, None]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image)) as opened:
             return opened.size
-    except (OSError, Image.DecompressionBombError):
+    except UNREADABLE:
         return None, None
 
 
@@ -184,8 +185,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], in_pool: Set[str], www: Path) ->
     figures_with = Counter(text for texts in captions.values() for text in texts)
     images, own = {}, {}
     for key, texts in sorted(captions.items()):
-        with suppress(OSError, Image.DecompressionBombError):
-            picture = on_background(Image.open(www / paths[key]))
+        with suppress(*UNREADABLE), Image.open(www / paths[key]) as opened:
+            picture = on_background(opened)
             picture.thumbnail((EVALUATION_SIDE_PX, EVALUATION_SIDE_PX))
             if own_texts := sorted(text for text in texts if figures_with[text] == 1):
                 own[key], images[key] = own_texts, encode(picture, "png", "#ffffff", 90)

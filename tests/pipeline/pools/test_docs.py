@@ -9,6 +9,7 @@ from urllib.request import urlopen
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.pools import docs
@@ -19,9 +20,10 @@ from tests.debs import write_deb
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
 
 
-def png(color: str, side: int = 40) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), color).save(out, "PNG")
+def png(color: str, side: int = 40, said: str = "") -> bytes:
+    out, info = io.BytesIO(), PngInfo()
+    info.add_text("Comment", said, zip=True)
+    Image.new("RGB", (side, side), color).save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
@@ -49,9 +51,12 @@ FILES = {
     "hares-doc": {
         "h/a.html": figure("a.png", 1, "A brown hare") + figure("b.png", 2, "Its ears"),
         "h/b.html": figure("c.png", 3, "Its ears") + figure("red.png", 4, "A fox of the pool"),
+        "h/c.html": figure("d.png", 5, "A cut hare") + figure("e.png", 6, "A wordy hare"),
         "h/a.png": png("brown"),
         "h/b.png": png("white"),
         "h/c.png": png("pink"),
+        "h/d.png": png("tan").partition(b"IDAT")[0][:-4] + b"\0\0\0\1IDATxCRC.\0\0\0\0!!!!CRC.",
+        "h/e.png": png("tan", said="a" * (1 << 21)),
         "h/red.png": png("red"),
     },
     "empty-doc": {"html/index.html": "<p>No picture."},
@@ -115,7 +120,7 @@ def test_a_pool_of_manuals_names_what_it_lacks_and_holds_whole_packages_out(tmp_
 
     with tarfile.open(out / "eval/docs_retrieval/test/0.tar") as tar:
         captions = [tar.extractfile(entry).read() for entry in tar if entry.name.endswith(".txt")]
-    assert captions == [b"A brown hare"]  # two have the other caption, and one is in the pool
+    assert captions == [b"A brown hare"]  # two share one, one is in the pool, two do not decode
 
 
 def test_a_build_goes_on_where_it_was_cut_and_asks_again_for_what_was_missing(
