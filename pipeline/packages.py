@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from posixpath import dirname, normpath
+from posixpath import dirname, join, normpath
 
 from clipmill.pipeline.errors import StageError
 
@@ -60,7 +60,7 @@ def debian_stream(name: str, is_wanted: Wanted) -> Iterator[tuple[str, bytes | s
                 for entry in tar:
                     path, target = normpath(entry.name), normpath(entry.linkname)
                     if entry.issym():
-                        target = normpath(f"{dirname(path)}/{entry.linkname}")
+                        target = normpath(join(dirname(path), entry.linkname))
                     if path.startswith(OUTSIDE) or target.startswith(OUTSIDE):
                         continue
                     if entry.isreg() and is_wanted(path) and (file := tar.extractfile(entry)):

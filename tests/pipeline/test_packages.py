@@ -67,6 +67,7 @@ def test_a_debian_package_is_read_without_installing_it(cache):
     usr = cache / "roots/stamps/usr"
     usr.mkdir(parents=True)
     (usr / "out.txt").symlink_to("../../etc/passwd")
+    (usr / "far.txt").symlink_to("/etc/passwd")
     (usr / "soft.txt").symlink_to("./a.txt")
     write_deb(cache, "stamps", {"a.txt": "A fox.", "b.png": b""}, links={"link.txt": "a.txt"})
     assert debian_files("stamps", lambda path: path.endswith(".txt")) == {"usr/a.txt": b"A fox."}
