@@ -135,9 +135,11 @@ class ClipTraining(DatasetStage):
         if self.unlock_groups and self.lock == "none":
             do = "write lock: image or lock: text, or leave it out"
             raise RecipeError("no tower is locked", "key `unlock_groups`", do)
+        do = "leave it out, or name a network of open_clip's as `model`"
         if self.context_length and fixed.model == "nano":
-            do = "leave it out, or name a network of open_clip's as `model`"
             raise RecipeError("nano reads bags of words", "key `context_length`", do)
+        if self.layer_decay and fixed.model == "nano":
+            raise RecipeError("nano has no groups of layers", "key `layer_decay`", do)
         is_start = self.start is not None and (fixed.samples_seen, self.snapshots) == (0, 1)
         if fixed.steps < self.snapshots and not is_start:
             found = f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}"
