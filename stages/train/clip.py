@@ -135,6 +135,12 @@ class ClipTraining(DatasetStage):
         if self.unlock_groups and self.lock == "none":
             do = "write lock: image or lock: text, or leave it out"
             raise RecipeError("no tower is locked", "key `unlock_groups`", do)
+        by_concept = self.super_batch, self.concept_gain
+        if self.sampling != "concepts" and by_concept != (5, "diversity"):
+            do = "write sampling: concepts, or leave them out"
+            raise RecipeError(
+                "batches are not by concept", "keys `super_batch`, `concept_gain`", do
+            )
         do = "leave it out, or name a network of open_clip's as `model`"
         if self.context_length and fixed.model == "nano":
             raise RecipeError("nano reads bags of words", "key `context_length`", do)

@@ -259,6 +259,8 @@ def test_weights_that_change_after_the_stage_began_are_refused(first):
         ({"start": "open_clip:ViT-B-32/openai"}, "open_clip:NAME@FILE"),
         ({"start": "open_clip:ViT-B-32-quickgelu@f", "model": "ViT-B-32"}, "quick_gelu"),
         ({"unlock_groups": 1}, "no tower is locked"),
+        ({"super_batch": 3}, "batches are not by concept"),
+        ({"concept_gain": "frequency", "sampling": "epochs"}, "batches are not by concept"),
         ({"context_length": 100}, "nano reads bags of words"),
         ({"layer_decay": 0.5}, "nano has no groups of layers"),
         ({"samples_seen": 0}, "samples_seen is 0, and a batch has 256"),
