@@ -243,10 +243,14 @@ def _read(folders: Sequence[Path]) -> Files:
 
 
 def _declared(code: ast.Module) -> list[str]:
-    """Returns the names in a module's `FILES`, parsed, not executed."""
+    """Returns the names in a module's `FILES`, parsed, not executed; none if it is no literal."""
     for node in code.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["FILES"]:
-            return [str(name) for name in ast.literal_eval(node.value)]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if ast.unparse(target) == "FILES":
+                with suppress(TypeError, ValueError):
+                    names = ast.literal_eval(node.value)
+                    return [names] if isinstance(names, str) else list(map(str, names))
     return []
 
 

@@ -296,6 +296,23 @@ def test_an_own_model_counts_for_the_stage_that_names_it(project, monkeypatch):
     assert not own_code.imported(["annotate.caption", "models.reference"])
 
 
+@pytest.mark.parametrize(
+    ("declared", "has_words"),
+    [
+        ('FILES: tuple[str, ...] = ("words.txt",)', True),
+        ('FILES = ("words.txt")', True),  # a text: the comma is forgotten
+        ('FILES = tuple(["words.txt"])', False),  # not read, as no code is run for it
+    ],
+)
+def test_files_are_declared_in_each_way_that_python_writes_them(project, declared, has_words):
+    folder = project / "mine" / "stages"
+    (folder / "counting.py").write_text(f"from . import more\n{declared}\n")
+    (folder / "more.py").touch()
+    own_code.add(folder)
+    words = set() if has_words else {"words.txt"}
+    assert set(own_code.imported(["measure.length"])) == (USED | {"more.py"}) - words
+
+
 def test_what_is_no_package_is_not_read(project):
     folder = project / "mine" / "stages"
     for name in ("pool-0123", "__pycache__", ".hidden"):
