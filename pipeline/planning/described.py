@@ -22,6 +22,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_code import File
 from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.planning.comments import comments_of
+from clipmill.pipeline.planning.recipe import value_of
 from clipmill.pipeline.planning.settings import stage_class
 from clipmill.pipeline.planning.takes import range_of, setting_types
 from clipmill.pipeline.stage import (
@@ -145,7 +146,7 @@ def recipe_of(uses: str) -> str:
 
 def _example(cls: type[Stage]) -> dict[str, Any]:
     text = _sections(inspect.getdoc(cls) or "")["Example"]
-    example = yaml.safe_load(text) if text else {}
+    example = value_of(text, f"{inspect.getfile(cls)}, `Example:` of {cls.__name__}")
     return example if isinstance(example, dict) else {}
 
 

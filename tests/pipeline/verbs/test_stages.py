@@ -127,6 +127,10 @@ def test_a_stage_in_the_folder_stages_is_listed_and_described(tmp_path, monkeypa
     broken = clipmill("stages", "score.broken", *own)
     assert broken.code == 2
     assert "cannot be imported" in broken.err
+    text = OWN.replace("{min_letters: 4}", "min_letters: 4\n    weight: 2")
+    (tmp_path / "stages/score/lines.py").write_text(text)
+    lines = clipmill("stages", "score.lines", *own)
+    assert (lines.code, "`Example:` of Shouting" in lines.err) == (2, True)
 
 
 @pytest.mark.slow("describes every stage")
