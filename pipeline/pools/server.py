@@ -89,7 +89,7 @@ def web_app(directory: Path) -> web.Application:
     quoted = shlex.quote(str(directory))
     try:
         behaviour: dict[str, dict[str, Any]] = json.loads((www / BEHAVIOUR).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         is_there = directory.is_dir()
         raise RecipeError(
             found="no pool: it has no www/ to serve" if is_there else "no such folder",

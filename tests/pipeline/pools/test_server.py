@@ -100,8 +100,10 @@ def test_a_taken_port_is_named(folder):
 
 
 def test_a_folder_without_a_pool_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no pool"), start_server(tmp_path):
-        pass
+    (tmp_path / "it.jpg").touch()
+    for path, found in ((tmp_path, "no pool"), (tmp_path / "it.jpg", "no such folder")):
+        with pytest.raises(RecipeError, match=found), start_server(path):
+            pass
 
 
 def test_a_pool_is_served_at_the_port_that_its_urls_name(folder, monkeypatch):
