@@ -3,7 +3,7 @@
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.planning.recipe import RECIPES, find_recipe, load_recipe
+from clipmill.pipeline.planning.recipe import RECIPES, find_recipe, load_recipe, value_of
 
 TEXT = """\
 # Two stages.
@@ -115,3 +115,8 @@ def test_a_path_that_begins_with_a_dot_begins_at_the_recipes_folder(
     whole = load_recipe(str(tmp_path / "b" / "mine.yaml")).stages["pool"]["path"]
     assert whole == (str(tmp_path / found) if place.startswith(".") else place)
     assert load_recipe("b/mine.yaml", ["pool.path=./c"]).stages["pool"]["path"] == "./c"
+
+
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("-012", -12), ("0", 0), ("0x1f", 31)])
+def test_a_number_with_a_zero_in_front_is_no_octal(text, number):
+    assert value_of(text, "here") == number
