@@ -2,6 +2,7 @@
 
 import tarfile
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from clipmill.metadata.record import MANIFEST, Manifest
@@ -31,9 +32,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        each = self.training_s + self.evaluation_s
-        side_by_side = max(1, min(self.workers or 1, self.trainings))
-        return self.trainings * each / side_by_side
+        rounds = ceil(self.trainings / max(1, self.workers or 1))
+        return rounds * (self.training_s + self.evaluation_s)
 
     def words(self, usd_per_hour: float | None) -> str:
         """Returns the estimate in a sentence or two."""

@@ -1,6 +1,9 @@
 """The leaderboard as text: the way to the oracle, each model's score, whose chance it is."""
 
+import pytest
+
 from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.bench import estimate
 from clipmill.pipeline.bench.board import Board, Line
 from clipmill.pipeline.bench.tables import course, markdown, scores, share, table, text, verdicts
 from clipmill.pipeline.ledger.proof.compare import Comparison
@@ -102,3 +105,13 @@ def test_the_course_says_after_how_many_samples_each_arm_has_raws_last_score():
 
 def test_chance_is_named_by_the_arm_that_it_is_drawn_from():
     assert verdicts(board()) == ["no difference to as many rows of rules by chance: best"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds"), [(None, 300), (0, 300), (2, 200), (3, 100), (9, 100)]
+)
+def test_the_last_of_the_trainings_takes_as_long_as_one_however_few_are_left(workers, seconds):
+    cost = estimate.Estimate(
+        trainings=3, training_s=90, evaluation_s=10, workers=workers, is_measured=True
+    )
+    assert cost.seconds == seconds
