@@ -93,7 +93,7 @@ def _texts(texts: "Texts") -> str:
 
 def _beside(rule: "Deciding") -> str:
     """Returns `clip_score 0.241 is 0.039 below 0.28`, and the rank if one decided."""
-    value, limit, apart = (f"{number:.6g}" for number in (rule.value, rule.limit, abs(rule.apart)))
+    value, limit, apart = map(_number, (rule.value, rule.limit, abs(rule.apart)))
     direction = "above" if rule.apart > 0 else "below"
     words = f"{rule.column} {value} is {f'{apart} {direction}' if rule.apart else 'at'} {limit}"
     if rule.rank is None:
@@ -102,6 +102,10 @@ def _beside(rule: "Deciding") -> str:
         f"{words}, the least that '{rule.stage}' keeps; it ranks {rule.rank:,} of"
         f" {rule.ranked:,}, and {rule.kept:,} stay"
     )
+
+
+def _number(number: float) -> str:
+    return f"{number:.6g}" if abs(number) < 1e6 else f"{number:,.0f}"
 
 
 def _picture(picture: "PicturePlace") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What decided of a row: its value beside each threshold, how far, and its rank; where it lies."""
 
 import hashlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +70,11 @@ def test_a_row_that_others_beat_is_told_its_rank_and_what_it_would_have_taken(st
         assert of(state, row) == {">=": ranked(row)}
     said = text(why(state, numbered.uid(7)))
     assert "a 7 is 6 below 13, the least that 'best' keeps; it ranks 11 of 13, and 6 stay" in said
+
+    large = replace(ranked(7), value=1_234_567, limit=1_234_568, apart=-1)
+    found = why(state, numbered.uid(7))
+    ends = tuple(replace(end, deciding=(large,)) for end in found.ends)
+    assert "a 1,234,567 is 1 below 1,234,568" in text(replace(found, ends=ends))
 
 
 def test_a_mixture_names_the_parts_that_spoke_for_a_row_and_against_it(state):
