@@ -5,8 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 class Answers(Protocol):
@@ -159,17 +158,6 @@ class LocalBudget:
             self._spent[unit] += sign * amounts.get(unit, 0)
 
 
-def no_environment(environment: Environment) -> Path:
-    """Raises NotImplementedError: outside a run there are no other Pythons."""
-    raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have one")
-
-
-def no_helper(
-    command: Sequence[str],
-    *,
-    is_healthy: Callable[[], bool],
-    wait_s: float,
-    env: Mapping[str, str] | None = None,
-) -> Helper:
-    """Raises NotImplementedError: outside a run there are no helper processes."""
+def only_in_a_run(*_: object, **__: object) -> Any:
+    """Raises NotImplementedError: outside a run there are no other Pythons and no helpers."""
     raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have them")

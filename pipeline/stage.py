@@ -24,8 +24,7 @@ from clipmill.pipeline.provided import (
     Remembered,
     StartHelper,
     ignored,
-    no_environment,
-    no_helper,
+    only_in_a_run,
 )
 from clipmill.pipeline.provided import Usage as Usage
 from clipmill.pipeline.verdicts import Conditions as Conditions
@@ -127,8 +126,8 @@ class Worker:
     answers: Answers = field(default_factory=Remembered)
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget
     took: Callable[[Usage], None] = ignored
-    environment: Callable[[Environment], Path] = no_environment
-    start_helper: StartHelper = no_helper
+    environment: Callable[[Environment], Path] = only_in_a_run
+    start_helper: StartHelper = only_in_a_run
 
 
 # (setting's value, worker, function that tries the environments that exist and returns the packages

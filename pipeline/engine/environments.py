@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipmill.metadata.fingerprint import digest
-from clipmill.pipeline.engine.guarded import end, start
+from clipmill.pipeline.engine.guard import end, start
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Environment
 

@@ -7,7 +7,8 @@ the parent, the command gets SIGTERM, and processes left after five seconds get 
 killed by -9 cannot do that itself, and killing a process group would miss children that left it: on
 Linux the guard inherits every orphan. If the guard itself is killed, the command dies with it.
 
-Run as a file with only the standard library, because one is started beside every helper.
+Run as a file with only the standard library, because one is started beside every helper: `start`
+and `end` are called by the worker, the rest runs in the guard's own process.
 """
 
 import contextlib
@@ -18,15 +19,48 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
+LEAVE_S = GRACE_S + 2  # for the guard to end its command and itself
 LOOK_S = 0.2  # between checks of the command and the worker
 MOST_LOG = 2**20  # bytes of the log, and of the old one beside it
 IS_LINUX = sys.platform == "linux"
 DIE_WITH_PARENT, INHERIT_ORPHANS = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 UNKNOWN = 127  # the shell's exit code for a command that cannot be started
+
+
+def start(command: Sequence[str], log: Path, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts a command under a guard, with `env` added; returns the guard.
+
+    The guard exits with the command's code, and watches a pipe that we hold open while we live. It
+    has its own process group, so signals to ours, such as Ctrl-C, reach neither of the two.
+    """
+    own = [sys.executable, "-I", "-S", __file__, str(log), str(os.getpid())]
+    return subprocess.Popen(
+        [*own, *command],
+        env={**os.environ, **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Closes the guard's pipe and waits until its group is gone; kills it after LEAVE_S."""
+    assert process.stdin is not None
+    process.stdin.close()
+    limit = time.monotonic() + LEAVE_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < limit:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Log:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clipmill.metadata.keys import SECRET, without_keys
-from clipmill.pipeline.engine.guarded import end, start
+from clipmill.pipeline.engine.guard import end, start
 from clipmill.pipeline.errors import StageError
 
 LONGEST_PAUSE_S = 0.5  # between two health checks
