@@ -202,7 +202,7 @@ class _Drawn:
     rows: int  # not computed
     shards: int  # with such rows
     places: tuple[Place, ...]
-    states: Mapping[int, Mapping[str, ShardState]]  # of the shards of rows drawn
+    states: States  # of the shards of rows drawn
 
 
 def _drawn(state: RunState, planned: PlannedStage, count: int) -> _Drawn:
@@ -286,28 +286,24 @@ def answered(
 def _rows(chain: Chain, states: States, places: Sequence[Place]) -> list[pa.Table]:
     """Reads the rows at `places`, each as a table of its own with the columns the stage reads."""
     (planned,) = chain.stages
-    rows: dict[Place, pa.Table] = {}
-    for shard in states:
-        position_K = np.sort([position for of_shard, position in places if of_shard == shard])
-        for batch in _batches(chain, states[shard]):
-            end = batch.start + len(batch.whole)
-            here_K = position_K[(position_K >= batch.start) & (position_K < end)]
-            if len(here_K):
-                table = batch.only(here_K - batch.start).inputs(planned)
-                for number, position in enumerate(here_K.tolist()):
-                    rows[shard, position] = table.slice(number, 1)
-    return [rows[place] for place in places]
-
-
-def _batches(chain: Chain, states: Mapping[str, ShardState]) -> Iterator[Batch]:
-    (planned,) = chain.stages
     assert isinstance(planned.stage, RowStage)
     reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-    start, rows = 0, planned.stage.batch_rows
-    for table in read_rows(chain.stored, states, reading, planned.root, rows):
-        columns = {binding: table[name] for name, binding in reading.items()}
-        yield Batch(start=start, whole=table[UID.name], columns=columns)
-        start += len(table)
+    batch_rows = planned.stage.batch_rows
+    rows: dict[Place, pa.Table] = {}
+    for shard, own in states.items():
+        position_K = np.sort([position for of_shard, position in places if of_shard == shard])
+        start = 0
+        for table in read_rows(chain.stored, own, reading, planned.root, batch_rows):
+            end = start + len(table)
+            here_K = position_K[(position_K >= start) & (position_K < end)]
+            if len(here_K):
+                columns = {binding: table[name] for name, binding in reading.items()}
+                batch = Batch(start=start, whole=table[UID.name], columns=columns)
+                inputs = batch.only(here_K - start).inputs(planned)
+                for number, position in enumerate(here_K.tolist()):
+                    rows[shard, position] = inputs.slice(number, 1)
+            start = end
+    return [rows[place] for place in places]
 
 
 async def _each(function: StreamFunction, rows: Sequence[pa.Table]) -> list[pa.Table]:

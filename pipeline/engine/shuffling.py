@@ -127,9 +127,11 @@ def write_segment(
     bounds = np.append(0, np.bincount(partition, minlength=count).cumsum())
     whole = whole.take(pa.array(order)).unify_dictionaries().combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True, use_threads=False)
+    no_rows = pa.RecordBatch.from_pylist([], whole.schema)
     begin, summed, crcs = file.tell(), _ChecksummedFile(file), []
     with pa.ipc.new_stream(summed, whole.schema, options=options) as writer:
-        writer.write_batch(no_rows(whole))  # so the head holds schema and dictionaries
+        # An empty batch first, so that the head holds schema and dictionaries.
+        writer.write_batch((whole.to_batches() or [no_rows])[0].slice(0, 0))
         offsets = [file.tell()]
         for start, stop in pairwise(bounds.tolist()):
             summed.crc = 0
@@ -139,15 +141,6 @@ def write_segment(
             crcs.append(summed.crc)
     file.flush()
     return offsets, [*crcs, 0], os.pread(file.fileno(), offsets[0] - begin, begin)
-
-
-def no_rows(table: pa.Table) -> pa.RecordBatch:
-    """Returns an empty batch with the table's schema and dictionaries."""
-    columns = [
-        column.chunk(0).slice(0, 0) if column.num_chunks else pa.array([], column.type)
-        for column in table.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 def put_index(folder: Storage, data: str, results: list[dict[str, Any]], count: int) -> str:

@@ -30,7 +30,7 @@ class Functions:
     def start(
         self, step: str, start: Callable[[], Callable[[Any], Any]], used: Collection[str]
     ) -> None:
-        """Starts a step; those that are no longer used are closed first, with their models."""
+        """Closes the steps that are no longer used, with their models; then starts this one."""
         for name in self._started.keys() - set(used):
             function = self._started.pop(name)
             # Not left to a search for garbage, which takes seconds: a client of a server is a
@@ -44,7 +44,7 @@ class Functions:
 
 
 def serve(pipe: Connection, driver: int) -> None:
-    """Items in, answers out, until the pipe closes."""
+    """Runs each item that comes by the pipe and sends its answer back, until the pipe closes."""
     _end_with(driver)
     guard()
     hide_pandas()
@@ -77,10 +77,9 @@ def _answer(pipe: Connection, answer: bytes) -> None:
 
 
 def _end_with(driver: int) -> None:
-    """From now on this process is killed when its driver ends, whatever it is in the midst of.
+    """Lets the kernel kill this process when its driver, or the thread that started it, ends.
 
-    So it is when the thread ends that started it. Elsewhere than on Linux it ends when it next
-    looks at its pipe.
+    Without Linux it ends when it next looks at its pipe.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
@@ -89,7 +88,7 @@ def _end_with(driver: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it survives pickling, else its words."""
+    """Returns the error if it survives pickling, else one with its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

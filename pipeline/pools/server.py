@@ -39,7 +39,9 @@ CONTENT_TYPES = {  # our own: the system's table differs by machine
 
 def serve(directory: Path, port: int | None = None) -> None:
     """Serves a pool until Ctrl-C, at the port of its URLs; refuses any other."""
-    built_for = _pool_facts(directory).get("port", port)
+    built_for = port
+    with contextlib.suppress(OSError, ValueError):  # no pool.json: any port will do
+        built_for = json.loads((directory / "pool.json").read_text()).get("port", port)
     if port is not None and built_for != port:
         raise RecipeError(
             found=f"the pool's URLs name port {built_for}, not {port}",
@@ -122,7 +124,8 @@ def web_app(directory: Path) -> web.Application:
             return web.Response(status=404, text="404")
         async with open_files:
             body = await asyncio.to_thread(file.read_bytes)
-        headers["Content-Type"] = act.get("content_type") or _content_type(path)
+        by_name = CONTENT_TYPES.get(file.suffix.lower(), "application/octet-stream")
+        headers["Content-Type"] = act.get("content_type") or by_name
         if "drip" in act:
             return await _drip(request, body, headers, float(act["drip"]))
         return web.Response(body=body, headers=headers)
@@ -146,16 +149,3 @@ async def _drip(
             await asyncio.sleep(seconds / len(starts))
             await response.write(body[start : start + step])
     return response
-
-
-def _content_type(path: str) -> str:
-    return CONTENT_TYPES.get(Path(path).suffix.lower(), "application/octet-stream")
-
-
-def _pool_facts(directory: Path) -> dict[str, Any]:
-    """Reads pool.json; empty if there is none."""
-    try:
-        facts: dict[str, Any] = json.loads((directory / "pool.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return facts
