@@ -184,13 +184,10 @@ def _sections(docstring: str) -> dict[str, str]:
         if colon and word in SECTIONS:
             section, line = word, rest
         texts[section] += " " + line.strip() if line.strip() else "\n\n"
-    return {name: "\n\n".join(_paragraphs(text)) for name, text in texts.items()}
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    for paragraph in text.split("\n\n"):
-        if words := " ".join(paragraph.split()):
-            yield words
+    return {
+        name: "\n\n".join(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
+        for name, text in texts.items()
+    }
 
 
 def _column(column: Column | str) -> dict[str, str]:

@@ -94,11 +94,10 @@ def generated_drawings(count: int, seed: int) -> list[Drawing]:
 
 def generated_evaluation(count: int, seed: int) -> list[Drawing]:
     """Generates evaluation drawings in a look that the pool lacks: framed, as PNG."""
-    drawings = []
-    for number in range(count):
-        chance = Chance(seed, EVALUATION_SOURCE, f"{number:06d}")
-        drawings.append(_drawing(chance, EVALUATION_SOURCE))
-    return drawings
+    return [
+        _drawing(Chance(seed, EVALUATION_SOURCE, f"{number:06d}"), EVALUATION_SOURCE)
+        for number in range(count)
+    ]
 
 
 def _drawing(chance: Chance, source: str) -> Drawing:

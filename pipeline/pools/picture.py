@@ -2,7 +2,8 @@
 
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from textwrap import wrap
 
 import resvg_py
 from PIL import Image, ImageDraw, ImageFont
@@ -128,17 +129,10 @@ def size_px(file: bytes) -> tuple[int, int]:
 def printed(text: str, width_px: int, font_px: int = 18) -> Image.Image:
     """Prints dark text on paper, in RGB, wrapped to the width."""
     font = ImageFont.load_default(font_px)
-    lines = _wrap(text.split() or [" "], width_px // max(1, font_px // 2))
+    columns = max(1, width_px // max(1, font_px // 2))
+    words = " ".join(text.split())
+    lines = wrap(words, columns, break_long_words=False, break_on_hyphens=False) or [""]
     paper = Image.new("RGB", (width_px, (len(lines) + 1) * int(font_px * 1.4)), "#fbfaf5")
     brush = ImageDraw.Draw(paper)
     brush.multiline_text((font_px // 2, font_px // 2), "\n".join(lines), "#222222", font)
     return paper
-
-
-def _wrap(words: Sequence[str], columns: int) -> list[str]:
-    lines = [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) >= columns:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines

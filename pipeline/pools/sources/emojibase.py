@@ -17,7 +17,6 @@ DIALECTS = frozenset({"en-gb", "es-mx"})  # nearly every label equals the main l
 class Emoji:
     """An emoji or skin-tone variant; its concept is the label without a skin tone."""
 
-    hexcode: str
     concept: str
     group: str
     subgroup: str
@@ -56,7 +55,10 @@ def emojibase() -> Emojibase:
             or path in ("meta/groups.json", "meta/unicode-names.json")
         ),
     )
-    keywords = _json(npm_files(lib_name, lib_version, lambda path: path.endswith(".json")))
+    (english,) = npm_files(
+        lib_name, lib_version, lambda path: path.endswith(".json") and path != "package.json"
+    ).values()
+    keywords = json.loads(english)
     read = {path: json.loads(data) for path, data in files.items()}
     languages = sorted(
         {path.removesuffix("/data.json") for path in read if path.endswith("/data.json")} - DIALECTS
@@ -67,11 +69,16 @@ def emojibase() -> Emojibase:
             for entry in (base, *base.get("skins", ())):
                 names = _words(entry, base, keywords if language == "en" else {})
                 words.setdefault(normal_hex(entry["hexcode"]), {})[language] = names
+    groups = read["meta/groups.json"]
     by_hex = {
-        emoji.hexcode: emoji
+        (hexcode := normal_hex(entry["hexcode"])): Emoji(
+            concept=base["label"],
+            group=groups["groups"].get(str(base.get("group")), "symbols"),
+            subgroup=groups["subgroups"].get(str(base.get("subgroup")), "alphanum"),
+            words=words[hexcode],
+        )
         for base in read["en/data.json"]
         for entry in (base, *base.get("skins", ()))
-        for emoji in [_emoji(entry, base, words, read["meta/groups.json"])]
     }
     return Emojibase(by_hex, _names(by_hex, read))
 
@@ -87,22 +94,6 @@ def _words(entry: dict[str, Any], base: dict[str, Any], keywords: Mapping[str, l
     )
 
 
-def _emoji(
-    entry: dict[str, Any],
-    base: dict[str, Any],
-    words: dict[str, dict[str, Words]],
-    groups: dict[str, dict[str, str]],
-) -> Emoji:
-    hexcode = normal_hex(entry["hexcode"])
-    return Emoji(
-        hexcode=hexcode,
-        concept=base["label"],
-        group=groups["groups"].get(str(base.get("group")), "symbols"),
-        subgroup=groups["subgroups"].get(str(base.get("subgroup")), "alphanum"),
-        words=words[hexcode],
-    )
-
-
 def _names(by_hex: Mapping[str, Emoji], read: dict[str, Any]) -> dict[str, str]:
     """Returns squashed names to hex codes: English label, then Unicode name, then shortcode."""
     names: dict[str, str] = {}
@@ -115,10 +106,3 @@ def _names(by_hex: Mapping[str, Emoji], read: dict[str, Any]) -> dict[str, str]:
             for code in [codes] if isinstance(codes, str) else codes:
                 names.setdefault(squashed(code), normal_hex(spelling))
     return {name: hexcode for name, hexcode in names.items() if hexcode in by_hex}
-
-
-def _json(files: dict[str, bytes]) -> dict[str, list[str]]:
-    """Parses the only JSON file besides package.json."""
-    (data,) = (data for path, data in files.items() if not path.endswith("package.json"))
-    loaded: dict[str, list[str]] = json.loads(data)
-    return loaded

@@ -19,6 +19,7 @@ FRITZING = "fritzing-parts"
 PARTS = "usr/share/fritzing/parts/"
 BREADBOARD = re.compile(r"<breadboardView>.*?<layers[^>]*\bimage=[\"']([^\"']+)", re.DOTALL)
 FIELD = "<{0}(?: [^>]*)?>(.*?)</{0}>"
+FAMILY = r"<property name=[\"']family[\"']>(.*?)</property>"
 
 
 def furniture() -> Iterator[Drawing]:
@@ -76,19 +77,14 @@ def fritzing() -> Iterator[Drawing]:
         part = data.decode("utf-8", "replace")
         view = BREADBOARD.search(part)
         svg = files.get(f"{PARTS}svg/core/{view[1]}") if view else None
-        title, description = _field("title", part), _field("description", part)
+        title, description = (_text(FIELD.format(name), part) for name in ("title", "description"))
         if svg is not None and title:
             words = Words(title, keywords=(description[:300],) if description else ())
             key = PurePosixPath(path).stem
-            family = _property("family", part) or "part"
+            family = _text(FAMILY, part).lower() or "part"
             yield Drawing(FRITZING, key, title.lower(), f"electronics {family}", {"en": words}, svg)
 
 
-def _field(name: str, part: str) -> str:
-    match = re.search(FIELD.format(name), part, re.DOTALL)
+def _text(pattern: str, part: str) -> str:
+    match = re.search(pattern, part, re.DOTALL)
     return one_line(match[1]) if match else ""
-
-
-def _property(name: str, part: str) -> str:
-    match = re.search(rf"<property name=[\"']{name}[\"']>(.*?)</property>", part, re.DOTALL)
-    return one_line(match[1]).lower() if match else ""
