@@ -9,7 +9,7 @@ from clipmill.pipeline.planning.described import described, recipe_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.planning.settings import NO_STAGES, known_uses, stage_class
-from clipmill.pipeline.verbs._stage_pages import pages
+from clipmill.pipeline.verbs.stages import pages
 
 ROOT = Path(__file__).parents[3]
 OURS = sorted(
