@@ -11,7 +11,7 @@ import functools
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,11 @@ BY_DRIVER_BYTES = 4 << 20  # of all states: up to here the driver merges them it
 def put_state(folder: Storage, name: str, state: State, point: str) -> int:
     """Stores a state, equal states as equal bytes, without pickle; returns its size in bytes."""
     sink = io.BytesIO()
-    arrays: Any = {key: np.asarray(state[key]) for key in sorted(state)}
-    np.savez(sink, allow_pickle=False, **arrays, **{NAME: np.array(name)})
+    with ZipFile(sink, "w") as arrays:  # as np.savez does, which has no array named "file"
+        for key in (*sorted(state), NAME):
+            array = np.array(name) if key == NAME else np.asarray(state[key])
+            with arrays.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     folder.put(name, sink.getvalue(), point)
     return sink.tell()
 
