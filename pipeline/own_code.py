@@ -71,8 +71,8 @@ _held = _Held()
 
 
 def add(folder: Path) -> None:
-    """Adds a folder, if it exists and is not clipmill's, of a checkout either: recipes lie beside
-    it there. All folders are read again on next use."""
+    """Adds a folder, if there is one and it does not hold clipmill's own stages, here or in a
+    checkout; reads all folders again on next use."""
     ours = [place for place in (OURS, folder.parent / "clipmill" / "stages") if place.is_dir()]
     if folder.is_dir() and not any(map(folder.samefile, ours)):
         _held.added.append(folder.resolve())

@@ -37,9 +37,9 @@ def memory_gb() -> float:
 def resident_bytes(pid: int, shared_once: bool = False) -> int:
     """Returns a process's resident memory that is not backed by files; 0 if unknown.
 
-    Its address space would mislead: CUDA and Arrow reserve a lot and use little. Pages of a fork
-    and its parent are counted for both; `shared_once`: in parts. That takes the kernel a walk
-    through all pages, some 20 ms a GB, and the process waits where it asks for more meanwhile.
+    Its address space would mislead: CUDA and Arrow reserve a lot and use little. A page that a
+    fork shares with its parent counts whole for both; with `shared_once` each gets its part. For
+    that the kernel walks through all pages, some 20 ms a GB, and holds up the process meanwhile.
     """
     file, names = ("smaps_rollup", SHARES) if shared_once else ("status", ("RssAnon:", "RssShmem:"))
     try:
@@ -51,7 +51,7 @@ def resident_bytes(pid: int, shared_once: bool = False) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """Lists a process and all that it has started, and these, but those that left it for init."""
+    """Lists a process and its descendants, without those that init has adopted."""
     found = [pid]
     for member in found:  # it grows
         with contextlib.suppress(OSError):  # it has ended, or this is not Linux

@@ -1,7 +1,7 @@
 """Preflight: checks the sources that a recipe names for 2 s before anything runs, in threads.
 
-Not checked are sources of stages that are done in the run folder, besides columns that stages to
-come read from there, and paths within the run folder, which may be made later.
+Skips sources of stages that are done in the run folder, unless stages to come read columns there,
+and paths within the run folder, which a stage may make later.
 """
 
 import contextlib
