@@ -31,7 +31,9 @@ ROLES = {
 }
 FORMS = ("parquet", "webdataset", "huggingface")
 ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
-HUB = re.compile(r"https://huggingface\.co/datasets/([^/?]+/[^/?]+)/?(tree/.*)?$")
+HUB = re.compile(  # its pages, not `resolve/…`, which is a file
+    r"https://huggingface\.co/datasets/([^/?]+/[^/?]+)/?((tree|viewer|blob)\b.*|\?.*)?$"
+)
 SHOWN = 5  # rows
 CAUSES = {  # an ingest stage's reason, in words
     "no_url": "no link",

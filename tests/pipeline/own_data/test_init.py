@@ -212,6 +212,7 @@ def test_wrong_wishes_are_refused_before_anything_is_written(
     [
         ("https://huggingface.co/datasets/a/b", "hf://datasets/a/b"),
         ("https://huggingface.co/datasets/a/b/tree/main", "hf://datasets/a/b"),
+        ("https://huggingface.co/datasets/a/b/viewer/all/train?p=1", "hf://datasets/a/b"),
         ("", "name a file, a folder, a glob or a URI"),
     ],
 )
