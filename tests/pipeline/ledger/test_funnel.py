@@ -356,7 +356,8 @@ def test_status_and_the_reports_table_of_work_open_no_data_file(numbered_copy, m
 def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(numbered_copy):
     wider = numbered.STAGES.replace("c > 3", "c > 1")
     state = numbered.run(Path(numbered_copy.run.path).parent, wider)
-    assert {len(records) for records in state.stages["late"].scan.records.values()} == {2}
+    # two passes, but for shards whose verdicts are the same
+    assert {len(records) for records in state.stages["late"].scan.records.values()} == {1, 2}
     assert counts(funnel(state), "late") == (9, {"unlucky": 4}, {}, {}, 7)
 
 
