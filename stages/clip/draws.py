@@ -7,7 +7,7 @@ position at batch n follows from counts alone, so a training resumes anywhere wi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -152,7 +152,7 @@ class Group:
         self.order = np.repeat(np.arange(len(repeats)), repeats)  # (N,) row of each sample
         self.where = where
         self.bad: set[int] = set()  # rows whose pictures were found not to decode
-        self.coins = lru_cache(1)(self._coins)
+        self.coins = lru_cache(1)(partial(coins_of, self.uid))  # no cycle: it holds pictures
 
     def sort(self, seed: int, purpose: str) -> None:
         """Sorts the samples by their hashes; copies of a row have hashes of their own."""
@@ -163,6 +163,7 @@ class Group:
         coin_N = np.where(copy_N, mixed(coin_N + copy_N.astype(np.uint64)), coin_N)
         self.order = self.order[np.lexsort((copy_N, self.order, coin_N))]
 
-    def _coins(self, seed: int, n: int) -> NDArray[np.uint64]:
-        """Returns a random hash of each row for batch n."""
-        return coin_hash(self.uid, seed=seed, stage=STAGE, purpose=f"batch {n}")
+
+def coins_of(uid: pa.Array, seed: int, n: int) -> NDArray[np.uint64]:
+    """Returns a random hash of each row for batch n."""
+    return coin_hash(uid, seed=seed, stage=STAGE, purpose=f"batch {n}")

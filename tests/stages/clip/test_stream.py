@@ -1,8 +1,10 @@
 """Batches made as they are learnt from: what decides them, what memory and time know, bad data."""
 
+import gc
 import os
 from collections import Counter
 from functools import partial
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -247,6 +249,21 @@ def test_no_more_is_held_than_the_batches_ahead_and_two_row_groups_a_stream(stre
         batches[n]
         assert len(batches._begun) <= AHEAD
     assert all(len(cache) <= 2 for cache in batches._cache)
+
+
+def test_a_row_group_is_let_go_without_a_search_for_cycles(streamed):
+    batches = streamed(ROWS, size=8)
+    batches[0]
+    groups = WeakSet(group for cache in batches._cache for group in cache.values())
+    assert len(groups)
+    gc.disable()
+    try:
+        batches.close()
+        batches._begun.clear()
+        batches._cache.clear()
+        assert not len(groups)
+    finally:
+        gc.enable()
 
 
 def test_negatives_are_drawn_as_from_a_cache_and_counted(streamed):
