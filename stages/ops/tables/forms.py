@@ -32,7 +32,7 @@ LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
 NAN = re.compile(rb"[:\[,]\s*(?:NaN|-?Infinity)\s*[,\]}]")  # as Python writes them, or in a text
 # What stands before a NaN, texts among it, and the NaN: a match for each, not for each text.
-BEFORE = re.compile(rb'((?:[^"NI-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|-(?!I))*+)(NaN|-?Infinity)?', re.S)
+BEFORE = re.compile(rb'((?:[^"NI-]++|"(?:[^"\\]++|\\.)*+"?+|-(?!I))*+)(NaN|-?Infinity)?', re.S)
 WHOLE = (".json", ".jsonl", ".ndjson")  # not packed
 JSON = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.bz2|\.zst)?$")
 FETCHED = 64  # rows of a database at a time, which may hold pictures

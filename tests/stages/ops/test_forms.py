@@ -136,6 +136,12 @@ def test_nan_in_a_document_is_null_and_in_its_captions_a_word(tmp_path):
     assert rows_of(tmp_path / "it.json") == rows
 
 
+def test_a_document_that_ends_within_a_text_of_many_quotes_is_refused_at_once(tmp_path):
+    (tmp_path / "it.json").write_text('[{"w": NaN}, {"c": "' + 60_000 * '\\"')
+    with pytest.raises(pa.ArrowInvalid):
+        rows_of(tmp_path / "it.json")
+
+
 @pytest.mark.parametrize("module", ["openpyxl", "duckdb"])
 def test_a_package_that_is_missing_is_named_with_its_extra(module, tmp_path, monkeypatch):
     real = builtins.__import__
