@@ -243,6 +243,10 @@ def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
     parts = (f"value[{word!r}]" if word in value else PYTHON[word.lower()] for word in words)
     try:
         return eval(" ".join(parts), {"value": value})  # nothing but these words, as just checked
-    except (RecursionError, SyntaxError):  # of 200 brackets in each other, or 3,000 words
+    except (
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+    ):  # of 200 brackets in each other, or 3,000 words
         do = "combine some of them in a stage before this one"
         raise _wrong(f"`where` is too long or too deep, with {len(words):,} words", do) from None

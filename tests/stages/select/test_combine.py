@@ -147,6 +147,7 @@ def test_decisions_over_the_most_names_are_a_table_of_all_of_them():
         ({"where": "AND a"}, "`AND` cannot stand"),
         ({"where": "(a OR b"}, "a bracket is not closed"),
         ({"where": "(" * 300 + "a" + ")" * 300}, "too deep, with 601 words"),
+        ({"where": "NOT " * 10_000 + "a"}, "too deep, with 10,001 words"),
         ({"where": "a)"}, "`\\)` cannot stand"),
         ({"where": "a > 3"}, "`>` cannot stand"),
         ({"where": "a.keep"}, "`.keep` cannot stand"),
