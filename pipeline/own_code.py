@@ -9,6 +9,7 @@ them by `pkgutil.get_data(__name__, "words.txt")` on every machine.
 """
 
 import ast
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -136,13 +137,27 @@ def imported(names: Iterable[str]) -> Files:
     return files_by_path
 
 
+def parsed(source: bytes | str) -> ast.Module:
+    """Parses Python code; SyntaxError or ValueError if it is none.
+
+    No garbage is collected meanwhile: Python 3.11 ends in SystemError where a finalizer parses too.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if collects:
+            gc.enable()
+
+
 @lru_cache(1024)
 def _needs(below: str, source: bytes) -> tuple[str, ...]:
     """Returns paths that a Python file may import relatively or declares; they may not exist."""
     parts = below.split("/")
     paths: list[str] = []
     with suppress(SyntaxError, ValueError):  # reported by the import
-        code = ast.parse(source)
+        code = parsed(source)
         paths += ["/".join([*parts[:-1], name]) for name in _declared(code)]
         for node in ast.walk(code):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -238,7 +253,7 @@ def _read(folders: Sequence[Path]) -> Files:
             files_by_path.setdefault(below, file)
             if path.suffix == ".py" and b"FILES" in (file.held or b""):
                 with suppress(SyntaxError, ValueError):  # reported by the import
-                    waiting += [path.parent / name for name in _declared(ast.parse(file.read()))]
+                    waiting += [path.parent / name for name in _declared(parsed(file.read()))]
     return files_by_path
 
 

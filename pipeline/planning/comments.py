@@ -8,6 +8,8 @@ from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
+from clipmill.pipeline.own_code import parsed
+
 
 def comments_of(cls: type[Any]) -> dict[str, str]:
     """Returns the comment of each field: on its line and on comment lines right above it.
@@ -29,7 +31,7 @@ def _own_comments(cls: type[Any]) -> dict[str, str]:
         if token.type == tokenize.COMMENT:
             beside[token.start[0]] = token.string.lstrip("# ").strip()
     lines = source.splitlines()
-    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    (body,) = (node.body for node in parsed(source).body if isinstance(node, ast.ClassDef))
     comments = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -19,7 +19,7 @@ import yaml
 from clipmill.metadata.fingerprint import plain
 from clipmill.metadata.schema import UID, Column
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.own_code import File
+from clipmill.pipeline.own_code import File, parsed
 from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.planning.comments import comments_of
 from clipmill.pipeline.planning.recipe import value_of
@@ -169,7 +169,7 @@ def sample(cls: type[Stage]) -> Stage:
 def title_of(file: File) -> str:
     """Returns the first line of a stage's file without importing it."""
     try:
-        tree = ast.parse(file.read())
+        tree = parsed(file.read())
     except (SyntaxError, ValueError):
         return "cannot be read: mend the file"
     return (ast.get_docstring(tree) or "").partition("\n")[0]

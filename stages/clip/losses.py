@@ -99,7 +99,7 @@ def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
         raise RecipeError(f"no loss '{name}'", "key `loss`", do)
     file = own_code.files("losses")[f"losses.{name}"]
     try:
-        body = ast.parse(file.read()).body
+        body = own_code.parsed(file.read()).body
     except SyntaxError as error:
         where = f"{file.path}:{error.lineno}"
         raise RecipeError(f"it cannot be read: {error.msg}", where, "mend the file") from None

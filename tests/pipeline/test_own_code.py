@@ -1,5 +1,7 @@
 """A user's own stages: found where the command says, sent as they were read, told when changed."""
 
+import ast
+import gc
 import hashlib
 import os
 import shutil
@@ -457,3 +459,22 @@ def test_the_stages_of_a_checkout_are_no_own_ones_where_another_clipmill_runs(
     monkeypatch.setattr(own_code, "OURS", tmp_path / "installed")
     own_code.add(checkout)
     assert own_code.own() == {}
+
+
+def test_code_is_parsed_while_a_collection_that_parses_is_due():
+    class Parses:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            ast.parse("a = [1]\n" * 9)
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    try:
+        for _ in range(20):
+            garbage = [Parses() for _ in range(20)]
+            del garbage
+            assert len(own_code.parsed(b"a = [1]\n" * 99).body) == 99
+    finally:
+        gc.set_threshold(*threshold)
