@@ -124,7 +124,7 @@ def compared(work: str, size: str) -> str:
 def make_pool(folder: Path, rows: int, has_images: bool) -> None:
     """Writes Parquet files of captions, perhaps with JPEGs of noise and squares."""
     folder.mkdir()
-    write_pool(folder / "all.parquet", rows, has_vectors=False)
+    write_pool(folder / "all.parquet", rows, "texts")
     table = pq.read_table(folder / "all.parquet")
     os.remove(folder / "all.parquet")
     if has_images:
