@@ -41,7 +41,7 @@ MAX_REQUESTS = 2.0**20  # most that a claim is, in multiples of one request's ne
 MAX_UNSPENT = 1 / 64  # share of a limit that a worker may hold unspent
 NEAR_S = 10.0  # this long after a refusal others may wait for us: accounts are stored sooner …
 AT_ONCE_S = 0.1  # … after this long
-REFUSED_S = 0.5  # this long after a refusal the other accounts are not read again
+REFUSED_S = 0.5  # this long after a refusal the accounts last read decide, unless a request fits
 ROUNDING = 1e-9  # share of a limit that sums of prices may be off by
 READERS = 8  # accounts read in parallel
 
@@ -80,7 +80,6 @@ class SharedBudget:
         self._timer: threading.Timer | None = None
         self._requests = 1.0  # size of the next claim, in multiples of the request
         self._claimed_s = self._refused_s = -math.inf
-        self._left_then: dict[str, float] = {}  # of each limit, when a claim was last refused
         self._others_then: dict[str, Account] = {}  # as last read to claim
         self._changed_s: dict[str, tuple[Account, float]] = {}  # others, and since when unchanged
         self._beat = 0
@@ -169,20 +168,20 @@ class SharedBudget:
     def _claim(self, needed: Amounts) -> bool:
         """Returns whether enough could be claimed; if too little is left, gives back the rest."""
         now = time.monotonic()
-        if now - self._refused_s < REFUSED_S and not self._fits(needed, self._left_then):
+        if now - self._refused_s < REFUSED_S and not self._fits(needed, self._unclaimed()):
             return False
         quick = now - self._claimed_s < QUICK_S
         self._requests = (
             min(2 * self._requests, MAX_REQUESTS) if quick else max(1.0, self._requests / 2)
         )
         for number in range(TRIES):
-            others = self._others_then = self._others()
-            left = self._left(account.claimed for account in others.values())
+            self._others_then = self._others()
+            left = self._unclaimed()
             if not self._fits(needed, left):
-                self._left_then, self._refused_s = left, now
+                self._refused_s = now
                 self._give_back()
                 return False
-            claim = self._next_claim(needed, left, len(others) + 1)
+            claim = self._next_claim(needed, left, len(self._others_then) + 1)
             self._publish(claim)
             self._others_then = self._others()
             left = self._left(account.asked for account in self._others_then.values())
@@ -210,6 +209,10 @@ class SharedBudget:
             more = min(amount * (self._requests - 1), rest, self._limits[unit] * MAX_UNSPENT)
             claim[unit] = mine[unit] + amount + more
         return claim
+
+    def _unclaimed(self) -> dict[str, float]:
+        """Returns what the others' claims leave, by the same accounts that `may_return` judges."""
+        return self._left(account.claimed for account in self._others_then.values())
 
     def _left(self, theirs: Iterable[Amounts]) -> dict[str, float]:
         """Returns what the others' amounts leave of each limit."""

@@ -155,6 +155,16 @@ def test_what_is_spent_may_not_return(folder):
     assert not two.may_return()
 
 
+def test_a_refusal_holds_no_longer_than_the_accounts_that_it_was_read_from(folder):
+    one, two = (SharedBudget(folder, name, {"tokens": 20}) for name in ("one", "two"))
+    assert one.reserve({"tokens": 8})
+    assert not two.reserve({"tokens": 13})
+    one.settle({"tokens": 8}, {"tokens": 1})
+    one.flush()
+    assert spend(two, 1)  # reads the accounts again, of which none has a reservation
+    assert two.reserve({"tokens": 13})
+
+
 def test_a_worker_that_asks_nothing_for_a_while_gives_back_what_it_need_not(folder, monkeypatch):
     monkeypatch.setattr(budget, "STORE_S", 0.05)
     one, two = (SharedBudget(folder, name, {"tokens": 640}) for name in ("one", "two"))
