@@ -14,7 +14,6 @@ from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest, settings_of
 from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Inputs
-from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.clip import named
 from clipmill.stages.clip.loop import learning_rate
@@ -79,30 +78,13 @@ def test_each_of_several_seeds_leaves_what_it_leaves_alone(trained, launching_co
     assert load(str(folder), card="out/seed-3.model.json").sha256 != load(str(folder)).sha256
 
 
-def test_a_run_that_stopped_goes_on_from_its_checkpoint(
-    trained, launching_context, data, monkeypatch
-):
-    whole = trained()
-    ctx = launching_context()
-    stored = []
-
-    def put(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        stored.append(step)
-        if len(stored) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(StoredCheckpoints, "put", put)
-    with pytest.raises(KeyboardInterrupt):
-        ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
-    ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
+def test_a_run_that_stopped_goes_on_from_its_checkpoint(trained, resumed):
+    folder, stored = resumed()
     assert stored == [5, 10]
-    assert weights(Path(ctx.folder)) == weights(whole)
+    assert weights(folder) == weights(trained())
 
 
-def test_snapshots_are_models_on_the_way_whatever_stops_it_and_change_nothing(
-    trained, launching_context, data, monkeypatch
-):
+def test_snapshots_are_models_on_the_way_whatever_stops_it_and_change_nothing(trained, resumed):
     """12 steps, a checkpoint each 5: models after 3, 6 and 9 steps beside the whole."""
     whole, folder = trained(), trained(snapshots=4)
     names = ("README.md", "model.json", "model.safetensors")
@@ -123,25 +105,9 @@ def test_snapshots_are_models_on_the_way_whatever_stops_it_and_change_nothing(
     assert (
         len({load(str(folder), card=card).sha256 for card in cards(str(folder))}) == len(names) + 1
     )
-
-    stored = []
-
-    def put(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        stored.append(step)
-        if len(stored) in (1, 4):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(StoredCheckpoints, "put", put)
-    ctx = launching_context()
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            ClipTraining(**SMALL, snapshots=4).run(Inputs(rows=[], data=data), ctx)
-    ClipTraining(**SMALL, snapshots=4).run(Inputs(rows=[], data=data), ctx)
+    stopped, _ = resumed(stops=(1, 4), snapshots=4)
     for name in held:
-        assert (Path(ctx.folder) / "out" / name).read_bytes() == (
-            folder / "out" / name
-        ).read_bytes()
+        assert (stopped / "out" / name).read_bytes() == (folder / "out" / name).read_bytes()
 
 
 class Every:
@@ -155,20 +121,9 @@ class Every:
         return (np.arange(first, first + rows) != self.left_out).astype(np.int32)
 
 
-def test_a_checkpoint_of_other_verdicts_is_not_gone_on_from(launching_context, data, monkeypatch):
-    ctx, fresh = launching_context(), launching_context()
-
-    def stopped(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredCheckpoints, "put", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(0)), ctx)
-    for context in (ctx, fresh):
-        ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(10)), context)
-    assert weights(Path(ctx.folder)) == weights(Path(fresh.folder))
+def test_a_checkpoint_of_other_verdicts_is_not_gone_on_from(trained, resumed):
+    folder, _ = resumed(masks=(Every(0), Every(10)))
+    assert weights(folder) == weights(trained(mask=Every(10)))
 
 
 def listed(path: Path, *numbers: int) -> str:
@@ -199,7 +154,7 @@ def test_shards_drawn_with_replacement_are_decoded_as_they_are_learnt_from(train
 
 
 def test_pictures_that_do_not_decode_in_training_are_told_and_a_stop_changes_no_count(
-    trained, launching_context, tmp_path, monkeypatch
+    trained, resumed, tmp_path
 ):
     rows = [row(i, **({"image": b"no"} if i in (1, 6) else {})) for i in range(12)]
     data = write_export(tmp_path / "bad", rows)
@@ -212,18 +167,7 @@ def test_pictures_that_do_not_decode_in_training_are_told_and_a_stop_changes_no_
         in (out / "README.md").read_text()
     )
 
-    def stopped(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        raise KeyboardInterrupt
-
-    ctx = launching_context()
-    stage = ClipTraining(**{**SMALL, **settings})
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredCheckpoints, "put", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            stage.run(Inputs(rows=[], data=data), ctx)
-    stage.run(Inputs(rows=[], data=data), ctx)
-    folder = Path(ctx.folder)
+    folder, _ = resumed(data=data, **settings)
     assert (folder / "out" / "model.json").read_bytes() == (out / "model.json").read_bytes()
     lines = [json.loads(it) for it in (folder / "log" / "log.jsonl").read_text().splitlines()]
     counts = [line["replaced"] for line in lines]
@@ -547,21 +491,10 @@ def test_rows_are_drawn_by_the_concepts_of_one_list(trained, tmp_path):
 
 
 def test_negatives_and_rows_by_concept_are_those_of_a_training_that_never_stopped(
-    trained, launching_context, tmp_path, monkeypatch
+    trained, resumed, tmp_path
 ):
     more = {"negatives": [{"text": "no thing"}], "concept_list": "a"}
     rows = [row(i, concept_ids=[i % 3, 20 - i], **more) for i in range(20)]
     data = write_export(tmp_path / "more", rows[:7], rows[7:])
-    way = {**SMALL, "loss": "negatives", "sampling": "concepts", "super_batch": 2}
-    whole, ctx = trained(data=data, **way), launching_context()
-
-    def stopped(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredCheckpoints, "put", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ClipTraining(**way).run(Inputs(rows=[], data=data), ctx)
-    ClipTraining(**way).run(Inputs(rows=[], data=data), ctx)
-    assert weights(Path(ctx.folder)) == weights(whole)
+    way = {"data": data, "loss": "negatives", "sampling": "concepts", "super_batch": 2}
+    assert weights(resumed(**way)[0]) == weights(trained(**way))

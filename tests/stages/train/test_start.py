@@ -11,8 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmill.pipeline.dataset import Inputs
-from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.named import new_model
@@ -81,22 +79,9 @@ def test_a_start_whose_bytes_change_is_another_and_one_that_is_copied_is_not(fir
     assert ClipTraining(start="stage:first").outside() == ""
 
 
-def test_a_run_that_stopped_goes_on_from_its_checkpoint_not_from_the_start(
-    trained, first, launching_context, data, monkeypatch
-):
-    settings = {**SMALL, "start": f"checkpoint:{first}", "lock": "image"}
-    whole, ctx = trained(**settings), launching_context()
-
-    def stopped(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredCheckpoints, "put", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ClipTraining(**settings).run(Inputs(rows=[], data=data), ctx)
-    ClipTraining(**settings).run(Inputs(rows=[], data=data), ctx)
-    assert weights(Path(ctx.folder)) == weights(whole)
+def test_a_run_that_stopped_goes_on_from_its_checkpoint_not_from_the_start(trained, resumed, first):
+    settings = {"start": f"checkpoint:{first}", "lock": "image"}
+    assert weights(resumed(**settings)[0]) == weights(trained(**settings))
 
 
 def test_a_file_of_open_clips_is_a_start_and_its_tokens_and_patches_are_stretched(
@@ -179,26 +164,14 @@ def test_a_rows_patches_are_its_own_on_any_rank():
     assert torch.equal(whole.eval()(x_NPW), x_NPW)
 
 
-def test_an_average_of_weights_is_a_second_model_and_a_stop_changes_no_bit_of_it(
-    trained, launching_context, data, monkeypatch
-):
+def test_an_average_of_weights_is_a_second_model_and_a_stop_changes_no_bit_of_it(trained, resumed):
     folder = trained(average=0.5, samples_seen=8, warmup_steps=0)
     assert weights(folder, "out/average") == weights(folder), "of one step it is the weights"
     whole = trained(average=0.5)
     assert weights(whole) == weights(trained()) != weights(whole, "out/average")
     assert load(str(whole / "out/average")).embed_texts(["a red thing"]).shape == (1, 8)
-    ctx, settings = launching_context(), {**SMALL, "average": 0.5}
-
-    def stopped(self, step, path, plain=StoredCheckpoints.put):
-        plain(self, step, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredCheckpoints, "put", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ClipTraining(**settings).run(Inputs(rows=[], data=data), ctx)
-    ClipTraining(**settings).run(Inputs(rows=[], data=data), ctx)
-    assert weights(Path(ctx.folder), "out/average") == weights(whole, "out/average")
+    stopped, _ = resumed(average=0.5)
+    assert weights(stopped, "out/average") == weights(whole, "out/average")
 
 
 def test_an_average_forgets_by_its_decay():
