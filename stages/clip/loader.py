@@ -173,15 +173,17 @@ class Batches:
         return text_by(coin_B, texts_B.astype(np.uint64)).astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
-        size = self.size * self.super_batch
-        epoch_B, place_B = np.divmod(np.arange(n * size, (n + 1) * size), len(self.row_E))
-        row_B = np.empty(size, np.int64)
+        if self.gain is not None:  # within an epoch, that no row is there twice
+            size = self.size * self.super_batch
+            epoch, place = divmod(n, len(self.row_E) // size)
+            row_B = self._order(epoch)[place * size : (place + 1) * size]
+            return row_B[self._chosen(row_B)]
+        epoch_B, place_B = np.divmod(np.arange(n * self.size, (n + 1) * self.size), len(self.row_E))
+        row_B = np.empty(self.size, np.int64)
         for epoch in np.unique(epoch_B):
             here = epoch_B == epoch
             row_B[here] = self._order(int(epoch))[place_B[here]]
-        if self.gain is None:
-            return row_B
-        return row_B[self._chosen(row_B)]
+        return row_B
 
     def _chosen(self, row_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the places of a batch in its super-batch, by the gain of their concepts.

@@ -155,7 +155,6 @@ def lock(model: "Towers", tower: str, groups: int, key: str = "unlock_groups") -
     network: Any = model.network
     try:
         if not hasattr(network, "lock_image_tower"):
-            assert not groups, "nano has none"
             getattr(network, tower).requires_grad_(False)
         elif tower == "image":
             network.lock_image_tower(unlocked_groups=groups)

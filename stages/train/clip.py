@@ -33,6 +33,12 @@ from clipmill.stages.clip.start import check_start, start_of
 from clipmill.stages.clip.training import CURVE, Work, probed, train_alone, train_rank
 from clipmill.stages.ops.tables.exports import numbered, summary_of
 
+OF_NETWORKS = {  # settings that nano, our own, has no use for
+    "context_length": "nano reads bags of words",
+    "layer_decay": "nano has no groups of layers",
+    "unlock_groups": "nano has no groups of layers",
+    "patch_dropout": "nano's image tower has no patches",
+}
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
 LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
 
@@ -141,11 +147,10 @@ class ClipTraining(DatasetStage):
             raise RecipeError(
                 "batches are not by concept", "keys `super_batch`, `concept_gain`", do
             )
-        do = "leave it out, or name a network of open_clip's as `model`"
-        if self.context_length and fixed.model == "nano":
-            raise RecipeError("nano reads bags of words", "key `context_length`", do)
-        if self.layer_decay and fixed.model == "nano":
-            raise RecipeError("nano has no groups of layers", "key `layer_decay`", do)
+        for key, found in OF_NETWORKS.items():
+            if getattr(self, key) and fixed.model == "nano":
+                do = "leave it out, or name a network of open_clip's as `model`"
+                raise RecipeError(found, f"key `{key}`", do)
         is_start = self.start is not None and (fixed.samples_seen, self.snapshots) == (0, 1)
         if fixed.steps < self.snapshots and not is_start:
             found = f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}"

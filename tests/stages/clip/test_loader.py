@@ -314,3 +314,12 @@ def test_a_batch_by_concept_is_of_its_super_batch_whatever_the_ranks_and_shards(
     assert held != firsts
     other = Batches(cached(rows[:3], rows[3:], with_concepts=True)[0], **way)
     assert [other[n].rows.tolist() for n in (4, 0)] == [held[4], held[0]]
+
+
+def test_a_super_batch_lies_within_an_epoch_and_has_no_row_twice(cached):
+    rows = [row(i, concept_ids=[i], concept_list="a") for i in range(16)]
+    parts, _ = cached(rows, with_concepts=True)
+    batches = Batches(parts, size=6, seed=0, gain="frequency", super_batch=2)
+    drawn = [batches[n].rows.tolist() for n in range(30)]
+    assert all(len({*numbers}) == 6 for numbers in drawn)
+    assert {row for numbers in drawn for row in numbers} == {*range(16)}
