@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 SOURCE = Path(__file__).parents[1] / "clipmill"
-SHARED = ("ops", "models", "clip", "losses")
+SHARED = ("ops", "models", "clip", "losses", "readers", "towers")
 # What a stage may take from below stages/ and is not counted: all of it together is as long as
 # BELOW at most, so that no line is hidden there.
 PUBLIC = {
@@ -29,10 +29,10 @@ EXCEPTIONS = {
     "select.balanced_tree": (2_400, 17),
     "ingest.table": (2_500, 9),
     "caption.synthesize": (2_800, 19),
-    "evaluate.zero_shot": (3_600, 24),
+    "evaluate.zero_shot": (3_300, 22),
     "dedup.against": (4_350, 30),
     "select.image_based": (4_650, 32),
-    "train.clip": (5_000, 29),  # 3,000 in 20 are wanted
+    "train.clip": (2_999, 20),
 }
 LOOSE = 150, 2  # a figure that is so far above what it bounds has to be lowered
 

@@ -19,7 +19,7 @@ from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, s
 from clipmill.pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
-NO_STAGES = ("ops", "models", "clip", "losses")  # folders of code that stages share
+NO_STAGES = ("ops", "models", "clip", "losses", "readers", "towers")
 TUPLES = ("takes", "gives", "reads", "optional_reads", "writes", "reasons", "transient")
 
 

@@ -7,7 +7,7 @@ export.pixels for every stage that trains on the export.
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -38,7 +38,8 @@ from clipmill.metadata.scratch import scratch_folder, shared_scratch
 from clipmill.metadata.storage import BLOCK_BYTES, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.subset import Chooser, Chosen, text_lists
+from clipmill.stages.clip.batch import Reading, Tokenize
+from clipmill.stages.clip.subset import Chosen, text_lists
 from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import ImageError, decode
 from clipmill.stages.ops.vectors.matrices import as_matrix
@@ -51,9 +52,6 @@ LEFT_OUT = ("no_image", "undecodable", "no_text")
 NO_TEACHER = "no_teacher"
 CONCEPTS = (CONCEPT_IDS.name, CONCEPT_LIST.name)
 ROW = "row"  # a row's number in the exported file
-# (T,) concatenated tokens of the texts, and (K + 1,) the start of each text
-Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
-Tokenize = Callable[[Sequence[str]], Tokens]
 none = partial(np.empty, 0, np.int64)
 
 
@@ -100,32 +98,20 @@ def decoded(
         yield batch.drop_columns([IMAGE.name]).filter(pa.array(fine_N)), fine_N
 
 
-def cache_shard(
-    data: str,
-    folder: str,
-    size: int,
-    tokenize: Tokenize,
-    choose: Chooser | None,
-    teacher: Sequence[str],
-    file: dict[str, Any],
-    task: Task,
-    negatives: str | None = None,
-    with_concepts: bool = False,
-) -> dict[str, Any]:
+def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores one shard of an export below `cache/`; returns its row count and left-out counts.
 
-    A chooser selects rows and may replace their repeats, weights and texts; `chosen` is the digest
-    of its choice. Pictures that export.pixels has decoded stay where they are. `teacher` names
-    columns of stored vectors; a row without one of them is left out. `negatives` names a column of
-    texts that are false of the image; rows without one are counted.
+    `chosen` is the digest of a choice. Pictures that export.pixels has decoded stay where they are.
+    Rows without negatives are counted.
     """
-    exported, target, name = Outputs(Storage(data)), Storage(folder), file["file"]
+    choose, teacher, negatives = reading.choose, reading.teacher, reading.negatives
+    exported, target, name = Outputs(Storage(reading.data)), Storage(reading.folder), file["file"]
     chosen = choose(name) if choose else None
     counts: Counter[str] = Counter()
     exported.check(name)
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
-        extra = [*teacher, *(CONCEPTS if with_concepts else ())]
+        extra = [*teacher, *(CONCEPTS if reading.gain else ())]
         names = columns_of(parquet.schema_arrow, extra, negatives, where)
         batches = (
             usable(prepared(batch, chosen, file["first"], start, negatives), teacher, counts)
@@ -138,9 +124,9 @@ def cache_shard(
             rows = parquet.metadata.num_rows
             if chosen is not None:
                 rows = int(np.count_nonzero(chosen.times))
-            table = _stored(target, name, (rows, size), batches, counts)
+            table = _stored(target, name, (rows, reading.size), batches, counts)
     sink = BytesIO()
-    arrays = _arrays(table, tokenize, negatives)
+    arrays = _arrays(table, reading.tokenize, negatives)
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
     for column in teacher:
@@ -152,7 +138,7 @@ def cache_shard(
     entry |= {"teacher": list(teacher)} if teacher else {}
     entry |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
     entry |= {"no_negative": int((arrays["negatives"] == 0).sum())} if negatives else {}
-    if with_concepts:
+    if reading.gain:
         entry["concept_lists"] = pc.unique(table[CONCEPT_LIST.name]).drop_null().to_pylist()
     return entry | left_out(counts, chosen, teacher)
 

@@ -15,12 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.batch import Batch, Source
 from clipmill.stages.clip.distributed import ALONE, Ranks
 from clipmill.stages.clip.embedded import Embedded
-from clipmill.stages.clip.loader import Batch, Batches
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.patches import Patches
-from clipmill.stages.clip.stream import Streamed
 from clipmill.stages.clip.telemetry import Log
 from clipmill.stages.clip.towers import MAX_LOG_SCALE, Towers, matrices_first
 from clipmill.stages.models.saved import half
@@ -262,7 +261,7 @@ class Trainer:
 
 def train(
     trainer: Trainer,
-    batches: Batches | Streamed,
+    batches: Source,
     stage: str,
     every: int,
     store: Callable[[Trainer], None],
@@ -289,7 +288,7 @@ def train(
 
 
 def nonfinite_error(
-    ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches | Streamed, stage: str, step: int
+    ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Source, stage: str, step: int
 ) -> StageError:
     """Returns the error for a NaN or infinite loss; it names the step and all ranks' shards."""
     row_B = ranks.gathered(torch.from_numpy(batch.rows).to(loss_N.device))[0].cpu().numpy()

@@ -42,9 +42,9 @@ def card_files(card: Mapping[str, Any]) -> dict[str, str]:
     """Returns texts by file name; open_clip's networks get a configuration for its loader."""
     files = {"README.md": _readme(card)}
     if "open_clip" in card:
-        from clipmill.stages.clip.open_clip_towers import PIXELS
+        import open_clip
 
-        picture = dict(zip(("mean", "std"), PIXELS, strict=True))
+        picture = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
         config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}
         files["open_clip_config.json"] = json.dumps(config, indent=1) + "\n"
     return files

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clipmill.stages.clip.batch import Tokenize, Tokens
+
 # Shapes: N images or texts, H x W pixels, S pixels a side, T tokens of all texts, D = width.
 
 Pixels = NDArray[np.uint8]
-Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
 FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of all cosines
 MAX_LOG_SCALE = math.log(MAX_SCALE)
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")
@@ -25,8 +26,7 @@ class Reads:
     """The input that a model takes, known without its weights; pickles, for workers."""
 
     image_size: int  # pixels a side
-    # (T,) and (N + 1,): text n is token_T[starts[n]:starts[n + 1]], without padding
-    tokenize: Callable[[Sequence[str]], Tokens]
+    tokenize: Tokenize  # without padding
     prepare: Callable[[Pixels], Pixels]  # (H, W, 3) to (S, S, 3), as in evaluation
 
 

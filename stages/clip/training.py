@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Put, Rank, Task
 from clipmill.pipeline.errors import StageError
 
 if TYPE_CHECKING:
+    from clipmill.stages.clip.batch import Batch, Source
     from clipmill.stages.clip.distributed import Ranks
-    from clipmill.stages.clip.loader import Batch, Batches
     from clipmill.stages.clip.loop import Trainer
     from clipmill.stages.clip.start import Start
-    from clipmill.stages.clip.stream import Streamed
 
 CURVE = "loss.parquet"
 
@@ -32,12 +32,11 @@ class Work:
     """The input that all trainings of a stage share; sent to the workers."""
 
     settings: Any  # ClipTraining: no stage is imported here
-    data: str  # URI of the export's folder
-    folder: str  # URI of the stage's folder
-    cached: list[dict[str, Any]]  # shards, as `cache_shard` or `index_shard` returns them
+    reader: str  # `readers.` and the name of its file
+    reading: Any  # a Reading
+    prepared: list[dict[str, Any]]  # exported files, as the reader's `prepare` returns them
     facts: dict[str, Any]  # of the rows, for the card
     start: Any = None  # a Start; None for weights by chance
-    choose: Any = None  # a Chooser of rows of a file; used if pictures are streamed
 
     def prefix(self, seed: int) -> str:
         """Returns the prefix of a seed's file names; empty if there is one seed."""
@@ -126,12 +125,14 @@ def _train(
     if trainer.step > until:  # a later snapshot's: its files are there, and this one's are lost
         trainer = new()
     fixed = settings.fixed
-    batches = _batches(work, seed)
+    reader: Any = own_code.load(work.reader, "key `data`")
+    way = {"size": fixed.batch_size, "seed": seed, "threads": settings.readers}
+    batches: Source = reader.batches(work.reading, work.prepared, **way)
     log = Log(
         steps=fixed.steps,
         batch_size=fixed.batch_size,
         tell=worker.tell,
-        lines=read_lines(work.folder, name),
+        lines=read_lines(work.reading.folder, name),
         step=trainer.step,
     )
     if torch.device(worker.device).type == "cuda" and trainer.step < fixed.steps:
@@ -139,9 +140,9 @@ def _train(
         log.at_most_per_s = steps_at_most(trainer, first)
 
     def keep_log() -> None:
-        store_lines(log.lines, work.folder, name)
+        store_lines(log.lines, work.reading.folder, name)
         if settings.tensorboard:
-            store_events(log.lines, work.folder, name, worker.scratch)
+            store_events(log.lines, work.reading.folder, name, worker.scratch)
 
     def keep(trainer: "Trainer") -> None:
         if ranks.rank == 0:
@@ -186,42 +187,6 @@ def refuse_broken(trainer: "Trainer", stage: str) -> None:
             found = f"'{name}' holds NaN or infinite values after step {trainer.step}, the last"
             do = "lower `learning_rate`, or raise `warmup_steps`"
             raise StageError(found, f"stage '{stage}'", do)
-
-
-def _batches(work: Work, seed: int) -> "Batches | Streamed":
-    """Returns the batches of a seed, from pictures decoded beforehand or during the training."""
-    from clipmill.stages.clip.cache import read_cached
-    from clipmill.stages.clip.loader import Batches
-    from clipmill.stages.clip.named import reads
-    from clipmill.stages.clip.stream import Streamed, View
-
-    settings, fixed, declared = work.settings, work.settings.fixed, work.settings.declared
-    texts: Any = settings.texts if declared.texts == "one" else declared.texts
-    if "groups" not in work.cached[0]:
-        shards = list(read_cached(work.folder, work.cached, work.data))
-        by_concept: dict[str, Any] = {}
-        if settings.sampling == "concepts":
-            by_concept = {"gain": settings.concept_gain, "super_batch": settings.super_batch}
-        return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts, **by_concept)
-    model = reads(fixed.model, settings.context_length)
-    view = View(
-        size=model.image_size,
-        augment=fixed.augment,
-        tokenize=model.tokenize,
-        texts=texts,
-        teacher=declared.teacher,
-        negatives=declared.negatives,
-    )
-    return Streamed(
-        work.data,
-        work.cached,
-        view,
-        size=fixed.batch_size,
-        seed=seed,
-        sampling=fixed.sampling,
-        choose=work.choose,
-        threads=settings.readers,
-    )
 
 
 def trainer_of(
@@ -328,8 +293,8 @@ def probed(settings: Any) -> tuple[float, float]:
     """
     import torch
 
+    from clipmill.stages.clip.batch import Batch
     from clipmill.stages.clip.distributed import ALONE
-    from clipmill.stages.clip.loader import Batch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
@@ -233,9 +234,8 @@ class ClipTraining(DatasetStage):
         return self.fixed.steps
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.clip.cache import cache_shard
+        from clipmill.stages.clip.batch import Reading
         from clipmill.stages.clip.named import reads
-        from clipmill.stages.clip.stream import index_shard
         from clipmill.stages.clip.subset import chooser_of
 
         stage = ctx.worker.stage
@@ -250,17 +250,30 @@ class ClipTraining(DatasetStage):
         files = numbered(dataset["files"])
         listed = self.listed(inputs.data, [file["file"] for file in files], ctx)
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
+        declared, fixed = self.declared, self.fixed
+        texts: Any = self.texts if declared.texts == "one" else declared.texts
+        reading = Reading(
+            data=inputs.data,
+            folder=ctx.folder,
+            size=model.image_size,
+            tokenize=model.tokenize,
+            augment=fixed.augment,
+            sampling=fixed.sampling,
+            texts=texts,
+            teacher=declared.teacher,
+            negatives=declared.negatives,
+            choose=choose,
+            gain=self.concept_gain if self.sampling == "concepts" else None,
+            super_batch=self.super_batch,
+        )
+        reader = "readers.cached"
         if self.streams(dataset["format"], stage):
             ctx.say("counting rows")
-            count = partial(index_shard, inputs.data, choose)
+            reader = "readers.streamed"
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-            way = model.image_size, model.tokenize, choose
-            count = partial(cache_shard, inputs.data, ctx.folder, *way)
-            if self.sampling == "concepts":
-                count.keywords["with_concepts"] = True
-        declared = self.declared
-        cached = ctx.map(partial(count, declared.teacher, negatives=declared.negatives), files)
+        prepare = own_code.load(reader, "key `data`").prepare
+        cached = ctx.map(partial(prepare, reading), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -289,8 +302,8 @@ class ClipTraining(DatasetStage):
         if start is not None:
             facts["start"] = start.sha256
         ctx.say("training")
-        where: dict[str, Any] = {"data": inputs.data, "folder": ctx.folder, "start": start}
-        work = Work(settings=self, cached=cached, facts=facts, choose=choose, **where)
+        read: dict[str, Any] = {"reader": reader, "reading": reading, "prepared": cached}
+        work = Work(settings=self, facts=facts, start=start, **read)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
         for seed in self.seeds if self.ranks > 1 else ():

@@ -28,7 +28,7 @@ from open_clip.transformer import PatchDropout
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 
-from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.batch import Batch
 from clipmill.stages.clip.loop import Execution, Precision, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model

@@ -20,7 +20,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.state import RunState
-from clipmill.stages.clip.nano import ARCHITECTURES
+from clipmill.stages.towers.nano import ARCHITECTURES
 from tests.pipeline.run_folder.test_masks import uid_of, write_pool
 from tests.stages.clip.exported import TINY
 

@@ -24,7 +24,7 @@ from clipmill.pipeline.run_folder.live import live_run
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.verbs.funnel import text
 from clipmill.pipeline.verbs.status import text as status
-from clipmill.stages.clip.nano import ARCHITECTURES
+from clipmill.stages.towers.nano import ARCHITECTURES
 from tests.engine_stages.harness import clipmill_run, meaning
 from tests.stages.clip.exported import TINY, row
 

@@ -1,14 +1,12 @@
 """One thread, a tiny architecture, and the parts of small exports."""
 
-from functools import partial
-
 import pytest
 import torch
 
 from clipmill.stages.clip.cache import cache_shard, read_cached
-from clipmill.stages.clip.loader import Batches
 from clipmill.stages.ops.tables.exports import numbered
-from tests.stages.clip.exported import TINY_READS, row, write_export
+from clipmill.stages.readers.cached import Batches
+from tests.stages.clip.exported import row, small_reading, write_export
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -21,14 +19,13 @@ def one_thread():
 def cached(tmp_path):
     """The parts of an export of these shards, and what was said of each."""
 
-    def make(*shards, teacher=(), **more):
+    def make(*shards, **more):
         data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
         rows = [len(shard) for shard in shards]
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
         files = numbered([{"file": name, "rows": n} for name, n in zip(names, rows, strict=True)])
-        wanted = (TINY_READS.image_size, TINY_READS.tokenize, None, teacher)
-        store = partial(cache_shard, data, folder, *wanted, **more)
-        said = [store(file, None) for file in files]
+        reading = small_reading(data=data, folder=folder, **more)
+        said = [cache_shard(reading, file, None) for file in files]
         return list(read_cached(folder, said)), said
 
     return make

@@ -24,9 +24,10 @@ from clipmill.metadata.schema import (
     UID,
 )
 from clipmill.stages.clip import open_clip_config
+from clipmill.stages.clip.batch import Reading
 from clipmill.stages.clip.named import new_model, reads
-from clipmill.stages.clip.nano import ARCHITECTURES, Architecture
 from clipmill.stages.clip.saving import save
+from clipmill.stages.towers.nano import ARCHITECTURES, Architecture
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
 SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])
@@ -49,6 +50,12 @@ ARCHITECTURES["tiny"] = TINY
 TINY_READS = reads("tiny")
 SMALL = {"batch_size": 8, "samples_seen": 100, "warmup_steps": 2, "checkpoint_steps": 5}
 TINY_OPEN_CLIP = str(Path(__file__).with_name("tiny_open_clip.json"))
+
+
+def small_reading(**changes: Any) -> Reading:
+    """What a training of the tiny model reads."""
+    way = {"data": "", "folder": "", "size": TINY.image_size, "tokenize": TINY_READS.tokenize}
+    return Reading(**{**way, **changes})
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

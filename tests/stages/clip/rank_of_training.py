@@ -17,13 +17,13 @@ from torch import Tensor
 
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.batch import Batch
 from clipmill.stages.clip.distributed import ALONE, Ranks, together
-from clipmill.stages.clip.loader import Batch
 from clipmill.stages.clip.loop import Execution, Schedule, Trainer, train
 from clipmill.stages.clip.losses import find_loss
-from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.patches import drop_patches
 from clipmill.stages.clip.towers import Towers
+from clipmill.stages.towers.nano import Nano
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.tiny_vit import TinyViT, drawn
 

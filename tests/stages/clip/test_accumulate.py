@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.loop import Execution, Schedule, Trainer, text_pieces
 from clipmill.stages.clip.losses import find_loss
-from clipmill.stages.clip.nano import Nano
+from clipmill.stages.towers.nano import Nano
 from tests.stages.clip import rank_of_training
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.rank_of_training import trained

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.stages.clip.stream import CROP_AREA, CROP_ASPECT, box_of, crop
 from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.readers.streamed import CROP_AREA, CROP_ASPECT, box_of, crop
 
 
 def photo(height: int, width: int) -> bytes:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipmill.stages.clip.draws import ROWS_A_STREAM, Draws
+from clipmill.stages.readers._draws import ROWS_A_STREAM, Draws
 
 GROUPS = [[5, 3], [1], [4, 4, 2], [7]]
 TOTAL = 26

@@ -3,8 +3,8 @@
 import torch
 
 from clipmill.stages.clip.loop import Schedule, Trainer
-from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.training import flops_of_step, steps_at_most
+from clipmill.stages.towers.nano import Nano
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.tiny_vit import drawn
 

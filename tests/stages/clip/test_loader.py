@@ -9,9 +9,10 @@ import pytest
 
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.batch import SHIFT
 from clipmill.stages.clip.cache import instead_of_single_words
-from clipmill.stages.clip.loader import SHIFT, Batches, diverse, gain_of
-from clipmill.stages.clip.nano import token_bags
+from clipmill.stages.readers.cached import Batches, diverse, gain_of
+from clipmill.stages.towers.nano import token_bags
 from tests.stages.clip.exported import TINY, caption, row
 
 
@@ -289,7 +290,7 @@ def test_most_concepts_are_first_and_else_each_has_as_many_rows_as_another(cache
     """Of 12 rows 8 show concept 0, 2 concept 1, 2 both 2 and 3: two rows each are the target."""
     ids = [[0]] * 8 + [[1]] * 2 + [[2, 3]] * 2
     rows = [row(i, concept_ids=ids[i], concept_list="a") for i in range(12)]
-    parts, _ = cached(rows, with_concepts=True)
+    parts, _ = cached(rows, gain="diversity")
     drawn = {}
     for gain in ("diversity", "frequency"):
         batch = Batches(parts, size=4, seed=0, gain=gain, super_batch=3)[0]
@@ -302,7 +303,7 @@ def test_most_concepts_are_first_and_else_each_has_as_many_rows_as_another(cache
 def test_a_batch_by_concept_is_of_its_super_batch_whatever_the_ranks_and_shards(cached, gain):
     ids = [[i % 3, 5 + i] if i % 4 else None for i in range(24)]
     rows = [row(i, concept_ids=ids[i], concept_list="a") for i in range(24)]
-    parts, _ = cached(rows[:10], rows[10:], with_concepts=True)
+    parts, _ = cached(rows[:10], rows[10:], gain="diversity")
     way = {"size": 4, "seed": 0, "gain": gain, "super_batch": 3}
     ours = Batches(parts, **way)
     held, firsts = [ours[n].rows.tolist() for n in range(5)], []
@@ -312,13 +313,13 @@ def test_a_batch_by_concept_is_of_its_super_batch_whatever_the_ranks_and_shards(
         firsts.append(there[:4].tolist())
         assert [*ours.of_rank(n, 0, 2).rows, *ours.of_rank(n, 1, 2).rows] == numbers
     assert held != firsts
-    other = Batches(cached(rows[:3], rows[3:], with_concepts=True)[0], **way)
+    other = Batches(cached(rows[:3], rows[3:], gain="diversity")[0], **way)
     assert [other[n].rows.tolist() for n in (4, 0)] == [held[4], held[0]]
 
 
 def test_a_super_batch_lies_within_an_epoch_and_has_no_row_twice(cached):
     rows = [row(i, concept_ids=[i], concept_list="a") for i in range(16)]
-    parts, _ = cached(rows, with_concepts=True)
+    parts, _ = cached(rows, gain="diversity")
     batches = Batches(parts, size=6, seed=0, gain="frequency", super_batch=2)
     drawn = [batches[n].rows.tolist() for n in range(30)]
     assert all(len({*numbers}) == 6 for numbers in drawn)

@@ -13,13 +13,13 @@ import torch
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.loader import Batches
 from clipmill.stages.clip.loop import Execution, Schedule, Trainer, learning_rate, train
 from clipmill.stages.clip.named import new_model
-from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.saving import restore, store
 from clipmill.stages.clip.whole_batch import whole
 from clipmill.stages.losses.clip import loss as info_nce
+from clipmill.stages.readers.cached import Batches
+from clipmill.stages.towers.nano import Nano
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, row
 from tests.stages.clip.tiny_vit import CONTEXT, WORDS, drawn
 

@@ -3,7 +3,6 @@
 import gc
 import os
 from collections import Counter
-from functools import partial
 from weakref import WeakSet
 
 import numpy as np
@@ -13,18 +12,14 @@ import pytest
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip import draws
-from clipmill.stages.clip.loader import Batches
-from clipmill.stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
 from clipmill.stages.clip.subset import chooser_of
 from clipmill.stages.ops.tables.exports import numbered
-from tests.stages.clip.exported import TINY_READS, caption, row, write_export
+from clipmill.stages.readers import _draws as draws
+from clipmill.stages.readers.cached import Batches
+from clipmill.stages.readers.streamed import AHEAD, FAULTS, Streamed, prepare
+from tests.stages.clip.exported import TINY_READS, caption, row, small_reading, write_export
 
 ROWS = [row(i) for i in range(30)]
-
-
-def view(texts="uniform", augment="crop", **more):
-    return View(size=16, augment=augment, tokenize=TINY_READS.tokenize, texts=texts, **more)
 
 
 @pytest.fixture
@@ -32,19 +27,18 @@ def streamed(tmp_path):
     """Batches of an export of these shards."""
     made = []
 
-    def make(*shards, size=8, seed=0, sampling="epochs", threads=1, subset=None, seen=None):
-        data, seen = str(tmp_path / "export"), seen or view()
+    def make(*shards, size=8, seed=0, threads=1, subset=None, **more):
+        data = str(tmp_path / "export")
         if shards:
             write_export(tmp_path / "export", *shards)
             regroup(tmp_path / "export" / "out")
         names = sorted(path.name for path in (tmp_path / "export" / "out").glob("*.parquet"))
         counts = [pq.read_metadata(f"{data}/out/{name}").num_rows for name in names]
         files = [{"file": name, "rows": rows} for name, rows in zip(names, counts, strict=True)]
-        choose = chooser_of(data, None, subset)
-        index = partial(index_shard, data, choose, seen.teacher, negatives=seen.negatives)
-        said = [index(file, None) for file in numbered(files)]
-        settings = {"size": size, "seed": seed, "sampling": sampling, "threads": threads}
-        made.append(Streamed(data, said, seen, choose=choose, **settings))
+        more = {"augment": "crop", "choose": chooser_of(data, None, subset), **more}
+        reading = small_reading(data=data, **more)
+        said = [prepare(reading, file, None) for file in numbered(files)]
+        made.append(Streamed(reading, said, size=size, seed=seed, threads=threads))
         made[-1].said = said
         return made[-1]
 
@@ -110,7 +104,7 @@ def test_two_ranks_have_the_batch_of_one_bad_pictures_and_all_texts_included(sam
     texts = [[caption(f"word {i}"), caption(f"other words {i}")][: 1 + i % 2] for i in range(60)]
     bad = {"image": b"no"}
     rows = [row(i, texts=texts[i], **(bad if i % 9 == 4 else {})) for i in range(60)]
-    settings = {"size": 32, "sampling": sampling, "seen": view("all")}
+    settings = {"size": 32, "sampling": sampling, "texts": "all"}
     one = streamed(rows[:20], rows[20:23], rows[23:], **settings)
     first, second = streamed(**settings), streamed(**settings, threads=2)
     for n in (0, 1):  # into the second epoch
@@ -151,7 +145,7 @@ def test_texts_are_drawn_as_the_other_loader_draws_them(streamed, cached, tmp_pa
     rows = [row(i, texts=[caption(f"{w} {i}") for w in words]) for i in range(12)]
     parts, _ = cached(rows)
     for texts in ("uniform", "first", "all"):
-        ours = streamed(size=12, seen=view(texts, "shift"))
+        ours = streamed(size=12, texts=texts, augment="shift")
         theirs = Batches(parts, size=12, seed=0, texts=texts)
         for n in range(3):
             mine, other = ours[n], theirs[n]
@@ -268,7 +262,7 @@ def test_a_row_group_is_let_go_without_a_search_for_cycles(streamed):
 
 def test_negatives_are_drawn_as_from_a_cache_and_counted(streamed):
     rows = [row(i, negatives=[caption(f"no thing {i}")] if i % 3 else None) for i in range(30)]
-    ours = streamed(rows[:10], rows[10:], seen=view(negatives="negatives"), threads=2)
+    ours = streamed(rows[:10], rows[10:], negatives="negatives", threads=2)
     assert [one["no_negative"] for one in ours.said] == [4, 6]
     plain = streamed()
     for n in range(4):

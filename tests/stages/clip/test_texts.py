@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from clipmill.stages.clip.nano import token_bags
+from clipmill.stages.towers.nano import token_bags
 
 BUCKETS = 32_768
 

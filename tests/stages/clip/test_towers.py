@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from clipmill.stages.clip.named import new_model, rebuilt
-from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.towers import Towers, matrices_first
+from clipmill.stages.towers.nano import Nano
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipmill.stages.clip.loader import Batch, part_of
+from clipmill.stages.clip.batch import Batch, part_of
 from clipmill.stages.clip.towers import FIRST_SCALE, Towers
 
 # Shapes: B rows and M texts of a part of a batch, T tokens, L tokens of a text, D width.

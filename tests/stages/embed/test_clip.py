@@ -11,12 +11,12 @@ from PIL import Image
 from clipmill.metadata.fingerprint import settings_of
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
-from clipmill.stages.clip.nano import Nano
 from clipmill.stages.clip.saving import save
 from clipmill.stages.embed.clip import ClipEmbedding, embeddings
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.watched import WatchedModel
 from clipmill.stages.ops.images.pixels import PIXELS
+from clipmill.stages.towers.nano import Nano
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 from tests.stages.networks import pictures

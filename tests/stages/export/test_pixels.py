@@ -10,8 +10,8 @@ import pytest
 from clipmill.metadata.places import places_name
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.nano import ARCHITECTURES
 from clipmill.stages.export.pixels import Pixels
+from clipmill.stages.towers.nano import ARCHITECTURES
 from clipmill.stages.train.clip import ClipTraining
 from tests.stages.clip.exported import COLOURS, TINY, row, write_export
 

@@ -10,9 +10,9 @@ import torch
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.named import new_model
-from clipmill.stages.clip.nano import token_bags
 from clipmill.stages.clip.saving import card_files
 from clipmill.stages.models.checkpoint import load
+from clipmill.stages.towers.nano import token_bags
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, write_model
 
 TEXTS = ["", "a red ox", "star " * 60, *(f"number {i}" for i in range(67))]

@@ -7,7 +7,7 @@ import torch
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
-from clipmill.stages.clip.nano import ARCHITECTURES
+from clipmill.stages.towers.nano import ARCHITECTURES
 from clipmill.stages.train.clip import ClipTraining
 from tests.stages.clip.exported import SMALL, TINY, row, write_export
 

@@ -15,7 +15,6 @@ from clipmill.metadata.fingerprint import digest, settings_of
 from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.clip import named
 from clipmill.stages.clip.loop import learning_rate
 from clipmill.stages.clip.scales import SCALES
 from clipmill.stages.clip.training import Work
@@ -346,9 +345,11 @@ def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
 
 
 def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(monkeypatch):
+    from clipmill.stages.towers import open_clip as towers  # seconds
+
     def key(device="cpu", **settings):
         stage = ClipTraining(**SMALL, **settings)
-        work = Work(settings=stage, data="", folder="", cached=[], facts={"rows": 8})
+        work = Work(settings=stage, reader="", reading=None, prepared=[], facts={"rows": 8})
         return work.key(0, device)
 
     held = [1, torch.__version__]  # as the first stored trainings have it
@@ -356,7 +357,7 @@ def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(
     assert key("cuda:0") == key("cuda:1") != key()
     small, first = {"model": TINY_OPEN_CLIP}, key(model=TINY_OPEN_CLIP)
     assert first == key("cpu", **small) != key("cuda:0", **small)
-    monkeypatch.setattr(named, "version", lambda package: "0.0")
+    monkeypatch.setattr(towers, "version", lambda package: "0.0")
     assert key(**small) != first
 
 

@@ -64,7 +64,7 @@ def test_a_start_gives_other_weights_and_is_trained_once_wherever_it_lies(traine
     keys = set()
     for folder in (first, copied):
         stage = ClipTraining(**SMALL, start=f"checkpoint:{folder}")
-        facts = {"data": "", "folder": "", "cached": [], "facts": {}}
+        facts = {"reader": "", "reading": None, "prepared": [], "facts": {}}
         keys.add(Work(settings=stage, start=start_of(stage.start), **facts).key(0, "cpu"))
     assert len(keys) == 1
 

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
@@ -56,7 +57,24 @@ NANO = Architecture(
 ARCHITECTURES = {"nano": NANO}
 
 
-def reads(a: Architecture) -> Reads:
+def reads(name: str, context: int | None) -> Reads:
+    return reads_of(ARCHITECTURES[name])
+
+
+def versions(name: str) -> list[str]:
+    return []
+
+
+def build(name: str, context: int | None, scale: float | None, bias: float | None) -> "Nano":
+    return Nano(ARCHITECTURES[name], scale, bias)
+
+
+def rebuilt(facts: Mapping[str, Any]) -> "Nano":
+    stored = asdict(Architecture(**facts["architecture"]))  # JSON's lists become tuples
+    return Nano(msgspec.convert(stored, Architecture), bias=facts.get("bias") and 0.0)
+
+
+def reads_of(a: Architecture) -> Reads:
     """Returns the input of a model: whole pictures on white, and bags of hashed words."""
     return Reads(
         image_size=a.image_size,
@@ -73,7 +91,7 @@ class Nano(Towers):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.reads, self.width = reads(architecture), architecture.width
+        self.reads, self.width = reads_of(architecture), architecture.width
         self.image = ImageTower(architecture)
         self.text = TextTower(architecture)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or FIRST_SCALE)))

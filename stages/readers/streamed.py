@@ -1,6 +1,6 @@
 """Streams batch n of an export too large to decode beforehand: reads, decodes and crops ahead.
 
-A batch is a pure function of the seed, n and the export, as in loader.py: not of ranks, threads or
+A batch is a pure function of the seed, n and the export, as in cached.py: not of ranks, threads or
 earlier reads. Memory is bounded by two row groups a stream and the batches ahead.
 """
 
@@ -25,10 +25,18 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import mixed, uniform
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.batch import (
+    SHIFT,
+    Batch,
+    Reading,
+    Texts,
+    Tokens,
+    part_of,
+    shift_by,
+    text_by,
+)
 from clipmill.stages.clip.cache import (
     ROW,
-    Tokenize,
-    Tokens,
     columns_of,
     instead_of_single_words,
     left_out,
@@ -36,12 +44,9 @@ from clipmill.stages.clip.cache import (
     texts_there,
     usable,
 )
-from clipmill.stages.clip.draws import Draws, Group, Piece
-from clipmill.stages.clip.loader import SHIFT, Batch, Texts, part_of, shift_by, text_by
-from clipmill.stages.clip.scales import Augment, Sampling
-from clipmill.stages.clip.subset import Chooser
 from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import RGB, SPARE, ImageError, decode, probe
+from clipmill.stages.readers._draws import Draws, Group, Piece
 
 # Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens, R row
 # groups of a shard, A attempts.
@@ -57,19 +62,13 @@ ATTEMPTS = 10
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-def index_shard(
-    data: str,
-    choose: Chooser | None,
-    teacher: Sequence[str],
-    file: dict[str, Any],
-    task: Task,
-    negatives: str | None = None,
-) -> dict[str, Any]:
+def prepare(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any]:
     """Counts a file's samples by row group, its usable rows, and left-out rows by reason.
 
     Reads no picture: one that does not decode is found when its batch is made.
     """
-    exported, name = Outputs(Storage(data)), file["file"]
+    choose, teacher, negatives = reading.choose, reading.teacher, reading.negatives
+    exported, name = Outputs(Storage(reading.data)), file["file"]
     chosen = choose(name) if choose else None
     counts: Counter[str] = Counter()
     rows, start, without, groups = 0, 0, 0, []
@@ -91,34 +90,31 @@ def index_shard(
     return entry | left_out(counts, chosen, teacher)
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """The transforms of a row for a step: augmentation to a size, and the choice of texts."""
+def picture_of(reading: Reading, body: bytes, coin: int) -> RGB:
+    """Returns (S, S, 3), the picture shifted or cropped by the hash; raises ImageError."""
+    if reading.augment == "crop":
+        return crop(body, reading.size, coin)
+    whole = np.pad(square(decode(body), reading.size), PAD, constant_values=255)
+    down, right = shift_by(coin)
+    return whole[down : down + reading.size, right : right + reading.size]
 
-    size: int
-    augment: Augment
-    tokenize: Tokenize
-    texts: Texts
-    teacher: Sequence[str] = ()
-    negatives: str | None = None
 
-    def picture(self, body: bytes, coin: int) -> RGB:
-        """Returns (S, S, 3), the picture shifted or cropped by the hash; raises ImageError."""
-        if self.augment == "crop":
-            return crop(body, self.size, coin)
-        whole = np.pad(square(decode(body), self.size), PAD, constant_values=255)
-        down, right = shift_by(coin)
-        return whole[down : down + self.size, right : right + self.size]
-
-    def taken(self, texts: list[str], coin: int) -> list[str]:
-        """Returns the texts of a row that the step takes."""
-        fit = instead_of_single_words(texts)
-        if self.texts == "uniform":
-            return [fit[text_by(coin, len(fit))]]
-        return fit[:1] if self.texts == "first" else fit
+def taken(choice: Texts, texts: list[str], coin: int) -> list[str]:
+    """Returns the texts of a row that the step takes."""
+    fit = instead_of_single_words(texts)
+    if choice == "uniform":
+        return [fit[text_by(coin, len(fit))]]
+    return fit[:1] if choice == "first" else fit
 
 
 PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+
+
+def batches(
+    reading: Reading, indexed: Sequence[Mapping[str, Any]], *, size: int, seed: int, threads: int
+) -> "Streamed":
+    """Returns the batches of a seed, whose pictures so many threads decode."""
+    return Streamed(reading, indexed, size=size, seed=seed, threads=threads)
 
 
 class Streamed:
@@ -131,22 +127,19 @@ class Streamed:
 
     def __init__(
         self,
-        data: str,
+        reading: Reading,
         indexed: Sequence[Mapping[str, Any]],
-        view: View,
         *,
         size: int,
         seed: int,
-        sampling: Sampling,
-        choose: Chooser | None = None,
         threads: int = 1,
     ) -> None:
-        self.size, self.seed, self.view = size, seed, view
-        self.exported = Outputs(Storage(data))
+        self.size, self.seed, self.reading = size, seed, reading
+        self.exported = Outputs(Storage(reading.data))
         self.shards = [shard for shard in indexed if sum(shard["groups"])]
         self.first = np.array([shard["first"] for shard in self.shards])
-        self.draws = Draws([shard["groups"] for shard in self.shards], size, seed, sampling)
-        self.choose = lru_cache(2 * self.draws.streams)(choose) if choose else None
+        self.draws = Draws([shard["groups"] for shard in self.shards], size, seed, reading.sampling)
+        self.choose = reading.choose and lru_cache(2 * self.draws.streams)(reading.choose)
         self.spent: Counter[str] = Counter()
         self._rows = sum(shard["rows"] for shard in self.shards)
         self._bad = [np.zeros(len(shard["groups"]), int) for shard in self.shards]
@@ -204,7 +197,7 @@ class Streamed:
             samples += [self._sample(group, number, n, piece) for number in numbers]
         texts = [text for sample in samples for text in sample.texts]
         false = [text for sample in samples for text in sample.negative]
-        return Part(samples, [self.view.tokenize(some) for some in (texts, false)])
+        return Part(samples, [self.reading.tokenize(some) for some in (texts, false)])
 
     def _sample(self, group: Group, number: int, n: int, piece: Piece) -> "Sample":
         """Returns a sample of a row group, or the next one if its picture does not decode."""
@@ -214,14 +207,14 @@ class Streamed:
             coin = int(group.coins(self.seed, n)[row])
             body = group.images[row]
             try:
-                pixels = self.view.picture(body, coin) if body is not None else None
+                pixels = picture_of(self.reading, body, coin) if body is not None else None
             except ImageError:
                 pixels = None
             if pixels is not None:
                 false = group.negatives[row]
                 negative = [false[text_by(coin, len(false))]] if false else []
-                taken = self.view.taken(group.texts[row], coin)
-                return Sample(group, row, pixels, taken, negative, fault)
+                texts = taken(self.reading.texts, group.texts[row], coin)
+                return Sample(group, row, pixels, texts, negative, fault)
             fault = fault or (UNDECODABLE if body is not None else NO_IMAGE)
             self._note_bad(group, row, piece)
         do = "look at the export: export.pixels counts its bad pictures"
@@ -269,7 +262,7 @@ class Streamed:
                 ]
                 if len(sizes) != len(counted):
                     raise changed
-                extra = self.view.teacher, self.view.negatives
+                extra = self.reading.teacher, self.reading.negatives
                 names = columns_of(parquet.schema_arrow, *extra, where)
                 table = parquet.read_row_group(piece.group, names, use_threads=False)
         except OSError as error:
@@ -278,8 +271,8 @@ class Streamed:
         start = sum(sizes[: piece.group])
         chosen = self.choose(name) if self.choose else None
         plain = table.drop_columns([IMAGE.name])
-        plain = prepared(plain, chosen, shard["first"], start, self.view.negatives)
-        rows = usable(plain, self.view.teacher, Counter())
+        plain = prepared(plain, chosen, shard["first"], start, self.reading.negatives)
+        rows = usable(plain, self.reading.teacher, Counter())
         images = table[IMAGE.name].take(pa.array(rows[ROW].to_numpy() - start))
         group = Group(rows, images, shard["first"], *extra, where)
         if len(group.order) != counted[piece.group]:
@@ -307,9 +300,9 @@ class Streamed:
             index=np.array([sample.group.index[sample.row] for sample in samples], np.int64),
             teacher={
                 column: np.stack([sample.group.teacher[column][sample.row] for sample in samples])
-                for column in self.view.teacher
+                for column in self.reading.teacher
             },
-            negative_of=np.flatnonzero(negatives_B) if self.view.negatives else None,
+            negative_of=np.flatnonzero(negatives_B) if self.reading.negatives else None,
             replaced={fault: faults[fault] for fault in FAULTS},
         )
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
 from clipmill.metadata.uid import coin_hash, from_halves, mixed
+from clipmill.stages.clip.batch import STAGE
 from clipmill.stages.clip.cache import ROW, texts_there
-from clipmill.stages.clip.loader import STAGE
 from clipmill.stages.clip.scales import Sampling
 from clipmill.stages.ops.vectors.matrices import as_matrix
 

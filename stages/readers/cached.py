@@ -1,4 +1,4 @@
-"""Computes batch n as a pure function of the seed, n and the exported shards.
+"""Reads an export whose pictures are decoded beforehand; batch n depends on the seed, n and rows.
 
 An epoch has each row `repeats` times, ordered by hash. Epochs follow each other without a gap, so
 subsets of any size give the same number of samples. Hashes depend on the seed and not on the
@@ -7,10 +7,9 @@ stage's name: two subsets trained under one seed differ by their rows alone.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heapify, heappop, heapreplace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,51 +18,39 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import coin_hash, coin_hash_by
-from clipmill.stages.clip.cache import CachedShard
+from clipmill.stages.clip.batch import (
+    SHIFT,
+    STAGE,
+    Batch,
+    Gain,
+    Reading,
+    Texts,
+    part_of,
+    shift_by,
+    text_by,
+)
+from clipmill.stages.clip.cache import CachedShard, cache_shard, read_cached
 from clipmill.stages.ops.compiled import compiled
 
 # Shapes: B rows of the batch, M texts of these, N rows in all, E samples of an epoch, S pixels a
 # side, T tokens, D width of a stored vector.
 
-Texts = Literal["uniform", "first", "all"]  # which texts of a row a step takes
-Gain = Literal["diversity", "frequency"]  # of a row's concepts to a batch
-SHIFT = 4  # pixels in each direction
-STAGE = "train.clip"
+prepare = cache_shard  # of a file, before the first step
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The images and captions of one step, or one rank's part of them."""
-
-    pixels: NDArray[np.uint8]  # (B, 3, S, S)
-    tokens: NDArray[np.int32]  # (T,)
-    starts: NDArray[np.int64]  # (M + K,) first token of each caption, then of each negative
-    image_of: NDArray[np.int64]  # (M,) each caption's row in this part, ascending
-    weights: NDArray[np.float32]  # (B,)
-    rows: NDArray[np.int64]  # (B,) index among all rows
-    index: NDArray[np.int64]  # (B,) sample_index
-    teacher: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, D) by column
-    # (K,) each negative's row, ascending; None if the loss reads none
-    negative_of: NDArray[np.int64] | None = None
-    # Rows that replace one whose picture does not decode, counted by reason; None if those rows
-    # were left out beforehand.
-    replaced: Mapping[str, int] | None = None
-
-
-def part_of(rows: int, rank: int, ranks: int) -> slice:
-    """Returns a rank's rows of a batch: contiguous, in the order of the ranks."""
-    return slice(rows * rank // ranks, rows * (rank + 1) // ranks)
-
-
-def shift_by(coin: Any) -> tuple[Any, Any]:
-    """Returns a picture's shift down and right within its margin; takes a hash or an array."""
-    places = 2 * SHIFT + 1
-    return coin % places, coin // places % places
-
-
-def text_by(coin: Any, texts: Any) -> Any:
-    """Returns the index of the text to take; uses other bits of the hash than the shift."""
-    return (coin >> 32) % texts
+def batches(
+    reading: Reading, cached: Sequence[Mapping[str, Any]], *, size: int, seed: int, threads: int
+) -> "Batches":
+    """Returns the batches of a seed; without threads, for pictures are mapped."""
+    shards = list(read_cached(reading.folder, cached, reading.data))
+    return Batches(
+        shards,
+        size=size,
+        seed=seed,
+        texts=reading.texts,
+        gain=reading.gain,
+        super_batch=reading.super_batch,
+    )
 
 
 class Batches:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipmill.stages.clip.open_clip_config import check_trainable, encode_short, is_causal, middle
-from clipmill.stages.clip.towers import Pixels, Reads, Tokens, Towers
+from clipmill.stages.clip.batch import Tokens
+from clipmill.stages.clip.open_clip_config import (
+    check_trainable,
+    config_of,
+    encode_short,
+    is_causal,
+    middle,
+)
+from clipmill.stages.clip.towers import Pixels, Reads, Towers
 
 # Shapes: N images or texts, H x W pixels, T tokens of all texts, L of the longest, D = width.
 
@@ -25,7 +33,25 @@ CONTEXT = 77
 PAD = 0
 
 
-def reads(config: Mapping[str, Any]) -> Reads:
+def reads(name: str, context: int | None) -> Reads:
+    config = config_of(name, context=context)
+    check_trainable(name, config)
+    return reads_of(config)
+
+
+def versions(name: str) -> list[str]:
+    is_timm = "timm_model_name" in config_of(name)["vision_cfg"]
+    packages = ["open_clip_torch", *(["timm"] if is_timm else [])]
+    return [f"{package} {version(package)}" for package in packages]
+
+
+def build(
+    name: str, context: int | None, scale: float | None, bias: float | None
+) -> "OpenClipTowers":
+    return OpenClipTowers(name, config_of(name, context=context), scale, bias)
+
+
+def reads_of(config: Mapping[str, Any]) -> Reads:
     """Returns a network's input: the centre of each picture, and byte pairs between two marks."""
     text, size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
     keywords = json.dumps(text.get("tokenizer_kwargs") or {}, sort_keys=True)
@@ -97,7 +123,7 @@ class OpenClipTowers(Towers):
         custom = settings.pop("custom_text", False)
         self.clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         self.is_causal = is_causal(self.clip)
-        self.reads, self.width = reads(config), config["embed_dim"]
+        self.reads, self.width = reads_of(config), config["embed_dim"]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS)
         self.register_buffer("mean", 255 * mean, persistent=False)
         self.register_buffer("std", 255 * std, persistent=False)
