@@ -156,6 +156,31 @@ def welch(
     return _noisy(a_S.mean(-1) - b_R.mean(-1), var_a + var_b, items, df_sum)
 
 
+def planned(
+    variance: NDArray[np.float64], items: NDArray[np.float64], seeds: NDArray[np.float64]
+) -> Noisy:
+    """Returns the noise, around 0, of a difference of two arms of so many seeds each, before they
+    are trained: `variance` is of a model's score by its seed, `items` of the difference.
+
+    Two samples' variances differ by chance, which costs Welch's test degrees of freedom: here
+    as by the median ratio of the greater to the smaller, the upper quartile of F.
+    """
+    from scipy.stats import f
+
+    both = 2 * variance / seeds
+    ratio = f.ppf(0.75, seeds - 1, seeds - 1)
+    df_sum = both**2 * (1 + ratio**2) / (1 + ratio) ** 2 / (seeds - 1)
+    return _noisy(np.zeros_like(both), both, items, df_sum)
+
+
+def variance_bounds(variance: float, df: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a variance estimated with these degrees of freedom."""
+    from scipy.stats import chi2
+
+    low, high = df * variance / chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], df)
+    return float(low), float(high)
+
+
 def holm(p_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns (N,) p-values adjusted for N tests, controlling the family-wise error rate.
 

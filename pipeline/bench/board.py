@@ -1,6 +1,7 @@
 """Builds the leaderboard: each arm's score, against raw and against as many random rows."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from clipmill.pipeline.bench.spec import ORACLE, RAW
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.ledger.proof.curves import Curve, curves
 from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, compared
+from clipmill.pipeline.ledger.proof.trials import Arm
 from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -74,11 +76,8 @@ class Board:
 
 def board(prepared: Prepared, state: RunState) -> Board:
     """Returns the leaderboard of a finished bench."""
-    by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
-    named_arms = [replace(by_training[name], name=name) for name in prepared.arms]
-    against = {name: (RAW, prepared.chance_of(name)) for name in prepared.arms}
-    baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
-    results = compared(named_arms, baselines, against, ORACLE)
+    named_arms = trained_arms(prepared, state)
+    results = results_of(prepared, named_arms)
     training: Any = prepared.plan.stages[RAW].stage
     cells = {cell.arm: cell for cell in results.shown[0].cells}
     rates = _rates(prepared, state)
@@ -91,6 +90,19 @@ def board(prepared: Prepared, state: RunState) -> Board:
         results=results,
         curves=tuple(curves(named_arms, results.fine)),
     )
+
+
+def trained_arms(prepared: Prepared, state: RunState) -> list[Arm]:
+    """Returns the arms that have evaluated models."""
+    by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
+    return [replace(by_training[name], name=name) for name in prepared.arms if name in by_training]
+
+
+def results_of(prepared: Prepared, named_arms: Sequence[Arm]) -> Results:
+    """Returns the arms by task, against raw and as many random rows."""
+    against = {name: (RAW, prepared.chance_of(name)) for name in prepared.arms}
+    baselines = [RAW, *(name for name in prepared.arms if name.startswith("random_of_"))]
+    return compared(named_arms, baselines, against, ORACLE)
 
 
 def _line(

@@ -21,7 +21,7 @@ HELP = "compare subsets: train on each, evaluate, say what is luck"
 EXAMPLES = """\
 clipmill bench best=run:subset --tasks pool/eval --out bench
 clipmill bench --out bench --add text=other-run:long
-clipmill bench --out bench --seeds 8
+clipmill bench --out bench --power 2
 clipmill bench --out bench --mix both=best:0.7,text:0.3
 """
 
@@ -95,6 +95,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="make what the trainings read, say what they will take, and stop",
     )
     parser.add_argument(
+        "--power",
+        type=float,
+        nargs="*",
+        metavar="POINTS",
+        help="train nothing: by the trainings in DIR, the smallest differences that more seeds"
+        " see, and the seeds that a difference of so many points needs",
+    )
+    parser.add_argument(
         "--usd-per-hour", type=float, metavar="X", help="of all workers: the estimate says the cost"
     )
     add_executor(parser)
@@ -145,9 +153,14 @@ def run(options: argparse.Namespace) -> int:
         judges=options.judges,
     )
     bench = bench_of(arguments, before, str(out))
+    if options.power is not None and bench != before:
+        problem = "--power with other arms or seeds than are stored"
+        raise RecipeError(problem, str(out), "write `clipmill bench --out DIR --power` alone")
     with executor(options) as workers:
         with watcher() as watch:
             ready = prepared(bench, out, workers, watch)
+        if options.power is not None:
+            return _power(ready, out, options)
         stream = sys.stderr if options.json else sys.stdout
         print(arms_page(ready), file=stream)
         cost = estimated(ready, out, getattr(workers, "workers", None))
@@ -167,6 +180,19 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(ranked), indent=1))
     else:
         print(f"{tables.text(ranked)}\n\n{out}/leaderboard.html")
+    return DONE
+
+
+def _power(ready: "Prepared", out: "Storage", options: argparse.Namespace) -> int:
+    """Prints what more seeds would see."""
+    from clipmill.pipeline.bench.board import results_of, trained_arms
+    from clipmill.pipeline.bench.power import power_of, text
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.run_folder.state import RunState
+
+    trained = trained_arms(ready, RunState(ready.plan, out))
+    power = power_of(results_of(ready, trained), [points / 100 for points in options.power])
+    print(json.dumps(as_json(power), indent=1) if options.json else text(power))
     return DONE
 
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.metadata.stats import auc, draw_weights, holm, mean, welch, wilson
+from clipmill.metadata.stats import (
+    auc,
+    draw_weights,
+    holm,
+    mean,
+    variance_bounds,
+    welch,
+    wilson,
+)
 
 SCORES = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 
@@ -99,6 +107,12 @@ def test_what_could_be_seen_is_found_four_times_in_five():
     assert 0.75 <= (shifted.p < 0.05).mean() <= 0.9
     assert (found.p < 0.05).mean() < 0.07
     assert found.visible(20).mean() > found.visible().mean()
+
+
+def test_a_variances_interval_holds_the_truth_in_95_of_100_samples():
+    found_N = np.random.default_rng(2).standard_normal((4_000, 4)).var(axis=1, ddof=1)
+    low, high = variance_bounds(1.0, 3)
+    assert 0.94 <= ((low * found_N <= 1) & (high * found_N >= 1)).mean() <= 0.96
 
 
 def test_without_items_the_difference_is_welchs():

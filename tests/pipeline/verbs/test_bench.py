@@ -118,6 +118,16 @@ def test_an_arm_more_and_a_seed_more_reuse_the_rest(place, out, capsys):
 
 
 @chaos
+def test_stored_trainings_say_what_more_seeds_would_see_and_nothing_is_trained(place, out, capsys):
+    before = models(out)
+    assert bench(place, "--out", out, "--power", "99.9", "--json") == 0
+    power = json.loads(capsys.readouterr().out)
+    assert power["least"]["40"]["value"] < power["least"]["3"]["value"]
+    assert power["needed"][0]["seeds"] == 3
+    assert models(out) == before
+
+
+@chaos
 def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, capsys):
     run_of(tmp_path)
     tasks_of(tmp_path / "tasks")
@@ -269,6 +279,7 @@ def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_
         (("long={}/run:nothing", "--tasks", "{}/tasks"), "0 rows with a picture"),
         (("long={}/run:long", "--tasks", "{}/pool"), "--tasks"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--seeds", "0"), "--seeds 0"),
+        (("long={}/run:long", "--tasks", "{}/tasks", "--power"), "with other arms or seeds"),
     ],
 )
 def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, found):

@@ -1,0 +1,129 @@
+"""Predicts from stored trainings which differences a bench of more seeds would see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.metadata.stats import Estimate, planned, variance_bounds
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.ledger.proof.results import Results
+from clipmill.pipeline.terminal import aligned
+
+SEEDS = 3, 5, 10, 20, 40
+LEAST_SEEDS, MOST_SEEDS = 3, 1000  # of two the test sees less than is predicted
+FEW = 10  # degrees of freedom; with fewer, noise may be 1.75 times what is predicted, or more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """The seeds an arm that see a difference, and their interval; null above MOST_SEEDS."""
+
+    difference: float
+    seeds: int | None
+    low: int | None
+    high: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """The noise of one metric in stored trainings, and what it lets a bench see.
+
+    `seed_variance` is that of a model's score, pooled over arms, with `df` degrees of freedom;
+    `items_variance` that of a difference by the task's items, the median over comparisons: null
+    without stored ranks. `least` has the smallest difference seen four times in five by number of
+    seeds an arm, `least_ever` that of endless seeds; `needed` is of the differences asked for. All
+    intervals are the seed variance's 95 %.
+
+    Error: takes all arms to vary alike, and later trainings as the stored ones.
+    """
+
+    metric: str
+    trainings: int
+    arms: int
+    df: int
+    comparisons: int
+    seed_variance: float
+    items_variance: float | None
+    least: dict[int, Estimate]
+    least_ever: float
+    needed: tuple[Needed, ...]
+
+
+def power_of(results: Results, differences: Sequence[float]) -> Power:
+    """Predicts for the metric that ranks the arms; StageError if no arm has two trainings."""
+    cells = results.shown[0].cells if results.shown else ()
+    values = [[value for _, value in cell.by_seed] for cell in cells if cell.seeds > 1]
+    df = sum(len(scores) - 1 for scores in values)
+    variance = float(sum(np.var(scores) * len(scores) for scores in values)) / max(1, df)
+    if not variance:
+        raise StageError(
+            found=f"too few stored trainings: of {len(cells)} arms none has two that differ",
+            where="clipmill bench --power",
+            do="train two seeds of each arm or more, by --seeds 2 in the place of --power",
+        )
+    row = results.shown[0]
+    page = cells if results.headline else [c for task in results.tasks for c in task.cells]
+    comparisons = sum(comparison is not None for cell in page for comparison in cell.against)
+    errors = [c.items_error for cell in cells for c in cell.against if c and c.items_error]
+    items = float(np.median(errors)) ** 2 if errors else None
+    bounds_3 = np.array([variance, *variance_bounds(variance, df)])
+
+    def visible(seeds_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        every = np.broadcast_arrays(bounds_3[:, None], items or 0.0, seeds_N)
+        return planned(*every).visible(comparisons)
+
+    least_3N = visible(np.array(SEEDS, np.float64))
+    by_seeds_3N = visible(np.arange(LEAST_SEEDS, MOST_SEEDS + 1.0))
+    return Power(
+        metric=f"{row.task} {row.metric}".rstrip(),
+        trainings=sum(map(len, values)),
+        arms=len(values),
+        df=df,
+        comparisons=comparisons,
+        seed_variance=variance,
+        items_variance=items,
+        least={n: Estimate(*map(float, of_3)) for n, of_3 in zip(SEEDS, least_3N.T, strict=True)},
+        least_ever=float(visible(np.array([1e9]))[0, 0]),
+        needed=tuple(_needed(d, by_seeds_3N <= d) for d in differences),
+    )
+
+
+def _needed(difference: float, seen_3N: NDArray[np.bool_]) -> Needed:
+    seeds, low, high = (
+        int(seen_N.argmax()) + LEAST_SEEDS if seen_N.any() else None for seen_N in seen_3N
+    )
+    return Needed(difference=difference, seeds=seeds, low=low, high=high)
+
+
+def text(power: Power) -> str:
+    """Returns the prediction for a terminal, in points of 100."""
+    rows = [("seeds an arm", "seen", "95 % of this prediction")]
+    rows += [(str(seeds), *_points(least)) for seeds, least in power.least.items()]
+    rows += [("endless", *_points(Estimate(power.least_ever)))]
+    parts = [
+        f"{power.metric}, points of 100: the smallest difference seen four times in five among"
+        f" {power.comparisons} comparisons, predicted from {power.trainings} trainings of"
+        f" {power.arms} arms",
+        *aligned(rows, {0, 1}),
+    ]
+    for needed in power.needed:
+        found = (needed.seeds, needed.low, needed.high)
+        seeds, low, high = (f"more than {MOST_SEEDS:,}" if n is None else str(n) for n in found)
+        parts.append(f"{100 * needed.difference:.1f} needs {seeds} seeds an arm, {low} to {high}")
+    if power.items_variance is None:
+        parts.append("no stored ranks: the noise of items comes on top")
+    if power.df < FEW:
+        parts.append(
+            f"too few stored trainings for a narrow prediction: {power.df} degrees of freedom,"
+            f" {FEW} would do"
+        )
+    return "\n".join(parts)
+
+
+def _points(seen: Estimate) -> tuple[str, str]:
+    """Returns the difference, and its interval if there is one."""
+    if seen.low is None or seen.high is None:
+        return f"{100 * seen.value:.1f}", "by the noise of items alone"
+    return f"{100 * seen.value:.1f}", f"{100 * seen.low:.1f} to {100 * seen.high:.1f}"

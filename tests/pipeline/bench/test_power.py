@@ -1,0 +1,102 @@
+"""What a bench would see with more seeds: against simulated benches, and forty stored trainings."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipmill.metadata.stats import welch
+from clipmill.pipeline.bench.power import power_of, text
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
+from tests.pipeline.ledger.test_null_experiments import part, trained  # noqa: F401
+
+SIGMA, ITEMS, DRAWS, BENCHES = 0.02, 0.005, 60, 1_000
+
+
+def results(**arms: Scored) -> Results:
+    """A page of these arms' one metric, each against the first."""
+    (base, first), *others = arms.items()
+    found = judged([compare(name, base, scored, first) for name, scored in others])
+    cells = [
+        Cell(
+            arm=name,
+            seeds=len(scored.seeds),
+            by_seed=tuple(zip(scored.seeds, scored.value_S.tolist(), strict=True)),
+            result=None,
+            against=(comparison,),
+            share=None,
+            near_chance=False,
+        )
+        for (name, scored), comparison in zip(arms.items(), [None, *found], strict=True)
+    ]
+    row = MetricRow(task="flags", metric="acc5", chance=None, cells=tuple(cells))
+    return Results(
+        arms=tuple(arms),
+        baselines=(base,),
+        epochs={},
+        fine={},
+        headline=None,
+        tasks=(row,),
+        rows=(),
+    )
+
+
+def models(rng: np.random.Generator, seeds: int, mean: float = 0.5) -> Scored:
+    """Models whose seeds and items vary by known amounts."""
+    value_S = rng.normal(mean, SIGMA, seeds)
+    draw_SD = value_S[:, None] + rng.normal(0, ITEMS / 2**0.5, DRAWS)
+    return Scored(seeds=tuple(range(seeds)), value_S=value_S, draw_SD=draw_SD)
+
+
+def test_the_predicted_difference_is_found_in_four_benches_of_five():
+    rng = np.random.default_rng(0)
+    stored = results(raw=models(rng, 300), best=models(rng, 300))
+    for seeds in (3, 10):
+        # the difference by a bench's items is another than by all items
+        apart_X = power_of(stored, []).least[seeds].value + rng.normal(0, ITEMS, BENCHES)
+        value = rng.normal(0.5, SIGMA, (2, BENCHES, seeds))
+        draw = value[..., None] + rng.normal(0, ITEMS / 2**0.5, (2, BENCHES, 1, DRAWS))
+        found = welch(value[0] + apart_X[:, None], value[1], *draw)
+        assert 0.73 <= (found.p < 0.05).mean() <= 0.84
+
+
+def test_few_stored_trainings_say_so():
+    rng = np.random.default_rng(1)
+    found = power_of(results(raw=models(rng, 3), best=models(rng, 2)), [])
+    assert (found.trainings, found.df) == (5, 3)
+    assert found.least[5].high > 2 * found.least[5].value
+    assert text(found).splitlines()[-1] == (
+        "too few stored trainings for a narrow prediction: 3 degrees of freedom, 10 would do"
+    )
+
+
+def test_the_seeds_that_a_difference_needs_are_the_fewest_that_would_see_it():
+    rng = np.random.default_rng(2)
+    stored = results(raw=models(rng, 20), best=models(rng, 20))
+    least = power_of(stored, []).least
+    found = power_of(stored, [least[5].value, 0.001])
+    five, never = found.needed
+    assert five.low < five.seeds == 5 < five.high
+    assert (never.seeds, never.low, never.high) == (None,) * 3  # endless seeds do not see it
+    assert 0.001 < found.least_ever < least[40].value
+    assert "0.1 needs more than 1,000 seeds an arm" in text(found)
+
+
+def test_three_stored_trainings_of_each_arm_foretell_what_all_forty_say(trained):  # noqa: F811
+    rng, pages = np.random.default_rng(3), []
+    for seeds in (20, *[3] * 20):
+        some = (part(arm, rng.permutation(20)[:seeds]) for arm in trained.values())
+        pages.append(power_of(results(**dict(zip(trained, some, strict=True))), []).least[10])
+    every, *few = pages
+    assert sum(found.low <= every.value <= found.high for found in few) >= 17
+    assert np.median([found.value for found in few]) == pytest.approx(every.value, rel=0.15)
+
+
+@pytest.mark.parametrize("arms", [0, 2])
+def test_one_seed_an_arm_or_none_predicts_nothing(arms):
+    rng = np.random.default_rng(3)
+    page = results(raw=models(rng, 1), best=models(rng, 1))
+    with pytest.raises(StageError, match=f"too few stored trainings: of {arms} arms none"):
+        power_of(page if arms else replace(page, tasks=()), [])
