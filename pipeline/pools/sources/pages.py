@@ -1,7 +1,7 @@
 """Reads what HTML pages say of their pictures: alt texts, captions, the sentence around."""
 
 import re
-from codecs import lookup
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, lookup
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +66,8 @@ def uses_of(page: bytes) -> list[Use]:
 
 def _decoded(page: bytes) -> str:
     """Decodes a page as it declares, else as UTF-8, else as Windows-1252, as browsers do."""
+    if page.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # which no declaration contradicts
+        return page.decode("utf-16", "replace")
     declared = DECLARED.search(page[:DECLARED_WITHIN])
     try:
         name = lookup(declared[1].decode("ascii", "replace") if declared else "utf-8").name

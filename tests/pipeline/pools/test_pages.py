@@ -50,6 +50,7 @@ def test_the_sentence_is_that_around_a_picture_or_the_last_before_it(html, sente
         ('<meta content="text/html; charset=shift_jis">', "shift_jis"),
         ('<?xml version="1.0" encoding="UTF-8"?>', "utf-8"),
         ("", "utf-8"),
+        ('<meta charset="koi8-r">', "utf-16"),  # behind a byte-order mark
     ],
 )
 def test_alts_are_decoded_as_the_page_declares(declared, encoded):
