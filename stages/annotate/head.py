@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
@@ -14,6 +15,7 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
 from clipmill.stages.models.network_file import (
     TO_ONNX,
+    from_bytes,
     layers,
     look_at,
     named_weights,
@@ -21,10 +23,11 @@ from clipmill.stages.models.network_file import (
 )
 from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
 
-# Shapes: N rows of a batch, D width of an embedding, B rows of a call.
+# Shapes: N rows of a batch, D width of an embedding.
 
 AESTHETIC = Column("aesthetic", pa.float32(), "about 1 to 10", "Predicted rating.", better="high")
-ROWS = 256  # of a call of layers, so that neighbours change no bit
+ROWS = 256  # of a call of layers
+OPSET, IR = 13, 8  # versions of ONNX that each onnxruntime of ours reads
 NO_VECTOR = "zero_or_nan_embedding"
 Preset = Literal["aesthetic-v1", "aesthetic-v2", "laion-nsfw", "datacomp-nsfw"]
 Score = Callable[[NDArray[np.float32]], NDArray[np.floating]]  # (N, D) unit rows to (N,)
@@ -65,7 +68,7 @@ class Head(RowStage):
     preset: Preset  # whose head: LAION's usual cuts are aesthetic >= 5 and punsafe <= 0.5
     file: NonEmpty  # its weights as published: .pth, .pt or .safetensors; or the head as .onnx
 
-    version = 2
+    version = 3
     determinism = "exact"
     reads = (IMAGE_EMBEDDING,)
     reasons = ("no_embedding", NO_VECTOR)
@@ -101,16 +104,20 @@ class Head(RowStage):
         if self.file.endswith(".onnx"):
             network = open_network(self.file, worker)
             self.fit("an input", (network.input.shape[-1] or 0,), ())
-            output = network.outputs[0].name
-            return lambda unit_ND: network(unit_ND, [output])[0].reshape(-1)
-        weights, sha256 = named_weights(self.file)
-        worker.pin(redacted(self.file), sha256)
-        if not self.published.widths:
-            raise StageError(f"{self.preset} comes as Keras, or as ONNX", self.file, TO_ONNX)
-        stack = layers(weights, self.file)
-        widths = (stack[0][0].shape[1], *(len(bias_D) for _, bias_D in stack))
-        self.fit("layers", widths, self.published.widths)
-        return affine(stack) if self.published.is_affine else rectified(stack)
+        else:
+            weights, sha256 = named_weights(self.file)
+            worker.pin(redacted(self.file), sha256)
+            if not self.published.widths:
+                raise StageError(f"{self.preset} comes as Keras, or as ONNX", self.file, TO_ONNX)
+            stack = layers(weights, self.file)
+            widths = (stack[0][0].shape[1], *(len(bias_D) for _, bias_D in stack))
+            self.fit("layers", widths, self.published.widths)
+            if self.published.is_affine:
+                return affine(stack)
+            network = from_bytes(rectified(stack), self.file, worker)
+            network.rows = ROWS
+        output = network.outputs[0].name
+        return lambda unit_ND: network(unit_ND, [output])[0].reshape(-1)
 
     def fit(self, what: str, found: tuple[int, ...], after: tuple[int, ...]) -> None:
         """Raises StageError where widths are not the preset's: the embedding's, and those after."""
@@ -139,28 +146,25 @@ def affine(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
     return score
 
 
-def rectified(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
-    """Returns layers with ReLU between them, and a sigmoid at the end."""
-    last = len(stack) - 1
-    small = [(np.float32(weight_DD.T), np.float32(bias_D)) for weight_DD, bias_D in stack]
+def rectified(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> bytes:
+    """Returns layers with ReLU between them, and a sigmoid at the end, as an ONNX file."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    def score(unit_ND: NDArray[np.float32]) -> NDArray[np.floating]:
-        logit_N = np.empty(len(unit_ND))
-        for start in range(0, len(unit_ND), ROWS):
-            some = unit_ND[start : start + ROWS]
-            value_BD = some
-            if len(some) < ROWS:
-                value_BD = np.zeros((ROWS, some.shape[1]), np.float32)
-                value_BD[: len(some)] = some
-            for n, (weight_DD, bias_D) in enumerate(small):
-                value_BD = value_BD @ weight_DD
-                value_BD += bias_D
-                if n < last:
-                    np.maximum(value_BD, 0, out=value_BD)
-            logit_N[start : start + ROWS] = value_BD[: len(some), 0]
-        return 1 / (1 + np.exp(-logit_N))
-
-    return score
+    nodes, values, last = [], [], "x0"
+    for n, (weight_DD, bias_D) in enumerate(stack):
+        names = f"weight{n}", f"bias{n}"
+        values.append(numpy_helper.from_array(weight_DD.astype(np.float32), names[0]))
+        values.append(numpy_helper.from_array(bias_D.astype(np.float32), names[1]))
+        kind = "Relu" if n + 1 < len(stack) else "Sigmoid"
+        nodes.append(helper.make_node("Gemm", [last, *names], [f"y{n}"], transB=1))
+        nodes.append(helper.make_node(kind, [f"y{n}"], [last := f"x{n + 1}"]))
+    width = stack[0][0].shape[1]
+    vector = helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["rows", width])
+    chance = helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", 1])
+    graph = helper.make_graph(nodes, "head", [vector], [chance], values)
+    opsets = [helper.make_opsetid("", OPSET)]
+    body: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=IR).SerializeToString()
+    return body
 
 
 def scored(batch: pa.Table, score: Score, name: str) -> pa.Table:
@@ -170,10 +174,7 @@ def scored(batch: pa.Table, score: Score, name: str) -> pa.Table:
     usable_N = np.isfinite(unit_ND[:, :1]).any(axis=1)  # a row is NaN whole
     score_N = np.full(len(batch), np.nan, np.float32)
     score_N[usable_N] = score(unit_ND if usable_N.all() else unit_ND[usable_N])
-    reason = np.where(given.is_null().to_numpy(), *Head.reasons)
-    return pa.table(
-        {
-            name: pa.array(score_N, mask=np.isnan(score_N)),
-            REASON.name: pa.array(reason, mask=~np.isnan(score_N)).cast(REASON_TYPE),
-        }
-    )
+    known = pa.array(score_N, mask=np.isnan(score_N))
+    lost = pc.if_else(given.is_null(), *Head.reasons)
+    reason = pc.if_else(known.is_null(), lost, pa.scalar(None, pa.string()))
+    return pa.table({name: known, REASON.name: reason.cast(REASON_TYPE)})

@@ -70,9 +70,11 @@ class Network:
         """Returns (N, …) of each named output."""
         parts: list[list[NDArray[Any]]] = [[] for _ in outputs]
         for start in range(0, len(input_N), self.rows):
-            some = input_N[start : start + self.rows]
-            padded_B = np.zeros((self.rows, *some.shape[1:]), TYPES[self.input.dtype])
-            padded_B[: len(some)] = some
+            some = input_N[start : start + self.rows].astype(TYPES[self.input.dtype], copy=False)
+            padded_B = some
+            if len(some) < self.rows:
+                padded_B = np.zeros((self.rows, *some.shape[1:]), some.dtype)
+                padded_B[: len(some)] = some
             for part, value in zip(parts, self._run(padded_B, outputs), strict=True):
                 part.append(value[: len(some)])
         return [np.concatenate(part) if part else np.empty((0, 1), np.float32) for part in parts]

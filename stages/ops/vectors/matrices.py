@@ -75,13 +75,13 @@ def refuse_column(
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
     """Returns (N, D) each row at length 1; NaN if it is zero or not finite."""
     unit_ND = np.empty(row_ND.shape, np.float32)
-    for part in blocks(len(row_ND)):
-        wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow in their type
-        length_B1 = np.sqrt(np.vecdot(wide_BD, wide_BD))[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for part in blocks(len(row_ND)):
+            wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow as such
+            length_B1 = np.sqrt(np.vecdot(wide_BD, wide_BD))[:, None]
             wide_BD /= length_B1
-        wide_BD[~((length_B1[:, 0] > 0) & np.isfinite(length_B1[:, 0]))] = np.nan
-        unit_ND[part] = wide_BD
+            wide_BD[~((length_B1[:, 0] > 0) & np.isfinite(length_B1[:, 0]))] = np.nan
+            unit_ND[part] = wide_BD
     return unit_ND
 
 
