@@ -141,7 +141,10 @@ def text(results: dict[str, Any], model: str, tasks: str, stored_at: str) -> str
     if any(line.endswith("*") for line in lines):
         lines.append("* no better than guessing, as far as these pictures tell")
     averages = [
-        average for result in results["models"][:1] for average in result["averages"].values()
+        average
+        for result in results["models"][:1]
+        for name, average in result["averages"].items()
+        if not name.startswith("language_")
     ]
     if not averages:
         lines.append("none of DataComp's 38 tasks is here whole, so there is no average over them")

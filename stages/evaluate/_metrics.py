@@ -24,6 +24,7 @@ CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
 HARD = 10  # least candidates of a WinoGAViL instance in the main metric
 DRAWS = 200  # bootstrap samples of the pictures, for F1, which is no mean over them
+PAIRS = "pair_accuracy"
 Metrics = dict[str, dict[str, Any] | None]
 
 
@@ -310,6 +311,20 @@ def association(
         else None
         for name, of_I in parts.items()
     }
+
+
+def pairs(ranks: Ranks, pattern_N: Sequence[str]) -> Metrics:
+    """Computes the share of pairs both of whose texts choose their own picture, and by pattern.
+
+    Rows 2 i and 2 i + 1 are a pair; a rank is 0 if a text's own picture scores above the other's.
+
+    Source: MMVP-VLM (Tong et al. 2024), whose code takes ties as the second picture; here a tie is
+    half a hit.
+    """
+    hit_P = ranks.hits(1).reshape(-1, 2).prod(axis=1)
+    pattern_P = np.array(pattern_N[::2])
+    by_pattern = {f"{PAIRS}_{name}": hit_P[pattern_P == name] for name in np.unique(pattern_P)}
+    return {name: proportion(hits, 1 / 4) for name, hits in ({PAIRS: hit_P} | by_pattern).items()}
 
 
 def proportion(hit_N: NDArray[np.floating], guess: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clipmill.metadata.evaluated import FEW_CLASSES, NEVER, Ranks
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.stages.evaluate._metrics import (
+    PAIRS,
     Metrics,
     association,
     best_answers,
@@ -21,6 +22,7 @@ from clipmill.stages.evaluate._metrics import (
     classification,
     macro_f1,
     mean_average_precision,
+    pairs,
     retrieval,
     worst_group,
 )
@@ -33,18 +35,26 @@ from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 BATCH = 64  # decoded pictures in a batch
 EMPTY = np.empty((0, 0, 3), np.uint8)
 MEAN_AP = "mean_average_precision"
+CLASS_TABLE = ".classes"
 KEPT = 8  # sets of class vectors cached in a worker; ImageNet's by a large model is 4 MB
 CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names and templates
 
 
 def scored_task(
     folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str, has_vectors: bool = False
-) -> tuple[dict[str, Any], pa.Table]:
-    """Returns a task's entry in the results, and the ranks of its samples, with their vectors."""
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """Returns a task's entry in the results, and its tables by the end of the file's name.
+
+    These are the ranks of its samples; with vectors, also those of its classes.
+    """
     pictures = embed_pictures(folder, task, model, stage)
     metrics, ranks = SCORE[task.kind](task, pictures, model)
+    tables = {"": ranks}
     if has_vectors and task.kind == "classification":
-        ranks = ranks.append_column("embedding", from_matrix(pictures.embeddings))
+        tables[""] = ranks.append_column("embedding", from_matrix(pictures.embeddings))
+        classes = {"class": task.classnames, "embedding": from_matrix(class_vectors(task, model))}
+        scales = pa.array([getattr(model, "scale", None)] * len(task.classnames), pa.float64())
+        tables[CLASS_TABLE] = pa.table({**classes, "scale": scales})
     metric = main_metric(task, metrics)
     result = {
         "kind": task.kind,
@@ -57,7 +67,7 @@ def scored_task(
         "instances": len(set(pictures.groups)) if task.kind == "association" else None,
         "metrics": metrics,
     }
-    return result, ranks
+    return result, tables
 
 
 def main_metric(task: TaskFolder, metrics: Metrics) -> str:
@@ -68,6 +78,8 @@ def main_metric(task: TaskFolder, metrics: Metrics) -> str:
         return "image_retrieval_recall@5"
     if task.kind == "multilabel":
         return MEAN_AP
+    if task.kind == "pairs":
+        return PAIRS
     if task.kind == "association":
         hard = "jaccard_score_10-12"
         return hard if metrics[hard] else "avg_jaccard_score"
@@ -84,6 +96,7 @@ class Pictures:
     several: list[tuple[int, ...]]  # classes of each, of a multi-label task
     captions: list[tuple[str, ...]]
     groups: list[int | None]
+    patterns: list[str]  # of a task of pairs
 
 
 def embed_pictures(
@@ -118,6 +131,7 @@ def embed_pictures(
         several=[sample.labels for sample in known],
         captions=[sample.captions for sample in known],
         groups=[sample.group for sample in known],
+        patterns=[sample.pattern for sample in known],
     )
 
 
@@ -251,9 +265,27 @@ def score_associations(
     return association(rank_N, right_N, instance_N), pa.table(columns)
 
 
+def score_pairs(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[Metrics, pa.Table]:
+    """Lets each caption of a pair choose between its two pictures; returns metrics, and a row each.
+
+    A rank is 0 for its own picture, else 1; null without a score.
+    """
+    text_ND = embedded([captions[0] for captions in pictures.captions], model).astype(np.float64)
+    image_ND = pictures.embeddings.astype(np.float64)
+    own_N = np.vecdot(text_ND, image_ND)
+    other_N = np.nan_to_num(np.vecdot(text_ND, image_ND[np.arange(len(own_N)) ^ 1]), nan=-np.inf)
+    better_N = np.where(np.isnan(own_N), NEVER, other_N > own_N)
+    ranks = Ranks(better_N, (other_N == own_N).astype(np.int64), np.ones(len(own_N), np.int64))
+    columns = {"key": pictures.keys, "pattern": pictures.patterns, **stored("rank", ranks)}
+    return pairs(ranks, pictures.patterns), pa.table(columns)
+
+
 SCORE: dict[str, Callable[[TaskFolder, Pictures, ImageTextModel], tuple[Metrics, pa.Table]]] = {
     "classification": score_classification,
     "multilabel": score_multilabel,
     "retrieval": score_retrieval,
     "association": score_associations,
+    "pairs": score_pairs,
 }

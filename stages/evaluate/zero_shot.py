@@ -1,7 +1,8 @@
 """Evaluates a model zero-shot: classification, retrieval, associations."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from math import hypot
@@ -61,9 +62,9 @@ class ZeroShot(DatasetStage):
     tasks: NonEmpty  # folder of tasks, each a subfolder
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
-    embeddings: bool = later(False)  # store each picture's embedding, for evaluate.probe
+    embeddings: bool = later(False)  # store them, for evaluate.probe and evaluate.confidence
 
-    version = 4
+    version = 5
     determinism = "exact"
     proofs = (("tasks", proof),)
     takes = ("model",)
@@ -145,10 +146,11 @@ def evaluate(
 
     def score(put: Put) -> dict[str, Any]:
         model = loaded or WatchedModel(load_trained(trained or "", *place, item["card"]), named)
-        result, ranks = scored_task(folder, described, model, task.worker.stage, has_vectors)
-        path = task.worker.scratch / f"{described.name}.parquet"
-        pq.write_table(ranks, path)
-        put(path.name, path)
+        result, tables = scored_task(folder, described, model, task.worker.stage, has_vectors)
+        for suffix, table in tables.items():
+            path = task.worker.scratch / f"{described.name}{suffix}.parquet"
+            pq.write_table(table, path)
+            put(path.name, path)
         return {**result, "sha256": item["sha256"]}
 
     of_seed = prefix_of(item.get("card", ""))
@@ -168,7 +170,8 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
     return {"models": len(results["models"])}
 
 
-ALL = "average"
+ALL, LANGUAGE = "average", "language_"
+TONGUE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z]{2,4})?)$")  # at the end of a task's name
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -176,7 +179,8 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
     Each has a 95 % interval. If tasks are missing, its name is `partial_average_of_12`; if all are,
     it is left out. `results` are one model's, by folder. A task counts if it has DataComp's classes
-    and number of pictures; of two folders of one task the first counts.
+    and number of pictures; of two folders of one task the first counts. `language_de` is the mean
+    over all tasks whose folder ends in `.de`.
 
     Source: DataComp's aggregate_scores: unweighted means.
     Error: the intervals take tasks as independent; they are too narrow if tasks share pictures.
@@ -192,7 +196,11 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
         if values := [counted[task.name] for task in expected if task.name in counted]:
             title = name if len(values) == len(expected) else f"partial_{name}_of_{len(values)}"
             means[title] = _mean(values, expected, counted)
-    return means
+    spoken: dict[str, list[dict[str, float]]] = {}
+    for name, result in results.items():
+        if (tongue := TONGUE.search(name)) and (value := result["metrics"][result["metric"]]):
+            spoken.setdefault(f"{LANGUAGE}{tongue[1]}", []).append(value)
+    return means | {name: _mean(spoken[name], (), ()) for name in sorted(spoken)}
 
 
 def is_whole(result: Mapping[str, Any]) -> bool:
@@ -204,7 +212,7 @@ def is_whole(result: Mapping[str, Any]) -> bool:
 def _mean(
     values: Sequence[Mapping[str, float]],
     expected: Sequence[Listed],
-    counted: Mapping[str, Any],
+    counted: Container[str],
 ) -> dict[str, Any]:
     n = len(values)
     mean = sum(metric["value"] for metric in values) / n

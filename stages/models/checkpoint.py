@@ -53,6 +53,7 @@ class TrainedClip:
         self.width = model.width
         self.sha256 = sha256
         self.model = model.eval().to(device)
+        self.scale = model.scale.item()
         self._device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:

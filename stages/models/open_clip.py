@@ -71,6 +71,7 @@ class OpenClip:
         self.tokenize = open_clip.get_tokenizer(network)
         self.width = width(f"{network}/{tag or file}")
         self.sha256 = weights_digest(self.model.state_dict())
+        self.scale = self.model.logit_scale.exp().item()
         self.device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:

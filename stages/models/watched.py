@@ -77,6 +77,11 @@ class WatchedModel:
         """The name of open_clip's network; None for other models."""
         return getattr(self.inside, "network", None)
 
+    @property
+    def scale(self) -> float | None:
+        """The factor of its cosines that it has learnt; None if it has none."""
+        return getattr(self.inside, "scale", None)
+
     def _embed(self, method: str) -> Callable[..., NDArray[np.float32]]:
         return lambda inputs: getattr(self.inside, method)(inputs)  # late: some embed no texts
 

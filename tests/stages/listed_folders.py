@@ -38,6 +38,15 @@ def captioned(folder: Path, count: int) -> None:
     pq.write_table(pa.table(rows), folder / "test" / "0.parquet")
 
 
+def paired(folder: Path, rows: list[tuple[int, str, str]]) -> None:
+    """A task of pairs: picture, caption and pattern of each row."""
+    (folder / "test").mkdir(parents=True)
+    pictures, captions, patterns = zip(*rows, strict=True)
+    images = [{"bytes": picture(n), "path": None} for n in pictures]
+    table = pa.table({"image": images, "caption": captions, "pattern": patterns})
+    pq.write_table(table, folder / "test" / "0.parquet")
+
+
 def associated(folder: Path, instances: list[tuple[str, list[int], list[int]]]) -> None:
     """WinoGAViL as the `datasets` library writes it: cue, candidates, those that belong to it."""
     (folder / "test").mkdir(parents=True)

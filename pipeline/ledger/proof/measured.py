@@ -28,6 +28,7 @@ from clipmill.pipeline.ledger.proof.trials import READERS, Task, Trial
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
 
 AT = re.compile(r"(acc|image_recall@|image_retrieval_recall@|text_retrieval_recall@)(\d+)$")
+PAIRS = "pair_accuracy"
 PER_CLASS, BOTH_WAYS, MACRO_F1 = "mean_per_class_recall", "mean_recall@1", "F1-macro_all"
 JACCARD = {
     "avg_jaccard_score": (0, 99),
@@ -108,6 +109,11 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
     if match := AT.match(metric):
         item_K, hit_K = _hits(ranks, match[1], int(match[2]))
         return _by_group(item_K, hit_K, np.zeros(len(item_K)))
+    if metric.startswith(PAIRS):  # in results.json `pair_accuracy_Texts` is of one pattern
+        hit_K = _hits(ranks, "acc", 1)[1].reshape(-1, 2).prod(axis=1)
+        pattern_K = ranks["pattern"].to_numpy()[::2]
+        in_K = (pattern_K == metric.removeprefix(f"{PAIRS}_")) | (metric == PAIRS)
+        return _by_group(np.flatnonzero(in_K), hit_K[in_K], np.zeros(in_K.sum()))
     if metric in JACCARD:
         return _jaccard(ranks, *JACCARD[metric])
     if metric == MACRO_F1:

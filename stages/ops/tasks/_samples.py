@@ -24,15 +24,17 @@ CLASSNAMES = "classnames.txt"
 IMAGES = ("png", "jpg", "jpeg", "webp")
 PARQUET = ".parquet"
 CUE = "cue"  # a column that only a task of associations has
+PATTERN = "pattern"  # a column that only a task of pairs has
 OF_CUES = (CUE, "candidates", "candidate_images", "associations")
 OF_CAPTIONS = ("image", "caption")
+OF_PAIRS = (*OF_CAPTIONS, PATTERN)
 ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
 BROKEN = (OSError, KeyError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
 # Errors of a KEY.npy that is none.
 NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
 # The file of a tar's sample that says what is right, by the kind of task.
 TRUTHS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
-Kind = Literal["classification", "multilabel", "retrieval", "association", "unscored"]
+Kind = Literal["classification", "multilabel", "retrieval", "association", "pairs", "unscored"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Sample:
     """One picture, and its class or captions.
 
     In a task of associations it is a candidate, with its cue as the caption, label 1 if the two
-    belong together, and the instance's number as the group.
+    belong together, and the instance's number as the group. In a task of pairs it is one of two
+    neighbours, of one `pattern`.
     """
 
     key: str
@@ -75,6 +78,7 @@ class Sample:
     labels: tuple[int, ...] = ()  # of a multi-label task
     captions: tuple[str, ...] = ()
     group: int | None = None
+    pattern: str = ""
 
 
 def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
@@ -91,9 +95,12 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
                     yield from _candidates(row, instances, f"{where}, row {number}")
                     instances += 1
             else:
-                for number, row in enumerate(_of_parquet(folder, where, OF_CAPTIONS)):
+                columns, number = OF_PAIRS if task.kind == "pairs" else OF_CAPTIONS, -1
+                for number, row in enumerate(_of_parquet(folder, where, columns)):
                     place = f"{where}, row {number}"
                     yield _captioned(f"{shard.removesuffix(PARQUET)}-{number}", row, place)
+                if task.kind == "pairs" and number % 2 == 0:
+                    yield Finding(f"{number + 1} rows", where, "put the two of a pair side by side")
         except BROKEN as error:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 
@@ -177,7 +184,13 @@ def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
     texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
     captions = tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
     rgb = _decoded(row["image"], place)
-    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, captions=captions)
+    pattern = row.get(PATTERN, "")
+    if isinstance(rgb, Finding):
+        return rgb
+    if PATTERN in row and not (pattern and isinstance(pattern, str) and len(captions) == 1):
+        text = f"{len(captions)} captions, pattern {pattern!r}"
+        return Finding(text, place, "give each picture of a pair one caption and their pattern")
+    return Sample(key, rgb, captions=captions, pattern=pattern)
 
 
 def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Sample | Finding]:

@@ -5,8 +5,8 @@ NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY
 and KEY.npy, numbers that say which group the picture is of. A task with `multilabel` in
 NAME/dataset_type.txt has KEY.npy alone, a number a class: 1 of each that the picture has. A
 retrieval task has KEY.txt, one caption a line, and no class names; or NAME/test/*.parquet with
-`image` and `caption`. A task of associations (WinoGAViL) is Parquet: `cue`, `candidates`,
-`candidate_images`, `associations`.
+`image` and `caption`; with `pattern`, too, rows 1 and 2, 3 and 4 … are pairs. A task of
+associations (WinoGAViL) is Parquet: `cue`, `candidates`, `candidate_images`, `associations`.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ from clipmill.stages.ops.tasks._samples import (
     OF_CAPTIONS,
     OF_CUES,
     PARQUET,
+    PATTERN,
     TRUTHS,
     Finding,
     Kind,
@@ -158,6 +159,7 @@ def _kind(
             return "retrieval", [Finding(text, where, "copy it again")]
         lacks = set(OF_CUES if CUE in present else OF_CAPTIONS) - present
         kind: Kind = "association" if CUE in present else "retrieval"
+        kind = "pairs" if PATTERN in present else kind
         text = f"no column {sorted(lacks)[0]!r}" if lacks else ""
         return kind, [Finding(text, where, "write it into the file")] if lacks else []
     if lines:

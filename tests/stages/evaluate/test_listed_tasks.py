@@ -9,11 +9,12 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.ledger.proof.measured import terms
 from clipmill.stages.evaluate import zero_shot
 from clipmill.stages.evaluate.zero_shot import ZeroShot
 from clipmill.stages.ops.tasks.check import check
 from tests.stages.evaluate.test_zero_shot import Colours
-from tests.stages.listed_folders import associated, captioned, grouped
+from tests.stages.listed_folders import associated, captioned, grouped, paired
 
 
 @pytest.fixture
@@ -82,6 +83,42 @@ def test_retrieval_in_parquet_is_the_mean_of_both_recalls(scored, tmp_path):
     assert (task["metric"], task["pictures"], task["captions"]) == ("mean_recall@1", 5, 10)
     assert task["metrics"]["mean_recall@1"]["value"] == 1
     assert task["chance"] == pytest.approx(0.2)
+
+
+def test_a_pair_is_right_if_both_of_its_texts_choose_their_picture(scored, tmp_path):
+    """Of 3 pairs one is right, one half, and one shows the same twice: both of it tie."""
+    rows = [(0, "red", "Texts"), (1, "green", "Texts"), (2, "blue", "Texts"), (3, "blue", "Texts")]
+    paired(tmp_path / "eval" / "blind", [*rows, (4, "white", "Color"), (4, "white", "Color")])
+    found, out = scored()
+    task, metrics = found["tasks"]["blind"], found["tasks"]["blind"]["metrics"]
+    assert (task["kind"], task["metric"], task["chance"]) == ("pairs", "pair_accuracy", 0.25)
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    shares = {"pair_accuracy_Color": 1 / 4, "pair_accuracy_Texts": 1 / 2}
+    assert values == pytest.approx({"pair_accuracy": 5 / 12} | shares)
+    ranks = pq.read_table(out / "blind.parquet")
+    assert ranks["rank"].to_pylist() == [0, 0, 0, 1, 0, 0]
+    for name, metric in metrics.items():
+        assert terms(name, metric, ranks) is not None  # arms are compared by it
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [([], "1 rows"), ([(0, "", "Texts")], "0 captions"), ([(0, "red", "")], "pattern ''")],
+)
+def test_a_pair_that_is_none_is_refused(scored, tmp_path, more, found):
+    paired(tmp_path / "eval" / "blind", [(0, "red", "Texts"), *more])
+    with pytest.raises(StageError, match=found):
+        scored()
+
+
+def test_tasks_of_a_language_have_a_mean(scored, tmp_path):
+    for name, wrong in {"a.de": {0, 1, 2}, "b.de": set(), "b.zh-Hans": {4}, "b.v2": {0}}.items():
+        grouped(tmp_path / "eval" / name, 6, [[0]] * 12, right_but(wrong))
+    averages = scored()[0]["averages"]
+    assert {name: (a["value"], a["tasks"]) for name, a in averages.items()} == {
+        "language_de": (pytest.approx((9 / 12 + 1) / 2), 2),
+        "language_zh-Hans": (pytest.approx(11 / 12), 1),
+    }
 
 
 def test_winogavil_counts_instances_of_ten_candidates_and_more(scored, tmp_path):
