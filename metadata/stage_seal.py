@@ -102,7 +102,7 @@ def _is_there(folder: Storage, due: Entry) -> bool:
     return bool(info.size == due.size and info.mtime_ns == (due.mtime_ns or info.mtime_ns))
 
 
-def _drawn(folder: Storage, seal: Seal, rng: np.random.Generator) -> list[Entry]:
+def _drawn(folder: Storage, seal: Seal, rng: "np.random.Generator") -> list[Entry]:
     """Returns the compaction, and data and record of DRAWN passes, as they are due."""
     columns = ["data", "size_bytes", *LISTED.names]
     row_D = np.sort(rng.choice(seal.records, min(DRAWN, seal.records), replace=False))

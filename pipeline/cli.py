@@ -53,6 +53,7 @@ from clipmill.pipeline.verbs import (
     verify,
     why,
 )
+from clipmill.pipeline.verbs._options import fork_workers
 from clipmill.pipeline.verbs._own_data import one_data
 from clipmill.pipeline.verbs._signals import exit_code
 
@@ -128,6 +129,8 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
             own_code.add(folder)
         if is_alone:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers have limits of their own
+            if options.verb in (run, curate):
+                fork_workers(options)
             hide_pandas()
         code = int(options.verb.run(options))
         sys.stdout.flush()  # here a closed pipe is no error
@@ -135,8 +138,8 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
     except RecipeError as error:
         return _say(error, WRONG)
     except DamagedError as damage:
-        run = shlex.quote(redacted(damage.folder).rpartition("/stages/")[0] or "RUN")
-        do = f"clipmill verify --run {run} --repair makes it again"
+        place = shlex.quote(redacted(damage.folder).rpartition("/stages/")[0] or "RUN")
+        do = f"clipmill verify --run {place} --repair makes it again"
         return _say(f"{damage}\n  do:    {do}", FAILED)
     except ClipmillError as error:
         return _say(error, FAILED)

@@ -30,6 +30,30 @@ WORK = """lambda item: [__import__("clipmill.pipeline.engine." + name) for name 
 )] and {
     "modules": sorted(__import__("sys").modules)
 }"""
+STARTED = """
+import os, sys, threading
+from clipmill.pipeline.cli import main
+seen = []
+def note(event, arguments):
+    if event == "os.fork":
+        seen.append(f"forked of {len(os.listdir('/proc/self/task'))} threads")
+    elif event == "subprocess.Popen" and "-P" in arguments[1]:
+        seen.append("spawned")
+sys.addaudithook(note)
+if sys.argv.pop(1) == "threaded":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+driver = os.getpid()
+try:
+    sys.exit(main())
+finally:
+    if os.getpid() == driver:
+        print(seen)
+"""
+RECIPE = """
+stages:
+  pool: {{uses: ingest.url_list, path: {0}, caption_col: null}}
+  ids: {{uses: export.uid_list, from: pool}}
+"""
 OF_A_STAGE = {
     *("torch", "cv2", "PIL", "numba", "scipy", "sklearn", "transformers", "tokenizers", "ray"),
     *("aiohttp", "asyncio", "jinja2", "rich", "pandas", "pyarrow.dataset"),
@@ -71,6 +95,21 @@ def test_a_plan_imports_no_library_that_only_a_stage_needs():
     )
     assert not found & (OF_A_STAGE | {"multiprocessing"})
     assert found >= PLANNERS | TABLES
+
+
+@pytest.mark.slow("two whole runs with a worker, each a process of its own")
+def test_workers_are_forked_of_one_thread_or_spawned(tmp_path):
+    (tmp_path / "urls.txt").write_text("http://example.org/1.jpg\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(tmp_path / "urls.txt"))
+    found = {}
+    for kind in ("alone", "threaded"):
+        run = f"{kind} run {tmp_path}/recipe.yaml --workers 1 --out {tmp_path}/{kind}"
+        command = [sys.executable, "-c", STARTED, *run.split()]
+        said = subprocess.run(command, capture_output=True, check=True, cwd=ROOT, text=True)
+        found[kind] = said.stdout.splitlines()[-1]
+    assert found == {"alone": "['forked of 1 threads']", "threaded": "['spawned']"}
+    stored = [sorted(tmp_path.glob(f"{kind}/stages/*/0*.parquet")) for kind in found]
+    assert [[file.name for file in files] for files in stored] == [[stored[0][0].name]] * 2
 
 
 def test_a_worker_imports_no_library_of_a_stage_and_no_planner():

@@ -3,6 +3,9 @@
 An idle process takes no CPU but keeps its memory and its GPU: CPUs are counted over the workers
 that are busy, memory and GPUs over those that live.
 
+The first workers of `clipmill run` are forked of it before it has a second thread; all others are
+spawned.
+
 Not concurrent.futures: its pool breaks as a whole when one worker dies, and cannot say which item
 the worker held. Here each worker has a pipe of its own, so a death costs one item one attempt.
 """
@@ -27,7 +30,13 @@ from clipmill.metadata.scratch import sweep_scratch
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step, machine
-from clipmill.pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
+from clipmill.pipeline.executors.local_worker import (
+    GONE,
+    LocalWorker,
+    end_early,
+    end_workers,
+    start_worker,
+)
 from clipmill.pipeline.executors.ranks import Ends, as_rank, free_address
 from clipmill.pipeline.executors.streams import LOOK_UP_S, TURN_S, Dispatcher, Stream
 from clipmill.pipeline.executors.telling import connect
@@ -104,6 +113,7 @@ class LocalExecutor(Dispatcher):
 
     def close(self) -> None:
         super().close()
+        end_early()
         sweep_scratch()  # of those that were killed
 
     # Who gets a worker
@@ -350,7 +360,7 @@ class LocalExecutor(Dispatcher):
         The kernel's killer sends the same signal, but counts; what it ended is told as ours is.
         Where nothing counts, it may have been the kernel.
         """
-        if worker.ended or -worker.process.returncode not in FROM_OUTSIDE:
+        if worker.ended or -(worker.process.returncode or 0) not in FROM_OUTSIDE:
             return False
         before, now = worker.oom_kills, machine.oom_kills()
         if before is None or now is None:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +140,20 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes (default: as CPUs and memory allow); 0: all in this one, for a debugger",
     )
+
+
+def fork_workers(options: argparse.Namespace) -> None:
+    """Forks local workers, before anything starts a thread, with what they would import."""
+    if options.executor != "local" or options.workers == 0:
+        return
+    # Arrow's second allocator, which nothing here uses, starts a thread.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+    gc.disable()
+    from clipmill.pipeline.engine import chain_run, run  # noqa: F401
+    from clipmill.pipeline.executors.local_worker import fork_early
+
+    gc.enable()
+    fork_early(options.workers or os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

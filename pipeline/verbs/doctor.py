@@ -20,7 +20,6 @@ from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.extras import EXTRAS, install, pip_install
 from clipmill.pipeline.provided import Finding
-from clipmill.pipeline.requirements import required
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
@@ -87,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
 
 def examine(models: list[str], out: str | None, networks: Sequence[str] = ()) -> list[Finding]:
     """Checks this machine's packages, GPU, memory, disk and limits, and each model and network."""
+    from clipmill.pipeline.requirements import required  # late, as each verb imports this file
+
     return [
         _python(),
         *map(_package, required()),
@@ -121,6 +122,8 @@ def _package(requirement: "Requirement") -> Finding:
 
 def _extra(extra: str) -> Finding:
     """Checks an extra: bad if a package's version does not fit, a note if packages are missing."""
+    from clipmill.pipeline.requirements import required
+
     name = f"extra {extra}"
     findings = map(_package, required(extra))
     if old := [f for f in findings if f.verdict == "bad" and f.found != "not installed"]:

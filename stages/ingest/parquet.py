@@ -65,7 +65,8 @@ from clipmill.stages.ops.tables.pools import (
     uid_values,
 )
 
-IMAGE_ROWS = 64  # rows in memory at a time if there are images, else 1,024
+IMAGE_ROWS = 64  # rows in memory at a time if there are images, 1,024 of vectors
+TEXT_ROWS = 4096  # a row group of ours: each batch costs a millisecond, whatever its rows
 VECTORS = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
 
 
@@ -229,7 +230,9 @@ def read(
                 yield as_stored(stage, rows, place, where if is_tried else None)
 
     with failing_its_shard(where):
-        batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
+        has_vectors = stage.image_embedding_col or stage.text_embedding_col
+        batch_rows = BATCH_ROWS if has_vectors else TEXT_ROWS
+        batch_rows = IMAGE_ROWS if stage.image_col else batch_rows
         each = rows_at(storage, group, names, batch_rows)
         for source, tables in zip(group, each, strict=True):
             yield stored(tables, source["start"])
