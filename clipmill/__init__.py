@@ -114,9 +114,12 @@ def run(
 def open(uri: str, variant: int | None = None) -> "Run":
     """The run in a folder, a path or s3://…, through the recipe that ran there last, or another by
     its number in `clipmill diff`."""
-    from clipmill.pipeline.notebook.run import Run
+    from clipmill.pipeline.extras import importing
 
-    return Run(str(uri), variant)
+    with importing():
+        from clipmill.pipeline.notebook.run import Run
+
+        return Run(str(uri), variant)
 
 
 def _plan(

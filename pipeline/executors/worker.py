@@ -18,6 +18,7 @@ from clipmill.pipeline.extras import hide_pandas
 from clipmill.pipeline.terminal import guard
 
 _one_at_a_time = threading.Lock()  # a stage may tell from threads of its own
+FULL_EVERY = 100  # searches of the middle generation; ten would be four searches of all of torch
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -49,6 +50,7 @@ def serve(pipe: Connection, driver: int) -> None:
     guard()
     hide_pandas()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_EVERY)
     own_code.receive(pickle.loads(pipe.recv_bytes()))  # items are unpickled by its package
     functions = Functions()
     connect(lambda message: _answer(pipe, pickle.dumps(("told", message))))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.notebook import answers
 from clipmill.pipeline.run_folder.state import RunState, latest
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.diff import Diff
     from clipmill.pipeline.ledger.selection.show import Show
     from clipmill.pipeline.ledger.selection.variants import RunVariants
+    from clipmill.pipeline.notebook import answers
     from clipmill.pipeline.notebook.pairs import Pairs
 
 
@@ -30,6 +30,8 @@ class Run:
         return f"<run {self.state.run}: {done} of {len(self.state.stages)} stages done>"
 
     def _repr_html_(self) -> str:
+        from clipmill.pipeline.notebook import answers
+
         return answers.stages_html(self.state)
 
     @property
@@ -57,12 +59,14 @@ class Run:
     def images(self, stage: str, uids: Iterable[str]) -> "answers.Images":
         """Returns each uid's stored picture, or why there is none; a notebook shows them."""
         from clipmill.pipeline.ledger.rows.pictures import images
+        from clipmill.pipeline.notebook import answers
 
         return answers.Images(images(self.state, stage, uids))
 
     def funnel(self) -> "answers.Funnel":
         """Counts rows by stage and reason, and each lost row at its first cause."""
         from clipmill.pipeline.ledger.selection.funnel import funnel
+        from clipmill.pipeline.notebook import answers
 
         return answers.shown(answers.Funnel, funnel(self.state), self.state)
 
@@ -72,6 +76,7 @@ class Run:
         `row` is a uid (8 digits may suffice), a link, or a caption or part of one.
         """
         from clipmill.pipeline.ledger.selection.why import whys
+        from clipmill.pipeline.notebook import answers
 
         (answer,) = whys(self.state, [row])
         return answers.shown(answers.Why, answer, self.state)
@@ -79,6 +84,7 @@ class Run:
     def sweep(self, stage: str, vary: str) -> "answers.Sweep":
         """Counts what a select would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
         from clipmill.pipeline.ledger.selection.sweep import sweep
+        from clipmill.pipeline.notebook import answers
 
         return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
 
@@ -164,6 +170,7 @@ class Run:
 
     def status(self) -> "answers.Status":
         """Reads the run's progress now, and what failed."""
+        from clipmill.pipeline.notebook import answers
         from clipmill.pipeline.run_folder.live import status
 
         return answers.shown(answers.Status, status(self.uri), self.state)

@@ -2,13 +2,13 @@
 
 import argparse
 import contextlib
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.extras import importing
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -60,14 +60,11 @@ def add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> Non
 
 def planned(options: argparse.Namespace) -> "Plan":
     """Returns the plan of the recipe named in the options."""
-    gc.disable()  # collecting garbage during these imports takes a tenth longer
-    try:
+    with importing():
         from clipmill.pipeline.planning.plan import make_plan
         from clipmill.pipeline.planning.recipe import load_recipe
 
         return make_plan(load_recipe(options.recipe, options.overrides), options.until)
-    finally:
-        gc.enable()
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
@@ -148,11 +145,10 @@ def fork_workers(options: argparse.Namespace) -> None:
         return
     # Arrow's second allocator, which nothing here uses, starts a thread.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    gc.disable()
-    from clipmill.pipeline.engine import chain_run, run  # noqa: F401
-    from clipmill.pipeline.executors.local_worker import fork_early
+    with importing():
+        from clipmill.pipeline.engine import chain_run, run  # noqa: F401
+        from clipmill.pipeline.executors.local_worker import fork_early
 
-    gc.enable()
     fork_early(options.workers or os.cpu_count() or 1)
 
 
