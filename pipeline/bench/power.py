@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.stats import Estimate, planned, variance_bounds
+from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.ledger.proof.noise import planned, variance_bounds
 from clipmill.pipeline.ledger.proof.results import Results
 from clipmill.pipeline.terminal import aligned
 

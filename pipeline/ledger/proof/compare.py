@@ -1,6 +1,6 @@
 """Compares the models of two arms: the difference, its interval, and whether it beats the noise.
 
-A difference carries the noise of seeds and that of a task's items (metadata/stats.py says how both
+A difference carries the noise of seeds and that of a task's items (noise.py says how both
 add up). The interval is Welch's; if seeds pair, that of pairs stands beside it. Verdicts are
 corrected over all comparisons of a page (Holm). With one seed per arm no interval is claimed.
 """
@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.stats import LEVEL, TINY, Estimate, Noisy, holm, mean, student, welch
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.ledger.proof.noise import LEVEL, TINY, Noisy, holm, mean, student, welch
 
 # Shapes: S models of an arm, D draws of a task's items.
 

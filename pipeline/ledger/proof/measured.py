@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.evaluated import FEW_CLASSES, NEVER, Ranks
 from clipmill.metadata.outputs import Outputs
-from clipmill.metadata.stats import DRAWS, draw_weights
+from clipmill.pipeline.ledger.proof.noise import DRAWS, draw_weights
 from clipmill.pipeline.ledger.proof.trials import READERS, Task, Trial
 
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.

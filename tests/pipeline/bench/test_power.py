@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipmill.metadata.stats import welch
 from clipmill.pipeline.bench.power import power_of, text
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.proof.noise import welch
 from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
-from tests.pipeline.ledger.test_null_experiments import part, trained  # noqa: F401
+from tests.pipeline.ledger.test_null_experiments import answers, part, trained  # noqa: F401
 
 SIGMA, ITEMS, DRAWS, BENCHES = 0.02, 0.005, 60, 1_000
 

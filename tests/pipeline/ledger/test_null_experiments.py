@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmill.metadata.stats import DRAWS, draw_weights
 from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged
 from clipmill.pipeline.ledger.proof.measured import Terms, redrawn
+from clipmill.pipeline.ledger.proof.noise import DRAWS, draw_weights
 
 STORED = json.loads((Path(__file__).parent / "null_seeds.json").read_text())
 FEW = 5  # seeds of each side
