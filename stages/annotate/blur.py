@@ -17,7 +17,7 @@ from clipmill.metadata.schema import (
     WIDTH,
 )
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
+from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, fault, soft
 from clipmill.stages.ops.images.pixels import UNDECODABLE
 
 
@@ -63,8 +63,7 @@ def written(batch: pa.Table, settings: Blur) -> pa.Table:
 
 def of_row(body: bytes | None, boxes: Boxes | None, settings: Blur) -> dict[str, object]:
     """Returns the columns of one row; a missing one is null."""
-    from clipmill.stages.ops.images.decode import ImageError, decode, probe
-    from clipmill.stages.ops.images.resize import encode
+    from clipmill.stages.ops.images.decode import ImageError, probe
 
     if body is None:
         return {REASON.name: "no_image"}
@@ -72,10 +71,10 @@ def of_row(body: bytes | None, boxes: Boxes | None, settings: Blur) -> dict[str,
         return {REASON.name: reason}
     try:
         header = probe(body)
-        if boxes:
-            rgb = blurred(decode(body), boxes)
-            body = encode(rgb, settings.encode_format, settings.encode_quality)
     except ImageError:
         return {REASON.name: "undecodable"}
+    image = soft(body, boxes or (), settings.encode_format, settings.encode_quality)
+    if image is None:
+        return {REASON.name: "undecodable"}
     sizes = {WIDTH.name: header.width, HEIGHT.name: header.height}
-    return {IMAGE.name: body, IMAGE_BYTES.name: len(body), **sizes}
+    return {IMAGE.name: image, IMAGE_BYTES.name: len(image), **sizes}

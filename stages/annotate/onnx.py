@@ -174,6 +174,14 @@ class Onnx(RowStage):
         for lost in self.outputs.keys() - {*there}:
             do = f"it has {', '.join(there)}: mend `outputs`"
             raise StageError(f"a network without an output {lost!r}", network.uri, do)
+        shape, side = network.input.shape[1:], self.side or 1
+        if self.of_pictures or None not in shape:  # a file of other shapes stops before any row
+            zero_1 = np.zeros((1, *[size or 1 for size in shape]), np.float32)
+            if self.of_pictures:
+                zero_1 = self.tensors([np.zeros((side, side, 3), np.uint8)], is_raw=True)
+            values = network(zero_1, [*self.outputs])
+            for names, value_1 in zip(self.columns.values(), values, strict=True):
+                flat(value_1, sum(width or 1 for width in names.values()), network.uri)
         return lambda batch: self.annotate(batch, network)
 
     def annotate(self, batch: pa.Table, network: Network) -> pa.Table:

@@ -142,7 +142,8 @@ def shuffled(
         for shard in group["shards"]:
             for batch in rows.batches(shard, BATCH_ROWS):
                 leaving_N, _ = takes(batch)
-                kept = _plain(batch if leaving_N.all() else batch.filter(pa.array(leaving_N)))
+                kept = batch if leaving_N.all() else batch.filter(pa.array(leaving_N))
+                kept = takes.shown(_plain(kept))
                 uids.extend(kept[UID.name].chunks)
                 places.append(np.stack([kept[SHARD.name], kept[POSITION.name]], axis=1))
                 samples.append(times(kept))

@@ -10,15 +10,26 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.datacard import documents
-from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
+from clipmill.metadata.schema import (
+    FACE_BBOXES,
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    REASON,
+    REPEATS,
+    TEXT,
+    Column,
+)
 from clipmill.pipeline.dataset import Context, Shards, Task
 from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, fault, soft
 
 # Shapes: N rows.
 
 NO_TEXT = "no_text"
 NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), NO_TEXT: (TEXT,)}  # reason to the columns required
-REASONS = ("not_kept", *NEEDED, "other_rows")
+FAULTS = (NO_BOXES, BAD_BOX)  # of rows whose picture is to be blurred
+REASONS = ("not_kept", *NEEDED, *FAULTS, "other_rows")
 Times = Callable[[pa.Table], NDArray[np.integer]]  # returns (N,) the number of samples of each row
 
 
@@ -46,11 +57,13 @@ class Takes:
 
     needs: tuple[str, ...] = tuple(NEEDED)
     dropped: Dropped | None = None
+    blur: bool = False  # the boxes of each picture
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns that an ancestor must have."""
-        return (self.dropped.column, *self.dropped.decided) if self.dropped else ()
+        boxes = (FACE_BBOXES.name,) if self.blur else ()
+        return (*boxes, self.dropped.column, *self.dropped.decided) if self.dropped else boxes
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
@@ -79,20 +92,35 @@ class Takes:
             left_N |= now_N
         return ~left_N, counts
 
+    def shown(self, rows: pa.Table) -> pa.Table:
+        """Returns the rows with their pictures as they may leave: null if undecodable."""
+        if not self.blur:
+            return rows
+        pairs = zip(rows[IMAGE.name].to_pylist(), rows[FACE_BBOXES.name].to_pylist(), strict=True)
+        image = pa.array([body and soft(body, boxes) for body, boxes in pairs], IMAGE.dtype)
+        return rows.set_column(rows.column_names.index(IMAGE.name), IMAGE.name, image)
+
     def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
         """Returns for each reason the masks (N,) that must all hold for a row to escape it."""
+        boxes = batch[FACE_BBOXES.name].to_pylist() if self.blur else []
+        faults = np.array([fault(some) for some in boxes], object)
+        blurs = {reason: [faults != reason] for reason in FAULTS} if self.blur else {}
         if self.dropped:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
-            return {"other_rows": [_mask(is_so.fill_null(False))]}
+            return {"other_rows": [_mask(is_so.fill_null(False))], **blurs}
         kept = [_mask(batch[KEEP.name].fill_null(False))] if KEEP.name in batch.column_names else []
-        return {"not_kept": kept} | {
-            reason: [
-                _mask(batch[column.name].is_valid())
-                for column in NEEDED[reason]
-                if column.name in batch.column_names
-            ]
-            for reason in self.needs
-        }
+        return (
+            {"not_kept": kept}
+            | {
+                reason: [
+                    _mask(batch[column.name].is_valid())
+                    for column in NEEDED[reason]
+                    if column.name in batch.column_names
+                ]
+                for reason in self.needs
+            }
+            | blurs
+        )
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -127,7 +155,7 @@ def tally(
 def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
     """Sums the tallies of all shards."""
     reasons = ("other_rows",) if takes.dropped else ("not_kept", *takes.needs)
-    names = ("rows", "exported", *reasons)
+    names = ("rows", "exported", *reasons, *(FAULTS if takes.blur else ()))
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
 
 

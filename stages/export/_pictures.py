@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +82,8 @@ class PictureExport(DatasetStage):
     # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
     # takes the caption and these lists; false exports pictures without texts
     captions: Captions = later(True)
+    # face_bboxes: blur these boxes of each picture, which leaves as WebP then
+    blur: Literal["face_bboxes"] | None = later(None)
 
     determinism = "exact"
     takes = (("rows", "data"),)
@@ -106,7 +108,7 @@ class PictureExport(DatasetStage):
     def taking(self) -> Takes:
         """The choice of rows."""
         needs = tuple(NEEDED) if self.captions else ("no_image",)
-        return TakesTexts(needs, self.dropped, self.captions)
+        return TakesTexts(needs, self.dropped, self.blur is not None, self.captions)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:

@@ -81,7 +81,7 @@ def pictures(rgb: list[np.ndarray | None]) -> pa.Table:
         else {"height": one.shape[0], "width": one.shape[1], "rgb": one.tobytes()}
         for one in rgb
     ]
-    uid = [bytes([n]) * 16 for n in range(len(rgb))]
+    uid = [bytes([n % 256]) * 16 for n in range(len(rgb))]
     return pa.table({"uid": uid, PIXELS.name: pa.array(rows, PIXELS.dtype)})
 
 

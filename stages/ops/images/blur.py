@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from clipmill.stages.ops.images.resize import EncodeFormat
 
 # Shapes: H x W pixels, K boxes.
 
@@ -31,6 +35,29 @@ def is_box(box: Sequence[float | None] | None) -> bool:
         return False
     x0, y0, x1, y1 = numbers
     return x0 <= x1 and y0 <= y1 and max(x0, y0) < 1 and min(x1, y1) > 0
+
+
+def soft(
+    body: bytes, boxes: Boxes, encode_format: "EncodeFormat" = "webp", quality: int = 100
+) -> bytes | None:
+    """Returns the encoded picture with its boxes blurred; None if undecodable.
+
+    Without a box the bytes stay; one that the format cannot hold is a PNG. Source: DataComp's
+    resharder.py, for the defaults.
+    """
+    from clipmill.stages.ops.images.decode import ImageError, decode
+    from clipmill.stages.ops.images.resize import encode
+
+    if not boxes:
+        return body
+    try:
+        rgb = blurred(decode(body), boxes)
+    except ImageError:
+        return None
+    try:
+        return encode(rgb, encode_format, quality)
+    except ImageError:
+        return encode(rgb, "png", 9)
 
 
 def blurred(rgb: RGB, boxes: Boxes) -> RGB:

@@ -51,3 +51,10 @@ def test_a_png_at_the_default_quality_is_packed_most_and_nothing_is_said(tmp_pat
     image = Blur(encode_format="png").open(worker(tmp_path))(batch)["image"][0].as_py()
     assert image == encode(blurred(rgb, [ONE]), "png", 9)
     assert capfd.readouterr().err == ""
+
+
+def test_a_strip_past_what_webp_holds_is_a_png(tmp_path):
+    (rgb,) = drawn((1, 20_000))
+    batch = pa.table({"image": [png(rgb)], "face_bboxes": [[ONE]]})
+    image = Blur().open(worker(tmp_path))(batch)["image"][0].as_py()
+    assert image == encode(blurred(rgb, [ONE]), "png", 9)

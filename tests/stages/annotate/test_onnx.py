@@ -87,12 +87,16 @@ def test_settings_that_do_not_fit_stop_the_plan():
         Onnx(**good).look()
 
 
-def test_outputs_that_the_file_does_not_have_are_refused_by_name(tmp_path):
+def test_a_file_of_other_shapes_or_outputs_is_refused_before_any_row(tmp_path):
     with pytest.raises(StageError, match=r"without an output 'z'[\s\S]*it has y"):
         opened(tmp_path, linear(W), input="emb", outputs={"z": "a"})
-    answer = opened(tmp_path, linear(W), input="emb", outputs={"y": "a"})
-    batch = pa.table({"emb": pa.array([[0.0] * 4], pa.list_(pa.float32(), 4))})
     with pytest.raises(StageError, match="3 numbers a row, where 1 are named"):
+        opened(tmp_path, linear(W), input="emb", outputs={"y": "a"})
+    with pytest.raises(StageError, match=r"rows of \(3, 8, 8\)[\s\S]*net.onnx[\s\S]*--onnx FILE"):
+        opened(tmp_path, colours(16), side=8, outputs={"most": "a"})
+    answer = opened(tmp_path, linear(W), input="emb", outputs={"y": {"a": 3}})
+    batch = pa.table({"emb": pa.array([[0.0] * 5], pa.list_(pa.float32(), 5))})
+    with pytest.raises(StageError, match=r"rows of \(5\)[\s\S]*net.onnx"):
         answer(batch)
 
 

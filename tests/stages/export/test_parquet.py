@@ -9,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.fingerprint import settings_of
-from clipmill.metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
+from clipmill.metadata.schema import FACE_BBOXES, LOSS_WEIGHT, REPEATS, TEXTS
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export.parquet import Parquet
+from clipmill.stages.ops.images.blur import blurred
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import encode
 
 
 def export(ctx, shards, **settings) -> pa.Table:
@@ -43,6 +46,36 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
         c.dtype for c in (TEXTS, REPEATS, LOSS_WEIGHT)
     ]
     assert set(out["repeats"].to_pylist()) == set(out["loss_weight"].to_pylist()) == {1}
+
+
+def test_boxes_of_faces_are_blurred_and_rows_whose_boxes_are_unknown_or_none_stay(
+    pool, leaving, memory_shards, memory_context
+):
+    box, ctx = [0.1, 0.1, 0.9, 0.9], memory_context()
+    of = ([box], [], None, [box, [1.0, 0.0, 0.5, 1.0]])
+    boxes = pa.array([of[i % 4] for i in range(240)], FACE_BBOXES.dtype)
+    known = {u: of[i % 4] for i, u in enumerate(pool["uid"].to_pylist())}
+    broken = next(uid for uid in leaving["uid"].to_pylist() if known[uid] == [box])
+    image = [b"<html>" if row["uid"] == broken else row["image"] for row in pool.to_pylist()]
+    pool = pool.set_column(1, "image", pa.array(image)).append_column("face_bboxes", boxes)
+    shards = memory_shards(pool[:100], pool[100:])
+    out = export(ctx, shards, blur="face_bboxes", columns=("face_bboxes",)).to_pylist()
+    expected = {
+        row["uid"]: row["image"] if known[row["uid"]] == [] else blurred_to_webp(row["image"], box)
+        for row in leaving.to_pylist()
+        if known[row["uid"]] in ([], [box])
+    }
+    assert {row["uid"]: row["image"] for row in out} == expected | {broken: None}
+    counts = json.loads((ctx.out / "dataset.json").read_text())["counts"]
+    lost = [known[uid] for uid in leaving["uid"].to_pylist() if known[uid] not in ([], [box])]
+    assert counts["no_boxes"] == lost.count(None) > 30
+    assert counts["bad_box"] == len(lost) - lost.count(None) > 30
+    assert "face_bboxes" not in Parquet().reads
+    assert "blur" not in settings_of(Parquet())
+
+
+def blurred_to_webp(body: bytes, box: list[float]) -> bytes:
+    return encode(blurred(decode(body), [box]), "webp", 100)
 
 
 def test_pictures_alone_leave_with_empty_captions(pool, memory_shards, memory_context):
