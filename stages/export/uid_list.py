@@ -111,5 +111,8 @@ def sorted_ids(rows: pa.Table) -> NDArray[np.void]:
     """Returns the ids in ascending order, each `repeats` times."""
     halves_N2 = halves(rows[UID.name])
     halves_N2 = np.repeat(halves_N2, rows[REPEATS.name].to_numpy(), axis=0)
-    order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
+    order_N = np.argsort(halves_N2[:, 0])  # 8 times as fast as both, and enough for most pools
+    high_N = halves_N2[order_N, 0]
+    if (high_N[1:] == high_N[:-1]).any():
+        order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
     return np.ascontiguousarray(halves_N2[order_N]).view(DTYPE).reshape(-1)

@@ -6,7 +6,7 @@ clipmill is `clipmill run … --workers 1` from a file to stored shards, a proce
 worker; the peer is a script that reads the same file and writes its answer. Both have one thread a
 process, and are run in turns. CPU seconds are those of the whole tree of processes; `start` is the
 same command once all is done, and is in the ratio. A ratio above 1 is the script's time over
-clipmill's.
+clipmill's. Where a size is asked for, also with two workers.
 
 minhash  near captions, against datasketch's MinHashLSH: all planted copies are found by both
 kmeans   20 rounds of 500 spherical centres at width 256, float32, against faiss: the same inertia,
@@ -179,22 +179,27 @@ def compared(name: str, rows: int, folder: Path, best: int) -> float:
     made = folder / f"{name}.parquet"
     numbers = map(str, (WIDTH, CLUSTERS, best))
     arguments = [str(folder / "pool.parquet"), str(made), *numbers, str(folder / "list.json")]
-    run = ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--workers", "1"]
-    clipmill(*run)  # compiles, as the first use of an install does
-    script, ours, start = [], [], []
+    run = ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--workers"]
+    clipmill(*run, "1")  # compiles, as the first use of an install does
+    script, ours, start, two = [], [], [], []
     for _ in range(rounds_of(ROUNDS)):
         shutil.rmtree(folder / "run", ignore_errors=True)
+        if rounds_of(ROUNDS) == ROUNDS:
+            two.append(clipmill(*run, "2"))
+            shutil.rmtree(folder / "run")
         script.append(spend(sys.executable, "-c", SCRIPTS[name], *arguments))
-        ours.append(clipmill(*run))
-        start.append(clipmill(*run))
+        ours.append(clipmill(*run, "1"))
+        start.append(clipmill(*run, "1"))
     CHECKS[name](pl.read_parquet(made), folder)
     each = [s.cpu_s / o.cpu_s for s, o in zip(script, ours, strict=True)]
     cpu = [median(it.cpu_s for it in spent) for spent in (script, ours, start)]
     wall = [median(it.wall_s for it in spent) for spent in (script, ours)]
+    also = [median(getattr(it, key) for it in two) for key in ("cpu_s", "wall_s") if two]
+    of_two = ", by two workers {:.2f} ({:.2f})".format(*also) if two else ""
     spread = f"{median(each):.2f}x ({min(each):.2f} to {max(each):.2f})"
     print(
         f"  {name:<8}{rows:>10,} script {cpu[0]:6.2f} ({wall[0]:.2f})"
-        f"  clipmill {cpu[1]:6.2f} ({wall[1]:.2f}), of it start {cpu[2]:.2f}  {spread}",
+        f"  clipmill {cpu[1]:6.2f} ({wall[1]:.2f}), of it start {cpu[2]:.2f}{of_two}  {spread}",
         flush=True,
     )
     return median(each)

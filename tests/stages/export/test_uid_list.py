@@ -37,6 +37,11 @@ def test_datacomps_known_answer(memory_shards, memory_context):
     assert out.dtype == np.dtype("u8,u8")
 
 
+def test_uids_with_one_beginning_are_sorted_by_their_end(memory_shards, memory_context):
+    uids = [bytes(8) + bytes([number] * 8) for number in range(200, 0, -1)]
+    np.testing.assert_array_equal(export(memory_context(), memory_shards(table(uids))), plain(uids))
+
+
 @pytest.mark.parametrize("range_rows", [2**21, 50, 3])
 def test_the_list_equals_a_plain_sort_in_however_many_pieces(
     range_rows, pool, memory_shards, memory_context, monkeypatch
