@@ -36,6 +36,43 @@ VENDORS = (
     "@iconify-json/emojione",
 )  # whose true captions have none of the words
 
+# Written before any list was looked at, for no list to learn from: {a} a true caption, {n} a number.
+HELD_OUT = {
+    "stock": (
+        "{a}, free download, hd, 4k, png, vector, stock",
+        "{a} Stock Vector (Royalty Free) {n}",
+        "{a} royalty-free images, stock photos & pictures",
+        "{a} png transparent background clipart, vector eps psd files",
+    ),
+    "shops": (
+        "Women's {a} Print T-Shirt Size S-XXL | Add to Basket",
+        "{a} - Shop Now, Save Up To 40% Off RRP",
+        "NEW {a} Case Cover for iPhone {n} In Stock Fast Dispatch",
+        "{a} canvas wall art home decor gift for her",
+    ),
+    "search engines": (
+        "best {a} reviews top 10 {a} buying guide {n}",
+        "{a} near me, affordable {a} services, professional {a} company, get a quote",
+        "{a} images pictures photos pics ideas {a} designs latest collection",
+        "Why Everyone Is Talking About {a} - You Won't Believe Number 7",
+    ),
+    "wallpapers": (
+        "{a} Wallpapers HD Desktop Background 1920x1080",
+        "Cool {a} iPhone wallpaper, lock screen, amoled, 4k ultra hd",
+        "{a} backgrounds for mobile, widescreen, high resolution",
+    ),
+    "coupons": (
+        "{a} promo code: extra 20% off + free delivery at checkout",
+        "Exclusive {a} vouchers & deals, today only, while stocks last",
+        "{a} giveaway!! Enter to win a gift card, limited offer",
+    ),
+    "downloads": (
+        "Download {a} APK latest version for Android free full version crack",
+        "{a} PDF ebook torrent free download no registration, mirror links",
+        "{a} svg cut file, instant digital download, cricut, silhouette",
+    ),
+}
+
 
 class Plain(pickle.Unpickler):
     """A pickle of numbers and texts alone: it runs nothing."""
