@@ -40,7 +40,7 @@ class Blur(RowStage):
     # quality of JPEG and WebP, 1 to 100; for PNG the compression, 0 to 9
     encode_quality: Annotated[int, Meta(ge=0, le=100)] = 100
 
-    version = 2
+    version = 3
     determinism = "exact"
     batch_rows = 64
     reads = (IMAGE, FACE_BBOXES)

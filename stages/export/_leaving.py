@@ -10,26 +10,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.datacard import documents
-from clipmill.metadata.schema import (
-    FACE_BBOXES,
-    IMAGE,
-    IMAGE_BYTES,
-    KEEP,
-    REASON,
-    REPEATS,
-    TEXT,
-    Column,
-)
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
 from clipmill.pipeline.dataset import Context, Shards, Task
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, fault, soft
 
 # Shapes: N rows.
 
 NO_TEXT = "no_text"
 NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), NO_TEXT: (TEXT,)}  # reason to the columns required
-FAULTS = (NO_BOXES, BAD_BOX)  # of rows whose picture is to be blurred
-REASONS = ("not_kept", *NEEDED, *FAULTS, "other_rows")
+REASONS = ("not_kept", *NEEDED, "other_rows")
 Times = Callable[[pa.Table], NDArray[np.integer]]  # returns (N,) the number of samples of each row
 
 
@@ -57,13 +46,11 @@ class Takes:
 
     needs: tuple[str, ...] = tuple(NEEDED)
     dropped: Dropped | None = None
-    blur: bool = False  # the boxes of each picture
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns that an ancestor must have."""
-        boxes = (FACE_BBOXES.name,) if self.blur else ()
-        return (*boxes, self.dropped.column, *self.dropped.decided) if self.dropped else boxes
+        return (self.dropped.column, *self.dropped.decided) if self.dropped else ()
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
@@ -75,6 +62,11 @@ class Takes:
         """Columns to count by; no image is read."""
         known = (KEEP, TEXT, IMAGE_BYTES, REPEATS)
         return (*(column.name for column in known), *self.reads)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Reasons for which a row may be left out, in order."""
+        return ("other_rows",) if self.dropped else ("not_kept", *self.needs)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -93,34 +85,23 @@ class Takes:
         return ~left_N, counts
 
     def shown(self, rows: pa.Table) -> pa.Table:
-        """Returns the rows with their pictures as they may leave: null if undecodable."""
-        if not self.blur:
-            return rows
-        pairs = zip(rows[IMAGE.name].to_pylist(), rows[FACE_BBOXES.name].to_pylist(), strict=True)
-        image = pa.array([body and soft(body, boxes) for body, boxes in pairs], IMAGE.dtype)
-        return rows.set_column(rows.column_names.index(IMAGE.name), IMAGE.name, image)
+        """Returns the rows as they leave."""
+        return rows
 
     def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
         """Returns for each reason the masks (N,) that must all hold for a row to escape it."""
-        boxes = batch[FACE_BBOXES.name].to_pylist() if self.blur else []
-        faults = np.array([fault(some) for some in boxes], object)
-        blurs = {reason: [faults != reason] for reason in FAULTS} if self.blur else {}
         if self.dropped:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
-            return {"other_rows": [_mask(is_so.fill_null(False))], **blurs}
+            return {"other_rows": [_mask(is_so.fill_null(False))]}
         kept = [_mask(batch[KEEP.name].fill_null(False))] if KEEP.name in batch.column_names else []
-        return (
-            {"not_kept": kept}
-            | {
-                reason: [
-                    _mask(batch[column.name].is_valid())
-                    for column in NEEDED[reason]
-                    if column.name in batch.column_names
-                ]
-                for reason in self.needs
-            }
-            | blurs
-        )
+        return {"not_kept": kept} | {
+            reason: [
+                _mask(batch[column.name].is_valid())
+                for column in NEEDED[reason]
+                if column.name in batch.column_names
+            ]
+            for reason in self.needs
+        }
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -154,8 +135,7 @@ def tally(
 
 def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
     """Sums the tallies of all shards."""
-    reasons = ("other_rows",) if takes.dropped else ("not_kept", *takes.needs)
-    names = ("rows", "exported", *reasons, *(FAULTS if takes.blur else ()))
+    names = ("rows", "exported", *takes.reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
 
 

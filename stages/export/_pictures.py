@@ -14,6 +14,7 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.places import places_name, read_places, unplaced
 from clipmill.metadata.schema import (
     CAPTIONS,
+    FACE_BBOXES,
     IMAGE,
     KEEP,
     POSITION,
@@ -40,20 +41,29 @@ from clipmill.stages.export._texts import (
     lists_in,
     texts_of,
 )
+from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, fault, soft
 from clipmill.stages.ops.tables.exports import summary_of
 
 # Shapes: N rows of a file.
 
+FAULTS = (NO_BOXES, BAD_BOX)  # of rows whose picture is to be blurred
+
 
 @dataclass(frozen=True)
-class TakesTexts(Takes):
-    """A choice of rows that also takes rows whose only text is of a caption stage."""
+class TakesPictures(Takes):
+    """A choice of rows with pictures; it also takes rows whose only text is of a caption stage."""
 
     captions: Captions = False  # the lists of a row's texts, beside `text`
+    blur: bool = False  # the boxes of each picture
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return *(self.captions if isinstance(self.captions, tuple) else ()), *super().reads
+        lists = self.captions if isinstance(self.captions, tuple) else ()
+        return *lists, *((FACE_BBOXES.name,) if self.blur else ()), *super().reads
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return *super().reasons, *(FAULTS if self.blur else ())
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
@@ -69,7 +79,19 @@ class TakesTexts(Takes):
         fine = super()._fine(batch)
         if NO_TEXT in fine and lists_in(batch.schema, self.captions):
             fine[NO_TEXT] = [pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0]
+        if self.blur:
+            boxes = batch[FACE_BBOXES.name].to_pylist()
+            faults = np.array([fault(some) for some in boxes], object)
+            fine |= {reason: [faults != reason] for reason in FAULTS}
         return fine
+
+    def shown(self, rows: pa.Table) -> pa.Table:
+        """Returns the rows with their boxes blurred; a picture is null if undecodable."""
+        if not self.blur:
+            return rows
+        pairs = zip(rows[IMAGE.name].to_pylist(), rows[FACE_BBOXES.name].to_pylist(), strict=True)
+        image = pa.array([body and soft(body, boxes) for body, boxes in pairs], IMAGE.dtype)
+        return rows.set_column(rows.column_names.index(IMAGE.name), IMAGE.name, image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +110,7 @@ class PictureExport(DatasetStage):
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
-    reasons = REASONS
+    reasons = (*REASONS, *FAULTS)
     always: ClassVar[tuple[Column, ...]]  # columns of every file
     if_present: ClassVar[tuple[Column, ...]] = IF_PRESENT  # columns that a pool may lack
 
@@ -108,7 +130,7 @@ class PictureExport(DatasetStage):
     def taking(self) -> Takes:
         """The choice of rows."""
         needs = tuple(NEEDED) if self.captions else ("no_image",)
-        return TakesTexts(needs, self.dropped, self.blur is not None, self.captions)
+        return TakesPictures(needs, self.dropped, self.captions, self.blur is not None)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
