@@ -91,7 +91,8 @@ def test_help_imports_no_library():
 @pytest.mark.slow("an interpreter that plans a recipe of all stages")
 def test_a_plan_imports_no_library_that_only_a_stage_needs():
     found = imported_by(
-        "plan tests/recipes/every_stage.yaml", "plan dedup-all", "plan metaclip-demo"
+        "plan tests/recipes/every_stage.yaml",
+        *(f"plan {name}" for name in ("dedup-all", "metaclip-demo", "finetune")),
     )
     assert not found & (OF_A_STAGE | {"multiprocessing"})
     assert found >= PLANNERS | TABLES

@@ -92,6 +92,7 @@ class ArmWriter:
         for name, choice in choices.items():
             kept = Kept(choice, texts)
             made_of = [choice.planned.fingerprint, choice.state.inputs_digest(choice.planned)]
+            made_of += [choice.value] if choice.value else []
             self._put(name, kept, made_of)
         for name, source in bench.rows.items():
             if source.kind == "list":

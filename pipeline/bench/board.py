@@ -66,6 +66,8 @@ class Board:
     lines: tuple[Line, ...]
     results: Results
     curves: tuple[Curve, ...] = ()  # of arms whose trainings left snapshots
+    by: tuple[str, ...] = ()  # of a bench by a column: the arms of its table, and a sentence
+    learnt: str = ""
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.board import rate_of
 from clipmill.pipeline.bench.prepare import Prepared
-from clipmill.pipeline.bench.spec import RAW
+from clipmill.pipeline.bench.spec import LEARNT, RAW
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
 
@@ -29,6 +29,7 @@ class Estimate:
     evaluation_s: float
     workers: int | None
     is_measured: bool  # from earlier trainings of this bench
+    is_most: bool = False  # with those of a mixture that is still to be learnt, and by chance
 
     @property
     def seconds(self) -> float:
@@ -46,7 +47,8 @@ class Estimate:
         each = f"{duration(self.training_s)} and {duration(self.evaluation_s)} to evaluate"
         cost = f", {usd_per_hour * self.seconds / 3600:.2f} USD" if usd_per_hour else ""
         return (
-            f"{self.trainings} trainings, about {each} each, by {how};"
+            f"{self.trainings} trainings{' at most' if self.is_most else ''}, about {each} each,"
+            f" by {how};"
             f" on {where}: about {duration(self.seconds)}{cost}, and decoding"
         )
 
@@ -55,7 +57,10 @@ def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate
     """Estimates the cost of the trainings that are left."""
     state = RunState(prepared.plan, out)
     trained = _trained(state)
-    cells = sum(max(0, prepared.bench.seeds - trained.get(name, 0)) for name in prepared.arms)
+    bench = prepared.bench
+    cells = sum(max(0, bench.seeds - trained.get(name, 0)) for name in prepared.arms)
+    is_most = bool(cells and bench.by and LEARNT not in prepared.arms)
+    cells += 2 * bench.seeds if is_most else 0
     training: Any = prepared.plan.stages[RAW].stage
     samples = training.steps * training.batch_size
     known = [rate for name in prepared.arms if (rate := rate_of(state, name))]
@@ -65,9 +70,10 @@ def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate
     return Estimate(
         trainings=cells,
         training_s=samples * sample_s,
-        evaluation_s=pictures(prepared.bench.tasks) * (picture_s + DECODE_S),
+        evaluation_s=pictures(bench.tasks) * (picture_s + DECODE_S),
         workers=workers,
         is_measured=bool(known),
+        is_most=is_most,
     )
 
 

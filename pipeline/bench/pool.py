@@ -1,7 +1,8 @@
 """Opens the runs that all arms choose from, and checks that they share a pool and pictures."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,20 @@ class Choice:
     arm: str
     state: RunState
     planned: PlannedStage
+    column: str = ""  # only rows whose text in this column is `value`, if set
+    value: str = ""
+
+    def leaving(self, shard: int, names: Sequence[str] = ()) -> pa.Table:
+        """Returns the rows of a shard that an export takes, with further columns where bound."""
+        stage: Any = self.planned.stage
+        bound = self.planned.bindings[0]
+        columns = dict.fromkeys([*stage.taking.tallied, self.column, *names])
+        rows = self.rows.select([name for name in columns if name in bound]).table(shard)
+        leaving_N, _ = stage.taking(rows)
+        rows = rows.filter(pa.array(leaving_N))
+        if not self.value:
+            return rows
+        return rows.filter(pc.equal(rows[self.column].cast(pa.string()), self.value))
 
     @property
     def rows(self) -> PoolShards:
@@ -55,7 +70,7 @@ class Runs:
     open: Callable[[str], RunState] = latest
     states: dict[str, RunState] = field(default_factory=dict)
 
-    def choice(self, arm: str, run: str, stage: str) -> Choice:
+    def choice(self, arm: str, run: str, stage: str, column: str = "", value: str = "") -> Choice:
         """Returns the rows that a stage keeps; RecipeError if it has none, or is incomplete."""
         state = self.states.get(run) or self.opened(arm, run)
         stages = state.plan.stages
@@ -65,7 +80,9 @@ class Runs:
             problem = f"no stage '{stage}' with rows" if stage in stages else f"no stage '{stage}'"
             do = did_you_mean(stage, [*selects, *with_rows], "stages with rows")
             raise RecipeError(problem, f"arm '{arm}', run {state.run}", do)
-        plan, name = planned_export(state.plan, stage, ExportRequest(to="parquet", stage=stage))
+        columns = (column,) if column else ()
+        request = ExportRequest(to="parquet", stage=stage, columns=columns)
+        plan, name = planned_export(state.plan, stage, request)
         planned = plan.stages[name]
         try:
             check_done(state, planned)
@@ -73,7 +90,7 @@ class Runs:
             raise RecipeError(
                 error.args[0], f"arm '{arm}', run {state.run}", error.args[2]
             ) from None
-        return Choice(arm, state, planned)
+        return Choice(arm, state, planned, column, value)
 
     def opened(self, arm: str, run: str) -> RunState:
         """Returns the state of a run; RecipeError if the run is at work."""
@@ -93,7 +110,7 @@ class Runs:
 def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
     """Returns the arms that are stages of runs; RecipeError if two are of different pools."""
     choices = {
-        name: runs.choice(name, source.run, source.stage)
+        name: runs.choice(name, source.run, source.stage, source.column, source.value)
         for name, source in bench.rows.items()
         if source.kind == "stage"
     }
@@ -105,12 +122,20 @@ def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
 
 
 def parents_of(choices: Mapping[str, Choice]) -> dict[str, str]:
-    """Returns for each arm the nearest arm whose select decides before its own; else `raw`."""
-    selects = {name: _selects(choice) for name, choice in choices.items()}
-    last = {(str(c.state.run), (selects[name] or [""])[0]): name for name, c in choices.items()}
+    """Returns for each arm the nearest arm whose select decides before its own; else `raw`.
+
+    Of a part it is the arm that it is a part of.
+    """
+    selects = {name: _selects(choice) or [""] for name, choice in choices.items()}
+    runs = {name: str(choice.state.run) for name, choice in choices.items()}
+    last = {(runs[name], selects[name][0]): name for name, c in choices.items() if not c.value}
     return {
         name: next(
-            (last[key] for s in selects[name][1:] if (key := (str(choice.state.run), s)) in last),
+            (
+                last[runs[name], select]
+                for select in selects[name][0 if choice.value else 1 :]
+                if (runs[name], select) in last
+            ),
             RAW,
         )
         for name, choice in choices.items()

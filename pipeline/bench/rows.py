@@ -49,13 +49,8 @@ class Kept:
 
     def of(self, shard: pa.Table, number: int) -> pa.Table:
         stage: Any = self.choice.planned.stage
-        takes = stage.taking
-        bound = self.choice.planned.bindings[0]
-        names = [name for name in (*takes.tallied, LOSS_WEIGHT.name) if name in bound]
-        rows = self.choice.rows.select(names).table(number)
-        leaving_N, _ = takes(rows)
-        self.kept += int(np.count_nonzero(leaving_N))
-        rows = rows.filter(pa.array(leaving_N))
+        rows = self.choice.leaving(number, [LOSS_WEIGHT.name])
+        self.kept += len(rows)
         rows = rows.filter(pc.is_in(rows[POSITION.name], shard[POSITION.name].combine_chunks()))
         columns = [rows[name] for name in (UID.name, SHARD.name, POSITION.name)]
         for column in (REPEATS, LOSS_WEIGHT):

@@ -12,7 +12,7 @@ from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
-RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
+RAW, TRUSTED, ORACLE, LEARNT = "raw", "trusted", "oracle", "learnt"
 RANDOM = re.compile(r"random_of_\d+(_in_.*)?|leaks_\d+|pixels_\d+")
 SCORES, PROBES = "_scores", "_probes"  # suffixes of the stages that evaluate an arm's models
 ZERO_SHOT, PROBE = "zero_shot", "probe"
@@ -31,12 +31,15 @@ class Source:
     run: str = ""
     stage: str = ""
     path: str = ""  # for a list
+    column: str = ""  # for a part of a stage's rows: those with `value`
+    value: str = ""
     shares: dict[str, float] = field(default_factory=dict)  # for a mix: shares of the draws
     size: int = 0  # for a random sample: rows
 
     def __str__(self) -> str:
         if self.kind in ("stage", "own"):
-            return f"{self.run}:{self.stage}"
+            part = f" where {self.column} is {self.value}" if self.column else ""
+            return f"{self.run}:{self.stage}{part}"
         if self.kind == "mix":
             return ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
         return self.path or (f"{self.size:,} rows by chance" if self.size else "every row")
@@ -58,6 +61,7 @@ class Bench:
     seeds: int
     tasks: str
     judges: tuple[str, ...] = (ZERO_SHOT,)
+    by: str = ""  # the column by whose values an arm is split
     settings: dict[str, Any] = field(default_factory=dict)  # of every training
     rows: dict[str, Source] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
@@ -169,11 +173,16 @@ def _named(text: str, form: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not value:
         raise RecipeError(f"'{text}' names no arm", "the arguments", f"write {form}")
-    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PROBES))
-    if is_ours or not NAME.fullmatch(name):
-        do = f"{name} is the bench's own name" if is_ours else "use letters, digits, _ and -"
-        raise RecipeError(f"'{name}' as an arm's name", "the arguments", f"{do}; give another")
+    if problem := unfit(name):
+        raise RecipeError(f"'{name}' as an arm's name", "the arguments", f"{problem}; give another")
     return name, value
+
+
+def unfit(name: str) -> str:
+    """Returns why an arm cannot have this name; empty if it can."""
+    if name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PROBES)):
+        return f"{name} is the bench's own name"
+    return "" if NAME.fullmatch(name) else "use letters, digits, _ and -"
 
 
 def _stage(name: str, where: str, kind: Literal["stage", "own"]) -> tuple[str, Source]:

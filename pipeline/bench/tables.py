@@ -165,15 +165,26 @@ def text(board: Board) -> str:
     verdict_lines, warned = verdicts(board), warnings(board)
     leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
     courses = course(board)
+    by = by_task(board)
     grown = aligned(courses, range(1, len(courses[0]))) if courses else []
     parts = [
         shown,
+        aligned(by, range(1, len(by[0]))) if by else [],
         grown,
         verdict_lines,
         warned,
         leaks and ["copies of the tasks' samples:", *leaks],
     ]
     return "\n\n".join("\n".join(part) for part in [*parts, [legend(board)]] if part)
+
+
+def by_task(board: Board) -> list[list[str]]:
+    """Returns a head, then the score in each task of the arms that split a column; else nothing."""
+    rows = board.results.shown
+    heads = [f"{row.task} {row.metric}".strip() for row in rows]
+    scored = [{cell.arm: estimate(cell.result) for cell in row.cells} for row in rows]
+    lines = [[arm, *(score.get(arm, "") for score in scored)] for arm in board.by]
+    return [["arm", *heads], *lines] if lines else []
 
 
 def course(board: Board) -> list[list[str]]:
@@ -217,12 +228,13 @@ def verdicts(board: Board) -> list[str]:
 
 
 def warnings(board: Board) -> list[str]:
-    """Returns each warning with its arms."""
+    """Returns what was learnt of weights, then each warning with its arms."""
     arms_of: dict[str, list[str]] = {}
     for line in board.lines:
         for words in line.warnings:
             arms_of.setdefault(words, []).append(line.arm)
-    return [f"{words}: {', '.join(arms)}" for words, arms in arms_of.items()]
+    learnt = [board.learnt] if board.learnt else []
+    return [*learnt, *(f"{words}: {', '.join(arms)}" for words, arms in arms_of.items())]
 
 
 def estimate(result: Estimate | None) -> str:
@@ -266,7 +278,8 @@ def _points(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     half = f" ± {100 * comparison.half:.1f}" if comparison.half is not None else ""
-    return f"{100 * comparison.apart.value:+.1f}{half}".replace("-", MINUS)
+    points = round(100 * comparison.apart.value, 1) + 0.0  # never -0.0
+    return f"{points:+.1f}{half}".replace("-", MINUS)
 
 
 def _share(value: float | None) -> str:

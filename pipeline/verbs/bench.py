@@ -22,7 +22,7 @@ EXAMPLES = """\
 clipmill bench best=run:subset --tasks pool/eval --out bench
 clipmill bench --out bench --add text=other-run:long
 clipmill bench --out bench --power 2
-clipmill bench --out bench --mix both=best:0.7,text:0.3
+clipmill bench all=run:union --by source --tasks pool/eval --out by-source
 """
 
 
@@ -60,6 +60,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         dest="lists",
         metavar="NAME=FILE",
         help="rows that a list names: DataComp's .npy, or text of one uid a line",
+    )
+    rows.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="the arm's rows of each value of a column, each two mixed, and a mixture with weights"
+        " learnt on half of the items; `source:web,books` names the values",
     )
     rows.add_argument(
         "--mix",
@@ -122,6 +128,7 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.bench import tables
     from clipmill.pipeline.bench.board import board
+    from clipmill.pipeline.bench.by import by_column, split, with_learnt
     from clipmill.pipeline.bench.estimate import estimated
     from clipmill.pipeline.bench.prepare import SPEC, prepared
     from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
@@ -156,25 +163,29 @@ def run(options: argparse.Namespace) -> int:
     if options.power is not None and bench != before:
         problem = "--power with other arms or seeds than are stored"
         raise RecipeError(problem, str(out), "write `clipmill bench --out DIR --power` alone")
+    bench = split(bench, options.by) if options.by else bench
+    ready = None
     with executor(options) as workers:
-        with watcher() as watch:
-            ready = prepared(bench, out, workers, watch)
-        if options.power is not None:
-            return _power(ready, out, options)
-        stream = sys.stderr if options.json else sys.stdout
-        print(arms_page(ready), file=stream)
-        cost = estimated(ready, out, getattr(workers, "workers", None))
-        print(f"\n{cost.words(options.usd_per_hour)}\n", file=stream, flush=True)
-        if options.estimate:
-            print(_next(options.out, out), file=stream)
-            return DONE
-        refuse_missing(ready.plan, look(ready.plan, out))
-        with watcher() as watch, session(out, ready.plan.recipe.name):
-            outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
-    if not outcome.complete:
-        print(runs.text(outcome))
-        return FAILED
-    ranked = board(ready, outcome.state)
+        while ready is None or bench != ready.bench:
+            with watcher() as watch:
+                ready = prepared(bench, out, workers, watch)
+            if options.power is not None:
+                return _power(ready, out, options)
+            stream = sys.stderr if options.json else sys.stdout
+            print(arms_page(ready), file=stream)
+            cost = estimated(ready, out, getattr(workers, "workers", None))
+            print(f"\n{cost.words(options.usd_per_hour)}\n", file=stream, flush=True)
+            if options.estimate:
+                print(_next(options.out, out), file=stream)
+                return DONE
+            refuse_missing(ready.plan, look(ready.plan, out))
+            with watcher() as watch, session(out, ready.plan.recipe.name):
+                outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
+            if not outcome.complete:
+                print(runs.text(outcome))
+                return FAILED
+            bench = with_learnt(ready, outcome.state)
+    ranked = by_column(board(ready, outcome.state), ready, outcome.state)
     _put(ranked, out)
     if options.json:
         print(json.dumps(as_json(ranked), indent=1))

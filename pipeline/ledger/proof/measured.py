@@ -10,7 +10,7 @@ over groups. Terms that do not reproduce the stored value are discarded.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.evaluated import FEW_CLASSES, NEVER, Ranks
 from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.uid import mixed
 from clipmill.pipeline.ledger.proof.noise import DRAWS, draw_weights
 from clipmill.pipeline.ledger.proof.trials import READERS, Task, Trial
 
@@ -35,6 +36,7 @@ JACCARD = {
     "jaccard_score_5-6": (0, 6),
     "jaccard_score_10-12": (10, 99),
 }
+Drawing = Callable[[int, int], Iterator[NDArray[np.float32]]]  # items, key -> (B, N) weights
 BLOCK = 2**22  # weights held at a time: 16 MB
 
 
@@ -69,18 +71,20 @@ def terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | No
     return parts if parts and abs(parts.value - stored["value"]) < 1e-9 else None
 
 
-def redrawn(models: Sequence[Terms], key: int) -> NDArray[np.float64]:
+def redrawn(
+    models: Sequence[Terms], key: int, drawing: Drawing | None = None
+) -> NDArray[np.float64]:
     """Returns (S, D) the metric of each model on each draw; all metrics and models share the draws.
 
     A group without an item in a draw is left out there.
     """
     if not all(model.has_the_items_of(models[0]) for model in models):
-        return np.concatenate([redrawn([model], key) for model in models])
+        return np.concatenate([redrawn([model], key, drawing) for model in models])
     first = models[0]
     above_KS = np.stack([model.above_K for model in models], axis=1).astype(np.float32)
     below_K, ends_G = first.below_K.astype(np.float32), [*first.starts_G[1:], len(first.item_K)]
     blocks = []
-    for weight_BN in _weights(int(first.item_K.max()) + 1, key):
+    for weight_BN in (drawing or _weights)(int(first.item_K.max()) + 1, key):
         total_BS = np.zeros((len(weight_BN), len(models)))
         groups_B = np.zeros(len(weight_BN))
         for start, end in zip(first.starts_G, ends_G, strict=True):
@@ -98,6 +102,12 @@ def _weights(items: int, key: int) -> Iterator[NDArray[np.float32]]:
     step = max(1, min(DRAWS, BLOCK // items))
     for first in range(0, DRAWS, step):
         yield draw_weights(items, key, first, min(step, DRAWS - first))
+
+
+def halves(items: int, key: int) -> Iterator[NDArray[np.float32]]:
+    """Yields (2, N) the weights of one half of the items, by hash, and of the other."""
+    is_first_N = mixed(np.arange(items, dtype=np.uint64) ^ np.uint64(key)) < np.uint64(2**63)
+    yield np.stack([is_first_N, ~is_first_N]).astype(np.float32)
 
 
 def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | None:
@@ -194,7 +204,7 @@ class Measured:
         return self.task, self.metric
 
 
-def measured(trials: Sequence[Trial]) -> list[Measured]:
+def measured(trials: Sequence[Trial], drawing: Drawing | None = None) -> list[Measured]:
     """Returns every metric of every task, tasks in order of first occurrence.
 
     Tasks of one name with different content or rules stay apart and are never compared.
@@ -209,7 +219,7 @@ def measured(trials: Sequence[Trial]) -> list[Measured]:
         for (name, digest), models in by_task.items():
             ranks = dict(zip(models, pool.map(_ranks, models.values()), strict=True))
             label = f"{name} ({digest})" if names.count(name) > 1 else name
-            metrics += _of_task(label, models, ranks)
+            metrics += _of_task(label, models, ranks, drawing)
     return metrics
 
 
@@ -238,7 +248,10 @@ def mean_of(tasks: Sequence[Measured]) -> Measured:
 
 
 def _of_task(
-    name: str, models: dict[int, Task], ranks: dict[int, pa.Table | None]
+    name: str,
+    models: dict[int, Task],
+    ranks: dict[int, pa.Table | None],
+    drawing: Drawing | None,
 ) -> Iterator[Measured]:
     first = next(iter(models.values()))
     every = dict.fromkeys(metric for task in models.values() for metric in task.metrics)
@@ -255,7 +268,7 @@ def _of_task(
             or (first.kind != "probe" and (first.classes or 0) > FEW_CLASSES),
             models=tuple(having),
             value_S=np.array([task.metrics[metric]["value"] for task in having.values()]),
-            draw_SD=_draws(metric, having, ranks),
+            draw_SD=_draws(metric, having, ranks, drawing),
         )
 
 
@@ -267,7 +280,10 @@ def _is_easy(metric: str, classes: int | None) -> bool:
 
 
 def _draws(
-    metric: str, models: dict[int, Task], ranks: dict[int, pa.Table | None]
+    metric: str,
+    models: dict[int, Task],
+    ranks: dict[int, pa.Table | None],
+    drawing: Drawing | None,
 ) -> NDArray[np.float64] | None:
     """Returns the metric on each draw; None if any model's ranks do not give it."""
     models_terms = []
@@ -277,7 +293,7 @@ def _draws(
         if model_terms is None:
             return None
         models_terms.append(model_terms)
-    return redrawn(models_terms, int(next(iter(models.values())).digest, 16))
+    return redrawn(models_terms, int(next(iter(models.values())).digest, 16), drawing)
 
 
 def _ranks(task: Task) -> pa.Table | None:
