@@ -133,10 +133,12 @@ def by_column(board: Board, prepared: Prepared, state: RunState) -> Board:
     learnt = [LEARNT] if LEARNT in bench.rows else []
     shares = bench.rows[LEARNT].shares if learnt else best_shares(bench, first)
     weights = ", ".join(f"{value} {100 * share:.0f} %" for value, share in shares.items())
-    chosen = {"best alone": max(parts, key=first.__getitem__)}
-    chosen |= {"best pair": max(pairs, key=first.__getitem__)} | dict.fromkeys(learnt, LEARNT)
-    values = ", ".join(f"{what} ({arm}) {100 * scores[arm][1]:.1f}" for what, arm in chosen.items())
-    words = f"weights learnt on half of the items: {weights}; on the other half, {values}"
+    best = {max(parts, key=first.__getitem__): "alone", max(pairs, key=first.__getitem__): "pair"}
+    values = [f"the best {what}, {arm}, {100 * scores[arm][1]:.1f}" for arm, what in best.items()]
+    values += [f"{LEARNT} {100 * scores[LEARNT][1]:.1f}" for _ in learnt]
+    words = (
+        f"weights learnt on half of the items: {weights}; on the other half, {', '.join(values)}"
+    )
     return replace(board, by=(*parts, *pairs, *learnt), learnt=words)
 
 

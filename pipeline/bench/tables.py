@@ -1,6 +1,6 @@
 """Formats the leaderboard: a table for programs, Markdown, and lines for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -124,7 +124,8 @@ def markdown(board: Board) -> str:
         lines.append(f"| {' | '.join([*facts, *values])} |")
     if courses := course(board):
         lines += ["", *_grid(courses[0]), *(f"| {' | '.join(cells)} |" for cells in courses[1:])]
-    notes = [f"- {words}" for words in (*verdicts(board), *warnings(board))]
+    said = [*verdicts(board), *filter(None, [board.learnt]), *warnings(board)]
+    notes = [f"- {words}" for words in said]
     notes.append(f"- each model's score: [{SCORES}]({SCORES})")
     return "\n".join([*lines, "", *notes]) + "\n"
 
@@ -163,13 +164,13 @@ def text(board: Board) -> str:
         )
     shown = aligned(lines, range(1, len(head)))
     verdict_lines, warned = verdicts(board), warnings(board)
-    leaks = [f"{line.arm}: {leaked(line)}" for line in board.lines if line.leaks]
+    leaks = _grouped((leaked(line), line.arm) for line in board.lines if line.leaks)
     courses = course(board)
     by = by_task(board)
     grown = aligned(courses, range(1, len(courses[0]))) if courses else []
     parts = [
         shown,
-        aligned(by, range(1, len(by[0]))) if by else [],
+        [*aligned(by, range(1, len(by[0]))), board.learnt] if by else [],
         grown,
         verdict_lines,
         warned,
@@ -218,23 +219,26 @@ def verdicts(board: Board) -> list[str]:
         for _, comparison in comparisons
         if comparison.verdict in ("better", "worse")
     ]
-    same: dict[str, list[str]] = {}
+    same = []
     for arm, comparison in comparisons:
         if comparison.verdict not in ("better", "worse"):
             whom = "raw" if comparison.baseline == "raw" else by_chance(comparison.baseline)
-            link = "to" if comparison.verdict == "none" else ", against"
-            same.setdefault(f"{comparison.words} {link} {whom}".replace(" ,", ","), []).append(arm)
-    return [*words, *(f"{words}: {', '.join(arms)}" for words, arms in same.items())]
+            link = " to" if comparison.verdict == "none" else ", against"
+            same.append((f"{comparison.words}{link} {whom}", arm))
+    return [*words, *_grouped(same)]
 
 
 def warnings(board: Board) -> list[str]:
-    """Returns what was learnt of weights, then each warning with its arms."""
+    """Returns each warning with its arms."""
+    return _grouped((words, line.arm) for line in board.lines for words in line.warnings)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns each sentence once, with its arms."""
     arms_of: dict[str, list[str]] = {}
-    for line in board.lines:
-        for words in line.warnings:
-            arms_of.setdefault(words, []).append(line.arm)
-    learnt = [board.learnt] if board.learnt else []
-    return [*learnt, *(f"{words}: {', '.join(arms)}" for words, arms in arms_of.items())]
+    for words, arm in pairs:
+        arms_of.setdefault(words, []).append(arm)
+    return [f"{words}: {', '.join(arms)}" for words, arms in arms_of.items()]
 
 
 def estimate(result: Estimate | None) -> str:

@@ -5,7 +5,16 @@ import pytest
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench import estimate
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.bench.tables import course, markdown, scores, share, table, text, verdicts
+from clipmill.pipeline.bench.tables import (
+    course,
+    markdown,
+    scores,
+    share,
+    table,
+    text,
+    verdicts,
+    warnings,
+)
 from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.ledger.proof.curves import Curve
 from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
@@ -115,3 +124,18 @@ def test_the_last_of_the_trainings_takes_as_long_as_one_however_few_are_left(wor
         trainings=3, training_s=90, evaluation_s=10, workers=workers, is_measured=True
     )
     assert cost.seconds == seconds
+
+
+def test_a_bench_by_a_column_has_a_table_of_its_arms_by_task_and_what_was_learnt():
+    page = Board(**{**vars(board()), "by": ("best",), "learnt": "weights learnt: all"})
+    said = text(page)
+    assert ["best", "25.0", "25.0"] in [line.split() for line in said.splitlines()]
+    for form in (said, markdown(page), leaderboard(page, "a bench")):
+        assert "weights learnt: all" in form
+
+
+def test_arms_of_equal_leaks_and_warnings_share_a_line():
+    leaky = {"leaks": {"flags": 8}, "warnings": ("one seed",)}
+    page = Board(**{**vars(board()), "lines": (line("best", **leaky), line("raw", **leaky))})
+    assert "8 of flags: best, raw" in text(page)
+    assert warnings(page) == ["one seed: best, raw"]
