@@ -22,19 +22,18 @@ FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The origin of rows: a stage of a run, a list of uids, a mixture, a random sample, all.
+    """The origin of rows: a stage of a run, a list of uids, a mixture.
 
     `own` rows have an export of their own, whatever their root.
     """
 
-    kind: Literal["raw", "stage", "own", "list", "mix", "random"]
+    kind: Literal["stage", "own", "list", "mix"]
     run: str = ""
     stage: str = ""
     path: str = ""  # for a list
     column: str = ""  # for a part of a stage's rows: those with `value`
     value: str = ""
     shares: dict[str, float] = field(default_factory=dict)  # for a mix: shares of the draws
-    size: int = 0  # for a random sample: rows
 
     def __str__(self) -> str:
         if self.kind in ("stage", "own"):
@@ -42,7 +41,7 @@ class Source:
             return f"{self.run}:{self.stage}{part}"
         if self.kind == "mix":
             return ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        return self.path or (f"{self.size:,} rows by chance" if self.size else "every row")
+        return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
