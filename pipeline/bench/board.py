@@ -1,6 +1,7 @@
 """Builds the leaderboard: each arm's score, against raw and against as many random rows."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,6 +112,10 @@ def _line(
     prepared: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
 ) -> Line:
     name, rows = cell.arm, prepared.rows_of(cell.arm)
+    found = _leaks(prepared, state, name)
+    leaks: Counter[str] = Counter()
+    for (task, _), samples in found.items():
+        leaks[task] += samples
     comparisons = dict(zip(results.baselines, cell.against, strict=True))
     training: Any = prepared.plan.stages[name].stage
     samples = training.steps * training.batch_size
@@ -129,14 +134,17 @@ def _line(
         near_chance=cell.near_chance,
         seconds=samples / rate if rate else None,
         samples_per_s=rate,
-        leaks=_leaks(prepared, state, name),
+        leaks=leaks,
         warnings=(),
     )
-    return replace(line, warnings=_warnings(line))
+    pictures = sum(samples for (_, kind), samples in found.items() if kind == "picture")
+    return replace(line, warnings=_warnings(line, pictures))
 
 
-def _warnings(line: Line) -> tuple[str, ...]:
+def _warnings(line: Line, pictures: int) -> tuple[str, ...]:
     sentences = []
+    if pictures:
+        sentences.append(f"its rows show {pictures:,} pictures of the tasks")
     if line.near_chance:
         sentences.append("not told from guessing")
     if line.epochs and line.epochs > MOST_EPOCHS:
@@ -182,8 +190,8 @@ def rate_of(state: RunState, name: str) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[str, int]:
-    """Counts by task the evaluation samples in the arm's rows."""
+def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[tuple[str, str], int]:
+    """Counts by task and kind the evaluation samples in the arm's rows."""
     keys = prepared.plan.recipe.stages[name]
     stage = state.stages[leaks_of(prepared.plan.recipe.stages, keys["data"])]
     with Outputs(stage.folder).parquet(LEAKS) as file:
@@ -191,9 +199,8 @@ def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[str, int]:
     if "subset" in keys:
         uids = _uids(state, prepared.arms[name].rows, leaks)
         leaks = leaks.filter(pc.is_in(leaks[UID.name], uids))
-    counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
-    tasks = counted.aggregate([([], "count_all")]).to_pylist()
-    return {row["task"]: row["count_all"] for row in tasks}
+    samples = leaks.group_by(["task", "kind", "sample"]).aggregate([])
+    return Counter(zip(samples["task"].to_pylist(), samples["kind"].to_pylist(), strict=True))
 
 
 def _uids(state: RunState, rows: str, leaks: pa.Table) -> pa.Array:

@@ -89,7 +89,7 @@ class AgainstEvaluation(DatasetStage):
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("rows", "model")
     artifacts = (("leaks", LEAKS),)

@@ -40,7 +40,7 @@ class ImageEmbedding(Embedding):
     # background: without a border of one colour, and on white
     mask: Literal["text_boxes", "background"] | None = later(None)
 
-    version = 2
+    version = 3
     reasons = ("no_image", NO_VECTOR)
 
     @property
@@ -55,12 +55,14 @@ class ImageEmbedding(Embedding):
         return (replace(IMAGE_EMBEDDING, dtype=pa.list_(pa.float32(), self.planned_width())),)
 
     def open(self, worker: Worker) -> RowFunction:
+        from clipmill.stages.ops.images.resize import cut_out  # OpenCV, which a plan does without
+
         embed = images.embedder_of(self.model, worker.model, worker)
         assert embed is not None  # `model` is set
         cuts, width = self.mask == "background", self.planned_width()
 
         def checked(image_HW3: list[RGB]) -> NDArray[np.float32]:
-            row_ND = embed([*map(images.cut_out, image_HW3)] if cuts else image_HW3)
+            row_ND = embed([*map(cut_out, image_HW3)] if cuts else image_HW3)
             self.check_width(row_ND.shape[1], worker.stage)
             return row_ND
 

@@ -19,6 +19,7 @@ from clipmill.metadata.schema import IMAGE, TEXTS, UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.stages.ops.images.pixels import RGB, shrunk
 from clipmill.stages.ops.tables.exports import summary_of
 from clipmill.stages.ops.tables.rows import put_json, put_table
 from clipmill.stages.ops.tasks.folders import (
@@ -44,6 +45,7 @@ SAMPLES = pa.schema(
         pa.field("kind", pa.string()),  # picture, caption, prompt
         pa.field("sample", pa.string()),
         pa.field("code", pa.uint64()),  # of a picture
+        pa.field("turned", pa.binary()),  # its codes by `turned`, the bytes of (V, C) uint64
     ]
 )
 LEAKS, COUNTS = "leaks.parquet", "leaks.json"
@@ -67,20 +69,25 @@ class EvaluationLeaks(DatasetStage):
 
     One row for every match of a row and a sample: uid, file of the export, position in that file,
     task, kind, sample, distance. For kind `picture`, pHashes are at most `max_distance` bits apart,
-    and sample is the picture's key. For `caption` (of a retrieval task) and `prompt` (of a class),
-    a text of the row is equal but for case and spaces; sample is that text, and distance 0.
-    leaks.json counts, by task and kind, the distinct samples, and the samples found.
+    or those of three channels at most `max_turned`, once cut out of a border of one colour and
+    turned by up to 12 degrees; sample is the picture's key, and distance of the plain pHashes. For
+    `caption` (of a retrieval task) and `prompt` (of a class), a text of the row is equal but for
+    case and spaces; sample is that text, and distance 0. leaks.json counts, by task and kind, the
+    distinct samples, and the samples found.
 
     Source: pHash as imagehash computes it, for tasks and rows.
-    Error: a crop or a mirror image has another pHash; plain pictures are all alike. A text that
-    contains a caption and more is not found: use dedup.against for these.
+    Error: of drawings turned and bordered .93 are found, of others .001 (docs/measured/dedup.md). A
+    crop or a mirror image has another pHash; plain pictures are all alike. A text that contains a
+    caption and more is not found: use dedup.against for these.
     Example: {after: [ingest.image_folder, export.parquet], tasks: eval}
     """
 
     tasks: NonEmpty  # folder of tasks, each a subfolder
     max_distance: Annotated[int, Meta(ge=0, le=16)] = 4  # cap on differing bits of 64
+    # cap on differing bits of 192 behind a border and a turn; null: these are not looked for
+    max_turned: Annotated[int, Meta(ge=0, le=48)] | None = 12
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("data",)
     gives = ()  # no stage reads it
@@ -104,29 +111,32 @@ class EvaluationLeaks(DatasetStage):
         ctx.say("reading the tasks")
         digests = [(name, content_digest(Storage(self.tasks), name)) for name in tasks]
         items = [{"task": name, "sha256": sha256} for name, sha256 in digests]
-        ctx.map(partial(put_samples, self.tasks, ctx.folder), items)
+        ctx.map(partial(put_samples, self.tasks, ctx.folder, self.max_turned is not None), items)
         ctx.say("comparing with the tasks")
-        search = partial(put_found, self.max_distance, inputs.data, ctx.folder, tasks)
+        within = self.max_distance, self.max_turned
+        search = partial(put_found, within, inputs.data, ctx.folder, tasks)
         counted = ctx.map(partial(search, mask=inputs.mask), files)
         rows = sum(counts["rows"] for counts in counted)
-        about = {"max_distance": self.max_distance, "rows": rows}
+        about = {"max_distance": self.max_distance, "max_turned": self.max_turned, "rows": rows}
         ctx.map(partial(put_leaks, ctx.folder, tasks, files), [about])
         for temporary in ("samples", "found"):
             Storage(ctx.folder).delete_folder(temporary)
 
 
-def put_samples(tasks: str, folder: str, item: dict[str, Any], task: Task) -> dict[str, Any]:
+def put_samples(
+    tasks: str, folder: str, turns: bool, item: dict[str, Any], task: Task
+) -> dict[str, Any]:
     """Stores samples/TASK.parquet; returns the item."""
     stage, source = task.worker.stage, Storage(tasks)
     described, findings = describe(source, item["task"])
     refuse([finding for finding in findings if finding.is_fatal], stage, source)
-    tables = samples_of(source, described, stage)
+    tables = samples_of(source, described, turns, stage)
     put_part(folder, f"samples/{item['task']}.parquet", tables, SAMPLES)
     return item
 
 
 def put_found(
-    max_distance: int,
+    within: tuple[int, int | None],
     data: str,
     folder: str,
     tasks: list[str],
@@ -147,7 +157,7 @@ def put_found(
             first = number * BATCH_ROWS
             a, b = np.searchsorted(kept_N, (first, first + len(batch)))
             table = pa.Table.from_batches([batch]).take(kept_N[a:b] - first)
-            near = matching_pictures(table, pictures, max_distance)
+            near = matching_pictures(table, pictures, *within)
             for pairs in (near, matching_texts(table, texts)):
                 row = pairs["row"].to_numpy()
                 where = {"uid": table[UID.name].take(row), "position": kept_N[a:b][row]}
@@ -203,18 +213,20 @@ def read_part(folder: str, name: str) -> pa.Table:
         return pq.read_table(source)
 
 
-def samples_of(folder: Storage, task: TaskFolder, stage: str) -> Iterator[pa.Table]:
+def samples_of(folder: Storage, task: TaskFolder, turns: bool, stage: str) -> Iterator[pa.Table]:
     """Yields a task's pictures and texts, as SAMPLES; raises StageError at an unfit sample."""
     from clipmill.stages.ops.images.perceptual import phash  # decoders: not while a plan is made
-    from clipmill.stages.ops.images.pixels import shrunk
+    from clipmill.stages.ops.images.turned import codes
 
     every = samples(folder, task)
     while batch := list(islice(every, BATCH_ROWS)):
         refuse([sample for sample in batch if isinstance(sample, Finding)], stage, folder)
         of_batch = [sample for sample in batch if isinstance(sample, Sample)]
         keys = [sample.key for sample in of_batch]
-        code_K = phash([shrunk(sample.rgb) for sample in of_batch])
-        yield pa.table([["picture"] * len(keys), keys, code_K], schema=SAMPLES)
+        pictures = [shrunk(sample.rgb) for sample in of_batch]
+        turned = [code_VC.tobytes() for code_VC in codes(pictures)] if turns else [None] * len(keys)
+        columns = [["picture"] * len(keys), keys, phash(pictures), turned]
+        yield pa.table(columns, schema=SAMPLES)
         yield _texts("caption", [text for sample in of_batch for text in sample.captions])
     prompts = [form.format(c=name) for name in task.classnames for form in task.templates]
     yield _texts("prompt", prompts)
@@ -223,7 +235,8 @@ def samples_of(folder: Storage, task: TaskFolder, stage: str) -> Iterator[pa.Tab
 def _texts(kind: str, texts: list[str]) -> pa.Table:
     plain = plain_text(pa.array(texts, pa.string())).unique()
     kinds = pa.array([kind] * len(plain), pa.string())
-    return pa.table([kinds, plain, pa.nulls(len(plain), pa.uint64())], schema=SAMPLES)
+    none = (pa.nulls(len(plain), SAMPLES.field(name).type) for name in ("code", "turned"))
+    return pa.table([kinds, plain, *none], schema=SAMPLES)
 
 
 def plain_text(text: pa.Array) -> pa.Array:
@@ -232,14 +245,25 @@ def plain_text(text: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(spaced)
 
 
-def matching_pictures(batch: pa.Table, pictures: pl.DataFrame, max_distance: int) -> pl.DataFrame:
+def matching_pictures(
+    batch: pa.Table, pictures: pl.DataFrame, max_distance: int, max_turned: int | None
+) -> pl.DataFrame:
     """Returns near pairs of a row and a task's picture: `row`, task, kind, sample, distance."""
-    row_K, code_K = _codes(batch[IMAGE.name].to_pylist())
-    code_S = pictures["code"].to_numpy()
+    from clipmill.stages.ops.images.perceptual import phash
+    from clipmill.stages.ops.images.turned import CHANNELS, VIEWS, apart, codes
+
+    row_K, rgb_K = _decoded(batch[IMAGE.name].to_pylist())
+    code_K, code_S = phash(rgb_K), pictures["code"].to_numpy()
+    turned_KC = codes(rgb_K, [0])[:, 0]
     near = [(row_K[:0], row_K[:0], np.empty(0, np.uint8))]
     for start in range(0, len(code_S), TILE):
         apart_KT = np.bitwise_count(code_K[:, None] ^ code_S[start : start + TILE])
-        k, t = np.nonzero(apart_KT <= max_distance)
+        is_near_KT = apart_KT <= max_distance
+        if max_turned is not None:
+            turned = b"".join(pictures["turned"][start : start + TILE])
+            turned_TVC = np.frombuffer(turned, np.uint64).reshape(-1, VIEWS, CHANNELS)
+            is_near_KT |= apart(turned_KC, turned_TVC) <= max_turned
+        k, t = np.nonzero(is_near_KT)
         near.append((row_K[k], t + start, apart_KT[k, t]))
     row, picture, distance = (np.concatenate(parts) for parts in zip(*near, strict=True))
     order = np.lexsort((picture, row))
@@ -250,11 +274,9 @@ def matching_pictures(batch: pa.Table, pictures: pl.DataFrame, max_distance: int
     )
 
 
-def _codes(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Returns the rows whose picture decodes, and its pHash."""
+def _decoded(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], list[RGB]]:
+    """Returns the rows whose picture decodes, and it."""
     from clipmill.stages.ops.images.decode import ImageError, decode
-    from clipmill.stages.ops.images.perceptual import phash
-    from clipmill.stages.ops.images.pixels import shrunk
 
     rows, pictures = [], []
     for row, body in enumerate(bodies):
@@ -263,7 +285,7 @@ def _codes(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], NDArray[np.ui
             rows.append(row)
         except ImageError:
             continue  # an undecodable picture leaks nothing
-    return np.array(rows, np.int64), phash(pictures) if rows else np.empty(0, np.uint64)
+    return np.array(rows, np.int64), pictures
 
 
 def matching_texts(batch: pa.Table, texts: pl.DataFrame) -> pl.DataFrame:

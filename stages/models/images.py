@@ -13,14 +13,11 @@ from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.image_text import load, width_of
 from clipmill.stages.models.watched import Watched, pictures
 
-# Shapes: N images, D width of the embedding, H x W pixels.
+# Shapes: N images, D width of the embedding.
 
 FEATURES = "features"  # or features:float32
 FEATURES_WIDTH = 1280
 Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
-NEAR = 24  # levels of 255 by which a pixel of the border may differ from its corner's
-EDGE = 0.98  # share of the outermost pixels that are near, or the picture has no such border
-LEAST = 4  # pixels of a side that must be left
 TURNS = (8.0, -8.0)  # degrees; each finds copies turned by some four more or less, too
 VIEWS = 1 + len(TURNS)
 
@@ -58,33 +55,10 @@ def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed
     return embedder(model, worker) if model else None
 
 
-def cut_out(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the picture without its border of one colour, then of white; round it is white.
-
-    The same picture where it has no such border, or nothing else.
-    """
-    import cv2
-
-    corner_3 = rgb[0, 0].astype(np.int16)
-    edge_E3 = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    if (np.abs(edge_E3 - corner_3).max(1) <= NEAR).mean() < EDGE:
-        return rgb
-    padded = cv2.copyMakeBorder(rgb, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=corner_3.tolist())
-    flooded_HW = np.zeros((padded.shape[0] + 2, padded.shape[1] + 2), np.uint8)
-    flags = 4 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
-    cv2.floodFill(padded, flooded_HW, (0, 0), 0, (NEAR,) * 3, (NEAR,) * 3, flags)
-    # A pixel wider, as edges are mixed with the border's colour.
-    around_HW = cv2.dilate(flooded_HW, np.ones((3, 3), np.uint8))[2:-2, 2:-2] > 0
-    white = np.where(around_HW[:, :, None], np.uint8(255), rgb)
-    is_drawn_HW = white.min(2) < 255 - NEAR  # a page in the border has a margin, too
-    left, top, width, height = cv2.boundingRect(is_drawn_HW.astype(np.uint8))
-    if min(width, height) < LEAST:
-        return rgb
-    return np.ascontiguousarray(white[top : top + height, left : left + width])
-
-
 def views(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Returns `cut_out` of the picture, and of it turned by TURNS, on white."""
+    from clipmill.stages.ops.images.resize import cut_out  # OpenCV, which a plan does without
+
     upright = cut_out(rgb)
     return [upright, *(cut_out(_turned(upright, degrees)) for degrees in TURNS)]
 

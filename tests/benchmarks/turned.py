@@ -1,10 +1,11 @@
-"""Evaluation pictures behind a turn and a border: found by `mask: background`, and without it.
+"""Evaluation pictures behind a turn and a border, found by codes, and by features cut out or not.
 
     python -m tests.benchmarks.turned RUN POOL
 
 RUN is a finished run of `quickstart` on POOL, the demo's. Evaluation pictures are drawn, turned by
 up to 12 degrees, put on a border of 3 to 15 % in one of four colours, and scaled; other rows of the
-pool that are no copies show what is found falsely. Both by the features of `embed.image`.
+pool that are no copies show what is found falsely. By the codes of `evaluate.leaks`, and by the
+features of `embed.image` with `mask: background` and without.
 """
 
 from pathlib import Path
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 import clipmill
 from clipmill.metadata.storage import Storage
 from clipmill.stages.models.features import ImageFeatures
-from clipmill.stages.models.images import cut_out, views
+from clipmill.stages.models.images import views
 from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import cut_out
+from clipmill.stages.ops.images.turned import apart, codes
 from clipmill.stages.ops.tasks import folders
 from clipmill.stages.ops.vectors.matrices import unit_rows
 from tests.benchmarks.side_by_side import NeedError, begin
 
 TASK_PICTURES, TURNED, OTHERS = 1_500, 300, 1_500
 COLOURS = ((255, 255, 255), (0, 0, 0), (200, 40, 40), (120, 180, 240))
+BITS = 12, 14, 16, 18, 20
 FALSE = (0.005, 0.01, 0.02)  # shares of the other rows that are called copies
 
 
@@ -57,6 +61,12 @@ def main(run: str, pool: str) -> str:
     truth = pl.read_parquet(Path(pool) / "truth.parquet").filter(~pl.col("eval_near"))
     rows = rows.join(truth, on="uid", how="semi").sample(OTHERS, seed=0)
     others = [decode(body) for body in rows["image"]]
+    task_code, *row_codes = codes(pictures), *(codes(part, [0])[:, 0] for part in (copies, others))
+    bits_2 = [apart(code, task_code).min(1) for code in row_codes]
+    for bits in BITS:
+        found, false = ((part <= bits).mean() for part in bits_2)
+        headlines.append(f"codes at {bits} bits {found:.2f} ({false:.1%} falsely)")
+        print(f"codes, {bits} bits of 192: {found:.3f} found, {false:.1%} falsely", flush=True)
     embed = ImageFeatures("bfloat16")
     for name, of_rows, of_tasks in (
         ("plain", lambda rgb: rgb, lambda rgb: [rgb]),
@@ -72,7 +82,7 @@ def main(run: str, pool: str) -> str:
             found = (near_2[0] >= cosine).mean()
             headlines.append(f"{name} {found:.2f}")
             print(f"{name:18} eval_cosine >= {cosine:.3f}: {found:.3f} found, {false:.1%} falsely")
-    return f"found at 1 % falsely: {headlines[1]}, {headlines[4]}"
+    return f"found: {headlines[0]}; at 1 % falsely: {headlines[-5]}, {headlines[-2]}"
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ def test_the_leaderboard_has_each_arm_by_each_task(out):
     assert scores["value"].mean() == pytest.approx(long["words"]["value"])
     assert 'href="scores.csv"' in (out / "leaderboard.html").read_text()
     assert long["words"]["leaks"] > 0  # captions that are rows', word for word
+    (leaks,) = out.glob("stages/leaks-*/out/leaks.parquet")
+    shown = pl.read_parquet(leaks).filter(kind="picture").unique(["task", "sample"])
+    assert (
+        f"- its rows show {len(shown)} pictures of the tasks: "
+        in (out / "leaderboard.md").read_text()
+    )
     assert all(row["verdict_raw"] in ("none", "better", "worse", "unclaimed", None) for row in rows)
 
 

@@ -12,10 +12,10 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
 from clipmill.stages.dedup.against import AgainstEvaluation
-from clipmill.stages.models import images
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.perceptual import phash
+from clipmill.stages.ops.images.resize import cut_out
 from tests.stages.clip.exported import TINY, write_model
 from tests.stages.task_folders import picture
 
@@ -145,7 +145,7 @@ def test_masked_images_are_found_behind_a_border_and_a_turn(
     framed = cv2.copyMakeBorder(turned, 9, 9, 3, 3, cv2.BORDER_CONSTANT, value=red)
     settings = {"compare": "embedding", "model": "reference"}
     found = {}
-    for mask, rgb in ((None, framed), ("background", images.cut_out(framed))):
+    for mask, rgb in ((None, framed), ("background", cut_out(framed))):
         vector = Reference().embed_images([rgb]).tolist()
         rows, ctx = table(image_embedding=pa.array(vector, VECTOR)), memory_context()
         (found[mask],) = compared(

@@ -86,8 +86,29 @@ def test_near_copies_are_found_with_their_distance_in_every_task(found, monkeypa
 
 @pytest.mark.parametrize(("beyond", "leaks"), [(0, 1), (1, 0)])
 def test_max_distance_is_the_last_that_counts(found, beyond, leaks):
-    (of_file,), _ = found([row(0, image=NEAR)], max_distance=BITS - beyond)
+    (of_file,), _ = found([row(0, image=NEAR)], max_distance=BITS - beyond, max_turned=None)
     assert len(of_file) == leaks
+
+
+def framed(png: bytes, degrees: float) -> bytes:
+    """The picture turned, on a red border."""
+    red = (40, 40, 200)
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    page = cv2.copyMakeBorder(bgr, *[16] * 4, cv2.BORDER_CONSTANT, value=red)
+    turn = cv2.getRotationMatrix2D((40, 40), degrees, 1)
+    return cv2.imencode(".png", cv2.warpAffine(page, turn, (80, 80), borderValue=red))[1].tobytes()
+
+
+@pytest.mark.parametrize("max_turned", [None, 12])
+def test_a_picture_behind_a_border_and_a_turn_is_found_with_its_plain_distance(found, max_turned):
+    turned = framed(drawn(3), 8)
+    apart = int(np.bitwise_count(np.bitwise_xor(*phash([decode(turned), decode(drawn(3))]))))
+    rows = [
+        row(n, image=image) for n, image in enumerate((drawn(78), turned, framed(drawn(79), 8)))
+    ]
+    (of_file,), counts = found(rows, max_turned=max_turned)
+    assert of_file == ([(1, "shapes", "picture", "03", apart)] if max_turned else [])
+    assert (apart > 16, counts["max_turned"]) == (True, max_turned)
 
 
 @pytest.mark.parametrize(
