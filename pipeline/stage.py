@@ -186,6 +186,14 @@ class Stage(ABC):
         return ()
 
     @property
+    def learns(self) -> str | None:
+        """Returns the column that limits the rows it learns from, or cuts by shares of; "" for all.
+
+        `bench --hold-out` refuses what learnt from strangers.
+        """
+        return None
+
+    @property
     def bounds(self) -> Mapping[str, tuple[float, float]]:
         """Returns the least and greatest possible value of written columns.
 

@@ -17,11 +17,13 @@ from tests.every_stage import Finished
 from tests.stages.select.wordnet import write_wordnet
 
 FEW = ["images.timeout_s=5", "images.deadline_s=10"]
+PARTS = ("metadata", "trusted/metadata")
 GIVEN = {
     "negclip-normsim": ["fit.batch=64", *FEW],
     "hype": FEW,
     "flyt-mix": ["partners.batch=64", "subset.rows=300", "subset.batch=20", *FEW],
     "datacomp-text": [],
+    "strange-ground": ["partners.batch=64", *FEW],
 }
 
 
@@ -82,6 +84,27 @@ def test_flyt_mix_learns_weights_and_draws_good_rows_more_often(served, tmp_path
     assert mix.filter(drawn)["mix_score"].mean() > candidates.mean()
     uid = subset.filter("keep")["uid"][0].hex()
     assert "for its " in why(done.state, uid).ends[-1].sentence
+
+
+@pytest.mark.soak(cpu_s=60)
+def test_strange_ground_learns_from_home_alone_and_a_bench_trains_on_strangers(served, tmp_path):
+    pool, _ = served
+    uids = [pl.read_parquet(pool / name / "*.parquet")["uid"] for name in PARTS]
+    strangers = uids[0].to_list()[::3]
+    home = sorted({*uids[0].to_list(), *uids[1].to_list()} - {*strangers})
+    (tmp_path / "home.txt").write_text("\n".join(home))
+    out = tmp_path / "run"
+    done = run("strange-ground", served, out, f"home.path={tmp_path / 'home.txt'}")
+    ours, ranks = rows(done, "ours"), rows(done, "ranks")
+    rank = ranks.filter(ours["keep"] & ranks["mix_score"].is_not_null())["mix_of_clip_score"]
+    assert abs(rank.mean()) < 1e-6, "ranks are shares of home's rows in the pool"
+    given = [f"fit={out}:fit_best", f"flyt={out}:flyt_best", "--hold-out", "home"]
+    given += ["--tasks", str(pool / "eval"), "--out", str(tmp_path / "bench"), "--seeds", "1"]
+    given += ["--set", "batch_size=8", "--set", "samples_seen=16", "--set", "warmup_steps=1"]
+    assert main(["bench", *given, "--workers", "0"]) == 0
+    raw = pl.read_parquet(tmp_path / "bench/arms/raw.parquet")["uid"].to_list()
+    assert raw
+    assert {uid.hex() for uid in raw} <= {*strangers}
 
 
 @pytest.mark.soak(cpu_s=10)

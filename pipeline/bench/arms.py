@@ -87,7 +87,11 @@ class ArmWriter:
         """Writes all but random arms, by name; RecipeError if one has fewer rows than a batch."""
         rows = self.raw.rows
         self.parts[RAW] = Every()
-        self.add(RAW, ArmRows(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
+        if self.raw.held_out:
+            self.raw_of = digest([self.raw_of, self.raw.held_out])
+            self._put(RAW, Every(), RAW)
+        else:
+            self.add(RAW, ArmRows(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
         texts = texts_bound(self.export)
         for name, choice in choices.items():
             kept = Kept(choice, texts)
@@ -188,9 +192,9 @@ class ArmWriter:
                 sha256 = digest_of(path)
                 self.folder.commit(path, subset_name(name))
             total, unknown = count, 0
-            if isinstance(rows, Kept):
+            if isinstance(rows, Kept) and not self.raw.held_out:
                 total = rows.kept
-            elif isinstance(rows, Listed):
+            elif isinstance(rows, Listed) and not self.raw.held_out:
                 total, unknown = named, max(0, len(rows.uid_U2) - named)
             self.written[name] = ArmRows(
                 made_of=self._digest(made_of),

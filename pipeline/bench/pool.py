@@ -1,6 +1,6 @@
 """Opens the runs that all arms choose from, and checks that they share a pool and pictures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +220,7 @@ class RawRows:
 
     pool: PoolShards  # uids only
     there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
+    held_out: list[str] = field(default_factory=list)  # what says which of them are strangers
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -234,8 +235,9 @@ class RawRows:
             yield shard, self.pool.table(shard).filter(pa.array(there_N))
 
 
-def raw_rows(choice: Choice, export: Storage) -> RawRows:
-    """Returns the rows of the pool that an export holds, by its stored places."""
+def raw_rows(choice: Choice, export: Storage, home: PlannedStage | None = None) -> RawRows:
+    """Returns the rows of the pool that an export holds, by its stored places; of these the ones
+    that `home` drops, if there is one."""
     pool = stored(choice.state, choice.root, {})
     exported = tuple(np.zeros(pool.rows(shard), bool) for shard in range(len(pool)))
     outputs = Outputs(export)
@@ -243,4 +245,62 @@ def raw_rows(choice: Choice, export: Storage) -> RawRows:
         place_N2 = read_places(outputs, name)
         for shard in np.unique(place_N2[:, 0]):
             exported[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
-    return RawRows(pool, exported)
+    if home is None:
+        return RawRows(pool, exported)
+    kept = stored(choice.state, choice.root, {KEEP.name: (home.name, KEEP.name)})
+    for shard, there_N in enumerate(exported):
+        there_N &= ~kept.table(shard)[KEEP.name].fill_null(False).to_numpy()
+    return RawRows(pool, exported, [home.fingerprint, *_digests(choice, home.name)])
+
+
+def strangers(name: str, choices: Sequence[Choice]) -> PlannedStage:
+    """Returns the select whose dropped rows are held out; RecipeError if an arm of a run rests on
+    what learnt from them."""
+    home = choices[0].state.plan.stages.get(name)
+    for choice in choices:
+        stages, where = choice.state.plan.stages, f"arm '{choice.arm}', --hold-out {name}"
+        if name not in stages or not stages[name].is_select or stages[name].root != choice.root:
+            selects = [n for n, s in stages.items() if s.is_select and s.root == choice.root]
+            do = did_you_mean(name, selects, "selects")
+            raise RecipeError(f"no select '{name}' over its rows", where, do)
+        check_done(choice.state, stages[name])
+        if home is None or stages[name].fingerprint != home.fingerprint:
+            do = "name arms of one run, or of runs that hold out the same rows"
+            raise RecipeError(f"'{name}' differs between runs", where, do)
+        for planned in _ancestors(choice.planned, stages):
+            if planned.stage.learns is not None and not _learns_at(name, planned, choice, stages):
+                do = f"give it the rows that '{name}' keeps: after it, by `over: {name}.keep`, or"
+                do += " by a value instead of a share; else leave the arm out"
+                found = f"'{planned.name}' ({planned.uses}) learns from rows that are held out"
+                raise RecipeError(found, where, do)
+    assert home is not None
+    return home
+
+
+def _ancestors(planned: PlannedStage, stages: Mapping[str, PlannedStage]) -> list[PlannedStage]:
+    found: dict[str, PlannedStage] = {}
+    waiting = [*planned.needs]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = stages[name]
+            waiting += stages[name].needs
+    return [*found.values()]
+
+
+def _learns_at(
+    home: str, planned: PlannedStage, choice: Choice, stages: Mapping[str, PlannedStage]
+) -> bool:
+    """Returns whether a stage learns from rows alone that the select `home` keeps."""
+    reads: Iterable[dict[str, Binding]] = planned.bindings  # of one root each
+    if planned.data:
+        reads = [planned.mask] if planned.mask else stages[planned.data].bindings
+    for read in reads:
+        if all(stages[stage].root != choice.root for stage, _ in read.values()):
+            continue
+        deciding = read.get(planned.stage.learns or "")
+        while deciding and deciding[0] != home:
+            deciding = next(iter(stages[deciding[0]].bindings), {}).get(KEEP.name)
+        if deciding is None:
+            return False
+    return True

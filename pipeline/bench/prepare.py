@@ -21,6 +21,7 @@ from clipmill.pipeline.bench.pool import (
     parents_of,
     raw_of,
     raw_rows,
+    strangers,
 )
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
@@ -62,7 +63,8 @@ class Prepared:
         rows = self.arms[arm].rows
         if rows in self.bench.rows:
             return str(self.bench.rows[rows])
-        return "every row" if rows == RAW else by_chance(rows)
+        dropped = f" that '{self.bench.hold_out}' drops" if self.bench.hold_out else ""
+        return f"every row{dropped}" if rows == RAW else by_chance(rows)
 
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
@@ -77,12 +79,13 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
     if TRUSTED in bench.rows and trusted is None:
         source = bench.rows[TRUSTED]
         choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
+    home = strangers(bench.hold_out, [*choices.values()]) if bench.hold_out else None
     trainings = _trainings(bench, path)
     raw = _exported(first, raw_of(first), executor, watcher)
     export_folder = Storage(raw.out)
     with lock.held(out) as owned:
         writer = ArmWriter(
-            raw=raw_rows(first, export_folder),
+            raw=raw_rows(first, export_folder, home),
             raw_of=_digest(export_folder),
             export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
             folder=owned,
@@ -91,7 +94,8 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         )
         written = writer.write(bench, choices)
         data = {name: Data(raw.out, str(_file(out, name))) for name in written}
-        data[RAW] = Data(raw.out, None)
+        if home is None:
+            data[RAW] = Data(raw.out, None)
         if trusted:
             trusted_export = _exported(trusted, bench.rows[TRUSTED].stage, executor, watcher)
             data[TRUSTED] = Data(trusted_export.out, None)

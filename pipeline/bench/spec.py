@@ -61,6 +61,7 @@ class Bench:
     tasks: str
     judges: tuple[str, ...] = (ZERO_SHOT,)
     by: str = ""  # the column by whose values an arm is split
+    hold_out: str = ""  # the select that drops strangers: arms have these alone
     settings: dict[str, Any] = field(default_factory=dict)  # of every training
     rows: dict[str, Source] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Arguments:
     seeds: int | None = None
     tasks: str | None = None
     judges: str | None = None  # zero_shot,probe
+    hold_out: str | None = None  # STAGE
 
 
 def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
@@ -112,10 +114,12 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
             "name one, whose pool the others are of: NAME=RUN:STAGE",
         )
     settings = _settings(arguments.sets, "--set")
-    bench = before or Bench(scale="nano", seeds=5, tasks="", settings=settings)
+    hold_out = arguments.hold_out or ""
+    bench = before or Bench(scale="nano", seeds=5, tasks="", hold_out=hold_out, settings=settings)
     for key, value, stored in (
         ("--scale", arguments.scale, bench.scale),
         ("--set", settings, bench.settings),
+        ("--hold-out", hold_out, bench.hold_out),
     ):
         if before and value and value != stored:
             raise RecipeError(

@@ -39,6 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="zero_shot,probe adds classifiers of the frozen embeddings (default: zero_shot)",
     )
+    parser.add_argument(
+        "--hold-out",
+        metavar="STAGE",
+        help="train on rows that this select drops, which nothing behind an arm may learn from",
+    )
     parser.add_argument("--scale", metavar="NAME", help="of every training (default: nano)")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="trainings of each arm (default: 5, or as before)"
@@ -158,6 +163,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         tasks=options.tasks,
         judges=options.judges,
+        hold_out=options.hold_out,
     )
     bench = bench_of(arguments, before, str(out))
     if options.power is not None and bench != before:

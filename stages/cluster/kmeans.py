@@ -122,6 +122,7 @@ class KMeans(DatasetStage):
 
     version = 2
     determinism = "exact"
+    learns = "keep"
     takes = ("rows", "centroids")
     gives = ("rows", "centroids")
     optional_reads = (KEEP,)

@@ -67,6 +67,7 @@ class AboveChance(DatasetStage):
 
     version = 2
     determinism = "exact"
+    learns = ""
     reads = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
     optional_reads = (FOLD,)
     writes = (ABOVE_CHANCE, FIT_RANK)

@@ -23,7 +23,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, location
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, later, location
 from clipmill.stages.ops.tables.rows import added, joined, put_json
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
@@ -35,9 +35,9 @@ Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
 MIX_SCORE = Column("mix_score", pa.float32(), "any", "Weighted sum of scores.", better="high")
 SUMMARY = "mix.json"
 BITS = 40  # that a value from 0 to 1 is summed in: 2^23 rows of a shard have room
-LABELLED = 50_000  # good rows, and bad ones, that weights are learnt from: those of least hash
+LABELLED = 20_000  # good rows, and bad ones, that weights are learnt from: those of least hash
 EMBEDDED = 8_192  # likewise, with their vectors
-KNOTS = 2**16  # distinct values between which ranks are interpolated
+KNOTS = 2**12  # rows of least hash, whose values ranks are counted at, and interpolated between
 STEPS, NEAR = 50, 1e-9  # of Newton's method at most; the change of a weight that ends it
 FEW = 20  # rows of either kind, too few to learn from
 
@@ -64,13 +64,15 @@ class Mix(DatasetStage):
     rows, so the parts add up to the mixture less its mean, and `clipmill why` can name those that
     decided. Scaling: `z` to mean 0 and deviation 1; `rank` to the share of rows below, ties
     counting half; `min_max` to 0 for the least value and 1 for the greatest. Rows that selects
-    dropped count too. out/mix.json has each column's weight and range.
+    dropped count too; with `over` scales and weights are those of its rows, and all are mixed. So
+    a cut of one column's `rank` is a share of some rows, applied to others. out/mix.json has each
+    column's weight and range.
 
     Source: M-FLYT's linear mixture of scores (Shechter and Carmon 2025), with `by: flyt`. Departs:
     the reference model is a linear map of stored image embeddings, moved by 200 batches of 512.
-    Error: relative 1e-7 for mixtures near 1, against float64; learnt weights have six
-    digits. `rank` is within 2e-5 of a share, holds 16 bytes a distinct
-    value in one worker, and takes ten times as long as `z` (tests/benchmarks/mix.py).
+    Error: relative 1e-7 for mixtures near 1, against float64; learnt weights have six digits, as
+    later ones depend on how many threads a library sums with. `rank` is exact up to 4,096 rows;
+    of 10^6 it errs by 7e-6 of a share on average, 1e-3 at most. Speed: tests/benchmarks/mix.py.
     Example: {after: [ingest.image_folder, embed.clip, score.clip_score, annotate.image],
       weights: {clip_score: 1, min_side: 0.2}, scales: {min_side: rank}}
     """
@@ -79,9 +81,11 @@ class Mix(DatasetStage):
     learn: Learn | None = None  # or: weights that tell good rows from bad ones
     scale: Scale = "z"  # of the columns
     scales: dict[NonEmpty, Scale] | None = None  # of single columns instead
+    # column that is true for the rows that scales and weights come from, else all: `home.keep`
+    over: NonEmpty | None = later(None)
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
     at_once = 8
     reasons = ("undefined",)
@@ -109,15 +113,26 @@ class Mix(DatasetStage):
     def parts(self) -> tuple[str, ...]:
         return tuple(f"mix_of_{name.replace('.', '_')}" for name in self.columns)
 
+    def scale_of(self, name: str) -> Scale:
+        return (self.scales or {}).get(name, self.scale)
+
+    @property
+    def ranked(self) -> list[str]:
+        return [name for name in self.columns if self.scale_of(name) == "rank"]
+
     @property
     def labels(self) -> tuple[str, ...]:
         both = (self.learn.good, self.learn.bad) if self.learn else ()
-        return tuple(name for name in both if name)
+        return tuple(name for name in (*both, self.over) if name)
 
     @property
     def vectors(self) -> tuple[Column, ...]:
         by_flyt = self.learn is not None and self.learn.by == "flyt"
         return (IMAGE_EMBEDDING, TEXT_EMBEDDING) if by_flyt else ()
+
+    @property
+    def learns(self) -> str:
+        return self.over or ""
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
@@ -138,7 +153,8 @@ class Mix(DatasetStage):
         for name in self.labels:
             if not pa.types.is_boolean(types[name]):
                 do = "name columns of truth values, such as `keep` of a select"
-                raise StageError(f"column '{name}' holds {types[name]}", "key `learn`", do)
+                where = "key `over`" if name == self.over else "key `learn`"
+                raise StageError(f"column '{name}' holds {types[name]}", where, do)
 
     def tells(self, values: Mapping[str, Any], kept: bool) -> str:
         """Returns which parts speak for what became of a row, and which against it."""
@@ -155,10 +171,13 @@ class Mix(DatasetStage):
         if len(rows):
             rows = ctx.keep_local(rows)
             span = ctx.reduce(self.span, rows, widened)
+            if self.over and not int(span["rows"]):
+                found = f"'{self.over}' is true for no row that has all columns"
+                where = f"stage '{ctx.worker.stage}', key `over`"
+                raise StageError(found, where, "name rows that scales can come from")
             if int(span["rows"]):
                 scalings = self.scalings(ctx, rows, span)
                 weights = [*(self.weights or {}).values()]
-                # Six digits: those behind hang on the threads that a library sums with.
                 weights = weights or [float(f"{w:.6g}") for w in self.learnt(ctx, rows, scalings)]
                 about = zip(self.columns, weights, span["low"], span["high"], strict=True)
                 names = "column", "weight", "least", "greatest"
@@ -167,14 +186,16 @@ class Mix(DatasetStage):
                 ctx.map(partial(put_json, SUMMARY), [item])
         ctx.restore(ctx.map_shards(partial(self.mixed, scalings, weights), rows))
 
-    def values(self, rows: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Returns (K, N) the columns, NaN for null, and (N,) which rows have all of them."""
+    def values(self, rows: pa.Table, over: str | None) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Returns (K, N) the columns, NaN for null, and (N,) which rows of `over` have them all."""
         columns = [rows[name].cast(pa.float64()).to_numpy() for name in self.columns]
-        return np.stack(columns), np.logical_and.reduce([np.isfinite(c_N) for c_N in columns])
+        there = [truth(rows, over)] if over else []
+        there += [np.isfinite(c_N) for c_N in columns]
+        return np.stack(columns), np.logical_and.reduce(there)
 
     def usable(self, rows: pa.Table) -> NDArray[np.float64]:
-        value_KN, defined_N = self.values(rows)
-        return value_KN if defined_N.all() else value_KN[:, defined_N]
+        value_KN, usable_N = self.values(rows, self.over)
+        return value_KN if usable_N.all() else value_KN[:, usable_N]
 
     def span(self, rows: pa.Table) -> State:
         """Returns the least and greatest value of each column, and the number of usable rows."""
@@ -189,10 +210,22 @@ class Mix(DatasetStage):
         share_KN /= (high_K - low_K)[:, None]
         return {"values": whole(share_KN), "squares": whole(share_KN**2)}
 
-    def distinct(self, number: int, rows: pa.Table) -> State:
-        """Returns a column's distinct values and their counts."""
-        value_M, count_M = np.unique(self.usable(rows)[number], return_counts=True)
-        return {"values": value_M, "counts": count_M}
+    def drawn(self, seed: int, stage: str, rows: pa.Table) -> State:
+        """Returns hash and values of the usable rows of least hash."""
+        value_KN, usable_N = self.values(rows, self.over)
+        hash_N = coin_hash(rows[UID.name], seed=seed, stage=stage, purpose="ranks")
+        return least({"hash": hash_N[usable_N], "values": value_KN[:, usable_N].T}, KNOTS)
+
+    def counted(self, knots: Mapping[str, NDArray[np.float64]], rows: pa.Table) -> State:
+        """Counts by column the values below each knot and above the last one, and those at it."""
+        value_KN = self.usable(rows)
+        state: dict[str, NDArray[Any]] = {}
+        for name, knot_M in knots.items():
+            value_N = np.sort(value_KN[self.columns.index(name)])
+            place_N = np.searchsorted(knot_M, value_N)  # no value is above the last knot
+            bins = 2 * place_N + (knot_M[place_N] == value_N)
+            state[name] = np.bincount(bins, minlength=2 * len(knot_M))
+        return state
 
     def scalings(self, ctx: Context, rows: Shards, span: State) -> list["Scaling"]:
         """Returns how each column is scaled; StageError for a constant one."""
@@ -203,18 +236,23 @@ class Mix(DatasetStage):
             where = f"stage '{ctx.worker.stage}', key `{'learn' if self.learn else 'weights'}`"
             raise StageError(found, where, "leave the column out")
         sums: Any = ctx.reduce(partial(self.sums, low_K, high_K), rows, added)
+        knots: dict[str, NDArray[np.float64]] = {}
+        if self.ranked:
+            draw = partial(self.drawn, ctx.worker.seed, ctx.worker.stage)
+            some: Any = ctx.reduce(draw, rows, fewer)
+            for name in self.ranked:
+                index = self.columns.index(name)
+                values = [*some["values"][:, index], low_K[index], high_K[index]]
+                knots[name] = np.unique(values)
+        counts: Any = ctx.reduce(partial(self.counted, knots), rows, added) if knots else {}
         scalings = []
         for index, name in enumerate(self.columns):
             ends = np.array([low_K[index], high_K[index]])
             mean = mean_of(sums["values"][:, index], count)
             square = mean_of(sums["squares"][:, index], count)
-            scale = (self.scales or {}).get(name, self.scale)
-            if scale == "rank":
-                values: Any = ctx.reduce(partial(self.distinct, index), rows, counted)
-                below_M = np.cumsum(values["counts"]) - values["counts"] / 2
-                few = np.linspace(0, len(below_M) - 1, min(KNOTS, len(below_M))).astype(np.int64)
-                scalings.append(Scaling(values["values"][few], below_M[few] / count, 0.5))
-            elif scale == "z":
+            if name in self.ranked:
+                scalings.append(ranking(knots[name], counts[name] / count))
+            elif self.scale_of(name) == "z":
                 share = np.array([0, 1]) - mean
                 scalings.append(Scaling(ends, share / np.sqrt(square - mean**2), 0))
             else:
@@ -224,7 +262,8 @@ class Mix(DatasetStage):
     def learnt(self, ctx: Context, rows: Shards, scalings: list["Scaling"]) -> NDArray[np.float64]:
         """Returns the weights that tell good rows from bad ones; StageError if either are few."""
         seed, stage = ctx.worker.seed, ctx.worker.stage
-        found: Any = ctx.reduce(partial(self.labelled, scalings, seed, stage), rows, self.fewest)
+        labelled = partial(self.labelled, scalings, seed, stage)
+        found: Any = self.fewest(ctx.reduce(labelled, rows, self.few))
         good_L = found["good"]
         for kind, size in (("good", good_L.sum()), ("bad", (~good_L).sum())):
             if size < FEW:
@@ -249,7 +288,7 @@ class Mix(DatasetStage):
     def labelled(self, scalings: list["Scaling"], seed: int, stage: str, rows: pa.Table) -> State:
         """Returns the good and bad rows: hash, label, and scaled columns."""
         assert self.learn is not None
-        value_KN, defined_N = self.values(rows)
+        value_KN, defined_N = self.values(rows, self.over)
         good_N = truth(rows, self.learn.good)
         bad_N = truth(rows, self.learn.bad) if self.learn.bad else ~good_N
         unit = {column.name: unit_rows(as_matrix(rows[column.name])) for column in self.vectors}
@@ -263,18 +302,24 @@ class Mix(DatasetStage):
         found = {name: value_N[rows_L] for name, value_N in found.items()}
         return self.fewest(found | {"scaled": scaled_LK})
 
-    def fewest(self, *states: State) -> State:
-        """Returns the good rows, and the bad ones, of least hash."""
-        every: Any = joined(*states) if len(states) > 1 else states[0]
-        order = np.argsort(every["hash"], kind="stable")
-        most = EMBEDDED if self.vectors else LABELLED
-        kinds = every["good"][order], ~every["good"][order]
-        first = np.concatenate([order[kind][:most] for kind in kinds])
-        return {name: array[first] for name, array in every.items()}
+    def few(self, left: State, right: State) -> State:
+        """Returns the labelled rows of both; of many the fewest."""
+        both = joined(left, right)
+        return both if len(both["hash"]) < 4 * self.most else self.fewest(both)
+
+    def fewest(self, every: Any) -> State:
+        """Returns the good rows, and the bad ones, of least hash, in its order."""
+        kinds = every["good"], ~every["good"]
+        parts = [{name: array[kind] for name, array in every.items()} for kind in kinds]
+        return joined(*(least(part, self.most) for part in parts))
+
+    @property
+    def most(self) -> int:
+        return EMBEDDED if self.vectors else LABELLED
 
     def mixed(self, scalings: list["Scaling"], weights: list[float], rows: pa.Table) -> pa.Table:
         """Returns the mixture, its parts, and the reason of every row."""
-        value_KN, defined_N = self.values(rows)
+        value_KN, defined_N = self.values(rows, None)
         mask_N, out, mix_N, parts = ~defined_N, rows.select(IDENTITY), np.zeros(len(rows)), []
         for scaling, weight, value_N in zip(scalings, weights, value_KN, strict=True):
             scaled_N = scaling.of(np.where(defined_N, value_N, 0))
@@ -301,7 +346,10 @@ class Scaling:
         if len(self.value) == 2:  # several times as fast
             slope = np.diff(self.scaled)[0] / np.diff(self.value)[0]
             return (value_N - self.value[0]) * slope + self.scaled[0]
-        return np.interp(value_N, self.value, self.scaled)
+        order = np.argsort(value_N)  # ascending values are looked up seven times as fast
+        scaled_N = np.empty(len(value_N))
+        scaled_N[order] = np.interp(value_N[order], self.value, self.scaled)
+        return scaled_N
 
 
 def widened(left: State, right: State) -> State:
@@ -322,12 +370,28 @@ def mean_of(sum_2: NDArray[np.int64], count: int) -> float:
     return float(((int(sum_2[0]) << 30) + int(sum_2[1])) / count / 2.0**BITS)
 
 
-def counted(left: State, right: State) -> State:
-    """Returns the distinct values of both, ascending, and their counts."""
-    both: Any = joined(left, right)
-    value_M, place = np.unique(both["values"], return_inverse=True)
-    count_M = np.bincount(place, both["counts"], minlength=len(value_M)).astype(np.int64)
-    return {"values": value_M, "counts": count_M}
+def least(every: State, most: int) -> State:
+    """Returns the rows of least hash, in its order."""
+    hash_N: Any = every["hash"]
+    first = np.arange(len(hash_N))
+    if len(first) > most:
+        first = np.flatnonzero(hash_N <= np.partition(hash_N, most - 1)[most - 1])
+    first = first[np.argsort(hash_N[first], kind="stable")][:most]
+    return {name: array[first] for name, array in every.items()}
+
+
+def fewer(left: State, right: State) -> State:
+    """Returns the rows of both whose values are knots."""
+    return least(joined(left, right), KNOTS)
+
+
+def ranking(knot_M: NDArray[np.float64], share_2M: NDArray[np.float64]) -> Scaling:
+    """Returns the share of rows below each knot, half of those at it among them, and just before
+    and behind it, given the shares between knots and at them."""
+    below_M, up_to_M = np.cumsum(share_2M).reshape(-1, 2).T
+    values = np.nextafter(knot_M, -np.inf), knot_M, np.nextafter(knot_M, np.inf)
+    shares = below_M, (below_M + up_to_M) / 2, up_to_M
+    return Scaling(np.stack(values, 1).ravel(), np.stack(shares, 1).ravel(), 0.5)
 
 
 def truth(rows: pa.Table, name: str) -> NDArray[np.bool_]:

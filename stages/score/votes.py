@@ -48,6 +48,7 @@ class Votes(DatasetStage):
 
     version = 1
     determinism = "exact"
+    learns = ""
     writes = (VOTES_SCORE,)
     reasons = ("no_votes",)
 

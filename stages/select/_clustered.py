@@ -49,6 +49,7 @@ class SizedSelect(DatasetStage):
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     determinism = "exact"
+    learns = ""
     rank: ClassVar[str]  # the column
 
     def __post_init__(self) -> None:

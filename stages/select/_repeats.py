@@ -48,6 +48,7 @@ class DrawingSelect(DatasetStage):
     memory_gb: Gigabytes = location(4)  # memory of the one worker that draws: 100 bytes a row
 
     determinism = "exact"
+    learns = ""
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, FIRST_DRAW, REPEATS)
 

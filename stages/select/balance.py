@@ -82,6 +82,7 @@ class Balance(DatasetStage):
 
     version = 1
     determinism = "exact"
+    learns = ""
     reads = (CONCEPT_IDS, CONCEPT_LIST)
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, BALANCE_RANK, KEEP_PROBABILITY, DECIDING_CONCEPT, BALANCE_T)

@@ -73,6 +73,10 @@ class Where(DatasetStage):
         return tuple(dict.fromkeys(rules))
 
     @property
+    def learns(self) -> str | None:
+        return "" if self.top else None
+
+    @property
     def conjuncts(self) -> tuple[sql.Conjunct, ...]:
         return sql.conjuncts(self.where) if self.where else ()
 

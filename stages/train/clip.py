@@ -124,6 +124,7 @@ class ClipTraining(DatasetStage):
 
     version = 1
     determinism = "exact"
+    learns = "keep"
     takes = ("data", "start")
     gives = ("model",)
     artifacts = (("loss", f"*{CURVE}"),)

@@ -58,6 +58,7 @@ class TrainedFilterNetwork(DatasetStage):
 
     version = 5
     determinism = "exact"
+    learns = "keep"
     gives = ("model",)
     artifacts = (("notes", CARD),)
     reads_roots = True

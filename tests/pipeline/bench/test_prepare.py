@@ -99,6 +99,43 @@ def test_a_part_of_an_arm_is_beside_as_many_rows_of_that_arm_by_chance(tmp_path)
     assert arms.what(of_last) == "as many rows of again by chance"
 
 
+HELD = """
+home: {uses: select.where, from: caption, where: caption_words = 2}
+every: {uses: select.where, from: caption, where: caption_words >= 0}
+ranks:
+  uses: score.mix
+  from: [caption, home]
+  weights: {caption_chars: 1}
+  scale: rank
+  over: home.keep
+high: {uses: select.where, from: [ranks, every], read: {keep: every.keep}, where: mix_score < 0.5}
+after: {uses: score.mix, from: caption, weights: {caption_chars: 1}}
+late: {uses: select.where, from: after, where: mix_score < 0.5}
+best: {uses: select.where, from: caption, top: {column: caption_chars, rows: 5}}
+"""
+
+
+def test_arms_have_the_rows_alone_that_nothing_learnt_from(tmp_path):
+    run = run_of(tmp_path, STAGES.split("look:")[0] + HELD, rows=20)
+    out = tmp_path / "bench"
+    strangers = [row for row in range(20) if caption(row) and len(caption(row).split()) != 2]
+    arms = prepare(out, arms=(f"high={run}:high", f"every={run}:every"), hold_out="home", seeds=1)
+    assert places(out, "raw") == places(out, "every") == strangers
+    assert places(out, "high") == [row for row in strangers if caption(row) == "disc"]
+    assert arms.plan.recipe.stages["raw"]["subset"] == str(out / "arms" / "raw.parquet")
+    assert (arms.rows["raw"].rows, arms.rows["every"].lacking) == (len(strangers), 0)
+    for stage, found in (
+        ("late", "'after' (score.mix) learns from rows that are held out"),
+        ("best", "'best' (select.where) learns from rows that are held out"),
+    ):
+        with pytest.raises(RecipeError) as refused:
+            prepare(tmp_path / stage, arms=(f"{stage}={run}:{stage}",), hold_out="home", seeds=1)
+        assert refused.value.args[0] == found
+    assert arms.what("raw") == "every row that 'home' drops"
+    with pytest.raises(RecipeError, match="no select 'caption' over its rows"):
+        prepare(tmp_path / "no", arms=(f"high={run}:high",), hold_out="caption", seeds=1)
+
+
 def test_the_recipe_is_an_ordinary_one_in_which_an_arm_trains_and_is_scored(made):
     out, arms = made
     recipe = load_recipe(str(out / "bench.yaml"))

@@ -83,6 +83,35 @@ def test_an_affine_change_of_a_column_changes_no_order(drawn, mixed):
         assert order(exact, how) == order(1000 * exact - 7, how)
 
 
+@pytest.mark.parametrize("how", ["z", "rank", "min_max"])
+def test_scales_and_weights_are_those_of_the_rows_that_over_names(how, drawn, mixed):
+    home = np.arange(ROWS) % 3 > 0
+    strange = drawn | {"clip": np.where(home, drawn["clip"], 9 * drawn["clip"]).astype(np.float32)}
+    given = table(**strange, home=home)
+    learn = Learn(columns=("clip", "side"), good="seen", penalty=0.1)
+    for settings in ({"weights": {"clip": 1, "side": 2}}, {"learn": learn}):
+        out, about = mixed(Mix(**settings, scale=how, over="home"), given)
+        alone, expected = mixed(Mix(**settings, scale=how), given.filter(pa.array(home)))
+        assert about == expected
+        columns = ["mix_score", "mix_of_clip", "mix_of_side"]
+        assert out.filter(pa.array(home)).select(columns).equals(alone.select(columns))
+        assert out["mix_score"].null_count == 0
+    with pytest.raises(StageError, match="'home' is true for no row that has all columns"):
+        mixed(Mix(weights={"clip": 1}, over="home"), table(**drawn, home=~(home | True)))
+
+
+def test_ranks_of_many_rows_are_counted_at_some_of_their_values(mixed):
+    rng = np.random.default_rng(6)
+    value = np.where(rng.random(30_000) < 0.3, 0, rng.lognormal(0, 2, 30_000)).astype(np.float32)
+    out, _ = mixed(Mix(weights={"value": 1}, scale="rank"), table(value=value))
+    ordered = np.sort(value)
+    ends = (np.searchsorted(ordered, value, end) for end in ("left", "right"))
+    error = np.abs(out["mix_score"].to_numpy() - sum(ends) / 2 / len(value))
+    assert error.max() < 2e-3
+    assert error.mean() < 1e-4
+    assert error[value == 0].max() < 1e-7  # ties between knots or at one
+
+
 def test_rows_without_a_value_have_a_reason_and_count_nowhere(mixed):
     clip = pa.array([0.0, 1.0, None, 9.0, 5.0], pa.float32())
     given = table(clip=clip, side=[3.0, 5.0, 4.0, np.nan, np.inf])
