@@ -21,6 +21,7 @@ class EvaluationSet:
     classes: Mapping[str, int] = field(default_factory=dict)
     classnames: Sequence[str] = ()
     captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    templates: Sequence[str] = TEMPLATES
 
     @classmethod
     def retrieval(cls, name: str, drawings: Sequence[Drawing]) -> "EvaluationSet":
@@ -55,7 +56,7 @@ def write_set(evaluation: EvaluationSet, folder: Path) -> None:
     if evaluation.classes:
         (home / "classnames.txt").write_text("\n".join(evaluation.classnames) + "\n")
         templates = home / "zeroshot_classification_templates.txt"
-        templates.write_text("\n".join(TEMPLATES) + "\n")
+        templates.write_text("\n".join(evaluation.templates) + "\n")
     (home / "test" / "nshards.txt").write_text("1\n")
     with tarfile.open(home / "test" / "0.tar", "w") as tar:
         for key, image in sorted(evaluation.images.items()):

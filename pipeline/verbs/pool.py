@@ -33,12 +33,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("demo", "17,950 real pairs from npm packages, with planted faults"),
         ("full", "66,974 pairs from npm and Debian packages, with planted faults"),
         ("docs", "26,529 pairs from HTML manuals in Debian packages: no planted fault"),
+        ("photos", "60,000 product photos from a Debian package, a fifth of captions swapped"),
         ("generated", "a tiny drawn pool, with planted faults: no network, no package"),
     ):
         build = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
         build.add_argument(
             "--out", required=True, type=Path, metavar="DIR", help="folder to write the pool to"
         )
+        if kind == "photos":  # has no URLs
+            continue
         build.add_argument(
             "--port",
             type=int,
@@ -93,6 +96,15 @@ def run(options: argparse.Namespace) -> int:
             _score(options)
         case "docs":
             _build_docs(options)
+        case "photos":
+            _check_extra(options.kind)
+            from clipmill.pipeline.pools.photos import build_photos
+
+            counts = build_photos(options.out)
+            print(
+                f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata,"
+                f" {counts['good']:,} of them without a fault; {counts['tasks']:,} test pictures"
+            )
         case _:
             _build(options)
     return DONE
