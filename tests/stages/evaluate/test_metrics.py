@@ -173,6 +173,11 @@ def test_accuracy_at_5_of_fewer_than_5_classes_is_null():
     assert classification(Ranks(np.array([0, 3])), np.array([0, 1]), 4)["acc5"] is None
 
 
+def test_a_task_of_one_class_is_what_guessing_has():
+    found = classification(Ranks(np.zeros(3, int)), np.zeros(3, int), 1)
+    assert {(each["value"], each["chance"]) for each in found.values() if each} == {(1, 1)}
+
+
 def test_recall_at_10_of_fewer_than_10_images_is_all():
     found = retrieval(Ranks(np.array([2, 1, 0])), Ranks(np.array([2, 2, 2])), np.ones(3, int))
     assert found["image_retrieval_recall@10"]["value"] == 1
