@@ -40,13 +40,8 @@ VENDORS = ("openmoji", "@twemoji/svg", "@iconify-json/emojione")  # whose true c
 # Clients of sites of stock pictures and wallpapers.
 MANUALS = (
     *("adobe_stock_asis 1.4.0", "alphacoders 1.1.0", "AlphacodersDownloader 0.1.4.3"),
-    *(
-        "cli_web_pexels 0.1.2",
-        "freepik_scraper 1.0.1",
-        "getwallpapers 0.1.1",
-        "i8_downloader 0.1.3",
-    ),
-    *("istockphoto 0.1.2", "nexwall 0.2.0", "PeakPxApi 1.0.0"),
+    *("cli_web_pexels 0.1.2", "freepik_scraper 1.0.1", "getwallpapers 0.1.1"),
+    *("i8_downloader 0.1.3", "istockphoto 0.1.2", "nexwall 0.2.0", "PeakPxApi 1.0.0"),
 )
 OFTENER = 1.65  # a word, in an advertiser's document, than in another's
 FOREIGN = 3  # names of emojis in another language, which has the word
