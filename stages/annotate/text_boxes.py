@@ -88,7 +88,7 @@ class TextBoxes(RowStage):
                 is_line_K = may_be_lines(boxes_K42, height, width)
                 boxes_K42 = boxes_K42[is_line_K]
                 rows = zip(read.txts or (), read.scores or (), is_line_K, strict=False)
-                lines = [t for t, score, is_line in rows if is_line and score >= LEAST_CERTAIN]
+                lines = [t for t, c, line in rows if line and c >= LEAST_CERTAIN and t.strip()]
         corners_K42 = boxes_K42 / np.array([width, height], np.float32)
         return {
             TEXT_BOXES.name: corners_K42.reshape(-1, 8).tolist(),

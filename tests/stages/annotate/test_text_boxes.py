@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from io import BytesIO
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -72,6 +73,19 @@ def test_boxes_in_which_nothing_is_read_stay_when_lines_are_read(tmp_path):
     assert len(plain["text_boxes"][0]) == 1
     assert read.select(plain.column_names) == plain
     assert read["ocr_text"].to_pylist() == [""]
+
+
+def test_a_line_of_spaces_and_a_doubtful_one_are_no_text():
+    boxes = np.float32([[[5, y], [95, y], [95, y + 9], [5, y + 9]] for y in (5, 25, 45)])
+    read = SimpleNamespace(txts=(" ", "no", "yes"), scores=(0.9, 0.4, 0.5))
+    steps = {"preprocess": {"ratio_h": 1.0, "ratio_w": 1.0}}
+    reader = SimpleNamespace(
+        preprocess_img=lambda bgr: (bgr, steps),
+        run_ocr_steps=lambda bgr, steps: (SimpleNamespace(boxes=boxes), None, read, None),
+    )
+    row = TextBoxes(ocr=True).found(poster(64, 100), reader)
+    assert row["ocr_text"] == "yes"
+    assert len(row["text_boxes"]) == 3
 
 
 def photographs(count: int) -> Iterator[tuple[Image.Image, str]]:
