@@ -29,10 +29,10 @@ EXCEPTIONS = {
     "select.balanced_tree": (2_400, 17),
     "ingest.table": (2_500, 9),
     "caption.synthesize": (2_800, 19),
-    "evaluate.zero_shot": (3_300, 22),
+    "evaluate.zero_shot": (3_250, 22),
     "dedup.against": (4_350, 30),
     "select.image_based": (4_650, 32),
-    "train.clip": (2_999, 20),
+    "train.clip": (3_000, 20),
 }
 LOOSE = 150, 2  # a figure that is so far above what it bounds has to be lowered
 

@@ -2,10 +2,9 @@
 
 A reader is a file stages/readers/NAME.py with two functions:
 
-    prepare(reading, file, task)                        reads an exported file once, before the
-                                                        first step; returns JSON with its `rows`,
-                                                        and those `left_out` by reason
-    batches(reading, prepared, size=, seed=, threads=)  returns a Source of batches of `size` rows
+    prepare(reading, file, task)   reads an exported file before the first step; returns JSON with
+                                   its `rows`, and those `left_out` by reason
+    batches(reading, prepared, *, size, seed, threads, trainer)   returns a Source of batches
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.metadata.uid import mixed
 from clipmill.stages.clip.scales import Augment, Sampling
 
 # Shapes: B rows of the batch, M texts of these, S pixels a side, T tokens, N texts, D width of a
@@ -45,15 +45,21 @@ class Reading:
     choose: Any = None  # a Chooser of rows, which may replace repeats, weights and texts; null: all
     gain: Gain | None = None  # by which rows are chosen from several batches; None: all are
     super_batch: int = 1  # of a gain: batches from whose rows one is chosen
+    reference: str | None = None  # column of a reference model's loss; a row without is left out
+    image_views: int = 1  # of a row in a batch
+    text_views: int = 1
+    # Edits a text by a hash: each, or of two views the second; null: none
+    edits: Callable[[str, int], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The images and captions of one step, or one rank's part of them."""
 
-    pixels: NDArray[np.uint8]  # (B, 3, S, S)
+    pixels: NDArray[np.uint8]  # (B, 3, S, S); of two views (2 B, 3, S, S), one after the other
     tokens: NDArray[np.int32]  # (T,)
-    starts: NDArray[np.int64]  # (M + K,) first token of each caption, then of each negative
+    # (M + K,) first token of each caption, then of each negative; (2 M + K,) of two views
+    starts: NDArray[np.int64]
     image_of: NDArray[np.int64]  # (M,) each caption's row in this part, ascending
     weights: NDArray[np.float32]  # (B,)
     rows: NDArray[np.int64]  # (B,) index among all rows
@@ -87,6 +93,11 @@ class Source(Protocol):
 def part_of(rows: int, rank: int, ranks: int) -> slice:
     """Returns a rank's rows of a batch: contiguous, in the order of the ranks."""
     return slice(rows * rank // ranks, rows * (rank + 1) // ranks)
+
+
+def of_view(coin: Any, view: int) -> Any:
+    """Returns the hash of a row's view, from that of its first; takes an array, or a number."""
+    return mixed(np.asarray(coin, np.uint64) ^ np.uint64(view)) if view else coin
 
 
 def shift_by(coin: Any) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ from clipmill.metadata.scratch import scratch_folder, shared_scratch
 from clipmill.metadata.storage import BLOCK_BYTES, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.batch import Reading, Tokenize
+from clipmill.stages.clip.batch import Reading
 from clipmill.stages.clip.subset import Chosen, text_lists
 from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import ImageError, decode
@@ -50,6 +50,7 @@ BATCH_ROWS = 256  # encoded images in memory
 ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
 NO_TEACHER = "no_teacher"
+NO_REFERENCE = "no_reference_loss"
 CONCEPTS = (CONCEPT_IDS.name, CONCEPT_LIST.name)
 ROW = "row"  # a row's number in the exported file
 none = partial(np.empty, 0, np.int64)
@@ -75,6 +76,10 @@ class CachedShard:
     negatives: NDArray[Any] = field(default_factory=none)
     concepts: NDArray[Any] = field(default_factory=none)
     concepts_of: NDArray[Any] = field(default_factory=none)
+    reference: NDArray[Any] = field(default_factory=none)  # (N,) nats
+    # of trainings that edit texts: UTF-8 of all, and (K + 1,) the first byte of each
+    text_bytes: NDArray[Any] = field(default_factory=none)
+    byte_starts: NDArray[Any] = field(default_factory=none)
 
 
 def decoded(
@@ -111,10 +116,14 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
     exported.check(name)
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
-        extra = [*teacher, *(CONCEPTS if reading.gain else ())]
-        names = columns_of(parquet.schema_arrow, extra, negatives, where)
+        names = columns_of(parquet.schema_arrow, reading, where)
         batches = (
-            usable(prepared(batch, chosen, file["first"], start, negatives), teacher, counts)
+            usable(
+                prepared(batch, chosen, file["first"], start, negatives),
+                teacher,
+                counts,
+                reading.reference,
+            )
             for batch, start in _batches(parquet, names)
         )
         if "pixels" in file:
@@ -126,7 +135,7 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
                 rows = int(np.count_nonzero(chosen.times))
             table = _stored(target, name, (rows, reading.size), batches, counts)
     sink = BytesIO()
-    arrays = _arrays(table, reading.tokenize, negatives)
+    arrays = _arrays(table, reading)
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
     for column in teacher:
@@ -140,12 +149,18 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
     entry |= {"no_negative": int((arrays["negatives"] == 0).sum())} if negatives else {}
     if reading.gain:
         entry["concept_lists"] = pc.unique(table[CONCEPT_LIST.name]).drop_null().to_pylist()
-    return entry | left_out(counts, chosen, teacher)
+    return entry | left_out(counts, chosen, teacher, reading.reference)
 
 
-def left_out(counts: Counter[str], chosen: Chosen | None, teacher: Sequence[str]) -> dict[str, Any]:
+def left_out(
+    counts: Counter[str],
+    chosen: Chosen | None,
+    teacher: Sequence[str],
+    reference: str | None = None,
+) -> dict[str, Any]:
     """Returns `left_out`, a file's rows by reason, and of a choice its digest, `chosen`."""
     reasons = [*LEFT_OUT, *([NO_TEACHER] if teacher else [])]
+    reasons += [NO_REFERENCE] if reference else []
     left = {reason: counts[reason] for reason in reasons}
     if chosen is None:
         return {"left_out": left}
@@ -162,14 +177,16 @@ def _batches(parquet: pq.ParquetFile, names: list[str]) -> Iterator[tuple[pa.Tab
     yield parquet.schema_arrow.empty_table().select(names), start
 
 
-def columns_of(
-    schema: pa.Schema, extra: Sequence[str], negatives: str | None, where: str
-) -> list[str]:
+def columns_of(schema: pa.Schema, reading: Reading, where: str) -> list[str]:
     """Returns the columns that a training reads from a file; raises StageError if it lacks one."""
-    extra = [*extra, *([negatives] if negatives else [])]
+    negatives = reading.negatives
+    of_loss = [*reading.teacher, *([negatives] if negatives else [])]
+    of_sampling = [*(CONCEPTS if reading.gain else ())]
+    of_sampling += [reading.reference] if reading.reference else []
+    extra = [*of_loss, *of_sampling]
     for column in extra:
         if column not in schema.names:
-            which = "`sampling`" if column in CONCEPTS else "the loss"
+            which = "the loss" if column in of_loss else "`sampling`"
             found = f"no column '{column}', which {which} asks for"
             raise StageError(found, where, f"add '{column}' to the export's `columns`")
     if negatives and schema.field(negatives).type != TEXTS.dtype:
@@ -196,8 +213,11 @@ def prepared(
     return rows if chosen is None else chosen.of(rows, start)
 
 
-def usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.Table:
-    """Returns the rows that have an image, a text and every stored vector; counts the others."""
+def usable(
+    batch: pa.Table, teacher: Sequence[str], counts: Counter[str], reference: str | None = None
+) -> pa.Table:
+    """Returns the rows that have an image, a text, every stored vector and a reference's loss;
+    counts the others."""
     left_N = np.zeros(len(batch), bool)
 
     def leave(reason: str, missing_N: NDArray[np.bool_]) -> None:
@@ -210,6 +230,8 @@ def usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.
     leave("no_text", np.array([not texts_there(row) for row in texts], bool))
     for column in teacher:
         leave(NO_TEACHER, np.isnan(as_matrix(batch[column]).sum(axis=1)))
+    if reference:
+        leave(NO_REFERENCE, ~np.isfinite(batch[reference].cast(pa.float64()).to_numpy()))
     return batch.filter(pa.array(~left_N))
 
 
@@ -240,7 +262,8 @@ def _stored(
     )
 
 
-def _arrays(rows: pa.Table, tokenize: Tokenize, negatives: str | None) -> dict[str, NDArray[Any]]:
+def _arrays(rows: pa.Table, reading: Reading) -> dict[str, NDArray[Any]]:
+    negatives = reading.negatives
     texts = [instead_of_single_words(texts_there(row)) for row in rows[TEXTS.name].to_pylist()]
     more = {}
     if CONCEPT_IDS.name in rows.column_names:
@@ -252,7 +275,13 @@ def _arrays(rows: pa.Table, tokenize: Tokenize, negatives: str | None) -> dict[s
         more["negatives"] = np.array([*map(len, false)], np.int64)
         texts = [[*own, *others] for own, others in zip(texts, false, strict=True)]
     flat = [text for row in texts for text in row]
-    token_T, token_start_K = tokenize(flat)
+    if reading.reference:
+        more["reference"] = rows[reading.reference].to_numpy().astype(np.float64)
+    if reading.edits:
+        encoded = [text.encode() for text in flat]
+        more["text_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+        more["byte_starts"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    token_T, token_start_K = reading.tokenize(flat)
     uid = b"".join(rows[UID.name].to_pylist())
     return {
         "at": rows[ROW].to_numpy(),

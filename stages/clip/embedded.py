@@ -1,9 +1,10 @@
 """The input of a loss: vectors of this process's rows, and those of all processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn import Module
 
 # Shapes: N rows and M texts of this process, G rows and H texts of the whole batch, D width of the
 # embedding. One process has N = G and M = H; if each row has one text, N = M and G = H.
@@ -34,6 +35,13 @@ class Embedded:
     # of the whole batch, K texts that are false of their image; None if the loss reads none
     negative_KD: Tensor | None = None
     negative_of_K: Tensor | None = None  # int64, ascending: the row of each
+    # second views, if any: vectors of this process's rows, and of all
+    image_views: Sequence[tuple[Tensor, Tensor]] = ()
+    text_views: Sequence[tuple[Tensor, Tensor]] = ()
+    step: int = 0
+    own: Module | None = None  # what the loss's `state` returned
+    # tensors of all ranks' rows, in order, without gradient
+    gather: Callable[[Tensor], Tensor] = Tensor.detach
     tile: int | None = None  # columns of the logits computed at a time; None: all at once
 
     @property

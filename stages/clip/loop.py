@@ -74,9 +74,13 @@ class Trainer:
         execution: Execution = PLAIN,
         average: float | None = None,  # decay a step of a running mean of the weights
         shares: Mapping[nn.Parameter, float] | None = None,  # of the learning rate; null: all 1
+        own: nn.Module | None = None,  # weights and memory of the loss
     ) -> None:
         self.model, self.schedule, self.execution = model, schedule, execution
-        self.loss_of = loss or find_loss("clip")
+        self.loss_of, self.own = loss or find_loss("clip"), own
+        self.weights = dict(model.named_parameters())
+        if own is not None:
+            self.weights |= {f"loss.{name}": weight for name, weight in own.named_parameters()}
         execution.ranks.one_batch_norm(model)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.locked_norms = [m for m in norms if m.affine and not m.weight.requires_grad]
@@ -91,9 +95,11 @@ class Trainer:
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
             self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for weights, decay in zip(matrices_first(model), (schedule.weight_decay, 0.0), strict=True):
-            for weight in weights:
-                groups.setdefault((decay, (shares or {}).get(weight, 1.0)), []).append(weight)
+        for module in (model,) if own is None else (model, own):
+            decays = schedule.weight_decay, 0.0
+            for weights, decay in zip(matrices_first(module), decays, strict=True):
+                for weight in weights:
+                    groups.setdefault((decay, (shares or {}).get(weight, 1.0)), []).append(weight)
         self.optimiser = torch.optim.AdamW(
             [{"params": g, "weight_decay": d, "share": s} for (d, s), g in groups.items()],
             betas=(schedule.beta1, schedule.beta2),
@@ -129,7 +135,9 @@ class Trainer:
         for norm in self.locked_norms:  # which keep their statistics
             norm.eval()
         for patches in self.patches:
-            patches.begin(self.step, batch.index, self.execution.device)
+            views = range(len(batch.pixels) // len(batch.rows))
+            index = np.concatenate([batch.index + (view << 48) for view in views])
+            patches.begin(self.step, index, self.execution.device)
         self.optimiser.zero_grad()
         loss_N = self.loss_of(self.embedded(*self.embed(batch), batch))
         weight_N = self._put(batch.weights)
@@ -139,9 +147,10 @@ class Trainer:
         of_batch = ranks.sum(loss).item()
         if not math.isfinite(of_batch):
             return loss_N.detach() * weight_N
-        ranks.sum_gradients(list(self.model.parameters()))
+        weights = list(self.weights.values())
+        ranks.sum_gradients(weights)
         if self.schedule.max_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_norm)
+            nn.utils.clip_grad_norm_(weights, self.schedule.max_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(self.step) * group["share"]
         self.optimiser.step()
@@ -162,7 +171,7 @@ class Trainer:
         self.replaced = {reason: before[reason] + count for reason, count in pairs}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns (N, D) and (M, D), vectors of this rank's images and texts, with their graph.
+        """Returns (N, D) and (M, D): all views of this rank's images and texts, with their graph.
 
         In pieces, a backward embeds each piece once more, so that it holds one piece's activations.
 
@@ -189,13 +198,16 @@ class Trainer:
     def embedded(self, image_ND: Tensor, text_MD: Tensor, batch: Batch) -> Embedded:
         """Returns the input of the loss: these rows against those of all ranks."""
         ranks = self.execution.ranks
+        image_ND, *more_images = image_ND.split(len(batch.rows))
         image_GD, first = ranks.gathered(image_ND)
         negatives: dict[str, Tensor] = {}
         if batch.negative_of is not None:
-            text_MD, negative_ND = text_MD.tensor_split([len(batch.image_of)])
+            last = len(text_MD) - len(batch.negative_of)
+            text_MD, negative_ND = text_MD.tensor_split([last])
             row_of_N = self._put(batch.negative_of) + first
             negatives["negative_KD"] = ranks.gathered(negative_ND)[0]
             negatives["negative_of_K"] = ranks.gathered(row_of_N)[0]
+        text_MD, *more_texts = text_MD.split(len(batch.image_of))
         row_N = torch.arange(first, first + len(image_ND), device=image_ND.device)
         image_of_M = self._put(batch.image_of) + first
         teacher = {name: self._put(values) for name, values in batch.teacher.items()}
@@ -212,6 +224,11 @@ class Trainer:
             index_N=self._put(batch.index),
             teacher=teacher,
             teacher_all={name: ranks.gathered(values)[0] for name, values in teacher.items()},
+            image_views=[(view, ranks.gathered(view)[0]) for view in more_images],
+            text_views=[(view, ranks.gathered(view)[0]) for view in more_texts],
+            step=self.step,
+            own=self.own,
+            gather=lambda values: ranks.gathered(values.detach())[0],
             tile=self.execution.tile,
             **negatives,
         )
@@ -228,7 +245,9 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Returns everything that the next step depends on, by name."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for name, weight in self.model.named_parameters():
+        if self.own is not None:
+            state |= {f"loss.{name}": value for name, value in self.own.state_dict().items()}
+        for name, weight in self.weights.items():
             for key, value in self.optimiser.state[weight].items():
                 state[f"optimiser.{name}.{key}"] = value
         if self.average is not None:
@@ -247,7 +266,9 @@ class Trainer:
         self.model.load_state_dict(_below("model.", state))
         if self.average is not None:
             self.average.load_state_dict(_below("average.", state))
-        for name, weight in self.model.named_parameters():
+        if self.own is not None:
+            self.own.load_state_dict(_below("loss.", state))
+        for name, weight in self.weights.items():
             for key, value in _below(f"optimiser.{name}.", state).items():
                 # In the weight's memory layout: another layout sums in another order.
                 like = weight if value.ndim else value

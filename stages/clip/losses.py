@@ -7,8 +7,9 @@ read without running the file, so that a plan without torch can check it.
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline import own_code
@@ -16,12 +17,13 @@ from clipmill.pipeline.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from clipmill.stages.clip.embedded import Embedded
 
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
-CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "BIAS", "SCALE")
+CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "VIEWS", "BIAS", "SCALE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Declared:
     texts: str = "one"  # of a row: one (by the training's `texts`), the first, or all
     teacher: tuple[str, ...] = ()  # columns of the export; TEACHER may name settings that hold them
     negatives: str | None = None  # a column of texts, false of the image; or the setting with it
+    # of "image" and "text", of which the loss compares two views; else it is the mean over pairs
+    views: tuple[str, ...] = ()
     bias: float | None = None  # initial bias of all logits; None: the loss has no bias
     scale: float | None = None  # initial scale of all cosines; None: the model's
     settings: Mapping[str, Value]  # of the loss, defaults included
@@ -75,9 +79,44 @@ def find_loss(
     name: str, settings: Mapping[str, Value] | None = None
 ) -> "Callable[[Embedded], Tensor]":
     """Imports a loss and binds its settings."""
-    _read(name)
+    _, constants = _read(name)
     loss = own_code.load(f"losses.{name}", "key `loss`").loss
-    return partial(loss, **settings) if settings else loss
+    loss = partial(loss, **settings) if settings else loss
+    return loss if "VIEWS" in constants else partial(over_pairs, loss)
+
+
+def state_of(
+    name: str, settings: Mapping[str, Value], *, samples: int, width: int, seed: int
+) -> "Module | None":
+    """Returns what the loss's function `state` does: weights that learn, and what it remembers of
+    each of `samples` rows; None without one. `settings` are all of them.
+
+    The draws of torch's generator depend on the seed alone.
+    """
+    import torch
+
+    make = getattr(own_code.load(f"losses.{name}", "key `loss`"), "state", None)
+    if make is None:
+        return None
+    bits = int.from_bytes(blake2b(f"{seed} loss".encode(), digest_size=8).digest(), "big")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(bits)
+        return make(samples=samples, width=width, seed=seed, settings=settings)
+
+
+def over_pairs(loss: "Callable[[Embedded], Tensor]", batch: "Embedded") -> "Tensor":
+    """Returns (N,) nats: the mean of a loss over the pairs of an image's view and a text's.
+
+    Source: CLIP-rocket (Fini et al. 2023), which sums them, and has a head for each kind of view.
+    """
+    images = [(batch.image_ND, batch.image_GD), *batch.image_views]
+    texts = [(batch.text_MD, batch.text_HD), *batch.text_views]
+    of_pairs = [
+        loss(replace(batch, image_ND=image_ND, image_GD=image_GD, text_MD=text_MD, text_HD=text_HD))
+        for image_ND, image_GD in images
+        for text_MD, text_HD in texts
+    ]
+    return sum(of_pairs[1:], of_pairs[0]) / len(of_pairs)
 
 
 def known() -> list[str]:

@@ -37,14 +37,12 @@ def _open_clip(where: str) -> Any:
 
 def reads(name: str, context: int | None = None) -> Reads:
     """Returns the input that the named model takes; `context` has the tokens of a text, if set."""
-    there: Reads = _family(name).reads(name, context)
-    return there
+    return _family(name).reads(name, context)
 
 
 def versions_of(name: str) -> list[str]:
     """Returns name and version of the packages beside torch that define a model's weights."""
-    there: list[str] = _family(name).versions(name)
-    return there
+    return _family(name).versions(name)
 
 
 def new_model(

@@ -36,6 +36,7 @@ class Work:
     reading: Any  # a Reading
     prepared: list[dict[str, Any]]  # exported files, as the reader's `prepare` returns them
     facts: dict[str, Any]  # of the rows, for the card
+    samples: int = 0  # of the export: all of its sample_index are below
     start: Any = None  # a Start; None for weights by chance
 
     def prefix(self, seed: int) -> str:
@@ -118,7 +119,7 @@ def _train(
     settings, worker, name = work.settings, task.worker, work.prefix(seed)
     seed += worker.seed
     torch.set_num_threads(1)  # for equal bits; readers decode on the other cores
-    new = partial(trainer_of, settings, seed, worker.device, ranks, work.start)
+    new = partial(trainer_of, settings, seed, worker.device, ranks, work.start, work.samples)
     trainer = new()
     checkpoints = task.checkpoints(work.key(seed, worker.device)[:16])
     restore(trainer, checkpoints)
@@ -126,8 +127,8 @@ def _train(
         trainer = new()
     fixed = settings.fixed
     reader: Any = own_code.load(work.reader, "key `data`")
-    way = {"size": fixed.batch_size, "seed": seed, "threads": settings.readers}
-    batches: Source = reader.batches(work.reading, work.prepared, **way)
+    way = {"seed": seed, "threads": settings.readers, "trainer": trainer}
+    batches: Source = reader.batches(work.reading, work.prepared, size=fixed.batch_size, **way)
     log = Log(
         steps=fixed.steps,
         batch_size=fixed.batch_size,
@@ -190,11 +191,16 @@ def refuse_broken(trainer: "Trainer", stage: str) -> None:
 
 
 def trainer_of(
-    settings: Any, seed: int, device: str, ranks: "Ranks", start: "Start | None" = None
+    settings: Any,
+    seed: int,
+    device: str,
+    ranks: "Ranks",
+    start: "Start | None" = None,
+    samples: int = 0,  # of the export
 ) -> "Trainer":
     """Builds the trainer of a stage's settings, before its first step."""
     from clipmill.stages.clip.loop import Execution, Schedule, Trainer
-    from clipmill.stages.clip.losses import find_loss
+    from clipmill.stages.clip.losses import find_loss, state_of
     from clipmill.stages.clip.named import new_model
     from clipmill.stages.clip.patches import drop_patches
     from clipmill.stages.clip.start import load_start, lock, shares_of
@@ -218,7 +224,12 @@ def trainer_of(
         drop_patches(model.network, settings.patch_dropout, steps, seed)
     model = model.to(device)
     loss = find_loss(settings.loss, settings.loss_settings)
-    return Trainer(model, schedule, loss, execution, settings.average, shares)
+    state = state_of(
+        settings.loss, declared.settings, samples=samples, width=model.width, seed=seed
+    )
+    if state is not None:
+        state.to(device)
+    return Trainer(model, schedule, loss, execution, settings.average, shares, state)
 
 
 def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
@@ -282,6 +293,8 @@ def flops_of_step(trainer: "Trainer", batch: "Batch") -> int:
 
 TEXT = "a drawing of a small red house beside a tree"
 MOST_PIXELS = 400_000  # of a probe's batch: 64 rows of nano's, 7 of 224 pixels a side
+EPOCHS: dict[str, Any] = {"sampling": None, "super_batch": 5, "reference_loss": None}
+EPOCHS |= {"concept_gain": "diversity"}
 STEPS = 5  # the first one, which allocates memory, does not count
 
 
@@ -299,7 +312,7 @@ def probed(settings: Any) -> tuple[float, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plain = replace(settings, loss="clip", loss_settings=None, compile=False)
+        plain = replace(settings, loss="clip", loss_settings=None, compile=False, **EPOCHS)
         trainer = trainer_of(plain, 0, "cpu", ALONE)
         model, side = trainer.model, trainer.model.image_size
         rows = max(2, min(64, settings.batch_size, MOST_PIXELS // side**2))

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.clip.open_clip_config import config_of, encode_short, is_causal, middle
+from clipmill.stages.clip.open_clip_config import config_of
+from clipmill.stages.towers._open_clip import encode_short, is_causal, middle
 
 if TYPE_CHECKING:
     from torch import Tensor

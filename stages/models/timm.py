@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.extras import missing
-from clipmill.stages.clip.open_clip_config import middle
+from clipmill.stages.towers._open_clip import middle
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 

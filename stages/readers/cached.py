@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heapreplace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ from clipmill.stages.clip.batch import (
     SHIFT,
     STAGE,
     Batch,
-    Gain,
     Reading,
-    Texts,
+    of_view,
     part_of,
     shift_by,
     text_by,
@@ -39,18 +39,17 @@ prepare = cache_shard  # of a file, before the first step
 
 
 def batches(
-    reading: Reading, cached: Sequence[Mapping[str, Any]], *, size: int, seed: int, threads: int
+    reading: Reading,
+    cached: Sequence[Mapping[str, Any]],
+    *,
+    size: int,
+    seed: int,
+    threads: int,
+    trainer: Any,
 ) -> "Batches":
-    """Returns the batches of a seed; without threads, for pictures are mapped."""
+    """Returns the batches of a seed; needs neither threads nor a trainer."""
     shards = list(read_cached(reading.folder, cached, reading.data))
-    return Batches(
-        shards,
-        size=size,
-        seed=seed,
-        texts=reading.texts,
-        gain=reading.gain,
-        super_batch=reading.super_batch,
-    )
+    return Batches(shards, reading, size=size, seed=seed)
 
 
 class Batches:
@@ -59,15 +58,12 @@ class Batches:
     def __init__(
         self,
         shards: Sequence[CachedShard],
+        reading: Reading,
         *,
         size: int,
         seed: int,
-        texts: Texts = "uniform",
-        gain: Gain | None = None,  # by which rows are chosen from so many batches; None: all are
-        super_batch: int = 1,
     ) -> None:
-        self.size, self.seed, self.texts = size, seed, texts
-        self.gain, self.super_batch = gain, super_batch
+        self.size, self.seed, self.reading = size, seed, reading
         self.shards = [shard for shard in shards if len(shard.uids)]
         self.first = np.cumsum([0, *(len(shard.uids) for shard in self.shards)])
         uid_N16 = np.concatenate([shard.uids for shard in self.shards])
@@ -85,7 +81,8 @@ class Batches:
         self.negatives_N = np.concatenate([shard.negatives for shard in self.shards])
         if len(self.negatives_N):  # they stand after the captions of a row
             self.texts_N = self.texts_N - self.negatives_N
-        if gain is not None:
+        self.reference_N = np.concatenate([shard.reference for shard in self.shards])
+        if reading.gain is not None:
             self.concept_C = np.concatenate([shard.concepts for shard in self.shards])
             counts_N = np.concatenate([shard.concepts_of for shard in self.shards])
             self.concept_start_N = np.cumsum([0, *counts_N])
@@ -97,13 +94,17 @@ class Batches:
 
     def of_rank(self, n: int, rank: int, ranks: int) -> Batch:
         """Returns a rank's rows of batch n; reads no other row."""
-        row_B = self._rows(n)[part_of(self.size, rank, ranks)]
-        coin_B = self._coins(row_B, f"batch {n}")
-        down_B, right_B = shift_by(coin_B)
-        first_B, taken_B = self._texts(row_B, coin_B)
+        return self.of_rows(self._rows(n)[part_of(self.size, rank, ranks)], n)
+
+    def of_rows(self, row_B: NDArray[np.int64], n: int) -> Batch:
+        """Returns rows as batch n has them."""
+        coin_B = self.coins(row_B, f"batch {n}")
+        views, reading = range(self.reading.text_views), self.reading
+        coins = [of_view(coin_B, view) for view in views]
+        texts = [self._texts(row_B, coins[view]) for view in views]
         S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
-        bags: list[list[NDArray[np.int32]]] = [[] for _ in row_B]
+        bags: list[list[list[NDArray[np.int32]]]] = [[[] for _ in row_B] for _ in views]
         false: list[list[NDArray[np.int32]]] = [[] for _ in row_B]
         teacher = {
             column: np.empty((len(row_B), stored.shape[1]), np.float32)
@@ -117,22 +118,29 @@ class Batches:
             canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = shard.images[shard.at[local]]
             for column, stored in shard.teacher.items():
                 teacher[column][here] = stored[local]
-            text = shard.text_starts[local] + first_B[here]
-            for place, start, stop in zip(here, text, text + taken_B[here], strict=True):
-                bags[place] = _bags(shard, start, stop)
+            for view, (first_B, taken_B) in enumerate(texts):
+                text = shard.text_starts[local] + first_B[here]
+                edits = reading.edits is not None and view == views[-1]
+                for place, start, stop in zip(here, text, text + taken_B[here], strict=True):
+                    coin = coins[view][place] if edits else None
+                    bags[view][place] = self._bags(shard, start, stop, coin)
             if len(self.negatives_N):
                 count = self.negatives_N[row_B[here]]
                 text = shard.text_starts[local] + self.texts_N[row_B[here]]
                 text += text_by(coin_B[here], np.maximum(count, 1).astype(np.uint64)).astype(int)
                 for place, start in zip(here[count > 0], text[count > 0], strict=True):
-                    false[place] = _bags(shard, start, start + 1)
+                    false[place] = self._bags(shard, start, start + 1)
         windows = sliding_window_view(canvas_BSS3, (S, S), axis=(1, 2))
-        flat = [bag for row in (*bags, *false) for bag in row]
+        flat = [bag for rows in (*bags, false) for row in rows for bag in row]
+        shifts = [shift_by(of_view(coin_B, view)) for view in range(reading.image_views)]
+        place_B = np.arange(len(row_B))
         return Batch(
-            pixels=windows[np.arange(len(row_B)), down_B.astype(int), right_B.astype(int)],
+            pixels=np.concatenate(
+                [windows[place_B, down.astype(int), right.astype(int)] for down, right in shifts]
+            ),
             tokens=np.concatenate(flat),
             starts=np.cumsum([0, *map(len, flat[:-1])], dtype=np.int64),
-            image_of=np.repeat(np.arange(len(row_B)), taken_B),
+            image_of=np.repeat(place_B, texts[0][1]),
             weights=self.weight_N[row_B],
             rows=row_B,
             index=self.index_N[row_B],
@@ -148,29 +156,46 @@ class Batches:
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
         return [self.shards[number].file for number in numbers]
 
+    def _bags(
+        self, shard: CachedShard, start: int, stop: int, coin: np.uint64 | None = None
+    ) -> list[NDArray[np.int32]]:
+        """Returns the tokens of each of some texts, whose lengths differ; edited by a hash."""
+        if coin is None or self.reading.edits is None:
+            bounds = shard.token_starts[start : stop + 1]
+            return np.split(shard.tokens[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0])
+        ends = pairwise(shard.byte_starts[start : stop + 1])
+        plain = [shard.text_bytes[first:last].tobytes().decode() for first, last in ends]
+        edited = [self.reading.edits(text, of_view(coin, k)) for k, text in enumerate(plain)]
+        tokens, starts = self.reading.tokenize(edited)
+        return np.split(tokens, starts[1:-1])
+
     def _texts(
         self, row_B: NDArray[np.int64], coin_B: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns (B,) the first text of each row that the step takes, and (B,) how many."""
         texts_B = self.texts_N[row_B]
-        if self.texts == "all":
+        if self.reading.texts == "all":
             return np.zeros_like(texts_B), texts_B
-        if self.texts == "first":
+        if self.reading.texts == "first":
             return np.zeros_like(texts_B), np.ones_like(texts_B)
         return text_by(coin_B, texts_B.astype(np.uint64)).astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
-        if self.gain is not None:  # within an epoch, that no row is there twice
-            size = self.size * self.super_batch
-            epoch, place = divmod(n, len(self.row_E) // size)
-            row_B = self._order(epoch)[place * size : (place + 1) * size]
-            return row_B[self._chosen(row_B)]
+        if self.reading.gain is not None:
+            row_S = self.super_batch(n)
+            return row_S[self._chosen(row_S)]
         epoch_B, place_B = np.divmod(np.arange(n * self.size, (n + 1) * self.size), len(self.row_E))
         row_B = np.empty(self.size, np.int64)
         for epoch in np.unique(epoch_B):
             here = epoch_B == epoch
             row_B[here] = self._order(int(epoch))[place_B[here]]
         return row_B
+
+    def super_batch(self, n: int) -> NDArray[np.int64]:
+        """Returns (S,) the rows that batch n is of, within an epoch: none is there twice."""
+        size = self.size * self.reading.super_batch
+        epoch, place = divmod(n, len(self.row_E) // size)
+        return self._order(epoch)[place * size : (place + 1) * size]
 
     def _chosen(self, row_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the places of a batch in its super-batch, by the gain of their concepts.
@@ -180,13 +205,13 @@ class Batches:
         there would be if all that the super-batch has were equally frequent.
         """
         counts_B = np.diff(self.concept_start_N)[row_B]
-        if self.gain == "frequency":
+        if self.reading.gain == "frequency":
             return np.argsort(-counts_B, kind="stable")[: self.size]
         start_S = np.cumsum([0, *counts_B])
         within = np.arange(start_S[-1]) - np.repeat(start_S[:-1], counts_B)
         concept_C = self.concept_C[np.repeat(self.concept_start_N[row_B], counts_B) + within]
         distinct = max(1, len(np.unique(concept_C)))
-        target = math.ceil(len(concept_C) / self.super_batch / distinct)
+        target = math.ceil(len(concept_C) / self.reading.super_batch / distinct)
         return np.array(diverse(concept_C, start_S, self.rarity, target, self.size))
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -196,15 +221,9 @@ class Batches:
         coin_E = coin_hash_by(uid_E, self.copy_E, seed=self.seed, stage=STAGE, purposes=purposes)
         return self.row_E[np.lexsort((self.row_E, self.copy_E, coin_E))]
 
-    def _coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:
+    def coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:
         uid = self.uid.take(pa.array(row_B))
         return coin_hash(uid, seed=self.seed, stage=STAGE, purpose=purpose)
-
-
-def _bags(shard: CachedShard, start: int, stop: int) -> list[NDArray[np.int32]]:
-    """Returns the tokens of each of some texts; lengths differ."""
-    bounds = shard.token_starts[start : stop + 1]
-    return np.split(shard.tokens[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0])
 
 
 @compiled()

@@ -29,8 +29,8 @@ from clipmill.stages.clip.batch import (
     SHIFT,
     Batch,
     Reading,
-    Texts,
     Tokens,
+    of_view,
     part_of,
     shift_by,
     text_by,
@@ -74,7 +74,7 @@ def prepare(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any
     rows, start, without, groups = 0, 0, 0, []
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
-        columns = columns_of(parquet.schema_arrow, teacher, negatives, where)
+        columns = columns_of(parquet.schema_arrow, reading, where)
         names = [column for column in columns if column != IMAGE.name]
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, names, use_threads=False)
@@ -99,19 +99,30 @@ def picture_of(reading: Reading, body: bytes, coin: int) -> RGB:
     return whole[down : down + reading.size, right : right + reading.size]
 
 
-def taken(choice: Texts, texts: list[str], coin: int) -> list[str]:
-    """Returns the texts of a row that the step takes."""
-    fit = instead_of_single_words(texts)
-    if choice == "uniform":
-        return [fit[text_by(coin, len(fit))]]
-    return fit[:1] if choice == "first" else fit
+def taken(reading: Reading, texts: list[str], coin: int) -> list[list[str]]:
+    """Returns the texts of a row that the step takes, by view."""
+    fit, views = instead_of_single_words(texts), list[list[str]]()
+    for coin_of_view in (int(of_view(coin, view)) for view in range(reading.text_views)):
+        some = fit[:1] if reading.texts == "first" else fit
+        if reading.texts == "uniform":
+            some = [fit[text_by(coin_of_view, len(fit))]]
+        if reading.edits and len(views) + 1 == reading.text_views:
+            some = [reading.edits(text, of_view(coin_of_view, k)) for k, text in enumerate(some)]
+        views.append(some)
+    return views
 
 
 PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
 
 
 def batches(
-    reading: Reading, indexed: Sequence[Mapping[str, Any]], *, size: int, seed: int, threads: int
+    reading: Reading,
+    indexed: Sequence[Mapping[str, Any]],
+    *,
+    size: int,
+    seed: int,
+    threads: int,
+    trainer: Any,
 ) -> "Streamed":
     """Returns the batches of a seed, whose pictures so many threads decode."""
     return Streamed(reading, indexed, size=size, seed=seed, threads=threads)
@@ -195,26 +206,29 @@ class Streamed:
             group = self._group(stream, piece)
             numbers = range(piece.start, piece.stop)
             samples += [self._sample(group, number, n, piece) for number in numbers]
-        texts = [text for sample in samples for text in sample.texts]
-        false = [text for sample in samples for text in sample.negative]
-        return Part(samples, [self.reading.tokenize(some) for some in (texts, false)])
+        views = zip(*(sample.texts for sample in samples), strict=True)
+        kinds = [*views, [sample.negative for sample in samples]]
+        flat = [[text for row in rows for text in row] for rows in kinds]
+        return Part(samples, [self.reading.tokenize(texts) for texts in flat])
 
     def _sample(self, group: Group, number: int, n: int, piece: Piece) -> "Sample":
         """Returns a sample of a row group, or the next one if its picture does not decode."""
-        fault = ""
+        fault, reading = "", self.reading
         for turn in range(len(group.order)):
             row = int(group.order[(number + turn) % len(group.order)])
             coin = int(group.coins(self.seed, n)[row])
             body = group.images[row]
             try:
-                pixels = picture_of(self.reading, body, coin) if body is not None else None
+                coins = [of_view(coin, view) for view in range(reading.image_views)]
+                pixels = [picture_of(reading, body, coin) for coin in coins] if body else []
             except ImageError:
-                pixels = None
-            if pixels is not None:
+                pixels = []
+            if pixels:
                 false = group.negatives[row]
                 negative = [false[text_by(coin, len(false))]] if false else []
-                texts = taken(self.reading.texts, group.texts[row], coin)
-                return Sample(group, row, pixels, texts, negative, fault)
+                return Sample(
+                    group, row, pixels, taken(reading, group.texts[row], coin), negative, fault
+                )
             fault = fault or (UNDECODABLE if body is not None else NO_IMAGE)
             self._note_bad(group, row, piece)
         do = "look at the export: export.pixels counts its bad pictures"
@@ -263,7 +277,7 @@ class Streamed:
                 if len(sizes) != len(counted):
                     raise changed
                 extra = self.reading.teacher, self.reading.negatives
-                names = columns_of(parquet.schema_arrow, *extra, where)
+                names = columns_of(parquet.schema_arrow, self.reading, where)
                 table = parquet.read_row_group(piece.group, names, use_threads=False)
         except OSError as error:
             do = "put the file back, or run the export again: the training goes on where it was"
@@ -283,12 +297,14 @@ class Streamed:
 
     def _joined(self, parts: "list[Part]") -> Batch:
         samples = [sample for part in parts for sample in part.samples]
-        pixel_BSS3 = np.stack([sample.pixels for sample in samples])
-        runs = [part.texts[kind] for kind in (0, 1) for part in parts]
+        views = range(self.reading.image_views)
+        pixel_BSS3 = np.stack([sample.pixels[view] for view in views for sample in samples])
+        kinds = range(self.reading.text_views + 1)
+        runs = [part.texts[kind] for kind in kinds for part in parts]
         lengths = np.cumsum([0, *(len(token_T) for token_T, _ in runs)])
         starts = [start_M[:-1] + first for (_, start_M), first in zip(runs, lengths, strict=False)]
         negatives_B = [len(sample.negative) for sample in samples]
-        count_B = [len(sample.texts) for sample in samples]
+        count_B = [len(sample.texts[0]) for sample in samples]
         faults = Counter(sample.fault for sample in samples)
         return Batch(
             pixels=np.ascontiguousarray(pixel_BSS3.transpose(0, 3, 1, 2)),
@@ -313,15 +329,15 @@ class Sample:
 
     group: Group
     row: int  # of the group
-    pixels: RGB
-    texts: list[str]
+    pixels: list[RGB]  # of each view
+    texts: list[list[str]]  # of each view
     negative: list[str]  # one, or none
     fault: str  # reason that the drawn row was replaced; empty if it was not
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stream's samples of a batch, and as tokens their captions and their negatives."""
+    """A stream's samples of a batch, and as tokens their captions by view and their negatives."""
 
     samples: list[Sample]
     texts: list[Tokens]

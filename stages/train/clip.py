@@ -40,6 +40,11 @@ OF_NETWORKS = {  # settings that nano, our own, has no use for
     "unlock_groups": "nano has no groups of layers",
     "patch_dropout": "nano's image tower has no patches",
 }
+OF_SAMPLING = {  # settings of some ways to sample
+    "super_batch": ("concepts", "jest"),
+    "concept_gain": ("concepts",),
+    "reference_loss": ("jest",),
+}
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
 LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
 
@@ -91,12 +96,22 @@ class ClipTraining(DatasetStage):
     precision: Literal["bf16", "float32"] = "bf16"
     # text of a step, if an image has several: one by hash, equally likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
+    # of a row in a step, each shifted or cropped by itself; a loss is the mean over pairs of views,
+    # or, like intra_modal, compares them
+    image_views: Literal[1, 2] = later(1)
+    text_views: Literal[1, 2] = later(1)  # the second is another of its texts, if it has several
+    # file of words and what may replace them, `word, another, a third` a line: by it texts are
+    # edited, as in EDA; of two views the second
+    synonyms: NonEmpty | None = later(None)
     # each row `repeats` times an epoch; shards drawn with replacement; or, of several batches of an
-    # epoch, the rows whose concepts gain most; null: the scale's
-    sampling: Literal["epochs", "shards", "concepts"] | None = later(None)
+    # epoch, the rows whose concepts gain most, or whose loss is high and a reference's is low, as
+    # in JEST; null: the scale's
+    sampling: Literal["epochs", "shards", "concepts", "jest"] | None = later(None)
     # of `concepts`: rare ones first, up to a share of the batch; or rows with many
     concept_gain: Literal["diversity", "frequency"] = later("diversity")
-    super_batch: OneUp = later(5)  # of `concepts`: batches from whose rows one is chosen
+    super_batch: OneUp = later(5)  # of the latter two: batches from whose rows one is chosen
+    # of `jest`: the export's column with each row's loss by a reference model, in nats
+    reference_loss: NonEmpty | None = later(None)
     # the name of a file stages/losses/NAME.py, ours (docs/training.md lists them) or your own
     loss: NonEmpty = later("clip")
     loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
@@ -133,7 +148,11 @@ class ClipTraining(DatasetStage):
         for name in OF_SCALE:  # filled in, so that the fingerprint has the numbers
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
-        _ = self.declared  # refuses an unknown loss or setting
+        compared = self.declared.views  # refuses an unknown loss or setting
+        if compared and all(getattr(self, f"{kind}_views") == 1 for kind in compared):
+            keys = " or ".join(f"{kind}_views: 2" for kind in compared)
+            found = f"the loss '{self.loss}' compares two views"
+            raise RecipeError(found, "key `loss`", f"write {keys}, or name another loss")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
@@ -143,12 +162,7 @@ class ClipTraining(DatasetStage):
         if self.unlock_groups and self.lock == "none":
             do = "write lock: image or lock: text, or leave it out"
             raise RecipeError("no tower is locked", "key `unlock_groups`", do)
-        by_concept = self.super_batch, self.concept_gain
-        if self.sampling != "concepts" and by_concept != (5, "diversity"):
-            do = "write sampling: concepts, or leave them out"
-            raise RecipeError(
-                "batches are not by concept", "keys `super_batch`, `concept_gain`", do
-            )
+        self.check_sampling()
         for key, found in OF_NETWORKS.items():
             if getattr(self, key) and fixed.model == "nano":
                 do = "leave it out, or name a network of open_clip's as `model`"
@@ -162,23 +176,39 @@ class ClipTraining(DatasetStage):
         # DataComp's debug is a test run: its warm-up is longer than the training.
         is_frozen = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
         if 0 < fixed.steps <= fixed.warmup_steps and not is_frozen:
-            found = (
-                f"warmup_steps is {fixed.warmup_steps}, and the training has {fixed.steps} steps"
-            )
+            found = f"warmup_steps is {fixed.warmup_steps}, the training has {fixed.steps} steps"
             found += f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})"
             do = "write fewer, or more samples_seen"
             raise RecipeError(found, "key `warmup_steps`", do)
         if fixed.batch_size < self.ranks * self.accumulate:
-            shared = f"for {self.ranks} ranks of {self.accumulate} pieces each"
-            found, do = (
-                f"batch_size is {fixed.batch_size}, {shared}",
-                "write fewer, or a larger batch",
-            )
+            found = f"batch_size is {fixed.batch_size}, "
+            found += f"for {self.ranks} ranks of {self.accumulate} pieces each"
+            do = "write fewer, or a larger batch"
             raise RecipeError(found, "keys `ranks`, `accumulate`", do)
+
+    def check_sampling(self) -> None:
+        """Refuses settings of another `sampling`, and for jest a loss that is not SigLIP's."""
+        for key, samplings in OF_SAMPLING.items():
+            is_given = getattr(self, key) != type(self).__dataclass_fields__[key].default
+            if is_given and self.sampling not in samplings:
+                do = f"write sampling: {' or '.join(samplings)}, or leave it out"
+                raise RecipeError(f"sampling is {self.fixed.sampling}", f"key `{key}`", do)
+        if self.sampling == "jest":
+            if not self.reference_loss:
+                do = "name a column of the export: each row's loss by a better model"
+                raise RecipeError("jest has no reference", "key `reference_loss`", do)
+            if self.declared.bias is None or self.declared.texts == "all":
+                found = f"jest draws by the sigmoid loss of pairs, and the loss is '{self.loss}'"
+                raise RecipeError(found, "key `sampling`", "write loss: siglip")
+
+    @property
+    def chooses(self) -> bool:
+        """Returns whether a batch is chosen from several."""
+        return self.sampling in ("concepts", "jest")
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        factor = self.super_batch if self.sampling == "concepts" else 1
+        factor = self.super_batch if self.chooses else 1
         return "batch_size", self.fixed.batch_size * factor
 
     @property
@@ -186,9 +216,7 @@ class ClipTraining(DatasetStage):
         """The scale, with this stage's own settings."""
         own = {name: getattr(self, name) for name in OF_SCALE}
         scale = SCALES[self.scale]
-        own["sampling"] = self.sampling or scale.sampling
-        if own["sampling"] == "concepts":
-            own["sampling"] = "epochs"
+        own["sampling"] = "epochs" if self.chooses else self.sampling or scale.sampling
         return replace(scale, model=self.model or scale.model, **own)
 
     @property
@@ -198,16 +226,26 @@ class ClipTraining(DatasetStage):
         return declared_by(self.loss, settings)
 
     @property
+    def edits(self) -> Any:
+        """Edits of texts by `synonyms`; None without."""
+        if self.synonyms is None:
+            return None
+        from clipmill.stages.readers._edits import read_edits
+
+        return read_edits(self.synonyms)
+
+    @property
     def resources(self) -> Resources:
         return Resources(cpus=self.readers, gpus=self.gpus, memory_gb=self.memory_gb)
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Digests of a user's own loss, and of a network's JSON file, if any."""
-        own, file = digest_of(self.loss), Path(self.fixed.model).expanduser()
-        digests = {"loss_file": own} if own else {}
-        if file.suffix == ".json" and file.is_file():
-            digests["model_file"] = sha256(file.read_bytes()).hexdigest()
+        """Digests of a user's own loss, a network's JSON file and a list of synonyms, if any."""
+        digests = {"loss_file": own} if (own := digest_of(self.loss)) else {}
+        network = self.fixed.model if self.fixed.model.endswith(".json") else ""
+        for key, name in (("model_file", network), ("synonyms_file", self.synonyms or "")):
+            if (file := Path(name).expanduser()).is_file():
+                digests[key] = sha256(file.read_bytes()).hexdigest()
         return digests
 
     def outside(self) -> str:
@@ -221,6 +259,7 @@ class ClipTraining(DatasetStage):
     def look(self) -> None:
         from clipmill.stages.clip import start, subset
 
+        _ = self.edits
         if self.subset is not None:
             subset.look_at(self.subset)
         if self.start is not None:
@@ -241,7 +280,8 @@ class ClipTraining(DatasetStage):
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
-        self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
+        samples = sum(file["rows"] for file in dataset["files"])
+        self.refuse_few(samples, "the export has", stage)
         model = reads(self.fixed.model, self.context_length)
         if dataset.get("image_size", model.image_size) != model.image_size:
             size, own = dataset["image_size"], model.image_size
@@ -266,15 +306,18 @@ class ClipTraining(DatasetStage):
             choose=choose,
             gain=self.concept_gain if self.sampling == "concepts" else None,
             super_batch=self.super_batch,
+            reference=self.reference_loss,
+            image_views=self.image_views,
+            text_views=self.text_views,
+            edits=self.edits,
         )
-        reader = "readers.cached"
+        reader = "readers.jest" if self.sampling == "jest" else "readers.cached"
         if self.streams(dataset["format"], stage):
             ctx.say("counting rows")
             reader = "readers.streamed"
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
-        prepare = own_code.load(reader, "key `data`").prepare
-        cached = ctx.map(partial(prepare, reading), files)
+        cached = ctx.map(partial(own_code.load(reader, "key `data`").prepare, reading), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -291,9 +334,8 @@ class ClipTraining(DatasetStage):
         if self.sampling == "concepts":
             lists = sorted({digest for shard in cached for digest in shard["concept_lists"]})
             if len(lists) != 1:
-                found = (
-                    f"concepts of {len(lists)} lists: {', '.join(digest[:12] for digest in lists)}"
-                )
+                names = ", ".join(digest[:12] for digest in lists)
+                found = f"concepts of {len(lists)} lists: {names}"
                 do = "export rows that annotate.concepts has matched with one list"
                 raise StageError(found, f"stage '{stage}', key `sampling`", do)
             facts["concept_list"] = lists[0]
@@ -304,7 +346,7 @@ class ClipTraining(DatasetStage):
             facts["start"] = start.sha256
         ctx.say("training")
         read: dict[str, Any] = {"reader": reader, "reading": reading, "prepared": cached}
-        work = Work(settings=self, facts=facts, start=start, **read)
+        work = Work(settings=self, facts=facts, start=start, samples=samples, **read)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
         for seed in self.seeds if self.ranks > 1 else ():
@@ -328,8 +370,8 @@ class ClipTraining(DatasetStage):
             do = "leave it out, or name the export.parquet as `data`"
             raise StageError(found, f"stage '{stage}', key `sampling`", do)
         streams = layout == "parquet" and self.pixels_size is None
-        if streams and self.sampling == "concepts":
-            found = "pictures that are decoded batch by batch, whose concepts are not known before"
+        if streams and self.chooses:
+            found = "pictures that are decoded batch by batch, of which none is known before"
             do = "name an export.pixels as `data`"
             raise StageError(found, f"stage '{stage}', key `sampling`", do)
         return streams

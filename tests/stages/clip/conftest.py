@@ -5,8 +5,7 @@ import torch
 
 from clipmill.stages.clip.cache import cache_shard, read_cached
 from clipmill.stages.ops.tables.exports import numbered
-from clipmill.stages.readers.cached import Batches
-from tests.stages.clip.exported import row, small_reading, write_export
+from tests.stages.clip.exported import batches_of, row, small_reading, write_export
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -37,6 +36,6 @@ def batches(cached):
 
     def make(size=8, seed=0):
         parts, _ = cached([row(i) for i in range(10)], [row(i) for i in range(10, 24)])
-        return Batches(parts, size=size, seed=seed)
+        return batches_of(parts, size=size, seed=seed)
 
     return make

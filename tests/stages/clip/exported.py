@@ -25,8 +25,10 @@ from clipmill.metadata.schema import (
 )
 from clipmill.stages.clip import open_clip_config
 from clipmill.stages.clip.batch import Reading
+from clipmill.stages.clip.cache import CachedShard
 from clipmill.stages.clip.named import new_model, reads
 from clipmill.stages.clip.saving import save
+from clipmill.stages.readers.cached import Batches
 from clipmill.stages.towers.nano import ARCHITECTURES, Architecture
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
@@ -34,6 +36,8 @@ SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS
 MORE = {
     "vector": pa.list_(pa.float32()),
     "negatives": TEXTS.dtype,
+    "easy": pa.float32(),
+    "nearest_clusters": pa.list_(pa.int32()),
     **{column.name: column.dtype for column in (CONCEPT_IDS, CONCEPT_LIST)},
 }
 TINY = Architecture(
@@ -56,6 +60,12 @@ def small_reading(**changes: Any) -> Reading:
     """What a training of the tiny model reads."""
     way = {"data": "", "folder": "", "size": TINY.image_size, "tokenize": TINY_READS.tokenize}
     return Reading(**{**way, **changes})
+
+
+def batches_of(
+    shards: Sequence[CachedShard], size: int = 8, seed: int = 0, **changes: Any
+) -> Batches:
+    return Batches(shards, small_reading(**changes), size=size, seed=seed)
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

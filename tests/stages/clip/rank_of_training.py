@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import Batch
 from clipmill.stages.clip.distributed import ALONE, Ranks, together
 from clipmill.stages.clip.loop import Execution, Schedule, Trainer, train
-from clipmill.stages.clip.losses import find_loss
+from clipmill.stages.clip.losses import declared_by, find_loss, state_of
 from clipmill.stages.clip.patches import drop_patches
 from clipmill.stages.clip.towers import Towers
 from clipmill.stages.towers.nano import Nano
@@ -34,7 +35,8 @@ SCHEDULE = Schedule(
 )
 CASES = (
     *(("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip")),
-    *(("locked", "cwcl"), ("vit", "negatives")),
+    *(("locked", "cwcl"), ("vit", "negatives"), ("locked", "intra_modal")),
+    *(("vit", "tempnet"), ("vit", "mlcd")),
 )
 
 
@@ -46,16 +48,27 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
         towers.clip.lock_image_tower()
         drop_patches(towers.clip, 0.5, STEPS // 2, 0)
     execution = Execution(ranks=ranks, accumulate=accumulate)
-    trainer = Trainer(towers, SCHEDULE, find_loss(loss), execution)
+    settings = {"centres": 12, "scale": 3.0} if loss == "mlcd" else {}
+    whole = declared_by(loss, settings).settings
+    own = state_of(loss, whole, samples=12, width=8, seed=0)
+    own = own and own.double()
+    trainer = Trainer(towers, SCHEDULE, find_loss(loss, settings), execution, own=own)
     left: dict[str, Tensor] = {}
     texts = {"most": 3 if loss == "multi_positive" else 1, "negatives": loss == "negatives"}
+    texts["views"] = 2 if loss == "intra_modal" else 1
     for n in range(STEPS):
-        trainer.learn(drawn(n, ranks.rank, ranks.of, **texts))
+        batch = drawn(n, ranks.rank, ranks.of, **texts)
+        if loss == "mlcd":
+            clusters = (batch.rows[:, None] + np.arange(3)).astype(np.float32) % 12
+            batch = replace(batch, teacher={"nearest_clusters": clusters})
+        trainer.learn(batch)
         if n == 0:
             for name, weight in trainer.model.named_parameters():
                 if weight.grad is not None:
                     left[f"gradient.{name}"] = weight.grad.contiguous().clone()
     left |= {name: value.contiguous() for name, value in trainer.model.state_dict().items()}
+    if own is not None:
+        left |= {f"loss.{name}": value for name, value in own.state_dict().items()}
     return left | {"losses": torch.tensor(trainer.losses, dtype=torch.float64)}
 
 

@@ -23,7 +23,7 @@ SCHEDULE = Schedule(
 
 
 @pytest.mark.parametrize(
-    ("model", "loss"), [("vit", "negatives"), ("vit", "multi_positive"), ("locked", "cwcl")]
+    ("model", "loss"), [("vit", "negatives"), ("vit", "multi_positive"), ("locked", "intra_modal")]
 )
 def test_pieces_give_what_the_whole_batch_gives(model, loss, monkeypatch):
     monkeypatch.setattr(rank_of_training, "STEPS", 5)

@@ -17,7 +17,7 @@ from tests.stages.clip.rank_of_training import CASES, stopped, trained
 BOUND = 1e-9  # relative, of float64 after 20 steps: sums in another order, carried on
 
 
-@pytest.mark.drawn(cpu_s=20)
+@pytest.mark.drawn(cpu_s=40)
 @pytest.mark.parametrize("of", [2, 4])
 def test_processes_give_what_one_gives(of, tmp_path):
     with socket.socket() as free:

@@ -11,9 +11,9 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import SHIFT
 from clipmill.stages.clip.cache import instead_of_single_words
-from clipmill.stages.readers.cached import Batches, diverse, gain_of
+from clipmill.stages.readers.cached import diverse, gain_of
 from clipmill.stages.towers.nano import token_bags
-from tests.stages.clip.exported import TINY, caption, row
+from tests.stages.clip.exported import TINY, batches_of, caption, row
 
 
 def rows_of(batches, count):
@@ -27,7 +27,7 @@ def same(a, b) -> bool:
 def test_batch_n_is_the_same_whatever_was_asked_for_before(batches):
     forwards = batches()
     held = [forwards[n] for n in range(7)]
-    backwards = Batches(forwards.shards, size=8, seed=0)
+    backwards = batches_of(forwards.shards, size=8, seed=0)
     for n in reversed(range(7)):
         assert same(backwards[n], held[n])
 
@@ -45,7 +45,9 @@ def test_epochs_follow_each_other_without_a_gap(batches):
 
 def test_another_seed_gives_another_order(batches):
     first = batches()
-    assert rows_of(first, 3).tolist() != rows_of(Batches(first.shards, size=8, seed=1), 3).tolist()
+    assert (
+        rows_of(first, 3).tolist() != rows_of(batches_of(first.shards, size=8, seed=1), 3).tolist()
+    )
 
 
 def test_the_order_hangs_on_uids_and_not_on_shards(cached, batches):
@@ -54,12 +56,12 @@ def test_the_order_hangs_on_uids_and_not_on_shards(cached, batches):
 
     one = batches()
     halves = [_cut(one.shards[1], 0, 6), _cut(one.shards[1], 6, 14)]
-    assert uids(one) == uids(Batches([*halves, one.shards[0]], size=8, seed=0))
+    assert uids(one) == uids(batches_of([*halves, one.shards[0]], size=8, seed=0))
 
 
 def test_a_row_is_seen_as_often_as_it_repeats_and_not_in_one_heap(cached):
     parts, _ = cached([row(i, repeats=3 if i == 2 else 1) for i in range(10)])
-    batches = Batches(parts, size=4, seed=0)
+    batches = batches_of(parts, size=4, seed=0)
     epochs = rows_of(batches, 30).reshape(10, 12)
     for rows in epochs:
         assert Counter(rows) == {**dict.fromkeys(range(10), 1), 2: 3}
@@ -69,7 +71,7 @@ def test_a_row_is_seen_as_often_as_it_repeats_and_not_in_one_heap(cached):
 
 def test_each_copy_of_a_row_has_its_place_by_a_coin_of_its_own(cached):
     parts, _ = cached([row(i, repeats=i % 4) for i in range(20)])
-    batches = Batches(parts, size=4, seed=3)
+    batches = batches_of(parts, size=4, seed=3)
     for epoch in range(2):
         coins = []
         for number, copies in enumerate(batches.shards[0].repeats):
@@ -106,7 +108,7 @@ def test_pictures_are_shifted_by_up_to_four_pixels_into_white(batches):
 def test_captions_are_those_of_the_row_and_take_turns_by_hash(cached):
     texts = ["one", "two words", "and three words"]
     parts, _ = cached([row(i, texts=[caption(f"{t} {i}") for t in texts]) for i in range(8)])
-    batches = Batches(parts, size=8, seed=0)
+    batches = batches_of(parts, size=8, seed=0)
     seen = Counter()
     for n in range(30):
         batch = batches[n]
@@ -121,15 +123,17 @@ def test_the_original_is_taken_once_in_all_texts_and_equally_often_each_rewrite(
     """LaCLIP draws uniformly from the original and its rewrites: 1 in M + 1 is the original."""
     words = ("an original", "one rewrite", "another rewrite", "a third rewrite")
     parts, _ = cached([row(n, texts=[caption(text) for text in words]) for n in range(40)])
-    drawn = Counter(drawn_texts(Batches(parts, size=40, seed=0), words, 250))
+    drawn = Counter(drawn_texts(batches_of(parts, size=40, seed=0), words, 250))
     count, share = sum(drawn.values()), 1 / len(words)
     sigma = (count * share * (1 - share)) ** 0.5
     assert count == 10_000
     assert all(abs(drawn[text] - count * share) < 5 * sigma for text in words), drawn
-    again = list(drawn_texts(Batches(parts, size=40, seed=0), words, 3))
-    assert again == list(drawn_texts(Batches(parts, size=40, seed=0), words, 3))
-    assert again != list(drawn_texts(Batches(parts, size=40, seed=1), words, 3))
-    assert set(drawn_texts(Batches(parts, size=40, seed=0, texts="first"), words, 3)) == {words[0]}
+    again = list(drawn_texts(batches_of(parts, size=40, seed=0), words, 3))
+    assert again == list(drawn_texts(batches_of(parts, size=40, seed=0), words, 3))
+    assert again != list(drawn_texts(batches_of(parts, size=40, seed=1), words, 3))
+    assert set(drawn_texts(batches_of(parts, size=40, seed=0, texts="first"), words, 3)) == {
+        words[0]
+    }
 
 
 def drawn_texts(batches, words, count):
@@ -149,14 +153,14 @@ def test_a_text_of_one_word_gives_way_to_the_first(cached):
     words = ("an original", "two words")
     texts = [caption(text) for text in (words[0], "one", words[1], "")]
     parts, _ = cached([row(0, texts=texts)], [row(1, texts=[caption("a star")])])
-    drawn = Counter(drawn_texts(Batches(parts[:1], size=1, seed=0), words, 800))
+    drawn = Counter(drawn_texts(batches_of(parts[:1], size=1, seed=0), words, 800))
     assert drawn[words[0]] / 800 == pytest.approx(0.75, abs=0.08)
     assert instead_of_single_words(["star"]) == ["star"], "an original of one word stays"
 
 
 def test_weights_and_files_are_those_of_the_rows(cached):
     parts, _ = cached([row(0)], [row(1, image=None)], [row(i, loss_weight=i) for i in (2, 3)])
-    batches = Batches(parts, size=3, seed=0)
+    batches = batches_of(parts, size=3, seed=0)
     batch = batches[0]
     assert dict(zip(batch.rows.tolist(), batch.weights.tolist(), strict=True)) == {0: 1, 1: 2, 2: 3}
     assert batches.files(np.array([2, 1])) == ["00002.parquet"]
@@ -179,7 +183,7 @@ def test_the_parts_of_ranks_are_the_batch(of, batches):
 def test_all_texts_of_a_row_are_taken_where_the_loss_takes_them(cached):
     texts = {0: ["an a"], 1: ["a b", "a c", "a d"], 2: ["an e", "an f"]}
     parts, _ = cached([row(i, texts=[caption(t) for t in own]) for i, own in texts.items()])
-    batch = Batches(parts, size=3, seed=0, texts="all")[0]
+    batch = batches_of(parts, size=3, seed=0, texts="all")[0]
     assert np.array_equal(batch.image_of, np.repeat(range(3), [len(texts[i]) for i in batch.rows]))
     bags = np.split(batch.tokens, batch.starts[1:])
     flat = [text for i in batch.rows for text in texts[i]]
@@ -190,7 +194,7 @@ def test_all_texts_of_a_row_are_taken_where_the_loss_takes_them(cached):
 
 def test_a_row_has_the_number_that_its_export_gave_it_or_its_place_in_one_that_gave_none(cached):
     parts, _ = cached([row(0), row(1, image=None)], [], [row(2), row(3)])
-    batch = Batches(parts, size=3, seed=0)[0]
+    batch = batches_of(parts, size=3, seed=0)[0]
     assert dict(zip(batch.rows.tolist(), batch.index.tolist(), strict=True)) == {0: 0, 1: 2, 2: 3}
 
 
@@ -198,7 +202,7 @@ def test_stored_vectors_go_along_and_a_row_without_one_is_left_out(cached, tmp_p
     rows = [row(i, vector=[i, 0.5] if i != 2 else None) for i in range(5)]
     parts, said = cached(rows[:3], rows[3:], teacher=("vector",))
     assert [one["left_out"]["no_teacher"] for one in said] == [1, 0]
-    batch = Batches(parts, size=4, seed=0)[0]
+    batch = batches_of(parts, size=4, seed=0)[0]
     assert batch.teacher["vector"].tolist() == [[i, 0.5] for i in batch.index]
     shutil.rmtree(tmp_path / "export")
     with pytest.raises(StageError, match="no column 'other', which the loss asks for"):
@@ -240,7 +244,7 @@ def test_a_row_has_one_of_its_negatives_beside_a_caption_that_stays_what_it_was(
     rows = [row(i, negatives=negatives(i)) for i in range(12)]
     parts, said = cached(rows[:5], rows[5:], negatives="negatives")
     assert [one["no_negative"] for one in said] == [2, 2]
-    ours, plain = Batches(parts, size=8, seed=0), Batches(cached(rows)[0], size=8, seed=0)
+    ours, plain = batches_of(parts, size=8, seed=0), batches_of(cached(rows)[0], size=8, seed=0)
     drawn = set()
     for n in range(9):
         batch, captions = ours[n], plain[n].tokens
@@ -293,7 +297,7 @@ def test_most_concepts_are_first_and_else_each_has_as_many_rows_as_another(cache
     parts, _ = cached(rows, gain="diversity")
     drawn = {}
     for gain in ("diversity", "frequency"):
-        batch = Batches(parts, size=4, seed=0, gain=gain, super_batch=3)[0]
+        batch = batches_of(parts, size=4, seed=0, gain=gain, super_batch=3)[0]
         drawn[gain] = sorted(ids[i][0] for i in batch.rows)
     assert drawn["diversity"] in ([0, 1, 1, 2], [0, 1, 2, 2])
     assert drawn["frequency"][2:] == [2, 2]
@@ -305,22 +309,60 @@ def test_a_batch_by_concept_is_of_its_super_batch_whatever_the_ranks_and_shards(
     rows = [row(i, concept_ids=ids[i], concept_list="a") for i in range(24)]
     parts, _ = cached(rows[:10], rows[10:], gain="diversity")
     way = {"size": 4, "seed": 0, "gain": gain, "super_batch": 3}
-    ours = Batches(parts, **way)
+    ours = batches_of(parts, **way)
     held, firsts = [ours[n].rows.tolist() for n in range(5)], []
     for n, numbers in enumerate(held):
-        there = Batches(parts, size=12, seed=0)[n].rows
+        there = batches_of(parts, size=12, seed=0)[n].rows
         assert len({*numbers} & {*there}) == 4
         firsts.append(there[:4].tolist())
         assert [*ours.of_rank(n, 0, 2).rows, *ours.of_rank(n, 1, 2).rows] == numbers
     assert held != firsts
-    other = Batches(cached(rows[:3], rows[3:], gain="diversity")[0], **way)
+    other = batches_of(cached(rows[:3], rows[3:], gain="diversity")[0], **way)
     assert [other[n].rows.tolist() for n in (4, 0)] == [held[4], held[0]]
 
 
 def test_a_super_batch_lies_within_an_epoch_and_has_no_row_twice(cached):
     rows = [row(i, concept_ids=[i], concept_list="a") for i in range(16)]
     parts, _ = cached(rows, gain="diversity")
-    batches = Batches(parts, size=6, seed=0, gain="frequency", super_batch=2)
+    batches = batches_of(parts, size=6, seed=0, gain="frequency", super_batch=2)
     drawn = [batches[n].rows.tolist() for n in range(30)]
     assert all(len({*numbers}) == 6 for numbers in drawn)
     assert {row for numbers in drawn for row in numbers} == {*range(16)}
+
+
+def halves(values, views=2) -> list:
+    return np.split(values, views)
+
+
+def test_a_second_view_is_shifted_and_drawn_by_itself_and_the_first_stays_what_it_was(cached):
+    rows = [row(i, texts=[caption(f"a thing {i} seen {k}") for k in range(9)]) for i in range(12)]
+    parts, _ = cached(rows[:5], rows[5:])
+    plain, ours = batches_of(parts)[3], batches_of(parts, image_views=2, text_views=2)[3]
+    assert (halves(ours.pixels)[0] == plain.pixels).all()
+    assert (halves(ours.pixels)[1] != plain.pixels).any()
+    texts = np.split(ours.tokens, ours.starts[1:])
+    own = np.split(plain.tokens, plain.starts[1:])
+    assert list(map(list, texts[:8])) == list(map(list, own))
+    assert list(map(list, texts[8:])) != list(map(list, own))
+    parts_of_ranks = [
+        batches_of(parts, image_views=2, text_views=2).of_rank(3, r, 2) for r in (0, 1)
+    ]
+    for view in (0, 1):
+        both = np.concatenate([halves(part.pixels)[view] for part in parts_of_ranks])
+        assert (both == halves(ours.pixels)[view]).all()
+
+
+def test_texts_are_edited_in_the_last_view_alone(cached):
+    rows = [row(i, negatives=negatives(i)) for i in range(12)]
+    way = {"negatives": "negatives", "edits": lambda text, coin: text.replace("thing", "matter")}
+    parts, _ = cached(rows, **way)
+    for views in (1, 2):
+        batch = batches_of(parts, **way, text_views=views)[0]
+        texts = list(map(list, np.split(batch.tokens, batch.starts[1:])))
+        words = [rows[i]["texts"][0]["text"] for i in batch.rows]
+        kinds = [words] * (views - 1) + [[text.replace("thing", "matter") for text in words]]
+        bags = [
+            token_bags([t], TINY.buckets, TINY.tokens)[0].tolist() for kind in kinds for t in kind
+        ]
+        assert texts[: 8 * views] == bags
+        assert len(texts) == 8 * views + len(batch.negative_of)

@@ -18,9 +18,8 @@ from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.saving import restore, store
 from clipmill.stages.clip.whole_batch import whole
 from clipmill.stages.losses.clip import loss as info_nce
-from clipmill.stages.readers.cached import Batches
 from clipmill.stages.towers.nano import Nano
-from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, row
+from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, batches_of, row
 from tests.stages.clip.tiny_vit import CONTEXT, WORDS, drawn
 
 
@@ -122,7 +121,7 @@ def test_stopped_anywhere_and_resumed_it_ends_at_the_same_bits(batches, tmp_path
     resumes = 0
     while True:
         learner = trainer(precision)  # as a new process would have it
-        fresh = Batches(made.shards, size=8, seed=0)
+        fresh = batches_of(made.shards, size=8, seed=0)
         restore(learner, checkpoints)
         try:
             train(learner, fresh, "it", 5, store_and_stop)
@@ -156,7 +155,7 @@ def test_the_scale_is_brought_back_between_1_and_100(batches, start, end):
 
 def test_a_loss_that_is_nan_stops_with_step_and_shard(cached):
     parts, _ = cached([row(i) for i in range(20)], [row(20, loss_weight=float("nan")), row(21)])
-    made = Batches(parts, size=4, seed=0)
+    made = batches_of(parts, size=4, seed=0)
     step = next(n for n in range(9) if 20 in made[n].rows)
     learner = trainer()
     before = learner.state()
@@ -173,7 +172,7 @@ def test_a_loss_that_is_nan_stops_with_step_and_shard(cached):
 def test_a_batch_that_weighs_nothing_blames_the_weights(cached):
     parts, _ = cached([row(i, loss_weight=0.0) for i in range(8)])
     with pytest.raises(StageError, match="give some rows of each batch a `loss_weight` above 0"):
-        train(trainer(), Batches(parts, size=4, seed=0), "nano", 1000, lambda _: None)
+        train(trainer(), batches_of(parts, size=4, seed=0), "nano", 1000, lambda _: None)
 
 
 def test_a_model_that_diverges_blames_no_row(batches):

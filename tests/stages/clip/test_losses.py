@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_code import VARIABLE
@@ -108,3 +109,14 @@ def test_a_plan_that_asks_of_a_loss_imports_no_torch():
     code = "import sys\nfrom clipmill.stages.clip.losses import declared_by\n"
     code += "declared_by('clip', {})\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_loss_of_pairs_is_its_mean_over_the_pairs_of_views():
+    image, text, other, last = (random(4, 3, seed=n) for n in range(4))
+    batch = of_pairs(image, text, image_views=[(other, other)], text_views=[(last, last)])
+    clip = find_loss("clip")
+    each = [clip(of_pairs(a, b)) for a in (image, other) for b in (text, last)]
+    torch.testing.assert_close(clip(batch), torch.stack(each).mean(0))
+    views = [(image, image)]
+    again = clip(of_pairs(image, text, image_views=views))
+    torch.testing.assert_close(again, clip(of_pairs(image, text)))

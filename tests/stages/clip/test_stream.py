@@ -15,9 +15,16 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.subset import chooser_of
 from clipmill.stages.ops.tables.exports import numbered
 from clipmill.stages.readers import _draws as draws
-from clipmill.stages.readers.cached import Batches
+from clipmill.stages.readers._edits import Edits
 from clipmill.stages.readers.streamed import AHEAD, FAULTS, Streamed, prepare
-from tests.stages.clip.exported import TINY_READS, caption, row, small_reading, write_export
+from tests.stages.clip.exported import (
+    TINY_READS,
+    batches_of,
+    caption,
+    row,
+    small_reading,
+    write_export,
+)
 
 ROWS = [row(i) for i in range(30)]
 
@@ -140,24 +147,27 @@ def test_rows_of_a_batch_have_their_own_text_weight_number_and_a_crop_of_their_p
         assert (pixels.transpose(1, 2, 0) == colours[i % 4]).all()
 
 
-def test_texts_are_drawn_as_the_other_loader_draws_them(streamed, cached, tmp_path):
+def test_views_and_texts_are_drawn_as_the_other_reader_draws_them(streamed, cached, tmp_path):
     words = ["one two", "three four", "five six"]
     rows = [row(i, texts=[caption(f"{w} {i}") for w in words]) for i in range(12)]
-    parts, _ = cached(rows)
+    way = {"image_views": 2, "text_views": 2, "edits": Edits({"one": ("1",), "four": ("4",)})}
+    parts, _ = cached(rows, **way)
     for texts in ("uniform", "first", "all"):
-        ours = streamed(size=12, texts=texts, augment="shift")
-        theirs = Batches(parts, size=12, seed=0, texts=texts)
+        ours = streamed(size=12, texts=texts, augment="shift", **way)
+        theirs = batches_of(parts, size=12, texts=texts, **way)
         for n in range(3):
             mine, other = ours[n], theirs[n]
             order, counterpart = np.argsort(mine.rows), np.argsort(other.rows)
-            np.testing.assert_array_equal(mine.pixels[order], other.pixels[counterpart])
+            views = [batch.pixels.reshape(2, 12, 3, 16, 16) for batch in (mine, other)]
+            np.testing.assert_array_equal(views[0][:, order], views[1][:, counterpart])
             assert texts_of(mine, order) == texts_of(other, counterpart)
 
 
 def texts_of(batch, order):
     bags = np.split(batch.tokens, batch.starts[1:])
     return [
-        [b.tolist() for b, r in zip(bags, batch.image_of, strict=True) if r == i] for i in order
+        [b.tolist() for b, r in zip(bags, np.tile(batch.image_of, 2), strict=True) if r == i]
+        for i in order
     ]
 
 

@@ -42,10 +42,17 @@ class TinyViT(Towers):
 
 
 def drawn(
-    n: int, rank: int = 0, of: int = 1, *, rows: int = 12, most: int = 1, negatives: bool = False
+    n: int,
+    rank: int = 0,
+    of: int = 1,
+    *,
+    rows: int = 12,
+    most: int = 1,
+    negatives: bool = False,
+    views: int = 1,
 ) -> Batch:
     """Batch n's part of a rank: noise, weights of 1 and 2, one to `most` texts a row; with
-    `negatives` the first eight rows have one."""
+    `negatives` the first eight rows have one; two `views` of a row are of other rows."""
     rng = np.random.default_rng(n)
     pixels = rng.integers(0, 256, (rows, 3, SIZE, SIZE), np.uint8)
     texts_B = np.arange(rows) % most + 1
@@ -53,11 +60,11 @@ def drawn(
     flat = [np.r_[rng.integers(1, WORDS - 1, size - 1), WORDS - 1] for size in length_M]
     part = part_of(rows, rank, of)
     first, last = np.r_[0, texts_B.cumsum()][[part.start, part.stop]]
-    mine = flat[first:last]
+    mine = flat[first:last] + flat[::-1][first:last] * (views - 1)
     false = [np.r_[rng.integers(1, WORDS - 1, 4), WORDS - 1] for _ in range(8)] if negatives else []
     mine += false[part]
     return Batch(
-        pixels=pixels[part],
+        pixels=np.concatenate([pixels[part], pixels[::-1][part]][:views]),
         tokens=np.concatenate(mine).astype(np.int32),
         starts=np.cumsum([0, *map(len, mine[:-1])]),
         image_of=np.repeat(np.arange(part.stop - part.start), texts_B[part]),

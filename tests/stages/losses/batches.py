@@ -12,6 +12,7 @@ from clipmill.stages.clip.whole_batch import whole
 
 TEXTS = (1, 3, 2, 1, 5)  # of the first row, the second, …
 TEACHERS = ("image_a", "image_b", "text_a", "text_b")
+CENTRES, NEAREST = 12, 3
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,22 +51,31 @@ def drawn(
         },
         negative_KD=random(len(has_negative_N), 6, seed=9, dtype=dtype),
         negative_of_K=has_negative_N,
+        image_views=[twice(random(rows, 6, seed=11, dtype=dtype))],
+        text_views=[twice(random(int(texts_N.sum()), 6, seed=12, dtype=dtype))],
         tile=tile,
     )
+
+
+def twice(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """A second view, as one process has it."""
+    return vectors, vectors
 
 
 def parameters(batch: Embedded) -> tuple[Tensor, ...]:
     """What a loss has gradients for."""
     assert batch.bias is not None
     assert batch.negative_KD is not None
-    return batch.image_GD, batch.text_HD, batch.scale, batch.bias, batch.negative_KD
+    views = [whole_GD for _, whole_GD in (*batch.image_views, *batch.text_views)]
+    return batch.image_GD, batch.text_HD, batch.scale, batch.bias, batch.negative_KD, *views
 
 
 def with_parameters(batch: Embedded, *these: Tensor) -> Embedded:
     """The batch of one process at other values of `parameters`."""
-    image_GD, text_HD, scale, bias, negative_KD = these
+    image_GD, text_HD, scale, bias, negative_KD, *views = these
     both = {"image_ND": image_GD, "text_MD": text_HD, "image_GD": image_GD, "text_HD": text_HD}
-    return replace(batch, **both, scale=scale, bias=bias, negative_KD=negative_KD)
+    seconds = {"image_views": [twice(views[0])], "text_views": [twice(views[1])]}
+    return replace(batch, **both, **seconds, scale=scale, bias=bias, negative_KD=negative_KD)
 
 
 def gradients(loss_N: Tensor, batch: Embedded, slope_N: Tensor | None = None) -> Sequence[Tensor]:
@@ -86,6 +96,8 @@ def split(batch: Embedded, sizes: Sequence[int]) -> list[Embedded]:
                 batch,
                 image_ND=batch.image_GD[start:end],
                 text_MD=batch.text_HD[first:last],
+                image_views=[(view[start:end], view) for _, view in batch.image_views],
+                text_views=[(view[first:last], view) for _, view in batch.text_views],
                 row_N=torch.arange(start, end),
                 image_of_M=batch.image_of_H[is_here_H],
                 teacher={name: rows[start:end] for name, rows in batch.teacher_all.items()},

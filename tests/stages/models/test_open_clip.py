@@ -10,9 +10,9 @@ import torch
 import clipmill.stages.models.open_clip
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.clip import open_clip_config
-from clipmill.stages.clip.open_clip_config import is_causal
 from clipmill.stages.models.image_text import load, width_of
 from clipmill.stages.models.open_clip import parts
+from clipmill.stages.towers._open_clip import is_causal
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 TINY, WIDER = "tiny", "wider"

@@ -309,6 +309,7 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
         ({"scale": "small", "samples_seen": 409_600}, "warmup_steps is 500.*100 steps"),
         ({"samples_seen": 255, "warmup_steps": 0}, "samples_seen is 255, and a batch has 256"),
         ({"loss": "cilp"}, "no loss 'cilp'"),
+        ({"loss": "intra_modal"}, "compares two views(.|\n)*image_views: 2 or text_views: 2"),
         ({"loss_settings": {"scale": 1}}, "no setting 'scale'"),
         ({"batch_size": 8, "ranks": 3, "accumulate": 3}, "for 3 ranks of 3 pieces"),
         ({"seeds": ()}, r"seeds is \[\]"),
@@ -344,8 +345,10 @@ def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
     assert (large.model, large.batch_size, large.steps) == ("ViT-B-32", 512, 2_500_000)
 
 
-def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(monkeypatch):
-    from clipmill.stages.towers import open_clip as towers  # seconds
+def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(
+    monkeypatch, open_clip
+):
+    from clipmill.stages.towers import open_clip as towers
 
     def key(device="cpu", **settings):
         stage = ClipTraining(**SMALL, **settings)
@@ -499,3 +502,39 @@ def test_negatives_and_rows_by_concept_are_those_of_a_training_that_never_stoppe
     data = write_export(tmp_path / "more", rows[:7], rows[7:])
     way = {"data": data, "loss": "negatives", "sampling": "concepts", "super_batch": 2}
     assert weights(resumed(**way)[0]) == weights(trained(**way))
+
+
+@pytest.mark.parametrize("sampling", ["epochs", "shards"])
+def test_two_views_and_edited_texts_are_those_of_a_training_that_never_stopped(
+    trained, resumed, tmp_path, sampling
+):
+    (tmp_path / "words.txt").write_text("thing, matter, object\n")
+    way = {"loss": "intra_modal", "image_views": 2, "text_views": 2, "sampling": sampling}
+    way["synonyms"] = str(tmp_path / "words.txt")
+    whole = weights(trained(**way))
+    assert weights(resumed(**way)[0]) == whole
+    others = ({"loss": "clip"}, {"text_views": 1}, {"image_views": 1}, {"synonyms": None})
+    for other in others if sampling == "epochs" else ():
+        assert weights(trained(**{**way, **other})) != whole
+    before = ClipTraining(**way).digests
+    (tmp_path / "words.txt").write_text("thing, matter\n")
+    assert ClipTraining(**way).digests != before
+
+
+def test_temperatures_and_centres_are_those_of_a_training_that_never_stopped(
+    trained, resumed, tmp_path
+):
+    rows = [row(i, nearest_clusters=[i % 4, 4 + i % 3]) for i in range(11)]
+    way = {"data": write_export(tmp_path / "more", rows[:9], rows[9:])}
+    for loss in ({"loss": "tempnet"}, {"loss": "mlcd", "loss_settings": {"centres": 7}}):
+        assert weights(resumed(**way, **loss)[0]) == weights(trained(**way, **loss))
+
+
+def test_batches_by_loss_are_those_of_a_training_that_never_stopped(trained, resumed, tmp_path):
+    rows = [row(i, easy=i / 9) for i in range(20)]
+    way = {"data": write_export(tmp_path / "more", rows[:7], rows[7:]), "loss": "siglip"}
+    jest = {**way, "sampling": "jest", "super_batch": 2, "reference_loss": "easy"}
+    whole = weights(trained(**jest))
+    assert weights(resumed(**jest)[0]) == whole != weights(trained(**way))
+    with pytest.raises(StageError, match="no column 'none', which `sampling` asks for"):
+        trained(**{**jest, "reference_loss": "none"})
