@@ -8,7 +8,8 @@ open_clip: `train_one_epoch` of the released package, with its loss, optimiser a
 Trainer on a copy of the same network; then each option by itself. A tiny ViT and a tiny ResNet, one
 thread, the same 32 pairs a step. First the losses of eight steps are held to open_clip's: float32
 to 1e-3 relative, the others to 5e-2. CPU time, for others share the cores. `options`: float32 with
-a locked image tower, and with half of the patches dropped; their losses: tests/stages/clip.
+a locked image tower, half of the patches dropped, SigLIP's loss, and two pieces a step; their
+losses: tests/stages/clip.
 """
 
 import copy
@@ -76,15 +77,25 @@ def main(*names: str) -> str:
         first = batches[:STEPS]
         timed = {rival: partial(learn, first) for rival, (learn, _) in rivals.items()}
         ratios = side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
-        for option in ("locked", "dropped") if "options" in names and name == "ViT" else ():
+        options = ("locked", "dropped", "siglip", "accumulated")
+        for option in options if "options" in names and name == "ViT" else ():
             theirs, mine = (copy.deepcopy(model) for _ in range(2))
+            way: dict[str, Any] = {}
             if option == "locked":
                 theirs.network.lock_image_tower()
                 lock(mine, "image", 0)
-            else:
+            elif option == "dropped":
                 theirs.network.visual.patch_dropout = PatchDropout(0.5)
                 drop_patches(mine.network, 0.5, ALL_STEPS, 0)
-            pair = {"open_clip": Theirs(theirs, "fp32").learn, "ours": ours(mine, "float32")}
+            elif option == "siglip":
+                theirs.network.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+                mine, way = copy.deepcopy(theirs), {"loss": "siglip"}
+            else:
+                way = {"pieces": 2}
+            pair = {
+                "open_clip": Theirs(theirs, "fp32", **way).learn,
+                "ours": ours(mine, "float32", **way),
+            }
             timed = {f"{rival} {option}": partial(learn, first) for rival, learn in pair.items()}
             side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
     return f"float32 {ratios['ours']}, bf16 {ratios['ours bf16']} open_clip in float32"
@@ -109,7 +120,12 @@ def drawn(n: int, model: Towers, rows: int = ROWS) -> Batch:
 
 
 def ours(
-    model: Towers, precision: Precision, fused: bool = True, is_compiled: bool = False
+    model: Towers,
+    precision: Precision,
+    fused: bool = True,
+    is_compiled: bool = False,
+    loss: str = "clip",
+    pieces: int = 1,
 ) -> Callable[[list[Batch]], list[float]]:
     """Steps on some batches; the loss of each."""
     schedule = Schedule(
@@ -120,8 +136,8 @@ def ours(
         precision=precision,
         max_norm=None,
     )
-    execution = Execution(compile=is_compiled)
-    trainer = Trainer(copy.deepcopy(model), schedule, find_loss("clip"), execution)
+    execution = Execution(compile=is_compiled, accumulate=pieces)
+    trainer = Trainer(copy.deepcopy(model), schedule, find_loss(loss), execution)
     for group in trainer.optimiser.param_groups:
         group["fused"] = fused
 
@@ -136,7 +152,15 @@ def ours(
 class Theirs:
     """open_clip's loop, from its own parts as its main puts them together."""
 
-    def __init__(self, model: Towers, precision: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Towers,
+        precision: str,
+        device: str = "cpu",
+        loss: str = "clip",
+        pieces: int = 1,
+    ) -> None:
+        self.loss = open_clip.loss.SigLipLoss() if loss == "siglip" else open_clip.ClipLoss()
         self.towers = copy.deepcopy(model)
         self.network: Any = self.towers.network
         self.network.output_dict = True
@@ -153,7 +177,7 @@ class Theirs:
             device=device,
             precision=precision,
             distill=False,
-            accum_freq=1,
+            accum_freq=pieces,
             skip_scheduler=False,
             grad_clip_norm=None,
             horovod=False,
@@ -165,11 +189,28 @@ class Theirs:
         )
 
     def learn(self, batches: list[Batch]) -> list[float]:
-        loader = Loader([self.prepared(batch) for batch in batches])
+        pieces = self.args.accum_freq
+        prepared = [self.prepared(batch) for batch in batches]
+        loader = Loader(
+            [
+                piece
+                for images, texts in prepared
+                for piece in zip(images.chunk(pieces), texts.chunk(pieces), strict=True)
+            ]
+        )
         data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
         self.losses = []
-        loss = open_clip.ClipLoss()
-        parts = (self.network, data, loss, 0, self.optimizer, None, self.scheduler, None, self.args)
+        parts = (
+            self.network,
+            data,
+            self.loss,
+            0,
+            self.optimizer,
+            None,
+            self.scheduler,
+            None,
+            self.args,
+        )
         train_one_epoch(*parts, tb_writer=self)
         self.step += len(batches)
         return self.losses
