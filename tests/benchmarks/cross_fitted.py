@@ -6,7 +6,8 @@ The pool's English rows, faults and all; copies are those of the pool's truth. A
 rows over swapped captions; `kept` is the share of fault-free rows above the cut that keeps 70 % of
 all rows, by a drawing's rows and by a concept's. Features stay in FOLDER, as in `filter_abroad`.
 
-Floors by concept keep as many rows, of the truth's concepts: the best of each, half of each, or an
+`negclip` compares a row with partners, as `score.negclip` does by partitions, at TAU. Floors by
+concept keep as many rows, of the truth's concepts: the best of each, half of each, or an
 equal share of all concepts with as many rows (by powers of two).
 
 A second table cuts by `fit_rank` of `score.chance` at one value: the share of fault-free rows kept
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.uid import from_hex
 from clipmill.stages.models import filter_network as fn
 from clipmill.stages.ops.vectors.matrices import from_matrix
-from clipmill.stages.score import chance
+from clipmill.stages.score import chance, negclip
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.filter_abroad import (
     KEPT_AT_HOME,
@@ -48,6 +49,7 @@ from tests.benchmarks.toy import scratch
 
 FOLDS = 2, 5, 10
 FIT = 0.9
+TAU, PARTNERS = 0.03, 4096
 FLOORS = "best of each concept", "half of each", "of those as frequent"
 BINS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, 10**9)}
 CONCEPTS = {"1": (1, 1), "2-5": (2, 5), "6-20": (6, 20), "more": (21, 10**9)}
@@ -79,6 +81,7 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         ways[f"{count} folds"] = lambda count=count: left_out(rows, count)
         ways[f"{count} folds, copies apart"] = lambda count=count: left_out(rows, count, "uid")
     home = vectors(rows, FOLDS[1])
+    ways[f"{FOLDS[1]} folds, negclip"] = lambda: beside_partners(*home[:2])
     for floor in FLOORS:
         ways[floor] = lambda floor=floor: floored(facts, np.vecdot(*home[:2]), floor)
     found = []
@@ -108,6 +111,16 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         print(f"| {family} | {' | '.join(parts)} |", flush=True)
     print(f"| all | | | {told(rows, at_home)} |")
     return f"AUC of swapped captions {found[0]:.2f} learnt from, {found[1]:.2f} left out"
+
+
+def beside_partners(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]:
+    """score.negclip of each row, with one partition."""
+    part_N = np.arange(len(image_ND)) % max(1, round(len(image_ND) / PARTNERS))
+    score_N = np.empty(len(image_ND))
+    for part in np.unique(part_N):
+        of = part_N == part
+        score_N[of] = negclip.contrast(image_ND[of], text_ND[of], TAU)
+    return score_N
 
 
 def floored(facts: pl.DataFrame, score_N: NDArray[np.floating], floor: str) -> NDArray[np.floating]:
