@@ -1,15 +1,20 @@
 """Predicts from stored trainings which differences a bench of more seeds would see."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.metadata.stats import Estimate
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.board import results_of, trained_arms
+from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.proof.noise import planned, variance_bounds
 from clipmill.pipeline.ledger.proof.results import Results
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.terminal import aligned
 
 SEEDS = 3, 5, 10, 20, 40
@@ -50,6 +55,20 @@ class Power:
     least: dict[int, Estimate]
     least_ever: float
     needed: tuple[Needed, ...]
+
+
+def stored_results(prepared: Prepared, out: Storage) -> Results:
+    """Returns the newest evaluations, of fewer seeds too than the bench has been promised since."""
+    recipe, arms = prepared.plan.recipe, []
+    for seeds in range(prepared.bench.seeds, 1, -1):
+        stages = {
+            name: keys | {"seeds": list(range(seeds))} if "seeds" in keys else keys
+            for name, keys in recipe.stages.items()
+        }
+        state = RunState(make_plan(replace(recipe, stages=stages)), out)
+        if arms := trained_arms(prepared, state):
+            break
+    return results_of(prepared, arms)
 
 
 def power_of(results: Results, differences: Sequence[float]) -> Power:

@@ -202,13 +202,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _power(ready: "Prepared", out: "Storage", options: argparse.Namespace) -> int:
     """Prints what more seeds would see."""
-    from clipmill.pipeline.bench.board import results_of, trained_arms
-    from clipmill.pipeline.bench.power import power_of, text
+    from clipmill.pipeline.bench.power import power_of, stored_results, text
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.run_folder.state import RunState
 
-    trained = trained_arms(ready, RunState(ready.plan, out))
-    power = power_of(results_of(ready, trained), [points / 100 for points in options.power])
+    power = power_of(stored_results(ready, out), [points / 100 for points in options.power])
     print(json.dumps(as_json(power), indent=1) if options.json else text(power))
     return DONE
 

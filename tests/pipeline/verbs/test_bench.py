@@ -130,6 +130,10 @@ def test_stored_trainings_say_what_more_seeds_would_see_and_nothing_is_trained(p
     power = json.loads(capsys.readouterr().out)
     assert power["least"]["40"]["value"] < power["least"]["3"]["value"]
     assert power["needed"][0]["seeds"] == 3
+    assert bench(place, "--out", out, "--seeds", "3", "--estimate") == 0
+    capsys.readouterr()
+    assert bench(place, "--out", out, "--power", "99.9", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == power  # by the two seeds that are trained
     assert models(out) == before
 
 
