@@ -86,7 +86,8 @@ def power_of(results: Results, differences: Sequence[float]) -> Power:
     row = results.shown[0]
     page = cells if results.headline else [c for task in results.tasks for c in task.cells]
     comparisons = sum(comparison is not None for cell in page for comparison in cell.against)
-    errors = [c.items_error for cell in cells for c in cell.against if c and c.items_error]
+    against = [comparison for cell in cells for comparison in cell.against if comparison]
+    errors = [c.items_error for c in against if c.items_error is not None]
     items = float(np.median(errors)) ** 2 if errors else None
     bounds_3 = np.array([variance, *variance_bounds(variance, df)])
 

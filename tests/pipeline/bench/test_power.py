@@ -100,3 +100,14 @@ def test_one_seed_an_arm_or_none_predicts_nothing(arms):
     page = results(raw=models(rng, 1), best=models(rng, 1))
     with pytest.raises(StageError, match=f"too few stored trainings: of {arms} arms none"):
         power_of(page if arms else replace(page, tasks=()), [])
+
+
+@pytest.mark.parametrize(("ranks", "items"), [(True, 0.0), (False, None)])
+def test_items_without_noise_are_not_taken_for_ranks_that_nobody_stored(ranks, items):
+    arms = {}
+    for name, value_S in (("raw", np.array([0.4, 0.5])), ("best", np.array([0.5, 0.7]))):
+        draw_SD = np.repeat(value_S[:, None], DRAWS, axis=1) if ranks else None
+        arms[name] = Scored(seeds=(0, 1), value_S=value_S, draw_SD=draw_SD)
+    found = power_of(results(**arms), [])
+    assert found.items_variance == items
+    assert ("no stored ranks" in text(found)) == (not ranks)
