@@ -154,7 +154,7 @@ CASES = {
         TEXTS.replace("from: pool", "from: pool, model: lid"),
         "model is 'lid'",
         "mine.yaml:3",
-        "write model: one of: lid",
+        "write model: one of: cld3-datacomp, cld3-laion, lid",
     ),
     "an unknown model": Case(
         POOL + "  emb: {uses: embed.clip, from: pool, model: refrence}\n",
