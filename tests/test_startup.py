@@ -42,12 +42,15 @@ def note(event, arguments):
 sys.addaudithook(note)
 if sys.argv.pop(1) == "threaded":
     threading.Thread(target=threading.Event().wait, daemon=True).start()
-driver = os.getpid()
 try:
     sys.exit(main())
-finally:
-    if os.getpid() == driver:
-        print(seen)
+finally:  # not done by a fork
+    print(seen)
+"""
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
 """
 RECIPE = """
 stages:
@@ -107,10 +110,21 @@ def test_workers_are_forked_of_one_thread_or_spawned(tmp_path):
         run = f"{kind} run {tmp_path}/recipe.yaml --workers 1 --out {tmp_path}/{kind}"
         command = [sys.executable, "-c", STARTED, *run.split()]
         said = subprocess.run(command, capture_output=True, check=True, cwd=ROOT, text=True)
-        found[kind] = said.stdout.splitlines()[-1]
+        (found[kind],) = (line for line in said.stdout.splitlines() if line.startswith("["))
     assert found == {"alone": "['forked of 1 threads']", "threaded": "['spawned']"}
     stored = [sorted(tmp_path.glob(f"{kind}/stages/*/0*.parquet")) for kind in found]
     assert [[file.name for file in files] for files in stored] == [[stored[0][0].name]] * 2
+
+
+@pytest.mark.slow("a whole run in a process of its own")
+def test_a_run_ends_well_where_the_kernel_takes_its_children(tmp_path):
+    """A parent that ignores SIGCHLD hands that down."""
+    (tmp_path / "urls.txt").write_text("http://example.org/1.jpg\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(tmp_path / "urls.txt"))
+    run = ["run", f"{tmp_path}/recipe.yaml", "--workers", "1", "--out", f"{tmp_path}/run"]
+    command = [sys.executable, "-c", IGNORING, sys.executable, "-m", "clipmill.pipeline.cli", *run]
+    ended = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_worker_imports_no_library_of_a_stage_and_no_planner():

@@ -194,8 +194,9 @@ class ArmWriter:
             total, unknown = count, 0
             if isinstance(rows, Kept) and not self.raw.held_out:
                 total = rows.kept
-            elif isinstance(rows, Listed) and not self.raw.held_out:
-                total, unknown = named, max(0, len(rows.uid_U2) - named)
+            elif isinstance(rows, Listed):
+                unknown = max(0, len(rows.uid_U2) - named)
+                total = count if self.raw.held_out else named
             self.written[name] = ArmRows(
                 made_of=self._digest(made_of),
                 rows=count,

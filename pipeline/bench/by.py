@@ -39,6 +39,9 @@ def split(bench: Bench, by: str) -> Bench:
         return bench
     where = f"--by {by}"
     wholes = [name for name, source in bench.rows.items() if source.kind == "stage"]
+    if bench.hold_out:
+        do = "leave one out: sources at home have no rows among strangers"
+        raise RecipeError("--by and --hold-out together", where, do)
     if bench.by or len(wholes) != 1:
         found = f"split by {bench.by}" if bench.by else f"{len(wholes)} arms of runs"
         raise RecipeError(f"a bench {found}", where, "name one arm to split, and a new --out")
@@ -53,13 +56,15 @@ def split(bench: Bench, by: str) -> Bench:
     for value in values:
         if value not in counts:
             raise RecipeError(f"no row whose {column} is '{value}'", where, choose)
-        if problem := unfit(value) or (value in (LEARNT, *bench.rows) and "it is taken"):
+        if problem := unfit(value) or (value in (*bench.rows, *bench.arms) and "it is taken"):
             raise RecipeError(f"'{value}' as an arm's name: {problem}", where, choose)
     parts = {value: replace(source, column=column, value=value) for value in values}
     pairs = {
         f"{a}{MIX}{b}": Source(kind="mix", shares={a: 0.5, b: 0.5})
         for a, b in combinations(values, 2)
     }
+    if taken := pairs.keys() & {*parts, *bench.rows, *bench.arms}:
+        raise RecipeError(f"'{min(taken)}' is a mixture's name and an arm's", where, choose)
     return replace(
         bench,
         by=by,
@@ -77,7 +82,7 @@ def _counts(arm: str, source: Source, column: str) -> Counter[str]:
         try:
             found = pc.value_counts(values.cast(pa.string()))
         except pa.ArrowException:
-            do = "name a column of words or numbers"
+            do = "name a column of words"
             raise RecipeError(f"{column} has values of type {values.type}", "--by", do) from None
         counts.update({entry["values"]: entry["counts"] for entry in found.to_pylist()})
         if len(counts) > MANY:

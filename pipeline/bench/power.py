@@ -13,6 +13,7 @@ from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.proof.noise import planned, variance_bounds
 from clipmill.pipeline.ledger.proof.results import Results
+from clipmill.pipeline.ledger.proof.trials import Arm
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.terminal import aligned
@@ -59,14 +60,16 @@ class Power:
 
 def stored_results(prepared: Prepared, out: Storage) -> Results:
     """Returns the newest evaluations, of fewer seeds too than the bench has been promised since."""
-    recipe, arms = prepared.plan.recipe, []
+    recipe = prepared.plan.recipe
+    arms: list[Arm] = []
     for seeds in range(prepared.bench.seeds, 1, -1):
         stages = {
             name: keys | {"seeds": list(range(seeds))} if "seeds" in keys else keys
             for name, keys in recipe.stages.items()
         }
-        state = RunState(make_plan(replace(recipe, stages=stages)), out)
-        if arms := trained_arms(prepared, state):
+        found = trained_arms(prepared, RunState(make_plan(replace(recipe, stages=stages)), out))
+        arms = found if len(found) > len(arms) else arms
+        if len(arms) == len(prepared.arms):
             break
     return results_of(prepared, arms)
 
@@ -122,7 +125,8 @@ def text(power: Power) -> str:
     """Returns the prediction for a terminal, in points of 100."""
     rows = [("seeds an arm", "seen", "95 % of this prediction")]
     rows += [(str(seeds), *_points(least)) for seeds, least in power.least.items()]
-    rows += [("endless", *_points(Estimate(power.least_ever)))]
+    if power.items_variance is not None:
+        rows += [("endless", *_points(Estimate(power.least_ever)))]
     parts = [
         f"{power.metric}, points of 100: the smallest difference seen four times in five among"
         f" {power.comparisons} comparisons, predicted from {power.trainings} trainings of"

@@ -16,7 +16,7 @@ RAW, TRUSTED, ORACLE, LEARNT = "raw", "trusted", "oracle", "learnt"
 RANDOM = re.compile(r"random_of_\d+(_in_.*)?|leaks_\d+|pixels_\d+")
 SCORES, PROBES = "_scores", "_probes"  # suffixes of the stages that evaluate an arm's models
 ZERO_SHOT, PROBE = "zero_shot", "probe"
-TAKEN = ("pixels", "leaks", RAW)
+TAKEN = ("pixels", "leaks", RAW, LEARNT)
 FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # set by the bench itself
 
 
@@ -185,7 +185,7 @@ def unfit(name: str) -> str:
     """Returns why an arm cannot have this name; empty if it can."""
     if name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PROBES)):
         return f"{name} is the bench's own name"
-    return "" if NAME.fullmatch(name) else "use letters, digits, _ and -"
+    return "" if NAME.fullmatch(name) else "begin with a letter; use letters, digits, _ and -"
 
 
 def _stage(name: str, where: str, kind: Literal["stage", "own"]) -> tuple[str, Source]:

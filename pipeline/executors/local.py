@@ -387,7 +387,8 @@ class LocalExecutor(Dispatcher):
 def _taken(
     families: Mapping[LocalWorker, Sequence[int]], shared_once: bool
 ) -> dict[LocalWorker, list[int]]:
-    """Returns the memory of each process of each worker's family; a worker alone shares none."""
+    """Returns the memory of each process of each worker's family; a worker alone is counted whole,
+    with what a fork shares with this process."""
     return {
         worker: [machine.resident_bytes(pid, shared_once and len(pids) > 1) for pid in pids]
         for worker, pids in families.items()

@@ -1,5 +1,6 @@
 """Starts and ends worker processes on this machine."""
 
+import atexit
 import contextlib
 import gc
 import multiprocessing
@@ -8,7 +9,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -51,13 +55,18 @@ class Forked:
 
     def kill(self) -> None:
         if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> None:
         """Waits for its end; raises TimeoutExpired."""
         limit = time.monotonic() + (timeout or 0)
         while self.returncode is None:
-            pid, status = os.waitpid(self.pid, 0 if timeout is None else os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, 0 if timeout is None else os.WNOHANG)
+            except ChildProcessError:  # SIGCHLD is ignored: the kernel took it, as Popen has it
+                self.returncode = 0
+                return
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
             elif time.monotonic() > limit:
@@ -90,10 +99,10 @@ class LocalWorker:
 def fork_early(count: int) -> int:
     """Forks workers that import nothing again, if this process has one thread; returns how many.
 
-    All later ones are spawned: a fork has none of the threads, and all of their locks. Called by
-    the main function alone, which a fork leaves by SystemExit once it has served.
+    All later ones are spawned: a fork has none of the threads, and all of their locks. A fork never
+    returns from here.
     """
-    if sys.platform != "linux" or len(list(THREADS.iterdir())) > 1:
+    if sys.platform != "linux" or not THREADS.is_dir() or len(list(THREADS.iterdir())) > 1:
         return 0
     sys.stdout.flush()
     gc.freeze()  # pages that no collection writes to stay shared
@@ -111,18 +120,32 @@ def fork_early(count: int) -> int:
 
 
 def _serve_early(pipe: Connection, driver: int) -> NoReturn:
-    while _early:  # what the driver listens to
-        _early.pop()[1].close()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.path[:] = machine.import_path()
+    """Serves, and ends here: what the caller of `main` does next, at exit too, is the driver's."""
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    code = 1
     try:
-        environment = pickle.loads(pipe.recv_bytes())
-    except EOFError:
-        sys.exit()
-    os.environ.clear()
-    os.environ.update(environment)
-    serve(pipe, driver)
-    sys.exit()
+        while _early:  # what the driver listens to
+            _early.pop()[1].close()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.path[:] = machine.import_path()
+        with contextlib.suppress(EOFError):
+            environment = pickle.loads(pipe.recv_bytes())
+            os.environ.clear()
+            os.environ.update(environment)
+            serve(pipe, driver)
+        code = 0
+    except SystemExit:
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:  # as at the end of a process, with what the worker itself has to close
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def start_worker(

@@ -145,9 +145,8 @@ def fork_workers(options: argparse.Namespace) -> None:
         return
     # Arrow's second allocator, which nothing here uses, starts a thread.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    os.environ.setdefault(
-        "MIMALLOC_ALLOW_THP", "0"
-    )  # zeroing 2 MB for a kB is a twentieth of a run
+    # Zeroing 2 MB for a kB is a twentieth of a run.
+    os.environ.setdefault("MIMALLOC_ALLOW_THP", "0")
     with importing():
         from clipmill.pipeline.engine import chain_run, run  # noqa: F401
         from clipmill.pipeline.executors.local_worker import fork_early

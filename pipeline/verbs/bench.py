@@ -166,10 +166,10 @@ def run(options: argparse.Namespace) -> int:
         hold_out=options.hold_out,
     )
     bench = bench_of(arguments, before, str(out))
+    bench = split(bench, options.by) if options.by else bench
     if options.power is not None and bench != before:
         problem = "--power with other arms or seeds than are stored"
         raise RecipeError(problem, str(out), "write `clipmill bench --out DIR --power` alone")
-    bench = split(bench, options.by) if options.by else bench
     ready = None
     with executor(options) as workers:
         while ready is None or bench != ready.bench:

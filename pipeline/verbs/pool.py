@@ -127,7 +127,7 @@ def _build_docs(options: argparse.Namespace) -> None:
 def _check_extra(kind: str) -> None:
     for module in ("resvg_py", "fontpkg_noto_sans"):
         if importlib.util.find_spec(module) is None:
-            raise missing(module, f"clipmill pool {kind}, which draws pictures")
+            raise missing(module, f"clipmill pool {kind}, which needs it")
 
 
 def _build(options: argparse.Namespace) -> None:

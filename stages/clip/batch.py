@@ -73,7 +73,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Batch n, a pure function of the seed, n and the export; not of ranks, threads or reads."""
+    """Batch n, of the seed, n and the export; jest.py's of the weights and number of ranks, too."""
 
     size: int
 

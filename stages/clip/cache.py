@@ -192,6 +192,11 @@ def columns_of(schema: pa.Schema, reading: Reading, where: str) -> list[str]:
     if negatives and schema.field(negatives).type != TEXTS.dtype:
         found = f"'{negatives}' holds {schema.field(negatives).type}, not texts"
         raise StageError(found, where, "name a column of texts, as caption.swap writes `negatives`")
+    if reading.reference:
+        kind = schema.field(reading.reference).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            found = f"'{reading.reference}' holds {kind}, not numbers"
+            raise StageError(found, where, "name a column of losses in nats as `reference_loss`")
     optional = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in schema.names]
     return [*ALWAYS, *optional, *extra]
 

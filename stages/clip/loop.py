@@ -127,7 +127,7 @@ class Trainer:
         return len(self.losses)
 
     def learn(self, batch: Batch) -> Tensor:
-        """Takes one step; returns (N,) the loss of every row before it. A NaN loss changes nothing.
+        """Takes one step; returns (N,) each row's loss before it. A NaN loss changes no weight.
 
         The rows are this rank's; the update and the stored loss are the whole batch's.
         """

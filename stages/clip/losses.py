@@ -1,8 +1,9 @@
 """Finds losses by name: `loss: NAME` is stages/losses/NAME.py, in this package or a user's folder.
 
 The file has a function `loss`, which takes an Embedded and returns the nats of each local row. Its
-keyword arguments are the loss's settings; constants beside it declare its inputs. All of this is
-read without running the file, so that a plan without torch can check it.
+keyword arguments are the loss's settings; constants beside it declare its inputs. All is read by a
+plan without running the file. A function `state` beside it, if any, returns a Module of the loss's
+own weights and memory, `batch.own`.
 """
 
 import ast
@@ -33,8 +34,8 @@ class Declared:
     texts: str = "one"  # of a row: one (by the training's `texts`), the first, or all
     teacher: tuple[str, ...] = ()  # columns of the export; TEACHER may name settings that hold them
     negatives: str | None = None  # a column of texts, false of the image; or the setting with it
-    # of "image" and "text", of which the loss compares two views; else it is the mean over pairs
-    views: tuple[str, ...] = ()
+    # of "image" and "text", of which the loss takes two views; None: it is the mean over pairs
+    views: tuple[str, ...] | None = None
     bias: float | None = None  # initial bias of all logits; None: the loss has no bias
     scale: float | None = None  # initial scale of all cosines; None: the model's
     settings: Mapping[str, Value]  # of the loss, defaults included

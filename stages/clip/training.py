@@ -293,8 +293,8 @@ def flops_of_step(trainer: "Trainer", batch: "Batch") -> int:
 
 TEXT = "a drawing of a small red house beside a tree"
 MOST_PIXELS = 400_000  # of a probe's batch: 64 rows of nano's, 7 of 224 pixels a side
-EPOCHS: dict[str, Any] = {"sampling": None, "super_batch": 5, "reference_loss": None}
-EPOCHS |= {"concept_gain": "diversity"}
+PLAIN: dict[str, Any] = {"sampling": None, "super_batch": 5, "reference_loss": None}
+PLAIN |= {"concept_gain": "diversity", "loss": "clip", "loss_settings": None, "compile": False}
 STEPS = 5  # the first one, which allocates memory, does not count
 
 
@@ -302,7 +302,7 @@ def probed(settings: Any) -> tuple[float, float]:
     """Returns seconds per row of a training step, and seconds of embedding one picture.
 
     Error: on one core and noise, no decoding, no loader, no other process; assumes that all steps
-    cost the same, and CLIP's loss.
+    cost the same, CLIP's loss, one view, and no super-batch.
     """
     import torch
 
@@ -312,8 +312,7 @@ def probed(settings: Any) -> tuple[float, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plain = replace(settings, loss="clip", loss_settings=None, compile=False, **EPOCHS)
-        trainer = trainer_of(plain, 0, "cpu", ALONE)
+        trainer = trainer_of(replace(settings, **PLAIN), 0, "cpu", ALONE)
         model, side = trainer.model, trainer.model.image_size
         rows = max(2, min(64, settings.batch_size, MOST_PIXELS // side**2))
         noise = np.random.default_rng(0).integers(0, 256, (rows, 3, side, side), np.uint8)

@@ -65,6 +65,9 @@ class Confidence(DatasetStage):
             raise StageError(f"no {RESULTS}", f"{stage} `data`: {inputs.data}", do) from None
         tasks = evaluated[0]["tasks"]
         known = [name for name, task in tasks.items() if task["kind"] == "classification"]
+        if not known:
+            do = "name an evaluation with tasks that have classes"
+            raise StageError("no task with classes", f"{stage} `data`: {inputs.data}", do)
         for name in [*self.pairs, *sum(self.pairs.values(), ())]:
             if name not in known:
                 do = f"name tasks with classes: {', '.join(known)}"

@@ -254,12 +254,12 @@ def matching_pictures(
 
     row_K, rgb_K = _decoded(batch[IMAGE.name].to_pylist())
     code_K, code_S = phash(rgb_K), pictures["code"].to_numpy()
-    turned_KC = codes(rgb_K, [0])[:, 0]
+    turned_KC = None if max_turned is None else codes(rgb_K, [0])[:, 0]
     near = [(row_K[:0], row_K[:0], np.empty(0, np.uint8))]
     for start in range(0, len(code_S), TILE):
         apart_KT = np.bitwise_count(code_K[:, None] ^ code_S[start : start + TILE])
         is_near_KT = apart_KT <= max_distance
-        if max_turned is not None:
+        if turned_KC is not None and max_turned is not None:
             turned = b"".join(pictures["turned"][start : start + TILE])
             turned_TVC = np.frombuffer(turned, np.uint64).reshape(-1, VIEWS, CHANNELS)
             is_near_KT |= apart(turned_KC, turned_TVC) <= max_turned

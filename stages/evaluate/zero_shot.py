@@ -171,7 +171,7 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 ALL, LANGUAGE = "average", "language_"
-TONGUE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z]{2,4})?)$")  # at the end of a task's name
+TONGUE = re.compile(r"\.([a-z]{2}(?:-[A-Za-z]{2,4})?)$")  # at the end of a task's name
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -104,7 +104,8 @@ class PictureExport(DatasetStage):
     # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
     # takes the caption and these lists; false exports pictures without texts
     captions: Captions = later(True)
-    # face_bboxes: blur these boxes of each picture, which leaves as WebP then
+    # face_bboxes: blur these boxes of each picture, which leaves as WebP then, or as null if it
+    # does not decode; `sha256` stays the pool's
     blur: Literal["face_bboxes"] | None = later(None)
 
     determinism = "exact"

@@ -75,7 +75,7 @@ def write_file(
     beside = path.with_suffix(".parquet")
     pq.write_table(whole, beside)
     stats = path.with_name(f"{stem}_stats.json")
-    stats.write_text(json.dumps(counts(len(whole)), indent=4))
+    stats.write_text(json.dumps(counts(whole["status"]), indent=4))
     for other in (beside, stats):
         task.put_file(other.name, other)
     task.put_file(path.name, path, sha256)
@@ -133,7 +133,7 @@ def meta(
             CAPTION.name: captions_of(table, texts, captions),
             **several,
             SAMPLE_INDEX.name: table[SAMPLE_INDEX.name],
-            "status": pa.array(["success"] * len(table), pa.string()),
+            "status": pc.if_else(table[IMAGE.name].is_null(), "undecodable", "success"),
             "error_message": pa.nulls(len(table), pa.string()),
             **out,
         }
@@ -191,10 +191,12 @@ def suffix_of(image: bytes) -> str:
     return SUFFIXES.get(name, name)
 
 
-def counts(samples: int) -> dict[str, Any]:
-    """Returns img2dataset's counts; none fail, as failed rows are not exported."""
-    failed = {"failed_to_download": 0, "failed_to_resize": 0}
-    return {"count": samples, "successes": samples, **failed, "status_dict": {"success": samples}}
+def counts(status: pa.ChunkedArray) -> dict[str, Any]:
+    """Returns img2dataset's counts; only pictures to be blurred fail, which do not decode."""
+    by_status = {found["values"]: found["counts"] for found in status.value_counts().to_pylist()}
+    fine = by_status.get("success", 0)
+    failed = {"failed_to_download": 0, "failed_to_resize": len(status) - fine}
+    return {"count": len(status), "successes": fine, **failed, "status_dict": by_status}
 
 
 MODE = 0o644

@@ -18,13 +18,14 @@ from clipmill.stages.clip.embedded import Embedded
 
 TEXTS = "first"
 TEACHER = ("clusters",)
+MOST = 2**24  # centres: their numbers are read as float32
 
 
 def loss(
     batch: Embedded,
     *,
     clusters: str = "nearest_clusters",  # column of the export, as cluster.kmeans writes it
-    centres: int = 1_000_000,  # that there are in all, cluster.kmeans's k
+    centres: int = 1_000_000,  # cluster.kmeans's k: of more most have no row
     share: float = 0.1,  # of the other centres, that a step takes as negatives
     scale: float = 64.0,  # of cosines
 ) -> Tensor:
@@ -36,12 +37,13 @@ def loss(
     Source: MLCD (An et al. 2024), m = 8 of a million centres, share 0.1; the scale of 64 as
     recalled. Departs: without the margin of its code, which is recalled only. Its text tower learns
     afterwards, with `lock: image`.
-    Error: not by tiles. Numbers of centres are exact below 2^24.
+    Error: not by tiles.
     """
     assert isinstance(batch.own, Centres)
     own_Nm = batch.teacher[clusters].long()
-    if own_Nm.max() >= centres:
-        found = f"a centre of number {int(own_Nm.max())}, and `centres` says {centres}"
+    if own_Nm.min() < 0 or own_Nm.max() >= centres:
+        wrong = int(own_Nm.min() if own_Nm.min() < 0 else own_Nm.max())
+        found = f"a centre of number {wrong}, and `centres` says {centres}"
         raise StageError(found, "key `loss_settings`", "write the k of that cluster.kmeans")
     others = int(share * (centres - own_Nm.shape[1]))
     there = drawn(batch.own.seed, batch.step, centres, min(centres, others + own_Nm.shape[1]))
@@ -82,4 +84,8 @@ class Centres(nn.Module):
 
 
 def state(*, samples: int, width: int, seed: int, settings: Mapping[str, Any]) -> Centres:
+    if not (0 < settings["share"] <= 1 and 0 < settings["centres"] <= MOST):
+        found = f"share is {settings['share']}, centres {settings['centres']}"
+        do = f"write a share above 0, up to 1, and at most {MOST:,} centres"
+        raise StageError(found, "key `loss_settings`", do)
     return Centres(settings["centres"], width, seed)

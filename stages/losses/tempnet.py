@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.embedded import Embedded
 
 # Shapes: N local rows, G rows of the whole batch, D width of the embedding, P prototypes, R rows of
 # the export.
 
 TEXTS = "one"
+VIEWS = ()  # a row's memory is of one pair
 LEAST, MOST = 0.005, 0.05  # temperature
 PROTOTYPES = 256
 
@@ -29,6 +31,9 @@ def loss(batch: Embedded, *, rho: float = 8.0, gamma: float = 0.8) -> Tensor:
     Departs: no dropout; the mean of the two parts, where theirs is their sum; one optimiser.
     Error: not by tiles.
     """
+    if len(batch.image_GD) < 2:
+        found = "a batch of one row, which has no others"
+        raise StageError(found, "key `batch_size`", "write 2 or more")
     own, index_N = batch.own, batch.index_N
     assert isinstance(own, Temperatures)
     assert index_N is not None

@@ -45,18 +45,22 @@ class Edits:
         return " ".join(words)
 
 
-def read_edits(path: str) -> Edits:
+def read_edits(path: str | None) -> Edits | None:
     """Reads a list: a line has a word and what may replace it, with commas; StageError."""
+    if path is None:
+        return None
     where = f"key `synonyms`: {path}"
     try:
-        lines = Path(path).expanduser().read_text("utf-8").splitlines()
+        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise StageError(f"no list of words: {error}", where, "give a text in UTF-8") from None
-    synonyms = {}
-    for number, line in enumerate(filter(str.strip, lines), 1):
+    synonyms: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         word, *others = [part.strip() for part in line.split(",")]
         if not (word and others and all(others)):
             do = "write `word, another, a third`: what may replace the first"
             raise StageError(f"line {number} is {line[:80]!r}", where, do)
-        synonyms[word.casefold()] = tuple(others)
+        synonyms[word.casefold()] = (*synonyms.get(word.casefold(), ()), *others)
     return Edits(synonyms)

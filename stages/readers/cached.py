@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import coin_hash, coin_hash_by
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import (
     SHIFT,
     STAGE,
@@ -74,6 +75,10 @@ class Batches:
         self.row_E = np.repeat(np.arange(len(repeats_N)), repeats_N)
         ends_N = np.cumsum(repeats_N)
         self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
+        least = size * reading.super_batch
+        if (reading.gain or reading.reference) and len(self.row_E) < least:
+            found = f"{len(self.row_E):,} samples, and a batch is chosen from {least:,}"
+            raise StageError(found, "key `super_batch`", "select more rows, or lower it")
         self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, unless epochs are tiny
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
         self.index_N = np.concatenate([shard.index for shard in self.shards])
@@ -192,7 +197,7 @@ class Batches:
         return row_B
 
     def super_batch(self, n: int) -> NDArray[np.int64]:
-        """Returns (S,) the rows that batch n is of, within an epoch: none is there twice."""
+        """Returns (S,) the samples that batch n is of, each once: a row is `repeats` of them."""
         size = self.size * self.reading.super_batch
         epoch, place = divmod(n, len(self.row_E) // size)
         return self._order(epoch)[place * size : (place + 1) * size]

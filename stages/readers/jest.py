@@ -53,8 +53,7 @@ class Jest:
     def of_rank(self, n: int, rank: int, ranks: int) -> Batch:
         """Returns a rank's rows of batch n; embeds its part of the super-batch."""
         row_S = self.rows.super_batch(n)
-        here = self.rows.of_rows(row_S[part_of(len(row_S), rank, ranks)], n)
-        image_SD, text_SD = self.embedded(here)
+        image_SD, text_SD = self.embedded(row_S[part_of(len(row_S), rank, ranks)], n)
         model = self.trainer.model
         with torch.no_grad():
             cost_SS = pair_costs(image_SD, text_SD, model.scale, model.bias).double().cpu().numpy()
@@ -67,20 +66,22 @@ class Jest:
         row_B = row_S[taken_B.cpu().numpy()]
         return self.rows.of_rows(row_B[part_of(self.size, rank, ranks)], n)
 
-    def embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns (S, D) and (S, D), vectors of all ranks' first views, in pieces of a step's."""
+    def embedded(self, row_N: NDArray[np.int64], n: int) -> tuple[Tensor, Tensor]:
+        """Returns (S, D) and (S, D), vectors of all ranks' rows, their first views, in pieces of a
+        step's."""
         trainer, model = self.trainer, self.trainer.model
         device, ranks = trainer.execution.device, trainer.execution.ranks
         size = -(-self.size // (ranks.of * trainer.execution.accumulate))
-        ends = np.append(batch.starts, len(batch.tokens))
         model.eval()
         images, texts = [], []
         with torch.no_grad():
-            for first in range(0, len(batch.rows), size):
-                last = min(first + size, len(batch.rows))
-                token_T = torch.from_numpy(batch.tokens[ends[first] : ends[last]]).to(device)
-                start_N = torch.from_numpy(ends[first:last] - ends[first]).to(device)
-                pixels = torch.from_numpy(batch.pixels[first:last]).to(device)
+            for first in range(0, len(row_N), size):
+                batch = self.rows.of_rows(row_N[first : first + size], n)
+                views = len(batch.rows)  # of images, and of texts, which are followed by others
+                end = np.append(batch.starts, len(batch.tokens))[views]
+                token_T = torch.from_numpy(batch.tokens[:end]).to(device)
+                start_N = torch.from_numpy(batch.starts[:views]).to(device)
+                pixels = torch.from_numpy(batch.pixels[:views]).to(device)
                 images.append(model.embed_images(pixels, trainer.dtype))
                 texts.append(model.embed_texts(token_T, start_N, trainer.dtype))
             return ranks.gathered(torch.cat(images))[0], ranks.gathered(torch.cat(texts))[0]

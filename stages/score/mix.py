@@ -390,8 +390,11 @@ def ranking(knot_M: NDArray[np.float64], share_2M: NDArray[np.float64]) -> Scali
     and behind it, given the shares between knots and at them."""
     below_M, up_to_M = np.cumsum(share_2M).reshape(-1, 2).T
     values = np.nextafter(knot_M, -np.inf), knot_M, np.nextafter(knot_M, np.inf)
-    shares = below_M, (below_M + up_to_M) / 2, up_to_M
-    return Scaling(np.stack(values, 1).ravel(), np.stack(shares, 1).ravel(), 0.5)
+    value_M3, shares = np.stack(values, 1), (below_M, (below_M + up_to_M) / 2, up_to_M)
+    is_apart_M3 = np.ones(value_M3.shape, bool)  # nothing lies between neighbouring numbers
+    is_apart_M3[1:, 0] = value_M3[1:, 0] > knot_M[:-1]
+    is_apart_M3[:-1, 2] = value_M3[:-1, 2] < knot_M[1:]
+    return Scaling(value_M3[is_apart_M3], np.stack(shares, 1)[is_apart_M3], 0.5)
 
 
 def truth(rows: pa.Table, name: str) -> NDArray[np.bool_]:

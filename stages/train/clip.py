@@ -96,8 +96,7 @@ class ClipTraining(DatasetStage):
     precision: Literal["bf16", "float32"] = "bf16"
     # text of a step, if an image has several: one by hash, equally likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
-    # of a row in a step, each shifted or cropped by itself; a loss is the mean over pairs of views,
-    # or, like intra_modal, compares them
+    # each shifted or cropped by itself; a loss is the mean over pairs of views, or compares them
     image_views: Literal[1, 2] = later(1)
     text_views: Literal[1, 2] = later(1)  # the second is another of its texts, if it has several
     # file of words and what may replace them, `word, another, a third` a line: by it texts are
@@ -149,7 +148,11 @@ class ClipTraining(DatasetStage):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
         compared = self.declared.views  # refuses an unknown loss or setting
-        if compared and all(getattr(self, f"{kind}_views") == 1 for kind in compared):
+        several = {kind for kind in ("image", "text") if getattr(self, f"{kind}_views") > 1}
+        if compared is not None and not several <= {*compared}:
+            found = f"the loss '{self.loss}' takes one view"
+            raise RecipeError(found, "keys `image_views`, `text_views`", "leave them out")
+        if compared and not several:
             keys = " or ".join(f"{kind}_views: 2" for kind in compared)
             found = f"the loss '{self.loss}' compares two views"
             raise RecipeError(found, "key `loss`", f"write {keys}, or name another loss")
@@ -192,7 +195,8 @@ class ClipTraining(DatasetStage):
             is_given = getattr(self, key) != type(self).__dataclass_fields__[key].default
             if is_given and self.sampling not in samplings:
                 do = f"write sampling: {' or '.join(samplings)}, or leave it out"
-                raise RecipeError(f"sampling is {self.fixed.sampling}", f"key `{key}`", do)
+                found = f"sampling is {self.sampling or self.fixed.sampling}"
+                raise RecipeError(found, f"key `{key}`", do)
         if self.sampling == "jest":
             if not self.reference_loss:
                 do = "name a column of the export: each row's loss by a better model"
@@ -226,15 +230,6 @@ class ClipTraining(DatasetStage):
         return declared_by(self.loss, settings)
 
     @property
-    def edits(self) -> Any:
-        """Edits of texts by `synonyms`; None without."""
-        if self.synonyms is None:
-            return None
-        from clipmill.stages.readers._edits import read_edits
-
-        return read_edits(self.synonyms)
-
-    @property
     def resources(self) -> Resources:
         return Resources(cpus=self.readers, gpus=self.gpus, memory_gb=self.memory_gb)
 
@@ -258,8 +253,9 @@ class ClipTraining(DatasetStage):
 
     def look(self) -> None:
         from clipmill.stages.clip import start, subset
+        from clipmill.stages.readers._edits import read_edits
 
-        _ = self.edits
+        read_edits(self.synonyms)
         if self.subset is not None:
             subset.look_at(self.subset)
         if self.start is not None:
@@ -277,11 +273,14 @@ class ClipTraining(DatasetStage):
         from clipmill.stages.clip.batch import Reading
         from clipmill.stages.clip.named import reads
         from clipmill.stages.clip.subset import chooser_of
+        from clipmill.stages.readers._edits import read_edits
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         samples = sum(file["rows"] for file in dataset["files"])
         self.refuse_few(samples, "the export has", stage)
+        if dataset["format"] == "pixels":  # its rows keep the numbers of the export it is of
+            samples += sum(dataset["counts"][reason] for reason in ("no_image", "undecodable"))
         model = reads(self.fixed.model, self.context_length)
         if dataset.get("image_size", model.image_size) != model.image_size:
             size, own = dataset["image_size"], model.image_size
@@ -309,7 +308,7 @@ class ClipTraining(DatasetStage):
             reference=self.reference_loss,
             image_views=self.image_views,
             text_views=self.text_views,
-            edits=self.edits,
+            edits=read_edits(self.synonyms),
         )
         reader = "readers.jest" if self.sampling == "jest" else "readers.cached"
         if self.streams(dataset["format"], stage):
@@ -334,16 +333,13 @@ class ClipTraining(DatasetStage):
         if self.sampling == "concepts":
             lists = sorted({digest for shard in cached for digest in shard["concept_lists"]})
             if len(lists) != 1:
-                names = ", ".join(digest[:12] for digest in lists)
-                found = f"concepts of {len(lists)} lists: {names}"
+                found = f"concepts of {len(lists)} lists: {', '.join(name[:12] for name in lists)}"
                 do = "export rows that annotate.concepts has matched with one list"
                 raise StageError(found, f"stage '{stage}', key `sampling`", do)
             facts["concept_list"] = lists[0]
-        if choose is not None:
-            facts["mask"] = digest([shard["chosen"] for shard in cached])
+        facts |= {"mask": digest([shard["chosen"] for shard in cached])} if choose else {}
         start = None if self.start is None else start_of(self.start, inputs.start)
-        if start is not None:
-            facts["start"] = start.sha256
+        facts |= {} if start is None else {"start": start.sha256}
         ctx.say("training")
         read: dict[str, Any] = {"reader": reader, "reading": reading, "prepared": cached}
         work = Work(settings=self, facts=facts, start=start, samples=samples, **read)

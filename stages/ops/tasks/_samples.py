@@ -95,12 +95,14 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
                     yield from _candidates(row, instances, f"{where}, row {number}")
                     instances += 1
             else:
-                columns, number = OF_PAIRS if task.kind == "pairs" else OF_CAPTIONS, -1
+                columns = OF_PAIRS if task.kind == "pairs" else OF_CAPTIONS
+                number = -1
                 for number, row in enumerate(_of_parquet(folder, where, columns)):
                     place = f"{where}, row {number}"
                     yield _captioned(f"{shard.removesuffix(PARQUET)}-{number}", row, place)
                 if task.kind == "pairs" and number % 2 == 0:
-                    yield Finding(f"{number + 1} rows", where, "put the two of a pair side by side")
+                    found = f"an odd number of rows, {number + 1}"
+                    yield Finding(found, where, "put the two of a pair side by side")
         except BROKEN as error:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 

@@ -76,9 +76,12 @@ def test_each_value_is_an_arm_and_counts_add_up(place, tmp_path):
         ({"by": "source:pool,pool"}, "2 values; 2 to 6"),
         ({"by": "source:pool,sea"}, "no row whose source is 'sea'"),
         ({"by": "text"}, "11 values; 2 to 6 can be compared"),
-        ({"by": "text:number 1,disc"}, "'number 1' as an arm's name: use letters"),
+        ({"by": "text:number 1,disc"}, "'number 1' as an arm's name: begin with a letter"),
         ({"by": "image_bytes"}, "image_bytes"),
         ({"arms": ("a={}/run:all", "b={}/run:pool")}, "a bench 2 arms of runs"),
+        ({"arms": ("pool_and_web={}/run:all",)}, "'pool_and_web' is a mixture's name and an arm's"),
+        ({"arms": ("learnt={}/run:all",)}, "learnt is the bench's own name"),
+        ({"hold_out": "pool"}, "--by and --hold-out together"),
     ],
 )
 def test_what_cannot_be_split_is_refused(place, more, found):

@@ -25,7 +25,11 @@ def test_captions_are_edited_as_often_as_the_paper_says_and_by_the_list():
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [(b"big, large\nsmall\n", "line 2 is 'small'"), (b"a,,b", "line 1"), (b"\xff", "no list")],
+    [
+        (b"big, large\n\n\nsmall\n", "line 4 is 'small'"),
+        (b"a,,b", "line 1"),
+        (b"\xff", "no list"),
+    ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path, text, found):
     path = tmp_path / "words.txt"
@@ -38,5 +42,8 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, found):
 
 def test_a_word_is_found_in_any_case(tmp_path):
     path = tmp_path / "words.txt"
-    path.write_text("Big, large, very large\n\nsmall , little\n")
-    assert read_edits(str(path)).synonyms == {"big": ("large", "very large"), "small": ("little",)}
+    path.write_text("\ufeffBig, large, very large\n\nsmall , little\nBIG, huge\n")
+    assert read_edits(str(path)).synonyms == {
+        "big": ("large", "very large", "huge"),
+        "small": ("little",),
+    }

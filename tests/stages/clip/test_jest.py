@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipmill.metadata.uid import mixed
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.named import new_model
@@ -74,10 +75,18 @@ def test_a_row_without_a_reference_is_left_out_and_counted(cached):
     assert (said["rows"], said["left_out"]["no_reference_loss"]) == (3, 6)
 
 
+def test_a_reference_of_no_numbers_and_too_few_samples_are_refused(cached):
+    with pytest.raises(StageError, match="not numbers"):
+        cached([row(i) for i in range(4)], reference="uid")
+    parts, _ = cached([row(i, repeats=i % 2) for i in range(16)])
+    with pytest.raises(StageError, match="8 samples, and a batch is chosen from 12"):
+        batches_of(parts, size=6, gain="frequency", super_batch=2)
+
+
 def test_two_ranks_draw_what_the_first_one_draws(jest):
     whole, trainer = jest.of_rank(0, 0, 1).rows, jest.trainer
     row_S = jest.rows.super_batch(0)
-    vectors = jest.embedded(jest.rows.of_rows(row_S, 0))
+    vectors = jest.embedded(row_S, 0)
     places = torch.tensor([row_S.tolist().index(number) for number in whole])
     parts = []
     for rank in (0, 1):
@@ -85,7 +94,7 @@ def test_two_ranks_draw_what_the_first_one_draws(jest):
         ranks = SimpleNamespace(
             of=2,
             gathered=lambda part, held=held: (held.pop(0), 0),
-            sum=lambda here, rank=rank: places if rank else here,
+            sum=lambda here, rank=rank: places + here if rank else here,
         )
         trainer.execution = SimpleNamespace(ranks=ranks, device="cpu", accumulate=1)
         parts += jest.of_rank(0, rank, 2).rows.tolist()

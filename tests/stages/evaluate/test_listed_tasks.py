@@ -103,7 +103,11 @@ def test_a_pair_is_right_if_both_of_its_texts_choose_their_picture(scored, tmp_p
 
 @pytest.mark.parametrize(
     ("more", "found"),
-    [([], "1 rows"), ([(0, "", "Texts")], "0 captions"), ([(0, "red", "")], "pattern ''")],
+    [
+        ([], "odd number"),
+        ([(0, "", "Texts")], "0 captions"),
+        ([(0, "red", "")], "pattern ''"),
+    ],
 )
 def test_a_pair_that_is_none_is_refused(scored, tmp_path, more, found):
     paired(tmp_path / "eval" / "blind", [(0, "red", "Texts"), *more])

@@ -14,7 +14,9 @@ CENTRES, WAY = 12, {"clusters": "ids", "centres": 12, "share": 0.5, "scale": 3.0
 def batch_of(ids, image_ND=None, centres=CENTRES, step=0):
     image_ND = random(len(ids), 6) if image_ND is None else image_ND
     torch.manual_seed(0)
-    own = mlcd.state(samples=0, width=image_ND.shape[1], seed=1, settings={"centres": centres})
+    own = mlcd.state(
+        samples=0, width=image_ND.shape[1], seed=1, settings={"centres": centres, "share": 0.1}
+    )
     held = {"teacher": {"ids": torch.tensor(ids, dtype=torch.float32)}, "step": step}
     return of_pairs(image_ND, image_ND, own=own.to(image_ND.dtype), **held)
 

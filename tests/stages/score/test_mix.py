@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.score.mix import Learn, Mix
+from clipmill.stages.score.mix import Learn, Mix, ranking
 
 ROWS = 600
 
@@ -179,6 +179,13 @@ def test_what_cannot_be_mixed_is_refused(drawn, mixed):
     ):
         with pytest.raises(RecipeError, match=said):
             Mix(**settings)
+
+
+def test_ranks_of_neighbouring_numbers_are_apart():
+    values = np.array([0.1, 0.3, 0.1 + 0.2, 0.5])
+    ranks = ranking(values, np.array([0, 0.1, 0, 0.2, 0, 0.4, 0, 0.3]))
+    found = ranks.of(np.array([*values, 0.4]))
+    assert found == pytest.approx([0.05, 0.2, 0.5, 0.85, 0.7])
 
 
 def test_the_parts_that_decided_are_named():
