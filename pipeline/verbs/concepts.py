@@ -90,7 +90,7 @@ def _build(options: argparse.Namespace) -> None:
     chosen = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
     least = build.Thresholds(**{name: value for name, value in chosen.items() if value is not None})
     try:
-        parts = [load.load(options.list).table] if options.list else []
+        parts = [_load(options.list).table] if options.list else []
         if options.wordnet:
             names = build.synset_names(_wordnet_files(options.wordnet, build.WORDNET))
             parts.append(load.of_entries(names, "wordnet"))
@@ -109,25 +109,27 @@ def _build(options: argparse.Namespace) -> None:
         raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
     except FileNotFoundError as error:
         do = "check the path: each source is a file or a folder that is there"
-        raise RecipeError(
-            "no such file or folder", str(error.filename or options.list), do
-        ) from None
+        raise RecipeError("no such file or folder", str(error.filename), do) from None
 
 
 def _show(file: str, *, as_json: bool) -> int:
+    facts = summary(_load(file))
+    print(json.dumps(facts, indent=1) if as_json else text(file, facts))
+    return DONE
+
+
+def _load(file: str) -> "ConceptList":
     from clipmill.metadata.concepts.load import ConceptListError, load
 
     try:
-        facts = summary(load(file))
+        return load(file)
     except FileNotFoundError:
         raise RecipeError("no such file", file, f"check the path, or make one: {MAKE}") from None
     except ConceptListError as error:
-        raise RecipeError(str(error), "clipmill concepts show", f"make a list: {MAKE}") from None
+        raise RecipeError(str(error), "the arguments", f"make a list: {MAKE}") from None
     except OSError as error:
         do = "name a file that can be read"
         raise RecipeError(error.strerror or str(error), file, do) from None
-    print(json.dumps(facts, indent=1) if as_json else text(file, facts))
-    return DONE
 
 
 def summary(concepts: "ConceptList") -> dict[str, Any]:

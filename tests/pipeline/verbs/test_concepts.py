@@ -73,6 +73,7 @@ def test_what_a_list_holds_for_nothing_is_shown(clipmill, tmp_path):
     [
         (("show", "bad.json"), "no entry"),
         (("build", "it.parquet", "--list", "bad.json"), "no entry"),
+        (("build", "it.parquet", "--list", "."), "name a file"),
         (("build", "it.parquet", "--wordnet", "nowhere"), "nowhere"),
         (("build", "it.parquet", "--corpus", "few.txt"), "gave no entry"),
     ],
