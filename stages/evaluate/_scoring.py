@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from clipmill.metadata.evaluated import FEW_CLASSES, NEVER, Ranks
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
+from clipmill.stages.evaluate._bootstrap import best_answers, macro_f1, mean_average_precision
 from clipmill.stages.evaluate._metrics import (
     PAIRS,
     Metrics,
     association,
-    best_answers,
     best_ranks,
     classification,
-    macro_f1,
-    mean_average_precision,
     pairs,
     retrieval,
     worst_group,

@@ -8,12 +8,12 @@ from clipmill.metadata.evaluated import Ranks
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.ledger.proof.measured import main_metrics, mean_of, measured, redrawn, terms
 from clipmill.pipeline.ledger.proof.trials import Task, Trial
+from clipmill.stages.evaluate._bootstrap import macro_f1
 from clipmill.stages.evaluate._metrics import (
     NEVER,
     association,
     best_ranks,
     classification,
-    macro_f1,
     retrieval,
     worst_group,
 )

@@ -9,13 +9,12 @@ import torch
 
 from clipmill.metadata.evaluated import NEVER, Ranks
 from clipmill.stages.evaluate import _metrics
+from clipmill.stages.evaluate._bootstrap import best_answers, macro_f1
 from clipmill.stages.evaluate._metrics import (
     association,
-    best_answers,
     best_ranks,
     classification,
     interval,
-    macro_f1,
     retrieval,
 )
 from clipmill.stages.ops.vectors.matrices import unit_rows

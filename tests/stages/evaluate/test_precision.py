@@ -12,7 +12,7 @@ import torch
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.evaluate import zero_shot
-from clipmill.stages.evaluate._metrics import average_precisions, mean_average_precision
+from clipmill.stages.evaluate._bootstrap import average_precisions, mean_average_precision
 from clipmill.stages.evaluate.zero_shot import ZeroShot
 from clipmill.stages.ops.tasks.check import check
 from clipmill.stages.ops.vectors.matrices import unit_rows

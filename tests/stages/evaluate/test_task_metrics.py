@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from clipmill.stages.evaluate._bootstrap import best_answers, f1_of_guesses, macro_f1
 from clipmill.stages.evaluate._metrics import (
     any_of,
     association,
-    best_answers,
     best_ranks,
     classification,
-    f1_of_guesses,
     jaccard_of_guesses,
     least_share,
-    macro_f1,
     retrieval,
     worst_group,
 )
