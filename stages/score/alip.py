@@ -14,7 +14,7 @@ from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
 from clipmill.stages.ops.tables.rows import added
-from clipmill.stages.score.mix import mean_of, whole
+from clipmill.stages.score._sums import mean_of, whole
 
 # Shapes: N rows, 3 cosines: of text and caption, image and text, image and caption.
 

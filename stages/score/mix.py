@@ -27,6 +27,7 @@ from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, later, lo
 from clipmill.stages.ops.tables.rows import added, joined, put_json
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
+from clipmill.stages.score._sums import mean_of, whole
 
 # Shapes: N rows, K columns that are mixed, L labelled rows.
 
@@ -34,7 +35,6 @@ Scale = Literal["z", "rank", "min_max"]
 Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
 MIX_SCORE = Column("mix_score", pa.float32(), "any", "Weighted sum of scores.", better="high")
 SUMMARY = "mix.json"
-BITS = 40  # that a value from 0 to 1 is summed in: 2^23 rows of a shard have room
 LABELLED = 20_000  # good rows, and bad ones, that weights are learnt from: those of least hash
 EMBEDDED = 8_192  # likewise, with their vectors
 KNOTS = 2**12  # rows of least hash, whose values ranks are counted at, and interpolated between
@@ -356,18 +356,6 @@ def widened(left: State, right: State) -> State:
     """Returns the least and greatest values of both, and the number of rows."""
     low_K, high_K = np.minimum(left["low"], right["low"]), np.maximum(left["high"], right["high"])
     return {"low": low_K, "high": high_K, "rows": np.add(left["rows"], right["rows"])}
-
-
-def whole(share_KN: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Returns (2, K) sums of values from 0 to 1, in whole numbers that no order of rows changes:
-    the upper bits, and the lower 30."""
-    sum_K = np.rint(share_KN * 2.0**BITS).astype(np.int64).sum(axis=1)
-    return np.stack([sum_K >> 30, sum_K & (2**30 - 1)])
-
-
-def mean_of(sum_2: NDArray[np.int64], count: int) -> float:
-    """Returns the mean of so many values that `whole` summed."""
-    return float(((int(sum_2[0]) << 30) + int(sum_2[1])) / count / 2.0**BITS)
 
 
 def least(every: State, most: int) -> State:

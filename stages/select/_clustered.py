@@ -6,13 +6,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
 from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IDENTITY, POSITION, REASON, Column
-from clipmill.pipeline.dataset import State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
     DatasetStage,
@@ -36,7 +34,6 @@ Balance = Annotated[float, Meta(ge=0, le=1)]  # a fraction of an even share
 UNDEFINED = tuple(f"undefined:{c.name}" for c in (CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
 REASONS = (DROPPED, NO_IMAGE, *UNDEFINED, PRUNED)
-FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
 UNIT = 2.0**44  # probabilities are multiples of 1 / UNIT: their sums are exact
 
 
@@ -119,16 +116,6 @@ def population(shard: pa.Table) -> pa.Table:
     columns[CLUSTER_ID.name] = cluster
     columns[CENTROID_COSINE.name] = pc.if_else(reason.is_null(), cosine, None)
     return pa.table(columns | {REASON.name: reason})
-
-
-def sizes(partition: pa.Table) -> State:
-    """Counts the rows of each cluster and sums their distances, 1 - cosine, in fixed point."""
-    ranked = partition.filter(partition[CLUSTER_ID.name].is_valid())
-    cluster_K, index_N = np.unique(ranked[CLUSTER_ID.name].to_numpy(), return_inverse=True)
-    apart_N = np.rint((1 - ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)) * FIXED)
-    apart_K = np.zeros(len(cluster_K), np.int64)
-    np.add.at(apart_K, index_N, apart_N.astype(np.int64))
-    return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
 
 
 def rows_to_keep(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:

@@ -156,28 +156,6 @@ def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
     return np.asarray(key_N)
 
 
-def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.int64]:
-    """Returns (N,) row indices by falling rank; only tied values are compared by uid and place."""
-    order = rising(key_N)[::-1]
-    is_new = np.concatenate([[True], np.diff(key_N[order]) != 0, [True]])[: len(order) + 1]
-    tied = np.flatnonzero(~(is_new[1:] & is_new[:-1]))
-    among = order[tied]
-    rank_MD = np.hstack([as_digits(key_N[among][:, None]), tie_digits(rows.take(among))])
-    order[tied] = among[np.lexsort(rank_MD.T[::-1])[::-1]]
-    return order
-
-
-def rising(key_N: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """Returns (N,) row indices by rising key. 32-bit keys are sorted with their row beside them."""
-    if key_N.itemsize > 4:
-        return np.argsort(key_N)
-    key_and_row_N = np.left_shift(key_N, np.uint64(32), dtype=np.uint64)
-    key_and_row_N |= np.arange(len(key_N), dtype=np.uint32)
-    key_and_row_N.sort()  # a third of argsort's time
-    key_and_row_N &= np.uint64(2**32 - 1)
-    return key_and_row_N.view(np.int64)
-
-
 def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:
     """Returns (N, 12) digits of uid, shard and position; the least of them rank highest."""
     place_N2 = np.stack([rows["shard"].to_numpy(), rows["position"].to_numpy()], axis=1)

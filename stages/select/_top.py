@@ -100,7 +100,7 @@ class Ranking:
     def __init__(self, top: Top, rows: pa.Table) -> None:
         value = rankable(rows[top.column])
         key_N = cut.value_key(value)
-        self.order = cut.falling(key_N, rows.select(IDENTITY))
+        self.order = falling(key_N, rows.select(IDENTITY))
         if value.null_count:
             self.order = self.order[value.is_valid().to_numpy()[self.order]]
         if top.datacomp_compat:
@@ -121,3 +121,25 @@ class Ranking:
         best_N = np.zeros_like(passing_N)
         best_N[self.order[: last + 1]] = True
         return best_N
+
+
+def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.int64]:
+    """Returns (N,) row indices by falling rank; only tied values are compared by uid and place."""
+    order = rising(key_N)[::-1]
+    is_new = np.concatenate([[True], np.diff(key_N[order]) != 0, [True]])[: len(order) + 1]
+    tied = np.flatnonzero(~(is_new[1:] & is_new[:-1]))
+    among = order[tied]
+    rank_MD = np.hstack([cut.as_digits(key_N[among][:, None]), cut.tie_digits(rows.take(among))])
+    order[tied] = among[np.lexsort(rank_MD.T[::-1])[::-1]]
+    return order
+
+
+def rising(key_N: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
+    """Returns (N,) row indices by rising key. 32-bit keys are sorted with their row beside them."""
+    if key_N.itemsize > 4:
+        return np.argsort(key_N)
+    key_and_row_N = np.left_shift(key_N, np.uint64(32), dtype=np.uint64)
+    key_and_row_N |= np.arange(len(key_N), dtype=np.uint32)
+    key_and_row_N.sort()  # a third of argsort's time
+    key_and_row_N &= np.uint64(2**32 - 1)
+    return key_and_row_N.view(np.int64)

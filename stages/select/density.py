@@ -34,14 +34,12 @@ from clipmill.stages.ops.vectors.matrices import unit_rows
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
-    FIXED,
     PRUNED,
     REASONS,
     Balance,
     SizedSelect,
     population,
     rows_to_keep,
-    sizes,
 )
 from clipmill.stages.select._judged import judged_rows
 from clipmill.stages.select._quotas import Quotas, probabilities
@@ -53,6 +51,7 @@ DENSITY_RANK = Column(
     "density_rank", pa.float64(), "rows, 0 up", "The least number of rows to keep that keeps it."
 )
 Order = Literal["hard", "easy", "hash"]
+FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
 
 
 @dataclass(frozen=True)
@@ -279,6 +278,16 @@ def put_tables(clusters: Clusters, cut: Cut, size: int, task: Task) -> dict[str,
 SCORES = 2**23  # (B, K) float32 products held at a time: 32 MB
 PAIRS = 2**12  # products in float64 at a time: 50 MB at D = 768
 BLOCKS = 256  # calls at most: each reads the centroids once
+
+
+def sizes(partition: pa.Table) -> State:
+    """Counts the rows of each cluster and sums their distances, 1 - cosine, in fixed point."""
+    ranked = partition.filter(partition[CLUSTER_ID.name].is_valid())
+    cluster_K, index_N = np.unique(ranked[CLUSTER_ID.name].to_numpy(), return_inverse=True)
+    apart_N = np.rint((1 - ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)) * FIXED)
+    apart_K = np.zeros(len(cluster_K), np.int64)
+    np.add.at(apart_K, index_N, apart_N.astype(np.int64))
+    return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
 
 
 def isolation(

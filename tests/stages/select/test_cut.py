@@ -11,12 +11,12 @@ from clipmill.stages.select._cut import (
     NOTHING,
     at_or_above,
     extend,
-    falling,
     next_digit,
     tie_digits,
     value_digits,
     value_key,
 )
+from clipmill.stages.select._top import falling
 
 TYPES = [pa.float32(), pa.float64(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8()]
 TYPES += [pa.uint16(), pa.uint32(), pa.uint64()]
