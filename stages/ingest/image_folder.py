@@ -43,7 +43,7 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.tables.dotted import paths_in, paths_of, rows_at, value_at
+from clipmill.stages.ops.tables.parquet_rows import paths_of, rows_at
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -55,9 +55,11 @@ from clipmill.stages.ops.tables.pools import (
     json_object,
     leads_out,
     list_files,
+    paths_in,
     read_if_allowed,
     sizes_of,
     uid_column,
+    value_at,
 )
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -41,16 +41,22 @@ from clipmill.stages.ingest._captions import (
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
-    check_extra,
     fitted,
     refuse_misfits,
     refuse_uids,
     require,
-    source_columns,
     try_first,
 )
-from clipmill.stages.ops.tables.dotted import paths_of, rows_at, type_at
-from clipmill.stages.ops.tables.parquet_rows import Source, joined, parquet_counts, scan_parquet
+from clipmill.stages.ingest._extra import check_extra, source_columns
+from clipmill.stages.ops.tables.parquet_rows import (
+    Source,
+    joined,
+    parquet_counts,
+    paths_of,
+    rows_at,
+    scan_parquet,
+    type_at,
+)
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
     Values,

@@ -40,13 +40,14 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images
-from clipmill.stages.ops.tables.dotted import paths_of, rows_at
 from clipmill.stages.ops.tables.forms import column, is_form, names_in, opened
 from clipmill.stages.ops.tables.parquet_rows import (
     Positioned,
     Source,
     counted,
     joined,
+    paths_of,
+    rows_at,
     scan_parquet,
 )
 from clipmill.stages.ops.tables.pools import (

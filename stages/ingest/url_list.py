@@ -27,15 +27,14 @@ from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, locati
 from clipmill.stages.ingest._captions import captions_of, without_mark
 from clipmill.stages.ingest._columns import (
     SourceColumn,
-    check_extra,
     fitted,
     is_most,
     refuse_uids,
     require,
     shortened,
-    source_columns,
     try_first,
 )
+from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -48,8 +47,15 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.tables.dotted import paths_of, rows_at
-from clipmill.stages.ops.tables.parquet_rows import Source, counted, groups_in, joined, scan_parquet
+from clipmill.stages.ops.tables.parquet_rows import (
+    Source,
+    counted,
+    groups_in,
+    joined,
+    paths_of,
+    rows_at,
+    scan_parquet,
+)
 from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
