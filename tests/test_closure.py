@@ -26,7 +26,6 @@ MEDIAN = 1_050, 7
 # Of any other stage: those beyond it are exceptions, whose figures only shrink.
 MOST = 2_300, 17
 EXCEPTIONS = {
-    "select.balanced_tree": (2_400, 17),
     "ingest.table": (2_500, 9),
     "caption.synthesize": (2_800, 19),
     "evaluate.zero_shot": (3_250, 22),

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -24,7 +23,6 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
-from clipmill.stages.select._least import at_each, least_of_parts, verdict
 
 # Shapes: N rows.
 
@@ -39,7 +37,7 @@ UNIT = 2.0**44  # probabilities are multiples of 1 / UNIT: their sums are exact
 
 @dataclass(frozen=True, kw_only=True)
 class SizedSelect(DatasetStage):
-    """A select of a given number of rows, by a rank whose least values stay at any size."""
+    """A select of a given number of rows, by a rank: the least size at which the row stays."""
 
     rows: OneUp | None = None  # number of rows to keep
     fraction: Share | None = None  # or: share of the ranked rows to keep
@@ -77,17 +75,23 @@ class SizedSelect(DatasetStage):
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
-        """Returns the rows of least rank at each size; ValueError for a size out of range."""
-        rank = made[threshold.column]
-        sizes = (size_of(threshold.name, value, len(rank) - rank.null_count) for value in values)
-        return map(partial(verdict, threshold), values, at_each(sizes, rows, rank))
+        """Yields the verdicts at each size; ValueError for a size out of range."""
+        return self.surveyed(threshold, values, lambda: iter([(rows, made)]))(rows, made)
 
     def surveyed(
         self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
     ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns a function that yields a part's verdicts at each size, counted over all parts."""
-        sizes = [partial(size_of, threshold.name, value) for value in values]
-        return least_of_parts(threshold, values, sizes, parts)
+        """Returns a function that yields a part's verdicts at each size, for the rows of all."""
+        name = threshold.column
+        ranked = sum(len(made) - made[name].null_count for _, made in parts())
+        sizes = [size_of(threshold.name, value, ranked) for value in values]
+
+        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+            for value, size in zip(values, sizes, strict=True):
+                keep_N = pc.less_equal(made[name], size).fill_null(False).to_numpy()
+                yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+        return verdicts
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Returns a row's rank in its cluster, the cluster's quota, and the size it stays from."""

@@ -1,8 +1,7 @@
 """Takes rows evenly from the branches of a tree of clusters, as far as each has them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,14 +24,13 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
+from clipmill.pipeline.stage import NonEmpty, OneUp, Share, Threshold
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.ops.vectors.centroids import look_for
-from clipmill.stages.select._clustered import SizedSelect, rows_to_keep, size_of
+from clipmill.stages.select._clustered import SizedSelect, rows_to_keep
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
-from clipmill.stages.select._least import verdict
 
 if TYPE_CHECKING:
     from clipmill.stages.select._tree import Tree
@@ -116,27 +114,6 @@ class BalancedTree(SizedSelect):
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns the target, as a number or a share of rows."""
         return (replace(super().thresholds()[0], sign="<="),)
-
-    def verdicts(
-        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
-    ) -> Iterator[Verdicts]:
-        """Yields the verdicts at each target; ValueError for one that no tree of these rows has."""
-        return self.surveyed(threshold, values, lambda: iter([(rows, made)]))(rows, made)
-
-    def surveyed(
-        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
-    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """Returns a function that yields a part's verdicts at each target, for the rows of all."""
-        name = TREE_RANK.name
-        ranked = sum(len(made) - made[name].null_count for _, made in parts())
-        targets = [size_of(threshold.name, value, ranked) for value in values]
-
-        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
-            for value, target in zip(values, targets, strict=True):
-                keep = pc.less_equal(made[name], target).fill_null(False)
-                yield verdict(threshold, value, keep.to_numpy())
-
-        return verdicts
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Returns cluster, path, quota and place, and the least target that takes the row."""

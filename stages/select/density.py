@@ -1,8 +1,9 @@
 """Prunes clusters by density: keeps more rows of wide, distant clusters, fewer of dense ones."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import NonEmpty, OneUp
+from clipmill.pipeline.stage import NonEmpty, OneUp, Parts, Threshold, Verdicts
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
 from clipmill.stages.ops.vectors.centroids import look_for, read
@@ -40,8 +41,10 @@ from clipmill.stages.select._clustered import (
     SizedSelect,
     population,
     rows_to_keep,
+    size_of,
 )
 from clipmill.stages.select._judged import judged_rows
+from clipmill.stages.select._least import at_each, least_of_parts, verdict
 from clipmill.stages.select._quotas import Quotas, probabilities
 
 # Shapes: K clusters with rows; N rows of a partition, M of them that are ranked, T rows at the
@@ -127,6 +130,21 @@ class Density(SizedSelect):
         ctx.map(partial(put_tables, clusters, cut), [size])
         ctx.say("")
         ctx.restore(ctx.map_shards(partial(judged, clusters, cut, places), rows))
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """Returns the rows of least rank at each size, ties by uid; ValueError if impossible."""
+        rank = made[threshold.column]
+        sizes = (size_of(threshold.name, value, len(rank) - rank.null_count) for value in values)
+        return map(partial(verdict, threshold), values, at_each(sizes, rows, rank))
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """Returns a function that yields a part's verdicts at each size, counted over all parts."""
+        sizes = [partial(size_of, threshold.name, value) for value in values]
+        return least_of_parts(threshold, values, sizes, parts)
 
     def clusters(self, inputs: Inputs, rows: Shards, ctx: Context) -> Clusters:
         """Returns the clusters with rows and their quotas."""
