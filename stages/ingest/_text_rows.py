@@ -19,7 +19,8 @@ from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.ingest._columns import require
-from clipmill.stages.ops.tables.pools import Values, in_batches, json_object, value_at
+from clipmill.stages.ops.tables.dotted import value_at
+from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t", "token": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")

@@ -43,7 +43,8 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.tables.parquet_rows import paths_of, rows_at
+from clipmill.stages.ops.tables.dotted import flat, paths_in, paths_of, value_at
+from clipmill.stages.ops.tables.parquet_rows import parquet_rows
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -55,11 +56,9 @@ from clipmill.stages.ops.tables.pools import (
     json_object,
     leads_out,
     list_files,
-    paths_in,
     read_if_allowed,
     sizes_of,
     uid_column,
-    value_at,
 )
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -239,7 +238,7 @@ def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[R
     """Yields the rows of a metadata file, streamed."""
     if path.endswith(".parquet"):
         whole = {"path": path, "start": 0, "stop": None}
-        for tables in rows_at(storage, [whole], columns):
+        for tables in parquet_rows(storage, [whole], columns, convert=partial(flat, columns)):
             yield from map(unparsed_nowhere, tables)
         return
     with io.BufferedReader(storage.open(path), 1 << 20) as file:

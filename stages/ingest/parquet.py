@@ -41,21 +41,21 @@ from clipmill.stages.ingest._captions import (
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
+    check_extra,
     fitted,
     refuse_misfits,
     refuse_uids,
     require,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
+from clipmill.stages.ops.tables.dotted import flat, paths_of, type_at
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,
     parquet_counts,
-    paths_of,
-    rows_at,
+    parquet_rows,
     scan_parquet,
-    type_at,
 )
 from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
@@ -239,7 +239,7 @@ def read(
         has_vectors = stage.image_embedding_col or stage.text_embedding_col
         batch_rows = BATCH_ROWS if has_vectors else TEXT_ROWS
         batch_rows = IMAGE_ROWS if stage.image_col else batch_rows
-        each = rows_at(storage, group, names, batch_rows)
+        each = parquet_rows(storage, group, names, batch_rows, convert=partial(flat, names))
         for source, tables in zip(group, each, strict=True):
             yield stored(tables, source["start"])
 

@@ -40,14 +40,14 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ingest.parquet import IMAGE_ROWS, Parquet, as_stored, holds_images
+from clipmill.stages.ops.tables.dotted import flat, paths_of
 from clipmill.stages.ops.tables.forms import column, is_form, names_in, opened
 from clipmill.stages.ops.tables.parquet_rows import (
     Positioned,
     Source,
     counted,
     joined,
-    paths_of,
-    rows_at,
+    parquet_rows,
     scan_parquet,
 )
 from clipmill.stages.ops.tables.pools import (
@@ -251,7 +251,9 @@ def read(
     if is_parquet(path):
         with failing_its_shard(where):
             batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
-            for tables in rows_at(storage, group, names, batch_rows):
+            for tables in parquet_rows(
+                storage, group, names, batch_rows, convert=partial(flat, names)
+            ):
                 yield stored(map(unparsed_nowhere, tables))
     elif "is_form" in group[0]:
         with failing_its_shard(where), opened(storage, path, stage.table) as form:

@@ -27,14 +27,15 @@ from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, locati
 from clipmill.stages.ingest._captions import captions_of, without_mark
 from clipmill.stages.ingest._columns import (
     SourceColumn,
+    check_extra,
     fitted,
     is_most,
     refuse_uids,
     require,
     shortened,
+    source_columns,
     try_first,
 )
-from clipmill.stages.ingest._extra import check_extra, source_columns
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -47,13 +48,13 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
+from clipmill.stages.ops.tables.dotted import flat, paths_of
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     counted,
     groups_in,
     joined,
-    paths_of,
-    rows_at,
+    parquet_rows,
     scan_parquet,
 )
 from clipmill.stages.ops.tables.pools import (
@@ -225,7 +226,7 @@ def read(
 
     if group[0]["path"].lower().endswith(PARQUET):
         with failing_its_shard(where):
-            for tables in rows_at(storage, group, names):
+            for tables in parquet_rows(storage, group, names, convert=partial(flat, names)):
                 yield stored(map(unparsed_nowhere, tables))
     else:
         for source in group:

@@ -35,6 +35,7 @@ from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._captions import captions_of
 from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tables.dotted import value_at
 from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
@@ -48,7 +49,6 @@ from clipmill.stages.ops.tables.pools import (
     sizes_of,
     uid_column,
     uid_values,
-    value_at,
 )
 
 IMAGES = (*IMAGE_SUFFIXES, ".bin")  # .bin: export.webdataset's name for unknown formats

@@ -25,15 +25,8 @@ from clipmill.metadata.scratch import scratch_folder
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, StageError
 from clipmill.pipeline.extras import missing
-from clipmill.stages.ops.tables.parquet_rows import flat, paths_of, roots_of
-from clipmill.stages.ops.tables.pools import (
-    IMAGE_SUFFIXES,
-    Values,
-    in_batches,
-    json_object,
-    paths_in,
-    value_at,
-)
+from clipmill.stages.ops.tables.dotted import flat, paths_in, paths_of, roots_of, value_at
+from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches, json_object
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON

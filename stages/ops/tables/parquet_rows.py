@@ -1,10 +1,6 @@
-"""Reads rows of Parquet files that others wrote: cut into shards, each row group read once.
+"""Reads rows of Parquet files that others wrote: cut into shards, each row group read once."""
 
-A dotted path, `caption.en`, is a field of a struct; a column that is called so goes first.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -102,7 +98,7 @@ def parquet_rows(
 ) -> Iterator[Iterator[pa.Table]]:
     """Yields the rows of each source in turn, of the columns that the file has, streamed.
 
-    Of a dotted path the struct has that part alone.
+    Of a dotted path into a struct, `caption.en`, the struct has that part alone.
     The sources are of one file, in its order. Those that start in one row group read it once, from
     its first row, because Parquet has no other way in. The last of them may reach into the next
     group, of which only its rows are read. Batches are cut from the group's start, so that a source
@@ -127,13 +123,6 @@ def parquet_rows(
             batches = Positioned(map(convert, read), sum(sizes[:first]), batch_rows)
             for bounds in own:
                 yield batches.between(*bounds)
-
-
-def rows_at(
-    storage: Storage, group: Sequence[Source], paths: Sequence[str], batch_rows: int = BATCH_ROWS
-) -> Iterator[Iterator[pa.Table]]:
-    """Yields the rows of each source of a Parquet file, in columns that are named by the paths."""
-    return parquet_rows(storage, group, paths, batch_rows, convert=partial(flat, paths))
 
 
 def bounded(
@@ -253,41 +242,3 @@ class Positioned:
 def sizes_of_groups(parquet: pq.ParquetFile) -> list[int]:
     """Returns the rows of each row group."""
     return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-
-
-def flat(paths: Sequence[str], table: pa.Table) -> pa.Table:
-    """Returns the columns at the paths that are there; a path into another type gives none."""
-    columns = {}
-    for path in paths:
-        name, *below = [path] if path in table.column_names else path.split(".")
-        if type_at(table.schema, path) is not None:
-            columns[path] = pc.struct_field(table[name], below) if below else table[name]
-    return pa.table(columns) if columns else table
-
-
-def roots_of(paths: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Returns the columns among `names` in which the paths lead."""
-    return list(dict.fromkeys(path if path in names else path.split(".")[0] for path in paths))
-
-
-def paths_of(schema: pa.Schema) -> list[str]:
-    """Returns the names of columns, then the dotted paths of fields in structs."""
-    paths, waiting = schema.names, [(field.name, field.type) for field in schema]
-    while waiting:
-        path, dtype = waiting.pop()
-        if pa.types.is_struct(dtype):
-            inner = [(f"{path}.{field.name}", field.type) for field in dtype]
-            paths += [name for name, _ in inner if name not in schema.names]
-            waiting += inner
-    return paths
-
-
-def type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
-    """Returns the type of a column, or of the field at a dotted path; None if there is none."""
-    name, *below = [path] if path in schema.names else path.split(".")
-    dtype = schema.field(name).type if name in schema.names else None
-    for name in below:
-        if dtype is None or not pa.types.is_struct(dtype) or dtype.get_field_index(name) < 0:
-            return None
-        dtype = dtype.field(name).type
-    return dtype

@@ -1,4 +1,4 @@
-"""Lists a pool's files, reads objects of JSON, and fits values to declared columns."""
+"""Lists a pool's files, and fits their values to declared columns."""
 
 import json
 import os
@@ -234,21 +234,3 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     except PARSE_ERRORS:
         return None
     return value if isinstance(value, dict) else None
-
-
-def value_at(record: Mapping[str, Any], path: str) -> Any:
-    """Returns the value of a key, else at a dotted path into objects, `caption.en`, or None."""
-    name, dot, below = path.partition(".")
-    if path in record or not dot:
-        return record.get(path)
-    inner = record.get(name)
-    return value_at(inner, below) if isinstance(inner, dict) else None
-
-
-def paths_in(record: Mapping[str, Any], before: str = "") -> list[str]:
-    """Returns the keys of an object, and the dotted paths to those of objects in it."""
-    paths = []
-    for name, value in record.items():
-        paths.append(before + name)
-        paths += paths_in(value, f"{before}{name}.") if isinstance(value, dict) else []
-    return paths

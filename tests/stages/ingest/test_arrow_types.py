@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ingest._extra import comes_back, type_of
+from clipmill.stages.ingest._columns import comes_back, type_of
 
 FIELDS = [
     pa.field("a b", pa.int8()),
