@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 from msgspec import Meta
@@ -21,14 +21,9 @@ from clipmill.stages.caption._asking import (
     sentence_of,
 )
 from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
-from clipmill.stages.caption._prompts import path_of, prompt_id, stem
+from clipmill.stages.caption._prompts import Document, path_of, prompt_id, stem
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
-
-if TYPE_CHECKING:
-    import yaml
-
-    from clipmill.stages.caption._document import Document
 
 # Shapes: N rows of the batch.
 
@@ -186,8 +181,6 @@ def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
 
 def bank_of(style: str, examples: int) -> Bank:
     """Reads the bank of a style, ours or a user's file; raises RecipeError, with the line."""
-    from clipmill.stages.caption._document import Document  # YAML: not in a worker
-
     document = Document(path_of(style, "banks", "styles"))
     document.only(document.fields, ("instruction", "pairs"))
     instruction = document.text(document.fields["instruction"], "instruction")
@@ -208,7 +201,7 @@ def bank_of(style: str, examples: int) -> Bank:
     return Bank(style, instruction, tuple(pairs.values()))
 
 
-def _line(document: "Document", node: "yaml.Node", name: str) -> str:
+def _line(document: Document, node: Any, name: str) -> str:
     text = document.text(node, name)
     if "\n" in text or ARROW in text:
         raise document.wrong(
