@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -18,7 +19,6 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, fault, soft
-from clipmill.stages.ops.images.pixels import UNDECODABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ class Blur(RowStage):
     reads = (IMAGE, FACE_BBOXES)
     writes = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT)
     reasons = ("no_image", "undecodable", NO_BOXES, BAD_BOX)
-    advice = UNDECODABLE
+    advice = MappingProxyType(
+        {"undecodable": "open some of these pictures: is the column that is read one of images?"}
+    )
 
     def open(self, worker: Worker) -> RowFunction:
         return partial(written, settings=self)
@@ -63,7 +65,8 @@ def written(batch: pa.Table, settings: Blur) -> pa.Table:
 
 def of_row(body: bytes | None, boxes: Boxes | None, settings: Blur) -> dict[str, object]:
     """Returns the columns of one row; a missing one is null."""
-    from clipmill.stages.ops.images.decode import ImageError, probe
+    from clipmill.stages.ops.images.encoded import probe
+    from clipmill.stages.ops.images.opened import ImageError
 
     if body is None:
         return {REASON.name: "no_image"}

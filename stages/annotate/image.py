@@ -69,7 +69,7 @@ def annotate(batch: pa.Table) -> pa.Table:
 
 def shape(body: bytes) -> dict[str, str | int | float]:
     """Returns the measures of the header of a decodable image."""
-    from clipmill.stages.ops.images.decode import probe
+    from clipmill.stages.ops.images.encoded import probe
 
     header = probe(body)
     short, long = sorted((header.width, header.height))

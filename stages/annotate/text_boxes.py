@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT_BOXES, Column
+from clipmill.pipeline.extras import missing
 from clipmill.pipeline.stage import Gpus, OneUp, RowFunction, RowStage, Worker, location
-from clipmill.stages.models.network_file import in_package
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: K boxes of a picture, H x W pixels, V levels of a pixel.
@@ -56,9 +57,11 @@ class TextBoxes(RowStage):
         return (TEXT_BOXES, TEXT_SHARE, OCR_TEXT) if self.ocr else (TEXT_BOXES, TEXT_SHARE)
 
     def look(self) -> None:
-        in_package("rapidocr", MODELS["Det"])
+        if find_spec("rapidocr") is None:
+            raise missing("rapidocr", f"its weights, {MODELS['Det']}")
 
     def open(self, worker: Worker) -> RowFunction:
+        self.look()
         reader = opened(worker, self.side, self.ocr)
         return lambda batch: self.annotate(batch, reader)
 
@@ -116,17 +119,17 @@ def inside(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[n
 
 def opened(worker: Worker, side: int, ocr: bool) -> Any:
     """Opens rapidocr with the networks of its package, pinned; it downloads none."""
-    files = {part: in_package("rapidocr", file) for part, file in MODELS.items()}
     import cv2
-    from rapidocr import RapidOCR
+    import rapidocr
 
+    files = {part: Path(rapidocr.__file__).parent / file for part, file in MODELS.items()}
     for part in MODELS if ocr else ("Det",):
-        digest = sha256(Path(files[part]).read_bytes()).hexdigest()
+        digest = sha256(files[part].read_bytes()).hexdigest()
         worker.pin(f"rapidocr/{MODELS[part]}", digest)
     engine = "EngineConfig.onnxruntime"
-    reader: Any = RapidOCR(
+    reader: Any = rapidocr.RapidOCR(
         params={
-            **{f"{part}.model_path": path for part, path in files.items()},
+            **{f"{part}.model_path": str(path) for part, path in files.items()},
             **{f"{engine}.{kind}_op_num_threads": worker.threads for kind in ("intra", "inter")},
             f"{engine}.use_cuda": worker.device.startswith("cuda"),
             "Det.limit_type": "max",

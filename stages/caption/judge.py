@@ -111,7 +111,7 @@ async def judged(
     """Returns the scores of every caption, and a reason wherever one is missing."""
     import asyncio  # late: a plan needs neither this nor OpenCV
 
-    from clipmill.stages.ops.images.decode import ImageError
+    from clipmill.stages.ops.images.opened import ImageError
     from clipmill.stages.ops.images.resize import jpeg_of
 
     loop, size = asyncio.get_running_loop(), settings.image_size

@@ -155,7 +155,7 @@ async def synthesized(
     """Returns the captions of every image, or a reason."""
     import asyncio  # late: a plan needs neither this nor OpenCV
 
-    from clipmill.stages.ops.images.decode import ImageError
+    from clipmill.stages.ops.images.opened import ImageError
     from clipmill.stages.ops.images.resize import jpeg_of
 
     loop = asyncio.get_running_loop()

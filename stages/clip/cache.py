@@ -41,7 +41,8 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import Reading
 from clipmill.stages.clip.subset import Chosen, text_lists
 from clipmill.stages.ops.images.area import square
-from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.opened import ImageError
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.

@@ -107,10 +107,8 @@ def together(values: list[pa.Array]) -> pa.StructArray:
 
 def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
     """Returns 128 bits of each image's size and pixels; null if it cannot be decoded."""
-    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
-        ImageError,
-        decode,
-    )
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.opened import ImageError
 
     def digest(body: bytes | None) -> bytes | None:
         try:

@@ -123,8 +123,10 @@ def kept(
     body: bytes, boxes: Boxes | None = (), *, settings: DownloadImages, blocked: Blocked
 ) -> Kept:
     """Decodes and resizes a body; returns the image to store, its size and digest, or a reason."""
-    from clipmill.stages.ops.images.decode import ImageError, decode, probe
-    from clipmill.stages.ops.images.resize import ENCODED, encode, reduction, resize
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.encoded import ENCODED, encode, probe
+    from clipmill.stages.ops.images.opened import ImageError
+    from clipmill.stages.ops.images.resize import reduction, resize
 
     digest = hashlib.sha256(body).hexdigest()
     if blocked.has_file(body):

@@ -180,7 +180,7 @@ def fetched(
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
     """Converts the results of img2dataset's two functions to the answer of one URL."""
-    from clipmill.stages.ops.images.decode import ImageError, weighed
+    from clipmill.stages.ops.images.opened import ImageError, weighed
 
     if body is None:
         message = error or ""

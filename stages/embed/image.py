@@ -55,7 +55,7 @@ class ImageEmbedding(Embedding):
         return (replace(IMAGE_EMBEDDING, dtype=pa.list_(pa.float32(), self.planned_width())),)
 
     def open(self, worker: Worker) -> RowFunction:
-        from clipmill.stages.ops.images.resize import cut_out  # OpenCV, which a plan does without
+        from clipmill.stages.ops.images.mask import cut_out
 
         embed = images.embedder_of(self.model, worker.model, worker)
         assert embed is not None  # `model` is set

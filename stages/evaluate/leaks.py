@@ -276,7 +276,8 @@ def matching_pictures(
 
 def _decoded(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], list[RGB]]:
     """Returns the rows whose picture decodes, and it."""
-    from clipmill.stages.ops.images.decode import ImageError, decode
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.opened import ImageError
 
     rows, pictures = [], []
     for row, body in enumerate(bodies):

@@ -132,12 +132,10 @@ def safe_images(rows: pa.Table) -> pa.ChunkedArray:
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
     """Returns {bytes, path: null}, each picture with its longer side at most `side`, or null."""
-    from clipmill.stages.ops.images.decode import (  # late: a plan needs no OpenCV
-        ImageError,
-        decode,
-        probe,
-    )
-    from clipmill.stages.ops.images.resize import encode, reduction, resize
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.encoded import encode, probe
+    from clipmill.stages.ops.images.opened import ImageError
+    from clipmill.stages.ops.images.resize import reduction, resize
 
     def small(body: bytes | None) -> bytes | None:
         if body is None:

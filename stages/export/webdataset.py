@@ -179,10 +179,8 @@ def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, byt
 
 def suffix_of(image: bytes) -> str:
     """Returns the suffix of the image's format; `bin` if no decoder knows it."""
-    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
-        ImageError,
-        probe,
-    )
+    from clipmill.stages.ops.images.encoded import probe
+    from clipmill.stages.ops.images.opened import ImageError
 
     try:
         name = probe(image).format

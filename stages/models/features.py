@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipmill.stages.models.saved import weights_digest
 from clipmill.stages.models.text_features import Precision, dtype_of, in_batches
-from clipmill.stages.ops.images.resize import resize
+from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.outside import need_weights
 
 # Shapes: N images, D width of the features, H x W pixels, B batch.
@@ -41,7 +42,7 @@ class ImageFeatures:
         """Returns (N, D), the mean over the cells of the last layer."""
         square_NHW3 = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
         for i, image in enumerate(images):  # sizes differ
-            square_NHW3[i] = resize(image, "border", SIDE, upscale="linear")
+            square_NHW3[i] = square(image, SIDE, cv2.INTER_LINEAR)
         return in_batches(self._embed, square_NHW3, IMAGES, self.width)
 
     def _embed(self, square_BHW3: NDArray[np.uint8]) -> Tensor:

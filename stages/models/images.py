@@ -57,7 +57,7 @@ def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed
 
 def views(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Returns `cut_out` of the picture, and of it turned by TURNS, on white."""
-    from clipmill.stages.ops.images.resize import cut_out  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images.mask import cut_out
 
     upright = cut_out(rgb)
     return [upright, *(cut_out(_turned(upright, degrees)) for degrees in TURNS)]

@@ -37,7 +37,8 @@ from clipmill.pipeline.pools.trusted import TrustedPair, trusted_pairs, write_tr
 from clipmill.stages.models import filter_network as fn
 from clipmill.stages.models.features import ImageFeatures
 from clipmill.stages.models.text_features import TextFeatures
-from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.opened import ImageError
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.pools import VENDORS, auc, drawn, there, vendor_of
 from tests.benchmarks.side_by_side import begin

@@ -20,7 +20,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.stages.models.features import ImageFeatures
 from clipmill.stages.models.images import views
 from clipmill.stages.ops.images.decode import decode
-from clipmill.stages.ops.images.resize import cut_out
+from clipmill.stages.ops.images.mask import cut_out
 from clipmill.stages.ops.images.turned import apart, codes
 from clipmill.stages.ops.tasks import folders
 from clipmill.stages.ops.vectors.matrices import unit_rows

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from clipmill.stages.ops.images.resize import EncodeFormat
+    from clipmill.stages.ops.images.encoded import EncodeFormat
 
 # Shapes: H x W pixels, K boxes.
 
@@ -45,8 +45,9 @@ def soft(
     Without a box the bytes stay; one that the format cannot hold is a PNG. Source: DataComp's
     resharder.py, for the defaults.
     """
-    from clipmill.stages.ops.images.decode import ImageError, decode
-    from clipmill.stages.ops.images.resize import encode
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.encoded import encode
+    from clipmill.stages.ops.images.opened import ImageError
 
     if not boxes:
         return body

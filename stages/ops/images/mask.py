@@ -1,4 +1,4 @@
-"""Fills text in pictures with the colour round it, so that a model sees the rest."""
+"""Masks what a model shall not see in pictures: text, by the colour round it, and borders."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 RING = 0.2  # of a box's shorter side: width of the ring whose mean fills the box
 LEAST_RING = 2  # pixels
+NEAR = 24  # levels of 255 by which pixels of a border may differ from its corner's
+EDGE = 0.98  # share of the outermost pixels that are near, or the picture has no such border
 
 
 def pictures(batch: pa.Table) -> list[RGB | None]:
@@ -67,3 +69,26 @@ def mean_of(rgb: RGB, mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def shorter(corner_42: NDArray[np.int32]) -> float:
     """Returns the shorter of the first two sides of a quadrilateral."""
     return min(math.dist(corner_42[0], corner_42[1]), math.dist(corner_42[1], corner_42[2]))
+
+
+def cut_out(rgb: RGB) -> RGB:
+    """Returns the picture without its border of one colour, then of white, and with white round it;
+    the same picture where it has no such border, or nothing else."""
+    import cv2
+
+    corner_3 = rgb[0, 0].astype(np.int16)
+    edge_E3 = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    if (np.abs(edge_E3 - corner_3).max(1) <= NEAR).mean() < EDGE:
+        return rgb
+    padded = cv2.copyMakeBorder(rgb, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=corner_3.tolist())
+    flooded_HW = np.zeros((padded.shape[0] + 2, padded.shape[1] + 2), np.uint8)
+    flags = 4 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
+    cv2.floodFill(padded, flooded_HW, (0, 0), 0, (NEAR,) * 3, (NEAR,) * 3, flags)
+    # Edges are mixed with a border's colour, and leave thin lines; but not with white.
+    pixels = np.ones((1, 1) if corner_3.min() >= 255 - NEAR else (3, 3), np.uint8)
+    white = np.where(cv2.dilate(flooded_HW, pixels)[2:-2, 2:-2, None] > 0, np.uint8(255), rgb)
+    is_drawn_HW = (white.min(2) < 255 - NEAR).astype(np.uint8)  # a page in it has a margin, too
+    is_drawn_HW = cv2.morphologyEx(is_drawn_HW, cv2.MORPH_OPEN, pixels)
+    left, top, width, height = cv2.boundingRect(is_drawn_HW)
+    cut = np.ascontiguousarray(white[top : top + height, left : left + width])
+    return rgb if min(width, height) < 4 else cut

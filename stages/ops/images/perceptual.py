@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 
 from clipmill.stages.ops.compiled import compiled
-from clipmill.stages.ops.images.decode import RGB
+from clipmill.stages.ops.images.opened import RGB
 
 # Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail;
 # L frequencies of an axis, B bits; T taps.
@@ -79,8 +79,6 @@ def thumbnails(pictures: Sequence[RGB], rows: int, columns: int) -> NDArray[np.u
 @lru_cache(maxsize=4096)
 def taps(before: int, after: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Returns where each output pixel begins to read, and its (R, T) weights in fixed point."""
-    if before == after:  # Pillow leaves out a pass that changes no size
-        return np.arange(after, dtype=np.int32), np.full((after, 1), 1 << FIXED_BITS, np.int32)
     scale = before / after
     stretch = max(scale, 1.0)
     support = LOBES * stretch
@@ -146,10 +144,9 @@ def _shrink(picture_LS, start_R, weight_RT):
 
 
 def _above_median(low_NLL):
-    """Returns (N, B) each value less its picture's median: np.median's, in half its time."""
+    """Returns (N, B) each value less its picture's median."""
     low_NB = low_NLL.reshape(len(low_NLL), LOW * LOW)
-    middle_N2 = np.sort(low_NB, axis=1)[:, LOW * LOW // 2 - 1 : LOW * LOW // 2 + 1]
-    return low_NB - middle_N2.sum(axis=1, keepdims=True) / 2
+    return low_NB - np.median(low_NB, axis=1, keepdims=True)
 
 
 def _as_code(bit_NB: NDArray[np.bool_]) -> NDArray[np.uint64]:

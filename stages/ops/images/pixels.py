@@ -1,7 +1,5 @@
 """The decoded image as a column that stages read; a plan imports no decoder for it."""
 
-from types import MappingProxyType
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -11,9 +9,9 @@ from clipmill.pipeline.errors import ShardError
 
 # Shapes: N rows of a batch, H height, W width.
 
-UNDECODABLE = MappingProxyType(  # advice if most rows are undecodable
-    {"undecodable": "open some of these pictures: is the column that is read one of images?"}
-)
+UNDECODABLE = {  # advice if most rows are undecodable
+    "undecodable": "open some of these pictures: is the column that is read one of images?"
+}
 RGB = NDArray[np.uint8]  # (H, W, 3)
 # A batch of decoded images must fit in memory for any pool: 64 of these are 200 MB.
 MAX_COLUMN_PIXELS = 1024 * 1024
@@ -24,39 +22,27 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
 
     Images past MAX_COLUMN_PIXELS are shrunk to it, so that memory is bounded by the batch.
     """
-    pixels = [_decoded(body) for body in images.to_pylist()]  # a decoder takes one at a time
-    size_N = np.array([0 if rgb is None else rgb.size for rgb in pixels], np.int64)
-    offsets = np.concatenate([[0], np.cumsum(size_N)])
-    if offsets[-1] > np.iinfo(np.int32).max:
+    rows = [  # a decoder takes one at a time
+        None if rgb is None else {"height": len(rgb), "width": rgb.shape[1], "rgb": rgb.data}
+        for rgb in map(_decoded, images.to_pylist())
+    ]
+    array = pa.array(rows, PIXELS.dtype)
+    if isinstance(array, pa.ChunkedArray):
         raise ShardError(
-            found=f"{len(pixels)} decoded images take {offsets[-1]:,} bytes, an array holds 2 GiB",
+            found=f"{len(rows)} decoded images take {array.nbytes:,} bytes, an array holds 2 GiB",
             where="the pixels of one batch",
             do="lower the `batch_rows` of the stage that reads pixels",
         )
-    data = np.concatenate(
-        [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
-    )
-    bodies = pa.Array.from_buffers(
-        pa.binary(), len(pixels), [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
-    )
-    height, width = (
-        pa.array([0 if rgb is None else rgb.shape[axis] for rgb in pixels], pa.int32())
-        for axis in (0, 1)
-    )
-    missing = pa.array([rgb is None for rgb in pixels], pa.bool_())
-    return pa.StructArray.from_arrays(
-        [height, width, bodies], fields=list(PIXELS.dtype), mask=missing
-    )
+    return array
 
 
 def _decoded(body: bytes | None) -> RGB | None:
     # OpenCV, which a plan does without.
-    from clipmill.stages.ops.images.decode import ImageError, decode
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.opened import ImageError
 
-    if body is None:
-        return None
     try:
-        return shrunk(decode(body))
+        return None if body is None else shrunk(decode(body))
     except ImageError:
         return None
 

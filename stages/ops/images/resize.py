@@ -1,4 +1,4 @@
-"""Resizes and encodes pictures, img2dataset's modes, sizes and pixels; cuts them out of borders."""
+"""Resizes pictures: img2dataset's modes, sizes and pixels."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,22 +7,16 @@ import cv2
 import numpy as np
 
 from clipmill.stages.ops.images.area import in_white_square, shrink
-from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, SPARE, ImageError, decode, probe
+from clipmill.stages.ops.images.decode import SPARE, decode
+from clipmill.stages.ops.images.encoded import encode, probe
+from clipmill.stages.ops.images.opened import MAX_PIXELS, RGB, ImageError
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
-EncodeFormat = Literal["jpg", "png", "webp"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
-ENCODED: dict[EncodeFormat, tuple[str, int]] = {
-    "jpg": ("jpeg", cv2.IMWRITE_JPEG_QUALITY),
-    "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
-    "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
-}
 LEAST = 16  # pixels a side that a JPEG decoded smaller keeps: sides are rounded
 # cv2.INTER_NEAREST to cv2.INTER_LANCZOS4
 INTERPOLATION = {"nearest": 0, "linear": 1, "cubic": 2, "area": 3, "lanczos": 4}
-NEAR = 24  # levels of 255 by which pixels of a border may differ from its corner's
-EDGE = 0.98  # share of the outermost pixels that are near, or the picture has no such border
 
 
 def resize(
@@ -83,41 +77,6 @@ def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
 def _side(mode: ResizeMode, height: int, width: int) -> int:
     """Returns the side that is scaled to `size`."""
     return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
-
-
-def cut_out(rgb: RGB) -> RGB:
-    """Returns the picture without its border of one colour, then of white, and with white round it;
-    the same picture where it has no such border, or nothing else."""
-    corner_3 = rgb[0, 0].astype(np.int16)
-    edge_E3 = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    if (np.abs(edge_E3 - corner_3).max(1) <= NEAR).mean() < EDGE:
-        return rgb
-    padded = cv2.copyMakeBorder(rgb, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=corner_3.tolist())
-    flooded_HW = np.zeros((padded.shape[0] + 2, padded.shape[1] + 2), np.uint8)
-    flags = 4 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
-    cv2.floodFill(padded, flooded_HW, (0, 0), 0, (NEAR,) * 3, (NEAR,) * 3, flags)
-    # Edges are mixed with a border's colour, and leave thin lines; but not with white.
-    pixels = np.ones((1, 1) if corner_3.min() >= 255 - NEAR else (3, 3), np.uint8)
-    white = np.where(cv2.dilate(flooded_HW, pixels)[2:-2, 2:-2, None] > 0, np.uint8(255), rgb)
-    is_drawn_HW = (white.min(2) < 255 - NEAR).astype(np.uint8)  # a page in it has a margin, too
-    is_drawn_HW = cv2.morphologyEx(is_drawn_HW, cv2.MORPH_OPEN, pixels)
-    left, top, width, height = cv2.boundingRect(is_drawn_HW)
-    cut = np.ascontiguousarray(white[top : top + height, left : left + width])
-    return rgb if min(width, height) < 4 else cut
-
-
-def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
-    """Returns the picture in that format; quality 0 to 100, for PNG the compression, up to 9."""
-    _, option = ENCODED[encode_format]
-    quality = min(quality, 9) if encode_format == "png" else quality  # OpenCV would, and says so
-    bgr = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR)
-    try:
-        done, data = cv2.imencode(f".{encode_format}", bgr, [option, quality])
-    except cv2.error:
-        done = False
-    if not done:  # a side past what the format can hold: 65,535 pixels in JPEG, 16,383 in WebP
-        raise ImageError("too_many_pixels")
-    return data.tobytes()
 
 
 def jpeg_of(body: bytes, side: int) -> bytes:

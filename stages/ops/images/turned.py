@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.stages.ops.images.decode import RGB
+from clipmill.stages.ops.images.mask import NEAR, cut_out
+from clipmill.stages.ops.images.opened import RGB
 from clipmill.stages.ops.images.perceptual import phash
-from clipmill.stages.ops.images.resize import NEAR, cut_out
 
 # Shapes: N pictures, V views of each, C colour channels, H x W pixels, K and T pictures.
 

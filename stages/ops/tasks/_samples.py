@@ -139,7 +139,8 @@ def _of_members(
 
 
 def _decoded(body: Any, place: str) -> NDArray[np.uint8] | Finding:
-    from clipmill.stages.ops.images.decode import ImageError, decode  # not while planning
+    from clipmill.stages.ops.images.decode import decode
+    from clipmill.stages.ops.images.opened import ImageError
 
     try:
         return decode(body if isinstance(body, bytes) else b"")

@@ -18,7 +18,8 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Entry, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.images.decode import RGB, ImageError, decode
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.opened import RGB, ImageError
 from clipmill.stages.ops.images.pixels import shrunk
 from clipmill.stages.ops.tasks import folders as tasks
 from clipmill.stages.ops.vectors.matrices import as_matrix, holds_vectors, unusable

@@ -13,7 +13,7 @@ import pytest
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.ledger.rows.table import table
 from clipmill.pipeline.run_folder.state import latest
-from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.images.encoded import encode
 
 SECRET = "a caption to hide"
 RECIPE = """

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipmill.stages.annotate.blur import Blur
 from clipmill.stages.ops.images.blur import blurred
-from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.images.encoded import encode
 from tests.stages.networks import drawn, worker
 
 ONE = [0.1, 0.2, 0.6, 0.7]

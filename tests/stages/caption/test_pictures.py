@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from clipmill.stages.ops.images.decode import ImageError, decode, probe
-from clipmill.stages.ops.images.resize import encode, jpeg_of
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.encoded import encode, probe
+from clipmill.stages.ops.images.opened import ImageError
+from clipmill.stages.ops.images.resize import jpeg_of
 
 
 def picture(width: int, height: int, kind: str = "png") -> bytes:

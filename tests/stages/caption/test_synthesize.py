@@ -11,7 +11,7 @@ from clipmill.stages.caption._prompts import load
 from clipmill.stages.caption.synthesize import Sampled, Synthesize
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
-from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.images.encoded import encode
 from clipmill.stages.ops.vectors.matrices import from_matrix
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.opened import ImageError
 from clipmill.stages.readers.streamed import CROP_AREA, CROP_ASPECT, box_of, crop
 
 

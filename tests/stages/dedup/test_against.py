@@ -14,8 +14,8 @@ from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
 from clipmill.stages.dedup.against import AgainstEvaluation
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.mask import cut_out
 from clipmill.stages.ops.images.perceptual import phash
-from clipmill.stages.ops.images.resize import cut_out
 from tests.stages.clip.exported import TINY, write_model
 from tests.stages.task_folders import picture
 

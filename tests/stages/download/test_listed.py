@@ -49,7 +49,7 @@ def test_a_link_that_leads_to_a_listed_one_is_not_followed(download, server, lis
 def test_a_listed_body_is_not_decoded(download, lists, monkeypatch, kind):
     seen = []
     monkeypatch.setattr(
-        "clipmill.stages.ops.images.decode.probe", lambda body: seen.append(body) or 1 / 0
+        "clipmill.stages.ops.images.encoded.probe", lambda body: seen.append(body) or 1 / 0
     )
     digest = hashlib.new(kind, FILES["ok.jpg"]).hexdigest().upper()
     (row,) = download("/file/ok.jpg", lists=lists(digests=digest))

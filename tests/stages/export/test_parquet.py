@@ -15,7 +15,7 @@ from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export.parquet import Parquet
 from clipmill.stages.ops.images.blur import blurred
 from clipmill.stages.ops.images.decode import decode
-from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.images.encoded import encode
 
 
 def export(ctx, shards, **settings) -> pa.Table:

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from clipmill.stages.ops.images import decode as images
-from clipmill.stages.ops.images.decode import ImageError, decode, probe
+from clipmill.stages.ops.images import opened
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.encoded import probe
+from clipmill.stages.ops.images.opened import ImageError
 from tests.hostile_pictures import apng, commented, in_runs, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
@@ -94,8 +97,8 @@ def test_a_large_picture_for_which_memory_lacks_is_lost_alone(name, monkeypatch)
         raise MemoryError
 
     monkeypatch.setattr(images, "_of_jpeg", taking)
-    monkeypatch.setattr(images.ImageFile.ImageFile, "load", taking)
-    monkeypatch.setattr(images.PngImagePlugin.PngImageFile, "load", taking)
+    monkeypatch.setattr(opened.ImageFile.ImageFile, "load", taking)
+    monkeypatch.setattr(opened.PngImagePlugin.PngImageFile, "load", taking)
     body = encoded(noise(10, 10), name)
     with pytest.raises(MemoryError):
         decode(body)
@@ -119,7 +122,7 @@ def test_what_would_take_hours_is_too_costly_before_a_pixel_is_decoded(body):
 
 def test_the_most_pixels_may_have_an_ordinary_number_of_scans(monkeypatch):
     side = 64
-    monkeypatch.setattr(images, "MAX_PIXELS", side**2 // 2)  # the recipe's own limit is larger
+    monkeypatch.setattr(opened, "MAX_PIXELS", side**2 // 2)  # the recipe's own limit is larger
     assert decode(scanned(side, 10), max_pixels=side**2).shape == (side, side, 3)
     assert failure(scanned(side, 11), max_pixels=side**2) == "too_costly"
 
@@ -287,10 +290,10 @@ def test_the_libraries_of_decoders_say_nothing_on_the_terminal(tmp_path):
         (tmp_path / name).write_bytes(body)
     program = (
         "import ctypes, pathlib, sys\n"
-        "from clipmill.stages.ops.images import decode as images\n"
+        "from clipmill.stages.ops.images import decode as images, encoded as coded, opened\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
-        "    try: images.probe(path.read_bytes()), images.decode(path.read_bytes())\n"
-        "    except images.ImageError: pass\n"
+        "    try: coded.probe(path.read_bytes()), images.decode(path.read_bytes())\n"
+        "    except opened.ImageError: pass\n"
         "print('our own', file=sys.stderr)\n"
         "ctypes.CDLL(None).perror(b'and C after it')\n"
     )

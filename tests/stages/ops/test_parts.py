@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from clipmill.stages.ops.images.parts import MOST, parts_of
+from clipmill.stages.ops.images.encoded import frames_of
+from clipmill.stages.ops.images.opened import MOST, parts_of
 from tests.hostile_pictures import apng, chunk, commented, noise, png_with, saved, segmented, tiff
 
 COLOURS = [Image.new("RGB", (9, 7), name) for name in ("red", "green", "blue", "gold", "teal")]
@@ -30,18 +31,18 @@ def test_frames_are_those_that_pillow_counts(name, options, count, tmp_path):
     path.write_bytes(saved(COLOURS[0], name, **many, **options))
     with Image.open(path) as image:
         there = getattr(image, "n_frames", 1)
-    assert parts_of(name, path.read_bytes()).frames == there
+    assert frames_of(parts_of(name, path.read_bytes())) == there
 
 
 def test_a_tiff_is_read_in_its_order_of_bytes():
     deep = Image.new("I;16B", (9, 7))
     body = saved(deep, "tiff", save_all=True, append_images=[deep])
     assert body[:2] == b"MM"
-    assert parts_of("tiff", body).frames == 2
+    assert frames_of(parts_of("tiff", body)) == 2
 
 
 def test_frames_are_what_a_file_holds_whatever_it_says():
-    assert [parts_of("png", apng(n)).frames for n in (1, 2, 7, 2**31)] == [2, 2, 2, 2]
+    assert [frames_of(parts_of("png", apng(n))) for n in (1, 2, 7, 2**31)] == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("options", "count"), [({}, 1), ({"progressive": True}, 10)])
@@ -70,7 +71,7 @@ def test_a_file_of_more_parts_than_any_picture_has_is_not_read(name, make):
 def test_directories_that_lead_back_are_counted_once():
     body = tiff(directories=3)
     last = body.rindex(bytes(4))
-    assert parts_of("tiff", body[:last] + b"\x08\0\0\0").frames == 3
+    assert frames_of(parts_of("tiff", body[:last] + b"\x08\0\0\0")) == 3
 
 
 @pytest.mark.parametrize("name", MOST)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from clipmill.stages.ops.images.resize import cut_out
+from clipmill.stages.ops.images.mask import cut_out
 from clipmill.stages.ops.images.turned import apart, codes
 
 
