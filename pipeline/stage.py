@@ -19,13 +19,7 @@ from clipmill.pipeline.provided import Budget as Budget
 from clipmill.pipeline.provided import Environment as Environment
 from clipmill.pipeline.provided import Finding as Finding
 from clipmill.pipeline.provided import Helper as Helper
-from clipmill.pipeline.provided import (
-    LocalBudget,
-    Remembered,
-    StartHelper,
-    ignored,
-    only_in_a_run,
-)
+from clipmill.pipeline.provided import LocalBudget, Remembered, StartHelper, ignored, only_in_a_run
 from clipmill.pipeline.provided import Usage as Usage
 from clipmill.pipeline.verdicts import Conditions as Conditions
 from clipmill.pipeline.verdicts import Parts as Parts

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import (
-    add_json,
-    add_run,
-    add_show_unsafe,
-    add_variant,
-    opened,
-)
+from clipmill.pipeline.verbs._options import add_json, add_run, add_show_unsafe, add_variant, opened
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.sweep import Sweep

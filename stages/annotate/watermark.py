@@ -13,14 +13,7 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import REASON, REASON_TYPE, Column
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.extras import missing
-from clipmill.pipeline.stage import (
-    Gpus,
-    NonEmpty,
-    RowFunction,
-    RowStage,
-    Worker,
-    location,
-)
+from clipmill.pipeline.stage import Gpus, NonEmpty, RowFunction, RowStage, Worker, location
 from clipmill.stages.models.network_file import (
     PICTURES,
     PICTURES_ON_GPU,

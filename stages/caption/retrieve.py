@@ -28,14 +28,7 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs, Shards
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import (
-    DatasetStage,
-    Gigabytes,
-    NonEmpty,
-    OneUp,
-    ZeroUp,
-    location,
-)
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, OneUp, ZeroUp, location
 from clipmill.stages.caption._corpus import (
     CELL,
     CELL_SCHEMA,

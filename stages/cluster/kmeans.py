@@ -10,13 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import (
-    CENTROID_COSINE,
-    CLUSTER_ID,
-    IMAGE_EMBEDDING,
-    KEEP,
-    Column,
-)
+from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_EMBEDDING, KEEP, Column
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import RecipeError, StageError

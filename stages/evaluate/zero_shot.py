@@ -14,14 +14,7 @@ from clipmill.metadata.evaluated import prefix_of
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Put, Task
-from clipmill.pipeline.stage import (
-    DatasetStage,
-    Gigabytes,
-    Gpus,
-    NonEmpty,
-    later,
-    location,
-)
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, later, location
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
 from clipmill.stages.models.image_text import load, look_for, width_of

@@ -34,13 +34,7 @@ from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
 from clipmill.stages.export._columns import IF_PRESENT, check_columns
 from clipmill.stages.export._groups import export_files
 from clipmill.stages.export._leaving import NEEDED, NO_TEXT, REASONS, Dropped, Takes
-from clipmill.stages.export._texts import (
-    Captions,
-    as_text_list,
-    first_texts,
-    lists_in,
-    texts_of,
-)
+from clipmill.stages.export._texts import Captions, as_text_list, first_texts, lists_in, texts_of
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, fault, soft
 from clipmill.stages.ops.tables.exports import summary_of
 

@@ -10,13 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clipmill.stages.ops.images.opened import (
-    MAX_PIXELS,
-    RGB,
-    ImageError,
-    failure,
-    weighed,
-)
+from clipmill.stages.ops.images.opened import MAX_PIXELS, RGB, ImageError, failure, weighed
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
 

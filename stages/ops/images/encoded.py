@@ -6,14 +6,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from clipmill.stages.ops.images.opened import (
-    DIRECTORY,
-    GIF_IMAGE,
-    RGB,
-    ImageError,
-    Parts,
-    opened,
-)
+from clipmill.stages.ops.images.opened import DIRECTORY, GIF_IMAGE, RGB, ImageError, Parts, opened
 
 EncodeFormat = Literal["jpg", "png", "webp"]
 ENCODED: dict[EncodeFormat, tuple[str, int]] = {
