@@ -16,7 +16,6 @@ from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
 from clipmill.stages.models.network_file import (
     TO_ONNX,
     from_bytes,
-    layers,
     look_at,
     named_weights,
     open_network,
@@ -30,6 +29,7 @@ ROWS = 256  # of a call of layers
 OPSET, IR = 13, 8  # versions of ONNX that each onnxruntime of ours reads
 NO_VECTOR = "zero_or_nan_embedding"
 Preset = Literal["aesthetic-v1", "aesthetic-v2", "laion-nsfw", "datacomp-nsfw"]
+Layer = tuple[NDArray[np.float64], NDArray[np.float64]]  # weight, outputs by inputs, and bias
 Score = Callable[[NDArray[np.float32]], NDArray[np.floating]]  # (N, D) unit rows to (N,)
 
 
@@ -131,7 +131,36 @@ class Head(RowStage):
             )
 
 
-def affine(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
+def layers(weights: dict[str, NDArray[Any]], uri: str) -> list[Layer]:
+    """Returns the linear layers, each after the one whose outputs it reads; a batch norm without
+    eps before the first is folded into it. Raises StageError where there are none.
+    """
+    if lost := [name for name, value in weights.items() if not np.isfinite(value).all()]:
+        raise StageError(f"{lost[0]!r} is not finite", redacted(uri), "copy the file again")
+    wide = {name: value.astype(np.float64) for name, value in weights.items()}
+    by_input = {
+        value.shape[1]: (value, wide.get(name.removesuffix("weight") + "bias", np.empty(0)))
+        for name, value in wide.items()
+        if value.ndim == 2
+    }
+    stack: list[Layer] = []
+    first = by_input.keys() - {len(weight_DD) for weight_DD, _ in by_input.values()}
+    width = first.pop() if len(first) == 1 else 0
+    while width in by_input:
+        stack.append(by_input.pop(width))
+        width = len(stack[-1][0])
+    if by_input or not stack or any(len(w) != len(b) for w, b in stack):
+        do = "give the file as it was published"
+        raise StageError(f"no chain of linear layers: {', '.join(weights)}", redacted(uri), do)
+    for norm in (name.removesuffix("running_mean") for name in wide if "running_mean" in name):
+        gain_D = wide[f"{norm}weight"] / np.sqrt(wide[f"{norm}running_var"])
+        shift_D = wide[f"{norm}bias"] - wide[f"{norm}running_mean"] * gain_D
+        weight_DD, bias_D = stack[0]
+        stack[0] = weight_DD * gain_D, bias_D + weight_DD @ shift_D
+    return stack
+
+
+def affine(stack: list[Layer]) -> Score:
     """Returns layers without activation as one product: W2 (W1 x + b1) + b2 = (W2 W1) x + …"""
     weight_DD, bias_D = stack[0]
     for next_DD, next_D in stack[1:]:
@@ -146,7 +175,7 @@ def affine(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> Score:
     return score
 
 
-def rectified(stack: list[tuple[NDArray[Any], NDArray[Any]]]) -> bytes:
+def rectified(stack: list[Layer]) -> bytes:
     """Returns layers with ReLU between them, and a sigmoid at the end, as an ONNX file."""
     from onnx import TensorProto, helper, numpy_helper
 
