@@ -6,9 +6,8 @@ The pool's English rows, faults and all; copies are those of the pool's truth. A
 rows over swapped captions; `kept` is the share of fault-free rows above the cut that keeps 70 % of
 all rows, by a drawing's rows and by a concept's. Features stay in FOLDER, as in `filter_abroad`.
 
-`negclip` compares a row with partners, as `score.negclip` does by partitions, at TAU. Floors by
-concept keep as many rows, of the truth's concepts: the best of each, half of each, or an
-equal share of all concepts with as many rows (by powers of two).
+`negclip` compares a row with partners, as `score.negclip` does by partitions, at TAU; `groups` is
+`fit_rank` of `score.chance` among captions as common.
 
 A second table cuts by `fit_rank` of `score.chance` at one value: the share of fault-free rows kept
 of each vendor by heads that met no row of it, and by five folds of the pool; and the faulty among
@@ -17,6 +16,7 @@ the kept.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ from tests.benchmarks.toy import scratch
 FOLDS = 2, 5, 10
 FIT = 0.9
 TAU, PARTNERS = 0.03, 4096
-FLOORS = "best of each concept", "half of each", "of those as frequent"
+GROUPS = 1, 4, 8
 BINS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, 10**9)}
 CONCEPTS = {"1": (1, 1), "2-5": (2, 5), "6-20": (6, 20), "more": (21, 10**9)}
 
@@ -82,8 +82,8 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         ways[f"{count} folds, copies apart"] = lambda count=count: left_out(rows, count, "uid")
     home = vectors(rows, FOLDS[1])
     ways[f"{FOLDS[1]} folds, negclip"] = lambda: beside_partners(*home[:2])
-    for floor in FLOORS:
-        ways[floor] = lambda floor=floor: floored(facts, np.vecdot(*home[:2]), floor)
+    for groups in GROUPS if len(folds) > 1 else ():
+        ways[f"{groups} groups"] = lambda groups=groups: -fit_rank(rows, *home, groups=groups)
     found = []
     for name, way in ways.items():
         begun = time.process_time()
@@ -110,6 +110,8 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         parts = [told(rows.where(of), rank_N) for rank_N in (abroad, at_home[of])]
         print(f"| {family} | {' | '.join(parts)} |", flush=True)
     print(f"| all | | | {told(rows, at_home)} |")
+    if len(folds) > 1:
+        print(f"| in {GROUPS[-1]} groups | | | {told(rows, fit_rank(rows, *home, GROUPS[-1]))} |")
     return f"AUC of swapped captions {found[0]:.2f} learnt from, {found[1]:.2f} left out"
 
 
@@ -123,37 +125,27 @@ def beside_partners(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]
     return score_N
 
 
-def floored(facts: pl.DataFrame, score_N: NDArray[np.floating], floor: str) -> NDArray[np.floating]:
-    """A rank by which as large a share of rows has the floor before any other."""
-    rows = facts.with_columns(score=score_N)
-    above = pl.col("score").rank("ordinal", descending=True) - 1
-    frequent = pl.col("rows").log(2).floor()
-    first = {
-        FLOORS[0]: above.over("concept") < 1,
-        FLOORS[1]: above.over("concept") < (pl.col("rows") / 2).ceil(),
-        FLOORS[2]: above.over(frequent) < KEPT_AT_HOME * pl.len().over(frequent),
-    }
-    top = pl.col("score").max() - pl.col("score").min() + 1
-    return rows.select(pl.col("score") + top * first[floor])["score"].to_numpy()
-
-
 def told(rows: Pairs, rank_N: NDArray[np.floating]) -> str:
     good, is_kept = (rows.rows["fault"] == "").to_numpy(), rank_N < FIT
     return f"{is_kept[good].mean():.3f} | {(~good)[is_kept].mean():.3f}"
 
 
-def fit_rank(rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None) -> NDArray:
+def fit_rank(
+    rows: Pairs, image_ND: NDArray, text_ND: NDArray, fold_N=None, groups: int = 1
+) -> NDArray:
     """score.chance of each row."""
     uid = pa.chunked_array([from_hex(rows.rows["uid"].to_arrow())])
     columns = {"uid": uid, "image_embedding": from_matrix(image_ND)}
     columns |= {"text_embedding": from_matrix(text_ND), "shard": [0] * len(uid)}
-    columns |= {"position": range(len(uid))}
+    columns |= {"position": range(len(uid)), "text_features": from_matrix(rows.text_ND)}
     if fold_N is not None:
         columns["unmet_fold"] = pa.array(fold_N, pa.int32())
+    read = partial(chance.usable, seed=0, stage="chance", grouped=groups > 1)
     table = pa.table(columns)
-    chance_M = chance.shuffled(chance.drawn(table, seed=0, stage="chance"))
-    rank_B = chance.ranks(chance.counted(table)["rows"], chance_M)
-    return chance.above(table, chance_M=chance_M, rank_B=rank_B)["fit_rank"].to_numpy()
+    of = chance.chance_of(chance.least(read(table), most=chance.drawn_of(groups)), groups)
+    table = chance.measured(table, read=read, chance=of)
+    rank_GB = of.ranks(chance.counted(table, groups=groups)["rows"])
+    return chance.above(table, chance=of, rank_GB=rank_GB)["fit_rank"].to_numpy()
 
 
 def learnt_heads(rows: Pairs) -> fn.FilterNetwork:

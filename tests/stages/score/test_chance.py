@@ -1,6 +1,7 @@
 """AboveChance: against all pairs by hand, any scale of cosines, folds apart, too few rows.
 
-`fit_rank` of a mixture whose shares are known, its bounds, and of rows that all fit by chance.
+`fit_rank` of a mixture whose shares are known, its bounds, and of rows that all fit by chance; by
+groups, of rare captions that fit less well than common ones.
 """
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.vectors.matrices import from_matrix
 from clipmill.stages.score import chance as chance_of
 from clipmill.stages.score.chance import AboveChance
@@ -35,9 +37,9 @@ def pairs(rows=ROWS, common=0.0, fold=None) -> pa.Table:
 def shares(memory_shards, memory_context):
     """(above_chance, reason) of all rows of these tables, one a shard."""
 
-    def run(*tables: pa.Table, column: str = "above_chance") -> tuple[list, list]:
+    def run(*tables: pa.Table, column: str = "above_chance", groups: int = 1) -> tuple[list, list]:
         ctx = memory_context()
-        AboveChance().run(Inputs(rows=memory_shards(*tables)), ctx)
+        AboveChance(groups=groups).run(Inputs(rows=memory_shards(*tables)), ctx)
         stored = pa.concat_tables(ctx.stored).sort_by("uid")
         return stored[column].to_pylist(), stored["reason"].to_pylist()
 
@@ -133,3 +135,55 @@ def test_no_row_fits_where_captions_are_shuffled_or_all_alike(shares):
     for others in (text.take(np.arange(1, ROWS + 1) % ROWS), text.take(np.zeros(ROWS, int))):
         rank, _ = shares(rows.set_column(2, "text_embedding", others), column="fit_rank")
         assert sum(value < 0.9 for value in rank) <= ROWS // 4, rank
+
+
+def rare_and_common() -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Rows, which of them are common, and which fit; captions of rare concepts fit less well."""
+    rng, rows, width = np.random.default_rng(0), 1_000, 32
+    is_common, fits = np.arange(rows) % 2 == 0, np.arange(rows) % 10 < 7
+    like_N = rng.normal(np.where(is_common, 0.7, 0.4), 0.06) * fits
+    image_ND, noise_ND, feature_ND = rng.standard_normal((3, rows, width)) / np.sqrt(width)
+    text_ND = like_N[:, None] * image_ND + np.sqrt(1 - like_N**2)[:, None] * noise_ND
+    feature_ND[is_common] = 0.3 * feature_ND[is_common] + feature_ND[np.arange(rows // 2) % 20]
+    columns = {"uid": pa.array([row.to_bytes(16, "big") for row in range(rows)], pa.binary(16))}
+    for name, row_ND in (("image_embedding", image_ND), ("text_embedding", text_ND)):
+        columns[name] = from_matrix(row_ND.astype(np.float32))
+    columns["text_features"] = from_matrix(feature_ND.astype(np.float32))
+    columns["unmet_fold"] = pa.array(rng.integers(0, 2, rows), pa.int32())
+    return pa.table(columns), is_common, fits
+
+
+def test_groups_keep_as_many_fitting_captions_of_rare_concepts_as_of_common_ones(shares):
+    rows, is_common, fits = rare_and_common()
+
+    def kept(groups: int) -> list[float]:
+        rank = np.array(shares(rows, column="fit_rank", groups=groups)[0])
+        return [(rank[fits & of] < 0.9).mean() for of in (is_common, ~is_common)]
+
+    common, rare = kept(1)
+    assert common - rare > 0.1
+    np.testing.assert_allclose(kept(2), 0.9, atol=0.05)
+    parts = [rows.slice(start, 300) for start in range(0, len(rows), 300)]
+    whole = shares(rows, column="fit_rank", groups=2)
+    assert shares(*parts, column="fit_rank", groups=2) == whole
+
+
+def test_too_few_rows_for_the_groups_are_named(shares):
+    rows = rare_and_common()[0].slice(0, 150)
+    with pytest.raises(StageError, match="150 rows with both vectors, for 2 groups"):
+        shares(rows, groups=2)
+
+
+@pytest.mark.parametrize("faulty", [0, 1_000, 8_000])
+def test_ranks_within_a_group_are_those_of_a_known_normal_mixture(faulty):
+    rng = np.random.default_rng(0)
+    fit, shuffled = rng.normal(0.3, 0.1, 2_000), rng.normal(-0.2, 0.15, 16_000)
+    drawn = np.concatenate([fit, rng.normal(-0.2, 0.15, faulty)])
+    count_B = np.bincount(chance_of.bin_of(drawn), minlength=chance_of.BINS)
+    rank_B = chance_of.normal_ranks(count_B, shuffled)
+    for share in (0.1, 0.5, 0.9):
+        there = chance_of.bin_of(np.array([np.quantile(fit, 1 - share)]))
+        assert rank_B[there] == pytest.approx(share, abs=0.03)
+    assert (np.diff(rank_B) <= 0).all()
+    nothing = np.zeros_like(count_B)
+    assert (chance_of.normal_ranks(nothing, shuffled) == 1).all()  # a group without rows
