@@ -43,7 +43,8 @@ class NormSim(DatasetStage):
     schema gives their model as `clipmill.model`. Those of another model or width are refused; a
     pipeline of their own embeds pictures. Each worker holds all targets.
 
-    Source: NormSim (Wang et al. 2024), and its released code.
+    Source: NormSim (Wang et al. 2024), and its released code. Departs: by `p: inf` an opposite
+    target is far; the code takes absolute cosines, so that it is near.
     Error: max 2e-7 for `p: inf`, relative 1e-6 for `p: 2`, against float64 over 600 rows.
     Example: {after: [ingest.image_folder, embed.clip], targets: targets.parquet}
     """
