@@ -20,9 +20,9 @@ def loss(
 
     SimCLR's is the mean over both directions of finding a view's other one among all views of both.
 
-    Source: SLIP (Mu et al. 2022), `image_views: 2`; CleanCLIP (Bansal et al. 2023), both, its
-    weights of 1 as recalled; Cross the Gap (Mistretta et al. 2025) by its abstract. Departs: of
-    embeddings, where SLIP has a head beside them, and stronger augmentations.
+    Source: SLIP (Mu et al. 2022), `image_views: 2`, with a head there; Cross the Gap (Mistretta et
+    al. 2025) by its abstract; CleanCLIP (Bansal et al. 2023) for both. Departs: its code finds a
+    second view among second views alone, one way, at CLIP's scale, and halves each kind's part.
     Error: SimCLR's part not by tiles.
     """
     loss_N = clip.loss(batch)

@@ -21,7 +21,7 @@ def loss(batch: Embedded) -> Tensor:
     image among all images. Equal to CLIP's loss if each image has one text; ln G if all embeddings
     are equal and all images have the same number of texts.
 
-    Source: DreamLIP (Zheng et al. 2024), its multi-positive loss; every image has K texts there.
+    Source: DreamLIP (Zheng et al. 2024), use_declip_loss of its code; all have K texts there.
     Error: without DreamLIP's grouping loss, which needs the patches of an image.
     """
     texts_G = texts_of_row(batch)

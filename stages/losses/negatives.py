@@ -27,9 +27,9 @@ def loss(
     `w_own` counts finding an image's text beside its own negative alone, `w_margin` what the pair's
     cosine lacks to lie `margin` above that of its negative.
 
-    Source: NegCLIP (Yuksekgonul et al. 2023), and for w_own HQ-CLIP (Wei et al. 2025), by formulas
-    as recalled, not read; for w_margin Structure-CLIP (Huang et al. 2024), model/train.py, without
-    its hinge on the batch.
+    Source: NegCLIP (Yuksekgonul et al. 2023), src/training of its code, without its near images;
+    for w_own HQ-CLIP (Wei et al. 2025), by a formula as recalled; for w_margin Structure-CLIP
+    (Huang et al. 2024), model/train.py, without its hinge on the batch.
     """
     assert batch.negative_KD is not None
     assert batch.negative_of_K is not None
