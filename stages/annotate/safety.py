@@ -50,7 +50,8 @@ class Safety(RowStage):
     of 100 times the cosine. All null without an embedding, or where it is zero or NaN.
 
     Source: LAION-5B (Schuhmann et al. 2022), whose worker has the rule since LAION-400M. Departs:
-    the prompts are your file; without it a short list of our own, which nobody has measured.
+    the prompts are your file; without it a short list of our own, which nobody has measured; a
+    caption's capitals do not hide a word, as they do there.
     Error: of 12 unsafe pictures in 3,456 LAION found 4 by its list, with 73 false alarms.
     Example: {after: [ingest.image_folder, embed.clip], model: reference}
     """

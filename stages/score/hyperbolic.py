@@ -42,7 +42,8 @@ class Hyperbolic(DatasetStage):
 
     Source: HYPE (Kim et al. 2024), on MERU's geometry (Desai et al. 2023). Departs: HYPE takes its
     references from a set of its own; two of its five parts, cosine and clusters, are columns of
-    other stages, for score.mix.
+    other stages, for score.mix; its code adds 1e-8 to divisors, 1e-4 of an angle at lengths of 0.1,
+    and cuts lengths at 11 / sqrt(c).
     Error: 1e-6 in space near the origin; distances below 1e-7 are rounding.
     Example: {after: [ingest.image_folder, embed.clip]}
     """

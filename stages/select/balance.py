@@ -63,7 +63,8 @@ class Balance(DatasetStage):
     English, or by `tail_share`; ranks are then in units of English's t.
 
     Source: MetaCLIP (Xu et al. 2024), algorithm 1; t by language is MetaCLIP 2's (Chuang et al.
-    2025). Departs: draws are hashes; the published code draws in the order of its index.
+    2025). Departs: draws are hashes; the published code draws in the order of its index,
+    and may find a t of 0 for a small `tail_share`, where concepts have no row.
     Error: rows of one uid with the same concepts share their draws, so they stay or go together;
     `rows` may then fall short by such a set.
     Example: {after: [ingest.image_folder, annotate.concepts], concepts: concepts.parquet, t: 20000}

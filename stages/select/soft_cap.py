@@ -25,8 +25,8 @@ class SoftCap(DrawingSelect):
     rows with a score that no earlier select dropped.
 
     Source: soft-cap sampling of FLYT (Shechter and Carmon 2025), and its released code. Departs:
-    scores are standardised, so that an affine change of one changes nothing; the code shrinks its
-    batch once a row has no chance left.
+    scores are standardised, so that an affine change of one changes nothing; the code fails once
+    fewer rows than a batch have a chance above 0 in float64.
     Error: none: the law of draws without replacement. Rows of one uid share their noise.
     Example: {after: [ingest.image_folder, embed.clip, score.clip_score],
       weights: {clip_score: 1}, rows: 20, batch: 4}
