@@ -42,7 +42,8 @@ class Confidence(DatasetStage):
     pictures is null.
 
     Source: expected calibration error (Guo et al. 2017); maximum concept matching, temperature 1
-    (Ming et al. 2022).
+    (Ming et al. 2022). Departs: its code cuts as low as the recall nearest to 95 % allows, by which
+    `fpr95` is greater: by 0.02 of 100 own pictures, 0.001 of 2,000.
     Error: ece is above 0 for a calibrated model, too: the more, the fewer pictures.
     Example: {after: [evaluate.zero_shot]}
     """

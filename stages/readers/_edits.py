@@ -11,7 +11,7 @@ from clipmill.pipeline.errors import StageError
 # Probability that a caption has words replaced by synonyms, exchanged, and deleted.
 # Source: CLIP-rocket's defaults.
 REPLACE, SWAP, DELETE = 0.4, 0.4, 0.2
-SHARE = 0.1  # of its words, at least one. Source: EDA's alpha, as recalled
+SHARE = 0.1  # of its words, at least one. Source: EDA's alpha
 FIRST = 1 << 32  # of the draws: others from the same hash have lower numbers
 
 
