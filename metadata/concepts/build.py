@@ -201,12 +201,12 @@ def _as_rows(frame: pl.DataFrame) -> pa.Table:
 
 
 def _hour(path: Path, project: str) -> pl.DataFrame:
-    line = re.compile(rf"^{re.escape(project)} (\S+) (\d+) ", re.MULTILINE)
+    line = re.compile(rf"^{re.escape(project)} ([^ \n]+) (\d+) ", re.MULTILINE)
     with _opened(path) as file:
         titles = line.findall(file.read())
     views = pl.DataFrame(titles, schema={"entry": pl.String, "count": pl.String}, orient="row")
     return views.select(
-        pl.col("entry").str.replace_all("_", " "), pl.col("count").cast(pl.Int64)
+        pl.col("entry").str.strip_chars().str.replace_all("_", " "), pl.col("count").cast(pl.Int64)
     ).filter(pl.col("count") >= MIN_HOURLY_VIEWS, ~pl.col("entry").str.contains(":"))
 
 

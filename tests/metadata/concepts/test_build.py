@@ -85,11 +85,14 @@ def test_titles_add_up_over_hours_of_fifty_views_and_more(tmp_path):
     first = tmp_path / "pageviews-1"
     first.write_text(
         "en Big_Ben 50 0\nen Small 49 0\nde Berlin 900 0\nen Talk:Ben 80 0\nen.m X 99 0\n"
+        "en \u3000Tor\u00a0Bay 80 0\nen Tor\u00a0Bay 80 0\n",
+        encoding="utf-8",
     )
     with gzip.open(tmp_path / "pageviews-2.gz", "wt") as file:
         file.write("en Big_Ben 60 0\nen Small 49 0\nen Cat 69 0\nen Dog 70 0\n")
     made = titles([first, tmp_path / "pageviews-2.gz"], Thresholds())
     assert dict(zip(made["entry"].to_pylist(), made["count"].to_pylist(), strict=True)) == {
+        "Tor\u00a0Bay": 160,
         "Big Ben": 110,
         "Dog": 70,
     }
