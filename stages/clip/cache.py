@@ -235,7 +235,7 @@ def usable(
     texts = batch[TEXTS.name].to_pylist()
     leave("no_text", np.array([not texts_there(row) for row in texts], bool))
     for column in teacher:
-        leave(NO_TEACHER, np.isnan(as_matrix(batch[column]).sum(axis=1)))
+        leave(NO_TEACHER, ~np.isfinite(as_matrix(batch[column]).sum(axis=1)))
     if reference:
         leave(NO_REFERENCE, ~np.isfinite(batch[reference].cast(pa.float64()).to_numpy()))
     return batch.filter(pa.array(~left_N))

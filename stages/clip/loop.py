@@ -110,6 +110,7 @@ class Trainer:
         if average is not None:
             averaged = get_ema_multi_avg_fn(average)
             self.average = AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
+            self.decay = average
         self.losses: list[float] = []
         self.scales: list[float] = []
         # Samples whose picture was replaced so far, by reason; None without replacement.
@@ -138,6 +139,9 @@ class Trainer:
             views = range(len(batch.pixels) // len(batch.rows))
             index = np.concatenate([batch.index + (view << 48) for view in views])
             patches.begin(self.step, index, self.execution.device)
+        begin = getattr(self.own, "begin", None)
+        if begin is not None:
+            begin(self, self._put(batch.pixels))
         self.optimiser.zero_grad()
         loss_N = self.loss_of(self.embedded(*self.embed(batch), batch))
         weight_N = self._put(batch.weights)
@@ -185,9 +189,8 @@ class Trainer:
         size = math.ceil(len(pixels) / count)
         images = [(row, pixels[row : row + size]) for row in range(0, len(pixels), size)]
         texts = text_pieces(tokens, starts, count)
-        return _in_pieces(self._embed_from, images, dtype), _in_pieces(
-            self.embed_texts, texts, dtype
-        )
+        image_ND = _in_pieces(self._embed_from, images, dtype)
+        return image_ND, _in_pieces(self.embed_texts, texts, dtype)
 
     def _embed_from(self, first: int, pixels_N3HW: Tensor, dtype: torch.dtype) -> Tensor:
         """Embeds a piece of a batch's images, from row `first` on."""
@@ -234,13 +237,9 @@ class Trainer:
         )
 
     def rate(self, step: int) -> float:
-        schedule = self.schedule
-        return learning_rate(
-            step,
-            peak=schedule.learning_rate,
-            warmup_steps=schedule.warmup_steps,
-            steps=schedule.steps,
-        )
+        plan = self.schedule
+        peak, warmup = plan.learning_rate, plan.warmup_steps
+        return learning_rate(step, peak=peak, warmup_steps=warmup, steps=plan.steps)
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything that the next step depends on, by name."""

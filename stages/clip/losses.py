@@ -3,7 +3,7 @@
 The file has a function `loss`, which takes an Embedded and returns the nats of each local row. Its
 keyword arguments are the loss's settings; constants beside it declare its inputs. All is read by a
 plan without running the file. A function `state` beside it, if any, returns a Module of the loss's
-own weights and memory, `batch.own`.
+own weights and memory, `batch.own`; its `begin`, if any, sees a step's trainer and pictures first.
 """
 
 import ast
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
-CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "VIEWS", "BIAS", "SCALE")
+CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "VIEWS", "NEEDS", "BIAS", "SCALE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Declared:
     negatives: str | None = None  # a column of texts, false of the image; or the setting with it
     # of "image" and "text", of which the loss takes two views; None: it is the mean over pairs
     views: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ()  # settings of the training that it cannot do without
     bias: float | None = None  # initial bias of all logits; None: the loss has no bias
     scale: float | None = None  # initial scale of all cosines; None: the model's
     settings: Mapping[str, Value]  # of the loss, defaults included
@@ -66,7 +67,7 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
     if word := declared.get("negatives"):
         declared["negatives"] = settings.get(word, word)
-    return Declared(**declared, teacher=tuple(columns), settings=settings)
+    return Declared(**declared, teacher=(*dict.fromkeys(columns),), settings=settings)
 
 
 def _fits(value: Any, default: Any) -> bool:

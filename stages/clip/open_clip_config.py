@@ -69,3 +69,11 @@ def check_trainable(model: str, config: dict[str, Any]) -> None:
         do = "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32, or"
         do += " a JSON file of its configuration without that"
         raise RecipeError(f"{model!r} is not trained here: {found}", "key `model`", do)
+
+
+def check_patches(model: str) -> None:
+    """Refuses a network whose image tower is no ViT of open_clip's, by RecipeError."""
+    vision = config_of(model)["vision_cfg"]
+    if "timm_model_name" in vision or not isinstance(vision.get("layers", 12), int):
+        do = "leave it out, or take a network whose image tower is a ViT of open_clip's"
+        raise RecipeError("an image tower without patches", "key `patch_dropout`", do)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipmill.metadata.uid import mixed, uniform
-from clipmill.pipeline.errors import StageError
 
 # Shapes: N rows of this process or of a piece, P patches of a picture, W width of a layer.
 
@@ -26,29 +25,26 @@ class Patches(nn.Module):
         self.drops = False
 
     def begin(self, step: int, index_N: NDArray[np.int64], device: str) -> None:
-        """Draws the patches of a step's rows, by their sample_index."""
+        """Draws the patches that a step's rows keep, by their sample_index."""
         key = blake2b(f"{self.seed} patches {step}".encode(), digest_size=8).digest()
         coin_N1 = mixed(index_N.astype(np.uint64) ^ np.frombuffer(key, ">u8"))[:, None]
         patch_P = mixed(np.arange(1, self.patches + 1, dtype=np.uint64))
         noise_NP = uniform(mixed(coin_N1 ^ patch_P)).astype(np.float32)
         self.noise_NP = torch.from_numpy(noise_NP).to(device)
+        count = max(1, int(self.patches * (1 - self.share)))
+        self.kept_NK = self.noise_NP.topk(count).indices  # which A-CLIP chooses itself
         self.place = 0  # the first row of the piece that comes next
         self.drops = step < self.steps
 
     def forward(self, x_NPW: Tensor) -> Tensor:
         if not (self.training and self.drops):
             return x_NPW
-        noise_NP = self.noise_NP[self.place : self.place + len(x_NPW)]
-        kept_NK = noise_NP.topk(max(1, int(self.patches * (1 - self.share)))).indices
+        kept_NK = self.kept_NK[self.place : self.place + len(x_NPW)]
         kept_NKW = kept_NK[:, :, None].expand(-1, -1, x_NPW.shape[2])
         return torch.cat([x_NPW[:, :1], x_NPW[:, 1:].gather(1, kept_NKW)], 1)
 
 
 def drop_patches(network: Any, share: float, steps: int, seed: int) -> None:
-    """Makes a network drop patches; raises StageError if its image tower has none to drop."""
-    visual = getattr(network, "visual", None)
-    if not isinstance(getattr(visual, "patch_dropout", None), nn.Identity):
-        do = "leave it out, or take a network whose image tower is a ViT of open_clip's"
-        raise StageError("an image tower without patches", "key `patch_dropout`", do)
+    """Makes a network drop patches, whose image tower is a ViT of open_clip's."""
     patches = len(network.visual.positional_embedding) - 1
     network.visual.patch_dropout = Patches(patches, share, steps, seed)

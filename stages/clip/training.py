@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -169,13 +168,10 @@ def _train(
         plan = {"plan": asdict(trainer.schedule)}
         save(trainer.model, card | plan | work.facts, put, worker.scratch)
         if trainer.average is not None:
-
-            def put_average(name: str, path: Path) -> None:
-                put(f"average/{name}", path)
-
             card["average"] = settings.average
             averaged: Any = trainer.average.module
-            save(averaged, card | plan | work.facts, put_average, worker.scratch)
+            below = lambda name, path: put(f"average/{name}", path)  # noqa: E731
+            save(averaged, card | plan | work.facts, below, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1] if trainer.step else None}
 
 
@@ -224,9 +220,8 @@ def trainer_of(
         drop_patches(model.network, settings.patch_dropout, steps, seed)
     model = model.to(device)
     loss = find_loss(settings.loss, settings.loss_settings)
-    state = state_of(
-        settings.loss, declared.settings, samples=samples, width=model.width, seed=seed
-    )
+    sizes = {"samples": samples, "width": model.width}
+    state = state_of(settings.loss, declared.settings, **sizes, seed=seed)
     if state is not None:
         state.to(device)
     return Trainer(model, schedule, loss, execution, settings.average, shares, state)

@@ -111,11 +111,8 @@ def cards(uri: str) -> list[str]:
     for place in ("", "out/"):
         if names := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
             return sorted((place + name for name in names), key=_by_seed)
-    raise StageError(
-        found=f"no {CARD}, nor out/{CARD}",
-        where=str(folder),
-        do="name the folder that a training stage wrote, or one that holds a copy of its `out`",
-    )
+    do = "name the folder that a training stage wrote, or one that holds a copy of its `out`"
+    raise StageError(f"no {CARD}, nor out/{CARD}", str(folder), do)
 
 
 def _by_seed(name: str) -> tuple[int, bool, int]:
@@ -170,11 +167,8 @@ def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:
 
 
 def _other(difference: str, where: str) -> StageError:
-    return StageError(
-        found=f"weights of another architecture: {difference}",
-        where=where,
-        do="name the weights that belong to this network",
-    )
+    do = "name the weights that belong to this network"
+    return StageError(f"weights of another architecture: {difference}", where, do)
 
 
 def _words(error: Exception) -> str:

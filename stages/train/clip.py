@@ -29,6 +29,7 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.clip.losses import Declared, declared_by, digest_of
+from clipmill.stages.clip.open_clip_config import check_patches
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.start import check_start, start_of
 from clipmill.stages.clip.training import CURVE, Work, probed, train_alone, train_rank
@@ -156,6 +157,9 @@ class ClipTraining(DatasetStage):
             keys = " or ".join(f"{kind}_views: 2" for kind in compared)
             found = f"the loss '{self.loss}' compares two views"
             raise RecipeError(found, "key `loss`", f"write {keys}, or name another loss")
+        for key in self.declared.needs:
+            if getattr(self, key) is None:
+                raise RecipeError(f"the loss '{self.loss}' needs it", f"key `{key}`", "write it")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
@@ -170,6 +174,8 @@ class ClipTraining(DatasetStage):
             if getattr(self, key) and fixed.model == "nano":
                 do = "leave it out, or name a network of open_clip's as `model`"
                 raise RecipeError(found, f"key `{key}`", do)
+        if self.patch_dropout:
+            check_patches(fixed.model)
         is_start = self.start is not None and (fixed.samples_seen, self.snapshots) == (0, 1)
         if fixed.steps < self.snapshots and not is_start:
             found = f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}"

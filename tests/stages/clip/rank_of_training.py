@@ -36,7 +36,7 @@ SCHEDULE = Schedule(
 CASES = (
     *(("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip")),
     *(("locked", "cwcl"), ("vit", "negatives"), ("locked", "intra_modal")),
-    *(("vit", "tempnet"), ("vit", "mlcd")),
+    *(("vit", "tempnet"), ("vit", "mlcd"), ("patches", "a_clip")),
 )
 
 
@@ -44,18 +44,20 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     """What 20 steps leave; the same rows whatever the ranks."""
     torch.manual_seed(0)
     towers: Towers = Nano(TINY).double() if model == "nano" else TinyViT()
-    if model == "locked":  # an image tower that sees half of the patches for half of the steps
+    if model == "locked":
         towers.clip.lock_image_tower()
+    if model in ("locked", "patches"):  # half of the patches for half of the steps
         drop_patches(towers.clip, 0.5, STEPS // 2, 0)
     execution = Execution(ranks=ranks, accumulate=accumulate)
     settings = {"centres": 12, "scale": 3.0} if loss == "mlcd" else {}
     whole = declared_by(loss, settings).settings
     own = state_of(loss, whole, samples=12, width=8, seed=0)
     own = own and own.double()
-    trainer = Trainer(towers, SCHEDULE, find_loss(loss, settings), execution, own=own)
+    way = {"own": own, "average": 0.9 if loss == "a_clip" else None}
+    trainer = Trainer(towers, SCHEDULE, find_loss(loss, settings), execution, **way)
     left: dict[str, Tensor] = {}
     texts = {"most": 3 if loss == "multi_positive" else 1, "negatives": loss == "negatives"}
-    texts["views"] = 2 if loss == "intra_modal" else 1
+    texts["views"] = 2 if loss in ("intra_modal", "a_clip") else 1
     for n in range(STEPS):
         batch = drawn(n, ranks.rank, ranks.of, **texts)
         if loss == "mlcd":

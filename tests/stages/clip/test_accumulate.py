@@ -23,7 +23,11 @@ SCHEDULE = Schedule(
 
 
 @pytest.mark.parametrize(
-    ("model", "loss"), [("vit", "negatives"), ("vit", "multi_positive"), ("locked", "intra_modal")]
+    ("model", "loss"),
+    [
+        *(("vit", "negatives"), ("vit", "multi_positive")),
+        *(("locked", "intra_modal"), ("patches", "a_clip")),
+    ],
 )
 def test_pieces_give_what_the_whole_batch_gives(model, loss, monkeypatch):
     monkeypatch.setattr(rank_of_training, "STEPS", 5)

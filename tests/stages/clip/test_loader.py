@@ -198,10 +198,11 @@ def test_a_row_has_the_number_that_its_export_gave_it_or_its_place_in_one_that_g
     assert dict(zip(batch.rows.tolist(), batch.index.tolist(), strict=True)) == {0: 0, 1: 2, 2: 3}
 
 
-def test_stored_vectors_go_along_and_a_row_without_one_is_left_out(cached, tmp_path):
-    rows = [row(i, vector=[i, 0.5] if i != 2 else None) for i in range(5)]
+def test_stored_vectors_go_along_and_a_row_without_a_finite_one_is_left_out(cached, tmp_path):
+    unfit = {2: None, 5: [0.5, float("nan")], 6: [float("inf"), 0.5]}
+    rows = [row(i, vector=unfit.get(i, [i, 0.5])) for i in range(7)]
     parts, said = cached(rows[:3], rows[3:], teacher=("vector",))
-    assert [one["left_out"]["no_teacher"] for one in said] == [1, 0]
+    assert [one["left_out"]["no_teacher"] for one in said] == [1, 2]
     batch = batches_of(parts, size=4, seed=0)[0]
     assert batch.teacher["vector"].tolist() == [[i, 0.5] for i in batch.index]
     shutil.rmtree(tmp_path / "export")

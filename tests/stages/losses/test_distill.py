@@ -76,6 +76,7 @@ def test_columns_of_the_export_are_what_its_settings_name():
     assert declared_by("distill", {}).teacher == ("image_embedding", "text_embedding")
     two = {"images": ["a.image_embedding", "b.image_embedding"], "texts": ["t", "u"]}
     assert declared_by("distill", two).teacher == (*two["images"], *two["texts"])
+    assert declared_by("distill", {"images": ["v", "w"], "texts": ["v"] * 2}).teacher == ("v", "w")
     assert declared_by("distill", {}).texts == "first"
 
 

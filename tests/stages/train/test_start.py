@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.planning.recipe import recipe_in
+from clipmill.pipeline.planning.settings import typed_settings
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.named import new_model
-from clipmill.stages.clip.patches import Patches, drop_patches
+from clipmill.stages.clip.patches import Patches
 from clipmill.stages.clip.start import Start, load_start, start_of, stretched
 from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
@@ -23,6 +25,8 @@ from tests.stages.clip.exported import SMALL, TINY_OPEN_CLIP, weights, write_mod
 from tests.stages.clip.tiny_vit import drawn
 
 ONE_STEP = {"samples_seen": 8, "warmup_steps": 0}
+ATTENTIVE = {"loss": "a_clip", "image_views": 2, "average": 0.5, "patch_dropout": 0.5}
+ATTENTIVE |= {"model": TINY_OPEN_CLIP}
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -174,6 +178,12 @@ def test_an_average_of_weights_is_a_second_model_and_a_stop_changes_no_bit_of_it
     assert weights(stopped, "out/average") == weights(whole, "out/average")
 
 
+def test_patches_by_attention_are_those_of_a_training_that_never_stopped(trained, resumed):
+    whole, (stopped, _) = trained(**ATTENTIVE), resumed(**ATTENTIVE)
+    assert weights(stopped) == weights(whole)
+    assert weights(stopped, "out/average") == weights(whole, "out/average")
+
+
 def test_an_average_forgets_by_its_decay():
     plan = {"steps": 9, "learning_rate": 1e-2, "warmup_steps": 0, "weight_decay": 0.1}
     model = new_model("tiny", 0)
@@ -244,6 +254,12 @@ def test_weights_that_change_after_the_stage_began_are_refused(first):
         ({"layer_decay": 0.5}, "nano has no groups of layers"),
         ({"lock": "text", "unlock_groups": 2}, "nano has no groups of layers"),
         ({"patch_dropout": 0.5}, "nano's image tower has no patches"),
+        ({"patch_dropout": 0.5, "model": "RN50"}, "an image tower without patches"),
+        ({"patch_dropout": 0.5, "model": "vit_medium_patch16_gap_256"}, "without patches"),
+        ({"loss": "a_clip"}, "the loss 'a_clip' compares two views"),
+        ({**ATTENTIVE, "average": None}, "the loss 'a_clip' needs it(.|\n)*`average`"),
+        ({**ATTENTIVE, "patch_dropout": None}, "'a_clip' needs it(.|\n)*`patch_dropout`"),
+        ({**ATTENTIVE, "model": None}, "nano's image tower has no patches"),
         ({"samples_seen": 0}, "samples_seen is 0, and a batch has 256"),
     ],
 )
@@ -252,12 +268,20 @@ def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
         ClipTraining(**settings)
 
 
+@pytest.mark.parametrize("model", ["nano", "ViT-B-32", "RN50"])
+def test_a_tower_that_no_network_has_is_refused_at_plan(model):
+    shards = "shards: {uses: export.parquet, from: pool}"
+    stage = f"clip: {{uses: train.clip, data: shards, model: {model}, lock: video}}"
+    text = f"seed: 0\nstages:\n  {shards}\n  {stage}\n"
+    recipe = recipe_in(text.encode(), Path("r.yaml"))
+    with pytest.raises(RecipeError, match=r"lock is 'video'(.|\n)*one of: image, none, text"):
+        typed_settings(recipe, "clip")
+
+
 def test_what_is_not_there_is_refused_before_anything_runs(tmp_path):
     for start in (f"checkpoint:{tmp_path}/none", f"open_clip:ViT-B-32@{tmp_path}/none.pt"):
         with pytest.raises(StageError, match="none"):
             ClipTraining(start=start, scale="debug").look()
-    with pytest.raises(StageError, match="an image tower without patches"):
-        drop_patches(new_model("tiny", 0), 0.5, 1, 0)
 
 
 def test_a_layer_learns_by_the_groups_that_come_after_its_own(trained, file):
