@@ -37,6 +37,7 @@ CASES = (
     *(("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip")),
     *(("locked", "cwcl"), ("vit", "negatives"), ("locked", "intra_modal")),
     *(("vit", "tempnet"), ("vit", "mlcd"), ("patches", "a_clip")),
+    *(("vit", "cloob"), ("vit", "mod_x"), ("vit", "distill")),
 )
 
 
@@ -50,8 +51,12 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
         drop_patches(towers.clip, 0.5, STEPS // 2, 0)
     execution = Execution(ranks=ranks, accumulate=accumulate)
     settings = {"centres": 12, "scale": 3.0} if loss == "mlcd" else {}
-    whole = declared_by(loss, settings).settings
-    own = state_of(loss, whole, samples=12, width=8, seed=0)
+    declared = declared_by(loss, settings)
+    columns = enumerate(declared.teacher)
+    stored = {name: np.random.default_rng(n).normal(size=(12, 5)) for n, name in columns}
+    if loss == "mlcd":
+        stored = {"nearest_clusters": (np.arange(12.0)[:, None] + np.arange(3)) % 12}
+    own = state_of(loss, declared.settings, samples=12, width=8, seed=0)
     own = own and own.double()
     way = {"own": own, "average": 0.9 if loss == "a_clip" else None}
     trainer = Trainer(towers, SCHEDULE, find_loss(loss, settings), execution, **way)
@@ -60,9 +65,7 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     texts["views"] = 2 if loss in ("intra_modal", "a_clip") else 1
     for n in range(STEPS):
         batch = drawn(n, ranks.rank, ranks.of, **texts)
-        if loss == "mlcd":
-            clusters = (batch.rows[:, None] + np.arange(3)).astype(np.float32) % 12
-            batch = replace(batch, teacher={"nearest_clusters": clusters})
+        batch = replace(batch, teacher={name: rows[batch.rows] for name, rows in stored.items()})
         trainer.learn(batch)
         if n == 0:
             for name, weight in trainer.model.named_parameters():

@@ -71,13 +71,15 @@ def test_texts_padded_to_the_longest_have_the_values_of_those_padded_to_the_cont
     torch.testing.assert_close(ours_ND, theirs_ND, atol=1e-6, rtol=0)
 
 
-def test_tokens_are_open_clips_without_the_padding(open_clip):
-    ragged = pickle.loads(pickle.dumps(reads(NAME))).tokenize
+@pytest.mark.parametrize("context", [77, 20])
+def test_tokens_are_open_clips_without_the_padding_and_a_longer_text_is_cut(context, open_clip):
+    ragged = pickle.loads(pickle.dumps(reads(NAME, context))).tokenize
     token_T, starts = ragged(TEXTS)
-    whole_NL = open_clip.get_tokenizer("tiny_open_clip")(TEXTS).numpy()
+    whole_NL = open_clip.get_tokenizer("tiny_open_clip", context_length=context)(TEXTS).numpy()
+    assert np.diff(starts).max() == context
     for n, own_L in enumerate(whole_NL):
         own = token_T[starts[n] : starts[n + 1]]
-        np.testing.assert_array_equal(np.pad(own, (0, 77 - len(own))), own_L)
+        np.testing.assert_array_equal(np.pad(own, (0, context - len(own))), own_L)
     assert [array.tolist() for array in ragged([])] == [[], [0]]
 
 
