@@ -113,6 +113,8 @@ TEXT_EMBEDDING = Column(
     "text_embedding", pa.list_(pa.float32()), "model space", "Embedding of the caption."
 )
 PHASH = Column("phash", pa.uint64(), "64 bits", "A hash of which near copies differ in few bits.")
+PDQ = Column("pdq", pa.string(), "64 hex digits", "Meta's hash: copies differ in few of 256 bits.")
+PDQ_QUALITY = Column("pdq_quality", pa.uint8(), "0 to 100", "How much it sees: 50 and more count.")
 IMAGE_FEATURES = Column(
     "image_features", pa.list_(pa.float32()), "model space", "What a frozen network sees of it."
 )

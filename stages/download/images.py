@@ -14,7 +14,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import OneUp, Seconds, StreamFunction, Worker, ZeroUp, later, location
 from clipmill.stages.download._rows import Answer, Download, Kept, answered, to_fetch, wishes
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
-from clipmill.stages.ops.tables.blocklists import Blocked, Lists, opened
+from clipmill.stages.ops.tables.blocklists import WORDS, Blocked, Lists, opened
 
 # Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
 # other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
@@ -76,9 +76,9 @@ class DownloadImages(Download):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lists.phashes:
+        for name in WORDS.keys() & self.lists.paths:
             do = "leave it to select.unlisted, after annotate.phash"
-            raise RecipeError("a download makes no perceptual hashes", "key `lists.phashes`", do)
+            raise RecipeError("a download makes no perceptual hashes", f"key `lists.{name}`", do)
 
     def look(self) -> None:
         self.lists.look()

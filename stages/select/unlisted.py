@@ -11,15 +11,27 @@ import pyarrow.compute as pc
 from msgspec import Meta
 
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.schema import IDENTITY, KEEP, LISTED, PHASH, REASON, SHA256, URL, Column
+from clipmill.metadata.schema import (
+    IDENTITY,
+    KEEP,
+    LISTED,
+    PDQ,
+    PDQ_QUALITY,
+    PHASH,
+    REASON,
+    SHA256,
+    URL,
+    Column,
+)
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import DatasetStage
-from clipmill.stages.ops.tables.blocklists import Lists, opened
+from clipmill.pipeline.stage import DatasetStage, later
+from clipmill.stages.ops.tables.blocklists import KINDS, WORDS, Lists, opened, words_of
 from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, put_json
 from clipmill.stages.select._judged import first_of, judged_rows
 
 FILE = "lists.json"
+LEAST_QUALITY = 50  # of a PDQ hash: Meta advises to discard others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +44,8 @@ class Unlisted(DatasetStage):
     out/lists.json counts the rows of each list. `why`, `show`, pages and exports of lost rows show
     no text, link or picture of a listed row.
 
-    Source: Re-LAION-5B (2024), for lists before any link is opened; PDQ's 31 of 256 bits, for the
-        distance of perceptual hashes.
+    Source: Re-LAION-5B (2024), for lists before any link is opened; PDQ (Meta 2019), for 31 of 256
+        bits, a share that other hashes get too, and for the quality below which none is compared.
     Error: a host's entry takes all names below it. By chance, 2^-64 an entry; 7 of 64 bits by
         chance, 10^-10. Of pictures MD5 is compared by download.images alone, as it is stored
         nowhere. A union shows rows that were listed before it: list after the union. export.map has
@@ -43,6 +55,7 @@ class Unlisted(DatasetStage):
 
     lists: Lists  # files of lists, by kind
     max_distance: Annotated[int, Meta(ge=0, le=16)] = 7  # most bits that a perceptual hash differs
+    max_pdq_distance: Annotated[int, Meta(ge=0, le=64)] = later(31)  # most bits that a PDQ differs
 
     version = 1
     determinism = "exact"
@@ -52,13 +65,14 @@ class Unlisted(DatasetStage):
 
     def __post_init__(self) -> None:
         if not self.lists.paths:
-            do = "name a file: links, hosts, digests or phashes"
+            do = "name a file: links, hosts, digests, phashes or pdq"
             raise RecipeError("no list is named, so nothing would be left out", "key `lists`", do)
 
     @property
     def reads(self) -> tuple[Column, ...]:
         by_link = (URL,) if self.lists.links or self.lists.hosts else ()
-        return (*by_link, *((PHASH,) if self.lists.phashes else ()))
+        by_look = (PHASH,) if self.lists.phashes else ()
+        return (*by_link, *by_look, *((PDQ, PDQ_QUALITY) if self.lists.pdq else ()))
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         if self.lists.digests and not {URL.name, SHA256.name} & types.keys():
@@ -91,8 +105,16 @@ def found_on(rows: pa.Table, settings: Unlisted, sha256: tuple[str, ...]) -> pa.
         masks["digests"] |= blocked.digests(rows[SHA256.name].to_pylist())
     if settings.lists.phashes:
         code = rows[PHASH.name]
-        near_N = blocked.phashes(code.fill_null(0).to_numpy(), settings.max_distance)
+        code_N1 = code.fill_null(0).to_numpy()[:, None]
+        near_N = blocked.near("phashes", code_N1, settings.max_distance)
         masks["phashes"] = near_N & code.is_valid().to_numpy()
+    if settings.lists.pdq:
+        pdq = pc.utf8_lower(rows[PDQ.name])
+        is_hash = pc.match_substring_regex(pdq, KINDS["pdq"].pattern)
+        counts = pc.and_(is_hash, pc.greater_equal(rows[PDQ_QUALITY.name], LEAST_QUALITY))
+        counts_N = counts.fill_null(False).to_numpy()
+        code_NW = words_of("".join(pdq.filter(pa.array(counts_N)).to_pylist()), WORDS["pdq"])
+        masks["pdq"][counts_N] = blocked.near("pdq", code_NW, settings.max_pdq_distance)
     listed = pa.array(np.any([*masks.values()], axis=0))
     reason = first_of({DROPPED: dropped_before(rows), LISTED: listed})
     found = {name: pa.array(mask) for name, mask in masks.items()}

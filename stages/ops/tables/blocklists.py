@@ -2,7 +2,8 @@
 
 A list is text of one entry a line, or CSV with a header. Case and spaces around do not count, nor
 does http or https. In memory an entry takes 8 bytes, the first 64 bits of a hash or digest: by
-chance a text is on a list with 2^-64 an entry. Reading one takes some four times its file.
+chance a text is on a list with 2^-64 an entry; one of PDQ 32. Reading one takes some four times its
+file.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import NonEmpty
+from clipmill.pipeline.stage import NonEmpty, later
 from clipmill.stages.ops.outside import need_file
 
-# Shapes: N rows, M entries of a list.
+# Shapes: N rows, M entries of a list, W words of 64 bits of a perceptual hash.
 
+WORDS = {"phashes": 1, "pdq": 4}  # of a perceptual hash
 ANY_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?([^/?#:]+)"  # of a link
 
 
@@ -43,6 +45,7 @@ KINDS = {
         "an MD5 or SHA-256 of 32 or 64 hex digits",
     ),
     "phashes": Kind(("phash", "hash"), r"^[0-9a-f]{16}$", "a hash of 16 hex digits"),
+    "pdq": Kind(("pdq", "hash"), r"^[0-9a-f]{64}$", "a PDQ hash of 64 hex digits"),
 }
 
 
@@ -54,6 +57,7 @@ class Lists:
     hosts: NonEmpty | None = None  # hosts to leave out, with all below them: bad.example
     digests: NonEmpty | None = None  # MD5 or SHA-256, of links and of files, in hex
     phashes: NonEmpty | None = None  # perceptual hashes as annotate.phash makes them, in hex
+    pdq: NonEmpty | None = later(None)  # PDQ hashes, in hex
 
     @property
     def paths(self) -> dict[str, str]:
@@ -77,7 +81,7 @@ def _bytes(path: str) -> bytes:
 
 @dataclass(frozen=True)
 class Blocked:
-    """The entries of each list, (M,) as sorted numbers of 64 bits."""
+    """The entries of each list, (M,) sorted numbers of 64 bits; of perceptual hashes (M, W)."""
 
     entries: Mapping[str, NDArray[np.uint64]]
 
@@ -124,15 +128,17 @@ class Blocked:
         first = np.frombuffer(md5 + hashlib.sha256(body).digest()[:8], ">u8").astype(np.uint64)
         return bool(_on(self.entries["digests"], first).any())
 
-    def phashes(self, code_N: NDArray[np.uint64], radius: int) -> NDArray[np.bool_]:
-        """Returns (N,) whether a listed hash differs in at most `radius` bits.
+    def near(self, name: str, code_NW: NDArray[np.uint64], radius: int) -> NDArray[np.bool_]:
+        """Returns (N,) whether a perceptual hash of a list differs in at most `radius` bits.
 
-        Compares all pairs, some 10^9 a second, a million at once.
+        Compares all pairs, some 10^9 words a second, a million at once.
         """
-        listed_N, step = np.zeros(len(code_N), bool), max(1, (1 << 20) // max(1, len(code_N)))
-        for start in range(0, len(self.entries["phashes"]), step):
-            some = self.entries["phashes"][start : start + step]
-            apart_NM = np.bitwise_count(code_N[:, None] ^ some)
+        listed_N, step = np.zeros(len(code_NW), bool), max(1, (1 << 20) // max(1, len(code_NW)))
+        for start in range(0, len(self.entries[name]), step):
+            some_WM = self.entries[name][start : start + step].T
+            apart_NM = np.zeros((len(code_NW), some_WM.shape[1]), np.uint16)
+            for code_N1, some_M in zip(code_NW.T[:, :, None], some_WM, strict=True):
+                apart_NM += np.bitwise_count(code_N1 ^ some_M)
             listed_N |= (apart_NM <= radius).any(axis=1)
         return listed_N
 
@@ -164,13 +170,13 @@ def _entries(name: str, path: str) -> NDArray[np.uint64]:
     text = text.filter(text != "").unique()
     if not len(text):
         raise StageError("the list is empty, so it would block nothing", where, "give its entries")
-    if name == "phashes":
-        numbers = np.frombuffer(bytes.fromhex(text.str.join("")[0]), ">u8").astype(np.uint64)
+    if name in WORDS:
+        numbers = words_of(text.str.join("")[0], WORDS[name])
     elif name == "digests":
         numbers = _numbers(text)
     else:
         numbers = (_plain(text) if name == "links" else text).hash().to_numpy()
-    return np.unique(numbers)
+    return np.unique(numbers, axis=0)
 
 
 def _lines(body: bytes) -> Any:
@@ -234,8 +240,12 @@ def _punycode(host: str) -> str:
 
 def _numbers(digests: Any) -> NDArray[np.uint64]:
     """Returns the first 64 bits of digests in hex."""
-    first = digests.str.slice(0, 16).str.join("")[0] if len(digests) else ""
-    return np.frombuffer(bytes.fromhex(first), ">u8").astype(np.uint64)
+    return words_of(digests.str.slice(0, 16).str.join("")[0] if len(digests) else "", 1)[:, 0]
+
+
+def words_of(digits: str, words: int) -> NDArray[np.uint64]:
+    """Returns (N, W) hashes in hex, one after another, as numbers of 64 bits."""
+    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64).reshape(-1, words)
 
 
 def _on(entry_M: NDArray[np.uint64], number_N: NDArray[np.uint64]) -> NDArray[np.bool_]:

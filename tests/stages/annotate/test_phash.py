@@ -8,6 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from clipmill.stages.annotate.phash import PHash
+from clipmill.stages.ops.images.pdq import pdq
 from clipmill.stages.ops.images.pixels import MAX_COLUMN_PIXELS, decoded
 
 
@@ -48,6 +49,15 @@ def test_dhash_is_written_beside_where_asked_for():
     assert out["phash"] == [theirs(imagehash.phash, body), None]
     assert out["dhash"] == [theirs(imagehash.dhash, body), None]
     assert [column.name for column in PHash().writes] == ["phash"]
+
+
+def test_pdq_and_its_quality_are_written_beside_where_asked_for():
+    body = png()
+    out = hashed([None, body, b"<html>"], pdq=True)
+    ((code,), (quality,)) = pdq([np.asarray(Image.open(io.BytesIO(body)))])
+    assert out["pdq"] == [None, code, None]
+    assert out["pdq_quality"] == [None, quality, None]
+    assert out["phash"][1] == theirs(imagehash.phash, body)
 
 
 def test_a_transparent_picture_is_hashed_on_white():

@@ -65,6 +65,7 @@ def test_without_lists_nothing_changes_and_each_list_is_pinned(lists, tmp_path):
 
     DownloadImages(lists=named).open(worker(pin=lambda what, sha: pinned.update({what: sha})))
     assert pinned == {f"list {named.hosts}": named.sha256()["hosts"]}
-    with pytest.raises(RecipeError, match="makes no perceptual hashes"):
-        DownloadImages(lists=lists(phashes="0" * 16))
+    for name in ("phashes", "pdq"):
+        with pytest.raises(RecipeError, match="makes no perceptual hashes"):
+            DownloadImages(lists=lists(**{name: "0" * 64}))
     assert images.LISTED in DownloadImages.reasons

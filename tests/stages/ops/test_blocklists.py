@@ -1,12 +1,13 @@
 """Lists of what a pool must not hold: their forms, what is on them, what a bad one says."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.tables.blocklists import Blocked, Lists, opened
+from clipmill.stages.ops.tables.blocklists import Blocked, Lists, opened, words_of
 
 MD5, SHA = hashlib.md5(b"body").hexdigest(), hashlib.sha256(b"other").hexdigest()
 
@@ -94,9 +95,19 @@ def test_a_hash_is_near_up_to_the_radius(read):
     code = 0x0123456789ABCDEF
     blocked = read(phashes=f"{code:016X}\nffffffffffffffff\n")
     codes = np.array([code, code ^ 0b1111111, code ^ 0b11111111, ~code & (2**64 - 1)], np.uint64)
-    assert blocked.phashes(codes, 7).tolist() == [True, True, False, False]
-    assert blocked.phashes(codes, 0).tolist() == [True, False, False, False]
-    assert blocked.phashes(codes[:0], 7).tolist() == []
+    near = partial(blocked.near, "phashes", radius=7)
+    assert near(codes[:, None]).tolist() == [True, True, False, False]
+    assert near(codes[:, None], radius=0).tolist() == [True, False, False, False]
+    assert near(codes[:0, None]).tolist() == []
+
+
+def test_a_hash_of_several_words_is_near_by_the_sum_of_their_bits(read):
+    blocked = read(pdq=f"pdq,quality\n{'0' * 64},90\n{'F' * 63}0,90\n")
+    codes = [f"{31:064x}", "8" + "0" * 31 + f"{63:032x}", "0" * 32 + "f" * 32, "f" * 64]
+    code_N4 = words_of("".join(codes), 4)
+    for radius in (0, 3, 4, 5, 7, 127, 128):  # all ones are 256 bits from the first entry
+        on = [apart <= radius for apart in (5, 7, 128, 4)]
+        assert blocked.near("pdq", code_N4, radius).tolist() == on, radius
 
 
 @pytest.mark.parametrize(
@@ -107,6 +118,7 @@ def test_a_hash_is_near_up_to_the_radius(read):
         ({"digests": "\n \n"}, "the list is empty"),
         ({"digests": f"{SHA}\n{SHA[:-1]}\n"}, "line 2 is no entry"),
         ({"phashes": f"hash\n{SHA[:16]}\n0x12\n"}, "line 3 is no entry"),
+        ({"pdq": f"{SHA}\n{SHA[:16]}\n"}, "line 2 is no entry"),
         ({"hosts": "http://bad.test/\n"}, "its first line is no entry, and no header"),
         ({"digests": "name,size\na,1\n"}, "its first line is no entry, and no header"),
     ],

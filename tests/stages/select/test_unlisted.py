@@ -67,6 +67,16 @@ def test_a_near_perceptual_hash_is_dropped_and_a_row_without_one_stays(lists, ju
     assert [column.name for column in stage.reads] == ["phash"]
 
 
+def test_a_near_pdq_is_dropped_if_its_quality_lets_it_count(lists, judged):
+    code = [f"{2**31 - 1:064X}", "0" * 64, "0" * 64, f"{2**32 - 1:064x}", None, "0" * 64, "no hex"]
+    quality = pa.array([50, 100, 49, 100, 100, None, 100], pa.uint8())
+    stage = Unlisted(lists=lists(pdq="0" * 64))
+    reasons, counts = judged(stage, rows(range(7), pdq=code, pdq_quality=quality))
+    assert reasons == ["listed"] * 2 + [None] * 5
+    assert counts == {"rows": 2, "pdq": 2}
+    assert [column.name for column in stage.reads] == ["pdq", "pdq_quality"]
+
+
 def test_another_list_is_another_run_and_none_is_refused(lists):
     stage = Unlisted(lists=lists(hosts="b.test"))
     before = stage.outside()
