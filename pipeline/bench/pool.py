@@ -220,7 +220,7 @@ class RawRows:
 
     pool: PoolShards  # uids only
     there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
-    held_out: list[str] = field(default_factory=list)  # what says which of them are strangers
+    held_out: list[str] = field(default_factory=list)  # what limits them to a ground
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -235,9 +235,9 @@ class RawRows:
             yield shard, self.pool.table(shard).filter(pa.array(there_N))
 
 
-def raw_rows(choice: Choice, export: Storage, home: PlannedStage | None = None) -> RawRows:
+def raw_rows(choice: Choice, export: Storage, ground: "Ground | None" = None) -> RawRows:
     """Returns the rows of the pool that an export holds, by its stored places; of these the ones
-    that `home` drops, if there is one."""
+    of the ground, if there is one."""
     pool = stored(choice.state, choice.root, {})
     exported = tuple(np.zeros(pool.rows(shard), bool) for shard in range(len(pool)))
     outputs = Outputs(export)
@@ -245,36 +245,41 @@ def raw_rows(choice: Choice, export: Storage, home: PlannedStage | None = None) 
         place_N2 = read_places(outputs, name)
         for shard in np.unique(place_N2[:, 0]):
             exported[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
-    if home is None:
+    if ground is None:
         return RawRows(pool, exported)
+    home, is_home = ground
     kept = stored(choice.state, choice.root, {KEEP.name: (home.name, KEEP.name)})
     for shard, there_N in enumerate(exported):
-        there_N &= ~kept.table(shard)[KEEP.name].fill_null(False).to_numpy()
+        there_N &= kept.table(shard)[KEEP.name].fill_null(False).to_numpy() == is_home
     return RawRows(pool, exported, [home.fingerprint, *_digests(choice, home.name)])
 
 
-def strangers(name: str, choices: Sequence[Choice]) -> PlannedStage:
-    """Returns the select whose dropped rows are held out; RecipeError if an arm of a run rests on
-    what learnt from them."""
+Ground = tuple[PlannedStage, bool]  # a select; True: the rows that it keeps, else the others
+
+
+def ground_of(bench: Bench, choices: Sequence[Choice]) -> Ground:
+    """Returns the rows that arms are limited to; RecipeError if an arm of a run rests on what
+    learnt from those that are held out."""
+    name, flag = bench.hold_out or bench.hold_in, "--hold-out" if bench.hold_out else "--hold-in"
     home = choices[0].state.plan.stages.get(name)
     for choice in choices:
-        stages, where = choice.state.plan.stages, f"arm '{choice.arm}', --hold-out {name}"
+        stages, where = choice.state.plan.stages, f"arm '{choice.arm}', {flag} {name}"
         if name not in stages or not stages[name].is_select or stages[name].root != choice.root:
             selects = [n for n, s in stages.items() if s.is_select and s.root == choice.root]
             do = did_you_mean(name, selects, "selects")
             raise RecipeError(f"no select '{name}' over its rows", where, do)
         check_done(choice.state, stages[name])
         if home is None or stages[name].fingerprint != home.fingerprint:
-            do = "name arms of one run, or of runs that hold out the same rows"
+            do = "name arms of one run, or of runs in which it keeps the same"
             raise RecipeError(f"'{name}' differs between runs", where, do)
-        for planned in _ancestors(choice.planned, stages):
+        for planned in _ancestors(choice.planned, stages) if bench.hold_out else ():
             if planned.stage.learns is not None and not _learns_at(name, planned, choice, stages):
                 do = f"give it the rows that '{name}' keeps: after it, by `over: {name}.keep`, or"
                 do += " by a value instead of a share; else leave the arm out"
                 found = f"'{planned.name}' ({planned.uses}) learns from rows that are held out"
                 raise RecipeError(found, where, do)
     assert home is not None
-    return home
+    return home, bool(bench.hold_in)
 
 
 def _ancestors(planned: PlannedStage, stages: Mapping[str, PlannedStage]) -> list[PlannedStage]:

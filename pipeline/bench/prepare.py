@@ -18,10 +18,10 @@ from clipmill.pipeline.bench.pool import (
     Runs,
     are_of_one_pool,
     choices_of,
+    ground_of,
     parents_of,
     raw_of,
     raw_rows,
-    strangers,
 )
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
 from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
@@ -63,8 +63,9 @@ class Prepared:
         rows = self.arms[arm].rows
         if rows in self.bench.rows:
             return str(self.bench.rows[rows])
-        dropped = f" that '{self.bench.hold_out}' drops" if self.bench.hold_out else ""
-        return f"every row{dropped}" if rows == RAW else by_chance(rows)
+        which = f" that '{self.bench.hold_out}' drops" if self.bench.hold_out else ""
+        which = f" that '{self.bench.hold_in}' keeps" if self.bench.hold_in else which
+        return f"every row{which}" if rows == RAW else by_chance(rows)
 
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
@@ -79,13 +80,13 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
     if TRUSTED in bench.rows and trusted is None:
         source = bench.rows[TRUSTED]
         choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
-    home = strangers(bench.hold_out, [*choices.values()]) if bench.hold_out else None
+    ground = ground_of(bench, [*choices.values()]) if bench.hold_out or bench.hold_in else None
     trainings = _trainings(bench, path)
     raw = _exported(first, raw_of(first), executor, watcher)
     export_folder = Storage(raw.out)
     with lock.held(out) as owned:
         writer = ArmWriter(
-            raw=raw_rows(first, export_folder, home),
+            raw=raw_rows(first, export_folder, ground),
             raw_of=_digest(export_folder),
             export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
             folder=owned,
@@ -94,7 +95,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         )
         written = writer.write(bench, choices)
         data = {name: Data(raw.out, str(_file(out, name))) for name in written}
-        if home is None:
+        if ground is None:
             data[RAW] = Data(raw.out, None)
         if trusted:
             trusted_export = _exported(trusted, bench.rows[TRUSTED].stage, executor, watcher)

@@ -62,6 +62,7 @@ class Bench:
     judges: tuple[str, ...] = (ZERO_SHOT,)
     by: str = ""  # the column by whose values an arm is split
     hold_out: str = ""  # the select that drops strangers: arms have these alone
+    hold_in: str = ""  # or the select whose rows alone arms have
     settings: dict[str, Any] = field(default_factory=dict)  # of every training
     rows: dict[str, Source] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Arguments:
     tasks: str | None = None
     judges: str | None = None  # zero_shot,probe
     hold_out: str | None = None  # STAGE
+    hold_in: str | None = None  # STAGE
 
 
 def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
@@ -114,12 +116,18 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
             "name one, whose pool the others are of: NAME=RUN:STAGE",
         )
     settings = _settings(arguments.sets, "--set")
-    hold_out = arguments.hold_out or ""
-    bench = before or Bench(scale="nano", seeds=5, tasks="", hold_out=hold_out, settings=settings)
+    hold_out, hold_in = arguments.hold_out or "", arguments.hold_in or ""
+    if hold_out and hold_in:
+        do = "give each a bench of its own, so that arms are compared on one ground"
+        raise RecipeError("--hold-out and --hold-in together", "the arguments", do)
+    bench = before or Bench(
+        scale="nano", seeds=5, tasks="", hold_out=hold_out, hold_in=hold_in, settings=settings
+    )
     for key, value, stored in (
         ("--scale", arguments.scale, bench.scale),
         ("--set", settings, bench.settings),
         ("--hold-out", hold_out, bench.hold_out),
+        ("--hold-in", hold_in, bench.hold_in),
     ):
         if before and value and value != stored:
             raise RecipeError(

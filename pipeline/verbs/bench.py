@@ -44,6 +44,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help="train on rows that this select drops, which nothing behind an arm may learn from",
     )
+    parser.add_argument(
+        "--hold-in", metavar="STAGE", help="train on rows alone that this select keeps"
+    )
     parser.add_argument("--scale", metavar="NAME", help="of every training (default: nano)")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="trainings of each arm (default: 5, or as before)"
@@ -164,6 +167,7 @@ def run(options: argparse.Namespace) -> int:
         tasks=options.tasks,
         judges=options.judges,
         hold_out=options.hold_out,
+        hold_in=options.hold_in,
     )
     bench = bench_of(arguments, before, str(out))
     bench = split(bench, options.by) if options.by else bench

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.scores POOL RUN [SELECT] STAGE.COLUMN…
 
-AUC of good captions above swapped ones, and above all faulty rows; the share of good rows and of
-swapped ones in the best fifth of the pool. With SELECT the rows that it keeps and those that it
-drops have a table each. The interval of the first AUC, and of its difference to that of the first
-score, is 1.96 deviations over 200 pools whose drawings are drawn again. Rows without one of the
-scores, and trusted ones, are left out.
+AUC of good captions above swapped ones, above those swapped within their group, and above all
+faulty rows; the share of good rows and of swapped ones in the best fifth of the pool. With SELECT
+the rows that it keeps and those that it drops have a table each. The interval of the first AUC, and
+of its difference to that of the first score, is 1.96 deviations over 200 pools whose drawings are
+drawn again. Rows without one of the scores, and trusted ones, are left out.
 """
 
 import numpy as np
@@ -44,15 +44,14 @@ def table(title: str, rows: pl.DataFrame, names: list[str]) -> str:
     """Prints a line a score; returns the first AUC of each."""
     good = rows["is_good"].to_numpy()
     swapped = rows["text_issue"].eq_missing("swapped").to_numpy()
+    own = swapped & rows["swapped_in_group"].fill_null(False).to_numpy()
     _, drawing_N = np.unique(rows["dup_cluster"].to_numpy(), return_inverse=True)
     rng, many = np.random.default_rng(0), drawing_N.max() + 1
     draws = (np.bincount(rng.integers(0, many, many), minlength=many) for _ in range(DRAWS))
     times_RN = np.stack([times[drawing_N] for times in draws])
     print(f"{title}: {good.sum():,} good rows, {swapped.sum():,} swapped")
-    head = ("swapped", 15), ("- first", 16), ("faulty", 8), ("good in best fifth", 20)
-    print(
-        f"{'score':<28}", *(f"{word:>{width}}" for word, width in (*head, ("swapped", 9))), sep=""
-    )
+    print(f"{'score':<28}{'swapped':>15}{'- first':>16}{'own group':>11}{'faulty':>8}", end="")
+    print(f"{'good in best fifth':>20}{'swapped':>9}")
     found, first_R = [], np.zeros(0)
     for name in names:
         value_N = rows[name].to_numpy()
@@ -61,9 +60,10 @@ def table(title: str, rows: pl.DataFrame, names: list[str]) -> str:
         first_R, first = (first_R, found[0][1]) if found else (drawn_R, whole)
         best = np.argsort(-value_N, kind="stable")[: len(rows) // 5]
         apart = f"{whole - first:+.3f} ± {1.96 * (drawn_R - first_R).std():.3f}" if found else ""
-        faulty, shares = auc(value_N[good], value_N[~good]), (good[best], swapped[best])
+        others = [auc(value_N[good], value_N[bad]) for bad in (own, ~good)]
+        shares = good[best], swapped[best]
         told = f"{whole:.3f} ± {1.96 * drawn_R.std():.3f}"
-        print(f"{name:<28}{told:>15}{apart:>16}{faulty:>8.3f}", end="")
+        print(f"{name:<28}{told:>15}{apart:>16}{others[0]:>11.3f}{others[1]:>8.3f}", end="")
         print(f"{shares[0].mean():>20.1%}{shares[1].mean():>9.1%}")
         found.append((name, whole))
     return ", ".join(f"{name} {value:.3f}" for name, value in found)

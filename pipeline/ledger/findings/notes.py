@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.hosts import host_of
-from clipmill.metadata.schema import KEEP, SHA256, URL, Column
+from clipmill.metadata.schema import KEEP, SHA256, SOURCE, URL, Column
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, stored
 from clipmill.pipeline.planning.planned import PlannedStage
@@ -29,7 +29,8 @@ def notes(state: RunState) -> dict[str, tuple[str, ...]]:
     for name, stage in state.stages.items():
         artifacts = json_artifacts(stage, "notes")  # of a model, what it learnt from
         own = [note for artifact in artifacts for note in artifact.get("notes", ())]
-        if lines := [*own, *(_one_host(state, name) if artifacts else ()), *_seen(state, name)]:
+        lines = [*own, *(_one_host(state, name) if artifacts else ())]
+        if lines := [*lines, *_seen(state, name), *_one_maker(state, name)]:
             sentences[name] = tuple(lines)
     return sentences
 
@@ -98,6 +99,28 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
                     f"{again:,} of its rows have pictures that {taught}: {TWICE if own else HIGH};"
                     f" take them out of '{planned.root}' or of '{root}'"
                 )
+
+
+def _one_maker(state: RunState, name: str) -> Iterator[str]:
+    """Yields a sentence if good rows, by which a mixture learnt its weights, are of one source or
+    host, and others are not."""
+    learn = getattr(state.plan.stages[name].stage, "learn", None)
+    if learn is None or not state.stages[name].complete:
+        return
+    good = _column(state, name, Column(learn.good, pa.bool_(), "", ""))
+    for kind, column in (("source", SOURCE), ("host", URL)):
+        values = _column(state, name, column)
+        if good is None or values is None:
+            continue
+        values = values if column == SOURCE else host_of(values)
+        [maker, *more] = pc.unique(values.filter(good.fill_null(False))).to_pylist()
+        if more or maker is None or len(pc.unique(values)) == 1:
+            continue
+        yield (
+            f"all good rows are of one {kind}, {maker}, and others are not: expect weights to tell"
+            " its style too; mix columns that mean quality, or name good rows of several"
+        )
+        return
 
 
 def _ranking(stages: Mapping[str, PlannedStage], name: str) -> Iterator[str]:

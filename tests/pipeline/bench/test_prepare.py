@@ -132,6 +132,12 @@ def test_arms_have_the_rows_alone_that_nothing_learnt_from(tmp_path):
             prepare(tmp_path / stage, arms=(f"{stage}={run}:{stage}",), hold_out="home", seeds=1)
         assert refused.value.args[0] == found
     assert arms.what("raw") == "every row that 'home' drops"
+    home = [row for row in range(20) if caption(row) and row not in strangers]
+    both = (f"high={run}:high", f"late={run}:late")  # whatever they learnt from
+    inside = prepare(tmp_path / "in", arms=both, hold_in="home", seeds=1)
+    assert places(tmp_path / "in", "raw") == places(tmp_path / "in", "late") == home
+    assert places(tmp_path / "in", "high") == [row for row in home if len(caption(row)) == 8]
+    assert inside.what("raw") == "every row that 'home' keeps"
     with pytest.raises(RecipeError, match="no select 'caption' over its rows"):
         prepare(tmp_path / "no", arms=(f"high={run}:high",), hold_out="caption", seeds=1)
 

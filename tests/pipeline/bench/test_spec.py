@@ -89,6 +89,8 @@ def test_what_cannot_be_compared_is_refused(more, found):
         (Arguments(sets=("batch_size=64",)), "--set {'batch_size': 64}, and this bench has none"),
         (Arguments(seeds=1), "--seeds 1, and 2 are trained"),
         (Arguments(hold_out="home"), "--hold-out home, and this bench has none"),
+        (Arguments(hold_in="home"), "--hold-in home, and this bench has none"),
+        (Arguments(hold_out="a", hold_in="b"), "--hold-out and --hold-in together"),
     ],
 )
 def test_a_bench_stays_what_it_was(then, found):

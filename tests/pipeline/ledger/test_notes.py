@@ -1,4 +1,4 @@
-"""Notes: what stages say, one host, and rows that a model scores and learnt from."""
+"""Notes: what stages say, one host or source, and rows that a model scores and learnt from."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,16 +39,29 @@ stages:
   part:    {uses: probe.learn, from: [trusted, few]}
   again:   {uses: probe.apply, from: pool, model: "stage:part"}
 """
+MIXED = """
+stages:
+  trusted: {uses: ingest.datacomp, path: trusted, shard_rows: 30}
+  pool:    {uses: ingest.datacomp, path: pool, shard_rows: 30}
+  both:    {uses: ingest.union, from: [trusted, pool]}
+  words:   {uses: annotate.caption, from: both}
+  g:       {uses: select.where, from: both, where: "source = 'trusted'"}
+  a:       {uses: select.where, from: both, where: "url LIKE '%a.test%'"}
+  b:       {uses: select.where, from: both, where: "url LIKE '%5'"}
+  source:  {uses: score.mix, from: [words, g], learn: {columns: [caption_chars], good: g.keep}}
+  host:    {uses: score.mix, from: [words, a], learn: {columns: [caption_chars], good: a.keep}}
+  several: {uses: score.mix, from: [words, b], learn: {columns: [caption_chars], good: b.keep}}
+"""
 
 
 @pytest.fixture
 def state(tmp_path, monkeypatch, clipmill):
     """A run of ten rows of a pool, with trusted rows of these numbers from these hosts."""
 
-    def run(trusted=range(20, 24), hosts=("shop.test",), stages=STAGES):
+    def run(trusted=range(20, 24), hosts=("shop.test",), stages=STAGES, rows=range(10)):
         monkeypatch.chdir(tmp_path)
         for name, numbers, sites in (
-            ("pool", range(10), ("a.test", "b.test")),
+            ("pool", rows, ("a.test", "b.test")),
             ("trusted", trusted, hosts),
         ):
             rows = [
@@ -116,3 +129,11 @@ def test_trusted_pairs_of_one_host_beside_a_pool_are_told_with_what_they_add(sta
     assert host.startswith("all rows of trusted are of one host, shop.test: ")
     assert "as if the pool alone had taught" in host
     assert found.keys() == {"learn", "part", "again"}
+
+
+def test_good_rows_of_one_source_or_host_that_a_mixture_learnt_from_are_told(state):
+    found = notes(state(range(1000, 1100), ("a.test", "c.test"), MIXED, range(95, 300)))
+    (source,), (host,) = found["source"], found["host"]
+    assert source.startswith("all good rows are of one source, trusted, and others are not: ")
+    assert host.startswith("all good rows are of one host, a.test, and others are not: ")
+    assert found.keys() == {"source", "host"}

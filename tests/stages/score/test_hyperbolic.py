@@ -46,13 +46,24 @@ def test_distances_from_the_origin_are_lengths_and_cones_open_away_from_it(c, sc
     assert angle[2] == pytest.approx(np.pi - inside - aperture, abs=1e-6)
 
 
-def test_specificities_are_means_over_the_drawn_rows_whatever_the_shards(scored):
+def released(x_ND: np.ndarray, y_ND: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
+    """The released rule in our words: how near each y is to x, and how far outside its cone."""
+    length = [np.sqrt(c) * np.linalg.norm(part, axis=1)[:, None] for part in (x_ND, y_ND)]
+    x, y = (np.sinh(r) / r * part for r, part in zip(length, (x_ND, y_ND), strict=True))
+    x_time, y_time = (np.sqrt(1 / c + (part**2).sum(axis=1)) for part in (x, y))
+    product = c * (x @ y.T - np.outer(x_time, y_time))
+    long = np.linalg.norm(x, axis=1)[:, None]
+    angle = np.arccos((y_time + x_time[:, None] * product) / (long * np.sqrt(product**2 - 1)))
+    return -np.arccosh(-product) / np.sqrt(c), angle - np.arcsin(0.2 / (np.sqrt(c) * long))
+
+
+def test_scores_are_those_of_the_released_rule_over_the_drawn_rows_whatever_the_shards(scored):
     rng = np.random.default_rng(3)
     image, text = rng.normal(size=(2, 300, 6)).astype(np.float32)
     given = pairs(image, text)
     out = scored(Hyperbolic(references=4096, curvature=0.5), given)
-    points = lifted(image, 0.5), lifted(text, 0.5)
-    outside = entailment(points[1], points[0], 0.5)  # each caption's cone, each image
+    near, outside = released(*(part.astype(np.float64) for part in (text, image)), 0.5)
+    assert np.abs(out["hyperbolic_alignment"].to_numpy() - near.diagonal()).max() < 1e-6
     assert np.abs(out["image_specificity"].to_numpy() - outside.mean(axis=0)).max() < 1e-6
     assert np.abs(out["text_specificity"].to_numpy() - outside.mean(axis=1)).max() < 1e-6
     parts = [out[name].to_numpy() for name in COLUMNS[1:]]
