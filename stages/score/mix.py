@@ -214,7 +214,8 @@ class Mix(DatasetStage):
         """Returns hash and values of the usable rows of least hash."""
         value_KN, usable_N = self.values(rows, self.over)
         hash_N = coin_hash(rows[UID.name], seed=seed, stage=stage, purpose="ranks")
-        return least({"hash": hash_N[usable_N], "values": value_KN[:, usable_N].T}, KNOTS)
+        some = slice(None) if usable_N.all() else usable_N
+        return least({"hash": hash_N[some], "values": value_KN[:, some].T}, KNOTS)
 
     def counted(self, knots: Mapping[str, NDArray[np.float64]], rows: pa.Table) -> State:
         """Counts by column the values below each knot and above the last one, and those at it."""
@@ -222,9 +223,9 @@ class Mix(DatasetStage):
         state: dict[str, NDArray[Any]] = {}
         for name, knot_M in knots.items():
             value_N = np.sort(value_KN[self.columns.index(name)])
-            place_N = np.searchsorted(knot_M, value_N)  # no value is above the last knot
-            bins = 2 * place_N + (knot_M[place_N] == value_N)
-            state[name] = np.bincount(bins, minlength=2 * len(knot_M))
+            below_M, up_to_M = (np.searchsorted(value_N, knot_M, end) for end in ("left", "right"))
+            ends = np.stack([below_M, up_to_M], axis=1).ravel()  # no value is above the last knot
+            state[name] = np.diff(ends, prepend=0)
         return state
 
     def scalings(self, ctx: Context, rows: Shards, span: State) -> list["Scaling"]:
@@ -235,7 +236,9 @@ class Mix(DatasetStage):
             found = f"'{name}' is {value:g} in all {count:,} rows, and tells none apart"
             where = f"stage '{ctx.worker.stage}', key `{'learn' if self.learn else 'weights'}`"
             raise StageError(found, where, "leave the column out")
-        sums: Any = ctx.reduce(partial(self.sums, low_K, high_K), rows, added)
+        sums: Any = {}  # ranks need none
+        if len(self.ranked) < len(self.columns):
+            sums = ctx.reduce(partial(self.sums, low_K, high_K), rows, added)
         knots: dict[str, NDArray[np.float64]] = {}
         if self.ranked:
             draw = partial(self.drawn, ctx.worker.seed, ctx.worker.stage)
@@ -248,11 +251,12 @@ class Mix(DatasetStage):
         scalings = []
         for index, name in enumerate(self.columns):
             ends = np.array([low_K[index], high_K[index]])
-            mean = mean_of(sums["values"][:, index], count)
-            square = mean_of(sums["squares"][:, index], count)
             if name in self.ranked:
                 scalings.append(ranking(knots[name], counts[name] / count))
-            elif self.scale_of(name) == "z":
+                continue
+            mean = mean_of(sums["values"][:, index], count)
+            square = mean_of(sums["squares"][:, index], count)
+            if self.scale_of(name) == "z":
                 share = np.array([0, 1]) - mean
                 scalings.append(Scaling(ends, share / np.sqrt(square - mean**2), 0))
             else:
@@ -346,7 +350,8 @@ class Scaling:
         if len(self.value) == 2:  # several times as fast
             slope = np.diff(self.scaled)[0] / np.diff(self.value)[0]
             return (value_N - self.value[0]) * slope + self.scaled[0]
-        order = np.argsort(value_N)  # ascending values are looked up seven times as fast
+        with np.errstate(over="ignore"):  # ascending values are looked up seven times as fast
+            order = np.argsort(value_N.astype(np.float32))
         scaled_N = np.empty(len(value_N))
         scaled_N[order] = np.interp(value_N[order], self.value, self.scaled)
         return scaled_N

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.cross_fitted [full | POOL [FOLDER]]    a drawn pool, fewer rows
 
 The pool's English rows, faults and all; copies are those of the pool's truth. AUC is of fault-free
-rows over swapped captions; `kept` is the share of fault-free rows above the cut that keeps 70 % of
-all rows, by a drawing's rows and by a concept's. Features stay in FOLDER, as in `filter_abroad`.
+rows over swapped captions, and over those swapped within a group; `kept` is the share of fault-free
+rows above the cut that keeps 70 % of all, by a drawing's rows and by a concept's. Features stay
+in FOLDER, as in `filter_abroad`.
 
 `negclip` compares a row with partners, as `score.negclip` does by partitions, at TAU; `groups` is
 `fit_rank` of `score.chance` among captions as common.
@@ -71,9 +72,9 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
     facts = rows.rows.join(truth, on="uid", how="left", maintain_order="left").select(
         "concept", copies=pl.len().over("dup_cluster"), rows=pl.len().over("concept")
     )
-    print("| heads | AUC |", *(f"kept, copies {it} |" for it in BINS), end=" ")
+    print("| heads | AUC | own group |", *(f"kept, copies {it} |" for it in BINS), end=" ")
     print(*(f"concept's rows {it} |" for it in CONCEPTS), "faulty of kept | CPU s |")
-    print("|---|" + "---:|" * (len(BINS) + len(CONCEPTS) + 3))
+    print("|---|" + "---:|" * (len(BINS) + len(CONCEPTS) + 4))
     ways: dict[str, Callable[[], NDArray[np.floating]]] = {
         "learnt from all": lambda: scores(learnt(rows), rows)
     }
@@ -89,7 +90,8 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         begun = time.process_time()
         score_N = way()
         seconds = time.process_time() - begun
-        found.append(aucs(rows, score_N)["swapped"])
+        auc_of = aucs(rows, score_N)
+        found.append(auc_of["swapped"])
         good = (rows.rows["fault"] == "").to_numpy()
         is_kept = score_N > np.quantile(score_N, 1 - KEPT_AT_HOME)
         kept = [
@@ -97,7 +99,11 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
             for column, bins in (("copies", BINS), ("rows", CONCEPTS))
             for bounds in bins.values()
         ]
-        print(f"| {name} | {found[-1]:.3f} |", *(f"{it:.3f} |" for it in kept), end=" ")
+        print(
+            f"| {name} | {found[-1]:.3f} | {auc_of['own group']:.3f} |",
+            *(f"{it:.3f} |" for it in kept),
+            end=" ",
+        )
         print(f"{(~good)[is_kept].mean():.3f} | {seconds:.0f} |", flush=True)
     print(f"\n| fit_rank < {FIT}: | fault-free kept, unmet | faulty of kept |", end=" ")
     print("folds: kept | faulty |\n|---|---:|---:|---:|---:|")
