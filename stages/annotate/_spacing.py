@@ -70,8 +70,12 @@ def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
     if rule == "metaclip2":
         _mark(is_open, NO_SPACES)
         is_open[[ord(mark) for mark in PUNCTUATION]] = True
-    pad = np.where(is_open, "", " ").tolist()
-    patterns = [core and pad[ord(core[0])] + core + pad[ord(core[-1])] for core in cores]
+    bare = set(map(chr, np.flatnonzero(is_open).tolist()))
+
+    def pad(character: str) -> str:
+        return "" if character in bare else " "
+
+    patterns = [core and pad(core[0]) + core + pad(core[-1]) for core in cores]
     return pa.array(patterns, pa.string())
 
 

@@ -5,6 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -17,7 +19,19 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(loop: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, **options)(loop)
         with suppress(RuntimeError):  # raised if no folder can be written
-            dispatcher.enable_caching()
+            dispatcher._cache = _Cache(loop)
         return dispatcher
 
     return decorate
+
+
+class _Cache(FunctionCache):
+    """Loads machine code without Numba's compiler, whose import takes a quarter of a second.
+
+    A compilation imports it by itself.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # counts references to arrays
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
