@@ -172,7 +172,7 @@ class Chance(NamedTuple):
         fits = (self.fit_M[self.group_M == group] for group in range(len(count_GB)))
         return np.stack([normal_ranks(*both) for both in zip(count_GB, fits, strict=True)])
 
-    def of(self, rows: Rows) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    def place(self, rows: Rows) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Returns (N,) what the rows' fits are compared with, and their groups."""
         if not len(self.edges):
             return np.zeros(len(rows["hash"])), np.zeros(len(rows["hash"]), np.int64)
@@ -207,13 +207,13 @@ def beside(rows: Rows, drawn: Rows) -> tuple[NDArray[np.floating], NDArray[np.fl
     for fold in np.unique(rows["fold"]):
         row_F = rows["fold"] == fold
         inside_R = drawn["fold"] == fold
-        for out_N, of, to, drawn_R in (
+        for out_N, mine, theirs, drawn_R in (
             (best_N, "image", "text", inside_R),
             (common_N, "features", "features", ~inside_R),
         ):
             own_F = rows["hash"][row_F]
             out_N[row_F] = nearest(
-                rows[of][row_F], own_F, drawn[to][drawn_R], drawn["hash"][drawn_R]
+                rows[mine][row_F], own_F, drawn[theirs][drawn_R], drawn["hash"][drawn_R]
             )
     return best_N, common_N
 
@@ -221,10 +221,13 @@ def beside(rows: Rows, drawn: Rows) -> tuple[NDArray[np.floating], NDArray[np.fl
 def nearest(
     row_FD: NDArray[np.float32], own_F: NDArray, drawn_RD: NDArray[np.float32], own_R: NDArray
 ) -> NDArray[np.float64]:
-    """Returns (F,) the mean cosine of each row and the 5 nearest of the drawn but itself.
+    """Returns (F,) the mean cosine of each row and the 5 nearest of the drawn but itself; 0 if there
+    are no more than 5.
 
     Vectors are rounded to 1 / 2,048, so that float32 sums products exactly, in any order.
     """
+    if len(drawn_RD) <= NEAR:
+        return np.zeros(len(row_FD))
     row_FD, drawn_RD = (np.rint(unit_rows(x_ND) * GRID) for x_ND in (row_FD, drawn_RD))
     mean_F = np.empty(len(row_FD))
     for start in range(0, len(row_FD), PART):
@@ -239,7 +242,7 @@ def nearest(
 def measured(rows: pa.Table, *, read: Callable[[pa.Table], Rows], chance: Chance) -> pa.Table:
     """Returns each row's cosine, fit and group, or a reason to have none."""
     state = read(rows)
-    good, (best_N, group_N) = state["index"], chance.of(state)
+    good, (best_N, group_N) = state["index"], chance.place(state)
     few_N = np.full(len(rows), not len(chance.cosine_M))
     bad_N = np.ones(len(rows), bool)
     bad_N[good] = False

@@ -148,10 +148,10 @@ def fit_rank(
         columns["unmet_fold"] = pa.array(fold_N, pa.int32())
     read = partial(chance.usable, seed=0, stage="chance", grouped=groups > 1)
     table = pa.table(columns)
-    of = chance.chance_of(chance.least(read(table), most=chance.drawn_of(groups)), groups)
-    table = chance.measured(table, read=read, chance=of)
-    rank_GB = of.ranks(chance.counted(table, groups=groups)["rows"])
-    return chance.above(table, chance=of, rank_GB=rank_GB)["fit_rank"].to_numpy()
+    shuffled = chance.chance_of(chance.least(read(table), most=chance.drawn_of(groups)), groups)
+    table = chance.measured(table, read=read, chance=shuffled)
+    rank_GB = shuffled.ranks(chance.counted(table, groups=groups)["rows"])
+    return chance.above(table, chance=shuffled, rank_GB=rank_GB)["fit_rank"].to_numpy()
 
 
 def learnt_heads(rows: Pairs) -> fn.FilterNetwork:

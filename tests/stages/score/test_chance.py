@@ -166,6 +166,8 @@ def test_groups_keep_as_many_fitting_captions_of_rare_concepts_as_of_common_ones
     parts = [rows.slice(start, 300) for start in range(0, len(rows), 300)]
     whole = shares(rows, column="fit_rank", groups=2)
     assert shares(*parts, column="fit_rank", groups=2) == whole
+    one_fold = rows.set_column(4, "unmet_fold", pa.array(np.zeros(len(rows), np.int32)))
+    assert None not in shares(one_fold, column="fit_rank", groups=2)[0]  # none is rare
 
 
 def test_too_few_rows_for_the_groups_are_named(shares):
