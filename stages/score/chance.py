@@ -221,8 +221,7 @@ def beside(rows: Rows, drawn: Rows) -> tuple[NDArray[np.floating], NDArray[np.fl
 def nearest(
     row_FD: NDArray[np.float32], own_F: NDArray, drawn_RD: NDArray[np.float32], own_R: NDArray
 ) -> NDArray[np.float64]:
-    """Returns (F,) the mean cosine of each row and the 5 nearest of the drawn but itself; 0 if there
-    are no more than 5.
+    """Returns (F,) the mean cosine of each row and the 5 nearest drawn but itself; 0 of fewer.
 
     Vectors are rounded to 1 / 2,048, so that float32 sums products exactly, in any order.
     """
