@@ -23,7 +23,8 @@ class Language(RowStage):
     """The most likely of fastText's 176 languages and its probability; null without any text.
 
     `cld3-laion` and `cld3-datacomp` ask CLD3 as LAION-5B did (5 to 2,000 bytes, `und` where it is
-    not sure) and as DataComp's imitation of LAION-2B does (up to 1,000 bytes, sure or not).
+    not sure; its captions were mended by ftfy before, and bare of what cannot be printed) and as
+    DataComp's imitation of LAION-2B does (up to 1,000 bytes, sure or not).
     Source: fastText lid.176 (Joulin et al. 2016), used as in DataComp's basic filter: newlines
     become spaces, nothing else is cleaned, and there is no least probability. Google's CLD3.
     Error: a caption without a known word or letter group ("12345") is English at 0.12, as in
