@@ -159,7 +159,8 @@ class ClipTraining(DatasetStage):
             raise RecipeError(found, "key `loss`", f"write {keys}, or name another loss")
         for key in self.declared.needs:
             if getattr(self, key) is None:
-                raise RecipeError(f"the loss '{self.loss}' needs it", f"key `{key}`", "write it")
+                do = f"write {key}: docs/training.md has its paper's, beside the loss"
+                raise RecipeError(f"the loss '{self.loss}' needs {key}", f"key `{key}`", do)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)

@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "jest": JEST,
     "multi_positive": {"loss": "multi_positive"},
     "multi_sigmoid": {"loss": "multi_sigmoid"},
+    "average": {"average": 0.999},
     "distill": {"loss": "distill", "loss_settings": {"images": ["vector"], "texts": ["vector"]}},
     "vit": VIT,
     "a_clip": {
