@@ -16,7 +16,6 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import POSITION, REASON, SHARD, TEXT, UID
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.tables.combined import Combined
-from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.tables.rows import dropped_before
 from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.centroids import MARK
@@ -88,7 +87,7 @@ class ParquetTexts(Combined):
                 do = f"write {MODEL.decode()} into the metadata of its schema"
                 raise StageError(f"{name} does not say which model made '{column}'", place, do)
             models.add(marks[MODEL].decode())
-            groups += [(name, number) for number in range(len(sizes_of_groups(parquet)))]
+            groups += [(name, number) for number in range(parquet.num_row_groups)]
         if len(models) > 1:
             found = f"texts of {len(models)} models: {', '.join(sorted(models))}"
             raise StageError(found, place, "embed all texts with one model")

@@ -7,7 +7,7 @@ export.pixels for every stage that trains on the export.
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -40,9 +40,7 @@ from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import Reading
 from clipmill.stages.clip.subset import Chosen, text_lists
-from clipmill.stages.ops.images.area import square
-from clipmill.stages.ops.images.decode import decode
-from clipmill.stages.ops.images.opened import ImageError
+from clipmill.stages.ops.images.squares import decoded
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
@@ -81,27 +79,6 @@ class CachedShard:
     # of trainings that edit texts: UTF-8 of all, and (K + 1,) the first byte of each
     text_bytes: NDArray[Any] = field(default_factory=none)
     byte_starts: NDArray[Any] = field(default_factory=none)
-
-
-def decoded(
-    batches: Iterable[pa.Table], image_NSS3: NDArray[np.uint8], counts: Counter[str]
-) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
-    """Decodes pictures into the array; yields the rows that decode, and (N,) a flag for each row.
-
-    Yielded rows have no image column. Pictures leave no gaps; other rows are counted by reason.
-    """
-    done = 0
-    for batch in batches:
-        fine_N = np.zeros(len(batch), bool)
-        for row, body in enumerate(batch[IMAGE.name].to_pylist()):
-            try:
-                image_NSS3[done] = square(decode(body or b""), image_NSS3.shape[1])
-            except ImageError:
-                counts["no_image" if body is None else "undecodable"] += 1
-            else:
-                fine_N[row] = True
-                done += 1
-        yield batch.drop_columns([IMAGE.name]).filter(pa.array(fine_N)), fine_N
 
 
 def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any]:

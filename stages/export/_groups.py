@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.places import places_name
 from clipmill.metadata.schema import IMAGE, POSITION, SAMPLE_INDEX, SHARD, UID
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Shards, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Worker
-from clipmill.stages.export._leaving import Takes, Times, describe, once, summed, tally
+from clipmill.stages.export._documents import describe, put_places
+from clipmill.stages.export._leaving import Takes, Times, once, summed, tally
 
 # Shapes: N rows, S source shards or samples, K rows taken, B batches.
 
@@ -120,13 +120,6 @@ def write_group(
             columns = [[field.name, str(field.type)] for field in schema]
             start += size
     return {"files": files, "columns": columns, "features": features}
-
-
-def put_places(file: str, places_N2: NDArray[np.int32], task: Task) -> None:
-    """Stores shard and position of the file's rows beside it."""
-    path = task.worker.scratch / "places.npy"
-    np.save(path, places_N2)
-    task.put_file(places_name(file), path)
 
 
 @contextmanager

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.datacard import documents
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
-from clipmill.pipeline.dataset import Context, Shards, Task
+from clipmill.pipeline.dataset import Shards, Task
 from clipmill.pipeline.stage import NonEmpty
 
 # Shapes: N rows.
@@ -137,25 +136,3 @@ def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
     """Sums the tallies of all shards."""
     names = ("rows", "exported", *takes.reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
-
-
-def describe(
-    ctx: Context,
-    layout: str,
-    counts: dict[str, int],
-    columns: list[list[str]],
-    files: list[dict[str, Any]],
-    **about: Any,
-) -> None:
-    """Stores the documents of an export whose files are stored; `about` has optional entries."""
-    made = {"name": ctx.worker.stage, "format": layout, "seed": ctx.worker.seed, "counts": counts}
-    ctx.map(put_documents, [{**made, "columns": columns, "files": files, **about}])
-
-
-def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
-    """Stores data card, Croissant metadata, and last, when all its files exist, dataset.json."""
-    for name, text in documents(summary).items():
-        path = task.worker.scratch / name
-        path.write_text(text, encoding="utf-8")
-        task.put_file(path.name, path)
-    return summary["counts"]

@@ -31,7 +31,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp
 from clipmill.stages.export._columns import check_columns, with_hex_ids
-from clipmill.stages.export._leaving import describe
+from clipmill.stages.export._documents import describe
 from clipmill.stages.export._map import (
     CLUSTER,
     KEPT,

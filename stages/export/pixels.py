@@ -17,8 +17,7 @@ from clipmill.metadata.shard import ShardWriter
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.stage import DatasetStage, OneUp
-from clipmill.stages.export._groups import put_places
-from clipmill.stages.export._leaving import put_documents
+from clipmill.stages.export._documents import put_documents, put_places
 from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 # Shapes: N rows of a file, S pixels a side.
@@ -70,7 +69,7 @@ class Pixels(DatasetStage):
 
 def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[str, Any]:
     """Writes one file's pictures, and its rows without images; counts left-out rows by reason."""
-    from clipmill.stages.clip.cache import decoded  # late: a plan needs no OpenCV
+    from clipmill.stages.ops.images.squares import decoded
 
     exported, name = Outputs(Storage(data)), file["file"]
     stem = name.removesuffix(".parquet")

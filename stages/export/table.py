@@ -22,7 +22,8 @@ from clipmill.stages.export._columns import (
     json_text,
     with_hex_ids,
 )
-from clipmill.stages.export._leaving import Dropped, Takes, describe, summed, tally
+from clipmill.stages.export._documents import describe
+from clipmill.stages.export._leaving import Dropped, Takes, summed, tally
 
 BATCH_ROWS = 4096
 PLAIN = (  # types that CSV can write as they are

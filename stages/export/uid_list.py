@@ -13,15 +13,8 @@ from clipmill.metadata.schema import IDENTITY, REPEATS, UID, Column
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, later
-from clipmill.stages.export._leaving import (
-    REASONS,
-    Dropped,
-    Takes,
-    describe,
-    repeats,
-    summed,
-    tally,
-)
+from clipmill.stages.export._documents import describe
+from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
 from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows.

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipmill.stages.models.saved import weights_digest
 from clipmill.stages.models.text_features import Precision, dtype_of, in_batches
-from clipmill.stages.ops.images.area import square
+from clipmill.stages.ops.images.squares import square
 from clipmill.stages.ops.outside import need_weights
 
 # Shapes: N images, D width of the features, H x W pixels, B batch.

@@ -44,10 +44,10 @@ from clipmill.stages.clip.cache import (
     texts_there,
     usable,
 )
-from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import SPARE, decode
 from clipmill.stages.ops.images.encoded import probe
 from clipmill.stages.ops.images.opened import RGB, ImageError
+from clipmill.stages.ops.images.squares import square
 from clipmill.stages.readers._draws import Draws, Group, Piece
 
 # Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens, R row

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipmill.stages.clip.towers import FIRST_SCALE, Reads, Towers
-from clipmill.stages.ops.images.area import square
+from clipmill.stages.ops.images.squares import square
 
 # Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
 

@@ -172,7 +172,7 @@ def test_an_export_that_was_stopped_goes_on_where_it_was(export, run, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("clipmill.stages.export._leaving.put_documents", stop)
+        patched.setattr("clipmill.stages.export._documents.put_documents", stop)
         assert export("subset", "huggingface").code == 130
     assert not (tmp_path / "out").exists(), "nothing is copied that is not whole"
     (made,) = run.glob("stages/export_*/out/data/*.parquet")

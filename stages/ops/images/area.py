@@ -31,17 +31,6 @@ def shrink(rgb_HW3: RGB, width: int, height: int) -> RGB:
     return small_RC3
 
 
-def square(rgb: RGB, size: int, upscale: int = cv2.INTER_CUBIC) -> RGB:
-    """Returns (size, size, 3) the whole picture, its longer side at `size`, centred on white."""
-    scale = size / max(rgb.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
-    if scale < 1:
-        rgb = shrink(rgb, width, height)
-    elif scale > 1:
-        rgb = cv2.resize(rgb, (width, height), interpolation=upscale)  # type: ignore[assignment]
-    return in_white_square(rgb, size)
-
-
 def in_white_square(rgb: RGB, size: int) -> RGB:
     height, width = rgb.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2

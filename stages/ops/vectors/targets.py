@@ -16,7 +16,6 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.tables.exports import summary_of
-from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
 from clipmill.stages.ops.vectors.centroids import MARK, file_or_folder
 
 ROWS = 4096  # vectors compared at a time
@@ -84,7 +83,9 @@ class TargetVectors:
         """Yields vectors of a piece and their rows, some at a time; nulls are skipped."""
         stop = start + SPAN
         with self.opened(file) as parquet:
-            first = np.cumsum([0, *sizes_of_groups(parquet)])
+            whole = parquet.metadata
+            rows = (whole.row_group(group).num_rows for group in range(whole.num_row_groups))
+            first = np.cumsum([0, *rows])
             groups = [g for g, row in enumerate(first[:-1]) if row < stop and first[g + 1] > start]
             row = int(first[groups[0]]) if groups else 0
             for batch in parquet.iter_batches(ROWS, row_groups=groups, columns=[self.column]):

@@ -7,7 +7,7 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.cache import read_cached
-from clipmill.stages.ops.images.area import square
+from clipmill.stages.ops.images.squares import square
 from clipmill.stages.towers.nano import token_bags
 from tests.hostile_pictures import scanned
 from tests.stages.clip.exported import TINY, caption, row

@@ -81,7 +81,7 @@ def test_any_number_of_trainings_read_it_and_none_decodes_a_picture(
     settings = [{**SMALL, **arm} for arm in arms]
     monkeypatch.setattr("tests.stages.export.test_pixels.SMALL", {})
     wanted = [trained(data, **its)[0] for its in settings]
-    monkeypatch.setattr("clipmill.stages.clip.cache.decode", None)
+    monkeypatch.setattr("clipmill.stages.ops.images.squares.decode", None)
     found = [trained(pixels, **its) for its in settings]
     assert [weights for weights, _ in found] == wanted
     assert [card["left_out"]["no_text"] for _, card in found] == [1, 1]

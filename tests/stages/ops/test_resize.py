@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from clipmill.stages.ops.images.area import square
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.encoded import encode, probe
 from clipmill.stages.ops.images.opened import ImageError
 from clipmill.stages.ops.images.resize import reduction, resize
+from clipmill.stages.ops.images.squares import square
 
 MODES = ["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 
