@@ -20,9 +20,6 @@ from clipmill.stages.clip.scales import Augment, Sampling
 # Shapes: B rows of the batch, M texts of these, S pixels a side, T tokens, N texts, D width of a
 # stored vector.
 
-# (T,) tokens of all texts, and (N + 1,) the first token of each
-Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
-Tokenize = Callable[[Sequence[str]], Tokens]
 Texts = Literal["uniform", "first", "all"]  # which texts of a row a step takes
 Gain = Literal["diversity", "frequency"]  # of a row's concepts to a batch
 SHIFT = 4  # pixels in each direction
@@ -36,7 +33,9 @@ class Reading:
     data: str  # URI of the export's folder
     folder: str  # URI of the stage's folder
     size: int  # pixels a side
-    tokenize: Tokenize
+    tokenize: Callable[
+        [Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]
+    ]  # of its towers
     augment: Augment = "shift"
     sampling: Sampling = "epochs"
     texts: Texts = "uniform"

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clipmill.stages.clip.batch import Tokenize, Tokens
-
 # Shapes: N images or texts, H x W pixels, S pixels a side, T tokens of all texts, D = width.
 
 Pixels = NDArray[np.uint8]
+# (T,) tokens of all texts, and (N + 1,) the first token of each
+Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
+Tokenize = Callable[[Sequence[str]], Tokens]
 FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of all cosines
 MAX_LOG_SCALE = math.log(MAX_SCALE)
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")

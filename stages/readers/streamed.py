@@ -25,16 +25,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid import mixed, uniform
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.batch import (
-    SHIFT,
-    Batch,
-    Reading,
-    Tokens,
-    of_view,
-    part_of,
-    shift_by,
-    text_by,
-)
+from clipmill.stages.clip.batch import SHIFT, Batch, Reading, of_view, part_of, shift_by, text_by
 from clipmill.stages.clip.cache import (
     ROW,
     columns_of,
@@ -342,7 +333,7 @@ class Part:
     """A stream's samples of a batch, and as tokens their captions by view and their negatives."""
 
     samples: list[Sample]
-    texts: list[Tokens]
+    texts: list[tuple[NDArray[np.int32], NDArray[np.int64]]]  # as its towers' `tokenize` has them
 
 
 def crop(body: bytes, size: int, coin: int) -> RGB:

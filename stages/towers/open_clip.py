@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipmill.stages.clip.batch import Tokens
 from clipmill.stages.clip.open_clip_config import check_trainable, config_of
-from clipmill.stages.clip.towers import Pixels, Reads, Towers
+from clipmill.stages.clip.towers import Pixels, Reads, Tokens, Towers
 from clipmill.stages.towers._open_clip import encode_short, is_causal, middle
 
 # Shapes: N images or texts, H x W pixels, T tokens of all texts, L of the longest, D = width.
