@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct
 
-from clipmill.stages.ops.images.decode import RGB
+from clipmill.stages.ops.images.opened import RGB
 
 # Shapes: N pictures; H x W pixels of one, R x R of its thumbnail; L frequencies of an axis, B bits.
 

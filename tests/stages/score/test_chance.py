@@ -158,7 +158,7 @@ def test_groups_keep_as_many_fitting_captions_of_rare_concepts_as_of_common_ones
 
     def kept(groups: int) -> list[float]:
         rank = np.array(shares(rows, column="fit_rank", groups=groups)[0])
-        return [(rank[fits & of] < 0.9).mean() for of in (is_common, ~is_common)]
+        return [(rank[fits & is_one] < 0.9).mean() for is_one in (is_common, ~is_common)]
 
     common, rare = kept(1)
     assert common - rare > 0.1
