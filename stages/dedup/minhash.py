@@ -199,7 +199,7 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
 
 def counted(met: pa.Table) -> State:
     """Counts the pairs that `candidates` gives."""
-    from clipmill.stages.dedup._hamming import runs
+    from clipmill.stages.dedup._runs import runs
 
     _, size_R = runs(np.sort(met["band"].to_numpy()))
     reach_R = np.where(size_R > TEMPLATE, NEXT, np.minimum(REACH, size_R - 1))
@@ -209,7 +209,7 @@ def counted(met: pa.Table) -> State:
 
 def candidates(met: pa.Table) -> pa.Table:
     """Returns pairs of nodes under one band."""
-    from clipmill.stages.dedup._hamming import neighbours, runs
+    from clipmill.stages.dedup._runs import neighbours, runs
 
     band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
     order_M = np.argsort(band_M)

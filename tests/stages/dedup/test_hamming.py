@@ -3,16 +3,9 @@
 import numpy as np
 
 from clipmill.stages.dedup import _hamming as hamming
-from clipmill.stages.dedup._hamming import (
-    crowd_pairs,
-    every_pair,
-    keys,
-    masks,
-    near_pairs,
-    neighbours,
-    runs,
-)
+from clipmill.stages.dedup._hamming import crowd_pairs, every_pair, keys, masks, near_pairs
 from clipmill.stages.dedup._linkage import fall
+from clipmill.stages.dedup._runs import neighbours, runs
 
 
 def cloud(rng, codes: int) -> np.ndarray:
