@@ -27,9 +27,9 @@ MEDIAN = 800, 7
 MOST = 2_250, 17
 EXCEPTIONS = {
     "ingest.table": (2_500, 9),
-    "caption.synthesize": (2_800, 19),
+    "caption.synthesize": (2_750, 19),
     "evaluate.zero_shot": (3_000, 20),
-    "dedup.against": (4_350, 30),
+    "dedup.against": (4_300, 30),
     "select.image_based": (4_100, 31),
     "train.clip": (3_000, 20),
 }
