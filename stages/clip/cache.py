@@ -167,7 +167,7 @@ def columns_of(schema: pa.Schema, reading: Reading, where: str) -> list[str]:
             which = "the loss" if column in of_loss else "`sampling`"
             found = f"no column '{column}', which {which} asks for"
             raise StageError(found, where, f"add '{column}' to the export's `columns`")
-    if negatives and schema.field(negatives).type != TEXTS.dtype:
+    if negatives and schema.field(negatives).type not in (TEXTS.dtype, pa.string()):
         found = f"'{negatives}' holds {schema.field(negatives).type}, not texts"
         raise StageError(found, where, "name a column of texts, as caption.swap writes `negatives`")
     if reading.reference:
@@ -188,7 +188,12 @@ def prepared(
     """
     for name in (TEXTS.name, *([negatives] if negatives else [])):
         place = rows.column_names.index(name)
-        rows = rows.set_column(place, name, text_lists(rows[name]))
+        texts = rows[name]
+        if pa.types.is_string(texts.type):  # a false text a row, as HQ-CLIP's long_negative
+            lists = [[text] if text else None for text in texts.to_pylist()]
+            rows = rows.set_column(place, name, pa.array(lists, pa.list_(pa.string())))
+        else:
+            rows = rows.set_column(place, name, text_lists(texts))
     row_N = np.arange(start, start + len(rows))
     rows = rows.append_column(ROW, pa.array(row_N))
     if SAMPLE_INDEX.name not in rows.column_names:  # an export by an older version

@@ -36,6 +36,7 @@ SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS
 MORE = {
     "vector": pa.list_(pa.float32()),
     "negatives": TEXTS.dtype,
+    "long_negative": pa.string(),
     "easy": pa.float32(),
     "nearest_clusters": pa.list_(pa.int32()),
     **{column.name: column.dtype for column in (CONCEPT_IDS, CONCEPT_LIST)},

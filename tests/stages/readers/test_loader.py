@@ -261,6 +261,15 @@ def test_a_row_has_one_of_its_negatives_beside_a_caption_that_stays_what_it_was(
     assert len(drawn) == 16  # 8 rows, each text of theirs
 
 
+def test_negatives_may_be_a_text_a_row(cached):
+    rows = [row(i, long_negative=("no red ox", None, "")[i]) for i in range(3)]
+    [part], [said] = cached(rows, negatives="long_negative")
+    assert (part.negatives.tolist(), said["no_negative"]) == ([1, 0, 0], 2)
+    first, last = part.token_starts[1:3]
+    bag, _ = token_bags(["no red ox"], TINY.buckets, TINY.tokens)
+    assert part.tokens[first:last].tolist() == bag.tolist()
+
+
 def test_a_column_without_texts_is_no_column_of_negatives(cached):
     with pytest.raises(StageError, match="no column 'negatives'"):
         cached([row(0)], negatives="negatives")
