@@ -23,8 +23,8 @@ OCR_TEXT = Column("ocr_text", pa.string(), "lines", "Its text, line by line from
 MODELS = {"Det": "models/PP-OCRv6_det_small.onnx", "Rec": "models/PP-OCRv6_rec_small.onnx"}
 LEAST_SIDE = 16  # pixels once scaled: of less the network has no cell
 LEAST_CERTAIN = 0.5  # of a line that is read, rapidocr's own
-LONG = 2  # a line's longer side to its shorter
-LOW = 1 / 3  # or its shorter side to the picture's: a lone shape is neither long nor low
+LONG = 2  # a line's longer side to its shorter: a lone shape is not long
+LOW, WORD = 1 / 3, 1.5  # or its shorter side to the picture's, and then longer to shorter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class TextBoxes(RowStage):
 
     Source: PP-OCRv6 (PaddleOCR, Apache-2.0) by rapidocr, detection at its own thresholds. Departs:
     small pictures are not enlarged to 736 pixels, which takes 3 to 10 times as long; a box that is
-    neither long nor low is left out, for the network takes a lone shape for a letter.
+    not long is left out, for the network takes a lone shape for a letter.
     Error: rapidocr's own with `limit_type: max`. A strip whose shorter side is below 16 pixels once
-    scaled has no boxes, nor has a word of two or three letters a third as high as its picture;
+    scaled has no boxes, nor has a lone letter, or a word of three a third as high as its picture;
     vertical and turned text is seldom read.
     Example: {after: [ingest.image_folder]}
     """
@@ -46,7 +46,7 @@ class TextBoxes(RowStage):
     ocr: bool = False  # read the lines, too: `ocr_text`
     gpus: Gpus = location(0)  # GPUs of one worker; at 0.5 two workers share one
 
-    version = 3
+    version = 4
     determinism = "exact"
     batch_rows = 64
     reads = (PIXELS,)
@@ -101,10 +101,11 @@ class TextBoxes(RowStage):
 
 
 def may_be_lines(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
-    """Returns (K,) whether a quadrilateral in pixels is long or low enough for a line of text."""
+    """Returns (K,) whether a quadrilateral in pixels is long enough for a line, or a low word."""
     sides_K2 = np.linalg.norm(boxes_K42[:, :2] - boxes_K42[:, 1:3], axis=2)
     short_K, long_K = np.sort(sides_K2, axis=1).T
-    return (long_K >= LONG * short_K) | (short_K < LOW * min(height, width))
+    is_low_K = short_K < LOW * min(height, width)
+    return long_K >= np.where(is_low_K, WORD, LONG) * short_K
 
 
 def inside(boxes_K42: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:

@@ -136,10 +136,10 @@ def test_a_share_counts_overlapping_boxes_once():
     assert inside(np.stack([box + np.float32([-30, 80])]), 100, 100).mean() == 0.04  # half outside
 
 
-def test_a_box_neither_long_nor_low_is_a_lone_shape():
-    low, long, square = np.array([[32, 30], [99, 40], [60, 40]])[:, None] * 0.99
-    boxes = [[[0, 0], [x, 0], [x, y], [0, y]] for ((x, y),) in (low, long, square)]
-    assert may_be_lines(np.float32(boxes), 99, 99).tolist() == [True, True, False]
+def test_a_box_that_is_not_long_is_a_lone_shape():
+    sizes = {(46, 30): True, (30, 46): True, (44, 30): False, (81, 40): True, (79, 40): False}
+    boxes = [[[0, 0], [x, 0], [x, y], [0, y]] for x, y in sizes]
+    assert may_be_lines(np.float32(boxes), 99, 120).tolist() == [*sizes.values()]
     assert may_be_lines(np.empty((0, 4, 2), np.float32), 99, 99).tolist() == []
 
 
