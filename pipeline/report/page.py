@@ -55,4 +55,6 @@ def value(stored: Any) -> str:
         return "none"
     if isinstance(stored, bytes):
         return stored.hex()[:8]
+    if isinstance(stored, list):
+        return f"[{', '.join(map(value, stored))}]"
     return short(stored) if isinstance(stored, float) else str(stored)

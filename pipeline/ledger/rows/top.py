@@ -1,7 +1,7 @@
 """Selects the top-k rows of a query by some key, shard by shard."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,14 +14,19 @@ from clipmill.pipeline.ledger.rows.scan import ShardRows, judge
 from clipmill.pipeline.ledger.rows.stored import Place
 
 Row = Mapping[str, Any]
+Item = Literal["max", "min"] | None
 
 
 class Key(NamedTuple):
-    """A ranking key: a column, or its distance to `near`; None: the row's hash alone."""
+    """A ranking key: a column, or its distance to `near`; None: the row's hash alone.
+
+    Of a column of lists, `item` counts.
+    """
 
     column: str | None = None
     is_descending: bool = False
     near: float | None = None
+    item: Item = None
 
 
 class TopRows:
@@ -52,6 +57,7 @@ class TopRows:
         hash_N = coin_hash(table[UID.name], seed=self.seed, stage="", purpose="show")
         position_N = np.arange(len(rows)) if rows.position_N is None else rows.position_N
         values = plain(table.select([column]))[column] if column else pl.Series(hash_N)
+        values = decided(values, self.key.item)
         frame = pl.DataFrame(
             {"value": values, "hash": hash_N, "position": position_N.astype(np.int64)}
         ).with_columns(shard=pl.lit(rows.shard, pl.Int64))
@@ -89,6 +95,13 @@ class TopRows:
     def value(self) -> Any:
         """Returns the key value of the first row; None without rows."""
         return None if self._held is None or not len(self._held) else self._held["value"][0]
+
+
+def decided(values: pl.Series, item: Item) -> pl.Series:
+    """Returns the values; of lists, the item of each that decides."""
+    if item is None or not isinstance(values.dtype, pl.List):
+        return values
+    return values.list.max() if item == "max" else values.list.min()
 
 
 def values_at(query: Query, places: Iterable[Place], names: Sequence[str]) -> dict[Place, Row]:

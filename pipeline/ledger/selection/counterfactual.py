@@ -19,6 +19,7 @@ from clipmill.metadata.schema import IDENTITY, KEEP
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.rows.top import decided
 from clipmill.pipeline.ledger.selection.groups import (
     NAMES,
     Groups,
@@ -189,10 +190,11 @@ class Pool:
 
     def _as_rows(self, table: pa.Table) -> Rows:
         read, made = split_inputs(table)
+        value = decided(pl.Series(table["value"]), self._threshold.item)
         return Rows(
             read=read,
             made=made,
-            value=_deciding(table["value"], self._threshold),
+            value=pa.chunked_array([value.to_arrow()]),
             groups={name: g.codes(table[f"{GROUP}{name}"]) for name, g in self.groups.items()},
             today=made[KEEP.name].to_numpy(),
         )
@@ -215,11 +217,3 @@ def split_inputs(table: pa.Table) -> tuple[pa.Table, pa.Table]:
         for kind in (READ, MADE)
     )
     return pa.table(place | read), pa.table(made)
-
-
-def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
-    """Returns the values that decide: of each list its maximum or minimum."""
-    if threshold.item is None or not pa.types.is_list(values.type):
-        return values
-    items = pl.Series(values).list
-    return pa.chunked_array([(items.max() if threshold.item == "max" else items.min()).to_arrow()])

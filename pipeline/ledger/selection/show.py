@@ -26,7 +26,7 @@ from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
 from clipmill.pipeline.ledger.rows.query import Unfinished, drops, query
 from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, binding
-from clipmill.pipeline.ledger.rows.top import Key, Row, TopRows, is_orderable, values_at
+from clipmill.pipeline.ledger.rows.top import Item, Key, Row, TopRows, is_orderable, values_at
 from clipmill.pipeline.ledger.selection.causes import named_in
 from clipmill.pipeline.ledger.selection.scores import GOES
 from clipmill.pipeline.ledger.selection.verdict import about
@@ -44,7 +44,7 @@ class NearCut:
     """A threshold of a select stage: a value of `column` is kept if it is `sign` the `limit`.
 
     For a select of the top k, `is_size`, the limit is the last value kept: rows with an equal one
-    are on both sides. `reasons` are those of rows that it drops.
+    are on both sides. `reasons` are those of rows that it drops; `item` of a list decides.
     """
 
     text: str
@@ -53,6 +53,7 @@ class NearCut:
     limit: float
     reasons: tuple[str, ...]
     is_size: bool = False
+    item: Item = None
 
     def beyond(self) -> pl.Expr:
         """Returns an expression: whether `value` may be that of a row which it drops."""
@@ -79,12 +80,13 @@ def cuts_of(state: RunState, stage: str) -> list[NearCut]:
 
 
 def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
-    """Yields the thresholds on a single number of a row."""
+    """Yields the thresholds on a number of a row, or on the greatest or least of its numbers."""
     planned = state.plan.stages[stage]
     for threshold in thresholds_of(planned):
         source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
         dtype = state.plan.schema(*source)
-        if threshold.item is None and (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+        dtype = dtype.value_type if threshold.item else dtype
+        if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
             yield threshold
 
 
@@ -110,6 +112,7 @@ def _cut(state: RunState, stage: str, threshold: Threshold) -> NearCut | None:
         limit=limit,
         reasons=own_reasons,
         is_size=threshold.is_size,
+        item=threshold.item,
     )
 
 
@@ -252,7 +255,7 @@ def _first(state: RunState, request: ShowQuery) -> TopRows:
 def _near(state: RunState, request: ShowQuery) -> Iterator[Chosen]:
     """Yields half of the rows on either side of each threshold: those dropped, and those kept."""
     for cut in cuts_of(state, request.stage):
-        key, half = Key(cut.column, near=cut.limit), -(-request.most // 2)
+        key, half = Key(cut.column, near=cut.limit, item=cut.item), -(-request.most // 2)
         dropped, kept = (TopRows(key, half, request.seed) for _ in range(2))
         rows = partial(query, state, request.stage, [cut.column], request.where)
         if cut.reasons:

@@ -78,7 +78,7 @@ def deciding(
 def about(planned: PlannedStage, reason: str) -> list[Threshold]:
     """Returns the thresholds that a reason quotes, or on a column that it names, or on the stage's
     own columns; all thresholds for no reason."""
-    thresholds = [threshold for threshold in thresholds_of(planned) if threshold.item is None]
+    thresholds = list(thresholds_of(planned))
     if not reason or reason.startswith(UNDEFINED):
         return [] if reason else thresholds
     quoted = [t for t in thresholds if not t.is_size and t.text in reason]

@@ -155,6 +155,29 @@ def test_near_the_cut_of_the_best_stands_the_last_that_stays(own_stages, tmp_pat
     assert (went.cut.column, went.rows, stay.rows) == ("two.b", 18, 1)
 
 
+def test_near_a_cut_on_lists_stands_the_item_that_decides(tmp_path):
+    text = "\n".join(
+        json.dumps({"url": f"http://b.test/{i}", "text": f"{i}", "a": [1, i, 30 - i] if i else []})
+        for i in range(11)
+    )
+    (tmp_path / "pool.jsonl").write_text(text)
+    state = numbered.run(
+        tmp_path,
+        'pool: {uses: ingest.url_list, path: none, extra: {a: "list<item: int64>"}}\n'
+        'high: {uses: select.where, from: pool, where: "COALESCE(max(a), 0) < 26"}\n'
+        "some: {uses: select.where, from: pool, where: any(a > 27)}\n",
+    )
+
+    def seen(stage):
+        groups = show(
+            state, ShowQuery(stage=stage, near_cut=True, most=4, columns=("text",))
+        ).groups
+        return [(g.rows, [int(line.values["text"]) for line in g.lines]) for g in groups]
+
+    assert seen("high") == [(4, [4, 3]), (6, [5, 6])]
+    assert seen("some") == [(8, [3, 4]), (2, [2, 1])]
+
+
 def test_columns_are_of_any_stage_and_those_chosen_tell_what_decided(run):
     (group,) = show(run, ShowQuery(stage="last", dropped="b < 18")).groups
     assert group.columns == ("b", "e", "text")
