@@ -12,7 +12,7 @@ from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, POSITION, REASON, TEXT,
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.rows.columns import column_at
 from clipmill.pipeline.ledger.rows.stage_row import StageRow
-from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.rows.stored import Place, binding, joined, rows_at, taken_from
 from clipmill.pipeline.ledger.rows.uids import digits_of, rows_by_digits, rows_of_uids
 from clipmill.pipeline.ledger.rows.unsafe import unsafe_at
 from clipmill.pipeline.planning.planned import Binding
@@ -37,7 +37,7 @@ def image_stages(state: RunState, root: str) -> Iterator[str]:
     if stored := last_that_stores(state, root, IMAGE.name):
         yield stored[0]
         return
-    for parent in _joined(state, root):
+    for parent in joined(state, root):
         yield from image_stages(state, parent)
 
 
@@ -52,7 +52,7 @@ def pictured(state: RunState, root: str, places: Sequence[Place]) -> list[Pictur
                 images[stage] = last_that_stores(state, stage, IMAGE.name)
             if images[stage] is not None:
                 break
-            stage, shard = _taken_from(state, stage, shard)
+            stage, shard = taken_from(state, stage, shard)
         stored = images[stage] if stage is not None else None
         pictures.append((stored[0], (shard, position)) if stored else None)
     return pictures
@@ -73,24 +73,6 @@ def pictures_at(
         for index, row in zip(places_there, rows, strict=True):
             values[index] = row
     return values
-
-
-def _joined(state: RunState, root: str) -> list[str]:
-    """Returns the roots of a union's parents, in the order of `from`; none for other roots."""
-    planned = state.plan.stages[root]
-    is_union = getattr(planned.stage, "joins_roots", False)
-    return [state.plan.stages[parent].root for parent in planned.parents] if is_union else []
-
-
-def _taken_from(state: RunState, root: str, shard: int) -> tuple[str | None, int]:
-    """Returns the root and shard that a union's shard was taken from, row by row."""
-    index = (state.stages[root].shards[shard].source or {}).get("shard", shard)
-    for parent in _joined(state, root):
-        shards = state.stages[parent].total or 0
-        if index < shards:
-            return parent, index
-        index -= shards
-    return None, shard
 
 
 NO_ROW = "no row has this uid"

@@ -67,6 +67,24 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
     )
 
 
+def joined(state: RunState, root: str) -> list[str]:
+    """Returns the roots of a union's parents, in the order of `from`; none for other roots."""
+    planned = state.plan.stages[root]
+    is_union = getattr(planned.stage, "joins_roots", False)
+    return [state.plan.stages[parent].root for parent in planned.parents] if is_union else []
+
+
+def taken_from(state: RunState, root: str, shard: int) -> tuple[str | None, int]:
+    """Returns the root and shard that a union's shard was taken from, row by row."""
+    index = (state.stages[root].shards[shard].source or {}).get("shard", shard)
+    for parent in joined(state, root):
+        shards = state.stages[parent].total or 0
+        if index < shards:
+            return parent, index
+        index -= shards
+    return None, shard
+
+
 def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
     """Returns the files in a complete stage's out/ of the declared kind, by their prefix."""
     names = [name for declared, name in stage.planned.stage.artifacts if declared == kind]

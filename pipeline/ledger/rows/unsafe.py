@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from clipmill.pipeline.ledger.rows.stored import Place, rows_at
+from clipmill.pipeline.ledger.rows.stored import Place, joined, rows_at, taken_from
 from clipmill.pipeline.run_folder.state import RunState
 
 
 def unsafe_at(state: RunState, root: str, places: Sequence[Place]) -> list[bool]:
     """Returns whether a column calls each row's picture unsafe; False if they are asked for.
 
-    Rows that are not scored yet, and those of a union, count as safe.
+    Rows of a union are unsafe if they were before it. Rows that are not scored yet count as safe.
     """
     is_unsafe_N = np.zeros(len(places), bool)
     columns = [
@@ -28,4 +28,11 @@ def unsafe_at(state: RunState, root: str, places: Sequence[Place]) -> list[bool]
         rows = rows_at(state, {"value": (stage, column.name)}, [places[n] for n in scored])
         values = pa.array([row["value"] for row in rows], column.dtype)
         is_unsafe_N[scored] |= column.unsafe(values)
+    by_parent: dict[str, dict[int, Place]] = {}
+    for n, (shard, position) in enumerate(places if joined(state, root) else ()):
+        parent, index = taken_from(state, root, shard)
+        if parent is not None:
+            by_parent.setdefault(parent, {})[n] = index, position
+    for parent, there in by_parent.items():
+        is_unsafe_N[[*there]] |= unsafe_at(state, parent, [*there.values()])
     return is_unsafe_N.tolist()

@@ -31,6 +31,8 @@ STAGES = """
 pool: {uses: ingest.image_folder, path: PICTURES, shard_rows: 2}
 look: {uses: annotate.image, from: pool}
 light: {uses: select.where, from: look, where: mean_luma >= 100}
+first: {uses: ingest.image_folder, path: PICTURES}
+both:  {uses: ingest.union, from: [first, look], images: true}
 """
 PLACES = [(0, 0), (0, 1), (1, 0)]
 
@@ -64,6 +66,13 @@ def test_only_a_picture_above_the_bound_is_unsafe_and_none_where_they_are_asked_
     assert unsafe_at(run, "pool", PLACES) == [False, True, False]
     run.show_unsafe = True
     assert unsafe_at(run, "pool", PLACES) == [False, False, False]
+
+
+def test_what_was_unsafe_before_a_union_is_after_it(run):
+    shards = [(0, position) for position in range(3)] + [(1, 0), (1, 1), (2, 0)]
+    assert unsafe_at(run, "both", shards) == [False] * 3 + [False, True, False]
+    drawn = [sample["picture"] for sample in samples_at(run, "both", shards[3:5]).values()]
+    assert [contrast(b64decode(p["src"].partition(",")[2])) > 5 for p in drawn] == [True, False]
 
 
 @pytest.mark.parametrize("show_unsafe", [False, True])
