@@ -114,9 +114,10 @@ def run(
 def open(uri: str, variant: int | None = None) -> "Run":
     """The run in a folder, a path or s3://…, through the recipe that ran there last, or another by
     its number in `clipmill diff`."""
-    from clipmill.pipeline.extras import importing
+    from clipmill.pipeline.extras import hide_pandas, importing
 
     with importing():
+        hide_pandas()
         from clipmill.pipeline.notebook.run import Run
 
         return Run(str(uri), variant)

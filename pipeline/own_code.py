@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.extras import install, show_pandas
+from clipmill.pipeline.extras import install
 
 NAME = "clipmill_own"
 VARIABLE = "CLIPMILL_STAGES"  # folders, as in PATH
@@ -315,7 +315,6 @@ class _Importer(MetaPathFinder, ExecutionLoader):
         file = self._file(fullname)
         if file is None and not self.is_package(fullname):
             return None
-        show_pandas()
         spec = ModuleSpec(fullname, self, is_package=self.is_package(fullname))
         if file is not None:
             spec.origin, spec.has_location = str(file.path), True

@@ -1,4 +1,4 @@
-"""Arrow imports pandas with its first array where it is installed: a command goes without."""
+"""Arrow imports pandas with its first array where it is installed: clipmill goes without."""
 
 import subprocess
 import sys
@@ -12,6 +12,17 @@ from clipmill.pipeline.cli import main
 sys.argv = ["clipmill", "plan", sys.argv[1]]
 assert main() == 0
 print("pandas" in sys.modules)
+"""
+OPEN = """
+import contextlib, sys
+import clipmill
+import pyarrow as pa
+with contextlib.suppress(clipmill.ClipmillError):
+    clipmill.open(sys.argv[1])
+pa.array([1])
+print("pandas" in sys.modules)
+import pandas as pd
+print(pa.array(pd.Series([1.0, None])).null_count)
 """
 FRAME = """
 from dataclasses import dataclass
@@ -63,6 +74,12 @@ def said(*arguments: object) -> str:
 def test_a_command_imports_no_pandas(recipe):
     pytest.importorskip("pandas")
     assert said("-c", PLAN, recipe).splitlines()[-1] == "False"
+
+
+@pytest.mark.slow("an interpreter that imports pandas")
+def test_an_opened_run_imports_no_pandas_and_arrow_takes_a_series_still(tmp_path):
+    pytest.importorskip("pandas")
+    assert said("-c", OPEN, tmp_path / "none").split() == ["False", "1"]
 
 
 @pytest.mark.slow("starts a command and its worker")
