@@ -73,7 +73,7 @@ class AboveChance(DatasetStage):
     others, though heads have not met these: `fit_rank` is among captions as common, by the mean
     cosine of their features to the 5 nearest of other folds. There a caption's fit is its cosine
     less the mean of the 5 captions of its fold that fit the picture best, and captions that fit are
-    taken to be normally distributed. Compared are 16,384 rows, drawn by hash: 7 CPU minutes for a
+    taken to be normally distributed. Compared are 16,384 rows, drawn by hash: 4 CPU minutes for a
     million.
 
     Source: the null distribution is a permutation test's; Storey (2002) estimates its share; within
