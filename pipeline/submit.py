@@ -43,7 +43,7 @@ OURS = (  # the only files of clipmill that are sent
     *("pipeline/report/templates/*.css", "pipeline/explore/page/*.css"),
     *("pipeline/explore/page/*.html", "pipeline/explore/page/*.js", "pipeline/explore/page/*.svg"),
     *("stages/annotate/*.json", "stages/annotate/*.yaml", "stages/ops/tasks/datacomp_38.json"),
-    *("stages/caption/*/*.yaml", "stages/score/phrases/*.txt", "stages/models/vllm*.txt"),
+    *("stages/*/*/*.yaml", "stages/score/phrases/*.txt", "stages/models/vllm*.txt"),
 )
 MACHINES = "nodes?view=hostNameList"
 

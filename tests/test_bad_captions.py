@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from clipmill.stages.caption import rewrite
-from clipmill.stages.caption._asking import cleaned
 from clipmill.stages.caption.rewrite import Rewrite
+from clipmill.stages.models.asking import cleaned
 from clipmill.stages.models.generator import Limits
 from tests.stages.caption.streaming import rows_of
 from tests.stages.caption.streaming import run as answered

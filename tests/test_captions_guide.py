@@ -10,9 +10,10 @@ import pytest
 
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
-from clipmill.stages.caption import _prompts, rewrite
+from clipmill.stages.caption import rewrite
 from clipmill.stages.caption.rewrite import prompt_for
 from clipmill.stages.models.generator import question_of
+from clipmill.stages.models.prompts import load_prompt
 from tests.test_docs import Follower, blocks
 
 PAGE = (Path(__file__).parents[1] / "docs" / "captions.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def test_the_guides_own_bank_and_prompt_are_read(tmp_path):
     for name in ("mine-bank.yaml", "mine-prompt.yaml"):
         (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     assert len(rewrite.bank_of(str(tmp_path / "mine-bank.yaml"), 3).pairs) == 3
-    prompt = _prompts.load(str(tmp_path / "mine-prompt.yaml"), "prompts", may=("text",))
+    prompt = load_prompt(str(tmp_path / "mine-prompt.yaml"), "prompts", may=("text",))
     assert prompt.places == {"text"}
 
 

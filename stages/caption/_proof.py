@@ -11,12 +11,11 @@ import pyarrow as pa
 from clipmill.metadata.schema import CAPTIONS, REASON, TEXT, UID
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Environment, Finding, Worker
-from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._asking import Sampled
-from clipmill.stages.caption._prompts import Template
-from clipmill.stages.caption._scores import Greedy, score_of
 from clipmill.stages.models import generator
+from clipmill.stages.models.asking import Sampled
 from clipmill.stages.models.generator import ADVICE, Asker, Decoding, Form, Limits, Prompt
+from clipmill.stages.models.prompts import Template, load_prompt
+from clipmill.stages.models.scores import Greedy, score_of
 
 SECONDS, MOST_SHOWN = 60.0, 40  # for an answer; characters of it
 CAPTION = "Two dogs, on a beach"
@@ -41,7 +40,7 @@ def findings_on(
     rewritten: Callable[..., Awaitable[pa.Table]],
 ) -> list[Finding] | None:
     """Asks a model what caption.rewrite (`stage`, `rewritten`) asks, and, where it may see, what
-    caption.synthesize and caption.judge do.
+    caption.synthesize and annotate.judge do.
 
     Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
     server of our own; does not build a missing Python.
@@ -118,7 +117,7 @@ async def _seeing(model: str, ask: See) -> Finding:
     began, name, refused = time.monotonic(), f"{model}, pictures", ""
     for decoding in (Sampled(), replace(Sampled(), top_k=None, min_tokens=None)):
         try:
-            text, said = await ask(decoding, _prompts.load("short", "prompts"))
+            text, said = await ask(decoding, load_prompt("short", "prompts"))
         except StageError as error:
             text, said = None, error.args[0]
         if text is not None:
@@ -134,11 +133,11 @@ async def _seeing(model: str, ask: See) -> Finding:
 async def _judging(model: str, ask: See) -> Finding:
     """Asks how well a caption fits a picture that it does not fit."""
     began, name = time.monotonic(), f"{model}, scores"
-    question = _prompts.load("matching", "questions", needs=("text",), folder="questions")
+    question = load_prompt("matching", "questions", needs=("text",), folder="annotate/questions")
     text, said = await ask(Greedy(), question)
     score = score_of(text, is_cut=False) if text else said
     if isinstance(score, int):
         found = f"judges a caption in {time.monotonic() - began:.1f} s: {score} of 100"
         return Finding(name, "good", found, "")
-    do = "for caption.judge take another model, or write a question of your own"
+    do = "for annotate.judge take another model, or write a question of your own"
     return Finding(name, "note", f"no score: {score}, {(text or '')[:MOST_SHOWN]!r}", do)

@@ -11,8 +11,9 @@ from msgspec import Meta
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import CAPTIONS, TEXT, Column
 from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker
-from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._asking import (
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.asking import (
     AskingStage,
     all_of,
     cleaned,
@@ -20,10 +21,8 @@ from clipmill.stages.caption._asking import (
     paragraph_of,
     seeds_of,
 )
-from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
-from clipmill.stages.caption._prompts import Template
-from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
+from clipmill.stages.models.prompts import Template, load_prompt
 
 PLACES = ("caption", "text")
 MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a generated one
@@ -68,7 +67,7 @@ class Fuse(AskingStage):
 
     @cached_property
     def template(self) -> Template:
-        return _prompts.load(self.prompt, "prompt", needs=PLACES)
+        return load_prompt(self.prompt, "prompt", needs=PLACES)
 
     @property
     def digests(self) -> Mapping[str, str]:

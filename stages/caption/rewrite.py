@@ -12,7 +12,9 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import TEXT
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Finding, NonEmpty, OneUp, StreamFunction, Worker
-from clipmill.stages.caption._asking import (
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.asking import (
     AskingStage,
     all_of,
     bits_of,
@@ -20,10 +22,8 @@ from clipmill.stages.caption._asking import (
     seeds_of,
     sentence_of,
 )
-from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
-from clipmill.stages.caption._prompts import Document, path_of, prompt_id, stem
-from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
+from clipmill.stages.models.prompts import Document, path_of, prompt_id, stem
 
 # Shapes: N rows of the batch.
 
@@ -181,7 +181,7 @@ def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
 
 def bank_of(style: str, examples: int) -> Bank:
     """Reads the bank of a style, ours or a user's file; raises RecipeError, with the line."""
-    document = Document(path_of(style, "banks", "styles"))
+    document = Document(path_of(style, "caption/banks", "styles"))
     document.only(document.fields, ("instruction", "pairs"))
     instruction = document.text(document.fields["instruction"], "instruction")
     pairs: dict[str, tuple[str, str]] = {}

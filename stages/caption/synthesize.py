@@ -15,8 +15,9 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker, location
-from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._asking import (
+from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.asking import (
     UNDECODABLE,
     AskingStage,
     Sampled,
@@ -25,11 +26,9 @@ from clipmill.stages.caption._asking import (
     paragraph_of,
     seeds_of,
 )
-from clipmill.stages.caption._outcomes import WRITES, Outcome, columns_of
-from clipmill.stages.caption._prompts import Template
-from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Prompt
 from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
+from clipmill.stages.models.prompts import Template, load_prompt
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding, C candidates of a prompt, M distinct texts.
@@ -91,7 +90,7 @@ class Synthesize(AskingStage):
 
     @cached_property
     def templates(self) -> tuple[Template, ...]:
-        return tuple(_prompts.load(name, "prompts", may=PLACES) for name in self.prompts)
+        return tuple(load_prompt(name, "prompts", may=PLACES) for name in self.prompts)
 
     @property
     def digests(self) -> Mapping[str, str]:

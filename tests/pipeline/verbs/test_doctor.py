@@ -16,8 +16,8 @@ from clipmill.pipeline.engine import environments
 from clipmill.pipeline.engine.streaming import EventLoop, streamed
 from clipmill.pipeline.stage import Worker
 from clipmill.pipeline.verbs.doctor import Finding, examine, text
+from clipmill.stages.annotate.judge import Judge
 from clipmill.stages.caption._proof import RED, ROW
-from clipmill.stages.caption.judge import Judge
 from clipmill.stages.caption.rewrite import Rewrite
 from clipmill.stages.caption.synthesize import Synthesize
 from clipmill.stages.models import vllm, vllm_server

@@ -8,8 +8,8 @@ import pytest
 
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._prompts import HERE
 from clipmill.stages.caption.rewrite import bank_of, prompt_of
+from clipmill.stages.models.prompts import HERE
 
 STYLES = ("bard", "chatgpt", "human", "mscoco")
 GOOD = """\
@@ -22,7 +22,7 @@ pairs:
 
 
 def test_a_bank_is_shipped_of_each_style_that_the_paper_has():
-    assert tuple(sorted(file.stem for file in (HERE / "banks").glob("*.yaml"))) == STYLES
+    assert tuple(sorted(file.stem for file in (HERE / "caption/banks").glob("*.yaml"))) == STYLES
     for style in STYLES:
         bank = bank_of(style, 3)
         sides = [side.casefold() for pair in bank.pairs for side in pair]

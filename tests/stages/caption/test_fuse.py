@@ -8,8 +8,8 @@ import pytest
 
 from clipmill.metadata.fingerprint import settings_of
 from clipmill.metadata.schema import TEXT_LIST
-from clipmill.stages.caption._asking import is_reply
 from clipmill.stages.caption.fuse import Fuse, fused
+from clipmill.stages.models.asking import is_reply
 from clipmill.stages.models.endpoint import Endpoint
 from clipmill.stages.models.generator import Asker
 from tests.stages.caption.streaming import Counted, rows_of, run, worker

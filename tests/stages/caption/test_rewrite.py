@@ -10,8 +10,8 @@ from clipmill.metadata.fingerprint import settings_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
-from clipmill.stages.caption._asking import bits_of, seeds_of
 from clipmill.stages.caption.rewrite import OneLine, Rewrite, bank_of, prompt_for
+from clipmill.stages.models.asking import bits_of, seeds_of
 from clipmill.stages.models.generator import Limits, question_of
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.text_server import TextServer

@@ -7,8 +7,8 @@ import pytest
 from clipmill.metadata.fingerprint import settings_of
 from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._prompts import load
 from clipmill.stages.caption.synthesize import Sampled, Synthesize
+from clipmill.stages.models.prompts import load_prompt
 from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.images.encoded import encode
@@ -36,7 +36,7 @@ def test_every_prompt_gives_a_text_of_the_image_with_its_label():
     for colour, row in zip(COLOURS, rows, strict=True):
         assert (row["captions_missing"], row["reason"]) == (0, None)
         assert [made["label"] for made in row["captions"]] == ["short", "long"]
-        ids = [load(name, "prompts").prompt_id for name in ("short", "long")]
+        ids = [load_prompt(name, "prompts").prompt_id for name in ("short", "long")]
         assert [made["prompt_id"] for made in row["captions"]] == ids
         assert all(colour in made["text"] for made in row["captions"])
         assert all("60 by 30" in made["text"] for made in row["captions"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.stages.caption._asking import cleaned, paragraph_of, sentence_of
+from clipmill.stages.models.asking import cleaned, paragraph_of, sentence_of
 
 ANY = st.text(max_size=300) | st.text("=> \n<|>[]ab\u202e\u200d\x00", max_size=60)
 

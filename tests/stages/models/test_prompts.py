@@ -3,7 +3,7 @@
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._prompts import HERE, load
+from clipmill.stages.models.prompts import HERE, load_prompt
 
 FUSES = ("afc", "veclip")
 SEES = ("detailed", "long", "short", "short_with_text")
@@ -11,8 +11,10 @@ GOOD = 'id: mine\nlabel: short\nmax_tokens: 20\ntext: >-\n  What is it?\n  They 
 
 
 def test_a_prompt_is_shipped_of_each_length_and_each_fusion():
-    assert sorted(file.stem for file in (HERE / "prompts").glob("*.yaml")) == sorted(FUSES + SEES)
-    sees = {name: load(name, "prompts", may=("text",)) for name in SEES}
+    assert sorted(file.stem for file in (HERE / "caption/prompts").glob("*.yaml")) == sorted(
+        FUSES + SEES
+    )
+    sees = {name: load_prompt(name, "prompts", may=("text",)) for name in SEES}
     assert {name: it.label for name, it in sees.items()} == {
         "short": "short",
         "short_with_text": "short",
@@ -22,21 +24,21 @@ def test_a_prompt_is_shipped_of_each_length_and_each_fusion():
     assert [name for name, it in sees.items() if it.places] == ["short_with_text"]
     assert sees["short"].max_tokens < sees["long"].max_tokens < sees["detailed"].max_tokens
     for name in FUSES:
-        assert load(name, "prompt", needs=("caption", "text")).label == "fused"
+        assert load_prompt(name, "prompt", needs=("caption", "text")).label == "fused"
 
 
 def test_a_caption_is_filled_in_as_it_is(tmp_path):
     path = tmp_path / "other.yaml"
     path.write_text(GOOD)
-    prompt = load(str(path), "prompts", may=("text",))
+    prompt = load_prompt(str(path), "prompts", may=("text",))
     assert prompt.filled(text=r"{text} \1 {caption}") == (
         r'What is it? They say "{text} \1 {caption}".'
     )
     assert prompt.prompt_id.startswith("mine@")
     path.write_text(GOOD.replace("20", "30"))
-    assert load(str(path), "prompts", may=("text",)).prompt_id == prompt.prompt_id
+    assert load_prompt(str(path), "prompts", may=("text",)).prompt_id == prompt.prompt_id
     path.write_text(GOOD.replace("What", "Who"))
-    assert load(str(path), "prompts", may=("text",)).prompt_id != prompt.prompt_id
+    assert load_prompt(str(path), "prompts", may=("text",)).prompt_id != prompt.prompt_id
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_a_bad_prompt_stops_the_plan_with_its_line(text, line, found, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as error:
-        load(str(path), "prompts", may=("text",))
+        load_prompt(str(path), "prompts", may=("text",))
     assert found in error.value.args[0]
     assert error.value.args[1] == f"{path}:{line}"
     assert error.value.args[2]
@@ -69,8 +71,8 @@ def test_a_prompt_that_fuses_needs_both_captions(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     with pytest.raises(RecipeError, match=r"no place \{caption\}"):
-        load(str(path), "prompt", needs=("caption", "text"))
+        load_prompt(str(path), "prompt", needs=("caption", "text"))
     with pytest.raises(RecipeError, match=r"no place \{caption\}"):
-        load("short", "prompt", needs=("caption", "text"))
+        load_prompt("short", "prompt", needs=("caption", "text"))
     with pytest.raises(RecipeError, match=r"no prompt 'shrt'[\s\S]*did you mean 'short'"):
-        load("shrt", "prompts")
+        load_prompt("shrt", "prompts")

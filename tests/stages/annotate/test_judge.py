@@ -1,12 +1,12 @@
-"""caption.judge: which answers are scores, what is asked, what a row with a bad answer keeps."""
+"""annotate.judge: which answers are scores, what is asked, what a row with a bad answer keeps."""
 
 import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._prompts import load
-from clipmill.stages.caption._scores import score_of
-from clipmill.stages.caption.judge import Judge
+from clipmill.stages.annotate.judge import Judge
+from clipmill.stages.models.prompts import load_prompt
+from clipmill.stages.models.scores import score_of
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.stages.caption.test_synthesize import IMAGES
 from tests.text_server import Asked, TextServer
@@ -66,7 +66,7 @@ def test_an_answer_is_greedy_and_paid_for_once():
         picture, question = body["messages"][-1]["content"]
         assert picture["image_url"]["url"].startswith("data:image/jpeg")
         questions.append(question["text"])
-    template = load("matching", "questions", needs=("text",), folder="questions")
+    template = load_prompt("matching", "questions", needs=("text",), folder="annotate/questions")
     # Side by side, so in any order.
     words = ("red", "green", "blue")
     assert sorted(questions) == sorted(template.filled(text=f"a {word} wall") for word in words)

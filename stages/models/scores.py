@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from clipmill.pipeline.stage import OneUp
-from clipmill.stages.caption._asking import is_reply
+from clipmill.stages.models.asking import is_reply
 from clipmill.stages.models.generator import Decoding
 
 # A number, and "/100" after one; not a digit in a word, as in GPT4.

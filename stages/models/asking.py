@@ -1,4 +1,4 @@
-"""The base of stages that ask a model about captions: settings, clean prompts, parsed answers."""
+"""The base of stages that ask a language model: settings, clean prompts, parsed answers."""
 
 import re
 import unicodedata

@@ -13,12 +13,11 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import IMAGE, REASON, REASON_TYPE, TEXT, Column
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, OneUp, StreamFunction, Worker, location
-from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._asking import UNDECODABLE, AskingStage, all_of, cleaned, seeds_of
-from clipmill.stages.caption._prompts import Template
-from clipmill.stages.caption._scores import OUT_OF_RANGE, UNPARSABLE, Greedy, score_of
 from clipmill.stages.models import generator
+from clipmill.stages.models.asking import UNDECODABLE, AskingStage, all_of, cleaned, seeds_of
 from clipmill.stages.models.generator import Asker, Prompt
+from clipmill.stages.models.prompts import Template, load_prompt
+from clipmill.stages.models.scores import OUT_OF_RANGE, UNPARSABLE, Greedy, score_of
 
 OTHER = "take a larger model, or write a question of your own; `clipmill doctor` shows an answer"
 
@@ -27,7 +26,7 @@ OTHER = "take a larger model, or write a question of your own; `clipmill doctor`
 class Judge(AskingStage):
     """Scores of a caption beside its image, 0 to 100, one for each question; null without a number.
 
-    A question is a file in stages/caption/questions; its `label` names the column. `matching` asks
+    A question is a file in stages/annotate/questions; its `label` names the column. `matching` asks
     if the caption fits, `detail` how precise it is, `quality` how well it is written, and
     `understanding` what it adds to the picture. A row has a reason if any score is missing: that of
     the first. The others stay.
@@ -69,7 +68,7 @@ class Judge(AskingStage):
     @cached_property
     def templates(self) -> tuple[Template, ...]:
         return tuple(
-            _prompts.load(name, "questions", needs=("text",), folder="questions")
+            load_prompt(name, "questions", needs=("text",), folder="annotate/questions")
             for name in self.questions
         )
 

@@ -1,4 +1,4 @@
-"""Reads prompts of caption stages: a text with places for captions, a label, and a length."""
+"""Reads prompts for language models: a text with places for captions, a label, and a length."""
 
 import hashlib
 import re
@@ -39,12 +39,12 @@ class Template:
         return PLACE.sub(lambda place: captions[place[1]], self.text)
 
 
-def load(
+def load_prompt(
     name: str,
     key: str,
     needs: tuple[str, ...] = (),
     may: tuple[str, ...] = (),
-    folder: str = "prompts",
+    folder: str = "caption/prompts",
 ) -> Template:
     """Reads a prompt, ours or a user's file; raises RecipeError, with the line, for a bad one.
 
@@ -79,7 +79,7 @@ def load(
     )
 
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # stages
 ENDINGS = (".yaml", ".yml")
 
 
@@ -105,7 +105,7 @@ def path_of(name: str, folder: str, key: str) -> str:
     ours = sorted(file.stem for file in (HERE / folder).glob("*.yaml"))
     if name not in ours:
         do = f"{did_you_mean(name, ours)}; a file of your own ends in .yaml"
-        raise RecipeError(f"no {folder[:-1]} '{name}'", f"key `{key}`", do)
+        raise RecipeError(f"no {Path(folder).name[:-1]} '{name}'", f"key `{key}`", do)
     return str(HERE / folder / f"{name}.yaml")
 
 
