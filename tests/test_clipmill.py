@@ -183,6 +183,11 @@ def test_settings_are_kept_as_the_set_that_says_the_same(given, overrides):
     assert recipe_given(RECIPE, seed=5).seed == 5
 
 
+def test_numbers_and_names_of_numpy_in_a_mapping_are_plain_ones():
+    given = {"uses": np.str_("select.sample"), "fraction": np.float64(0.25)}
+    assert recipe_given({"stages": {"few": given}}).stages["few"] == given
+
+
 @pytest.mark.parametrize(
     ("recipe", "given", "found"),
     [
@@ -190,6 +195,7 @@ def test_settings_are_kept_as_the_set_that_says_the_same(given, overrides):
         (RECIPE, {"pol": {"path": "a"}}, "did you mean 'pool'?"),
         (RECIPE, {"pool": {"path": object}}, "pool.path is <class 'object'>"),
         (RECIPE, {"pool": {"path": float("nan")}}, "pool.path"),
+        (RECIPE, {"pool": {"path": np.datetime64("2026-12-01")}}, "pool.path is datetime.date"),
         ("smok", {}, "did you mean 'smoke'?"),
         ({"stages": {}}, {}, "no stages"),
         ("stages:\n  a: {uses: ingest.nothing}\n", {}, "no stage 'ingest.nothing'"),

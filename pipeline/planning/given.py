@@ -67,6 +67,8 @@ def _text(value: Any, key: str) -> str:
 
 def _plain(value: Any, where: str) -> Any:
     """Converts the value to types of YAML; raises RecipeError if it cannot."""
+    if getattr(value, "ndim", None) == 0:  # a NumPy scalar, which may be a float or str too
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, PathLike):
@@ -75,6 +77,4 @@ def _plain(value: Any, where: str) -> Any:
         return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
-        return value.item()
     raise RecipeError(f"{where} is {value!r}", "the arguments", PLAIN)
