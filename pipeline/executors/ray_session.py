@@ -118,8 +118,8 @@ def _init(address: str | None, options: Mapping[str, Any]) -> None:
         ) from None
 
 
-class _Nowhere(list[str]):
-    """A list that stays empty: Ray puts none of our folders on a worker's path."""
+class _NoFolders(list[str]):
+    """A list that cannot grow: Ray adds this process's folders, and workers import from them."""
 
     def extend(self, _: Iterable[str]) -> None:
         """Adds nothing."""
@@ -127,7 +127,7 @@ class _Nowhere(list[str]):
 
 def _job() -> JobConfig:
     job = JobConfig()
-    job._py_driver_sys_path = _Nowhere()
+    job._py_driver_sys_path = _NoFolders()
     return job
 
 

@@ -1,11 +1,10 @@
 """Writes a diff as a page (`clipmill diff --html`): two selections, with pictures of moved rows."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from clipmill.pipeline.ledger.rows.stored import Place, rows_at
+from clipmill.pipeline.ledger.rows.stored import rows_at
 from clipmill.pipeline.ledger.selection.causes import named_in
-from clipmill.pipeline.ledger.selection.diff import Diff, Move, Outcome
+from clipmill.pipeline.ledger.selection.diff import Diff, Move
 from clipmill.pipeline.ledger.selection.sides import Side
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.samples import samples_at
@@ -13,11 +12,11 @@ from clipmill.pipeline.run_folder.variants import Change
 from clipmill.pipeline.run_folder.words import apart
 
 SHOWN = 8  # moves of each kind that have pictures
-TOLD = 60  # moves in the table
+TABLE_ROWS = 60  # moves in the table
 
 
 def diff_page(before: Side, after: Side, answer: Diff) -> str:
-    """Returns the diff as HTML; rows of one side only are shown as they are there."""
+    """Returns the diff as HTML."""
     kinds = {
         kind: [m for m in answer.moves if m.kind == kind] for kind in ("gained", "lost", "moved")
     }
@@ -29,8 +28,8 @@ def diff_page(before: Side, after: Side, answer: Diff) -> str:
         found=answer,
         sides=[("A", answer.before), ("B", answer.after)],
         settings=[_setting(change) for change in answer.changes.settings],
-        moves=[{**vars(move), "share": move.rows / most} for move in moves[:TOLD]],
-        untold=moves[TOLD:],
+        moves=[{**vars(move), "share": move.rows / most} for move in moves[:TABLE_ROWS]],
+        untold=moves[TABLE_ROWS:],
         kinds={
             kind: [_shown(before, after, move) for move in moves_of_kind[:SHOWN]]
             for kind, moves_of_kind in kinds.items()
@@ -51,33 +50,22 @@ def _setting(change: Change) -> dict[str, Any]:
 
 
 def _shown(before: Side, after: Side, move: Move) -> dict[str, Any]:
-    """Returns a move and its examples: pictures, and the values that decided on the losing side."""
-    sides = (before, after)
-    places = [[row.before for row in move.examples], [row.after for row in move.examples]]
-    which = 1 if move.after.what != "absent" else 0  # the side whose pictures are shown
-    if move.kind == "lost":
-        which = 0
-    seen = samples_at(sides[which].state, sides[which].stage, _there(places[which]))
-    values: list[dict[str, Any]] = [{} for _ in move.examples]
-    for side, outcome, side_places in zip(sides, (move.before, move.after), places, strict=True):
-        for row, deciding in zip(values, _deciding(side, outcome, side_places), strict=True):
-            row.update(deciding)
-    samples = [
-        {**seen[place], "values": row}
-        for place, row in zip(places[which], values, strict=True)
-        if place is not None
-    ]
+    """Returns a move and its examples: pictures, and the values for which a side lost them."""
+    places_before = [row.before for row in move.examples if row.before is not None]
+    places_after = [row.after for row in move.examples if row.after is not None]
+    if move.kind == "lost" or move.after.what == "absent":
+        pictured, places = before, places_before
+    else:
+        pictured, places = after, places_after
+    seen = samples_at(pictured.state, pictured.stage, places)
+    samples = [{**seen[place], "values": {}} for place in places]
+    for side, outcome, side_places in (
+        (before, move.before, places_before),
+        (after, move.after, places_after),
+    ):
+        if outcome.what == "lost":
+            columns = named_in(side.state.plan, outcome.stage, outcome.reason)
+            rows = rows_at(side.state, columns, side_places)
+            for sample, row in zip(samples, rows, strict=True):
+                sample["values"].update(row)
     return {**vars(move), "samples": samples}
-
-
-def _deciding(side: Side, outcome: Outcome, places: Sequence[Place | None]) -> list[dict[str, Any]]:
-    """Returns each row's values in the columns that the reason names; empty if none decided."""
-    if outcome.what != "lost":
-        return [{} for _ in places]
-    return rows_at(
-        side.state, named_in(side.state.plan, outcome.stage, outcome.reason), _there(places)
-    )
-
-
-def _there(places: Sequence[Place | None]) -> list[Place]:
-    return [place for place in places if place is not None]
