@@ -32,12 +32,12 @@ WEIGHTS = "model.safetensors"  # file of train.clip in out/
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One arm. `raw` and `random` compare it with every row, and with as many random rows, those of
-    the arm `chance`: null for that arm itself.
+    """One arm. `raw` compares it with all rows, `random` with the arm `chance`, which has as many
+    rows by chance; each is null for the arm that it would compare with itself.
 
-    `seconds` are of one training on one worker, from its steps' rate, or that of the arm that
-    trained the same models: null without a log. `leaks` counts evaluation samples in its rows, by
-    task.
+    `seconds` estimates one training on one worker from its logged samples per second, or those of
+    an arm that trained the same models; null without a log. `leaks` counts the evaluation samples
+    in its rows, by task.
     """
 
     arm: str
@@ -67,8 +67,8 @@ class Board:
     lines: tuple[Line, ...]
     results: Results
     curves: tuple[Curve, ...] = ()  # of arms whose trainings left snapshots
-    by: tuple[str, ...] = ()  # of a bench by a column: the arms of its table, and a sentence
-    learnt: str = ""
+    by: tuple[str, ...] = ()  # arms that split another by a column's values (`bench --by`)
+    learnt: str = ""  # a sentence about the weights learnt for those values
 
     @property
     def title(self) -> str:
@@ -156,11 +156,13 @@ def _warnings(line: Line, pictures: int) -> tuple[str, ...]:
 
 def _rates(prepared: Prepared, state: RunState) -> dict[str, float | None]:
     """Returns samples per second by arm; arms with the same models share a rate."""
-    rates = {name: rate_of(state, name) for name in prepared.arms}
+    logged = {name: rate_of(state, name) for name in prepared.arms}
     models = {name: _models(state, name) for name in prepared.arms}
-    trained = {model: rate for name, rate in rates.items() if rate for model in models[name]}
-    shared = {name: map(trained.get, digests) for name, digests in models.items()}
-    return {name: rate or next(filter(None, shared[name]), None) for name, rate in rates.items()}
+    by_model = {model: rate for name, rate in logged.items() if rate for model in models[name]}
+    return {
+        name: rate or next((by_model[model] for model in models[name] if model in by_model), None)
+        for name, rate in logged.items()
+    }
 
 
 def _models(state: RunState, name: str) -> list[str]:

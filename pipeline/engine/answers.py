@@ -61,9 +61,8 @@ class StoredAnswers:
         self._is_open = False
         self._seen: set[str] = set()  # names in new/
         self._packed: tuple[AnswersFile, ...] = ()
-        self._own: tuple[
-            AnswersFile, ...
-        ] = ()  # on scratch disk, each over twice as large as the next
+        # Copies of what new/ holds, on scratch disk, each over twice as large as the next.
+        self._copies: tuple[AnswersFile, ...] = ()
 
     def begin(self, shard: int) -> None:
         """Makes this the current shard, and reads what a dead worker stored for it."""
@@ -95,7 +94,7 @@ class StoredAnswers:
 
     def _find(self, key: bytes) -> bytes | None:
         """Returns the smallest known answer (bytewise), so that no clock decides."""
-        found = [self._fresh.get(key), *(file.find(key) for file in (*self._own, *self._packed))]
+        found = [self._fresh.get(key), *(file.find(key) for file in (*self._copies, *self._packed))]
         return min((answer for answer in found if answer is not None), default=None)
 
     # Storing
@@ -128,7 +127,7 @@ class StoredAnswers:
                 pairs = {k: a for k, a in self._fresh.items() if k not in self._waiting}
             if not pairs:
                 return
-            own = _with_pairs(self._own, sorted(pairs.items()))
+            copies = _with_pairs(self._copies, sorted(pairs.items()))
             name = self._small[0]
             if len(self._small) > 1:
                 name = _put(self.folder, self._shard, pairs)
@@ -136,7 +135,7 @@ class StoredAnswers:
             for small in self._small:
                 if small != name:
                     self.folder.delete(small)
-            self._small, self._own = [], own
+            self._small, self._copies = [], copies
             with self._adding:
                 for key in pairs:
                     del self._fresh[key]
@@ -168,11 +167,11 @@ class StoredAnswers:
             for name in unseen:
                 names.append(name)
                 data = self.folder.read_if_there(name)
-                if data is not None:  # else its worker has just merged it: list again
+                if data is not None:  # else its worker has merged it: the next listing shows where
                     files.append(from_bytes(data, damage_reporter(self.folder, name)))
                 size = sum(file.size for file in files)
                 if len(names) == AT_ONCE or size > MOST_BYTES or name == unseen[-1]:
-                    self._own = _with_pairs(self._own, merged(files))
+                    self._copies = _with_pairs(self._copies, merged(files))
                     self._seen.update(names)
                     names, files = [], []
 
@@ -208,12 +207,12 @@ def digest_of(name: str) -> str:
 
 def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
     """Merges files into one in packed/, without their damaged blocks, and deletes them."""
-    own: tuple[AnswersFile, ...] = ()
-    early, late = files[:-AT_ONCE], files[-AT_ONCE:]  # no merge opens more at once
+    scratch: tuple[AnswersFile, ...] = ()  # all but the last AT_ONCE files, so that few are open
+    early, late = files[:-AT_ONCE], files[-AT_ONCE:]
     for start in range(0, len(early), AT_ONCE):
         some = early[start : start + AT_ONCE]
-        own = _with_pairs(own, merged(_all_opened(folder, some)))
-    sources = (*own, *_all_opened(folder, late))
+        scratch = _with_pairs(scratch, merged(_all_opened(folder, some)))
+    sources = (*scratch, *_all_opened(folder, late))
     with folder.scratch(f"{PACKED}/pack") as path:
         with path.open("wb") as writing:
             write_answers(merged(sources), writing)
@@ -260,9 +259,9 @@ def _all_opened(folder: Storage, files: Sequence[Entry]) -> list[AnswersFile]:
     return [opened(folder, file.name, file.size) for file in files]
 
 
-def _with_pairs(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
+def _with_pairs(scratch: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
     """Adds sorted pairs as a scratch file; files of like size are merged, so they stay few."""
-    files = [*own, write_scratch(pairs)]
+    files = [*scratch, write_scratch(pairs)]
     while len(files) > 1 and files[-2].size <= 2 * files[-1].size:
         files[-2:] = [write_scratch(merged(files[-2:]))]
     return tuple(files)

@@ -18,7 +18,7 @@ MOST = 0.95  # of their rows
 
 @dataclass
 class FirstShards:
-    """Counts of a stage's first shards by reason, taken in pool order whichever ends first."""
+    """Counts of a stage's first shards by reason, in the pool's order, not that of their ends."""
 
     state: RunState
     stage: str
@@ -56,9 +56,9 @@ class FirstShards:
         planned = self.state.plan.stages[self.stage]
         stage = planned.stage
         do = stage.advice.get(reason, "mend the cause")
-        sets = as_sets(self.stage, do)
-        sets += [f"--retry {reason}"] if reason in stage.transient else []
-        again = f" with {' '.join(sets)}" if sets else ""
+        options = as_sets(self.stage, do)  # a `--set` for each setting that the advice names
+        options += [f"--retry {reason}"] if reason in stage.transient else []
+        again = f" with {' '.join(options)}" if options else ""
         return StageError(
             f"{share:.0%} of the first {rows:,} rows failed for one reason: {reason}",
             f"stage '{self.stage}' ({planned.uses}), shards {', '.join(map(str, self.seen))}",

@@ -19,6 +19,7 @@ from clipmill.stages.models.generator import Asker, Prompt
 from clipmill.stages.models.prompts import Template, load_prompt
 from clipmill.stages.models.scores import OUT_OF_RANGE, UNPARSABLE, Greedy, score_of
 
+QUESTIONS = ("matching", "detail", "quality", "understanding")
 OTHER = "take a larger model, or write a question of your own; `clipmill doctor` shows an answer"
 
 
@@ -28,8 +29,8 @@ class Judge(AskingStage):
 
     A question is a file in stages/annotate/questions; its `label` names the column. `matching` asks
     if the caption fits, `detail` how precise it is, `quality` how well it is written, and
-    `understanding` what it adds to the picture. A row has a reason if any score is missing: that of
-    the first. The others stay.
+    `understanding` what it adds to the picture. A row that lacks scores has the reason of the first
+    one missing, and keeps the others.
 
     Source: MLM-Filter (Wang et al. 2024): the four questions, greedy decoding, whole numbers.
         Departs: words of our own, a model of your choice, 16 new tokens for 3.
@@ -41,9 +42,7 @@ class Judge(AskingStage):
     # which draws lots and is for trials
     model: NonEmpty
     # some of matching, detail, quality, understanding, or YAML files of your own
-    questions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = (
-        *("matching", "detail", "quality", "understanding"),
-    )
+    questions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = QUESTIONS
     image_size: OneUp = 448  # cap on pixels of the longer side, as the model sees it
     max_caption_words: OneUp = 256  # cap; a longer caption is cut
     # how answers are drawn: the likeliest, as published
@@ -101,7 +100,8 @@ class Judge(AskingStage):
             threads=ThreadPoolExecutor(worker.threads),
             worker=worker,
         )
-        return self.streamed(start, len(self.questions), a_slot=8)  # as caption.synthesize
+        # Images take more memory: half as many rows are read ahead as of stages that read texts.
+        return self.streamed(start, len(self.questions), a_slot=8)
 
 
 async def judged(

@@ -17,7 +17,7 @@ Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those present; or l
 def lists_in(schema: pa.Schema, captions: Captions) -> tuple[str, ...]:
     """Returns the columns from which a table's texts are taken, in order.
 
-    A pool may have another column that is called `captions`.
+    `captions` is one only if it holds texts: a pool may have another column of that name.
     """
     if captions is True:
         present = (name for name in (TEXTS.name, CAPTIONS.name) if name in schema.names)
@@ -34,7 +34,8 @@ def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
     """Returns a TEXT_LIST, never null: each row's texts without repeats, the first of equal ones.
 
     Empty texts are left out, except an original that is the row's only text. If rows have `texts`,
-    the original is taken from there alone, as it may have been removed.
+    the original is taken from there alone, as it may have been removed. Without captions, each row
+    has one text, which is empty.
     """
     if not captions:
         return as_texts(pa.chunked_array([np.full(len(rows), "")], TEXT.dtype))
@@ -52,10 +53,8 @@ def first_texts(texts: pa.Array) -> pa.Array:
     return pc.struct_field(pc.list_flatten(texts), "text").take(start_N)
 
 
-def captions_of(rows: pa.Table, texts: pa.Array, captions: Captions) -> pa.Array:
-    """Returns the first text of each row; the pool's if a row has none, as dropped rows may."""
-    if captions and not lists_in(rows.schema, captions):
-        return rows[TEXT.name]
+def captions_of(rows: pa.Table, texts: pa.Array) -> pa.Array:
+    """Returns the first text of each row; if there is none, as in dropped rows, the pool's."""
     first = first_texts(texts)
     return pc.coalesce(first, rows[TEXT.name]) if TEXT.name in rows.column_names else first
 
@@ -90,13 +89,13 @@ def _each_once(lists: list[pa.Array]) -> pa.Array:
     row_V, values = row_V[order_V], values.take(pa.array(order_V))
     text = pc.struct_field(values, "text")
     has_words_V = pc.not_equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(False)
-    is_original_V = pc.equal(pc.struct_field(values, "source"), ORIGINAL).fill_null(False)
-    is_alone_V = ~np.isin(row_V, row_V[has_words_V])
-    alone_V = is_alone_V & is_original_V.to_numpy(False) & text.is_valid().to_numpy(False)
-    fine = np.flatnonzero(has_words_V | alone_V)
-    row_V, values, text = row_V[fine], values.take(pa.array(fine)), text.take(pa.array(fine))
+    is_original = pc.equal(pc.struct_field(values, "source"), ORIGINAL)
+    is_original_V = pc.and_(is_original, text.is_valid()).fill_null(False).to_numpy(False)
+    row_has_words_V = np.isin(row_V, row_V[has_words_V])
+    stays_V = has_words_V | (is_original_V & ~row_has_words_V)
+    row_V, values, text = row_V[stays_V], values.filter(stays_V), text.filter(stays_V)
     code_V = text.dictionary_encode().indices.to_numpy().astype(np.int64)
-    _, first_V = np.unique(row_V * (len(text) + 1) + code_V, return_index=True)
+    _, first_V = np.unique(row_V * len(text) + code_V, return_index=True)
     first_V.sort()
     values = values.take(pa.array(first_V))
     count_N = np.bincount(row_V[first_V], minlength=rows)

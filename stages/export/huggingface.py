@@ -67,7 +67,7 @@ def exported(
     texts = texts_of(table, captions)
     out = {
         IMAGE.name: pictures(table[IMAGE.name]),
-        CAPTION.name: captions_of(table, texts, captions),
+        CAPTION.name: captions_of(table, texts),
     }
     if lists_in(table.schema, captions):
         out[TEXTS.name] = texts

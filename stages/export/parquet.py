@@ -81,7 +81,7 @@ def exported(
     if uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
     texts = texts_of(table, captions)
-    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts, captions)}
+    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts)}
     out[TEXTS.name] = texts
     for column in (REPEATS, LOSS_WEIGHT):
         is_present = column.name in table.column_names

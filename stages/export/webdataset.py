@@ -130,7 +130,7 @@ def meta(
         {
             "key": pa.array(keys.of(table, uids), pa.string()),
             UID.name: pa.array(uids, pa.string()),
-            CAPTION.name: captions_of(table, texts, captions),
+            CAPTION.name: captions_of(table, texts),
             **several,
             SAMPLE_INDEX.name: table[SAMPLE_INDEX.name],
             "status": pc.if_else(table[IMAGE.name].is_null(), "undecodable", "success"),

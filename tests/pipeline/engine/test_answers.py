@@ -86,7 +86,7 @@ def test_many_shards_leave_few_files_open(folder):
         store.begin(shard)
         put(store, range(5 * shard, 5 * shard + 5))
         store.flush()
-    assert len(store._own) < 8
+    assert len(store._copies) < 8
     assert got(store, range(200))
 
 
