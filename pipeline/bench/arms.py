@@ -83,7 +83,7 @@ class ArmWriter:
     written: dict[str, ArmRows] = field(default_factory=dict)
     parts: dict[str, Rows] = field(default_factory=dict)
 
-    def write(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, ArmRows]:
+    def write(self, bench: Bench, choices: Mapping[str, Choice]) -> None:
         """Writes all but random arms, by name; RecipeError if one has fewer rows than a batch."""
         rows = self.raw.rows
         self.parts[RAW] = Every()
@@ -110,7 +110,6 @@ class ArmWriter:
                 self._put(
                     name, mixed, [[self.written[part].made_of for part in parts], source.shares]
                 )
-        return self.written
 
     def add(self, name: str, arm: ArmRows) -> None:
         """Adds rows that need no file."""

@@ -48,7 +48,7 @@ class Prepared:
     plan: Plan
     arms: dict[str, Arm]
     rows: dict[str, ArmRows]  # by the rows' name
-    parents: dict[str, str]  # of each arm's rows, the arm of which as many are drawn by chance
+    parents: dict[str, str]  # by the rows' name, the arm from which as many are drawn by chance
 
     def rows_of(self, arm: str) -> ArmRows:
         return self.rows[self.arms[arm].rows]
@@ -93,8 +93,9 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             batches=_batches(bench, trainings),
             seed=first.state.plan.seed,
         )
-        written = writer.write(bench, choices)
-        data = {name: Data(raw.out, str(_file(out, name))) for name in written}
+        writer.write(bench, choices)
+        written = writer.written  # grows with each arm that is added or written below
+        data = {name: Data(raw.out, _file(out, name)) for name in written}
         if ground is None:
             data[RAW] = Data(raw.out, None)
         if trusted:
@@ -109,7 +110,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
                 parents[name] = parent
         writer.write_random(parents)
         random = [name for name in written if name not in data]
-        data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
+        data |= {name: Data(raw.out, _file(out, name)) for name in random}
         arms = arms_of(bench, random)
         sizes = {name: trainings.get(name, trainings[RAW]).pixels_size for name in arms}
         stages = stages_of(bench, arms, data, sizes)

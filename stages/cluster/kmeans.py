@@ -80,9 +80,9 @@ class KMeans(DatasetStage):
     centroids by `centroids: "stage:NAME"`; with it this stage, too, assigns rows and finds no
     centres.
 
-    `parents` makes two levels, which cost a row parents + clusters / parents products per round
-    instead of `clusters`: a few clusters first, then each of these is split on its own, into more
-    if it has more rows. A row belongs to the nearest child of its 8 nearest parents; in the last
+    `parents` makes two levels: a few clusters first, then each of these is split on its own, into
+    more if it has more rows. A round then compares a row with some parents + clusters / parents
+    centres instead of all. A row belongs to the nearest child of its 8 nearest parents; in the last
     two rounds the children move to the means of these rows.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
     as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
@@ -126,14 +126,13 @@ class KMeans(DatasetStage):
     def __post_init__(self) -> None:
         clusters, parents = self.clusters, self.parents
         if (clusters is None) == (self.centroids is None):
-            what = "neither `clusters` nor `centroids` is given"
-            what = what if clusters is None else "`clusters` and `centroids` are both given"
+            neither = "neither `clusters` nor `centroids` is given"
+            what = "`clusters` and `centroids` are both given" if clusters else neither
             do = "write clusters: 1000 to find some, or centroids: … to assign rows to those"
             raise RecipeError(what, "its settings", do)
         if clusters is None:
-            trained = {"rounds": 20, "train_fraction": 1.0, "start": "sampled", "parents": None}
-            for name, default in trained.items():
-                if getattr(self, name) != default:
+            for name in ("rounds", "train_fraction", "start", "parents"):
+                if getattr(self, name) != getattr(type(self), name):  # the class holds defaults
                     what = f"`{name}` is about finding centroids, and these are given"
                     raise RecipeError(what, f"key `{name}`", "leave it out, or leave centroids out")
             return
@@ -174,26 +173,26 @@ class KMeans(DatasetStage):
         if self.clusters is None:
             tree = given_tree(self.centroids or "", self.metric, self.column, inputs, ctx)
         width = None if tree is None else tree.centre.shape[1]
-        points = partial(
+        to_points = partial(
             points_of, self.column, self.metric, coins, width, inputs.model_of.get(self.column)
         )
-        local = ctx.keep_local(inputs.rows)  # for the last step: storage is read once
-        rows = ctx.keep_local(ctx.map_shards(points, local))
-        pool = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
-        by_round: dict[str, NDArray] = {}
+        rows = ctx.keep_local(inputs.rows)  # read twice, here and at the end; storage only once
+        points = ctx.keep_local(ctx.map_shards(to_points, rows))
+        row_count = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
+        by_level: list[NDArray] = []
         if tree is not None:
-            space = space_of(tree, self.metric, rows, pool, ctx)
+            space = space_of(tree, self.metric, points, row_count, ctx)
         else:
-            space, tree, by_round = find_centres(self, rows, pool, ctx)
+            space, tree, by_level = find_centres(self, points, row_count, ctx)
         ctx.say("counting the rows of each cluster")
         if tree.parent is None:
-            sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), rows, added)
+            sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), points, added)
         else:
-            sums = ctx.reduce(partial(tree_sums, tree, space), rows, added)
+            sums = ctx.reduce(partial(tree_sums, tree, space), points, added)
         ctx.say("")
-        put_results(ctx, self, inputs, tree, sums, space, by_round)
+        put_results(ctx, self, inputs, tree, sums, space, by_level)
         stored = partial(assigned, self.column, self.metric, self.m, tree)
-        ctx.restore(ctx.map_shards(stored, local))
+        ctx.restore(ctx.map_shards(stored, rows))
 
 
 ROUNDS, SUMMARY = "rounds.parquet", "clusters.json"
@@ -201,12 +200,12 @@ ROUNDS, SUMMARY = "rounds.parquet", "clusters.json"
 
 def put_results(
     ctx: Context,
-    stage: "KMeans",
+    stage: KMeans,
     inputs: Inputs,
     tree: Tree,
     sums: State,
     space: Space,
-    by_round: dict[str, NDArray],
+    by_level: list[NDArray],
 ) -> None:
     """Stores centroids, rounds and sums as files in out/."""
     far_K = inertia(sums, space)
@@ -215,8 +214,8 @@ def put_results(
     if tree.parent is not None:
         table = table.append_column(PARENT, pa.array(tree.parent_of, pa.int32()))
     files: dict[str, Any] = {FILE: table}
-    if by_round:
-        files[ROUNDS] = rounds(by_round)
+    if by_level:
+        files[ROUNDS] = rounds(by_level)
     files[SUMMARY] = {
         "asked": stage.clusters or len(tree.centre),
         "clusters": len(tree.centre),
@@ -229,57 +228,56 @@ def put_results(
     ctx.map(partial(put_file, files), list(files))
 
 
-def rounds(by_round: dict[str, NDArray]) -> pa.Table:
+def rounds(by_level: list[NDArray]) -> pa.Table:
     """Returns a row per round, from 0; with two levels also the level, from 0."""
-    round_R2 = np.concatenate([*by_round.values()])
+    counts = [len(round_R2) for round_R2 in by_level]
+    rows_R, inertia_R = np.concatenate(by_level).T
     table = pa.table(
         {
-            "round": pa.array(
-                np.concatenate([np.arange(len(r)) for r in by_round.values()]), pa.int32()
-            ),
-            "rows": pa.array(round_R2[:, 0].astype(np.int64)),
-            "inertia": pa.array(round_R2[:, 1]),
+            "round": pa.array(np.concatenate([*map(np.arange, counts)]), pa.int32()),
+            "rows": pa.array(rows_R.astype(np.int64)),
+            "inertia": pa.array(inertia_R),
         }
     )
-    if len(by_round) > 1:
-        level_R = np.repeat(np.arange(len(by_round)), [len(r) for r in by_round.values()])
+    if len(by_level) > 1:
+        level_R = np.repeat(np.arange(len(by_level)), counts)
         table = table.append_column("level", pa.array(level_R, pa.int32()))
     return table
 
 
-def put_file(files: dict[str, Any], name: str, task: Task) -> dict[str, int]:
+def put_file(files: dict[str, Any], name: str, task: Task) -> dict[str, Any]:
     """Stores one of the files as `out/<name>`."""
     content = files[name]
     if isinstance(content, pa.Table):
         put_table(name, content, task)
     else:
         put_text(name, json.dumps(content) + "\n", task)
-    return {"rows": len(content)}
+    return {}
 
 
 def find_centres(
-    stage: "KMeans", rows: Shards, pool: int, ctx: Context
-) -> tuple[Space, Tree, dict[str, NDArray]]:
-    """Returns the space of the rows, the centres found, and rows and inertia by round and level."""
+    stage: KMeans, points: Shards, row_count: int, ctx: Context
+) -> tuple[Space, Tree, list[NDArray]]:
+    """Returns the space, the centres, and (R, 2) rows and inertia by round for each level."""
     assert stage.clusters is not None
     top = stage.parents or stage.clusters
     ctx.say("drawing the first centres")
     if stage.metric == "cosine" and stage.start == "sampled":
-        first = ctx.reduce(partial(drawn_by_coin, top), rows, partial(merge_drawn, top))
-        space = Space.of(stage.metric, pool, 1, 1, ctx.worker.device)
+        first = ctx.reduce(partial(drawn_by_coin, top), points, partial(merge_drawn, top))
+        value = square = 1.0  # the greatest that a vector of length 1 can have
     else:
-        first = ctx.reduce(partial(surveyed, top), rows, partial(merge_surveyed, top))
+        first = ctx.reduce(partial(surveyed, top), points, partial(merge_surveyed, top))
         value, square = first["greatest"].tolist()
-        space = Space.of(stage.metric, pool, value, square, ctx.worker.device)
+    space = Space.of(stage.metric, row_count, value, square, ctx.worker.device)
     start_KD = first["unit_KD"]
     if stage.train_fraction < 1:  # kept apart, so that a round reads no others
-        rows = ctx.keep_local(ctx.map_shards(partial(in_training, stage.train_fraction), rows))
+        points = ctx.keep_local(ctx.map_shards(partial(in_training, stage.train_fraction), points))
     if stage.start == "kmeans++":
-        start_KD = plus_plus(ctx, rows, first, top)
+        start_KD = plus_plus(ctx, points, first, top)
 
     def step(state: State, number: int) -> State:
         cells = partial(cell_sums, state["centre_KD"], space=space)
-        sums = ctx.reduce(cells, rows, added)
+        sums = ctx.reduce(cells, points, added)
         if len(start_KD) and not sums["count_K"].any():
             what = f"none of the rows is in the share of {stage.train_fraction:g} of them"
             raise StageError(what, f"stage '{ctx.worker.stage}'", "raise train_fraction")
@@ -290,16 +288,16 @@ def find_centres(
         first_state(start_KD), step, stage.rounds, until=lambda state: not state["moved"]
     )
     ctx.say("")
-    centre_KD, by_round = end["centre_KD"], {"": end["round_R2"]}
+    centre_KD, top_R2 = end["centre_KD"], end["round_R2"]
     if stage.parents is None or not len(centre_KD):
-        return space, Tree(centre=centre_KD, device=space.device), by_round
+        return space, Tree(centre=centre_KD, device=space.device), [top_R2]
     ctx.say("counting the rows of each parent")
     cells = partial(cell_sums, centre_KD, space=space)
-    count_P = ctx.reduce(cells, rows, added)["count_K"]
-    partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction))
+    count_P = ctx.reduce(cells, points, added)["count_K"]
+    partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(points) * stage.train_fraction))
     children = split(
         ctx,
-        rows,
+        points,
         partitions,
         space,
         centre_KD,
@@ -308,7 +306,7 @@ def find_centres(
         stage.rounds,
     )
     tree = Tree.of(centre_KD, children, space.device)
-    end = refined(ctx, rows, partitions, space, tree)
+    end = refined(ctx, points, partitions, space, tree)
     ctx.say("")
-    rounds_R2 = np.concatenate([inertia_by_round(children), end["round_R2"]])
-    return space, replace(tree, centre=end["centre_KD"]), {**by_round, "2": rounds_R2}
+    child_R2 = np.concatenate([inertia_by_round(children), end["round_R2"]])
+    return space, replace(tree, centre=end["centre_KD"]), [top_R2, child_R2]
