@@ -18,7 +18,7 @@ MOST = 0.95  # of their rows
 
 @dataclass
 class FirstShards:
-    """Counts of a stage's first shards by reason, in the pool's order, not that of their ends."""
+    """Counts by reason of the pool's first shards, not of those that happened to end first."""
 
     state: RunState
     stage: str

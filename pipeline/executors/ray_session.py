@@ -119,7 +119,7 @@ def _init(address: str | None, options: Mapping[str, Any]) -> None:
 
 
 class _NoFolders(list[str]):
-    """A list that cannot grow: Ray adds this process's folders, and workers import from them."""
+    """Stays empty when Ray adds this process's folders, from which workers would import."""
 
     def extend(self, _: Iterable[str]) -> None:
         """Adds nothing."""

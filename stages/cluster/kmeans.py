@@ -81,9 +81,9 @@ class KMeans(DatasetStage):
     centres.
 
     `parents` makes two levels: a few clusters first, then each of these is split on its own, into
-    more if it has more rows. A round then compares a row with some parents + clusters / parents
-    centres instead of all. A row belongs to the nearest child of its 8 nearest parents; in the last
-    two rounds the children move to the means of these rows.
+    more if it has more rows. A row is compared with about `parents` + `clusters` / `parents`
+    centres a round, not with all `clusters`. It belongs to the nearest child of its 8 nearest
+    parents; in the last two rounds the children move to the means of these rows.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
     as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
     starts from the rows whose uids hash lowest; an empty cluster takes half of the largest one (as
@@ -176,7 +176,7 @@ class KMeans(DatasetStage):
         to_points = partial(
             points_of, self.column, self.metric, coins, width, inputs.model_of.get(self.column)
         )
-        rows = ctx.keep_local(inputs.rows)  # read twice, here and at the end; storage only once
+        rows = ctx.keep_local(inputs.rows)  # read here and at the end, from storage only once
         points = ctx.keep_local(ctx.map_shards(to_points, rows))
         row_count = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
         by_level: list[NDArray] = []
