@@ -113,20 +113,23 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _show(file: str, *, as_json: bool) -> int:
-    facts = summary(_load(file))
+    from clipmill.metadata.concepts.load import ConceptListError
+
+    try:
+        facts = summary(_load(file))
+    except ConceptListError as error:
+        raise RecipeError(str(error), "clipmill concepts show", f"make a list: {MAKE}") from None
     print(json.dumps(facts, indent=1) if as_json else text(file, facts))
     return DONE
 
 
 def _load(file: str) -> "ConceptList":
-    from clipmill.metadata.concepts.load import ConceptListError, load
+    from clipmill.metadata.concepts.load import load
 
     try:
         return load(file)
     except FileNotFoundError:
         raise RecipeError("no such file", file, f"check the path, or make one: {MAKE}") from None
-    except ConceptListError as error:
-        raise RecipeError(str(error), "the arguments", f"make a list: {MAKE}") from None
     except OSError as error:
         do = "name a file that can be read"
         raise RecipeError(error.strerror or str(error), file, do) from None
