@@ -223,7 +223,9 @@ class Mix(DatasetStage):
         state: dict[str, NDArray[Any]] = {}
         for name, knot_M in knots.items():
             value_N = np.sort(value_KN[self.columns.index(name)])
-            below_M, up_to_M = (np.searchsorted(value_N, knot_M, end) for end in ("left", "right"))
+            below_M = np.searchsorted(value_N, knot_M)
+            up_to_M, is_at_M = below_M.copy(), np.append(value_N, np.nan)[below_M] == knot_M
+            up_to_M[is_at_M] = np.searchsorted(value_N, knot_M[is_at_M], "right")
             ends = np.stack([below_M, up_to_M], axis=1).ravel()  # no value is above the last knot
             state[name] = np.diff(ends, prepend=0)
         return state
@@ -350,8 +352,11 @@ class Scaling:
         if len(self.value) == 2:  # several times as fast
             slope = np.diff(self.scaled)[0] / np.diff(self.value)[0]
             return (value_N - self.value[0]) * slope + self.scaled[0]
-        with np.errstate(over="ignore"):  # ascending values are looked up seven times as fast
-            order = np.argsort(value_N.astype(np.float32))
+        with np.errstate(over="ignore"):  # near values in turn are looked up seven times as fast
+            bits_N = value_N.astype(np.float32).view(np.int32)
+        key_N = bits_N.astype(np.int64) << 32 | np.arange(len(bits_N))
+        key_N.sort()  # in half of argsort's time
+        order = key_N & (2**32 - 1)
         scaled_N = np.empty(len(value_N))
         scaled_N[order] = np.interp(value_N[order], self.value, self.scaled)
         return scaled_N
