@@ -556,7 +556,8 @@ class LiveReporter:
                 fresh.ended = stage.ended or time.time()
             if not state.complete and not fresh.causes:
                 fresh.status = "stopped" if stage.began is not None else "waiting"
-            self.live.stages[name] = fresh
+            if stage.status != "failed" or stage.ended is None:  # else stopped in this run
+                self.live.stages[name] = fresh
         self.watcher.finished(name, state)
 
     def _begin(self, stage: Live, ago_s: float = 0.0) -> None:

@@ -288,3 +288,16 @@ def test_a_short_terminal_shows_the_working_stages_and_the_end(engine, gate):
     assert "..." not in shown.decode()
     assert re.search(r"\(\d more stages? not shown\)", shown.decode())
     assert "5 of 5 stages done, the last run took" in frames[-1]
+
+
+def test_a_recorded_file_that_is_damaged_is_told_as_the_failure_of_its_stage(engine, status):
+    script = engine.folder / "script.json"
+    script.write_text("{}")
+    copy = f"  copy: {{uses: toy.answered, from: numbers, script: {script}}}\n"
+    assert engine.run(copy).complete
+    (data, *_) = sorted((engine.folder / "run" / "stages").glob("copy-*/000001-*.parquet"))
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
+    after = "  square: {uses: toy.power, from: copy, read: {number: copy.copy}}\n"
+    assert not engine.run(copy + after).complete
+    found = status()["by_name"]["copy"]
+    assert (found["status"], "--repair" in found["failures"][0]["do"]) == ("failed", True)
