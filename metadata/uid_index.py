@@ -26,9 +26,9 @@ from clipmill.metadata.uid import halves
 FOLDER = "uids"
 SHARD_BITS = 10
 MOST_SHARDS = 1 << SHARD_BITS  # of a run
-MOST_ROWS = 1 << 24  # of a run of several shards: 128 MB, sorted in memory
+MOST_ROWS = 1 << 24  # of a run, unless one shard has more: 128 MB, sorted in memory
 BLOCK_ROWS = 8192
-# Up to both, reading the shards is as fast, and no index is written.
+# A root within both gets no index, as reading its shards is as fast.
 LEAST_SHARDS = 64
 LEAST_ROWS = 2_000_000
 
@@ -87,7 +87,7 @@ def put_index(folder: Storage, run: Run, half_N: NDArray[np.uint64]) -> None:
 
 
 def shards_with(folder: Storage, run: Run, ranges: Sequence[Range]) -> list[int]:
-    """Returns the shards of a run that may hold uids of the ranges; all, if its index is missing.
+    """Returns the shards of a run that may hold uids of the ranges; all, if it has no whole index.
 
     Uids with equal first 54 bits are not told apart.
     """
@@ -120,10 +120,11 @@ def _keys(
         blocks = _blocks(rows)
         first_B = np.frombuffer(end, _KEY, blocks).astype(np.uint64)
         crc_B = np.frombuffer(end, _CRC, blocks, blocks * _KEY.itemsize)
-        is_read_B = np.zeros(blocks + 1, np.int64)  # differences from block to block
-        np.add.at(is_read_B, np.maximum(np.searchsorted(first_B, low_K) - 1, 0), 1)
-        np.add.at(is_read_B, np.searchsorted(first_B, high_K, "right"), -1)
-        ids = np.flatnonzero(np.cumsum(is_read_B[:-1]) > 0)
+        start_K = np.maximum(np.searchsorted(first_B, low_K) - 1, 0)  # may hold `low` at its end
+        stop_K = np.searchsorted(first_B, high_K, "right")
+        begun_B = np.searchsorted(start_K, np.arange(blocks), "right")  # both ends are sorted
+        ended_B = np.searchsorted(stop_K, np.arange(blocks), "right")
+        ids = np.flatnonzero(begun_B > ended_B)
         keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         for span in np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else ():
             first_row = int(span[0]) * BLOCK_ROWS

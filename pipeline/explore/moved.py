@@ -1,4 +1,4 @@
-"""Evaluates a select stage with another threshold: `sweep`, one value at a time."""
+"""Evaluates a select stage with another threshold, as `sweep` does, one value at a time."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class Counterfactuals:
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self._of: tuple[str, str] | None = None
+        self._last: tuple[str, str] | None = None
         self._verdicts: Callable[[Decimal], Verdicts] | None = None
         self._today: Bools = np.zeros(0, bool)
         self._lock = threading.Lock()
@@ -53,12 +53,12 @@ class Counterfactuals:
             stages = self.columns.state.plan.stages
             check_threshold(stages, planned, threshold.column, request.value)
         with self._lock:
-            if self._of != (planned.name, threshold.text) or self._verdicts is None:
+            if self._last != (planned.name, threshold.text) or self._verdicts is None:
                 self._verdicts = None  # frees memory before more is read
                 rows, made = self._tables(planned, threshold)
                 self._verdicts = verdicts_of(planned, threshold, rows, made)
                 self._today = made[KEEP.name].to_numpy()
-                self._of = planned.name, threshold.text
+                self._last = planned.name, threshold.text
             verdicts = self._verdicts(Decimal(repr(request.value)).normalize())
             return Counterfactual(verdicts.rule, verdicts.keep, self._today)
 
@@ -69,7 +69,7 @@ class Counterfactuals:
         values = {name: columns.as_stored(where) for name, where in sources.items()}
         others = {name: where for name, where in sources.items() if values[name] is None}
         place: dict[str, Any] = columns.every_place()
-        if others or not threshold.by_row:  # reading uids costs most
+        if others or not threshold.by_row:  # a rank breaks ties by uid, which costs most to read
             shards = stored(columns.state, planned.root, others)
             tables = [*ahead(columns.state.run, shards.table, range(len(shards)))]
             table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()

@@ -39,7 +39,8 @@ LEAST_S = 1.0  # of work, before a rate or the time left is shown
 
 # found: done before this run. stopped: begun, but nobody works on it now.
 Status = Literal["waiting", "running", "done", "found", "failed", "stopped"]
-# part: all that was asked for. gone: nobody works there, but the last run did not say it ended.
+# part: the stages asked for are done, others are not. gone: nobody works there, and no end is
+# stored.
 Phase = Literal["starting", "running", "complete", "part", "failed", "stopped", "gone"]
 
 
@@ -106,7 +107,7 @@ class Live:
     call_moved: float = 0.0  # its last progress
     units: int = 0
     all_units: int = 0
-    units_found: int = 0  # units done when this run began the call, or before any progress
+    units_found: int = 0  # units stored earlier: they took this run no time
     pieces: dict[str, Piece] = field(default_factory=dict)
     began: float | None = None
     ended: float | None = None
@@ -229,7 +230,7 @@ def live_stage(run: RunState, name: str) -> Live:
 
 
 def _reasons(run: RunState, name: str) -> dict[str, int]:
-    """Counts rows by reason today; if a file cannot be read, by its first record."""
+    """Counts rows by reason, as masks are today; of an unreadable file, by its first record."""
 
     def counts_of(shard: int) -> dict[str, int]:
         try:
@@ -479,20 +480,17 @@ class LiveReporter:
             stage.total = total
             again = stage.shards == total  # all are counted: this one is made again
             stage.shards += not again
-            # A later pass is over a shard whose rows may be counted already.
-            if record.number:
+            stage.computed += record.computed
+            stage.seconds += record.seconds
+            if record.number:  # a later pass: rows may be counted, reasons are when the stage ends
                 stage.rows = self.state.stages[name].shards.rows
             elif not again:
                 stage.rows += record.rows
-            stage.computed += record.computed
-            stage.seconds += record.seconds
-            if (
-                record.number == 0 and not again
-            ):  # reasons of later passes are counted when the stage has ended
                 for code, rows in record.counts.items():
                     stage.reasons[code] = stage.reasons.get(code, 0) + rows
+            # Other stages of its job may go on. If all shards were found, no count tells the last.
             if stage.is_row and stage.shards == total and stage.found < total:
-                stage.status, stage.ended = "done", time.time()  # other stages of its job may go on
+                stage.status, stage.ended = "done", time.time()
         self.watcher.shard(name, record, total)
 
     def unit(self, name: str, call: str, done: int, total: int, words: str = "") -> None:
@@ -500,10 +498,11 @@ class LiveReporter:
             stage = self.live.stages[name]
             self._begin(stage)
             stage.call_moved = time.time()
-            if stage.call != words or not done:
+            is_new = stage.call != words or not done
+            if is_new:
                 stage.call_began, stage.units_found = stage.call_moved, done
                 self._reporting.discard(name)
-            if stage.call != words or done in (0, total):
+            if is_new or done == total:
                 stage.pieces = {}
             stage.call, stage.units, stage.all_units = words, done, total
         if done:
@@ -522,7 +521,7 @@ class LiveReporter:
                 elif stage.status not in ("done", "found", "failed"):  # else the event is late
                     self._begin(stage)
                     stage.call_moved = time.time()
-                    if name not in self._reporting:  # units before took no time: found elsewhere
+                    if name not in self._reporting:  # its first progress: units so far were stored
                         stage.call_began, stage.units_found = stage.call_moved, stage.units
                         self._reporting.add(name)
                     piece = Piece(event.done, event.all, event.what, event.values)
@@ -550,7 +549,7 @@ class LiveReporter:
         with self._lock:
             stage = self.live.stages[name]
             fresh.began, fresh.computed = stage.began, stage.computed
-            if state.complete and not (stage.computed or stage.call):
+            if state.complete and not (stage.computed or stage.call):  # no work in this run
                 fresh.status, fresh.began = "found", None
             elif stage.began is not None:
                 fresh.ended = stage.ended or time.time()

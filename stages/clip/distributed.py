@@ -40,7 +40,7 @@ class Ranks:
         sizes = torch.zeros(self.of, dtype=torch.int64, device=_device())
         sizes[self.rank] = len(local_N)
         distributed.all_reduce(sizes)
-        missing = max(1, int(sizes.max())) - len(local_N)  # all ranks send equal shapes, some rows
+        missing = max(1, int(sizes.max())) - len(local_N)  # all send one shape, of a row at least
         padded = nn.functional.pad(local_N, (*[0] * (2 * local_N.ndim - 1), missing))
         parts = zip(all_gather(padded), sizes.tolist(), strict=True)
         gathered = torch.cat([part[:size] for part, size in parts])
@@ -139,11 +139,11 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
         mean_C = (count_RC * mean_RC).sum(0) / all_C
         squares_C = (squares_RC + count_RC * (mean_RC - mean_C).square()).sum(0)
         with torch.no_grad():
-            rest: Any = self  # open_clip's norms and ours have statistics and a momentum
-            rest.running_mean.lerp_(mean_C.to(rest.running_mean.dtype), rest.momentum)
+            norm: Any = self  # for mypy: no norm here lacks statistics or a momentum
+            norm.running_mean.lerp_(mean_C.to(norm.running_mean.dtype), norm.momentum)
             variance_C = squares_C / (all_C - 1)  # unbiased, as in torch
-            rest.running_var.lerp_(variance_C.to(rest.running_var.dtype), rest.momentum)
-            rest.num_batches_tracked.add_(1)
+            norm.running_var.lerp_(variance_C.to(norm.running_var.dtype), norm.momentum)
+            norm.num_batches_tracked.add_(1)
         factor_C = self.weight * (squares_C / all_C + self.eps).rsqrt()
         shift_C = self.bias - mean_C * factor_C
         return (x * factor_C[:, None, None] + shift_C[:, None, None]).to(x_NCHW.dtype)

@@ -1,5 +1,6 @@
 """Selects the rows of an export, and counts the others by reason."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,16 +76,16 @@ class Takes:
 
     def __call__(self, batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
         """Returns (N,) whether each row is exported, and the count of others by first reason."""
-        left_N = np.zeros(len(batch), bool)
+        out_N = np.zeros(len(batch), bool)
         counts = {}
         for reason, fine in self._fine(batch).items():
-            now_N = ~np.logical_and.reduce(fine, axis=0, initial=True) & ~left_N
+            now_N = ~np.logical_and.reduce(fine, axis=0, initial=True) & ~out_N
             counts[reason] = int(np.count_nonzero(now_N))
-            left_N |= now_N
-        return ~left_N, counts
+            out_N |= now_N
+        return ~out_N, counts
 
     def shown(self, rows: pa.Table) -> pa.Table:
-        """Returns the rows as they leave."""
+        """Returns the rows as they are exported; a subclass blurs their pictures."""
         return rows
 
     def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
@@ -123,16 +124,16 @@ def tally(
     rows: Shards, takes: Takes, batch_rows: int, shard: int, task: Task, times: Times = once
 ) -> dict[str, int]:
     """Counts the rows of a shard, those exported, their samples, and those left out by reason."""
-    total = dict.fromkeys(("rows", "exported", "samples"), 0)
+    total = Counter(rows=0, exported=0, samples=0)
     for batch in rows.batches(shard, batch_rows):
-        leaving_N, left = takes(batch)
-        counts = {"rows": len(batch), "exported": int(np.count_nonzero(leaving_N))}
-        counts["samples"] = int(times(batch)[leaving_N].sum())
-        total = {n: total.get(n, 0) + number for n, number in {**counts, **left}.items()}
-    return total
+        exported_N, left_out = takes(batch)
+        samples = int(times(batch)[exported_N].sum())
+        total.update(rows=len(batch), exported=int(exported_N.sum()), samples=samples)
+        total.update(left_out)
+    return dict(total)
 
 
 def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
-    """Sums the tallies of all shards."""
+    """Sums rows, exported rows and reasons over the tallies of all shards."""
     names = ("rows", "exported", *takes.reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}

@@ -72,14 +72,14 @@ class Map(DatasetStage):
     before it calls unsafe: nsfw_score > 0.2, punsafe > 0.5, safety_tag not UNLIKELY); then
     `caption`, `cluster`, `kept` (true without a select stage before), `uid` as 32 hex digits, the
     chosen columns, and `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the
-    row itself and the nearest of its cluster, nearest first. If there are fewer, the row fills the
-    list, as the viewer needs lists of one length. If there are more rows than `rows`, those with
-    the lowest uid hashes are exported; the plane does not change.
+    row itself and the nearest of its cluster, nearest first. The viewer needs lists of one length:
+    the row's own number fills a short one. If there are more rows than `rows`, those with the
+    lowest uid hashes are exported; the plane does not change.
 
     Source: the columns that embedding-atlas 0.26 takes by `--x --y --text --image --neighbors`.
     Departs: no neighbours in other clusters; a cluster of more than 16,384 rows on the map is split
     along `x` into runs of up to that many, each searched alone.
-    Error: cosines to 2^-26; of `rows` up to a thousandth may be missing.
+    Error: cosines to 2^-26; a map cut to `rows` may have up to a thousandth fewer.
     Example: {after: [ingest.image_folder, embed.clip, cluster.kmeans, score.clip_score],
       columns: [clip_score]}
     """
@@ -180,11 +180,12 @@ def neighbours(plane: NDArray, k: int, rows: pa.Table) -> pa.Table:
     unit_ND = as_matrix(rows["unit"])
     row_N, cluster_N = rows[ROW].to_numpy(), rows[CLUSTER].to_numpy()
     order_N = np.lexsort((row_N, on_plane(unit_ND, plane)[:, 0], cluster_N))
-    starts = np.flatnonzero(np.diff(cluster_N[order_N], prepend=-1))
-    runs = [order_N[:0]]
-    for members in np.split(order_N, starts)[1:]:
-        for run in np.array_split(members, -(-len(members) // SOUGHT)):
-            runs.append(run[np.argsort(row_N[run])])
+    next_clusters = np.flatnonzero(np.diff(cluster_N[order_N])) + 1
+    runs = [
+        run[np.argsort(row_N[run])]
+        for members in np.split(order_N, next_clusters)  # without rows: one empty run
+        for run in np.array_split(members, max(1, -(-len(members) // SOUGHT)))
+    ]
     near = [nearest_rows(unit_ND[run], row_N[run], k) for run in runs]
     rows = rows.select([*IDENTITY, RANGE, ROW]).take(np.concatenate(runs))
     return rows.append_column(NEIGHBORS, pa.chunked_array(near))

@@ -69,14 +69,14 @@ class WebDataset(DatasetStage):
     """Image and caption of every sample of a tar, one shard per tar; null, with a reason, if none.
 
     A sample is a run of members that share their path up to the first dot of the name; it also ends
-    where a suffix repeats: tars may be joined, and the next one may begin with the same key. A
-    hard link, as GNU tar writes for a file with two names, is the file that it leads to; another
-    link, or a device, is `unreadable`. Packed tars are read only alone. Caption: the .json's at
-    `caption_col`, a key or a dotted path; else the .txt, else `caption` of the .json. A byte-order
-    mark is no letter. url and sizes: the .json. sha256 is that of the stored bytes, not that of the
-    .json: img2dataset states that of the file before it resizes, and some write one for all. uid:
-    32 hex digits in the .json (else `bad_uid`), or the hash of url and caption; without a url, that
-    of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
+    where a suffix repeats: tars may be joined, and the next one may begin with the same key. A hard
+    link, as GNU tar writes for a file with two names, is the file that it leads to; another link,
+    or a device, is `unreadable`. Packed tars are read if there are no others. Caption: the .json's
+    at `caption_col`, a key or a dotted path; else the .txt, else `caption` of the .json. A
+    byte-order mark is no letter. url and sizes: the .json. sha256 is of the stored bytes: the
+    .json's may be of the file before img2dataset resized it, or the same for all rows. uid: 32 hex
+    digits in the .json (else `bad_uid`), or the hash of url and caption; without a url, that of the
+    place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
@@ -120,12 +120,12 @@ class WebDataset(DatasetStage):
 
     def listed(self, stage: str) -> list[dict[str, Any]]:
         """Returns its tars; packed ones if there are no others."""
-        tars = list_files(self.path, TARS, stage)
-        return [tar for tar in tars if tar["path"].lower().endswith(TARS[0])] or tars
+        files = list_files(self.path, TARS, stage)
+        return [file for file in files if file["path"].lower().endswith(TARS[0])] or files
 
     def head(self, rows: int) -> pa.Table:
-        tars = self.listed("pool")
-        return first_rows((table for tar in tars for table in read(self, tar, None, rows)), rows)
+        files = self.listed("pool")
+        return first_rows((table for file in files for table in read(self, file, None, rows)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.create_shards(partial(read, self), self.listed(ctx.worker.stage))
@@ -164,7 +164,7 @@ def members(file: Any, where: str) -> Iterator[Member]:
             elif place:
                 read = partial(_read_at, file, *place)
             elif member.issym() or member.islnk() or member.isdev():
-                read = partial(str, "unreadable")
+                read = partial(str, "unreadable")  # the reason, in place of bytes
             else:
                 continue
             if place and not member.issparse() and len(places) < MOST_PLACES:
@@ -200,8 +200,8 @@ def samples(
 ) -> Iterator[tuple[str, Members]]:
     """Yields key and members of each sample: a new one if the key changes or a suffix repeats.
 
-    A member is read if it fits, also into what is left of its sample's bytes: a small tar may have
-    thousands of sparse members.
+    A member over its own limit, or over what its sample has left, is `too_large`, not read: a small
+    tar may have thousands of sparse members.
     """
     key = ""
     parts: dict[str, Data] = {}

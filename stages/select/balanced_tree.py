@@ -56,14 +56,14 @@ OUT = "balanced_out"
 class BalancedTree(SizedSelect):
     """Keep decision of each row, and its `tree_rank`, 1 up; null for rows without a cluster.
 
-    Clusters are the leaves of a tree, whose upper `levels` are k-means of the centroids below. From
-    the top, a node with target T gives each child min(x, its rows), with the whole x whose sum is
-    nearest to T, the greater of two as near; so on down to the clusters, each of which keeps its
-    first rows in `order`. The `tree_rank` of a row is the least target that takes it: another
-    target is a query on it, and a greater one keeps all that a smaller one keeps. Only rows that no
-    earlier select dropped and whose image did not fail are counted. out/tree.parquet has one row
-    per node: `level` (0 for clusters), `node`, `parent`, `rows`, `quota`, `kept`; out/tree.json has
-    the target and the rows kept.
+    Clusters are the leaves of a tree, whose upper `levels` are k-means of the centroids below. The
+    root's target is the number of rows to keep; a node with target T gives each child the target
+    min(x, its rows), by the integer x that brings their sum nearest to T (of two, the greater). A
+    cluster keeps that many rows, the first in `order`. The `tree_rank` of a row is the least target
+    that takes it: another target is a query on it, and a greater one keeps all that a smaller one
+    keeps. Only rows that no earlier select dropped and whose image did not fail are counted.
+    out/tree.parquet has one row per node: `level` (0 for clusters), `node`, `parent`, `rows`,
+    `quota`, `kept`; out/tree.json has the target and the rows kept.
 
     Source: hierarchical balanced sampling (Vo et al. 2024), section 3. Departs: nodes start from
     the points whose numbers hash lowest; no resampling of a node's nearest points; rows that x
@@ -193,20 +193,20 @@ def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
     has_cluster = partition[CLUSTER_ID.name].is_valid()
     rows = partition.filter(has_cluster)
     leaf_N = rows[CLUSTER_ID.name].to_numpy().astype(np.int64)
-    order_N = best_first(rows)
-    order_N = order_N[np.argsort(leaf_N[order_N], kind="stable")]
+    best_N = best_first(rows)
+    order_N = best_N[np.argsort(leaf_N[best_N], kind="stable")]  # by cluster, then best first
     ordered_N = leaf_N[order_N]
-    place_N, rank_N = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    place_N = np.empty(len(rows), np.int64)
     place_N[order_N] = np.arange(len(rows)) - np.searchsorted(ordered_N, ordered_N) + 1
-    rank_N[order_N] = tree.least_target(ordered_N, place_N[order_N])
     path_NL = tree.paths(leaf_N)
     end_N = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(path_NL.shape[1])
     of_rows = {
-        TREE_RANK.name: pa.array(rank_N),
+        TREE_RANK.name: pa.array(tree.least_target(leaf_N, place_N)),
         TREE_PATH.name: pa.ListArray.from_arrays(pa.array(end_N), pa.array(path_NL.reshape(-1))),
         LEAF_RANK.name: pa.array(place_N),
         LEAF_QUOTA.name: pa.array(tree.quotas(target)[0][leaf_N]),
     }
+    # Back to all rows: null for those without a cluster.
     index_N = np.cumsum(has_cluster.to_numpy()) - 1
     index = pa.array(index_N, mask=~has_cluster.to_numpy())
     made = {name: values.take(index) for name, values in of_rows.items()}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from clipmill.pipeline.contract import DECLARED, Declared, check
+from clipmill.pipeline.contract import DECLARED, Declared, check, other_value
 from clipmill.pipeline.own_code import VARIABLE
 
 ROW = '''
@@ -197,3 +197,24 @@ def test_of_what_made_up_rows_cannot_feed_only_declarations_are_checked(clipmill
     said = clipmill("stages", "--check", "train.clip")
     assert said.code == 0
     assert said.out.splitlines()[-1].startswith("note  work: it takes data")
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "is_same"),
+    [
+        ([NAN, 0.1], [NAN, 0.1000001], True),
+        ([None, [1.0]], [None, [1.0000001]], True),
+        ([], [1.0], False),
+        ([1.0], [1.0, 1.0], False),
+        ([1.0, 2.0, 3.0], [1.0, 2.0], False),
+        (["a"], ["b"], False),
+        (None, NAN, False),
+        (0.5, 0.6, False),
+    ],
+)
+def test_close_lists_have_one_length_and_the_same_nulls(value, other, is_same):
+    found = other_value({"score": value}, {"score": other}, "row 0", is_close=True)
+    assert (found is None) == is_same

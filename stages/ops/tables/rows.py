@@ -15,7 +15,7 @@ from clipmill.pipeline.dataset import State, Task
 
 # Shapes: N rows.
 
-DROPPED = "dropped_before"  # reason of a row that an earlier select dropped: no row's copy
+DROPPED = "dropped_before"  # reason of a row that an earlier select dropped
 
 
 def dropped_before(rows: pa.Table) -> pa.Array:
@@ -26,7 +26,7 @@ def dropped_before(rows: pa.Table) -> pa.Array:
 
 
 def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
-    """Returns (N,) row indices by the keys, the first of them first; then by uid, and place."""
+    """Returns (N,) row indices sorted by the first key, by the next ones, by uid, by place."""
     high_N, low_N = halves(rows[UID.name]).T
     place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
     return np.lexsort((*place, low_N, high_N, *keys_N[::-1]))
@@ -57,6 +57,6 @@ def put_text(name: str, text: str, task: Task) -> None:
 
 
 def put_json(name: str, value: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores out/<name>, a value a line; returns {}, a unit's result."""
+    """Stores out/<name>, a value a line; returns {}, the result of a unit that only stores."""
     put_text(name, json.dumps(value, indent=1) + "\n", task)
     return {}
