@@ -71,12 +71,13 @@ class WebDataset(DatasetStage):
     A sample is a run of members that share their path up to the first dot of the name; it also ends
     where a suffix repeats: tars may be joined, and the next one may begin with the same key. A hard
     link, as GNU tar writes for a file with two names, is the file that it leads to; another link,
-    or a device, is `unreadable`. Packed tars are read if there are no others. Caption: the .json's
-    at `caption_col`, a key or a dotted path; else the .txt, else `caption` of the .json. A
-    byte-order mark is no letter. url and sizes: the .json. sha256 is of the stored bytes: the
-    .json's may be of the file before img2dataset resized it, or the same for all rows. uid: 32 hex
-    digits in the .json (else `bad_uid`), or the hash of url and caption; without a url, that of the
-    place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
+    or a device, is `unreadable`. A name that begins with a dot, as a Mac's tar adds, is skipped.
+    Packed tars are read if there are no others. Caption: the .json's at `caption_col`, a key or a
+    dotted path; else the .txt, else `caption` of the .json. A byte-order mark is no letter. url and
+    sizes: the .json. sha256 is of the stored bytes: the .json's may be of the file before
+    img2dataset resized it, or the same for all rows. uid: 32 hex digits in the .json (else
+    `bad_uid`), or the hash of url and caption; without a url, that of the place in the pool,
+    `00000.tar/KEY`, and the caption. No member is written to disk.
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
@@ -85,7 +86,7 @@ class WebDataset(DatasetStage):
     Example: {path: tars}
     """
 
-    version = 4
+    version = 5
     determinism = "exact"
     takes = ()
     reasons = ("too_large", "unreadable", "no_image", "unparsable_json", "bad_uid", "bad_value")
@@ -152,7 +153,7 @@ def opened(storage: Storage, source: Mapping[str, Any]) -> Any:
 
 
 def members(file: Any, where: str) -> Iterator[Member]:
-    """Yields each file, link and device of the tar, to be read before the next is asked for."""
+    """Yields each file, link and device that is not hidden, to be read before the next is due."""
     places: dict[str, tuple[int, int]] = {}  # offset and size
     with tars.opened(file, "r|", 1 << 20) as tar:
         for member in tars.members(tar):
@@ -169,7 +170,8 @@ def members(file: Any, where: str) -> Iterator[Member]:
                 continue
             if place and not member.issparse() and len(places) < MOST_PLACES:
                 places[member.name] = place
-            yield member.name, place[1] if place else 0, read
+            if not member.name.rpartition("/")[2].startswith("."):
+                yield member.name, place[1] if place else 0, read
         file.seek(tar.offset)
     # tarfile takes a broken header, and the end of a cut file, for the end of the archive.
     rest = file.read(1 << 20)

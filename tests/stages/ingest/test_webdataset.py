@@ -137,6 +137,12 @@ def test_names_that_would_leave_the_folder_stay_names(rows_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
 
 
+def test_a_hidden_file_is_no_member_and_splits_no_sample(rows_of):
+    """A Mac's tar puts one beside each file."""
+    rows = rows_of(("./._0.jpg", b"x"), ("./0.jpg", b"a"), ("./._0.txt", b"x"), ("./0.txt", "red"))
+    assert [(row["image"], row["text"], row["reason"]) for row in rows] == [(b"a", "red", None)]
+
+
 KINDS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
