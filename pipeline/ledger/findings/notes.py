@@ -37,6 +37,7 @@ def notes(state: RunState) -> dict[str, tuple[str, ...]]:
 
 def _lessons(state: RunState, trainer: PlannedStage) -> Iterator[tuple[str, str, bool]]:
     """Yields each pool that a model learnt from: root, a stage over it, whether a select chose."""
+    # A trainer without a root of its own reads its parents one after another.
     names = [trainer.name] if trainer.root else trainer.parents
     for name, bound in zip(names, trainer.bindings, strict=False):
         yield state.plan.stages[name].root, name, KEEP.name in bound
@@ -47,18 +48,16 @@ def _one_host(state: RunState, name: str) -> Iterator[str]:
     lessons = list(_lessons(state, state.plan.stages[name]))
     scored = {planned.root for planned in state.plan.stages.values() if planned.model == name}
     training = {root: stage for root, stage, _ in lessons if root not in scored}
-    urls = [_column(state, stage, URL) for stage in training.values()]
-    hosts = {
-        host
-        for url_column in urls
-        for host in ([None] if url_column is None else pc.unique(host_of(url_column)).to_pylist())
-    }
+    hosts: set[str | None] = set()
+    for stage in training.values():
+        urls = _column(state, stage, URL)
+        hosts |= {None} if urls is None else {*pc.unique(host_of(urls)).to_pylist()}
     if len(hosts) != 1 or None in hosts:
         return
     [host] = hosts
     if pc.match_substring_regex(host, OWN).as_py():
         return
-    if len(training) == len(lessons):
+    if all(root in training for root, *_ in lessons):
         yield (
             f"all rows it learnt from are of one host, {host}: where that is one maker's style,"
             " expect other pictures to be scored less well (AUC .60 to .68, its own .69 to .80)"
@@ -124,7 +123,8 @@ def _one_maker(state: RunState, name: str) -> Iterator[str]:
 
 
 def _ranking(stages: Mapping[str, PlannedStage], name: str) -> Iterator[str]:
-    """Yields the selects that keep a number or share of rows by what comes of a stage's columns."""
+    """Yields the selects that keep a number or share of rows, ranked by a column of the stage or by
+    one that is computed from such a column."""
     made = {name}
     for other, planned in stages.items():  # parents first
         read = {column: stage for bound in planned.bindings for column, (stage, _) in bound.items()}

@@ -33,11 +33,13 @@ BOTH = """
 stages:
   trusted: {uses: ingest.datacomp, path: trusted, shard_rows: 3}
   pool:    {uses: ingest.datacomp, path: pool, shard_rows: 3}
-  few:     {uses: select.where, from: pool, where: "text = 'row 1'"}
+  few:     {uses: select.where, from: pool, where: "text = 'row 2'"}
   learn:   {uses: probe.learn, from: [trusted, pool]}
   apply:   {uses: probe.apply, from: pool, model: "stage:learn"}
   part:    {uses: probe.learn, from: [trusted, few]}
   again:   {uses: probe.apply, from: pool, model: "stage:part"}
+  best:    {uses: select.where, from: trusted, where: "text = 'row 21'"}
+  twice:   {uses: probe.learn, from: [trusted, best, pool]}
 """
 MIXED = """
 stages:
@@ -124,11 +126,13 @@ def test_pictures_that_trusted_pairs_and_a_pool_that_teaches_have_in_common_are_
 
 
 def test_trusted_pairs_of_one_host_beside_a_pool_are_told_with_what_they_add(state):
-    found = notes(state(stages=BOTH))
+    found = notes(state(hosts=("a.test",), stages=BOTH, rows=range(0, 10, 2)))
     (host,) = found["learn"]
-    assert host.startswith("all rows of trusted are of one host, shop.test: ")
+    assert host.startswith("all rows of trusted are of one host, a.test: ")
     assert "as if the pool alone had taught" in host
-    assert found.keys() == {"learn", "part", "again"}
+    (alone,) = found["twice"]  # of three stages over two roots, whose rows no stage scores by it
+    assert alone.startswith("all rows it learnt from are of one host, a.test: ")
+    assert found.keys() == {"learn", "part", "again", "twice"}
 
 
 def test_good_rows_of_one_source_or_host_that_a_mixture_learnt_from_are_told(state):
