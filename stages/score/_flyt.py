@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Shapes: N rows of a pool, M trusted rows, B of a batch, D width of a vector, K scores.
+# Shapes: N rows of a pool, M trusted rows, B of a batch, D width of a vector, K scores. log_B has
+# the logarithms of a batch's weights, which sum to 1.
 
 STEPS, BATCH = 200, 512
-TAU = 0.07  # temperature, FLYT's first
+TAU = 0.07  # temperature, where FLYT's begins
 RATE, REFERENCE_RATE = 0.05, 1.0  # of the weights, by Adam; of the reference map, by its gradient
 Matrix = NDArray[np.float64]
 
@@ -31,9 +32,11 @@ class Pairs(NamedTuple):
 
 
 def learnt(score_NK: Matrix, pool: Pairs, trusted: Pairs) -> NDArray[np.float64]:
-    """Returns (K,) the weights of scores. A step moves a linear reference map of images by the loss
-    of a pool's batch, each row weighted by softmax of its mixture; then the weights, so that the
-    moved map has less loss on a trusted batch.
+    """Returns (K,) the weights of scores, learnt in steps of two moves each.
+
+    First the reference map, a linear map of images, goes down the loss of a batch of the pool, in
+    which a row counts by the softmax of its mixture (its scores times the weights). Then the
+    weights go down the loss that the moved map has on a batch of trusted rows.
     """
     map_DD = np.eye(pool.image.shape[1])
     weight_K, mean_K, square_K = np.zeros((3, score_NK.shape[1]))
@@ -43,11 +46,11 @@ def learnt(score_NK: Matrix, pool: Pairs, trusted: Pairs) -> NDArray[np.float64]
         log_B = score_BK @ weight_K
         log_B -= log_sum(log_B[None])[0]
         logit_BB = pool.logits(upstream, map_DD)
-        slope_DD = pulled(pool, upstream, weighted_slope(logit_BB, log_B))
-        map_DD -= REFERENCE_RATE * slope_DD
-        wanted_DD = pulled(trusted, downstream, loss_slope(trusted.logits(downstream, map_DD)))
-        change_BB = pool.logits(upstream, wanted_DD)
-        slope_K = -REFERENCE_RATE * (score_BK.T @ turning(logit_BB, change_BB, log_B))
+        map_DD -= REFERENCE_RATE * pulled(pool, upstream, weighted_slope(logit_BB, log_B))
+        trusted_DD = pulled(trusted, downstream, loss_slope(trusted.logits(downstream, map_DD)))
+        # The weights act on the trusted loss through that move alone, by its part along trusted_DD.
+        slope_B = slope_along(logit_BB, pool.logits(upstream, trusted_DD), log_B)
+        slope_K = -REFERENCE_RATE * (score_BK.T @ slope_B)  # and a step of Adam
         mean_K += 0.1 * (slope_K - mean_K)
         square_K += 0.001 * (slope_K**2 - square_K)
         mean, square = mean_K / (1 - 0.9 ** (step + 1)), square_K / (1 - 0.999 ** (step + 1))
@@ -75,15 +78,8 @@ def shares(logit_BB: Matrix, log_B: NDArray[np.float64]) -> tuple[Matrix, Matrix
     return by_image, by_text
 
 
-def weighted_loss(logit_BB: Matrix, log_B: NDArray[np.float64]) -> float:
-    """Returns FLYT's loss, in which weights count in the negatives too."""
-    by_image, by_text = shares(logit_BB, log_B)
-    own = np.log(np.diag(by_image)) + np.log(np.diag(by_text))
-    return float(-0.5 * np.exp(log_B) @ own)
-
-
 def weighted_slope(logit_BB: Matrix, log_B: NDArray[np.float64]) -> Matrix:
-    """Returns (B, B) the slope of `weighted_loss` by the logits."""
+    """Returns (B, B) the slope, by the logits, of FLYT's loss: weights count in negatives too."""
     by_image, by_text = shares(logit_BB, log_B)
     weight_B = np.exp(log_B)
     return (weight_B[:, None] * by_image + (weight_B[:, None] * by_text).T) / 2 - np.diag(weight_B)
@@ -94,10 +90,10 @@ def loss_slope(logit_BB: Matrix) -> Matrix:
     return weighted_slope(logit_BB, np.full(len(logit_BB), -np.log(len(logit_BB))))
 
 
-def turning(logit_BB: Matrix, change_BB: Matrix, log_B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns (B,) the slope, by each row's mixture, of the weighted loss's change along a change
-    of the logits.
-    """
+def slope_along(
+    logit_BB: Matrix, change_BB: Matrix, log_B: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns (B,) the slope, by each row's mixture, of the sum of `weighted_slope` * change_BB."""
     weight_B, change = np.exp(log_B), (change_BB, change_BB.T)
     slope_B = 2 * weight_B * np.diag(change_BB)
     for share_BB, along_BB in zip(shares(logit_BB, log_B), change, strict=True):

@@ -1,4 +1,4 @@
-"""FLYT's gradient: its loss, both slopes against autograd, and weights that find what teaches."""
+"""FLYT's gradient: both slopes against autograd, and weights that find what teaches."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,6 @@ from clipmill.stages.score import _flyt as flyt
 from clipmill.stages.score.mix import Learn, Mix
 
 LEARN = Learn(columns=("fit", "noise"), good="good", by="flyt")
-
-
-def test_the_loss_of_orthonormal_pairs_is_the_known_one():
-    assert flyt.weighted_loss(np.eye(2), np.log([0.5, 0.5])) == pytest.approx(0.313262, abs=1e-6)
-    assert flyt.weighted_loss(np.eye(2), np.log([0.75, 0.25])) == pytest.approx(0.272670, abs=1e-6)
 
 
 def test_a_step_has_the_slope_that_autograd_finds_through_the_moved_map():
@@ -43,8 +38,8 @@ def test_a_step_has_the_slope_that_autograd_finds_through_the_moved_map():
     slope_DD = flyt.pulled(pool, rows, flyt.weighted_slope(logit_BB, known))
     np.testing.assert_allclose(slope_DD, slope.detach(), atol=1e-12)
     moved_BB = trusted.logits(few, np.eye(5) - 0.001 * slope_DD)
-    wanted_DD = flyt.pulled(trusted, few, flyt.loss_slope(moved_BB))
-    slope_B = flyt.turning(logit_BB, pool.logits(rows, wanted_DD), known)
+    trusted_DD = flyt.pulled(trusted, few, flyt.loss_slope(moved_BB))
+    slope_B = flyt.slope_along(logit_BB, pool.logits(rows, trusted_DD), known)
     np.testing.assert_allclose(-0.001 * score_BK.T @ slope_B, weight.grad, rtol=1e-9)
 
 
