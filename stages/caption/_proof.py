@@ -28,7 +28,7 @@ RED = base64.b64decode(  # a JPEG of 64 x 64 pixels
     "AAwDAQACEQMRAD8AhATtgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB//9k="
 )
 DO = ADVICE | {"empty_answer": "it may think before it writes: raise decoding.max_tokens"}
-Answered = tuple[str | None, str]  # a text and its form; or None, the reason and the server's words
+Answered = tuple[str | None, str]  # a text, and its form if any; or None, and why there is none
 See = Callable[[Decoding, Template], Awaitable[Answered]]
 
 
@@ -39,11 +39,11 @@ def findings_on(
     stage: Callable[..., Any],
     rewritten: Callable[..., Awaitable[pa.Table]],
 ) -> list[Finding] | None:
-    """Asks a model what caption.rewrite (`stage`, `rewritten`) asks, and, where it may see, what
-    caption.synthesize and annotate.judge do.
+    """Asks a model what caption.rewrite asks (by its class, `stage`, and its function `rewritten`)
+    and, if the model may see pictures, what caption.synthesize and annotate.judge ask.
 
-    Returns None for a model that writes nothing, and for `reference`, which embeds too. Starts a
-    server of our own; does not build a missing Python.
+    Returns None for a model that writes nothing, and for `reference`, which embeds too. A local
+    model's server is started; a Python whose packages are `missing` is not made, only noted.
     """
     import asyncio
 
@@ -78,25 +78,24 @@ async def _findings(
         answer = await asker.ask(prompt, seed=0)
         return answer.text, "" if answer.text else _said(answer.reason or "", asker)
 
-    findings = [await _rewriting(model, rewrite)]
+    rewriting = await _rewriting(model, rewrite)
     try:
         generator.refuse_blind(model)
     except RecipeError:
-        return findings
-    if findings[0].verdict == "bad":
-        return findings
-    findings.append(await _seeing(model, see))
-    if findings[-1].found.startswith("captions"):
-        findings.append(await _judging(model, see))
-    return findings
+        return [rewriting]
+    if rewriting.verdict == "bad":
+        return [rewriting]
+    seeing, sees = await _seeing(model, see)
+    return [rewriting, seeing, *([await _judging(model, see)] if sees else [])]
 
 
 def _said(reason: str, asker: Asker) -> str:
+    """Returns a reason, with the server's words if any."""
     return f"{reason} ({asker.client.said})" if asker.client.said else reason
 
 
 async def _rewriting(model: str, ask: Callable[[Form], Awaitable[Answered]]) -> Finding:
-    """Asks as the stage does; as chat, too, a model that completes nothing."""
+    """Asks for a completion, as the stage does; and as chat if the answer is empty."""
     began, refused = time.monotonic(), ""
     for form in ("completion", "chat"):
         text, said = await ask(form)
@@ -112,8 +111,9 @@ async def _rewriting(model: str, ask: Callable[[Form], Awaitable[Answered]]) -> 
     return Finding(model, verdict, f"no answer: {refused}", do)
 
 
-async def _seeing(model: str, ask: See) -> Finding:
-    """Asks for a caption of a picture: as the stage does, else with what all servers know."""
+async def _seeing(model: str, ask: See) -> tuple[Finding, bool]:
+    """Asks for a caption of a picture with the stage's decoding, then with what all servers know;
+    returns also whether there was one."""
     began, name, refused = time.monotonic(), f"{model}, pictures", ""
     for decoding in (Sampled(), replace(Sampled(), top_k=None, min_tokens=None)):
         try:
@@ -123,11 +123,11 @@ async def _seeing(model: str, ask: See) -> Finding:
         if text is not None:
             found = f"captions one in {time.monotonic() - began:.1f} s: {text[:MOST_SHOWN]!r}"
             do = "decoding: {top_k: null, min_tokens: null}"
-            do = f"write {do} into caption.synthesize: with them it says {refused}"
-            return Finding(name, "note" if refused else "good", found, do if refused else "")
+            do = f"write {do} into caption.synthesize: else it says {refused}"
+            return Finding(name, "note" if refused else "good", found, do if refused else ""), True
         refused = refused or said
     do = "for caption.synthesize and caption.fuse take a model that sees"
-    return Finding(name, "note", f"no caption: {refused}", do)
+    return Finding(name, "note", f"no caption: {refused}", do), False
 
 
 async def _judging(model: str, ask: See) -> Finding:

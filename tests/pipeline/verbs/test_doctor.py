@@ -127,7 +127,7 @@ def test_the_form_and_the_decoding_that_a_server_takes_are_found_by_asking(clipm
         said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
     assert said.code == 0, said.out
     own = r"bad_request \(HTTP 400: Unrecognized request argument supplied: top_k"
-    do = r"write decoding: \{top_k: null, min_tokens: null\} into caption.synthesize: with them it"
+    do = r"write decoding: \{top_k: null, min_tokens: null\} into caption.synthesize: else it"
     assert re.search(f"{do} says {own}", said.out), said.out
     assert re.search(r"rewrites in [\d.]+ s, as chat: ", said.out)
     assert said.out.count("note  model openai:") == 1
