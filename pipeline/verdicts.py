@@ -132,8 +132,8 @@ class Conditions(Protocol):
 
 @runtime_checkable
 class Settles(Protocol):
-    """A stage with thresholds inside a longer setting, which the explorer rewrites with another
-    number. Other thresholds are named like their setting."""
+    """A stage with thresholds inside a longer setting, which the explorer writes with another
+    number. In other stages a threshold is a whole setting, of the same name."""
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
         """Returns the setting that holds the number, and its text with `value` in place of it."""

@@ -22,7 +22,7 @@ clipmill status --run run --watch
 clipmill status --run s3://bucket/run --json
 """
 WATCH_S = 3.0
-PAGE = 100  # columns if there is no terminal
+PAGE = 100  # least columns of the text
 
 
 def add(parser: argparse.ArgumentParser) -> None:

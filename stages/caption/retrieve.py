@@ -53,7 +53,7 @@ from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
 from clipmill.stages.ops.vectors.nearest import nearest
 
-# Shapes: N rows, D width of a vector.
+# Shapes: N rows, K texts or centroids, Q queries (a row and a cell), c cells of a row, D width.
 
 CAPTION_COSINES = Column(
     "caption_cosines", pa.list_(pa.float32()), "cosine", "How near each text of `captions` is."
@@ -74,18 +74,18 @@ class Retrieve(DatasetStage):
 
     Without `centroids` every row is compared with every text. With centroids (cluster.kmeans over
     the texts' embeddings) a row is compared with the texts of its `cells` nearest centroids only,
-    at a cost in proportion. With all cells it finds the same texts; on the demo pool 53 % in one of
-    90 cells, 81 % in 4, 94 % in 12.
+    at a cost in proportion. With all cells it finds the same texts, if each has one vector; on the
+    demo pool 53 % in one of 90 cells, 81 % in 4, 94 % in 12.
 
     Source: RealSyn (Gu et al. 2025): 3 texts of the nearest of 2 M cells, of 3 to 81 words, without
     link and emoji. Departs: none of its rules on grammar, entropy and perplexity.
     Error: cosines of unit vectors in float64, independent of blocks and shards; stored as float32.
-    If a text has several vectors, the first of each shard counts, and the nearest of these.
+    If a text has several vectors, the first of a shard (or cell) counts, and the nearest of these.
     Example: {after: [ingest.image_folder, embed.clip]}
     """
 
     most: OneUp = 3  # cap on texts of a row
-    query: NonEmpty = IMAGE_EMBEDDING.name  # the rows' embeddings, to which texts are near
+    query: NonEmpty = IMAGE_EMBEDDING.name  # the rows' embeddings, near which texts are sought
     column: NonEmpty = TEXT_EMBEDDING.name  # the texts' embeddings, by the same model
     # Parquet files with `text` and `column`, whose schema has the model as clipmill.model; null:
     # the pool's captions
@@ -143,9 +143,9 @@ class Retrieve(DatasetStage):
         else:
             model = inputs.model_of.get(self.column, "")
             texts = ctx.map_shards(partial(texts_of, self.text_filter), inputs.rows)
-        asks = inputs.model_of.get(self.query, "")
-        if asks and model and asks != model:
-            found = f"'{self.query}' is of model '{asks}', and '{self.column}' of '{model}'"
+        query_model = inputs.model_of.get(self.query, "")
+        if query_model and model and query_model != model:
+            found = f"'{self.query}' is of model '{query_model}', and '{self.column}' of '{model}'"
             raise StageError(found, f"{where}, key `column`", "embed both with one model")
         answer = partial(answered, self.most, ctx.worker.stage, model or None)
         ctx.say("comparing rows with texts")
@@ -181,6 +181,7 @@ def among_all(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
     near = none_near()
     for index in range(len(texts) if len(some) else 0):
         for block in texts.batches(index, BLOCK):
+            # One more than `most`, here and in cells: one may be the row's own caption.
             more = nearest_texts(row_ND[some], block, stage.most + 1)
             near = nearest_distinct(pl.concat([near, more]), stage.most + 1)
     near = near.with_columns(row=pl.Series(some).gather(near["row"]))
@@ -188,7 +189,7 @@ def among_all(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
 
 
 def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
-    """Returns a query for each row and cell to search; its cell is null if it has no vector."""
+    """Returns a row's query for each cell it searches; one with a null cell if it has no vector."""
     row_ND, reason = vectors_of(stage, shard)
     centre_KD = centres_of(cells)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
@@ -207,7 +208,7 @@ def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
 
 
 def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
-    """Returns the texts of its cell nearest to each query; a partition has whole cells."""
+    """Returns each query with the nearest texts of its cell; a partition has whole cells."""
     is_text = by_cell[SHARD.name].is_null()
     queries, texts = by_cell.filter(pc.invert(is_text)), by_cell.filter(is_text)
     texts = texts.take(distinct_sorted(texts))
@@ -215,7 +216,7 @@ def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
     order = np.argsort(cell_Q, kind="stable")
     row_ND, near = as_matrix(queries[VECTOR]), []
     cell_K = texts[CELL].to_numpy()
-    for rows in np.split(order, np.flatnonzero(np.diff(cell_Q[order])) + 1):
+    for rows in np.split(order, np.flatnonzero(np.diff(cell_Q[order])) + 1):  # of one cell each
         cell = cell_Q[rows[0]] if len(rows) else -1
         start, stop = np.searchsorted(cell_K, [cell, cell + 1])
         if cell >= 0 and start < stop:

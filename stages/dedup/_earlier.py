@@ -1,7 +1,7 @@
 """Finds the most similar earlier vector of each vector: exact, in memory linear in their number.
 
-Float32 or bfloat16 scores only prune: a row's best column lies in a group of GROUP columns whose
-best score comes within rounding of the row's best. Float64 decides among those groups, mostly one.
+Scores in float32 or bfloat16 only find the groups of GROUP columns that may hold a row's best one:
+those whose best score comes within rounding of the row's. Float64 compares their columns.
 """
 
 from collections.abc import Callable
@@ -78,10 +78,11 @@ def _of_distinct(row_UD, length_U, precision):
 
 
 def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
-    """Returns scores that order a strip's columns for each row of a block, and their error bound.
+    """Returns scores of a strip's columns for the rows of a block, and the gap above which two
+    scores of a row are in the right order: twice what one is off by.
 
-    A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; their
-    roundings add 2^-24 each. 1.01 covers terms of second order.
+    A float32 sum of D products of unit vectors is off by at most D * 2^-24 in any order; 4 * 2^-24
+    cover the rounding of both vectors and of the cosine, 1.01 terms of second order.
     """
     U, D = row_UD.shape
     unit_UD = np.empty((U, D), np.float32)
@@ -92,8 +93,8 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
         return lambda strip, block: unit_UD[strip] @ unit_UD[block].T, np.float32(2 * 1.01 * off)
     import torch  # for bfloat16
 
-    # Without their mean m vectors are at most 2 long, mostly below 1, and lose less to rounding:
-    # ab is (a - m)(b - m) + am, up to a term that is the same for all a.
+    # With m the mean, ab is (a - m)(b - m) + am, and a term that is the same for all columns a. The
+    # differences are at most 2 long, mostly below 1, and lose less to rounding.
     common_D = unit_UD.mean(axis=0)
     shift_U1 = torch.from_numpy(unit_UD @ common_D)[:, None]
     unit_UD -= common_D
@@ -105,7 +106,7 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     def scores(strip: slice, block: slice) -> NDArray[np.float32]:
         return (half_UD[strip] @ half_UD[block].T).float().add_(shift_U1[strip]).numpy()
 
-    # Both factors are rounded, then the product.
+    # In float32 5 * off: a product up to 4, and am. In bfloat16: both factors, then the product.
     off = 5 * off + lost * (2 * longest + lost) + HALF_BITS * (longest + lost) ** 2
     return scores, np.float32(2 * 1.01 * off)
 

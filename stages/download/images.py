@@ -16,9 +16,9 @@ from clipmill.stages.download._rows import Answer, Download, Kept, answered, to_
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, blurred, fault
 from clipmill.stages.ops.tables.blocklists import WORDS, Blocked, Lists, opened
 
-# Rows read ahead for each concurrent request, so that a URL that takes its whole deadline delays no
-# other, at a third of a second each. Their pictures are in memory: 4,096 of 512 pixels are about
-# 200 MB, and 64 bodies.
+# Rows read ahead for each concurrent request. While one URL takes its deadline of 20 s, each other
+# request can go on with so many, at a third of a second a row. Their pictures are in memory: 4,096
+# of 512 pixels are about 200 MB, beside 64 bodies.
 ROWS_A_SLOT = 64
 
 
@@ -98,21 +98,22 @@ class DownloadImages(Download):
         async def downloaded(batch: pa.Table) -> pa.Table:
             wished = wishes(batch, self.verify_sha256)
             wanted = {*to_fetch(wished, self.verify_sha256)}
-            abouts = of_boxes(batch[FACE_BBOXES.name]) if self.blur else [()] * len(wished)
-            rows = [(url, about) for (url, _), about in zip(wished, abouts, strict=True)]
+            boxes = of_boxes(batch[FACE_BBOXES.name]) if self.blur else [()] * len(wished)
+            rows = [(url, own) for (url, _), own in zip(wished, boxes, strict=True)]
             unique = list(dict.fromkeys(row for row in rows if row[0] in wanted))
-            answers = dict.fromkeys(unique, Answer(reason=LISTED))
             is_free_N = ~blocked.are_blocked([url or "" for url, _ in unique])
             free = list(compress(unique, is_free_N))
-            urls, about = [url or "" for url, _ in free], [about for _, about in free]
-            answers |= zip(free, await client.fetch_all(urls, worker.row_done, about), strict=True)
+            urls = [url or "" for url, _ in free]
+            fetched = await client.fetch_all(urls, worker.row_done, [own for _, own in free])
+            answers = dict.fromkeys(unique, Answer(reason=LISTED))
+            answers |= zip(free, fetched, strict=True)
             return answered(wished, self.verify_sha256, map(answers.get, rows))
 
         return partial(ahead, start=downloaded, rows_ahead=ROWS_A_SLOT * self.concurrency)
 
 
 def of_boxes(column: pa.ChunkedArray) -> list[tuple[Boxes | None]]:
-    """Returns what `kept` is given beside a body: the boxes of each row."""
+    """Returns the boxes of each row, as the tuple of arguments that `kept` gets after the body."""
     return [
         (None if boxes is None else tuple(box and tuple(box) for box in boxes),)
         for boxes in column.to_pylist()

@@ -25,10 +25,11 @@ EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
 FEW = 1 << 16  # ranks that the driver sorts, of 24 to 32 bytes
 TOGETHER = 64  # searches at a time; each holds 2 MB of ranks at most
-# A search yields a count over some rows and a sum of two counts; it is sent the sum over all rows.
+# A search yields two functions for a pass, one that counts rows of a table and one that adds two
+# counts; it is sent the sum over all rows.
 Pass = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
 Search = Generator[Pass, State, Cut]
-# Of a table: how many rows a share is taken of, (N,) which have a rank, and the digits of these.
+# Returns how many rows a share is of, (N,) whether each row has a rank, and their values' digits.
 Ranked = Callable[[pa.Table], tuple[int, NDArray[np.bool_], NDArray[np.uint16]]]
 
 
@@ -109,7 +110,7 @@ def survey(rows: pa.Table, *, ranked: Ranked, begin: Cut = EVERYTHING) -> State:
         by_digit = next_digit(tie_digits(rows.filter(pa.array(ranked_N))), begin[digits:])
     return {
         "rows": np.array([pool, len(value_ND)]),
-        "by_digit": by_digit.astype(np.min_scalar_type(len(value_ND))),  # most of the journal
+        "by_digit": by_digit.astype(np.min_scalar_type(len(value_ND))),  # for the journal
         "value_digits": np.array(digits),
     }
 
@@ -151,7 +152,7 @@ def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
     if number_N.dtype.kind == "i":
         key_N ^= sign
     if number_N.dtype.kind == "f":  # negative floats grow downwards
-        is_negative_N = key_N.view(f"i{key_N.itemsize}") >> (8 * key_N.itemsize - 1)  # all bits
+        is_negative_N = key_N.view(f"i{key_N.itemsize}") >> (8 * key_N.itemsize - 1)  # all ones
         key_N ^= is_negative_N.view(bits) | sign
     return np.asarray(key_N)
 

@@ -25,6 +25,8 @@ from clipmill.stages.towers._open_clip import encode_short, is_causal, middle
 
 CONTEXT = 77
 PAD = 0
+NOT_PIXELS = ("ToTensor", "MaybeToTensor", "Normalize")  # of open_clip's preprocessing
+MOST = {"layers": 1000, "image_size": 4096}
 
 
 def reads(name: str, context: int | None) -> Reads:
@@ -83,7 +85,7 @@ class Middle:
     size: int
 
     def __call__(self, image_HW3: Pixels) -> Pixels:
-        picture = Image.fromarray(middle(image_HW3))
+        picture = Image.fromarray(middle(image_HW3))  # scaled whole, a sliver could fill the memory
         for step in _steps(self.size):
             picture = step(picture)
         return np.array(picture)
@@ -93,9 +95,6 @@ class Middle:
 def _steps(size: int) -> list[Any]:
     whole = open_clip.image_transform(size, is_train=False)
     return [step for step in whole.transforms if type(step).__name__ not in NOT_PIXELS]
-
-
-NOT_PIXELS = ("ToTensor", "MaybeToTensor", "Normalize")
 
 
 class OpenClipTowers(Towers):
@@ -118,7 +117,8 @@ class OpenClipTowers(Towers):
         self.clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         self.is_causal = is_causal(self.clip)
         self.reads, self.width = reads_of(config), config["embed_dim"]
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS)
+        both = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in both)
         self.register_buffer("mean", 255 * mean, persistent=False)
         self.register_buffer("std", 255 * std, persistent=False)
 
@@ -167,10 +167,6 @@ class OpenClipTowers(Towers):
         within_NL = torch.arange(longest, device=token_T.device) < length_N[:, None]
         token_NL[within_NL] = token_T.long()
         return token_NL
-
-
-MOST = {"layers": 1000, "image_size": 4096}
-PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
 def _cast(like: Tensor, dtype: torch.dtype) -> torch.autocast:

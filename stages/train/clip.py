@@ -79,7 +79,7 @@ class ClipTraining(DatasetStage):
     unlock_groups: ZeroUp = later(0)  # last groups of the locked tower's layers that learn
     # factor of the learning rate from each group of layers to the one before it
     layer_decay: Between0And1 | None = later(None)
-    # tokens of a text; null: the network's. A longer one than the start's has its positions
+    # tokens of a text; null: the network's. For more than the start's, its positions are
     # stretched, as in Long-CLIP
     context_length: OneUp | None = later(None)
     # share of a picture's patches that it loses in training, as in FLIP: faster
@@ -100,16 +100,16 @@ class ClipTraining(DatasetStage):
     # each shifted or cropped by itself; a loss is the mean over pairs of views, or compares them
     image_views: Literal[1, 2] = later(1)
     text_views: Literal[1, 2] = later(1)  # the second is another of its texts, if it has several
-    # file of words and what may replace them, `word, another, a third` a line: by it texts are
-    # edited, as in EDA; of two views the second
+    # file of words and their synonyms, `word, another, a third` a line: texts are edited with
+    # them, as in EDA; with two views of a text only the second
     synonyms: NonEmpty | None = later(None)
-    # each row `repeats` times an epoch; shards drawn with replacement; or, of several batches of an
-    # epoch, the rows whose concepts gain most, or whose loss is high and a reference's is low, as
-    # in JEST; null: the scale's
+    # epochs: each row `repeats` times an epoch; shards: these drawn with replacement; or a batch is
+    # chosen from several of an epoch, by rows whose concepts gain most, or (jest, as in JEST) whose
+    # loss is high and a reference's is low; null: the scale's
     sampling: Literal["epochs", "shards", "concepts", "jest"] | None = later(None)
-    # of `concepts`: rare ones first, up to a share of the batch; or rows with many
+    # of `concepts`: rows with rare ones first, up to a share of the batch; or rows with many
     concept_gain: Literal["diversity", "frequency"] = later("diversity")
-    super_batch: OneUp = later(5)  # of the latter two: batches from whose rows one is chosen
+    super_batch: OneUp = later(5)  # of concepts and jest: batches from whose rows one is chosen
     # of `jest`: the export's column with each row's loss by a reference model, in nats
     reference_loss: NonEmpty | None = later(None)
     # the name of a file stages/losses/NAME.py, ours (docs/training.md lists them) or your own
@@ -133,7 +133,6 @@ class ClipTraining(DatasetStage):
     readers: OneUp = location(1)  # threads of each process that decode pictures, a core each
     memory_gb: Gigabytes = location(2.0)  # of each process
     checkpoint_steps: OneUp = location(50)  # steps between two checkpoints
-
     # write a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
     tensorboard: bool = location(False)
 
@@ -148,6 +147,7 @@ class ClipTraining(DatasetStage):
         for name in OF_SCALE:  # filled in, so that the fingerprint has the numbers
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
+        # None: a mean over pairs of any views; (): one view; else the kinds of which it takes two
         compared = self.declared.views  # refuses an unknown loss or setting
         several = {kind for kind in ("image", "text") if getattr(self, f"{kind}_views") > 1}
         if compared is not None and not several <= {*compared}:
@@ -184,17 +184,15 @@ class ClipTraining(DatasetStage):
             raise RecipeError(found, "key `samples_seen`", do)
         scale = SCALES[self.scale]
         # DataComp's debug is a test run: its warm-up is longer than the training.
-        is_frozen = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
-        if 0 < fixed.steps <= fixed.warmup_steps and not is_frozen:
+        is_debug = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
+        if 0 < fixed.steps <= fixed.warmup_steps and not is_debug:
             found = f"warmup_steps is {fixed.warmup_steps}, the training has {fixed.steps} steps"
             found += f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})"
-            do = "write fewer, or more samples_seen"
-            raise RecipeError(found, "key `warmup_steps`", do)
+            raise RecipeError(found, "key `warmup_steps`", "write fewer, or more samples_seen")
         if fixed.batch_size < self.ranks * self.accumulate:
             found = f"batch_size is {fixed.batch_size}, "
             found += f"for {self.ranks} ranks of {self.accumulate} pieces each"
-            do = "write fewer, or a larger batch"
-            raise RecipeError(found, "keys `ranks`, `accumulate`", do)
+            raise RecipeError(found, "keys `ranks`, `accumulate`", "write fewer, or a larger batch")
 
     def check_sampling(self) -> None:
         """Refuses settings of another `sampling`, and for jest a loss that is not SigLIP's."""
@@ -255,8 +253,9 @@ class ClipTraining(DatasetStage):
         from clipmill.stages.clip.subset import subset_digest
 
         subset = subset_digest(self.subset) if self.subset is not None else ""
-        is_here = self.start is None or self.start.startswith("stage:")
-        return subset if is_here else f"{subset} {start_of(f'{self.start}').sha256}"
+        if self.start is None or self.start.startswith("stage:"):
+            return subset
+        return f"{subset} {start_of(self.start).sha256}"
 
     def look(self) -> None:
         from clipmill.stages.clip import start, subset
@@ -286,7 +285,7 @@ class ClipTraining(DatasetStage):
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         samples = sum(file["rows"] for file in dataset["files"])
         self.refuse_few(samples, "the export has", stage)
-        if dataset["format"] == "pixels":  # its rows keep the numbers of the export it is of
+        if dataset["format"] == "pixels":  # numbered as in its export.parquet, which has these too
             samples += sum(dataset["counts"][reason] for reason in ("no_image", "undecodable"))
         model = reads(self.fixed.model, self.context_length)
         if dataset.get("image_size", model.image_size) != model.image_size:
@@ -338,7 +337,7 @@ class ClipTraining(DatasetStage):
                 found = f"no row has a text in '{declared.negatives}'"
                 raise StageError(found, f"stage '{stage}', key `loss_settings`", do)
         if self.sampling == "concepts":
-            lists = sorted({digest for shard in cached for digest in shard["concept_lists"]})
+            lists = sorted({name for shard in cached for name in shard["concept_lists"]})
             if len(lists) != 1:
                 found = f"concepts of {len(lists)} lists: {', '.join(name[:12] for name in lists)}"
                 do = "export rows that annotate.concepts has matched with one list"
@@ -352,8 +351,9 @@ class ClipTraining(DatasetStage):
         work = Work(settings=self, facts=facts, start=start, samples=samples, **read)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
-        for seed in self.seeds if self.ranks > 1 else ():
-            ctx.launch(partial(train_rank, work, seed), self.ranks)
+        else:
+            for seed in self.seeds:
+                ctx.launch(partial(train_rank, work, seed), self.ranks)
         Storage(ctx.folder).delete_folder("cache")
 
     @property
@@ -374,7 +374,7 @@ class ClipTraining(DatasetStage):
             raise StageError(found, f"stage '{stage}', key `sampling`", do)
         streams = layout == "parquet" and self.pixels_size is None
         if streams and self.chooses:
-            found = "pictures that are decoded batch by batch, of which none is known before"
+            found = "pictures are decoded batch by batch, too late to choose among several batches"
             do = "name an export.pixels as `data`"
             raise StageError(found, f"stage '{stage}', key `sampling`", do)
         return streams

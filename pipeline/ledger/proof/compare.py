@@ -133,15 +133,15 @@ def share(arm: Scored, low: Scored, high: Scored) -> Estimate | None:
     if min(len(scored.seeds) for scored in models) < 2:
         return None
     noise = [mean(scored.value_S, scored.draw_SD) for scored in models]
-    seeds_3 = np.array([float(noisy.seeds) for noisy in noise])
+    seeds_3, items_3 = np.array([(noisy.seeds, noisy.items) for noisy in noise], float).T
     draws = [scored.draw_SD.mean(0) for scored in models if scored.draw_SD is not None]
     variance_33 = np.cov(draws) if len(draws) == len(models) else np.zeros((3, 3))
-    own_3 = seeds_3 + [float(noisy.items) for noisy in noise]
-    np.fill_diagonal(variance_33, np.maximum(own_3, variance_33.diagonal()))
+    # No less than the draws' own variance: so no contrast has one below 0.
+    np.fill_diagonal(variance_33, np.maximum(seeds_3 + items_3, variance_33.diagonal()))
     rise, gain = (float(scored.value_S.mean() - low.value_S.mean()) for scored in (arm, high))
     value = rise / gain if gain else np.nan
-    # The contrast `arm - low - value * (high - low)` is 0; the interval has every value for which
-    # it is not told from 0, the roots of a * x^2 + 2 * b * x + c.
+    # The interval has each x whose contrast `arm - low - x * (high - low)` is not told from 0. Its
+    # ends are the roots of a * x^2 + 2 * b * x + c; the degrees of freedom are those at `value`.
     arm_3, way_3 = np.array([1.0, -1.0, 0.0]), np.array([0.0, 1.0, -1.0])
     contrast_3 = arm_3 + value * way_3
     models_3 = np.array([len(scored.seeds) for scored in models])
