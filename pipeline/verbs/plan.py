@@ -34,7 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="workers of the run that --probe tells of (default: as many as fit on this machine)",
+        help="workers of the run that --probe tells of or --probe-shards starts (default: as many"
+        " as fit on this machine)",
     )
     parser.add_argument(
         "--rows",
