@@ -82,7 +82,7 @@ class LocalExecutor(Dispatcher):
         self._refuse(resources, step.name, workers)
         stream = Stream([step], [self._pack(step)], workers)
         stream.queues[0].extend(range(workers))
-        self._ask(lambda: self._streams.append(stream))
+        self._open(stream)
         ends = Ends(workers, ECHO_S)
         try:
             while (results := ends.results()) is None:

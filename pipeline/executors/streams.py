@@ -19,7 +19,7 @@ from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 
-TURN_S = 10.0  # scheduling quantum: a profile's last worker stays this long, as models load slowly
+TURN_S = 10.0  # the last worker with some resources lives this long at least: models load slowly
 LOOK_UP_S = 0.5  # the longest wait of a thread, so that Python can handle signals in between
 
 
@@ -36,8 +36,8 @@ class Stream:
         self.ranks = ranks  # number of a launch's fresh workers, all placed at once
         self.ids = [uuid.uuid4().hex for _ in steps]
         self.queues: list[deque[Item]] = [deque() for _ in steps]
-        self.busy = 0  # workers with an item of it
-        self.served_s = 0.0  # when a worker last got an item of it
+        self.busy = 0  # workers that hold an item of this stream
+        self.served_s = 0.0  # when a worker last got an item of this stream
         self.early_deaths: Counter[int] = Counter()  # consecutive deaths before a start, by step
         self._answers: queue.SimpleQueue[tuple[Item, Exception | None]] = queue.SimpleQueue()
 
@@ -50,7 +50,7 @@ class Stream:
     def again(self, number: int, item: Item, is_own: bool = True) -> None:
         """Puts a dead worker's item back at the head; `is_own` is False if its machine died."""
         if hasattr(item, "begun"):
-            item.begun = is_own
+            item.begun = is_own  # the next worker looks for a count of attempts, if true
         self.queues[number].appendleft(item)
 
     def passed(self, number: int, item: Item) -> None:
@@ -122,7 +122,7 @@ class Dispatcher(ABC):
     def _carry(self, stream: Stream, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the results of a stream, in the caller's thread."""
         source, inside = iter(items), 0
-        self._ask(lambda: self._streams.append(stream))
+        self._open(stream)
         try:
             while True:
                 drawn = list(islice(source, max(0, self._most_inside(stream) - inside)))
@@ -187,7 +187,7 @@ class Dispatcher(ABC):
         )
 
     def _by_turn(self) -> Iterator[tuple[Stream, int]]:
-        """Yields steps with waiting items in scheduling order: see the contract."""
+        """Yields steps with waiting items: least busy stream first, then last step first."""
         for stream in sorted(self._streams, key=lambda stream: (stream.busy, stream.served_s)):
             for number in reversed(range(len(stream.steps))):
                 if stream.queues[number]:
@@ -215,6 +215,12 @@ class Dispatcher(ABC):
                 self._thread.start()
         self._commands.put(command)
         self._ring()
+
+    def _open(self, stream: Stream) -> None:
+        """Adds a stream; raises StageError after `close`, as no thread would serve it."""
+        self._ask(lambda: self._streams.append(stream))
+        if self._closed:
+            raise stopped()
 
     def _ask(self, command: Callable[[], T]) -> T | None:
         """Runs a command in the owning thread; returns its result, None if the executor closed."""

@@ -150,6 +150,16 @@ def test_a_stream_that_is_open_when_all_ends_raises(tmp_path):
     assert "stopped" in str(caught[0])
 
 
+def test_work_that_begins_after_the_end_raises_and_does_not_wait_for_ever():
+    executor = LocalExecutor(1)
+    assert list(executor.stream([step(pid)], [])) == []
+    executor.close()
+    with pytest.raises(StageError, match="stopped"):
+        next(executor.stream([step(pid)], [0]))
+    with pytest.raises(StageError, match="stopped"):
+        executor.launch(pid, 1, ONE)
+
+
 def test_a_gpu_is_named_as_the_driver_of_the_run_sees_it(single, tmp_path):
     gpu = Resources(gpus=0.5, memory_gb=0.1)
     named = Step(name="gpu", start=bound(see_gpus, tmp_path, 1).start, resources=gpu)
