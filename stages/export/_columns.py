@@ -32,9 +32,10 @@ PICTURE = pa.struct(
 )  # storage of `Image` of `datasets`
 
 
-def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:
+def check_columns(columns: tuple[str, ...], always: Iterable[Column | str]) -> None:
     """Checks that no chosen column repeats, or has the name of a fixed one; raises ValueError."""
-    taken = sorted({column.name for column in always} & set(columns))
+    names = {fixed if isinstance(fixed, str) else fixed.name for fixed in always}
+    taken = sorted(names & set(columns))
     if taken:
         raise ValueError(f"`columns` names '{taken[0]}', which this export has anyway")
     twice = [name for name in columns if columns.count(name) > 1]
@@ -71,7 +72,7 @@ def as_json(value: Any) -> str:
 
 def json_text(value: Any) -> str:
     """Returns a value as one line of JSON."""
-    return json.dumps(_finite(value), ensure_ascii=False, default=as_json)
+    return json.dumps(finite(value), ensure_ascii=False, default=as_json)
 
 
 def as_text(values: pa.ChunkedArray) -> pa.Array:
@@ -87,10 +88,10 @@ def as_text(values: pa.ChunkedArray) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replaces NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {name: finite(inner) for name, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -106,7 +106,7 @@ class PictureExport(DatasetStage):
     takes = (("rows", "data"),)
     gives = ("data",)
     reasons = (*REASONS, *FAULTS)
-    always: ClassVar[tuple[Column, ...]]  # columns of every file
+    always: ClassVar[tuple[Column | str, ...]]  # columns of every file
     if_present: ClassVar[tuple[Column, ...]] = IF_PRESENT  # columns that a pool may lack
 
     def __post_init__(self) -> None:

@@ -98,7 +98,7 @@ class Map(DatasetStage):
     reasons = ("not_kept", "no_embedding", "no_cluster", "beyond_rows")
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, (Column(name, pa.null(), "", "") for name in FIXED))
+        check_columns(self.columns, FIXED)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:

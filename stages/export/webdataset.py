@@ -16,14 +16,14 @@ from msgspec import Meta
 from clipmill.metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs, Task
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._columns import IF_PRESENT, as_json
+from clipmill.stages.export._columns import IF_PRESENT, as_json, finite
 from clipmill.stages.export._groups import COPY
 from clipmill.stages.export._leaving import Dropped, repeats
 from clipmill.stages.export._pictures import PictureExport
 from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
 
-PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # lists parallel to the texts
-SAMPLES = 10_000  # most keys are the tar's number and four digits
+PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # fields with an item a text
+SAMPLES = 10_000  # as a key ends in four digits, after the number of its tar
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 
 
@@ -40,8 +40,8 @@ class WebDataset(PictureExport):
     … and are adjacent; a second row of the same uid goes on from there, so no tar has a key twice.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
-    Copies are named as by DataComp's resharder, which numbers single rows, too (UID-0). A key a
-    text is for open_clip's `--json-text-key "caption;caption_1"`, which skips lists.
+    Copies are named as by DataComp's resharder, which numbers single rows, too (UID-0). Each text
+    has its own key, as open_clip's `--json-text-key "caption;caption_1"` skips lists.
     Error: open_clip 3.3 reads the tars with webdataset up to 0.2.86, and no later one.
     Example: {after: [ingest.webdataset]}
     """
@@ -49,9 +49,12 @@ class WebDataset(PictureExport):
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # cap on samples of a tar
     columns: tuple[NonEmpty, ...] = ()  # further columns of the JSON, as `name` or `stage.name`
 
-    version = 5
+    version = 6
     formats = ("webdataset",)
-    always = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
+    always = (
+        *(UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON),
+        *("key", "status", "error_message", *PARALLEL.values()),
+    )
 
     def written(self, inputs: Inputs) -> dict[str, Any]:
         say = partial(meta, captions=self.captions, dropped=self.dropped, columns=self.columns)
@@ -113,7 +116,7 @@ def meta(
     dropped: Dropped | None,
     columns: tuple[str, ...],
 ) -> pa.Table:
-    """Returns the columns of the samples' JSON; NaN, which JSON lacks, becomes null."""
+    """Returns the columns of the samples' JSON; NaN and infinity, which it lacks, become null."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
     texts = texts_of(table, captions)
     several = {}
@@ -125,7 +128,7 @@ def meta(
     out |= {name: table[name] for name in (*known, *columns)}
     for name, values in out.items():
         if pa.types.is_floating(values.type):
-            out[name] = pc.if_else(pc.is_nan(values), None, values)
+            out[name] = pc.if_else(pc.is_finite(values), values, None)
     return pa.table(
         {
             "key": pa.array(keys.of(table, uids), pa.string()),
@@ -190,7 +193,7 @@ def suffix_of(image: bytes) -> str:
 
 
 def counts(status: pa.ChunkedArray) -> dict[str, Any]:
-    """Returns img2dataset's counts; only pictures to be blurred fail, which do not decode."""
+    """Returns img2dataset's counts; a picture fails if it was to be blurred and did not decode."""
     by_status = {found["values"]: found["counts"] for found in status.value_counts().to_pylist()}
     fine = by_status.get("success", 0)
     failed = {"failed_to_download": 0, "failed_to_resize": len(status) - fine}
@@ -248,7 +251,7 @@ def header(name: str, size: int) -> bytes:
 def indented(value: Any) -> str:
     """Returns a value's JSON as json.dumps with indent 4 writes it inside an object."""
     if isinstance(value, list | dict):
-        return json.dumps(value, indent=4, default=as_json).replace("\n", "\n    ")
+        return json.dumps(finite(value), indent=4, default=as_json).replace("\n", "\n    ")
     return text_of(value)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from clipmill.metadata.schema import REPEATS
 from clipmill.pipeline.dataset import Inputs
@@ -113,10 +114,20 @@ def test_the_parquet_beside_a_tar_repeats_its_json_and_the_stats_count_it(
     assert stats["status_dict"] == {"success": len(beside)}
 
 
-def test_nan_is_null_in_the_json(pool, memory_shards, memory_context):
-    (tar,) = export(memory_context(), memory_shards(pool[2:3]), columns=("score",))
+def test_nan_and_infinity_are_null_in_the_json_also_in_lists(pool, memory_shards, memory_context):
+    given = pool[2:3].append_column("odds", pa.array([[0.5, float("nan")]]))
+    given = given.append_column("far", pa.array([float("inf")]))
+    columns = ("score", "odds", "far")
+    (tar,) = export(memory_context(), memory_shards(given), columns=columns)
     (sample,) = read([tar])
-    assert json.loads(sample["json"])["score"] is None
+    found = json.loads(sample["json"])
+    assert [found[name] for name in columns] == [None, [0.5, None], None]
+
+
+@pytest.mark.parametrize("name", ["key", "status", "error_message", "caption_sources"])
+def test_a_column_named_as_a_field_of_the_json_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}', which this export has anyway"):
+        WebDataset(columns=(name,))
 
 
 def test_equal_rows_are_equal_bytes_with_no_time_or_user(pool, memory_shards, memory_context):
