@@ -35,7 +35,7 @@ ABOUT = {  # columns of our own labels that are no fault by themselves
 }
 NAMES = {"eval_near": "copy of an evaluation image"}
 MAX_VALUES = 50  # most values of a text column of kinds; more are rows' own
-CAUSE, VALUE = "#cause", "#value"  # of a row in the run; no label has these names
+CAUSE, VALUE = "#cause", "#value"  # columns from the run; no label has these names
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _table(file: Path) -> pl.DataFrame:
 
 
 SCORE = "clip_score"  # the column whose AUC is shown
-LEFT = "truth.json"  # file in the run's folder
+ANSWER = "truth.json"  # file in the run's folder
 COPIES = {"dup_kind", "dup_cluster", "usable"}  # columns that tell which copies are redundant
 
 
@@ -175,21 +175,21 @@ def planted(state: RunState, pool: Path) -> Planted:
         ),
         unjudged=truth.unjudged,
     )
-    put_sealed(state.run, LEFT, as_json(answer) | {"of": _now(state, answer)}, point="truth")
+    put_sealed(state.run, ANSWER, as_json(answer) | {"of": _inputs(state, answer)}, point="truth")
     return answer
 
 
 def last_planted(state: RunState) -> Planted | None:
     """Returns the stored answer; None without one, or if the run has changed since."""
-    stored = read_sealed(state.run, LEFT)
+    stored = read_sealed(state.run, ANSWER)
     if not stored:
         return None
     answer = msgspec.convert(stored, Planted)
     is_of_these = {judged.stage for judged in answer.selects} <= set(state.stages)
-    return answer if is_of_these and stored["of"] == _now(state, answer) else None
+    return answer if is_of_these and stored["of"] == _inputs(state, answer) else None
 
 
-def _now(state: RunState, answer: Planted) -> dict[str, str | None]:
+def _inputs(state: RunState, answer: Planted) -> dict[str, str | None]:
     """Returns the digest of each select stage's current inputs."""
     stages = [judged.stage for judged in answer.selects]
     return {name: state.inputs_digest(state.plan.stages[name]) for name in stages}
@@ -209,8 +209,9 @@ def _judged(state: RunState, stage: str, truth: Truth) -> Judged:
             kinds.append(_kind_rows(f"duplicate: {value}", of_kind))
     good = rows.filter(truth.good)
     if "lang" in rows.columns:
-        kinds.append(_kind_rows("good, English", good.filter(pl.col("lang") == "en"), True))
-        kinds.append(_kind_rows("good, other languages", good.filter(pl.col("lang") != "en"), True))
+        is_english = pl.col("lang").eq_missing("en")
+        kinds.append(_kind_rows("good, English", good.filter(is_english), True))
+        kinds.append(_kind_rows("good, other languages", good.filter(~is_english), True))
     else:
         kinds.append(_kind_rows("good", good, True))
     return Judged(
@@ -263,7 +264,7 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
 def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detection]:
     """Yields a score's AUC for each kind of fault.
 
-    Only English captions count, and those without a language, as boilerplate is.
+    Rows in another language than English do not count. Boilerplate, which has none, does.
     """
     shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
     tables = ahead(state.run, shards.table, range(len(shards)))

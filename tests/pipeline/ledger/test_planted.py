@@ -82,6 +82,9 @@ def test_labels_may_have_any_name_and_a_truth_without_faults_has_good_rows_alone
     plain, named = scored(), scored(cause=shop, clip_score=pl.lit(0.0))
     assert named[0] == plain[0] > 0
     assert [row for row in named[1] if row["kind"] == "odd"] == plain[1]
+    truth.select("uid", lang=pl.when("odd").then(pl.lit("en"))).write_parquet(path)
+    found = clipmill("pool", "score", tmp_path, "--run", ran, "--json").json["selects"][0]
+    assert sum(row["rows"] for row in found["planted"]) == found["rows"]  # null is a language, too
     truth.select("uid").write_parquet(path)
     found = clipmill("pool", "score", tmp_path, "--run", ran, "--json").json
     assert [row["kind"] for row in found["selects"][0]["planted"]] == ["good"]
