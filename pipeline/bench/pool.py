@@ -41,8 +41,8 @@ class Choice:
         bound = self.planned.bindings[0]
         columns = dict.fromkeys([*stage.taking.tallied, self.column, *names])
         rows = self.rows.select([name for name in columns if name in bound]).table(shard)
-        leaving_N, _ = stage.taking(rows)
-        rows = rows.filter(pa.array(leaving_N))
+        exported_N, _ = stage.taking(rows)
+        rows = rows.filter(pa.array(exported_N))
         if not self.value:
             return rows
         return rows.filter(pc.equal(rows[self.column].cast(pa.string()), self.value))

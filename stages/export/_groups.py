@@ -25,18 +25,20 @@ from clipmill.pipeline.stage import Worker
 from clipmill.stages.export._documents import describe, put_places
 from clipmill.stages.export._leaving import Takes, Times, once, summed, tally
 
-# Shapes: N rows, S source shards or samples, K rows taken, B batches.
+# Shapes: N rows of a group, S its samples (of `groups_of`: source shards), K rows taken, B batches.
 
 COPY = "copy"  # number of a sample among those of its row
 BATCH_ROWS = 64  # encoded images in memory
 TALLIED_ROWS = 4096  # rows a batch, without images
 
-# shards: source shards; first, start: numbers of its first file and sample; rows: of each file
+# `shards`: numbers of its source shards; `first`, `start`: numbers of its first file and sample in
+# the whole export; `rows`: the count of samples of each file.
 Group = dict[str, Any]
-# Takes a name without suffix, rows in order and an empty table of their schema; writes one file;
+# Writes one file, of a name without suffix, from rows in order and an empty table of their schema;
 # returns its name, bytes and sha256, and its schema.
 WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
-Stem = Callable[[int, int], str]  # takes the number of files and a file's number; without suffix
+# Names a file, without suffix, by the count of files and its number.
+Stem = Callable[[int, int], str]
 
 
 def numbered(files: int, number: int) -> str:
@@ -63,10 +65,11 @@ def export_files(
     total = sum(len(group["rows"]) for group in groups)
     named = partial(stem, total)
     written = ctx.map(partial(write_group, rows, takes, write, named, times), groups)
-    columns, features = (written[0][n] if written else () for n in ("columns", "features"))
+    first = written[0] if written else {"columns": [], "features": {}}  # all groups have the same
+    columns, features = first["columns"], first["features"]
     files = [file for group in written for file in group["files"]]
     counts = summed(tallies, takes)
-    describe(ctx, layout, counts, [*columns], files, **dict(features), **takes.about, **about)
+    describe(ctx, layout, counts, columns, files, **features, **takes.about, **about)
 
 
 def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
@@ -79,13 +82,13 @@ def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> l
         coin_hash(numbers, seed=worker.seed, stage=worker.stage, purpose="group"), kind="stable"
     )
     grouped: list[list[int]] = []
-    room = 0
+    free = 0  # samples that the last group's file can still take
     for shard in (int(s) for s in order_S if samples_S[s]):
-        if samples_S[shard] > room:
+        if samples_S[shard] > free:
             grouped.append([])
-            room = rows_per_file
+            free = rows_per_file
         grouped[-1].append(shard)
-        room -= samples_S[shard]
+        free -= samples_S[shard]
     groups: list[Group] = []
     first = start = 0
     for shards in grouped:
@@ -134,8 +137,8 @@ def shuffled(
     def kept_rows() -> Iterator[pa.Table]:
         for shard in group["shards"]:
             for batch in rows.batches(shard, BATCH_ROWS):
-                leaving_N, _ = takes(batch)
-                kept = batch if leaving_N.all() else batch.filter(pa.array(leaving_N))
+                exported_N, _ = takes(batch)
+                kept = batch if exported_N.all() else batch.filter(pa.array(exported_N))
                 kept = takes.shown(_plain(kept))
                 uids.extend(kept[UID.name].chunks)
                 places.append(np.stack([kept[SHARD.name], kept[POSITION.name]], axis=1))
@@ -146,6 +149,7 @@ def shuffled(
         uid = pa.chunked_array(uids, UID.dtype)
         coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
         place_N2 = np.concatenate(places)
+        # By hash, then uid, then place: lexsort takes the first key last.
         order_N = np.lexsort((*place_N2.T[::-1], *halves(uid).T[::-1], coin_N))
         order_S = np.repeat(order_N, np.concatenate(samples)[order_N])
         if len(order_S) != sum(group["rows"]):

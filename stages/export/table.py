@@ -39,8 +39,8 @@ class Table(DatasetStage):
 
     `columns` lists them in order; by default the caption, and url, sizes, sha256, loss_weight and
     repeats if the pool has them. Incomplete rows are exported, too: a missing value is empty in
-    CSV, null in JSON. Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null.
-    No image is read.
+    CSV, null in JSON. Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN and
+    infinity are null. No image is read.
 
     Error: float32 columns are written with the fewest digits that give them back, lists of float32
     as float64.
@@ -73,8 +73,8 @@ class Table(DatasetStage):
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        known = () if self.columns else (TEXT, *IF_PRESENT)
-        return *known, *self.takes_rows.optional_reads
+        default = () if self.columns else (TEXT, *IF_PRESENT)  # and `repeats`, which `Takes` reads
+        return *default, *self.takes_rows.optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = self.takes_rows
@@ -96,8 +96,8 @@ def write_table(
     with (csv if name.endswith(".csv") else jsonl)(path) as write:
         for shard in range(len(rows)):
             for batch in rows.batches(shard, BATCH_ROWS):
-                leaving_N, _ = takes(batch)
-                table = listed(batch.filter(pa.array(leaving_N)), takes.dropped, columns)
+                exported_N, _ = takes(batch)
+                table = listed(batch.filter(pa.array(exported_N)), takes.dropped, columns)
                 stored = [[field.name, str(field.type)] for field in table.schema]
                 write(table)
     sha256, size_bytes = digest_of(path), path.stat().st_size
@@ -107,12 +107,12 @@ def write_table(
 
 def listed(batch: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
     """Converts the rows to the table's columns: ids to text, dictionaries to their values."""
-    known = [column.name for column in (*IF_PRESENT, REPEATS) if column.name in batch.column_names]
-    first = [CAPTION.name] if TEXT.name in batch.column_names else []
+    present = [c.name for c in (*IF_PRESENT, REPEATS) if c.name in batch.column_names]
+    default = [CAPTION.name, *present] if TEXT.name in batch.column_names else present
     out = {UID.name: batch[UID.name]}
     if dropped:
         out |= dropped.columns_of(batch)
-    for name in columns or (*first, *known):
+    for name in columns or default:
         out[name] = batch[TEXT.name if name == CAPTION.name else name]
     for name, values in out.items():
         if pa.types.is_dictionary(values.type):
@@ -157,7 +157,7 @@ def jsonl(path: Path) -> Iterator[Write]:
 
 
 def _shortest(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts floats to float64 that prints as short as the original type; NaN to null."""
+    """Converts floats to float64 with as few digits (0.1, not 0.10000000149); not finite: null."""
     values = pc.if_else(pc.is_finite(values), values, None)
     return (
         values if pa.types.is_float64(values.type) else values.cast(pa.string()).cast(pa.float64())

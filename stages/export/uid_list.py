@@ -75,8 +75,8 @@ def counted(rows: Shards, takes: Takes, span: list[int], task: Task) -> dict[str
 
 def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:
     """Returns the exported rows with the range of each uid."""
-    leaving_N, _ = takes(shard)
-    rows = shard.filter(pa.array(leaving_N))
+    exported_N, _ = takes(shard)
+    rows = shard.filter(pa.array(exported_N))
     return pa.table(
         {
             **{name: rows[name] for name in IDENTITY},

@@ -13,23 +13,23 @@ def test_a_row_left_out_is_counted_once_at_its_first_reason():
             "text": ["t", None, "t", None, None, "t"],
         }
     )
-    leaving_N, counts = Takes()(batch)
-    assert leaving_N.tolist() == [True, *[False] * 5]
+    exported_N, counts = Takes()(batch)
+    assert exported_N.tolist() == [True, *[False] * 5]
     assert counts == {"not_kept": 3, "no_image": 1, "no_text": 1}
-    leaving_N, counts = Takes(needs=())(batch)
-    assert leaving_N.tolist() == [True, False, False, True, True, False]
+    exported_N, counts = Takes(needs=())(batch)
+    assert exported_N.tolist() == [True, False, False, True, True, False]
     assert counts == {"not_kept": 3}
 
 
 def test_without_a_select_stage_and_without_images_every_row_leaves():
-    leaving_N, counts = Takes()(pa.table({"uid": [b"0" * 16] * 3}))
-    assert leaving_N.all()
+    exported_N, counts = Takes()(pa.table({"uid": [b"0" * 16] * 3}))
+    assert exported_N.all()
     assert sum(counts.values()) == 0
 
 
 def test_the_size_stands_for_an_image_that_is_not_read():
-    leaving_N, counts = Takes()(pa.table({"image_bytes": pa.array([7, None], pa.int64())}))
-    assert leaving_N.tolist() == [True, False]
+    exported_N, counts = Takes()(pa.table({"image_bytes": pa.array([7, None], pa.int64())}))
+    assert exported_N.tolist() == [True, False]
     assert counts["no_image"] == 1
 
 
@@ -45,8 +45,8 @@ def test_rows_that_a_stage_lost_leave_whatever_they_lack_and_say_why(memory_shar
             "letters": [1, 0, None, 9],
         }
     )
-    leaving_N, counts = takes(batch)
-    assert leaving_N.tolist() == [True, True, False, False]
+    exported_N, counts = takes(batch)
+    assert exported_N.tolist() == [True, True, False, False]
     assert counts == {"other_rows": 2}
     assert takes.dropped.columns_of(batch)["letters"].to_pylist() == [1, 0, None, 9]
     tallies = [tally(memory_shards(batch), takes, 2, 0, None)]
