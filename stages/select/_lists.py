@@ -27,8 +27,9 @@ ROW = "#row"
 
 def quantified(node: Tree) -> tuple[str, Tree] | None:
     """Returns `any` or `all`, and the condition on an item; None for another node."""
-    if isinstance(node, exp.Any | exp.All):
-        return type(node).__name__.lower(), node.this.unnest()
+    if isinstance(node, exp.Any):
+        return "any", node.this.unnest()
+    # sqlglot's own ALL holds a subquery only, which is refused; ours is a function unknown to it.
     is_all = isinstance(node, exp.Anonymous) and node.name.lower() == "all"
     return ("all", node.expressions[0].unnest()) if is_all and len(node.expressions) == 1 else None
 
@@ -40,8 +41,9 @@ def is_extreme(node: Tree) -> bool:
 
 
 def named(column: exp.Column) -> tuple[str, str | None]:
-    """Returns a column's name, and the field read from it: only of captions, inside any and all."""
+    """Returns a column's name, and the field of captions read from it, inside any and all only."""
     *before, last = (part.name for part in column.parts)
+    # `stage.column.field`, or `texts.field`; another `a.b` is the column b of stage a.
     is_field = len(before) == 2 or (len(before) == 1 and before[0] in LISTS)
     if is_field and last in TEXT_FIELDS and around(column):
         return ".".join(before), last
@@ -53,12 +55,15 @@ def misplaced(node: Tree) -> Wrong:
     call = quantified(node)
     if (call or is_extreme(node)) and around(node):
         return f"`{text_of(node)}` stands inside another list function", "ask in two conditions"
+    if call and not node.find(exp.Column):
+        return f"`{text_of(node)}` names no list", f"name it inside: {call[0]}(scores > 0.3)"
+    # SQL's `value < ANY(list)`: the comparison belongs inside.
     if call and isinstance(node.parent, exp.Predicate) and node is node.parent.expression:
         inside = node.parent.copy()
         inside.set("expression", call[1].copy())
         return (
             f"`{text_of(node.parent)}` is no condition on an item",
-            f"write any({text_of(inside)})",
+            f"write {call[0]}({text_of(inside)})",
         )
     return None
 
@@ -133,21 +138,22 @@ def answers(
     lengths = [pl.col(name).list.len() for name in lists]
     fits = pl.all_horizontal(length == lengths[0] for length in lengths)
     fits_N = rows.select(fits.fill_null(False)).to_series().to_numpy()
-    some = rows.filter(pl.Series(fits_N) & (rows[lists[0]].list.len() > 0)).explode(lists)
+    flat = rows.filter(pl.Series(fits_N) & (rows[lists[0]].list.len() > 0)).explode(lists)
     fields = [
         pl.col(name).struct.field(field).alias(full)
         for full, (name, field) in columns.items()
         if field
     ]
-    verdict = value(inner, some.with_columns(fields)).cast(pl.Boolean)
-    row_V = some[ROW].to_numpy()
-    true_N, false_N, null_N = (
+    verdict = value(inner, flat.with_columns(fields)).cast(pl.Boolean)
+    deciding = verdict if which == "any" else ~verdict  # one true item decides any, a false one all
+    row_V = flat[ROW].to_numpy()
+    decided_N, null_N = (
         np.bincount(row_V[mask.to_numpy()], minlength=len(frame)) > 0
-        for mask in (verdict.fill_null(False), (~verdict).fill_null(False), verdict.is_null())
+        for mask in (deciding.fill_null(False), verdict.is_null())
     )
-    says_N, decides_N = (true_N, true_N) if which == "any" else (~false_N & ~null_N, false_N)
-    known_N = fits_N & (decides_N | ~null_N)
-    return pl.Series(values=pa.array(says_N, mask=~known_N), dtype=pl.Boolean)
+    known_N = fits_N & (decided_N | ~null_N)
+    true_N = decided_N if which == "any" else ~decided_N
+    return pl.Series(values=pa.array(true_N, mask=~known_N), dtype=pl.Boolean)
 
 
 def full_name(column: exp.Column) -> str:

@@ -214,6 +214,8 @@ def test_a_plan_says_in_plain_words_what_cannot_be_asked(where, found, do):
         ("any(max(scores) > 1)", "inside another list function", "two conditions"),
         ("any(all(bad))", "inside another list function", "two conditions"),
         ("0.3 <= any(scores)", "no condition on an item", "any(0.3 <= scores)"),
+        ("0.3 <= all(scores)", "no condition on an item", "all(0.3 <= scores)"),
+        ("any(1 = 1)", "names no list", "any(scores > 0.3)"),
         ("sum(scores) > 3", "an aggregate", "one row's columns"),
         ("max(scores + 1) > 3", "an aggregate", "one row's columns"),
         ("any(a.b.c = 1)", "3 parts", "stage.column"),
