@@ -29,17 +29,18 @@ def launch(
     task: UnitTask,
     workers: int,
 ) -> dict[str, Any]:
-    """Runs fn on all ranks; returns the result of rank 0.
+    """Runs fn on all ranks, anew while ranks die; returns the result of rank 0.
 
-    Attempts are counted as for units. The count starts anew after a new checkpoint, since the next
-    attempt is other work. Ranks that were killed, or whose machine went away, do not count.
+    `attempt` counts in storage, by `inputs`, and raises after too many. After a new checkpoint the
+    count starts anew, since the next attempt is other work. Attempts whose ranks were killed, or
+    whose machine went away, are `lost`: they do not count.
     """
     run = calls.run
     resources, folder = run.planned.stage.resources, run.folder
     place = f"stage '{run.planned.name}', {call.rpartition('/')[2]}"
     work = partial(_launched, fn, task, place)
     calls.report(call, 0, workers)
-    lost = Counter[str]()  # attempts, by what they began with
+    lost = Counter[str]()  # attempts by `inputs`
     while True:
         stored = folder.entries(f"{calls.name}/{CHECKPOINTS}", below=True)
         inputs = digest([workers, *sorted(entry.name for entry in stored)])

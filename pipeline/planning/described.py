@@ -67,7 +67,7 @@ class Described:
     version: int
     determinism: str
     kind: str
-    takes: tuple[str, ...]  # all of: rows, data, model; each may be alternatives with `or`
+    takes: tuple[str, ...]  # edges that it needs: `rows`, `model`; `rows or data` if either will do
     leaves: tuple[str, ...]
     settings: tuple[Setting, ...]
     reads: tuple[dict[str, str], ...]  # name, type, unit, doc
@@ -116,20 +116,21 @@ def example_of(cls: type[Stage]) -> Mapping[str, Any]:
 
 
 def recipe_of(uses: str) -> str:
-    """Returns the YAML of a recipe with the stages that the example names, then this stage."""
+    """Returns the YAML of a recipe with the stages that the example names, then this stage.
+
+    Each takes rows or data from the last before it that gives them; a union takes all rows.
+    """
     lines = ["stages:"]
     stages: dict[str, Stage] = {}
     for used in (*_example(stage_class(uses, uses)).get(AFTER, ()), uses):
         cls = stage_class(used, f"`Example:` of {uses}")
         stage, (kind, name) = sample(cls), used.split(".")
         if stage.takes == ():
-            name = "more" if "pool" in stages else "pool"
+            name = "more" if "pool" in stages else "pool"  # a root
         elif name in stages:
             name = f"{kind}_{name}"
-        rows, data = (
-            [before for before, earlier in stages.items() if edge in earlier.gives]
-            for edge in ("rows", "data")
-        )
+        rows = [before for before, earlier in stages.items() if "rows" in earlier.gives]
+        data = [before for before, earlier in stages.items() if "data" in earlier.gives]
         keys: dict[str, Any] = {"uses": used}
         if isinstance(stage, DatasetStage) and stage.joins_roots:
             keys["from"] = rows
@@ -242,7 +243,8 @@ def _word(hint: Any) -> str:
     if origin is typing.Annotated:
         return _type(arguments[0])
     if origin is typing.Literal:
-        return " or ".join(filter(None, (", ".join(map(str, arguments[:-1])), str(arguments[-1]))))
+        *others, last = map(str, arguments)
+        return f"{', '.join(others)} or {last}" if others else last
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
     if origin is dict:

@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="URI",
-        help="keep results and ranks there, and go on from what is there (default: nowhere)",
+        help="keep results and each right answer's rank there, and go on from it (default: nowhere)",
     )
     add_stages(parser)
     add_json(parser)
@@ -133,10 +133,10 @@ def text(results: dict[str, Any], model: str, tasks: str, stored_at: str) -> str
 
     lines = []
     for result in results["models"]:
-        seed = f", seed {result['seed']}" if len(results["models"]) > 1 else ""
+        which = f", seed {result['seed']}" if len(results["models"]) > 1 else ""
         share = share_of(result)
-        seed += f", at {100 * share:.0f} % of its samples" if share < 1 else ""
-        lines.append(f"{without_keys(model)}{seed} (rules: {result['rules']})")
+        which += f", at {100 * share:.0f} % of its samples" if share < 1 else ""
+        lines.append(f"{without_keys(model)}{which} (rules: {result['rules']})")
         lines += [*_table(result), ""]
     if any(line.endswith("*") for line in lines):
         lines.append("* no better than guessing, as far as these pictures tell")

@@ -21,9 +21,9 @@ class Spending:
         self.caps = {unit: float(cap) for unit, cap in caps.items() if cap is not None}
         self.limits = limits
         self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
-        self.out = 0  # reservations of this worker that are not settled
-        self.settled = asyncio.Event()  # of the next reservation that is settled
-        self.asking = asyncio.Lock()  # one try at a time, or a refused one misses a granted one
+        self.unsettled = 0  # reservations of this worker
+        self.settled = asyncio.Event()  # set by the next reservation that is settled, then replaced
+        self.asking = asyncio.Lock()  # one try at a time: a refused one must know of those granted
 
     def amounts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
         """Returns an answer's cost in each unit that has a cap."""
@@ -32,7 +32,7 @@ class Spending:
         return {unit: every[unit] for unit in self.caps}
 
     async def reserve(self, amounts: Mapping[str, float]) -> Callable[[], Awaitable[object]] | None:
-        """Reserves the amounts and returns None; else returns what to await before another try.
+        """Reserves the amounts, and returns None; or what to await before another try, if refused.
 
         Raises StageError if the budget is spent and no worker has a reservation that may return.
         """
@@ -40,7 +40,7 @@ class Spending:
         if budget is None:
             return None
         async with self.asking:
-            out, settled = self.out, self.settled
+            unsettled, settled = self.unsettled, self.settled  # as of now: one may settle meanwhile
             granted = loop.run_in_executor(None, budget.reserve, amounts)
             try:
                 is_granted = await asyncio.shield(granted)
@@ -48,9 +48,9 @@ class Spending:
                 granted.add_done_callback(partial(_give_back, budget, amounts))
                 raise
             if is_granted:
-                self.out += 1
+                self.unsettled += 1
                 return None
-            if out:
+            if unsettled:
                 return settled.wait
             if await asyncio.to_thread(budget.may_return):
                 return partial(asyncio.sleep, LOOK_AGAIN_S)
@@ -73,7 +73,7 @@ class Spending:
         try:
             await asyncio.shield(settling)  # a cancelled row settles, too
         finally:
-            self.out -= 1
+            self.unsettled -= 1
             self.settled.set()
             self.settled = asyncio.Event()
 
@@ -81,6 +81,6 @@ class Spending:
 def _give_back(
     budget: Budget, amounts: Mapping[str, float], granted: "asyncio.Future[bool]"
 ) -> None:
-    """Returns to the budget what was reserved for a request cancelled meanwhile."""
+    """Returns a reservation to the budget, if it was granted though its request was cancelled."""
     if not granted.cancelled() and granted.exception() is None and granted.result():
         budget.settle(amounts, {})

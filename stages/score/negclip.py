@@ -27,9 +27,10 @@ from clipmill.pipeline.stage import DatasetStage, Gigabytes, OneUp, location
 from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, in_order
 from clipmill.stages.ops.vectors.matrices import as_matrix, row_dot, unit_rows, unusable
 
-# Shapes: N rows, B rows of a partition, C of a block of them, D width of a vector.
+# Shapes: N rows, B rows of a group, C of a block of them, D width of a vector.
+# A partition divides all rows into groups; a row's partners are the rows of its group.
 
-BLOCK = 128  # rows compared with a partition at a time: 32 MB in float64
+BLOCK = 128  # rows compared with their group at a time: 32 MB in float64
 NEGCLIP_SCORE = Column(
     "negclip_score", pa.float32(), "cosine", "Cosine, less what partners reach.", better="high"
 )
@@ -37,15 +38,16 @@ NEGCLIP_SCORE = Column(
 
 @dataclass(frozen=True, kw_only=True)
 class NegClip(DatasetStage):
-    """Cosine of a pair less tau / 2 * (its image's log-sum-exp over the captions of a partition
-    + its caption's over the images), the mean over random partitions; null without a vector.
+    """Cosine of a pair less tau / 2 * (a + b), the mean over random partitions of the rows into
+    groups; null without a vector.
 
-    A row's place is a hash of seed, partition and uid, so shards and workers change nothing; its
-    partners are `batch` rows on average. Rows that an earlier select dropped are no partners.
+    a is the log-sum-exp of cosine / tau of its image and each caption of its group, b that of its
+    caption and each image. The group is a hash of seed, partition and uid, so shards and workers
+    change nothing; it has `batch` rows on average, and none that an earlier select dropped.
 
-    Source: negCLIPLoss (Wang et al. 2024), and its released code. Departs: there a partition is a
-    shard's batch, so that scores hang on the order of the pool; and float32 overflows where tau is
-    0.01 and a partner's cosine above 0.88: such a row's score is minus infinity.
+    Source: negCLIPLoss (Wang et al. 2024), and its released code. Departs: its groups are batches
+    of a shard, so that its scores depend on the pool's order; its float32 overflows where tau is
+    0.01 and a partner's cosine above 0.88, and gives such a row minus infinity.
     Error: max 4e-7 against float64 over partitions of 256 and 8,192 rows, D = 24 and 512, at tau
     0.01 and 0.07.
     Example: {after: [ingest.image_folder, embed.clip], batch: 8, partitions: 2}
@@ -84,13 +86,13 @@ class NegClip(DatasetStage):
             ctx.say(f"partition {number + 1} of {self.partitions}")
             met.append(ctx.shuffle(ctx.map_shards(partial(place, number), rows), "group"))
             if number:
-                ctx.drop(met[-2])
+                ctx.drop(met[-2])  # the shuffle above has stored its sums
             rows = ctx.map_shards(self.compared, met[-1])
         ctx.restore(ctx.map_shards(self.scores, rows))
 
     def compared(self, rows: pa.Table) -> pa.Table:
-        """Adds this partition's score to the sum of each row; the groups are whole."""
-        order = in_order(rows, rows["group"].to_numpy())  # products hang on no shard
+        """Adds this partition's score to the sum of each row; `rows` has each group whole."""
+        order = in_order(rows, rows["group"].to_numpy())  # shards change no rounding
         order = order[rows[REASON.name].is_null().to_numpy()[order]]
         sum_N = rows["sum"].to_numpy().copy()
         ends = np.flatnonzero(np.diff(rows["group"].to_numpy()[order])) + 1
@@ -127,7 +129,7 @@ def usable(rows: pa.Table) -> State:
 
 
 def placed(seed: int, stage: str, groups: int, number: int, rows: pa.Table) -> pa.Table:
-    """Adds each row's group in a partition of the rows into so many."""
+    """Adds each row's group in partition `number`, one of `groups` groups."""
     bits_N = coin_hash(rows[UID.name], seed=seed, stage=stage, purpose=f"partition {number}")
     return rows.append_column("group", pa.array((bits_N % np.uint64(groups)).astype(np.int64)))
 

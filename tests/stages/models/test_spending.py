@@ -215,7 +215,7 @@ def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
 
     async def cancelled() -> None:
         tasks = [asyncio.create_task(request()) for _ in range(40)]
-        while spending.out < len(tasks):
+        while spending.unsettled < len(tasks):
             await asyncio.sleep(0.001)
         for _ in range(2):  # as batches and their rows are: the second cuts into what ends the row
             for task in tasks:
