@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="URI",
-        help="keep results and ranks of right answers there, and go on from them (default: nowhere)",
+        help="keep results, and ranks of right answers, there; go on from them (default: nowhere)",
     )
     add_stages(parser)
     add_json(parser)

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from clipmill.stages.clip.towers import Towers
 
 LOADED = "model = open_clip.create_model"
-# In README.md: FOLDER is the one with these files. Where it holds several seeds, copy one seed's
-# files to another folder, and take `seed-N.` off their names.
-FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
+FOLDER = "FOLDER is this one; for one of several seeds, a copy of its files named without `seed-N.`"
 LABELS = {
     "scale": "scale",
     "seed": "seed",

@@ -51,7 +51,7 @@ def named(column: exp.Column) -> tuple[str, str | None]:
 
 
 def misplaced(node: Tree) -> Wrong:
-    """Returns the error and its remedy if a list function is misplaced or has no list; else None."""
+    """Returns error and remedy if a list function is misplaced, or names no list; else None."""
     call = quantified(node)
     if (call or is_extreme(node)) and around(node):
         return f"`{text_of(node)}` stands inside another list function", "ask in two conditions"

@@ -168,7 +168,7 @@ def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open
         np.testing.assert_allclose(ours.embed_texts(["a red ox"]), text_ND, atol=1e-6)
     readme = (folder / "README.md").read_text()
     assert '("local-dir:FOLDER")\n```' in readme
-    assert "of one seed of several, a copy without `seed-N.` in its files' names" in readme
+    assert "for one of several seeds, a copy of its files named without `seed-N.`" in readme
 
 
 def test_the_readme_of_a_network_by_open_clips_name_loads_it_by_that():
