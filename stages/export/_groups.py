@@ -149,7 +149,7 @@ def shuffled(
         uid = pa.chunked_array(uids, UID.dtype)
         coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
         place_N2 = np.concatenate(places)
-        # By hash, then uid, then place: lexsort takes the first key last.
+        # By hash, then uid, then place: lexsort's last key counts most.
         order_N = np.lexsort((*place_N2.T[::-1], *halves(uid).T[::-1], coin_N))
         order_S = np.repeat(order_N, np.concatenate(samples)[order_N])
         if len(order_S) != sum(group["rows"]):

@@ -22,7 +22,7 @@ from clipmill.stages.export._leaving import Dropped, repeats
 from clipmill.stages.export._pictures import PictureExport
 from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
 
-PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # fields with an item a text
+PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # each text's field: its list
 SAMPLES = 10_000  # as a key ends in four digits, after the number of its tar
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 

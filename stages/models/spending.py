@@ -40,7 +40,7 @@ class Spending:
         if budget is None:
             return None
         async with self.asking:
-            unsettled, settled = self.unsettled, self.settled  # as of now: one may settle meanwhile
+            unsettled, settled = self.unsettled, self.settled  # before the try: one may settle then
             granted = loop.run_in_executor(None, budget.reserve, amounts)
             try:
                 is_granted = await asyncio.shield(granted)

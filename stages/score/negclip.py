@@ -48,7 +48,7 @@ class NegClip(DatasetStage):
     Source: negCLIPLoss (Wang et al. 2024), and its released code. Departs: its groups are batches
     of a shard, so that its scores depend on the pool's order; its float32 overflows where tau is
     0.01 and a partner's cosine above 0.88, and gives such a row minus infinity.
-    Error: max 4e-7 against float64 over partitions of 256 and 8,192 rows, D = 24 and 512, at tau
+    Error: max 4e-7 against float64 over groups of 256 and 8,192 rows, D = 24 and 512, at tau
     0.01 and 0.07.
     Example: {after: [ingest.image_folder, embed.clip], batch: 8, partitions: 2}
     """
@@ -74,7 +74,7 @@ class NegClip(DatasetStage):
         scored = int(ctx.reduce(usable, rows, added)["rows"]) if len(rows) else 0
         if 0 < scored < self.batch:
             raise StageError(
-                found=f"a partition of {self.batch:,} rows, and {scored:,} have both embeddings",
+                found=f"groups of {self.batch:,} rows, and {scored:,} have both embeddings",
                 where=f"stage '{ctx.worker.stage}', key `batch`",
                 do="lower `batch`, or give more rows",
             )
@@ -92,7 +92,7 @@ class NegClip(DatasetStage):
 
     def compared(self, rows: pa.Table) -> pa.Table:
         """Adds this partition's score to the sum of each row; `rows` has each group whole."""
-        order = in_order(rows, rows["group"].to_numpy())  # shards change no rounding
+        order = in_order(rows, rows["group"].to_numpy())  # so sums round alike whatever the shards
         order = order[rows[REASON.name].is_null().to_numpy()[order]]
         sum_N = rows["sum"].to_numpy().copy()
         ends = np.flatnonzero(np.diff(rows["group"].to_numpy()[order])) + 1

@@ -122,7 +122,7 @@ def test_rows_without_a_vector_and_dropped_ones_are_no_partners(drawn, scored):
 
 
 def test_fewer_rows_than_a_partition_and_other_widths_are_said(drawn, scored):
-    with pytest.raises(StageError, match="a partition of 300 rows, and 256 have both embeddings"):
+    with pytest.raises(StageError, match="groups of 300 rows, and 256 have both embeddings"):
         scored(NegClip(batch=300), pairs(*drawn))
     with pytest.raises(StageError, match="image embeddings 24 wide, and texts 20 wide"):
         scored(NegClip(batch=256), pairs(drawn[0], drawn[1][:, :20]))
