@@ -19,7 +19,7 @@ from clipmill.metadata.schema import CAPTIONS, TEXT_FIELDS, TEXTS
 
 # Shapes: N rows, V items of all their lists.
 
-Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
+Tree = Any  # exp.Expr, a node of sqlglot, whose parents and parts are typed too loosely
 Wrong = tuple[str, str] | None  # what was found, and what to write
 LISTS = (TEXTS.name, CAPTIONS.name)
 ROW = "#row"
