@@ -122,7 +122,7 @@ def _keys(
         crc_B = np.frombuffer(end, _CRC, blocks, blocks * _KEY.itemsize)
         start_K = np.maximum(np.searchsorted(first_B, low_K) - 1, 0)  # may hold `low` at its end
         stop_K = np.searchsorted(first_B, high_K, "right")
-        begun_B = np.searchsorted(start_K, np.arange(blocks), "right")  # both ends are sorted
+        begun_B = np.searchsorted(start_K, np.arange(blocks), "right")  # ranges begun, by block
         ended_B = np.searchsorted(stop_K, np.arange(blocks), "right")
         ids = np.flatnonzero(begun_B > ended_B)
         keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]

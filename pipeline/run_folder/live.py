@@ -39,8 +39,7 @@ LEAST_S = 1.0  # of work, before a rate or the time left is shown
 
 # found: done before this run. stopped: begun, but nobody works on it now.
 Status = Literal["waiting", "running", "done", "found", "failed", "stopped"]
-# part: the stages asked for are done, others are not. gone: nobody works there, and no end is
-# stored.
+# part: the stages asked for are done, others not. gone: nobody works there, no end is stored.
 Phase = Literal["starting", "running", "complete", "part", "failed", "stopped", "gone"]
 
 
@@ -482,13 +481,13 @@ class LiveReporter:
             stage.shards += not again
             stage.computed += record.computed
             stage.seconds += record.seconds
-            if record.number:  # a later pass: rows may be counted, reasons are when the stage ends
+            if record.number:  # a later pass: rows may be known, and `finished` counts reasons
                 stage.rows = self.state.stages[name].shards.rows
             elif not again:
                 stage.rows += record.rows
                 for code, rows in record.counts.items():
                     stage.reasons[code] = stage.reasons.get(code, 0) + rows
-            # Other stages of its job may go on. If all shards were found, no count tells the last.
+            # Other stages of its job may go on; `finished` ends a stage with only found shards.
             if stage.is_row and stage.shards == total and stage.found < total:
                 stage.status, stage.ended = "done", time.time()
         self.watcher.shard(name, record, total)
@@ -555,7 +554,7 @@ class LiveReporter:
                 fresh.ended = stage.ended or time.time()
             if not state.complete and not fresh.causes:
                 fresh.status = "stopped" if stage.began is not None else "waiting"
-            if stage.status != "failed" or stage.ended is None:  # else stopped in this run
+            if stage.status != "failed" or stage.ended is None:  # an error of this run stays
                 self.live.stages[name] = fresh
         self.watcher.finished(name, state)
 

@@ -153,7 +153,7 @@ def opened(storage: Storage, source: Mapping[str, Any]) -> Any:
 
 
 def members(file: Any, where: str) -> Iterator[Member]:
-    """Yields each file, link and device that is not hidden, to be read before the next is due."""
+    """Yields files, links and devices, but no hidden ones; read each before asking for the next."""
     places: dict[str, tuple[int, int]] = {}  # offset and size
     with tars.opened(file, "r|", 1 << 20) as tar:
         for member in tars.members(tar):
