@@ -110,7 +110,7 @@ def survey(rows: pa.Table, *, ranked: Ranked, begin: Cut = EVERYTHING) -> State:
         by_digit = next_digit(tie_digits(rows.filter(pa.array(ranked_N))), begin[digits:])
     return {
         "rows": np.array([pool, len(value_ND)]),
-        "by_digit": by_digit.astype(np.min_scalar_type(len(value_ND))),  # for the journal
+        "by_digit": by_digit.astype(np.min_scalar_type(len(value_ND))),  # few bytes
         "value_digits": np.array(digits),
     }
 

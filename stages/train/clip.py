@@ -147,7 +147,7 @@ class ClipTraining(DatasetStage):
         for name in OF_SCALE:  # filled in, so that the fingerprint has the numbers
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(SCALES[self.scale], name))
-        # None: a mean over pairs of any views; (): one view; else the kinds of which it takes two
+        # None: the loss is a mean over pairs of any views; (): it takes one view; else two of these
         compared = self.declared.views  # refuses an unknown loss or setting
         several = {kind for kind in ("image", "text") if getattr(self, f"{kind}_views") > 1}
         if compared is not None and not several <= {*compared}:
@@ -285,7 +285,7 @@ class ClipTraining(DatasetStage):
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         samples = sum(file["rows"] for file in dataset["files"])
         self.refuse_few(samples, "the export has", stage)
-        if dataset["format"] == "pixels":  # numbered as in its export.parquet, which has these too
+        if dataset["format"] == "pixels":  # numbers rows as its export.parquet: count what it lacks
             samples += sum(dataset["counts"][reason] for reason in ("no_image", "undecodable"))
         model = reads(self.fixed.model, self.context_length)
         if dataset.get("image_size", model.image_size) != model.image_size:

@@ -136,7 +136,7 @@ def share(arm: Scored, low: Scored, high: Scored) -> Estimate | None:
     seeds_3, items_3 = np.array([(noisy.seeds, noisy.items) for noisy in noise], float).T
     draws = [scored.draw_SD.mean(0) for scored in models if scored.draw_SD is not None]
     variance_33 = np.cov(draws) if len(draws) == len(models) else np.zeros((3, 3))
-    # No less than the draws' own variance: so no contrast has one below 0.
+    # At least the draws' own variance, or a contrast's could be below 0.
     np.fill_diagonal(variance_33, np.maximum(seeds_3 + items_3, variance_33.diagonal()))
     rise, gain = (float(scored.value_S.mean() - low.value_S.mean()) for scored in (arm, high))
     value = rise / gain if gain else np.nan
