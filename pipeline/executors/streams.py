@@ -19,7 +19,7 @@ from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 
-TURN_S = 10.0  # the last worker with some resources lives this long at least: models load slowly
+TURN_S = 10.0  # least life of the last worker of equal resources, as models load slowly
 LOOK_UP_S = 0.5  # the longest wait of a thread, so that Python can handle signals in between
 
 

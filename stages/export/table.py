@@ -157,7 +157,7 @@ def jsonl(path: Path) -> Iterator[Write]:
 
 
 def _shortest(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts floats to float64 with as few digits (0.1, not 0.10000000149); not finite: null."""
+    """Converts floats to float64 of as few digits (0.1, not 0.100000001); NaN, infinity to null."""
     values = pc.if_else(pc.is_finite(values), values, None)
     return (
         values if pa.types.is_float64(values.type) else values.cast(pa.string()).cast(pa.float64())

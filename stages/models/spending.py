@@ -32,7 +32,7 @@ class Spending:
         return {unit: every[unit] for unit in self.caps}
 
     async def reserve(self, amounts: Mapping[str, float]) -> Callable[[], Awaitable[object]] | None:
-        """Reserves the amounts, and returns None; or what to await before another try, if refused.
+        """Reserves the amounts. Returns None, or if refused what to await before the next try.
 
         Raises StageError if the budget is spent and no worker has a reservation that may return.
         """
@@ -40,7 +40,8 @@ class Spending:
         if budget is None:
             return None
         async with self.asking:
-            unsettled, settled = self.unsettled, self.settled  # before the try: one may settle then
+            # Read before the try, as a reservation may be settled during it.
+            unsettled, settled = self.unsettled, self.settled
             granted = loop.run_in_executor(None, budget.reserve, amounts)
             try:
                 is_granted = await asyncio.shield(granted)
