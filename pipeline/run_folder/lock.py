@@ -212,7 +212,7 @@ def _refuse_if_live(run: Storage) -> None:
         found=f"another run works here: {lease}",
         where=str(run),
         do="wait for it, stop it, or use another --out;"
-        f" a dead run's lock lapses in {LEASE_S:.0f} s",
+        f" a dead run's lock, {run}/{NAME}, lapses in {LEASE_S:.0f} s",
     )
 
 
