@@ -5,6 +5,7 @@ entries are ordered by count, so that a cut at `max_entries` is the same every t
 punctuation alone are left out, as in MetaCLIP 2.
 """
 
+import bz2
 import gzip
 import io
 import re
@@ -84,14 +85,16 @@ def count_ngrams(texts: Iterable[pl.Series]) -> tuple[pl.DataFrame, pl.DataFrame
     punctuation marks. Words of punctuation alone are not counted, and no pair reaches across one.
     Memory: about 60 bytes for each distinct pair.
     """
-    words = pl.DataFrame(schema={"first": pl.String, "count": pl.Int64})
-    pairs = pl.DataFrame(schema={"first": pl.String, "second": pl.String, "count": pl.Int64})
+    words = [pl.DataFrame(schema={"first": pl.String, "count": pl.Int64})]
+    pairs = [pl.DataFrame(schema={"first": pl.String, "second": pl.String, "count": pl.Int64})]
     for series in texts:
         for start in range(0, len(series), CAPTIONS):
-            more_words, more_pairs = _counted(series.slice(start, CAPTIONS))
-            words = _sum(pl.concat([words, more_words]), ["first"])
-            pairs = _sum(pl.concat([pairs, more_pairs]), ["first", "second"])
-    return words.rename({"first": "word"}), pairs
+            parts = zip((words, pairs), _counted(series.slice(start, CAPTIONS)), strict=True)
+            for counts, more in parts:
+                counts.append(more)
+                while len(counts) > 1 and len(counts[-2]) < 2 * len(counts[-1]):
+                    counts[-2:] = [_sum(counts[-2:])]  # alike in size: a row is summed few times
+    return _sorted(_sum(words)).rename({"first": "word"}), _sorted(_sum(pairs))
 
 
 def with_pmi(words: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -136,10 +139,14 @@ def _counted(texts: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     return unigrams, bigrams
 
 
-def _sum(counts: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Sums counts; most frequent first, ties by the alphabet, whatever the corpus's order."""
-    summed = counts.group_by(keys).agg(pl.col("count").sum())
-    return summed.sort(["count", *keys], descending=[True] + [False] * len(keys))
+def _sum(counts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(counts).group_by(pl.exclude("count")).agg(pl.col("count").sum())
+
+
+def _sorted(counts: pl.DataFrame) -> pl.DataFrame:
+    """Sorts by count, most frequent first; ties by the alphabet, whatever the corpus's order."""
+    keys = counts.columns[:-1]
+    return counts.sort(["count", *keys], descending=[True] + [False] * len(keys))
 
 
 def synset_names(files: Iterable[bytes]) -> list[str]:
@@ -212,9 +219,11 @@ def _hour(path: Path, project: str) -> pl.DataFrame:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.TextIOBase]:
-    opened = gzip.open if path.suffix == ".gz" else open
+    opened = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
     try:
         with opened(path, "rt", encoding="utf-8", errors="replace") as file:
             yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no fault of its bytes
+            raise
         raise ValueError(f"{path} cannot be unpacked: {error}") from error

@@ -1,5 +1,6 @@
 """The four sources of a list, and how they become one."""
 
+import bz2
 import gzip
 
 import polars as pl
@@ -103,10 +104,11 @@ def test_a_corpus_is_parquet_or_lines(tmp_path):
     folder = tmp_path / "metadata"
     folder.mkdir()
     pq.write_table(pa.table({"text": ["a", None], "url": ["u", "v"]}), folder / "0.parquet")
-    with gzip.open(tmp_path / "lines.gz", "wt") as file:
-        file.write("b c\nd\n")
-    found = [text for part in read_texts([folder, tmp_path / "lines.gz"]) for text in part]
-    assert found == ["a", None, "b c\n", "d\n"]
+    (tmp_path / "lines.GZ").write_bytes(gzip.compress(b"b c\nd\n"))
+    (tmp_path / "lines.bz2").write_bytes(bz2.compress(b"e\n"))
+    paths = [folder, tmp_path / "lines.GZ", tmp_path / "lines.bz2"]
+    found = [text for part in read_texts(paths) for text in part]
+    assert found == ["a", None, "b c\n", "d\n", "e\n"]
 
 
 def test_parquet_without_the_texts_is_refused_by_name(tmp_path):
@@ -133,5 +135,7 @@ def test_a_corpus_is_parquet_by_any_of_its_suffixes_and_its_texts_may_be_categor
 
 def test_a_source_that_breaks_off_is_named(tmp_path):
     (tmp_path / "views.gz").write_bytes(gzip.compress(b"en Big_Ben 90 0\n" * 99)[:-9])
-    with pytest.raises(ValueError, match="cannot be unpacked"):
-        titles([tmp_path / "views.gz"], Thresholds())
+    (tmp_path / "views.bz2").write_bytes(b"<html>")
+    for name in ("views.gz", "views.bz2"):
+        with pytest.raises(ValueError, match=f"{name} cannot be unpacked"):
+            titles([tmp_path / name], Thresholds())

@@ -58,3 +58,14 @@ def test_mutual_information_of_counts_past_32_bits():
     words = pl.DataFrame({"word": ["a"], "count": [many]})
     pairs = pl.DataFrame({"first": ["a"], "second": ["a"], "count": [many]})
     assert with_pmi(words, pairs)["pmi"].to_list() == [pytest.approx(0)]
+
+
+def test_a_corpus_of_small_parts_is_summed_a_few_times_not_once_for_each_part(monkeypatch):
+    summed, concat = [], pl.concat
+    monkeypatch.setattr(
+        pl, "concat", lambda parts: summed.append(sum(map(len, parts))) or concat(parts)
+    )
+    texts = [pl.Series([f"a{number} b{number}"]) for number in range(128)]
+    words, pairs = count_ngrams(texts)
+    assert (len(words), len(pairs)) == (256, 128)
+    assert sum(summed) < 10 * (256 + 128)
