@@ -105,12 +105,15 @@ def read_prompts(file: str) -> tuple[dict[str, list[str]], str]:
         raise StageError(found, f"key `prompts`: {redacted(file)}", "mend the file") from None
     given = lists if isinstance(lists, dict) else {}
     bad = [name for name in LISTS if not _is_list_of_texts(given.get(name))]
-    if bad or given.keys() != {*LISTS}:
+    unknown = [str(name) for name in given if name not in LISTS]
+    if bad or unknown:
         raise StageError(
-            found=f"lists {', '.join(map(str, given)) or 'none'}; without texts: {', '.join(bad)}",
+            found=f"lists {', '.join(map(str, given)) or 'none'}; "
+            + (f"without texts: {', '.join(bad)}" if bad else f"unknown: {', '.join(unknown)}"),
             where=f"key `prompts`: {redacted(file)}",
             do=f"write the lists {', '.join(LISTS)}, of one text or more",
         )
+    given["words"] = [word.lower() for word in given["words"]]  # as captions are when searched
     return given, hashlib.sha256(repr([given[name] for name in LISTS]).encode()).hexdigest()
 
 

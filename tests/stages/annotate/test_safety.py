@@ -112,12 +112,14 @@ def test_a_file_of_prompts_is_used_and_pinned_and_a_broken_one_is_refused(tmp_pa
     assert out["safety_score"][0].as_py() < 0.01
     assert pins.keys() == {"the prompts"}
     assert pins["the prompts"] != digest
+    file.write_text(yaml.safe_dump(lists | {"words": ["Teen", "KID"]}))
+    assert read_prompts(str(file))[0]["words"] == ["teen", "kid"]  # as captions are when searched
     for body, said in (
         ("safe: [", "no YAML"),
         ("[a, b]", "lists none"),
         (yaml.safe_dump(lists | {"adult": []}), "without texts: adult"),
         (yaml.safe_dump(lists | {"words": [3]}), "without texts: words"),
-        (yaml.safe_dump(lists | {"more": ["a"]}), "lists .*more"),
+        (yaml.safe_dump(lists | {"more": ["a"]}), "; unknown: more\n"),
     ):
         file.write_text(body)
         with pytest.raises(StageError, match=said):
