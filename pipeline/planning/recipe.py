@@ -30,13 +30,13 @@ NO_TEXT = re.compile("[\0\ud800-\udfff]")  # not allowed in paths, or in UTF-8
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader with YAML 1.2 scalars: `no` and `12:30` are strings, `1e-3` is a float."""
+    """A loader with YAML 1.2 scalars: `no`, `=` and `12:30` are strings, `1e-3` is a float."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # as the base class has it
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
-            if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
+            if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp", "value")
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -221,7 +221,7 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
             )
         for key in ("path", "pictures"):
             place = keys.get(key)
-            if isinstance(place, str) and place.startswith(("./", "../")):
+            if isinstance(place, str) and place.split("/")[0] in (".", ".."):
                 keys[key] = os.path.normpath(path.parent / place)
     for text in overrides:
         override(recipe, text)
@@ -257,10 +257,13 @@ def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], i
         return None if node is None else loader.value(node, (), lines)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", error))
+        if problem.startswith("but "):  # goes on from "expected a single document in the stream"
+            problem = f"{getattr(error, 'context', '')}, {problem}"
         raise RecipeError(
             found=f"not YAML: {problem}",
-            where=where(mark.line + 1 if mark else 1),
+            where=where(line + 1),
             do="quote the value, or mend the file; a recipe is `seed:` and `stages:`, indented by"
             " spaces",
         ) from None

@@ -1,9 +1,11 @@
 """Recipes as read from YAML: values, lines, overrides. What a wrong one gets: test_bad_recipes."""
 
+from pathlib import Path
+
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.planning.recipe import RECIPES, find_recipe, load_recipe, value_of
+from clipmill.pipeline.planning.recipe import RECIPES, find_recipe, load_recipe, recipe_in, value_of
 
 TEXT = """\
 # Two stages.
@@ -37,6 +39,20 @@ def test_scalars_are_those_of_yaml_1_2(mine):
     assert images["resize"] == "no"
     assert images["timeout_s"] == 10.0
     assert images["disallowed_header_directives"] == ["noai", "on", "12:30"]
+    assert value_of("=", "here") == "="
+
+
+@pytest.mark.parametrize(
+    ("end", "line", "found"),
+    [
+        ("\n\n# \a", 4, "special characters are not allowed"),
+        ("\n---\nb: 1", 3, "expected a single document in the stream, but found another document"),
+    ],
+)
+def test_what_is_no_yaml_is_named_whole_and_at_its_line(end, line, found):
+    with pytest.raises(RecipeError) as error:
+        recipe_in(f"seed: 1\nstages: {{}}{end}".encode(), Path("mine.yaml"))
+    assert error.value.args[:2] == (f"not YAML: {found}", f"mine.yaml:{line}")
 
 
 def test_the_seed_is_0_where_none_is_given(mine):
@@ -103,7 +119,13 @@ def test_a_stages_name_that_names_no_folder_is_refused(mine):
 
 @pytest.mark.parametrize(
     ("place", "found"),
-    [("./a.csv", "b/a.csv"), ("../a.csv", "a.csv"), ("a.csv", "a.csv"), ("s3://a/b", "s3://a/b")],
+    [
+        ("./a.csv", "b/a.csv"),
+        ("../a.csv", "a.csv"),
+        ("a.csv", "a.csv"),
+        ("s3://a/b", "s3://a/b"),
+        (".", "b"),
+    ],
 )
 def test_a_path_that_begins_with_a_dot_begins_at_the_recipes_folder(
     place, found, tmp_path, monkeypatch
