@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -66,10 +67,12 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
         _refuse_answers(answers, layout, "pictures have no columns")
     if place not in ("", "{name}.txt") and not key and not _have_words(layout.storage, texts):
         place = ""
-    folders = tuple(name.rpartition("/")[0] for name in tables) if caption else ()
+    tabled = {PurePosixPath(name).parent for name in tables if caption}
+    folders = {posixpath.dirname(file.name) for file in layout.files}
+    folders = {name for name in folders if tabled.intersection(PurePosixPath(name, "_").parents)}
     with_caption = sum(
         (bool(place) and caption_path(file.name, place) in found)
-        or any(not folder or file.name.startswith(f"{folder}/") for folder in folders)
+        or posixpath.dirname(file.name) in folders
         for file in layout.files
     )
     rows = len(layout.files)
@@ -88,7 +91,8 @@ def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
     notes: tuple[str, ...] = ()
     if "{class}" in kinds:
         settings["caption"] = kinds
-        where_captions, with_caption = "captions of their folders' names", rows
+        before = f"{where_captions}, else" if with_caption else "captions of"
+        where_captions, with_caption = f"{before} their folders' names", rows
     elif not with_caption:
         where_captions = "no captions"
         notes = ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)

@@ -171,9 +171,17 @@ def test_pictures_of_the_same_names_in_two_folders_are_not_taken_by_chance(tmp_p
 def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
     put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
     assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}
+    found = look(tmp_path, caption="a {class}")  # of pictures without one
+    assert found.what.endswith("captions in metadata.csv, else their folders' names")
     put(tmp_path, **{"metadata.csv": "file_name,prompt,title\n1.jpg,a red shoe,shoe 1\n"})
     assert refused(tmp_path, UnsureError).ask == "caption"
     assert look(tmp_path, caption="title").settings["caption_col"] == "title"
+
+
+def test_pictures_whose_folder_or_one_above_has_metadata_have_captions(tmp_path):
+    files = {f"{folder}/{n}.jpg": "" for folder in ("a", "a/deep", "ab") for n in range(2)}
+    put(tmp_path, **files, **{"a/metadata.csv": "file_name,text\n0.jpg,a red shoe\n"})
+    assert look(tmp_path).notes == ("pictures without a file for their caption: 2",)
 
 
 def test_metadata_of_labels_alone_is_passed_over(tmp_path):
