@@ -44,7 +44,7 @@ from clipmill.pipeline.own_data.sample import parquet_sample, records_sample, te
 FEW = 64  # files of captions that are looked at
 TAR_BYTES, TAR_MEMBERS = 32 << 20, 1000  # of the first tar, looked at for keys of its .json
 JSON_BYTES = 1 << 20  # a larger .json is passed over: a sparse one may state any size
-# If not asked, what is stored stays.
+# Stages that leave a byte-order mark in captions unless `strip_bom` is set.
 KEEP_MARKS = ("ingest.parquet", "ingest.url_list", "ingest.table")
 
 
@@ -157,25 +157,22 @@ def _captions_in(
 def start_of(values: Sequence[Any], ends: Any, table: str) -> tuple[str | None, dict[str, Any]]:
     """Returns the folder where most paths of a table start, or None, and settings to find them.
 
-    Its own comes first. `ends` are the pictures below the folder that holds the table, too.
+    The table's own folder comes first. `ends` has the pictures near the table by their paths' ends.
     """
     names = ends.names
     own = table.rpartition("/")[0]
     wanted = [posixpath.normpath(str(value).strip().replace("\\", "/")) for value in values]
     if 2 * sum(posixpath.join(own, value) in names for value in wanted) > len(wanted):
         return own, {}
-    by_base: dict[str, list[str]] = {}
-    for name in names:
-        by_base.setdefault(name.rpartition("/")[2], []).append(name)
-    starts = Counter(
-        name.removesuffix(value).rstrip("/")
-        for value in wanted
-        for name in by_base.get(value.rpartition("/")[2], ())
-        if f"/{name}".endswith(f"/{value}")
-    )
+    starts_of: dict[str, list[str]] = {}  # end of a name, as deep as a value -> before it
+    for depth in {value.count("/") for value in wanted}:
+        for start, *end in (f"/{name}".rsplit("/", depth + 1) for name in names):
+            if len(end) > depth:
+                starts_of.setdefault("/".join(end), []).append(start.lstrip("/"))
+    starts = Counter(start for value in wanted for start in starts_of.get(value, ()))
     most = max(starts.values(), default=0)
     best = [start for start, count in starts.items() if count == most]
-    if len(best) > 1:  # of train/ and val/ that in the table's name, captions_train.json
+    if len(best) > 1:  # captions_train.json takes train/ and not val/
         base = posixpath.basename(table)
         best = [start for start in best if start and posixpath.basename(start) in base]
     if 2 * most > len(wanted) and len(best) == 1:
@@ -225,7 +222,7 @@ def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
 def _tar_sample(layout: Layout) -> tuple[pa.Table, bool]:
     """Returns the .json of the first tar's first samples as a table, and whether there is a .txt.
 
-    True also if no sample, or no .json of them, can be read: the stage that reads it tells.
+    True also if nothing of them can be read: then the stage that reads the tar says why.
     """
     first = layout.files[0].name
     body = io.BytesIO(layout.storage.read_at(first, 0, TAR_BYTES))
