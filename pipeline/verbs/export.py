@@ -92,8 +92,8 @@ def run(options: argparse.Namespace) -> int:
         to=options.to[0], stage=options.stage, columns=options.columns, captions=options.captions
     )
     out = Storage(options.out)
-    outs = {to: out.child(to).uri for to in options.to}
-    outs = outs if len(outs) > 1 else dict.fromkeys(outs, options.out)
+    is_one = len({*options.to}) == 1  # several: each in a folder of its own
+    outs = {to: options.out if is_one else out.child(to).uri for to in options.to}
     if options.dropped is not None:
         lost = dropped(state, options.dropped, options.stage)
         request = replace(request, stage=lost.stage, dropped=lost.reason, decided=lost.decided)

@@ -122,7 +122,8 @@ def probed(
     tasks = {}
     for probe in probes:
         if probe == "images":
-            found = best_ranks(*(unit(image_ND),) * 2, *(class_N,) * 2, is_own=True)
+            unit_ND = unit(image_ND)
+            found = best_ranks(unit_ND, unit_ND, class_N, class_N, is_own=True)
             metrics = recall(found, class_N)
         else:
             found = left_out(PROBES[probe], image_ND, class_N, fold_N)

@@ -27,7 +27,8 @@ BATCH_ROWS = 64  # pictures in memory
 MODE: Final = "keep_ratio_largest"
 QUALITY = 80  # of a thumbnail
 
-LEAST_EXPONENT = 960 << 10  # below that of 2^-53, the least hash above 0, as a float in 0 to 1
+# Bins: exponent and ten bits of fraction of a hash as a float in 0 to 1. The least is 2^-53: 970.
+LEAST_EXPONENT = 960 << 10
 BINS = (1024 << 10) - LEAST_EXPONENT
 
 
@@ -240,7 +241,7 @@ def kept(batch: pa.Table) -> NDArray[np.bool_]:
 
 
 def bins_of(coin_N: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Returns (N,) a bin for each hash, as wide as a thousandth of it: a relative resolution."""
+    """Returns (N,) a bin for each hash; its width is at most a thousandth of the hash."""
     bits_N = uniform(coin_N).view(np.int64) >> 42
     return np.maximum(bits_N - LEAST_EXPONENT, 0)
 

@@ -155,7 +155,7 @@ def judge(rows: ShardRows) -> None:
     if query.by_record(rows.shard) != rows.rows:
         reasons = rows.table([REASON.name])[REASON.name].combine_chunks()
         codes = reasons.dictionary.to_pylist()
-        is_wanted = np.array([*map(query.wants, codes), query.wants("")])
+        is_wanted = np.array([*map(query.wants, codes), query.wants("")])  # last: without reason
         rows.keep(np.flatnonzero(is_wanted[reasons.indices.fill_null(len(codes)).to_numpy()]))
     if query.condition and len(rows):
         columns = list(query.condition.reads) or [UID.name]
