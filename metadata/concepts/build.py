@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -219,7 +220,7 @@ def _hour(path: Path, project: str) -> pl.DataFrame:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.TextIOBase]:
-    opened = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    opened: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
     try:
         with opened(path, "rt", encoding="utf-8", errors="replace") as file:
             yield file
