@@ -75,7 +75,7 @@ def check_edges(
                     where=recipe.where(name, edge),
                     do=f"name a stage that gives {kind}{other}",
                 )
-        brought = edge if edge in FOLDERS else kind  # `takes` has "model", "start"; "rows", "data"
+        brought = edge if edge in FOLDERS else kind  # as `takes` calls the edge
         is_given = bool(edges[edge]) or (edge == "data" and elsewhere is not None)
         if edge in ("from", "data", *FOLDERS) and is_given and brought not in taken:
             raise RecipeError(

@@ -27,7 +27,7 @@ BATCH_ROWS = 64  # pictures in memory
 MODE: Final = "keep_ratio_largest"
 QUALITY = 80  # of a thumbnail
 
-# Bins: exponent and ten bits of fraction of a hash as a float in 0 to 1. The least is 2^-53: 970.
+# A bin: exponent and ten bits of fraction of a hash in 0 to 1; 2^-53, the least, has exponent 970.
 LEAST_EXPONENT = 960 << 10
 BINS = (1024 << 10) - LEAST_EXPONENT
 
