@@ -1,6 +1,7 @@
 """Reads a zip as a folder: `pictures.zip`, or `pictures.zip/train` of it. Nothing is unpacked."""
 
 import io
+import lzma
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ IN_MEMORY_BYTES = 64 << 20  # larger members are unpacked to scratch disk while 
 KEPT = 4  # opened zips
 _opened: dict[tuple[str, int | None, int | None], fs.FileSystem] = {}
 UNSAFE = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|//|\0")  # a name that leads out, or nowhere
+# RuntimeError: it needs a password, or (a NotImplementedError) a method that Python has not.
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeError, RuntimeError)
 
 
 def split(uri: str) -> tuple[str, str] | None:
@@ -59,7 +62,7 @@ def as_os_errors(name: str) -> Iterator[None]:
     """Turns what a broken, encrypted or unknown zip raises into a MemberError."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except BROKEN as error:
         raise MemberError(f"{name} cannot be read: {error}") from error
 
 
@@ -69,7 +72,7 @@ class ZipFiles(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow ships no 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
         self.members = {
-            info.filename: info
+            info.filename.removeprefix("./"): info  # as bsdtar writes all names
             for info in archive.infolist()
             if not info.is_dir()
             and not UNSAFE.search(info.filename)
@@ -132,7 +135,7 @@ class ZipFiles(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow ships no 
             raise FileNotFoundError(path)
         ratio, most = limit("MAX_ZIP_RATIO"), limit("MAX_BATCH_BYTES")
         if member.file_size > max(most, ratio * member.compress_size):
-            found = f"{path} takes {ratio:,} times its {member.compress_size:,} bytes: a bomb"
+            found = f"{path} takes over {ratio:,} times its {member.compress_size:,} bytes: a bomb"
             raise MemberError(f"{found}, or raise CLIPMILL_MAX_ZIP_RATIO")
         return member
 

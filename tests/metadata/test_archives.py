@@ -63,6 +63,21 @@ def test_a_folder_that_is_named_so_is_none_and_a_file_may_be_broken(tmp_path):
     (tmp_path / "no.zip").write_bytes(b"PK")
     with pytest.raises(UriError, match=r"no.zip.*not a zip file"):
         Storage(f"{tmp_path}/no.zip")
+    with zipfile.ZipFile(tmp_path / "name.zip", "w") as out:
+        out.writestr("\u00e9.jpg", b"one")
+    data = (tmp_path / "name.zip").read_bytes().replace("\u00e9".encode(), b"\xff\xfe")
+    (tmp_path / "name.zip").write_bytes(data)
+    with pytest.raises(UriError, match=r"name.zip.*can't decode"):
+        Storage(f"{tmp_path}/name.zip")
+
+
+def test_names_below_a_dot_are_those_of_the_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "it.zip", "w") as out:  # bsdtar -acf it.zip .
+        for name in ("./", "./a.jpg", "./b/2.jpg", "./b/.hidden.jpg"):
+            out.writestr(name, b"one")
+    assert [file.name for file in files_of(f"{tmp_path}/it.zip")] == ["a.jpg", "b/2.jpg"]
+    assert [file.name for file in files_of(f"{tmp_path}/it.zip/b")] == ["2.jpg"]
+    assert Storage(f"{tmp_path}/it.zip").read("b/2.jpg") == b"one"
 
 
 def test_names_that_lead_out_and_links_are_not_listed(tmp_path):
@@ -84,12 +99,20 @@ def test_bombs_and_broken_and_locked_members_are_refused_at_once(tmp_path, monke
     with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("bomb.jpg", bytes(1 << 20))
         out.writestr("bad.jpg", bytes(range(256)), zipfile.ZIP_STORED)
+        out.writestr("lzma.jpg", b"x" * 99, zipfile.ZIP_LZMA)
         out.writestr("locked.jpg", b"x", zipfile.ZIP_STORED)
     data = body.getvalue().replace(bytes(range(256)), bytes(range(1, 256)) + b"\0")
     data = bytearray(data)
     data[data.rindex(b"PK\1\2") + 8] |= 1  # the flag of a password
+    start = data.index(b"lzma.jpg") + len("lzma.jpg") + 9  # behind the method's properties
+    data[start : start + 5] = b"\xff" * 5
     (tmp_path / "it.zip").write_bytes(data)
     storage = Storage(f"{tmp_path}/it.zip")
-    for name, words in (("bomb", "a bomb"), ("bad", "CRC"), ("locked", "encrypted")):
+    for name, words in (
+        ("bomb", "a bomb"),
+        ("bad", "CRC"),
+        ("lzma", "Corrupt"),
+        ("locked", "encrypted"),
+    ):
         with pytest.raises(MemberError, match=words):
             storage.read_at(f"{name}.jpg", 0, 10)
