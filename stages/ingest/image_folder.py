@@ -87,7 +87,7 @@ class ImageFolder(DatasetStage):
     Example: {path: pictures}
     """
 
-    version = 4
+    version = 5
     determinism = "exact"
     takes = ()
     reasons = ("too_large", "outside", "unreadable", "bad_caption")
@@ -261,27 +261,30 @@ def row_of(
     body = read_if_allowed(storage, name, stage.max_image_bytes) if is_read else None
     text, most = captions.get(name), stage.max_caption_bytes
     beside = stage.beside(name)
-    is_long = False
+    is_bad = False
     if text is None and beside in texts and (stage.follow_links or not leads_out(storage, beside)):
-        read = read_if_allowed(storage, beside, most + 1) or b""
-        text, is_long = read.removeprefix(BOM).strip(), len(read) > most
+        read = read_if_allowed(storage, beside, most + 1)
+        is_bad = read is None or len(read) > most
+        text = (read or b"").removeprefix(BOM).strip()
         if stage.caption_key:
-            text = value_at(json_object(text) or {}, stage.caption_key)
-    if isinstance(text, list) and not stage.all_captions:
+            known = json_object(text)
+            is_bad |= known is None
+            text = value_at(known or {}, stage.caption_key)
+    if isinstance(text, list) and not (stage.all_captions and any(text)):
         text = next(filter(None, text), None)
     if text is None and stage.caption and "/" in name:
         kind = name.split("/")[-2].replace("_", " ").replace("-", " ")
         text = stage.caption.replace("{class}", kind)
     return {
         URL.name: name,
-        TEXT.name: None if is_long else text,
+        TEXT.name: None if is_bad else text,
         IMAGE.name: body,
         IMAGE_BYTES.name: len(body) if body is not None else None,
         SHA256.name: hashlib.sha256(body).hexdigest() if body is not None else None,
         "too_large": not is_small,
         "outside": is_outside,
         "unreadable": body is None,
-        "is_long": is_long,
+        "is_bad": is_bad,
     }
 
 
@@ -295,8 +298,8 @@ def fitted(stage: ImageFolder, rows: list[dict[str, Any]]) -> pa.Table:
         code: pa.array([row[code] for row in rows], pa.bool_())
         for code in ("too_large", "outside", "unreadable")
     }
-    is_long = pa.array([row["is_long"] for row in rows], pa.bool_())
-    masks["bad_caption"] = any_of([misfit, is_long], len(rows))
+    is_bad = pa.array([row["is_bad"] for row in rows], pa.bool_())
+    masks["bad_caption"] = any_of([misfit, is_bad], len(rows))
     known = uid_column(None, values[URL.name], values[TEXT.name])
     stored = {column.name: values[column.name] for column in stage.writes}
     return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})

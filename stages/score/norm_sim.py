@@ -54,7 +54,7 @@ class NormSim(DatasetStage):
     column: NonEmpty = IMAGE_EMBEDDING.name  # column of the embeddings to compare
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("rows", "targets")
     optional_reads = (KEEP,)
@@ -124,7 +124,8 @@ class NormSim(DatasetStage):
         norm_N = np.zeros(len(rows), np.float32)
         if len(unit_ND) and self.p == 2:
             wide_ND = unit_ND.astype(np.float64)
-            norm_N[~undefined_N] = np.sqrt(np.vecdot(wide_ND @ target_MD, wide_ND))
+            square_N = np.vecdot(wide_ND @ target_MD, wide_ND)
+            norm_N[~undefined_N] = np.sqrt(np.maximum(square_N, 0))  # rounding takes it below 0
         elif len(unit_ND):
             norm_N[~undefined_N] = nearest(unit_ND, target_MD)[1][:, 0]
         score = pa.array(norm_N, mask=undefined_N)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from dataclasses import replace
 
 import pyarrow as pa
@@ -233,6 +234,33 @@ def test_a_byte_order_mark_is_no_letter_of_a_caption(folder, pool_of):
     )
     rows = pool_of(ImageFolder(path=str(folder)))
     assert captions(rows) == {"a.JPG": "one", "b/10.webp": "two", "b/2.png": "two"}
+
+
+def test_a_caption_that_cannot_be_read_is_bad_and_no_empty_one(tmp_path, pool_of):
+    with zipfile.ZipFile(tmp_path / "it.zip", "w") as out:
+        out.writestr("a/1.jpg", b"image")
+        out.writestr("a/1.json", '{"says": "one"}')
+    whole = (tmp_path / "it.zip").read_bytes()
+    (tmp_path / "it.zip").write_bytes(whole.replace(b"one", b"two"))  # its checksum is another's
+    stage = ImageFolder(path=f"{tmp_path}/it.zip", caption_files="{name}.json", caption="a {class}")
+    for reads in (stage, replace(stage, caption_key="says")):
+        rows = pool_of(reads)
+        assert rows["image"].to_pylist() == [b"image"]
+        assert (rows["text"][0].as_py(), rows["reason"][0].as_py()) == (None, "bad_caption")
+
+
+@pytest.mark.parametrize("all_captions", [False, True])
+def test_a_json_without_a_caption_leaves_it_to_the_template_and_a_broken_one_is_bad(
+    all_captions, tmp_path, pool_of
+):
+    (tmp_path / "b").mkdir()
+    for name, data in (("1", '{"says": "on'), ("2", '{"says": [""]}'), ("3", "{}")):
+        (tmp_path / "b" / f"{name}.json").write_text(data)
+        (tmp_path / "b" / f"{name}.png").write_bytes(b"image")
+    stage = ImageFolder(path=str(tmp_path), caption_files="{name}.json", caption_key="says")
+    rows = pool_of(replace(stage, caption="a {class}", all_captions=all_captions))
+    assert rows["text"].to_pylist() == [None, "a b", "a b"]
+    assert rows["reason"].to_pylist() == ["bad_caption", None, None]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

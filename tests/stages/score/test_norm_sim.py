@@ -60,6 +60,15 @@ def test_a_target_itself_has_one_and_undefined_rows_none(scored, tmp_path):
     assert out["reason"].to_pylist() == [None] * 3 + reasons
 
 
+def test_a_row_at_right_angles_to_all_targets_has_zero(scored, tmp_path):
+    row, target = np.random.default_rng(0).normal(size=(2, 200, 8))
+    target[:, 3:] = row[:, :3] = 0
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    place = write_targets(tmp_path / "it.parquet", target @ turned)
+    out = scored(NormSim(targets=place, p=2), pool((row @ turned).astype(np.float32)))
+    assert out["norm_sim"].to_numpy() == pytest.approx(0, abs=1e-5)
+
+
 def test_targets_that_do_not_fit_are_refused(drawn, scored, tmp_path):
     (tmp_path / "both").mkdir()
     place = write_targets(tmp_path / "both" / "narrow.parquet", drawn[1][:, :5])
