@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -242,8 +243,9 @@ def _next(uri: str, out: "Storage") -> str:
     if not out.is_local:
         recipe = beside(uri, ".yaml")
         recipe.write_bytes(out.read(FILE))
-    submit = f"clipmill submit {recipe} --address http://HEAD:8265 --out {out}"
-    return f"clipmill bench --out {out}\n{submit}"
+    place = shlex.quote(str(out))
+    submit = f"clipmill submit {shlex.quote(str(recipe))} --address http://HEAD:8265 --out {place}"
+    return f"clipmill bench --out {place}\n{submit}"
 
 
 def arms_page(bench: "Prepared") -> str:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.extras import missing
 from clipmill.pipeline.terminal import cut
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run
+from clipmill.pipeline.verbs._options import add_json, add_run, check_workers
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.findings.planted import KindRows, Planted
@@ -87,6 +88,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Builds, serves or scores a pool."""
+    check_workers(getattr(options, "workers", None))
+    least = 0 if options.kind == "serve" else 1  # 0 serves at a free port
+    if (port := getattr(options, "port", None)) is not None and not least <= port < 1 << 16:
+        raise RecipeError(f"--port {port}", "the arguments", f"give {least} to 65535")
     match options.kind:
         case "serve":
             from clipmill.pipeline.pools.server import serve

@@ -1,6 +1,7 @@
 """`clipmill bench`: from arms to a leaderboard; more arms, more seeds, what is not made again."""
 
 import json
+import shlex
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.verbs.bench import _next as next_commands
 from tests.pipeline.bench.conftest import STAGES, run_of, run_over, tasks_of
 from tests.stages.task_folders import write_tasks
 
@@ -298,6 +300,14 @@ def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, 
     said = clipmill("bench", *given, "--out", tmp_path / "b", *sets)
     assert said.code == 2
     assert found in said.err
+
+
+def test_the_next_commands_can_be_pasted_from_a_folder_with_a_space(tmp_path):
+    out = f"{tmp_path}/my bench"
+    here, on_cluster = next_commands(out, Storage(out)).splitlines()
+    assert shlex.split(here) == ["clipmill", "bench", "--out", out]
+    assert shlex.split(on_cluster)[2] == f"{out}/bench.yaml"
+    assert shlex.split(on_cluster)[-2:] == ["--out", out]
 
 
 def test_a_damaged_list_of_arms_is_not_taken_for_a_new_bench(place, tmp_path, clipmill):

@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 
 def test_a_pool_without_its_drawing_library_says_what_to_install(tmp_path, monkeypatch, clipmill):
     monkeypatch.setitem(sys.modules, "resvg_py", None)  # as where it is not installed
@@ -18,3 +20,18 @@ def test_a_built_pool_says_its_rows_and_how_to_serve_it(tmp_path, monkeypatch, c
         assert said.code == 0
         assert said.out.startswith("it: 40 rows in it/metadata, ")
         assert said.out.endswith("\nnext: clipmill pool serve it\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generated", "--out", "it", "--workers", "-2"), "--workers -2"),
+        (("generated", "--out", "it", "--port", "0"), "give 1 to 65535"),
+        (("docs", "--out", "it", "--port", "65536"), "give 1 to 65535"),
+        (("serve", "it", "--port", "65536"), "give 0 to 65535"),
+    ],
+)
+def test_workers_and_ports_that_there_are_not_are_refused(arguments, words, clipmill):
+    ended = clipmill("pool", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
