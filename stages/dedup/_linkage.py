@@ -1,7 +1,7 @@
-"""Single linkage across partitions: the height at which each row's group falls to a better row.
+"""Single linkage across partitions: the height at which each row's group gets a better row.
 
-Heights depend only on which rows are connected below each height, and a minimum spanning forest
-keeps that. So edges are thinned to a forest wherever they meet, and only forests are shuffled.
+Edges join groups from the least height up. A minimum spanning forest of them connects the same
+rows below each height: edges are thinned to one wherever they meet, and only forests are shuffled.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from clipmill.stages.ops.tables.combined import Concatenated, Zipped
 from clipmill.stages.ops.tables.keeper import PREFERENCE, best_first
 from clipmill.stages.ops.tables.rows import added
 
-# Shapes: N rows; V nodes (distinct values), E edges between them; V nodes, E edges.
+# Shapes: N rows, V nodes (distinct values), E edges or pointers between them, T answers.
 
 NODE = Column("node", pa.uint64(), "64 bits", "What a row is compared by; equal rows are one node.")
 ROW = pa.schema([(c.name, c.dtype) for c in (UID, SHARD, POSITION, PREFERENCE, NODE)])
@@ -101,7 +101,7 @@ def contracted(pointers: pa.Table) -> pa.Table:
     node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
     edge_V, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
     fallen = np.flatnonzero(edge_V >= 0)
-    x_E[edge_V[fallen]] = fallen  # each edge points from one node, so that all nodes get an answer
+    x_E[edge_V[fallen]] = fallen  # a pointer of the forest starts at the one node that falls by it
     x, y = pa.array(node_V[x_E]), pa.array(node_V[root_V[x_E]])
     queries = pa.table([y, x, y, *pointers.select(EDGE.names).columns], schema=MEETING)
     nothing = [pa.nulls(len(fallen), field.type) for field in EDGE]
@@ -232,10 +232,10 @@ def _padded(table: pa.Table) -> pa.Table:
 def fall(
     a_E: NDArray[np.int64], b_E: NDArray[np.int64], height_E: NDArray[np.float32], nodes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns (V,) the edge by which a node's group falls to a lower node, or -1; (V,) its root.
+    """Returns (V,) the edge by which each node falls, or -1; (V,) the root of its group at the end.
 
-    Edges join groups from the least height up, and the lowest node of a group is its root. These
-    edges are a minimum spanning forest; each belongs to exactly one node.
+    Edges join groups from the least height up. The lowest node of a group is its root; of two that
+    join, the higher root falls. These edges are a minimum spanning forest, one for each such node.
     """
     order_E = np.argsort(height_E, kind="stable")
     edge_V, root_V = _fall(a_E[order_E], b_E[order_E], nodes)

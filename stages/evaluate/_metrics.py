@@ -153,7 +153,7 @@ def association(
     tied_N = size_T[tie_N]
     both_I = np.bincount(index_N, right_N & (tied_N <= slot_N), minlength=len(count_I))
     index_I = both_I / (2 * answers_I - both_I)
-    cut_N = (slot_N > 0) & (tied_N > slot_N)
+    cut_N = (slot_N > 0) & (tied_N > slot_N)  # one tie of an instance, with too few places left
     for instance in np.unique(index_N[cut_N]):
         in_N = cut_N & (index_N == instance)
         ties = int(tied_N[in_N][0]), int(right_N[in_N].sum()), int(slot_N[in_N][0])

@@ -155,7 +155,7 @@ def put_units(vectors: TargetVectors, item: dict[str, Any], task: Task) -> dict[
     return {"targets": len(unit_MD), "wide": unit_MD.shape[1]}
 
 
-@lru_cache(maxsize=1)  # for every shard
+@lru_cache(maxsize=1)  # read once for all shards; again if the digest is another
 def compared(folder: str, files: int, p: Literal[2, "inf"], digest: str) -> NDArray[np.floating]:
     """Returns (M, D) the stored targets, or (D, D) the sum of their outer products for p = 2."""
     parts = []

@@ -146,9 +146,9 @@ def limits(
 ) -> tuple[tuple[float, ...], tuple[TaskCounts, ...]]:
     """Returns the limits that add rows, and the rows of each task within them.
 
-    From the strictest limit to the first past the cut that adds rows, or the loosest if none does.
-    Limits that add no rows are left out, except the last within the cut: pHash distances are nearly
-    all even.
+    The last limit returned is the first past the cut that adds rows, or the loosest if none does.
+    Limits that add no rows are left out (pHash distances are nearly all even), except the last
+    within the cut.
     """
     order = sorted(counts["at"], reverse=">" in cut.sign)  # the strictest first
     columns = [counts["at"].index(limit) for limit in order]

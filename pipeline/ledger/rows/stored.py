@@ -32,8 +32,9 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
     """Returns where a stage reads the column; else the last complete stage over the same rows that
     stores it; else None."""
     planned = state.plan.stages[stage]
+    # A union's bindings are of its parents' rows.
     own = planned.bindings[0] if planned.bindings and not planned.is_root else {}
-    if column in own:  # not for a union, which reads its parents' rows
+    if column in own:
         return own[column]
     last = None
     for name, other in state.plan.stages.items():
