@@ -146,10 +146,14 @@ def rows_in(vectors: TargetVectors, file: str) -> int:
 
 def put_units(vectors: TargetVectors, item: dict[str, Any], task: Task) -> dict[str, int]:
     """Stores a piece's targets at length 1; those without a direction are left out."""
-    parts = [as_matrix(some) for some, _ in vectors.read(item["file"], item["start"])]
-    unit_MD = unit_rows(
-        np.concatenate([p for p in parts if len(p)] or [np.zeros((0, 1), np.float32)])
-    )
+    none = [np.zeros((0, 1), np.float32)]
+    try:
+        parts = [as_matrix(some) for some, _ in vectors.read(item["file"], item["start"])]
+        unit_MD = unit_rows(np.concatenate([part for part in parts if len(part)] or none))
+    except ValueError as error:  # of as_matrix, or of np.concatenate
+        raise StageError(
+            "vectors of several widths", vectors.at(item["file"]), EMBED_BOTH
+        ) from error
     unit_MD = unit_MD[~unusable(unit_MD)]
     put_table(FILE.format(item["number"]), pa.table({"unit": from_matrix(unit_MD)}), task)
     return {"targets": len(unit_MD), "wide": unit_MD.shape[1]}

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.score.norm_sim import NormSim
-from tests.stages.select.targets import pool, write_targets
+from tests.stages.select.targets import MODEL, pool, write_targets
 
 ROWS = 600
 
@@ -88,3 +89,10 @@ def test_targets_that_do_not_fit_are_refused(drawn, scored, tmp_path):
     zero = write_targets(tmp_path / "empty" / "zero.parquet", np.zeros((2, 16)))
     with pytest.raises(StageError, match="no target"):
         scored(NormSim(targets=zero), pool(drawn[0]))
+    for apart in (1, 4096):  # in one batch that is read, and in two
+        ragged = pa.array([[1.0] * 16] * apart + [[1.0]], pa.list_(pa.float32()))
+        table = pa.table({"image_embedding": ragged})
+        table = table.replace_schema_metadata({"clipmill.model": MODEL})
+        pq.write_table(table, tmp_path / "ragged.parquet")
+        with pytest.raises(StageError, match=r"several widths\n.*ragged\.parquet"):
+            scored(NormSim(targets=str(tmp_path / "ragged.parquet")), pool(drawn[0]))
