@@ -1,6 +1,7 @@
 """Binds the columns that a stage reads to the ancestors that write them."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import pyarrow as pa
 
@@ -56,7 +57,9 @@ def bind(
                 )
             stored = column.source if isinstance(column, Derived) else column
             source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
-            binding = _find(recipe, name, source, line, planned, ancestors, is_required, stage)
+            find = partial(_find, recipe, name, source, line, planned, ancestors)
+            # What the recipe names itself must be there.
+            binding = find(is_required, stage) or find(read in chosen, stage)
             if binding is None:
                 continue
             bound[read] = binding
@@ -124,7 +127,8 @@ def bind_mask(
         do = "write `read: {repeats: stage.repeats}`, or leave it out"
         raise RecipeError(f"`read` is {chosen!r}", recipe.where(name, "read"), do)
     source = chosen.get(REPEATS.name, REPEATS.name)
-    repeats = _find(recipe, name, source, line, planned, ancestors, False, reader)
+    find = partial(_find, recipe, name, source, line, planned, ancestors)
+    repeats = find(False, reader) or find(bool(chosen), reader)
     if repeats:
         _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
         bound[REPEATS.name] = repeats
@@ -200,20 +204,19 @@ def _find(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
         do=reader.hint(source)
-        or _beside(source, line, planned, ancestors)
+        or _beside(source, line, planned)
         or _elsewhere(source)
         or did_you_mean(source, sorted(visible), "columns here"),
     )
 
 
-def _beside(
-    source: str, line: set[str], planned: dict[str, PlannedStage], ancestors: dict[str, set[str]]
-) -> str:
-    """Returns advice if a stage of the same pool writes the column but is no ancestor."""
+def _beside(source: str, line: set[str], planned: dict[str, PlannedStage]) -> str:
+    """Returns advice if a stage over the same rows writes the column but is no ancestor."""
+    roots = {planned[other].root for other in line}
     writers = [
         f"'{other}'"
         for other in sorted(planned.keys() - line)
-        if ancestors[other] & line
+        if planned[other].root in roots
         and source in {written.name for written in columns_of(planned[other].stage)}
     ]
     return f"add to `from` a stage that writes it: {', '.join(writers)}" if writers else ""

@@ -156,6 +156,19 @@ def test_an_optional_column_is_bound_where_there_is_one():
     assert bound("{uses: select.where, from: keep, where: d > 5}")["keep"] == ("keep", "keep")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{uses: export.uid_list, from: keep",
+        "{uses: train.clip, data: uids, rows: keep",
+    ],
+)
+def test_an_optional_column_that_a_recipe_names_must_be_there(line):
+    for read, found in (("keep.repeat", "'keep' writes no"), ("repeat", "no ancestor writes")):
+        with pytest.raises(RecipeError, match=f"{found} .*'?repeat'"):
+            plan_of(f"{SHARDS}it: {line}, read: {{repeats: {read}}}}}")
+
+
 def test_pixels_are_decoded_from_the_image():
     plan = plan_of(
         "images: {uses: download.images, from: pool}\nlook: {uses: annotate.image, from: images}\n"
@@ -192,6 +205,14 @@ def test_a_column_before_a_union_is_of_other_rows():
     for column, found in (("a", "no ancestor writes column 'a'"), ("pool.a", "has other rows")):
         with pytest.raises(RecipeError, match=found):
             plan_of(f"{both}{column} > 3}}\n")
+    with pytest.raises(RecipeError, match="writes column 'language'") as error:
+        plan_of(
+            "more: {uses: ingest.url_list, path: b.csv}\n"
+            "both: {uses: ingest.union, from: [pool, more]}\n"
+            "lang: {uses: annotate.language, from: both}\n"
+            "last: {uses: select.where, from: pool, where: language = 'en'}\n"
+        )
+    assert "let a stage come before it" in error.value.args[2], "lang has other rows"
     with pytest.raises(RecipeError, match="a union before 'last' takes along what 'first' dropped"):
         plan_of(both.replace("[pool, pictures]", "[pool, first]") + "url IS NOT NULL}\n")
 
