@@ -241,7 +241,7 @@ def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
     )
 
 
-# Dense bfloat16 operations a second, by a part of the name that torch gives the device.
+# Dense bfloat16 operations a second, by how words of torch's name of the device end: L4, not L40.
 # Source: NVIDIA's data sheets, without sparsity; the first that fits counts.
 PEAKS = {
     "B200": 2.25e15,
@@ -258,15 +258,14 @@ PEAKS = {
 
 
 def steps_at_most(trainer: "Trainer", batch: "Batch") -> float | None:
-    """Returns steps a second at the device's peak; None on CPUs, on devices not in PEAKS, and in
-    float32, as PEAKS is for bf16."""
+    """Returns steps a second at the device's peak; None in float32 and on devices not in PEAKS."""
     import torch
 
     device = torch.device(trainer.execution.device)
     if device.type != "cuda" or trainer.schedule.precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    name = torch.cuda.get_device_name(device).replace("-", " ") + " "
+    peak = next((peak for part, peak in PEAKS.items() if f"{part} " in name), None)
     return peak / flops_of_step(trainer, batch) if peak else None
 
 

@@ -1,7 +1,11 @@
 """Operations of a step, against a count by hand; no figure without a GPU."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
+from clipmill.stages.clip import training
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.training import flops_of_step, steps_at_most
 from clipmill.stages.towers.nano import Nano
@@ -37,3 +41,22 @@ def test_operations_are_those_counted_by_hand_and_nothing_is_learnt():
 
 def test_a_processor_has_no_figure():
     assert steps_at_most(Trainer(Nano(TINY), SCHEDULE), drawn(0, rows=ROWS)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_card_has_the_peak_of_its_own_name(monkeypatch, name, peak):
+    monkeypatch.setattr(training, "flops_of_step", lambda trainer, batch: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    on_gpu = SimpleNamespace(device="cuda:0"), SimpleNamespace(precision="bf16")
+    trainer = SimpleNamespace(execution=on_gpu[0], schedule=on_gpu[1])
+    assert steps_at_most(trainer, drawn(0, rows=2)) == peak
