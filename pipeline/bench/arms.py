@@ -175,14 +175,15 @@ class ArmWriter:
     def _put(self, name: str, rows: Rows, made_of: object) -> None:
         self.parts[name] = rows
         if not self._is_written(name, made_of):
-            samples = named = 0
+            samples = 0
+            named = [np.empty((0, 2), np.uint64)]
 
             def tables() -> Iterator[pa.Table]:
-                nonlocal samples, named
+                nonlocal samples
                 for number, shard in self.raw.tables():
                     table = rows.of(shard, number)
                     if isinstance(rows, Listed):
-                        named += rows.named(self.raw.pool.table(number))
+                        named.append(rows.named(self.raw.pool.table(number)))
                     samples += int(pc.sum(table[REPEATS.name]).as_py() or 0)
                     yield table
 
@@ -194,8 +195,9 @@ class ArmWriter:
             if isinstance(rows, Kept) and not self.raw.held_out:
                 total = rows.kept
             elif isinstance(rows, Listed):
-                unknown = max(0, len(rows.uid_U2) - named)
-                total = count if self.raw.held_out else named
+                uid_K2 = np.concatenate(named)  # a uid may be of several rows
+                unknown = len(rows.uid_U2) - len(listed(uid_K2).uid_U2)
+                total = count if self.raw.held_out else len(uid_K2)
             self.written[name] = ArmRows(
                 made_of=self._digest(made_of),
                 rows=count,

@@ -93,9 +93,10 @@ class Listed:
         rows = once(shard).filter(pa.array(times_N > 0))
         return _with(rows, REPEATS.name, pa.array(times_N[times_N > 0], REPEATS.dtype))
 
-    def named(self, shard: pa.Table) -> int:
-        """Counts the rows of a whole shard that the list names."""
-        return int(np.count_nonzero(self.times(halves(shard[UID.name]))))
+    def named(self, shard: pa.Table) -> NDArray[np.uint64]:
+        """Returns (K, 2) the uids of the rows of a whole shard that the list names."""
+        uid_N2 = halves(shard[UID.name])
+        return uid_N2[self.times(uid_N2) > 0]
 
     def times(self, uid_N2: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Returns (N,) how often the list contains each uid."""

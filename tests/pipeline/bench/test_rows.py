@@ -1,14 +1,17 @@
 """Rows of an arm: lists, chance, mixtures. What stages keep: tests/pipeline/bench/test_prepare."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clipmill.metadata.schema import TEXT_LIST
+from clipmill.metadata.storage import Storage
 from clipmill.metadata.subset_file import check_subset
 from clipmill.metadata.uid import halves
+from clipmill.pipeline.bench.arms import ArmWriter
 from clipmill.pipeline.bench.rows import Chance, Every, Mixed, chances, listed, once
 
 
@@ -92,3 +95,21 @@ def test_a_row_of_two_parts_has_the_first_texts_and_the_mean_weight():
     assert [
         row["texts"] and row["texts"][0]["text"] for row in some.of(shard(), 0).to_pylist()[:3]
     ] == ["t", None, "t"]
+
+
+def test_a_uid_of_two_rows_hides_no_listed_uid_that_the_pool_has_not(tmp_path):
+    table = shard()
+    twice = pa.concat_tables([table, table])
+    raw = SimpleNamespace(
+        rows=len(twice),
+        held_out=None,
+        tables=lambda: [(0, twice)],
+        pool=SimpleNamespace(table=lambda number: twice),
+    )
+    lines = [uid.hex() for uid in [*table["uid"].to_pylist()[:3], b"\0" * 16, b"\1" * 16]]
+    (tmp_path / "few.txt").write_text("\n".join(lines))
+    few = SimpleNamespace(kind="list", path=str(tmp_path / "few.txt"))
+    writer = ArmWriter(raw, "raw", SimpleNamespace(bindings=[{}]), Storage(str(tmp_path)), {})
+    writer.write(SimpleNamespace(rows={"few": few}), {})
+    arm = writer.written["few"]
+    assert (arm.rows, arm.lacking, arm.unknown) == (6, 0, 2)
