@@ -128,11 +128,13 @@ class _Feed:
         if self._coming is None:
             self._coming = asyncio.get_running_loop().create_future()
             self.calls.put(self._coming)
+        coming = self._coming
         # A cancelled wait loses no batch: the next call gets it.
-        batch = await asyncio.shield(self._coming)
+        batch = await asyncio.shield(coming)
         if batch is None:
             raise StopAsyncIteration
-        self._coming = None
+        if self._coming is coming:  # `end` may have put the end in its place
+            self._coming = None
         return batch
 
     def end(self) -> None:

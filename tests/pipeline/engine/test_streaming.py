@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.engine.streaming import EventLoop, streamed
+from clipmill.pipeline.engine.streaming import EventLoop, _Feed, streamed
 from clipmill.pipeline.errors import StageError
 
 PLACE = "stage 'x' (toy.x), shard 7"
@@ -219,6 +219,19 @@ def test_answers_that_nobody_wants_end_the_function(events):
         next(answers)
         answers.close()
     assert ended == ["async", "sync"]
+
+
+def test_batches_end_for_a_stage_that_had_not_taken_the_last_when_it_was_given_up(events):
+    async def takes_all():
+        feed = _Feed(iter(()))
+        taken = asyncio.create_task(feed.__anext__())
+        await asyncio.sleep(0)
+        feed.calls.get().set_result("last")
+        feed.end()  # before the task goes on
+        return [await taken, *[batch async for batch in feed]]
+
+    ran = asyncio.run_coroutine_threadsafe(takes_all(), events.loop)
+    assert ran.result(5) == ["last"]
 
 
 def test_a_loop_that_ends_closes_what_is_open_in_it():
