@@ -138,12 +138,17 @@ def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     root, folder = state.stored[planned.root], state.stored[planned.name].folder
     stored = scan(folder)
     rows = 0
-    for shard in sorted({shard_of(name) for name in damaged - {MANIFEST}}):
+    by_shard: dict[int, set[str]] = {}
+    for name in damaged - {MANIFEST}:
+        by_shard.setdefault(shard_of(name), set()).add(name)
+    for shard, names in sorted(by_shard.items()):
         lost = [record for record in stored.lost if record.shard == shard]
         records = sorted([*stored.records.get(shard, []), *lost], key=lambda record: record.number)
         tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
         uid = pa.concat_tables(tables)[UID.name].combine_chunks()
-        rows += salvage(planned, folder, records, damaged, uid)
+        again = salvage(planned, folder, records, names, uid)
+        known = {name for record in records for name in (record.name, record.data)}
+        rows += again if names <= known else len(uid)  # no other copy tells a record's rows
     return rows
 
 

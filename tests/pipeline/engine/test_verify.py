@@ -203,6 +203,18 @@ def test_answers_whose_record_has_changed_are_not_asked_for_again(engine, asked,
     assert since() == []
 
 
+def test_answers_whose_record_nothing_tells_count_as_asked_for_again(engine, asked, clipmill):
+    _, since = asked
+    for name in ("records.parquet", "manifest.json"):  # the stage had not ended
+        for path in (engine.folder / "run/stages").glob(f"answers-*/{name}"):
+            path.unlink()
+    say_more_rows(stored(engine, "answers-*/000000.json"))
+    said = clipmill("verify", "--run", engine.folder / "run", "--repair", "--workers", 0)
+    assert said.code == 0, said.err
+    assert len(since()) == 12
+    assert "at most 12 rows are asked for again" in said.err
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("fields", [{"rows": 45}, {"computed": 45}])
 def test_answers_whose_record_says_other_rows_are_mended(engine, asked, clipmill, fields):
