@@ -58,11 +58,11 @@ def take_away(folder: Storage, name: str) -> None:
     if place and not name.startswith(f"{OUT}/"):
         shard, number = int(place[1]), int(place[2] or 0)
         names = {entry.name for entry in folder.entries()}
-        later = number + 1
-        while record_name(shard, later) in names:
-            later += 1
-        for last in range(later - 1, number, -1):
-            folder.delete(record_name(shard, last))
+        end = number + 1
+        while record_name(shard, end) in names:
+            end += 1
+        for later in reversed(range(number + 1, end)):  # so that a kill leaves no gap
+            folder.delete(record_name(shard, later))
     for journal in folder.folders():
         if journal.startswith("calls-"):
             folder.delete_folder(journal)
@@ -88,9 +88,10 @@ def salvage(
         assert record.data is not None
         schema = stored_schema(planned.stage, sparse=record.number > 0)
         groups = sound_groups(folder, record.data, schema)
-        if sum(rows for rows, _ in groups) != record.computed or all(sound for _, sound in groups):
-            rows = record.computed if record.number else len(uid)
-            groups = [(rows, False)]  # no checksum covers the damage
+        is_complete = sum(rows for rows, _ in groups) == record.computed
+        if not is_complete or all(is_sound for _, is_sound in groups):
+            # Nothing tells which groups are damaged: all are lost.
+            groups = [(record.computed if record.number else len(uid), False)]
         with (
             folder.scratch(planned.name) as path,
             ShardWriter(path, schema, record.page_checksums) as writer,

@@ -193,5 +193,5 @@ def _from_loop(
     finally:
         if not has_ended:
             loop.call_soon_threadsafe(give_up)
-        while not has_ended:
+        while not has_ended:  # nobody wants what the stage still answers on its way out
             has_ended = isinstance(feed.calls.get(), asyncio.Task)

@@ -40,6 +40,7 @@ def bind(
     bound: dict[str, Binding] = {}
     types: dict[str, pa.DataType] = {UID.name: UID.dtype}
     names: set[str] = set()
+    # Each entry has alternatives: the first that an ancestor writes is bound.
     for several, is_required in (
         *(((read,), True) for read in stage.reads),
         *((_in_turn(read, chosen), False) for read in stage.optional_reads),

@@ -51,7 +51,8 @@ class Work:
 
         from clipmill.stages.clip.named import versions_of
 
-        # Other seeds and snapshots change nothing; the facts tell a subset's rows and a start.
+        # Other seeds and snapshots change no weight of this seed. The facts have the digests of a
+        # subset's rows and of a start: which file or stage they come from does not matter.
         start = self.start and "stage:any"
         alone = replace(self.settings, seeds=(seed,), subset=None, snapshots=1, start=start)
         kind = torch.device(device).type
