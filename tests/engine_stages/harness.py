@@ -138,8 +138,7 @@ def meaning(folder: Storage) -> dict[str, Any]:
             continue
         if name.startswith("recipes/"):  # named by the time
             found.setdefault("recipes", []).append(data.decode("utf-8", "replace"))
-        elif name.endswith("records.parquet") and data.endswith(b"PAR1"):
-            table = pq.read_table(pa.BufferReader(data))
+        elif name.endswith("records.parquet") and (table := _table(data)) is not None:
             clocks = ["size", "mtime_ns", "seconds", "attempts"]
             found[name] = table.drop_columns(clocks).to_pylist()
         elif name.endswith(".json") and (value := _parsed(data)) is not None:
@@ -147,6 +146,13 @@ def meaning(folder: Storage) -> dict[str, Any]:
         else:
             found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def _table(data: bytes) -> pa.Table | None:
+    """None of what is no Parquet: damage."""
+    with contextlib.suppress(OSError, pa.ArrowInvalid):
+        return pq.read_table(pa.BufferReader(data))
+    return None
 
 
 def _parsed(data: bytes) -> Any:
