@@ -10,18 +10,19 @@ as does another version that cuts calls differently.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.outputs import OUT
 from clipmill.metadata.record import Record
 from clipmill.metadata.scan import Scan
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine.units import Answer, Unit, Units, Work, units_of
+from clipmill.pipeline.engine.units import PUT, Answer, Unit, Units, Work, units_of
 from clipmill.pipeline.executors import Executor, Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
@@ -107,16 +108,23 @@ class Journal:
         inputs: list[Any],
         is_whole: Callable[[dict[str, Any]], bool] = lambda result: True,
     ) -> list[dict[str, Any]]:
-        """Returns the result of work on every input; whole results in the journal are reused."""
+        """Returns the result of work on every input; whole results in the journal are reused.
+
+        A result is none without the files that its unit put into out/.
+        """
         folder = self.run.folder
         units = units_of(inputs)
+
+        def is_valid(result: dict[str, Any]) -> bool:
+            return is_whole(result) and (PUT not in result or self._out.issuperset(result[PUT]))
+
         stored = read_sealed(folder, f"{call}.json")
-        done = {key: result for key, result in (stored or {}).items() if is_whole(result)}
+        done = {key: result for key, result in (stored or {}).items() if is_valid(result)}
         if any(unit.key not in done for unit in units):
             names = {entry.name for entry in folder.entries(call)}
             for key in (unit.key for unit in units if f"{unit.key}.json" in names):
                 result = read_sealed(folder, f"{call}/{key}.json", of=key)
-                done |= {key: result} if result is not None and is_whole(result) else {}
+                done |= {key: result} if result is not None and is_valid(result) else {}
         left = [unit for unit in units if unit.key not in done]
         for answer in self.answers(call, work, left, len(done), journalled=True):
             done[answer.unit.key] = answer.result_or_raise()
@@ -124,7 +132,15 @@ class Journal:
         if stored is None or left:
             put_sealed(folder, f"{call}.json", results, point="journal")
             folder.delete_folder(call)
-        return list(results.values())
+        return [
+            {name: value for name, value in result.items() if name != PUT}
+            for result in results.values()
+        ]
+
+    @cached_property
+    def _out(self) -> frozenset[str]:
+        """The files in out/ that runs before this one left; somebody may have deleted some."""
+        return frozenset(entry.name for entry in self.run.folder.entries(OUT, below=True))
 
     def answers(
         self, call: str, work: Work, units: list[Unit], done: int, *, journalled: bool = False

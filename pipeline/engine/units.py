@@ -32,6 +32,7 @@ from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.stage import Worker
 
 Work = Callable[[Any, "UnitTask"], Any]  # input of a unit -> its result
+PUT = "#out"  # of a result in the journal: names of the files that the unit put into out/
 
 
 @dataclass
@@ -83,6 +84,7 @@ class UnitTask:
     key: str
     page_checksums: bool = True  # in out/
     unchecked: frozenset[int] = frozenset()  # shards recomputed without page checksums, as before
+    put: list[str] = field(default_factory=list)  # names of the files in out/ so far
 
     def put_file(self, name: str, path: Path, sha256: str = "") -> None:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
@@ -90,6 +92,7 @@ class UnitTask:
             shutil.move(path, stored)  # scratch may be on another disk
             note_output(self.folder, name, stored, sha256)
             self.folder.commit(stored, f"{OUT}/{name}")
+        self.put.append(name)
 
     def checkpoints(self, name: str) -> StoredCheckpoints:
         return StoredCheckpoints(
@@ -177,6 +180,7 @@ class UnitsRun:
         units = self.units
         result = units.work(unit.input, task)
         if units.journalled:
+            result = {**result, PUT: task.put} if task.put else result
             name = f"{units.journal}/{unit.key}.json"
             put_sealed(units.folder, name, result, point="journal", of=unit.key)
         return result

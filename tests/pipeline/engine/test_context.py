@@ -54,6 +54,34 @@ def test_a_failed_unit_stops_the_stage_and_finished_units_are_not_done_again(pro
     assert CALLED == [2, 3]
 
 
+def puts_then_trouble(inputs, ctx):
+    ctx.map(put_item, ["a", "b", "c"])
+    if not os.environ.get("CLIPMILL_TEST_MENDED"):
+        raise ValueError("trouble")
+    store(inputs.rows, ctx)
+
+
+def put_item(item, task):
+    CALLED.append(item)
+    path = task.worker.scratch / item
+    path.write_text(item)
+    task.put_file(item, path)
+    return {"item": item}
+
+
+def test_a_unit_whose_file_in_out_was_deleted_is_done_again(program, engine, monkeypatch):
+    """By hand, before its stage was done, with the note of its size beside it."""
+    assert "trouble" in program("puts_then_trouble").error("it")
+    assert CALLED == ["a", "b", "c"]
+    [folder] = (engine.folder / "run/stages").glob("it-*")
+    for name in ("out/b", "out-notes/b.json"):
+        (folder / name).unlink()
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("puts_then_trouble").complete
+    assert CALLED == ["b"]
+    assert (folder / "out/b").read_text() == "b"
+
+
 def map_that_is_busy(inputs, ctx):
     ctx.map(busy_twice, [0])
     store(inputs.rows, ctx)
