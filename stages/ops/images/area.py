@@ -35,7 +35,8 @@ def in_white_square(rgb: RGB, size: int) -> RGB:
     height, width = rgb.shape[:2]
     top, left = (size - height) // 2, (size - width) // 2
     edges = top, size - top - height, left, size - left - width
-    return cv2.copyMakeBorder(rgb, *edges, cv2.BORDER_CONSTANT, value=(255,) * 3)  # type: ignore[return-value]
+    white = cv2.copyMakeBorder(rgb, *edges, cv2.BORDER_CONSTANT, value=(255,) * 3)
+    return white  # type: ignore[return-value]  # 8 bits stay 8 bits
 
 
 @lru_cache(maxsize=256)
