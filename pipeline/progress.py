@@ -105,8 +105,11 @@ class Lines(_Printing):
         self._begun: set[str] = set()  # stages with a shard
 
     def begin(self, look: Look) -> None:
+        is_first = self.look is None
         super().begin(look)
-        threading.Thread(target=self._report_at_intervals, daemon=True).start()
+        self._begun.clear()
+        if is_first:  # `bench` and `verify --repair` run several plans under one watcher
+            threading.Thread(target=self._report_at_intervals, daemon=True).start()
 
     def shard(self, name: str, record: Record, total: int | None) -> None:
         if self.look and name not in self._begun:
@@ -125,10 +128,9 @@ class Lines(_Printing):
         began = time.time()
         while not self.over.wait(max(LINES_EVERY_S, min(60.0, (time.time() - began) / 20))):
             assert self.look is not None
-            if lines := running_lines(live := self.look(), time.time()):
-                _print("\n".join([*lines, total_line(live, time.time())]))
-            if live.ended:
-                return
+            live, now = self.look(), time.time()
+            if not live.ended and (lines := running_lines(live, now)):
+                _print("\n".join([*lines, total_line(live, now)]))
 
 
 def running_lines(live: LiveRun, now: float) -> list[str]:

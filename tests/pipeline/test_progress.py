@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import threading
 
 import pytest
 
@@ -264,6 +265,14 @@ def test_a_stage_is_told_of_when_it_is_done_and_found_done_in_the_next_run(engin
         "numbers: found done, 31 rows",
         "copy: found done, 31 rows, 2 failed",
     ]
+
+
+def test_one_thread_reports_on_all_runs_of_a_watcher():
+    with watcher() as watch:
+        before = threading.active_count()
+        for _ in range(3):  # as `bench` runs an arm after the other
+            watch.begin(lambda: run_of(running(shards=1, total=2)))
+        assert threading.active_count() == before + 1
 
 
 def test_a_stage_that_stops_says_why_at_once(capsys):
