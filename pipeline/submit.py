@@ -343,7 +343,9 @@ def requirements(plan: Plan, out: str) -> list[str]:
     strings = {text for keys in plan.recipe.stages.values() for text in _strings(keys)}
     schemes = {f"models.{text.partition(':')[0]}" for text in strings if ":" in text}
     names = [planned.uses for planned in plan.stages.values()] + sorted(schemes)
-    extras = extras_of(file.read() for name in names if (file := own_code.find(name)))
+    files = [file for name in names if (file := own_code.find(name))]
+    files += [file for file in own_code.imported(names).values() if file.path.suffix == ".py"]
+    extras = extras_of(file.read() for file in files)
     extras |= {"s3"} if out.startswith("s3://") else set()
     needed = [
         *required(),

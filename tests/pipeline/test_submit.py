@@ -108,6 +108,14 @@ def test_what_the_stages_need_is_installed_where_that_is_asked_for(head, send):
     assert "\n  pyarrow>=26\n" in said.err
 
 
+def test_what_an_own_stage_imports_of_its_own_is_installed_too(head, send, own):
+    with (own / "power.py").open("a") as power:
+        power.write("\nfrom . import _helping\n")
+    (own / "_helping.py").write_text("def late():\n    import duckdb\n")
+    assert send("--install").code == 0
+    assert [name for name in head.sent[0]["runtime_env"]["pip"] if name.startswith("duckdb")]
+
+
 def test_an_override_travels_whatever_is_in_it(head, send):
     assert send("--set", "images.user_agent_token=it's $HOME; exit").code == 0
     assert "--set=images.user_agent_token=it's $HOME; exit" in run_arguments(head)
