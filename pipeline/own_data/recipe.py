@@ -13,7 +13,8 @@ from clipmill.pipeline.own_data.data import Data
 from clipmill.pipeline.own_data.servers import Captioner
 
 PLAIN = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*")
-ESCAPED = re.compile(r"[\x7f-\x9f]")  # control characters, which JSON takes and YAML does not
+# Characters that JSON takes, and YAML does not, or as a line end.
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # other values in YAML 1.1
 SIGNATURE = "# `curate` may write this file anew until you change it: "
 COMMENTS = {  # comment on each setting of an ingest stage
@@ -141,7 +142,7 @@ def _comment(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return ESCAPED.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
+    return ESCAPED.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def path_in_yaml(path: str) -> str:

@@ -114,8 +114,8 @@ def started(
     from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
-    given = [path for path in (options.data, options.pictures, options.trusted) if path]
     while True:
+        given = [path for path in (options.data, options.pictures, options.trusted) if path]
         request = Request(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
@@ -135,7 +135,8 @@ def started(
         except UnsureError as unsure:
             if not is_asked or (answer := _ask(unsure)) is None:
                 raise
-            setattr(options, unsure.ask, answer)
+            is_moving = unsure.ask == "data" and _is_relative(options.data)
+            setattr(options, unsure.ask, os.path.relpath(answer) if is_moving else answer)
 
 
 def command(options: argparse.Namespace, verb: str) -> str:

@@ -1,5 +1,7 @@
 """`clipmill init`: what it prints, asks and writes."""
 
+import argparse
+import io
 import os
 import pty
 import subprocess
@@ -12,6 +14,8 @@ import pytest
 import yaml
 
 from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.verbs import init
+from clipmill.pipeline.verbs._own_data import started
 from tests.pipeline.own_data.written import LAYOUTS, pandas_parquet_of_laion, pictures_and_texts
 
 TWO = "url,title,alt\nhttps://a.test/1.jpg,a red shoe,two shoes\nhttps://a.test/2.jpg,b c,d e\n"
@@ -116,6 +120,22 @@ def test_on_a_terminal_it_asks_and_the_recipe_says_what_was_answered(tmp_path):
     assert yaml.safe_load(text)["stages"]["pool"]["caption_col"] == "alt"
 
 
+def test_what_is_answered_for_relative_data_moves_with_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "two").mkdir()
+    for name in ("two/it.csv", "two/it.tsv"):
+        (tmp_path / name).write_text(TWO.replace("title", "x"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    parser = argparse.ArgumentParser()
+    init.add(parser)
+    options = parser.parse_args(["two", "--caption", "alt"])
+    text = started(options, "init", options.out, "clipmill run mine.yaml", asks=True).recipe
+    assert yaml.safe_load(text)["stages"]["pool"]["path"] == "./two/*.csv"
+    assert "# From:  clipmill init 'two/*.csv' --caption alt\n" in text
+
+
 def test_forms_add_up_however_they_are_named(photos, clipmill, tmp_path):
     out = ("--out", tmp_path / "mine.yaml")
     for forms in (("--to", "webdataset", "parquet"), ("--to", "webdataset", "--to", "parquet")):
@@ -139,7 +159,8 @@ def test_the_table_fits_the_terminal(clipmill, tmp_path, monkeypatch):
 
 
 def test_a_value_that_yaml_would_read_otherwise_is_quoted(clipmill, tmp_path):
-    folder = tmp_path / "a #1: {x}\x80\x85"  # as UTF-8 that was read as Latin-1 has them
+    # As UTF-8 that was read as Latin-1 has them; line ends and others that JSON takes as they are.
+    folder = tmp_path / "a #1: {x}\x80\x85 \u2028 \uffff"
     folder.mkdir()
     rows = '"the: link",null\nhttps://a.test/1.jpg,a red shoe\nhttps://a.test/2.jpg,two shoes\n'
     (folder / "it.csv").write_text(rows)

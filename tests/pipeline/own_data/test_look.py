@@ -108,8 +108,10 @@ def test_a_packed_csv_is_read(tmp_path):
     assert look(tmp_path / "a.csv.gz").rows == 3
 
 
-def test_json_lines_with_a_bad_line_and_numbers(tmp_path):
-    lines = [json.dumps({"link": f"https://a.test/{i}", "alt": "a b", "score": i}) for i in (1, 2)]
+@pytest.mark.parametrize("alt", ["a b", "a\u2028b"])  # a line's end to Python, and not to JSON
+def test_json_lines_with_a_bad_line_and_numbers(alt, tmp_path):
+    rows = [{"link": f"https://a.test/{i}", "alt": alt, "score": i} for i in (1, 2)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     put(tmp_path, **{"a.jsonl": "\n".join([lines[0], "{", lines[1]])})
     found = look(tmp_path / "a.jsonl")
     assert found.settings["extra"] == {"score": "double"}
