@@ -56,12 +56,14 @@ def curate(
     sets: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> "Run":
-    """The finished run of data of your own, with its report beside it, OUT.html.
+    """The finished run of data of your own, with its report beside it, OUT.html (here if remote).
 
     The options are those of `init`; `sets={"images.allow_private_addresses": True}` changes a key.
     """
+    from clipmill.pipeline.verbs._options import beside
+
     finished = run(init(data, **options), out, workers=workers, sets=sets)
-    finished.report(f"{str(out).rstrip('/')}.html")
+    finished.report(beside(str(out), ".html"))
     return finished
 
 

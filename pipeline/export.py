@@ -8,6 +8,7 @@ verbs do not see the export.
 import dataclasses
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.live import LiveReporter
-from clipmill.pipeline.run_folder.state import RunState, StageState, listing_over, summary
+from clipmill.pipeline.run_folder.state import RunState, listing_over, summary
 from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
@@ -146,9 +147,8 @@ def _run_and_copy(
     """Runs the export unless it is done, and copies missing files."""
     for stopped in DatasetJob(running, planned).run():
         raise stopped
-    stage_state = running.state.stages[planned.name]
-    card = json.loads(Outputs(stage_state.folder).read(SUMMARY))
-    left = dict(card["counts"])
+    outputs = Outputs(running.state.stages[planned.name].folder)
+    left = dict(json.loads(outputs.read(SUMMARY))["counts"])
     rows, exported = left.pop("rows"), left.pop("exported")
     left = {reason: count for reason, count in left.items() if count}
     if not exported:
@@ -158,25 +158,24 @@ def _run_and_copy(
             f"stage '{stage}'",
             "clipmill funnel --run … shows where the rows went",
         )
-    files = [name for name in Outputs(stage_state.folder).names if not is_places(name)]
-    sizes = dict(stage_state.outputs)
+    files = [name for name in outputs.names if not is_places(name)]
     return Exported(
         stage=stage,
-        out=stage_state.folder.uri,
+        out=outputs.folder.uri,
         rows=rows,
         exported=exported,
         left=left,
         is_selected=KEEP.name in planned.bindings[0],
         files=tuple(files),
-        bytes=sum(sizes[name] for name in files),
-        copied=_copy(stage_state, files, target, replaces) if target else 0,
+        bytes=sum(outputs.sizes[name] for name in files),
+        copied=_copy(outputs, files, target, replaces) if target else 0,
     )
 
 
-def _copy(stage_state: StageState, files: list[str], target: Storage, replaces: bool) -> int:
+def _copy(outputs: Outputs, files: list[str], target: Storage, replaces: bool) -> int:
     """Copies files that the folder lacks, dataset.json last; returns how many."""
-    is_there = target.has(SUMMARY)
-    if is_there and target.sha256(SUMMARY) != stage_state.folder.sha256(f"out/{SUMMARY}"):
+    source = outputs.folder
+    if target.has(SUMMARY) and target.sha256(SUMMARY) != source.sha256(f"out/{SUMMARY}"):
         if not replaces:
             do = "give another --out, or --replace, which deletes that export"
             raise RecipeError("the folder holds another export", str(target), do)
@@ -186,18 +185,16 @@ def _copy(stage_state: StageState, files: list[str], target: Storage, replaces: 
         for name in sorted(gone, key=lambda name: name != SUMMARY):  # a loader reads none of a part
             target.delete(name)
     _refuse_other_files(target, files)
-    outputs = Outputs(stage_state.folder)
     sizes = {entry.name: entry.size for entry in target.entries(below=True)}
     copied = 0
     for file in sorted(files, key=lambda name: name == SUMMARY):
         outputs.check(file)
-        is_there = sizes.get(file) == dict(stage_state.outputs)[file]
-        if is_there and target.sha256(file) == stage_state.folder.sha256(f"out/{file}"):
+        is_there = sizes.get(file) == outputs.sizes[file]
+        if is_there and target.sha256(file) == source.sha256(f"out/{file}"):
             continue
         with target.scratch(file) as scratch:
-            with stage_state.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
-                while block := source.read(8 << 20):
-                    sink.write(block)
+            with source.open(f"out/{file}") as opened, scratch.open("wb") as sink:
+                shutil.copyfileobj(opened, sink, 8 << 20)
             target.commit(scratch, file)
         copied += 1
     return copied

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -391,6 +392,14 @@ def test_data_of_ones_own_become_a_run_with_its_report(pictures, tmp_path):
         clipmill.init(pictures, keep=7)
     with pytest.raises(clipmill.RecipeError, match="no option 'kept'"):
         clipmill.init(pictures, kept=0.3)
+
+
+def test_the_report_of_data_that_become_a_remote_run_is_written_here(monkeypatch):
+    pages = []
+    monkeypatch.setattr(clipmill, "init", lambda data: "")
+    monkeypatch.setattr(clipmill, "run", lambda *_, **__: SimpleNamespace(report=pages.append))
+    clipmill.curate("photos", "s3://bucket/runs/made/")
+    assert pages == [Path("made.html")]
 
 
 def test_a_retry_tries_again_what_may_pass_and_nothing_else(run):
