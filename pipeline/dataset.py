@@ -27,19 +27,15 @@ class Shards(Protocol):
 
     def rows(self, index: int) -> int:
         """Returns a shard's number of rows without reading it; -1 for a partition."""
-        ...
 
     def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
         """Streams one shard; memory is bounded by a batch. Picklable: tasks may carry it."""
-        ...
 
     def table(self, index: int) -> pa.Table:
         """Reads one shard whole."""
-        ...
 
     def select(self, names: Iterable[str]) -> "Shards":
         """Returns the rows with these columns only; other columns are not read."""
-        ...
 
 
 class Step(TypedDict):
@@ -61,7 +57,6 @@ class Mask(Protocol):
 
         Picklable: tasks may carry it. Memory is bounded by one shard of the pool.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +102,9 @@ class Checkpoints(Protocol):
 
     def put(self, step: int, path: Path) -> None:
         """Moves a scratch file to storage, whole or not at all; deletes older checkpoints."""
-        ...
 
     def newest(self) -> tuple[int, Path] | None:
         """Returns the last step with a whole file, and a copy of that file in scratch."""
-        ...
 
 
 class Task(Protocol):
@@ -123,21 +116,18 @@ class Task(Protocol):
     @property
     def page_checksums(self) -> bool:
         """Returns whether Parquet files in out/ get checksums: not if one there had none."""
-        ...
 
     def put_file(self, name: str, path: Path, sha256: str = "") -> None:
         """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all.
 
         Pass `sha256` if the file was hashed while it was written; else it is read again.
         """
-        ...
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Returns the checkpoints of a piece of this stage's work, on its present inputs.
 
         In a launch one rank puts them, and all ranks see the same.
         """
-        ...
 
     def once(
         self, key: str, make: Callable[[Put], Mapping[str, Any]], prefix: str = ""
@@ -149,7 +139,6 @@ class Task(Protocol):
         later calls, of any stage, get the stored result and files. Two calls at the same time may
         both make it.
         """
-        ...
 
 
 class Context(Protocol):
@@ -164,7 +153,6 @@ class Context(Protocol):
 
         An empty text restores the default name. Changes nothing that is stored.
         """
-        ...
 
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
@@ -173,7 +161,6 @@ class Context(Protocol):
 
         Items and results are small JSON; Shards that fn reads are bound by functools.partial.
         """
-        ...
 
     def create_shards(
         self,
@@ -185,7 +172,6 @@ class Context(Protocol):
         A source is JSON with a `digest` that changes when its bytes do. A ShardError fails that
         shard alone.
         """
-        ...
 
     def create_shards_together(
         self,
@@ -198,11 +184,9 @@ class Context(Protocol):
         sources that are not stored yet. A group that fails is read again source by source, so that
         only the bad ones are set aside.
         """
-        ...
 
     def map_shards(self, fn: TableFunction, over: Shards) -> Shards:
         """Applies fn to every shard, lazily: when it is next stored or reduced."""
-        ...
 
     def keep_local(self, over: Shards) -> Shards:
         """Caches rows on the workers' scratch disks, as far as these have room.
@@ -211,7 +195,6 @@ class Context(Protocol):
         folder, until the stage ends. Select the columns that the calls need first; call it before
         the rounds, not in each.
         """
-        ...
 
     def shuffle(self, over: Shards, key: str, partitions: int | None = None) -> Shards:
         """Partitions rows by the hash of `key`: equal keys meet, and so do nulls.
@@ -220,11 +203,9 @@ class Context(Protocol):
         hash modulo their number: of n * k partitions, i, i + n, i + 2n ... have the keys that
         partition i of n has.
         """
-        ...
 
     def partitions(self, over: Shards, more: int = 0) -> int:
         """Returns how many partitions of these rows and `more` others fit in memory each."""
-        ...
 
     def drop(self, shuffled: Shards) -> None:
         """Deletes a shuffle's storage; its rows cannot be read afterwards.
@@ -232,11 +213,9 @@ class Context(Protocol):
         Call it when the results made from it are stored: a resumed stage makes the same calls, and
         gets those results from the journal.
         """
-        ...
 
     def restore(self, over: Shards) -> None:
         """Stores the stage's columns in the pool's shards and order; each row exactly once."""
-        ...
 
     def reduce(
         self, fn: Callable[[pa.Table], State], over: Shards, merge: Callable[[State, State], State]
@@ -245,7 +224,6 @@ class Context(Protocol):
 
         Sums of integers or fixed point depend neither on the cut into shards nor on the tree.
         """
-        ...
 
     def iterate(
         self,
@@ -255,7 +233,6 @@ class Context(Protocol):
         until: Callable[[State], bool] | None = None,
     ) -> State:
         """Returns the state after `rounds` of step(state, round), or when `until`; stores each."""
-        ...
 
     def launch(self, fn: Callable[[Rank, Task], Mapping[str, Any]], workers: int) -> dict[str, Any]:
         """Runs fn in `workers` fresh processes at once, one a rank; returns rank 0's result.
@@ -263,4 +240,3 @@ class Context(Protocol):
         Each has the stage's resources, with GPUs of its own. If one dies, all start again, at most
         three times: fn resumes from its checkpoints.
         """
-        ...

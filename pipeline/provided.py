@@ -13,11 +13,9 @@ class Answers(Protocol):
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Returns the stored answer to each request, by 32-byte digest, or None."""
-        ...
 
     def put(self, key: bytes, answer: bytes) -> None:
         """Keeps an answer; it is in storage about a second later, and before the shard's record."""
-        ...
 
 
 class Budget(Protocol):
@@ -28,19 +26,15 @@ class Budget(Protocol):
 
     def reserve(self, amounts: Mapping[str, float]) -> bool:
         """Reserves amounts until `settle`; returns False, reserving nothing, if one is not left."""
-        ...
 
     def settle(self, reserved: Mapping[str, float], spent: Mapping[str, float]) -> None:
         """Replaces a reservation by what was spent."""
-        ...
 
     def spent(self) -> dict[str, float]:
         """Returns the spending of all workers and earlier runs, by unit, with reservations."""
-        ...
 
     def may_return(self) -> bool:
         """Returns whether other workers had reservations when `reserve` last failed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +81,12 @@ class Helper(Protocol):
 
     def restart(self) -> None:
         """Ends it if it still runs, starts it again, and waits until it is healthy."""
-        ...
 
     def stop(self) -> None:
         """Ends it and its children."""
-        ...
 
     def log(self) -> str:
         """Returns its last lines of output, without keys."""
-        ...
 
 
 class StartHelper(Protocol):
@@ -113,7 +104,6 @@ class StartHelper(Protocol):
 
         `env` is added to the environment of the worker; keys belong there, not in `command`.
         """
-        ...
 
 
 class Remembered:

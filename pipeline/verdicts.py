@@ -45,7 +45,6 @@ class Selects(Protocol):
 
     def thresholds(self) -> Sequence[Threshold]:
         """Returns every threshold, in the order of the settings."""
-        ...
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -56,7 +55,6 @@ class Selects(Protocol):
         today's verdict, and the columns of `threshold.made`. They hold all rows of the pool; for a
         threshold `by_row` only some, perhaps without uid. ValueError for an impossible value.
         """
-        ...
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Returns a clause on why a row is dropped, or kept if `reason` is empty, from the stage's
@@ -65,7 +63,6 @@ class Selects(Protocol):
         Empty if the reason is enough. The values of columns that a reason names are shown anyway,
         as are clusters that the stage reads.
         """
-        ...
 
 
 @runtime_checkable
@@ -74,7 +71,6 @@ class Tells(Protocol):
 
     def tells(self, values: Mapping[str, Any], kept: bool) -> str:
         """Returns a clause on a row that a select kept or dropped, from its stored values."""
-        ...
 
 
 @runtime_checkable
@@ -86,7 +82,6 @@ class Varies(Protocol):
         self, threshold: Threshold, rows: pa.Table, made: pa.Table
     ) -> Callable[[Decimal], Verdicts]:
         """Does the shared work; returns a function from a value to its verdicts."""
-        ...
 
 
 Parts = Callable[[], Iterator[tuple[pa.Table, pa.Table]]]  # `rows` and `made`, all rows once
@@ -105,7 +100,6 @@ class Surveys(Protocol):
         `parts` may be called several times, and reads the pool each time. ValueError for an
         impossible value.
         """
-        ...
 
 
 class Condition(Protocol):
@@ -118,7 +112,6 @@ class Condition(Protocol):
 
     def broken(self, rows: pa.Table) -> NDArray[np.bool_]:
         """Returns (N,) whether each row breaks it; False if the condition is undefined there."""
-        ...
 
 
 @runtime_checkable
@@ -137,4 +130,3 @@ class Settles(Protocol):
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
         """Returns the setting that holds the number, and its text with `value` in place of it."""
-        ...
