@@ -7,8 +7,7 @@ from clipmill.pipeline.engine.run import Outcome, run_plan
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.looks import look, refuse_missing
-from clipmill.pipeline.planning.plan import Plan
-from clipmill.pipeline.planning.retries import check_retry
+from clipmill.pipeline.planning.plan import Plan, check_retry
 from clipmill.pipeline.progress import watcher
 from clipmill.pipeline.run_folder.sessions import session
 from clipmill.pipeline.run_folder.state import RunState

@@ -1,6 +1,7 @@
 """Binds the columns that a stage reads to the ancestors that write them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
@@ -15,28 +16,34 @@ from clipmill.pipeline.stage import DatasetStage, Stage
 MOST_WRITERS = 4  # named in an error
 
 
-def bind(
-    recipe: Recipe,
-    name: str,
-    stage: Stage,
-    parents: list[str],
-    planned: dict[str, PlannedStage],
-    ancestors: dict[str, set[str]],
-) -> dict[str, Binding]:
+@dataclass
+class Draft:
+    """A recipe's stages that are planned so far, and the ancestors of each."""
+
+    recipe: Recipe
+    planned: dict[str, PlannedStage] = field(default_factory=dict)
+    ancestors: dict[str, set[str]] = field(default_factory=dict)
+
+    def line_of(self, parents: Sequence[str]) -> set[str]:
+        """Returns stages with all their ancestors."""
+        return set(parents).union(*(self.ancestors[parent] for parent in parents))
+
+    def type_of(self, binding: Binding) -> pa.DataType | None:
+        """Returns the type of a bound column; None if its stage does not write it."""
+        return type_of(self.planned[binding[0]].stage, binding[1])
+
+
+def bind(draft: Draft, name: str, stage: Stage, parents: list[str]) -> dict[str, Binding]:
     """Returns stage and column for each name that the stage reads; else raises RecipeError."""
-    line = _line(parents, planned, ancestors)
+    recipe, line = draft.recipe, _line(draft, parents)
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict):
-        raise RecipeError(
-            f"`read` is {chosen!r}", recipe.where(name, "read"), "write {column: stage.column}"
-        )
+        do = "write {column: stage.column}"
+        raise RecipeError(f"`read` is {chosen!r}", recipe.where(name, "read"), do)
     for read, source in chosen.items():
         if not isinstance(source, str):
-            raise RecipeError(
-                f"'{read}' is bound to {source!r}",
-                recipe.where(name, "read", read),
-                f"write {{{read}: stage.column}}",
-            )
+            where, do = recipe.where(name, "read", read), f"write {{{read}: stage.column}}"
+            raise RecipeError(f"'{read}' is bound to {source!r}", where, do)
     bound: dict[str, Binding] = {}
     types: dict[str, pa.DataType] = {UID.name: UID.dtype}
     names: set[str] = set()
@@ -58,24 +65,21 @@ def bind(
                 )
             stored = column.source if isinstance(column, Derived) else column
             source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
-            find = partial(_find, recipe, name, source, line, planned, ancestors)
+            find = partial(_find, draft, name, stage, source, line)
             # What the recipe names itself must be there.
-            binding = find(is_required, stage) or find(read in chosen, stage)
+            binding = find(is_required) or find(read in chosen)
             if binding is None:
                 continue
             bound[read] = binding
-            have = type_of(planned[binding[0]].stage, binding[1])
+            have = draft.type_of(binding)
             types[read] = column.dtype if isinstance(column, Derived) else have
             if isinstance(stored, Column):
-                _check_type(recipe, name, read, stored, binding, planned)
+                _check_type(draft, name, read, stored, binding)
             break
     for read in chosen:
         if read not in names:
-            raise RecipeError(
-                f"the stage reads no '{read}'",
-                recipe.where(name, "read", read),
-                f"it reads: {', '.join(sorted(names))}",
-            )
+            where, do = recipe.where(name, "read", read), f"it reads: {', '.join(sorted(names))}"
+            raise RecipeError(f"the stage reads no '{read}'", where, do)
     try:
         stage.check(types)
     except ClipmillError as error:
@@ -92,73 +96,51 @@ def _in_turn(
     return tuple(sorted(several, key=lambda one: isinstance(one, str) or one.name not in chosen))
 
 
-def _check_type(
-    recipe: Recipe,
-    name: str,
-    read: str,
-    column: Column,
-    binding: Binding,
-    planned: dict[str, PlannedStage],
-) -> None:
-    have = type_of(planned[binding[0]].stage, binding[1])
+def _check_type(draft: Draft, name: str, read: str, column: Column, binding: Binding) -> None:
+    have = draft.type_of(binding)
     if not column.accepts(have):
         raise RecipeError(
-            found=f"{binding[0]}.{binding[1]} is {have}, and '{column.name}' is {column.dtype}",
-            where=recipe.where(name, "read"),
+            found=f"{'.'.join(binding)} is {have}, and '{column.name}' is {column.dtype}",
+            where=draft.recipe.where(name, "read"),
             do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
         )
 
 
-def bind_mask(
-    recipe: Recipe,
-    name: str,
-    select: str,
-    planned: dict[str, PlannedStage],
-    ancestors: dict[str, set[str]],
-) -> dict[str, Binding]:
+def bind_mask(draft: Draft, name: str, select: str) -> dict[str, Binding]:
     """Binds a select's `keep`, and `repeats` if the select or an ancestor writes it.
 
     An export of the select would read the same columns.
     """
-    line = _line([select], planned, ancestors)
+    recipe, reader = draft.recipe, draft.planned[select].stage
     bound = {KEEP.name: (select, KEEP.name)}
-    reader = planned[select].stage
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict) or chosen.keys() - {REPEATS.name}:
         do = "write `read: {repeats: stage.repeats}`, or leave it out"
         raise RecipeError(f"`read` is {chosen!r}", recipe.where(name, "read"), do)
     source = chosen.get(REPEATS.name, REPEATS.name)
-    find = partial(_find, recipe, name, source, line, planned, ancestors)
-    repeats = find(False, reader) or find(bool(chosen), reader)
+    find = partial(_find, draft, name, reader, source, _line(draft, [select]))
+    repeats = find(False) or find(bool(chosen))
     if repeats:
-        _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
+        _check_type(draft, name, REPEATS.name, REPEATS, repeats)
         bound[REPEATS.name] = repeats
     return bound
 
 
-def _line(
-    parents: list[str], planned: dict[str, PlannedStage], ancestors: dict[str, set[str]]
-) -> set[str]:
+def _line(draft: Draft, parents: list[str]) -> set[str]:
     """Returns the parents and their ancestors over the same rows: not those before a union."""
-    line = set(parents).union(*(ancestors[p] for p in parents))
-    return {other for other in line if planned[other].root == planned[parents[0]].root}
+    root = draft.planned[parents[0]].root
+    return {other for other in draft.line_of(parents) if draft.planned[other].root == root}
 
 
 def _find(
-    recipe: Recipe,
-    name: str,
-    source: str,
-    line: set[str],
-    planned: dict[str, PlannedStage],
-    ancestors: dict[str, set[str]],
-    is_required: bool,
-    reader: Stage,
+    draft: Draft, name: str, reader: Stage, source: str, line: set[str], is_required: bool
 ) -> Binding | None:
     """Returns the binding of `column` or `stage.column`; None for a missing optional column.
 
     A column written again by a descendant hides the earlier one. Two writers of which neither
     descends from the other are ambiguous: RecipeError.
     """
+    recipe, planned, ancestors = draft.recipe, draft.planned, draft.ancestors
     stage, dot, column = source.rpartition(".")
     if dot:
         if stage not in recipe.stages:
@@ -169,11 +151,9 @@ def _find(
             if stage in ancestors[name]:
                 found, do = f"'{stage}' has other rows: a union stands between", "name one of these"
             raise RecipeError(found, recipe.where(name), f"{do}: {', '.join(sorted(line))}")
-        if type_of(planned[stage].stage, column) is None and not is_required:
-            # Look for an optional column among that stage's ancestors too.
-            line = _line([stage], planned, ancestors)
-            return _find(recipe, name, column, line, planned, ancestors, is_required, reader)
-        if type_of(planned[stage].stage, column) is None:
+        if draft.type_of((stage, column)) is None:
+            if not is_required:  # look for an optional column among that stage's ancestors too
+                return _find(draft, name, reader, column, _line(draft, [stage]), is_required)
             have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
             raise RecipeError(
                 found=f"'{stage}' writes no '{column}'",
@@ -181,11 +161,7 @@ def _find(
                 do=did_you_mean(column, have, f"'{stage}' writes"),
             )
         return stage, column
-    writers = {
-        other
-        for other in line
-        if source in {written.name for written in columns_of(planned[other].stage)}
-    }
+    writers = _writers(draft, source, line)
     writers -= {other for other in writers if any(other in ancestors[w] for w in writers)}
     if len(writers) == 1:
         return writers.pop(), source
@@ -205,22 +181,24 @@ def _find(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
         do=reader.hint(source)
-        or _beside(source, line, planned)
+        or _beside(draft, source, line)
         or _elsewhere(source)
         or did_you_mean(source, sorted(visible), "columns here"),
     )
 
 
-def _beside(source: str, line: set[str], planned: dict[str, PlannedStage]) -> str:
+def _writers(draft: Draft, column: str, among: Iterable[str]) -> set[str]:
+    """Returns the stages that write a column."""
+    written = {name: columns_of(draft.planned[name].stage) for name in among}
+    return {name for name in written if any(each.name == column for each in written[name])}
+
+
+def _beside(draft: Draft, source: str, line: set[str]) -> str:
     """Returns advice if a stage over the same rows writes the column but is no ancestor."""
-    roots = {planned[other].root for other in line}
-    writers = [
-        f"'{other}'"
-        for other in sorted(planned.keys() - line)
-        if planned[other].root in roots
-        and source in {written.name for written in columns_of(planned[other].stage)}
-    ]
-    return f"add to `from` a stage that writes it: {', '.join(writers)}" if writers else ""
+    roots = {draft.planned[other].root for other in line}
+    others = (name for name in draft.planned.keys() - line if draft.planned[name].root in roots)
+    names = ", ".join(f"'{name}'" for name in sorted(_writers(draft, source, others)))
+    return f"add to `from` a stage that writes it: {names}" if names else ""
 
 
 def _elsewhere(source: str) -> str:

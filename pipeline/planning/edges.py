@@ -1,6 +1,7 @@
 """Finds and checks the edges of a recipe: the stages that a stage names as inputs."""
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.bindings import Draft
 from clipmill.pipeline.planning.elsewhere import uri_in
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe
@@ -48,21 +49,15 @@ def _stage_named(setting: object) -> list[str]:
     return [str(setting).removeprefix("stage:")] if is_stage else []
 
 
-def check_edges(
-    recipe: Recipe,
-    name: str,
-    stage: Stage,
-    edges: dict[str, list[str]],
-    planned: dict[str, PlannedStage],
-) -> None:
+def check_edges(draft: Draft, name: str, stage: Stage, edges: dict[str, list[str]]) -> None:
     """Raises RecipeError if an edge is missing, or brings what the stage does not take."""
+    recipe, planned = draft.recipe, draft.planned
     uses, elsewhere = recipe.stages[name]["uses"], uri_in(recipe.stages[name])
     taken = edges_taken(stage)
     if elsewhere == "":
         raise RecipeError("`data` names no folder", recipe.where(name, "data"), ELSEWHERE)
     kinds = {"from": "rows", "data": "data", "rows": "rows", "only": "rows"}
-    kinds |= FOLDERS
-    for edge, kind in kinds.items():
+    for edge, kind in (kinds | FOLDERS).items():
         for target in edges[edge]:
             gives = planned[target].stage.gives
             if kind not in gives:
@@ -128,7 +123,7 @@ def check_edges(
                 recipe.where(name, "rows"),
                 f"write `from: {select}`, or name an export as `data`",
             )
-        check_roots(recipe, name, planned[select], edges["data"][0], planned)
+        _check_roots(draft, name, planned[select], edges["data"][0])
 
 
 def _strange_rows(recipe: Recipe, name: str, select: str) -> RecipeError:
@@ -141,10 +136,9 @@ def _strange_rows(recipe: Recipe, name: str, select: str) -> RecipeError:
     )
 
 
-def check_roots(
-    recipe: Recipe, name: str, select: PlannedStage, export: str, planned: dict[str, PlannedStage]
-) -> None:
+def _check_roots(draft: Draft, name: str, select: PlannedStage, export: str) -> None:
     """Raises RecipeError if a select and an export have different roots."""
+    recipe, planned = draft.recipe, draft.planned
     data = planned[export]
     while not data.root and data.data is not None:  # an export of an export
         data = planned[data.data]

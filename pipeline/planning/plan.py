@@ -15,7 +15,7 @@ from clipmill.metadata.fingerprint import fingerprint, plain, settings_of
 from clipmill.metadata.schema import KEEP, UID, Column
 from clipmill.pipeline.dataset import Step
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.planning.bindings import bind, bind_mask, type_of
+from clipmill.pipeline.planning.bindings import Draft, bind, bind_mask, type_of
 from clipmill.pipeline.planning.edges import FOLDERS, check_edges, edges_of
 from clipmill.pipeline.planning.elsewhere import SCHEME, uri_in
 from clipmill.pipeline.planning.planned import Binding, PlannedStage, decides
@@ -102,10 +102,10 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     """Plans a recipe, up to stage `until` if given; raises RecipeError on any mistake in it."""
     settings = {name: typed_settings(recipe, name) for name in recipe.stages}
     order = _order(recipe, settings)
-    planned: dict[str, PlannedStage] = {}
-    ancestors: dict[str, set[str]] = {}
+    draft = Draft(recipe)
+    planned = draft.planned
     for name in order:
-        planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
+        planned[name] = _planned(draft, name, settings[name])
     if any(stage.stage.bounds for stage in planned.values()):
         _check_thresholds(planned)
     _check_clusters(planned)
@@ -147,18 +147,13 @@ def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
     return order
 
 
-def _planned(
-    recipe: Recipe,
-    name: str,
-    stage: Stage,
-    planned: dict[str, PlannedStage],
-    ancestors: dict[str, set[str]],
-) -> PlannedStage:
-    """Plans one stage after its parents; adds its ancestors to `ancestors`."""
+def _planned(draft: Draft, name: str, stage: Stage) -> PlannedStage:
+    """Plans one stage after its parents; adds its ancestors to the draft."""
+    recipe, planned = draft.recipe, draft.planned
     edges = edges_of(recipe, name, stage)
-    check_edges(recipe, name, stage, edges, planned)
+    check_edges(draft, name, stage, edges)
     parents = edges["from"]
-    ancestors[name] = set(parents).union(*(ancestors[p] for p in parents))
+    draft.ancestors[name] = draft.line_of(parents)
     roots = dict.fromkeys(planned[p].root for p in parents)
     is_root = stage.takes == () or (isinstance(stage, DatasetStage) and stage.joins_roots)
     reads_roots = isinstance(stage, DatasetStage) and stage.reads_roots and len(roots) > 1
@@ -170,17 +165,15 @@ def _planned(
         )
     apart = (is_root or reads_roots) and parents
     groups = [[p] for p in parents] if apart else [parents]
-    bindings = tuple(
-        bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
-    )
+    bindings = tuple(bind(draft, name, stage, group) for group in groups if group)
     if name not in recipe.remembered:
-        _check_earlier_select(recipe, name, stage, bindings, edges, planned, ancestors)
+        _check_earlier_select(draft, name, stage, bindings, edges)
     if not parents and not edges["rows"] and "read" in recipe.stages[name]:
         do = "leave it out: `read` binds columns of stages in `from`"
         raise RecipeError(f"`read`, and '{name}' has no `from`", recipe.where(name, "read"), do)
     mask: dict[str, Binding] = {}
     if edges["rows"]:
-        mask = bind_mask(recipe, name, edges["rows"][0], planned, ancestors)
+        mask = bind_mask(draft, name, edges["rows"][0])
     root = "" if reads_roots else next(iter(roots), "")
     if is_root:
         root = name
@@ -202,13 +195,8 @@ def _planned(
         uses=uses,
         stage=stage,
         parents=tuple(parents),
-        data=next(iter(edges["data"]), None),
         elsewhere=elsewhere,
-        model=next(iter(edges["model"]), None),
-        start=next(iter(edges["start"]), None),
-        centroids=next(iter(edges["centroids"]), None),
-        targets=next(iter(edges["targets"]), None),
-        only=next(iter(edges["only"]), None),
+        **{edge: next(iter(edges[edge]), None) for edge in ("data", "only", *FOLDERS)},
         root=root,
         bindings=bindings,
         mask=mask,
@@ -227,17 +215,17 @@ def _sources(
 
 
 def _check_earlier_select(
-    recipe: Recipe,
+    draft: Draft,
     name: str,
     stage: Stage,
     bindings: Sequence[Mapping[str, Binding]],
     edges: Mapping[str, Sequence[str]],
-    planned: Mapping[str, PlannedStage],
-    ancestors: Mapping[str, set[str]],
 ) -> None:
     """Raises RecipeError if a select after another ignores `keep`, so dropped rows would return."""
+    recipe, planned = draft.recipe, draft.planned
     reads_keep = any(column == KEEP.name for bound in bindings for _, column in bound.values())
-    earlier = [other for other in planned if other in ancestors[name] and planned[other].is_select]
+    ancestors = draft.ancestors[name]
+    earlier = [other for other in planned if other in ancestors and planned[other].is_select]
     if not decides(stage) or not earlier or reads_keep or edges["only"]:
         return
     if planned[earlier[-1]].root not in {planned[parent].root for parent in edges["from"]}:
@@ -275,6 +263,20 @@ def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
         for threshold in thresholds_of(stage):
             if not threshold.is_size:
                 check_threshold(planned, stage, threshold.column, threshold.value)
+
+
+def check_retry(plan: Plan, reasons: Sequence[str]) -> None:
+    """Raises RecipeError for a reason of `--retry` that no stage of the plan retries."""
+    stages = [planned.stage for planned in plan.stages.values()]
+    known = sorted({"crashed"}.union(*(stage.transient for stage in stages)))
+    for reason in reasons:
+        if reason in known:
+            continue
+        if any(reason in stage.reasons for stage in stages):
+            found = f"'{reason}' is a reason that does not pass: no row is tried again for it"
+            raise RecipeError(found, "--retry", f"reasons that pass, here: {', '.join(known)}")
+        found = f"'{reason}' is no reason that can be retried here"
+        raise RecipeError(found, "--retry", did_you_mean(reason, known, "reasons that pass, here"))
 
 
 def check_threshold(

@@ -68,7 +68,7 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
-    """Adds `--retry REASON`, see `clipmill.pipeline.planning.retries`, and `--keep-going`."""
+    """Adds `--retry REASON`, see `planning.plan.check_retry`, and `--keep-going`."""
     parser.add_argument(
         "--retry",
         action="append",

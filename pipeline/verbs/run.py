@@ -67,7 +67,7 @@ def run(
     from clipmill.pipeline.ledger.summary import summary
     from clipmill.pipeline.log import logged
     from clipmill.pipeline.planning.looks import look, refuse_missing
-    from clipmill.pipeline.planning.retries import check_retry
+    from clipmill.pipeline.planning.plan import check_retry
     from clipmill.pipeline.progress import watcher
     from clipmill.pipeline.run_folder.claim import other_code
     from clipmill.pipeline.run_folder.live import Together

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     if asks:
         return _ask(options)
     plan = planned(options)
-    from clipmill.pipeline.planning.retries import check_retry
+    from clipmill.pipeline.planning.plan import check_retry
 
     check_retry(plan, options.retry)
     check_workers(options.workers)
