@@ -38,6 +38,11 @@ def cut(text: str, longest: int = LONGEST) -> str:
     return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"
 
 
+def plural(count: int, word: str) -> str:
+    """Returns `1 row`, `2,000 rows`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def one_line(value: object) -> str:
     """Returns a value as text, `cut`, in one line: no value can imitate a line of ours."""
     return cut(" ".join(str(value).split()))

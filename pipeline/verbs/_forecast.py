@@ -1,14 +1,12 @@
 """`clipmill plan --rows N --hardware FILE`: what a run over more rows would take."""
 
 import argparse
-import json
 from contextlib import closing
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.forecast import (
     Forecast,
     Hardware,
@@ -22,7 +20,7 @@ from clipmill.pipeline.run_folder.origin import refuse_another_pool
 from clipmill.pipeline.run_folder.sessions import session
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration, size
-from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import answered
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 NOTES = {
@@ -37,17 +35,13 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     if not (options.rows and options.hardware and options.out):
         do = "give --rows 1e9 --hardware profile.yaml --out RUN, the folder of a smaller run"
         raise RecipeError("a forecast lacks one of its three arguments", "the arguments", do)
-    rows, hardware, folder = (
-        _rows(options.rows),
-        read_hardware(options.hardware),
-        Storage(options.out),
-    )
+    rows, hardware = _rows(options.rows), read_hardware(options.hardware)
+    folder = Storage(options.out)
     refuse_another_pool(plan, folder)
     if options.probe_shards is not None:
         _probe(plan, folder, options)
     found = forecast(RunState(plan, folder), rows, hardware)
-    print(json.dumps(as_json(found), indent=1) if options.json else page(found, hardware))
-    return DONE
+    return answered(found, options, lambda found: page(found, hardware))
 
 
 def _rows(text: str) -> int:

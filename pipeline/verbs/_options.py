@@ -2,13 +2,17 @@
 
 import argparse
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.extras import importing
+from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -26,12 +30,29 @@ def beside(out: str, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def add_several(parser: "argparse._ActionsContainer", option: str, **keys: Any) -> None:
+    """Adds an option that may be repeated; its values are a list."""
+    parser.add_argument(option, action="append", default=[], **keys)
+
+
+def add_kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Adds a parser below a verb's own; `text` is its help and its description."""
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
+    )
+    return parser
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Splits names at commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def add_stages(parser: argparse.ArgumentParser) -> None:
     """Adds `--stages DIR`, which the command line passes to `own_code`."""
-    parser.add_argument(
+    add_several(
+        parser,
         "--stages",
-        action="append",
-        default=[],
         dest="own_stages",
         metavar="DIR",
         help="a folder of your own stages (default: `stages/` beside the recipe); may be repeated",
@@ -45,10 +66,9 @@ def add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> Non
         nargs=nargs,
         help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`",
     )
-    parser.add_argument(
+    add_several(
+        parser,
         "--set",
-        action="append",
-        default=[],
         dest="overrides",
         metavar="STAGE.KEY=VALUE",
         help="another value for one key of the recipe, as in pool.path=a.csv; may be repeated."
@@ -69,10 +89,9 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
     """Adds `--retry REASON`, see `planning.plan.check_retry`, and `--keep-going`."""
-    parser.add_argument(
+    add_several(
+        parser,
         "--retry",
-        action="append",
-        default=[],
         metavar="REASON",
         help="try rows again that failed for this reason (`timeout`), or `crashed` shards",
     )
@@ -115,9 +134,26 @@ def opened(options: argparse.Namespace) -> "RunState":
     return latest(options.run, options.variant)
 
 
+def run_command(options: argparse.Namespace, until: str | None) -> str:
+    """Returns the `clipmill run` of the options' recipe, as words of a shell."""
+    words = ["clipmill", "run", options.recipe]
+    words += [word for text in options.overrides for word in ("--set", without_keys(text))]
+    words += ["--until", until] if until else []
+    words += [word for folder in options.own_stages for word in ("--stages", folder)]
+    return shlex.join([*words, "--out", options.out or "run"])
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Adds `--json`."""
+    """Adds `--json`, read by `answered`."""
     parser.add_argument("--json", action="store_true", help="print JSON, for a program")
+
+
+def answered(answer: Any, options: argparse.Namespace, text: Callable[[Any], str]) -> int:
+    """Prints an answer as text, or as JSON; returns DONE."""
+    from clipmill.pipeline.ledger.answer import as_json
+
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    return DONE
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,13 @@
 """Renders a plan as text and as JSON, with notes for the user."""
 
 import dataclasses
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 from clipmill.metadata.fingerprint import plain
-from clipmill.metadata.keys import redacted, without_keys
+from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import UID
 from clipmill.pipeline import own_code
 from clipmill.pipeline.engine import environments
@@ -18,12 +16,11 @@ from clipmill.pipeline.planning.elsewhere import SCHEME
 from clipmill.pipeline.planning.looks import Seen
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
-from clipmill.pipeline.planning.recipe import RECIPES
 from clipmill.pipeline.run_folder.claim import other_code, own_files
 from clipmill.pipeline.run_folder.state import RunState, summary
 from clipmill.pipeline.run_folder.words import size
 from clipmill.pipeline.stage import DatasetStage, settings_fields
-from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.terminal import one_line, plural
 
 NOTHING = "nothing is there"  # how the error of a root without files ends
 WIDTH = 80  # columns if the output is no terminal
@@ -52,10 +49,12 @@ def _folder_notes(state: RunState | None) -> list[str]:
     return other_code(state.plan, state.run) if state else []
 
 
-def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
-    """Returns a line a stage: what it reads and what is done; `text` has all details."""
-    count = f"{len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}"
-    lines = [f"{plan.recipe.name}: {count}, seed {plan.seed}"]
+def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen], run: str) -> str:
+    """Returns a line a stage: what it reads and what is done; `text` has all details.
+
+    `run` is the command that runs the plan.
+    """
+    lines = [f"{plan.recipe.name}: {plural(len(plan.stages), 'stage')}, seed {plan.seed}"]
     names = max(map(len, plan.stages))
     uses = max(len(planned.uses) for planned in plan.stages.values())
     for planned in plan.stages.values():
@@ -68,11 +67,7 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
     lines += [f"  own code: {file} (SHA-256 {digest[:12]})" for file, digest in _own(plan).items()]
     lines += [f"  note: {note}" for note in [*notes(plan), *_folder_notes(state)]]
     if not any(source.error for source in seen.values()):
-        path = Path(plan.recipe.path)
-        recipe = path.stem if path.parent == RECIPES else str(path)
-        out = str(state.run) if state else "run"
-        sets = [word for text in plan.recipe.overrides for word in ("--set", without_keys(text))]
-        lines.append(f"next: {shlex.join(['clipmill', 'run', recipe, *sets, '--out', out])}")
+        lines.append(f"next: {run}")
     return "\n".join(lines)
 
 
@@ -86,10 +81,9 @@ def _source(seen: Seen | None) -> str:
         return "is not there" if seen.error else "no answer in 2 s: not looked at"
     if seen.files is None or seen.bytes is None:
         return ""
-    parts = [f"{seen.files:,} file{'s' * (seen.files != 1)}, {size(seen.bytes)}"]
-    if seen.rows is not None:
-        shards = f"{seen.shards:,} shard{'s' * (seen.shards != 1)}"
-        parts = [f"{seen.rows:,} row{'s' * (seen.rows != 1)}, {shards}", *parts]
+    parts = [plural(seen.files, "file"), size(seen.bytes)]
+    if seen.rows is not None and seen.shards is not None:
+        parts = [plural(seen.rows, "row"), plural(seen.shards, "shard"), *parts]
     return ", ".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from clipmill.pipeline.run_folder.origin import refuse_another_pool
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
 from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import run_command
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 LINES = {
@@ -62,7 +62,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         raise RecipeError(
             f"no rows to probe '{name}' with: {', '.join(lacks)} {are} not complete",
             plan.stages[name].where,
-            "; ".join(_command(options, need) for need in _last(plan, lacks)),
+            "; ".join(run_command(options, need) for need in _last(plan, lacks)),
         )
     return DONE
 
@@ -86,13 +86,6 @@ def _last(plan: Plan, names: Sequence[str]) -> list[str]:
         if planned.name in names or planned.name in before:
             before |= set(planned.needs)
     return [name for name in names if name not in before]
-
-
-def _command(options: argparse.Namespace, until: str) -> str:
-    words = ["clipmill", "run", options.recipe]
-    for override in options.overrides:
-        words += ["--set", override]
-    return shlex.join([*words, "--until", until, "--out", options.out])
 
 
 def as_json(probed: Probed) -> dict[str, Any]:
@@ -132,15 +125,15 @@ def page(name: str, probed: Probed) -> str:
 
 def _line(what: str, predicted: Predicted, left: int) -> str:
     is_time = what == LINES["hours"]
-    written, each = (_time, "") if is_time else (_number, _number(predicted.value / left))
+
+    def written(value: float) -> str:
+        return duration(value * 3600) if is_time else _number(value)
+
+    each = "" if is_time else _number(predicted.value / left)
     between = "one row tells none"
     if predicted.low is not None and predicted.high is not None:
         between = f"{written(predicted.low)} to {written(predicted.high)}"
     return f"  {what:<18}{each:>10}{written(predicted.value):>14}   {between}"
-
-
-def _time(hours: float) -> str:
-    return duration(hours * 3600)
 
 
 def _number(value: float) -> str:

@@ -1,9 +1,9 @@
 """`clipmill bench`: trains on several subsets and compares them, with the noise of chance."""
 
 import argparse
-import json
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,15 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs import run as runs
-from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, beside, executor
+from clipmill.pipeline.verbs._options import (
+    add_executor,
+    add_json,
+    add_several,
+    add_stages,
+    answered,
+    beside,
+    executor,
+)
 
 if TYPE_CHECKING:
     from clipmill.metadata.storage import Storage
@@ -62,10 +70,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=RUN:STAGE",
         help="arms beside those that the bench in DIR has",
     )
-    rows.add_argument(
+    add_several(
+        rows,
         "--import",
-        action="append",
-        default=[],
         dest="lists",
         metavar="NAME=FILE",
         help="rows that a list names: DataComp's .npy, or text of one uid a line",
@@ -76,18 +83,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the arm's rows of each value of a column, each two mixed, and a mixture with weights"
         " learnt on half of the items; `source:web,books` names the values",
     )
-    rows.add_argument(
+    add_several(
+        rows,
         "--mix",
-        action="append",
-        default=[],
         dest="mixes",
         metavar="NAME=A:0.7,B:0.3",
         help="rows of other arms, repeated so that each has its share of an epoch",
     )
-    rows.add_argument(
+    add_several(
+        rows,
         "--arm",
-        action="append",
-        default=[],
         dest="again",
         metavar="NAME=ARM,KEY=VALUE,…",
         help="an arm's rows, trained with other settings: fast=best,learning_rate=4e-3",
@@ -96,10 +101,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--trusted", metavar="RUN:STAGE", help="the arm `trusted`, which may be of another pool"
     )
     rows.add_argument("--oracle", metavar="FILE", help="the arm `oracle`: a list, as of --import")
-    parser.add_argument(
+    add_several(
+        parser,
         "--set",
-        action="append",
-        default=[],
         dest="sets",
         metavar="KEY=VALUE",
         help="a setting of every training; `clipmill stages train.clip` shows them",
@@ -121,10 +125,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--usd-per-hour", type=float, metavar="X", help="of all workers: the estimate says the cost"
     )
     add_executor(parser)
-    parser.add_argument(
+    add_several(
+        parser,
         "--retry",
-        action="append",
-        default=[],
         choices=("crashed",),
         help="try trainings again that ended their worker three times",
     )
@@ -139,10 +142,11 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.bench.board import board
     from clipmill.pipeline.bench.by import by_column, split, with_learnt
     from clipmill.pipeline.bench.estimate import estimated
+    from clipmill.pipeline.bench.power import power_of, stored_results
+    from clipmill.pipeline.bench.power import text as power_text
     from clipmill.pipeline.bench.prepare import SPEC, prepared
     from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
     from clipmill.pipeline.engine.run import run_plan
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.planning.looks import look, refuse_missing
     from clipmill.pipeline.progress import watcher
     from clipmill.pipeline.run_folder.sessions import session
@@ -155,21 +159,8 @@ def run(options: argparse.Namespace) -> int:
     if before is None and options.added:
         problem = "no bench there to add to"
         raise RecipeError(problem, str(out), "leave --add out: name arms as NAME=RUN:STAGE")
-    arguments = Arguments(
-        arms=(*options.arms, *options.added),
-        lists=options.lists,
-        mixes=options.mixes,
-        again=options.again,
-        trusted=options.trusted,
-        oracle=options.oracle,
-        sets=options.sets,
-        scale=options.scale,
-        seeds=options.seeds,
-        tasks=options.tasks,
-        judges=options.judges,
-        hold_out=options.hold_out,
-        hold_in=options.hold_in,
-    )
+    given = {field.name: getattr(options, field.name) for field in fields(Arguments)}
+    arguments = Arguments(**given | {"arms": (*options.arms, *options.added)})
     bench = bench_of(arguments, before, str(out))
     bench = split(bench, options.by) if options.by else bench
     if options.power is not None and bench != before:
@@ -181,7 +172,8 @@ def run(options: argparse.Namespace) -> int:
             with watcher() as watch:
                 ready = prepared(bench, out, workers, watch)
             if options.power is not None:
-                return _power(ready, out, options)
+                points = [points / 100 for points in options.power]
+                return answered(power_of(stored_results(ready, out), points), options, power_text)
             stream = sys.stderr if options.json else sys.stdout
             print(arms_page(ready), file=stream)
             cost = estimated(ready, out, getattr(workers, "workers", None))
@@ -198,21 +190,9 @@ def run(options: argparse.Namespace) -> int:
             bench = with_learnt(ready, outcome.state)
     ranked = by_column(board(ready, outcome.state), ready, outcome.state)
     _put(ranked, out)
-    if options.json:
-        print(json.dumps(as_json(ranked), indent=1))
-    else:
-        print(f"{tables.text(ranked)}\n\n{out}/leaderboard.html")
-    return DONE
-
-
-def _power(ready: "Prepared", out: "Storage", options: argparse.Namespace) -> int:
-    """Prints what more seeds would see."""
-    from clipmill.pipeline.bench.power import power_of, stored_results, text
-    from clipmill.pipeline.ledger.answer import as_json
-
-    power = power_of(stored_results(ready, out), [points / 100 for points in options.power])
-    print(json.dumps(as_json(power), indent=1) if options.json else text(power))
-    return DONE
+    return answered(
+        ranked, options, lambda ranked: f"{tables.text(ranked)}\n\n{out}/leaderboard.html"
+    )
 
 
 def _put(ranked: "Board", out: "Storage") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json
+from clipmill.pipeline.verbs._options import add_json, add_kind
 
 if TYPE_CHECKING:
     from clipmill.metadata.concepts.load import ConceptList
@@ -29,8 +29,7 @@ NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `build` and `show`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    text = "make a list from WordNet, a corpus, page views"
-    build = kinds.add_parser("build", help=text, description=f"{text.capitalize()}.")
+    build = add_kind(kinds, "build", "make a list from WordNet, a corpus, page views")
     build.add_argument("out", metavar="FILE", help="the Parquet file to write: a path or s3://…")
     build.add_argument("--language", metavar="CODE", help="language of all entries, as in `en`")
     build.add_argument("--list", metavar="FILE", help="another list, whose entries come first")
@@ -70,8 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("max-entries", int, "of the list, at most (default: 500000, as published)"),
     ):
         build.add_argument(f"--{name}", type=kind, metavar="N", help=text)
-    text = "what is in a list, and its digest"
-    show = kinds.add_parser("show", help=text, description=f"{text.capitalize()}.")
+    show = add_kind(kinds, "show", "what is in a list, and its digest")
     show.add_argument("list", metavar="FILE", help="ours, or the JSON that MetaCLIP publishes")
     add_json(show)
 

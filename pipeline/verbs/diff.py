@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.terminal import aligned, cut, one_line
-from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_stages
+from clipmill.pipeline.terminal import aligned, cut, one_line, plural
+from clipmill.pipeline.verbs._options import add_json, add_stages, answered
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.diff import Diff, Outcome, Selection
     from clipmill.pipeline.ledger.selection.variants import RunVariants, Tried
+    from clipmill.pipeline.run_folder.freeing import StoredStage
     from clipmill.pipeline.run_folder.variants import Changes
 
 HELP = "variants of a run; rows that one gained and lost, by cause"
@@ -62,8 +62,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the variants or the moves; `--html` writes a page of the moves."""
-    from clipmill.pipeline.ledger.answer import as_json
-
     if options.html and options.after is None:
         do = "give A and B, or leave --html away"
         raise RecipeError("--html without two to compare", "the arguments", do)
@@ -72,9 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if options.before is None and options.run:
         from clipmill.pipeline.ledger.selection.variants import tried
 
-        variants = tried(options.run)
-        print(json.dumps(as_json(variants), indent=1) if options.json else variants_text(variants))
-        return DONE
+        return answered(tried(options.run), options, variants_text)
     if options.after is None:
         raise RecipeError(
             "nothing to compare with", "the arguments", "give A and B, or --run to list variants"
@@ -88,30 +84,29 @@ def run(options: argparse.Namespace) -> int:
         from clipmill.pipeline.report.diff_page import diff_page
 
         options.html.write_text(diff_page(before, after, answer), encoding="utf-8")
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
-    return DONE
+    return answered(answer, options, text)
 
 
 def _freed(options: argparse.Namespace) -> int:
     """Prints what the named variants hold alone; with `--delete` deletes it."""
     from clipmill.metadata.storage import Storage
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.run_folder.freeing import free, held_alone
-    from clipmill.pipeline.run_folder.words import size
 
     if not options.free or not options.run or options.before:
         do = "write: clipmill diff --run RUN --free N [--delete]"
         raise RecipeError("--free takes numbers of variants of a run", "the arguments", do)
     stages = (free if options.delete else held_alone)(Storage(options.run), options.free)
-    if options.json:
-        print(json.dumps([as_json(stage) for stage in stages], indent=1))
-        return DONE
-    lines = [(stage.folder, f"{stage.files:,} files", size(stage.bytes)) for stage in stages]
-    print("\n".join(aligned(lines, [1, 2], indent=2)))
+    return answered(stages, options, lambda stages: _freed_text(stages, options.delete))
+
+
+def _freed_text(stages: "Sequence[StoredStage]", is_deleted: bool) -> str:
+    from clipmill.pipeline.run_folder.words import size
+
+    lines = [(stage.folder, plural(stage.files, "file"), size(stage.bytes)) for stage in stages]
     total = size(sum(stage.bytes for stage in stages))
-    words = "deleted" if options.delete else "held by them alone; --delete deletes it"
-    print(f"{total} in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}: {words}")
-    return DONE
+    words = "deleted" if is_deleted else "held by them alone; --delete deletes it"
+    last = f"{total} in {plural(len(stages), 'stage')}: {words}"
+    return "\n".join([*aligned(lines, [1, 2], indent=2), last])
 
 
 def text(answer: "Diff") -> str:
@@ -152,19 +147,15 @@ def _side(selection: "Selection") -> str:
 
 def _moves(answer: "Diff") -> Iterator[str]:
     """Yields rows gained by their cause in A, lost by their cause in B, and moved by both."""
-    for kind, title in (
-        ("gained", "gained, by what lost them in A"),
-        ("lost", "lost, by what loses them in B"),
-        ("moved", "kept by neither, A's cause -> B's"),
+    for kind, ends, title in (
+        ("gained", ("before",), "gained, by what lost them in A"),
+        ("lost", ("after",), "lost, by what loses them in B"),
+        ("moved", ("before", "after"), "kept by neither, A's cause -> B's"),
     ):
         moves = [move for move in answer.moves if move.kind == kind]
         yield from ("", title) if moves else ()
         for move in moves[:CAUSES]:
-            words = {
-                "gained": outcome_words(move.before),
-                "lost": outcome_words(move.after),
-                "moved": f"{outcome_words(move.before)} -> {outcome_words(move.after)}",
-            }[kind]
+            words = " -> ".join(outcome_words(getattr(move, end)) for end in ends)
             yield f"{move.rows:>10,}  {words}  (why {move.examples[0].uid[:8]})"
         if rest := sum(move.rows for move in moves[CAUSES:]):
             yield f"{rest:>10,}  for {len(moves) - CAUSES} others: --json has them"
@@ -194,13 +185,12 @@ def _groups(answer: "Diff") -> Iterator[str]:
 
 
 def _table(name: str, heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> list[str]:
-    lines = [[f"  {_name(group)}", *(f"{count:,}" for count in counts)] for group, *counts in rows]
+    lines = []
+    for group, *counts in rows:
+        shown = one_line(group)
+        shown = shown if len(shown) <= 31 else f"{shown[:30]}…"
+        lines.append([f"  {shown}", *(f"{count:,}" for count in counts)])
     return aligned([[name, *heads], *lines], range(1, len(heads) + 1))
-
-
-def _name(text: str) -> str:
-    name = one_line(text)
-    return name if len(name) <= 31 else f"{name[:30]}…"
 
 
 # The variants of a folder
@@ -208,8 +198,7 @@ def _name(text: str) -> str:
 
 def variants_text(answer: "RunVariants") -> str:
     """Returns a line for each variant, with its changes below."""
-    count = len(answer.variants)
-    lines = [f"{answer.run}: {count} variant{'' if count == 1 else 's'}; * ran last"]
+    lines = [f"{answer.run}: {plural(len(answer.variants), 'variant')}; * ran last"]
     if answer.working:
         lines.append(f"{answer.working} works there: counts are of what is stored by now")
     lines += [f"recipes/{name} cannot be read" for name in answer.unreadable]

@@ -21,7 +21,7 @@ from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.extras import EXTRAS, install, pip_install
 from clipmill.pipeline.provided import Finding
 from clipmill.pipeline.verbs import DONE, FAILED
-from clipmill.pipeline.verbs._options import add_json, add_stages
+from clipmill.pipeline.verbs._options import add_json, add_several, add_stages
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -42,18 +42,16 @@ LEAST_DISK_GB = 10.0
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments, and those of `doctor tasks`."""
-    parser.add_argument(
+    add_several(
+        parser,
         "--model",
-        action="append",
-        default=[],
         metavar="MODEL",
         help="check that a model loads, or answers, as a recipe names it:"
         " `open_clip:ViT-B-32/openai`, `openai:http://host:8000/v1#qwen`; may be repeated",
     )
-    parser.add_argument(
+    add_several(
+        parser,
         "--onnx",
-        action="append",
-        default=[],
         metavar="FILE",
         help="run a network of an ONNX file: its inputs, outputs, speed, and lines of a recipe",
     )
@@ -74,12 +72,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; returns FAILED if one is bad."""
-    is_tasks = options.subject == "tasks"
-    findings = (
-        _findings_on("tasks", options.folder)
-        if is_tasks
-        else examine(options.model, options.out, options.onnx)
-    )
+    if options.subject == "tasks":
+        findings = _findings_on("tasks", options.folder)
+    else:
+        findings = examine(options.model, options.out, options.onnx)
     print(json.dumps(list(map(asdict, findings)), indent=1) if options.json else text(findings))
     return FAILED if any(finding.verdict == "bad" for finding in findings) else DONE
 

@@ -1,21 +1,16 @@
 """`clipmill evaluate`: evaluates a model on a folder of tasks, without a recipe."""
 
 import argparse
-import contextlib
-import json
 import shlex
 import tempfile
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.terminal import aligned
-from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, executor
-
-if TYPE_CHECKING:
-    from clipmill.pipeline.engine.run import Outcome
+from clipmill.pipeline.verbs import run as runs
+from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, answered, executor
 
 HELP = "what a model can do on a folder of tasks, without a recipe"
 EXAMPLES = """\
@@ -53,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluates all seeds of a model; prints a table, or results.json."""
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.ledger.rows.stored import json_artifacts
     from clipmill.pipeline.planning.looks import look, refuse_missing
     from clipmill.pipeline.planning.plan import make_plan
     from clipmill.pipeline.planning.recipe import Recipe
@@ -62,20 +58,24 @@ def run(options: argparse.Namespace) -> int:
     model = found_model(options.model, options.run)
     setting = {"uses": "evaluate.zero_shot", "model": model, "tasks": options.tasks}
     plan = make_plan(Recipe("evaluate", "clipmill evaluate", 0, {STAGE: setting}))
-    with _folder(options.out) as place, executor(options) as workers:
-        folder = Storage(place)
+    place: AbstractContextManager[str] = nullcontext(options.out)
+    if options.out is None:
+        place = tempfile.TemporaryDirectory(prefix="clipmill-evaluate-")
+    with place as out, executor(options) as workers:
+        folder = Storage(out)
         refuse_missing(plan, look(plan, folder))
         with watcher() as watch, session(folder, plan.recipe.name):
             outcome = run_plan(plan, folder, workers, watch)
         if not outcome.complete:
-            raise _stopped(outcome)
-        (results,) = _results(outcome)
+            do = "mend the cause and run again"
+            raise outcome.stopped.get(STAGE) or StageError(runs.text(outcome), "the evaluation", do)
+        (results,) = json_artifacts(outcome.state.stages[STAGE], "results")
         stored_at = str(outcome.state.stages[STAGE].folder) + "/out" if options.out else ""
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        print(text(results, options.model, options.tasks, stored_at))
-    return DONE
+    return answered(
+        results,
+        options,
+        lambda results: text(results, options.model, options.tasks, stored_at),
+    )
 
 
 def found_model(name: str, run: str | None) -> str:
@@ -101,30 +101,6 @@ def found_model(name: str, run: str | None) -> str:
         do = f"finish it: clipmill status --run {shlex.quote(run)} says how far it is"
         raise StageError(f"'{stage}' is not complete", f"{name} of --run {run}", do)
     return f"checkpoint:{state.stages[stage].folder.uri}"
-
-
-@contextlib.contextmanager
-def _folder(out: str | None) -> Iterator[str]:
-    if out is not None:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="clipmill-evaluate-") as folder:
-        yield folder
-
-
-def _stopped(outcome: "Outcome") -> Exception:
-    """Returns the error of a run that ended early: the stage's own, if there is one."""
-    from clipmill.pipeline.verbs.run import text as why
-
-    error = outcome.stopped.get(STAGE)
-    do = "mend the cause and run again"
-    return error or StageError(why(outcome), "the evaluation", do)
-
-
-def _results(outcome: "Outcome") -> list[dict[str, Any]]:
-    from clipmill.pipeline.ledger.rows.stored import json_artifacts
-
-    return json_artifacts(outcome.state.stages[STAGE], "results")
 
 
 def text(results: dict[str, Any], model: str, tasks: str, stored_at: str) -> str:

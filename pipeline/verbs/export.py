@@ -1,18 +1,18 @@
 """`clipmill export`: writes a stage's rows to a folder."""
 
 import argparse
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import one_line
-from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.terminal import one_line, plural
 from clipmill.pipeline.verbs._options import (
     add_executor,
     add_json,
     add_run,
     add_variant,
+    answered,
     executor,
+    names,
     opened,
 )
 
@@ -51,14 +51,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--columns",
-        type=_names,
+        type=names,
         default=(),
         metavar="A,B,…",
         help="of a table: which, in this order; with pictures: which more",
     )
     parser.add_argument(
         "--captions",
-        type=_names,
+        type=names,
         default=(),
         metavar="A,B,…",
         help="with pictures: lists of captions that leave beside the original, in this order, as"
@@ -74,16 +74,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_executor(parser)
 
 
-def _names(names: str) -> tuple[str, ...]:
-    """Splits names at commas."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())
-
-
 def run(options: argparse.Namespace) -> int:
     """Writes the files; prints how many rows were exported and how many left out."""
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.export import ExportRequest, export
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.dropped import dropped
     from clipmill.pipeline.progress import watcher
 
@@ -102,24 +96,20 @@ def run(options: argparse.Namespace) -> int:
             export(state, replace(request, to=to), place, workers, watch, options.replace)
             for to, place in outs.items()
         ]
-    if options.json:
-        shown = [as_json(answer) for answer in answers]
-        print(json.dumps(shown if len(shown) > 1 else shown[0], indent=1))
-    else:
-        print(*map(text, answers), sep="\n")
-    return DONE
+    if len(answers) == 1:
+        return answered(answers[0], options, text)
+    return answered(answers, options, lambda answers: "\n".join(map(text, answers)))
 
 
 def text(answer: "Exported") -> str:
     """Returns the rows exported and their folder, rows left out, and whether files were written."""
-    files = f"{len(answer.files)} file{'s' if len(answer.files) > 1 else ''}"
-    rows = f"{answer.exported:,} row{'s' if answer.exported > 1 else ''}"
+    from clipmill.pipeline.run_folder.words import size
+
+    rows, files = plural(answer.exported, "row"), plural(len(answer.files), "file")
     stage = f"'{one_line(answer.stage)}'"
     whose = f"of {stage}"
     if answer.dropped is not None:
         whose = f"that {stage} lost for '{one_line(answer.dropped)}'"
-    from clipmill.pipeline.run_folder.words import size
-
     lines = [f"{rows} {whose} in {one_line(answer.out)}  ({files}, {size(answer.bytes)})"]
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
     if left_out and answer.dropped is None:

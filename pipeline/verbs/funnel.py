@@ -1,13 +1,11 @@
 """`clipmill funnel`: counts the pool's rows by stage and reason."""
 
 import argparse
-import json
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import one_line
-from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, answered, opened
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.exports import Export, Subset
@@ -30,14 +28,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.funnel import funnel
 
     state = opened(options)
-    answer = funnel(state)
     roots = {name for name, planned in state.plan.stages.items() if planned.is_root}
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer, roots))
-    return DONE
+    return answered(funnel(state), options, lambda answer: text(answer, roots))
 
 
 def text(funnel: "Funnel", roots: Collection[str]) -> str:

@@ -5,7 +5,7 @@ import json
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_recipe, planned
+from clipmill.pipeline.verbs._options import add_json, add_recipe, planned, run_command
 
 HELP = "check a recipe and show what would run"
 EXAMPLES = """\
@@ -91,6 +91,6 @@ def run(options: argparse.Namespace) -> int:
     elif options.verbose:
         print(_plan_page.text(plan, state, seen))
     else:
-        print(_plan_page.screen(plan, state, seen))
+        print(_plan_page.screen(plan, state, seen, run_command(options, options.until)))
     refuse_missing(plan, seen)
     return DONE

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.extras import missing
 from clipmill.pipeline.terminal import cut
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, check_workers
+from clipmill.pipeline.verbs._options import add_json, add_kind, add_run, answered, check_workers
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.findings.planted import KindRows, Planted
@@ -37,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("photos", "60,000 product photos from a Debian package, a fifth of captions swapped"),
         ("generated", "a tiny drawn pool, with planted faults: no network, no package"),
     ):
-        build = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        build = add_kind(kinds, kind, text)
         build.add_argument(
             "--out", required=True, type=Path, metavar="DIR", help="folder to write the pool to"
         )
@@ -73,14 +72,12 @@ def add(parser: argparse.ArgumentParser) -> None:
             build.add_argument(
                 "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
             )
-    text = "serve a pool's images over loopback HTTP"
-    serve = kinds.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    serve = add_kind(kinds, "serve", "serve a pool's images over loopback HTTP")
     serve.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     serve.add_argument(
         "--port", type=int, metavar="N", help="port to serve at (default: the one its URLs name)"
     )
-    text = "what a run caught of the faults planted in a pool"
-    score = kinds.add_parser("score", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    score = add_kind(kinds, "score", "what a run caught of the faults planted in a pool")
     score.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     add_run(score)
     add_json(score)
@@ -98,7 +95,10 @@ def run(options: argparse.Namespace) -> int:
 
             serve(options.directory, options.port)
         case "score":
-            _score(options)
+            from clipmill.pipeline.ledger.findings.planted import planted
+            from clipmill.pipeline.run_folder.state import latest
+
+            return answered(planted(latest(options.run), options.directory), options, text)
         case "docs":
             _build_docs(options)
         case "photos":
@@ -153,15 +153,6 @@ def _build(options: argparse.Namespace) -> None:
         f" them without a fault; {counts['trusted']:,} trusted pairs\n"
         f"next: clipmill pool serve {shlex.quote(str(options.out))}"
     )
-
-
-def _score(options: argparse.Namespace) -> None:
-    from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.findings.planted import planted
-    from clipmill.pipeline.run_folder.state import latest
-
-    answer = planted(latest(options.run), options.directory)
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
 
 
 def text(planted: "Planted") -> str:

@@ -1,14 +1,13 @@
 """`clipmill recipes`: lists clipmill's recipes, or prints one."""
 
 import argparse
-import json
 import re
 import shutil
 import textwrap
 from pathlib import Path
 
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json
+from clipmill.pipeline.verbs._options import add_json, answered
 
 HELP = "the recipes that come with clipmill; with a name, the text of one"
 EXAMPLES = """\
@@ -34,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
         print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return DONE
     heads = {path.stem: head_of(path) for path in sorted(RECIPES.glob("*.yaml"))}
-    print(json.dumps(heads, indent=1) if options.json else text(heads))
-    return DONE
+    return answered(heads, options, text)
 
 
 def head_of(path: Path) -> dict[str, str]:

@@ -9,8 +9,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from clipmill.metadata.damage import DamagedError
+from clipmill.pipeline.terminal import plural
 from clipmill.pipeline.verbs import DONE, FAILED, status
-from clipmill.pipeline.verbs._options import add_executor, add_recipe, add_retry, executor, planned
+from clipmill.pipeline.verbs._options import (
+    add_executor,
+    add_recipe,
+    add_retry,
+    executor,
+    planned,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +129,7 @@ def run(
                     outcome_json = {**as_json(outcome), "summary": answer_json(answer)}
                     shown = json.dumps(outcome_json, indent=1)
                 else:
-                    shown = page(outcome, answer, _command(options))
+                    shown = page(outcome, answer, _again(options))
                 break
             except DamagedError as damage:
                 stage = heal(plan, folder, damage, healed)
@@ -157,19 +165,12 @@ def code(outcome: "Outcome", answer: "Summary") -> int:
     return DONE if outcome.complete and not answer.empty else FAILED
 
 
-def _command(options: argparse.Namespace) -> str:
+def _again(options: argparse.Namespace) -> str:
     """Returns the command of this run, ready to paste."""
-    words = ["clipmill", "run", options.recipe]
-    for override in options.overrides:
-        words += ["--set", override]
-    words += ["--until", options.until] if options.until else []
-    for folder in options.own_stages:
-        words += ["--stages", folder]
-    words += ["--out", options.out]
-    words += ["--executor", options.executor] if options.executor != "local" else []
+    words = ["--executor", options.executor] if options.executor != "local" else []
     words += ["--address", options.address] if options.address else []
     words += ["--workers", str(options.workers)] if options.workers is not None else []
-    return shlex.join(words)
+    return " ".join(filter(None, [run_command(options, options.until), shlex.join(words)]))
 
 
 def as_json(outcome: "Outcome") -> dict[str, Any]:
@@ -217,11 +218,14 @@ def text(outcome: "Outcome") -> str:
     """Returns that the run is done, or what stopped it and which shards failed."""
     state = outcome.state
     if outcome.complete:
-        stages = f"{len(state.stages)} stage{'s' if len(state.stages) > 1 else ''}"
-        return f"done: {stages} in {state.run}"
-    lines = []
-    for error, names in _stops(outcome).values():
-        lines.append(f"{', '.join(names)}: {error}\n")
+        return f"done: {plural(len(state.stages), 'stage')} in {state.run}"
+    # By error: a full disk stops all stages that run, and is shown once.
+    stops: dict[tuple[str, str], tuple[ClipmillError, list[str]]] = {}
+    for name, error in outcome.stopped.items():
+        if error is not None:
+            problem, _, do = error.args
+            stops.setdefault((problem, do), (error, []))[1].append(name)
+    lines = [f"{', '.join(names)}: {error}\n" for error, names in stops.values()]
     waiting = [
         name
         for name, error in outcome.stopped.items()
@@ -232,13 +236,3 @@ def text(outcome: "Outcome") -> str:
     if failures := status.failures(state):
         lines += [*failures, ""]
     return "\n".join([*lines, "finished shards are kept: mend the cause and run again"])
-
-
-def _stops(outcome: "Outcome") -> "dict[tuple[str, str], tuple[ClipmillError, list[str]]]":
-    """Groups the stopped stages by error: a full disk stops all that run, and is shown once."""
-    stops: dict[tuple[str, str], tuple[ClipmillError, list[str]]] = {}
-    for name, error in outcome.stopped.items():
-        if error is not None:
-            problem, _, do = error.args
-            stops.setdefault((problem, do), (error, []))[1].append(name)
-    return stops

@@ -1,14 +1,21 @@
 """`clipmill show`: shows rows of a stage on the screen, or on a page with pictures."""
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.terminal import aligned, one_line
+from clipmill.pipeline.terminal import aligned, one_line, plural
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_show_unsafe, add_variant, opened
+from clipmill.pipeline.verbs._options import (
+    add_json,
+    add_run,
+    add_show_unsafe,
+    add_variant,
+    answered,
+    names,
+    opened,
+)
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.show import Lines, Show
@@ -52,7 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--desc", action="store_true", help="with --sort: the greatest first")
     parser.add_argument(
         "--columns",
-        type=_names,
+        type=names,
         default=(),
         metavar="A,B,…",
         help="of any stage over these rows: `column` or `stage.column`",
@@ -70,14 +77,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _names(names: str) -> tuple[str, ...]:
-    """Splits names at commas."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())
-
-
 def run(options: argparse.Namespace) -> int:
     """Prints the rows; with `--html` writes a page, too."""
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.show import ShowQuery, show
 
     query = ShowQuery(
@@ -99,12 +100,9 @@ def run(options: argparse.Namespace) -> int:
 
         page, line = show_page(state, answer, what(answer))
         options.html.write_text(page, encoding="utf-8")
-    if options.json:
-        print(json.dumps(as_json(answer), indent=1))
-    else:
-        print(text(answer))
-        if options.html:
-            print(f"\n{line} in {options.html}")
+    answered(answer, options, text)
+    if options.html and not options.json:
+        print(f"\n{line} in {options.html}")
     return DONE
 
 
@@ -134,7 +132,7 @@ def what(answer: "Show") -> str:
     if any(group.cut for group in answer.groups):
         return f"rows of '{answer.stage}'{where} nearest to its thresholds"
     (group,) = answer.groups
-    shown, rows = len(group.lines), f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    shown, rows = len(group.lines), plural(group.rows, "row")
     how = [f"{shown:,} of them"] if shown < group.rows else []
     if answer.sort:
         how.append(f"the {'greatest' if answer.is_descending else 'least'} {answer.sort} first")
@@ -154,7 +152,7 @@ def count_of(group: "Lines") -> str:
     assert group.cut
     if not group.lines:
         return "no row"
-    rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    rows = plural(group.rows, "row")
     return rows if len(group.lines) == group.rows else f"the nearest {len(group.lines):,} of {rows}"
 
 

@@ -1,13 +1,18 @@
 """`clipmill sweep`: counts what a select stage would keep at other thresholds."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import aligned, one_line
-from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_show_unsafe, add_variant, opened
+from clipmill.pipeline.verbs._options import (
+    add_json,
+    add_run,
+    add_show_unsafe,
+    add_variant,
+    answered,
+    opened,
+)
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.sweep import Sweep
@@ -40,7 +45,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the rows kept at every value; with `--html` writes a page."""
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.sweep import sweep
     from clipmill.pipeline.report.sweep_page import sweep_page
 
@@ -49,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
     answer = sweep(state, options.stage, options.vary)
     if options.html:
         options.html.write_text(sweep_page(state, answer), encoding="utf-8")
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
-    return DONE
+    return answered(answer, options, text)
 
 
 def text(sweep: "Sweep") -> str:

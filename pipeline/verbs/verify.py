@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from clipmill.pipeline.terminal import plural
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs import run as run_verb
 from clipmill.pipeline.verbs._options import add_executor, add_json, add_run, executor
@@ -81,8 +82,8 @@ def text(stages: "list[Checked]") -> str:
     lines = []
     for checked in stages:
         verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
-        files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
-        lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
+        files = f"{plural(checked.files, 'file')}, {checked.size_bytes:,} bytes"
+        lines.append(f"{checked.folder}  {files}: {verdict}")
         lines += [f"  {damage.name}: {damage.found}" for damage in checked.damaged]
     count = sum(checked.files for checked in stages)
     damaged = sum(len(checked.damaged) for checked in stages)

@@ -1,14 +1,13 @@
 """`clipmill why`: shows why samples were kept or lost, and what every stage stored for them."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import cut, one_line
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, answered, opened
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.rows.captions import Texts
@@ -46,17 +45,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the outcome of each sample; as JSON one object, or a list for several samples."""
-    from clipmill.pipeline.ledger.answer import as_json
     from clipmill.pipeline.ledger.selection.why import whys
 
     answers = whys(opened(options), options.samples)
     if options.json:
-        several = as_json(answers)
-        print(json.dumps(several if len(several) > 1 else several[0], indent=1))
-    else:
-        print("\n\n".join(text(answer, options.verbose) for answer in answers))
-        if not options.verbose:
-            print("\n-v shows all that every stage stored")
+        return answered(answers if len(answers) > 1 else answers[0], options, str)
+    print("\n\n".join(text(answer, options.verbose) for answer in answers))
+    if not options.verbose:
+        print("\n-v shows all that every stage stored")
     return DONE
 
 

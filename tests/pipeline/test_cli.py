@@ -389,6 +389,9 @@ def test_commands_to_paste_hold_paths_with_spaces(clipmill, tmp_path):
     assert f"clipmill run '{recipe}' --out run" in clipmill(recipe).err
     assert f"clipmill init '{data}' makes" in clipmill("plan", data).err
     assert f"next: clipmill run '{recipe}' --out run" in clipmill("plan", recipe).out
+    given = ("--until", "pool", "--stages", recipe.parent)
+    command = f"next: clipmill run '{recipe}' --until pool --stages {recipe.parent} --out run\n"
+    assert clipmill("plan", recipe, *given).out.endswith(command)
     told = clipmill("plan", recipe, "--set", "seed=3", "--set", f"pool.path={data}").out
     assert f"run '{recipe}' --set seed=3 --set 'pool.path={data}' --out run" in told
     assert f"--out '{tmp_path}/my pool'" in clipmill("pool", "serve", tmp_path / "my pool").err
