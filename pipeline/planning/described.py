@@ -7,7 +7,7 @@ import ast
 import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from types import UnionType
 from typing import Any
@@ -154,7 +154,7 @@ def _example(cls: type[Stage]) -> dict[str, Any]:
 def sample(cls: type[Stage]) -> Stage:
     """Makes a stage with the settings of its example; raises RecipeError if they do not suffice."""
     hints = typing.get_type_hints(cls)
-    required = [field.name for field in settings_fields(cls) if _default(field) is MISSING]
+    required = [field.name for field in settings_fields(cls) if default_of(field) is MISSING]
     values = {name: PLACEHOLDERS.get(hints[name], name) for name in required}
     try:
         stage: Stage = msgspec.convert({**values, **example_of(cls)}, cls)
@@ -208,7 +208,7 @@ def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
     kinds, meanings = setting_types(cls), comments_of(cls)
     for field in settings_fields(cls):
         hint = hints[field.name]
-        default = _default(field)
+        default = default_of(field)
         yield Setting(
             name=f"{above}{field.name}",
             type=_type(hint),
@@ -222,7 +222,8 @@ def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
             yield from _settings(nested, f"{above}{field.name}.")
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Returns a setting's default; MISSING if it has none."""
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
@@ -264,12 +265,9 @@ def _range(kind: types.Type) -> str:
     return ""
 
 
-def _mappings(hint: Any) -> Iterator[type[Any]]:
-    """Yields the dataclasses that a value or its items may be, each once."""
-    seen: dict[type[Any], None] = {}
+def _mappings(hint: Any) -> Iterable[type[Any]]:
+    """Returns the dataclasses that a value or its items may be, each once."""
+    kinds: list[Any] = []
     for part in _parts(hint):
-        inner = typing.get_args(part) if typing.get_origin(part) in (tuple, list) else (part,)
-        for cls in inner:
-            if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-                seen[cls] = None
-    yield from seen
+        kinds += typing.get_args(part) if typing.get_origin(part) in (tuple, list) else (part,)
+    return dict.fromkeys(filter(dataclasses.is_dataclass, kinds))

@@ -12,6 +12,8 @@ from clipmill.metadata.schema import UID
 from clipmill.pipeline import own_code
 from clipmill.pipeline.engine import environments
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.described import default_of
+from clipmill.pipeline.planning.edges import FOLDERS
 from clipmill.pipeline.planning.elsewhere import SCHEME
 from clipmill.pipeline.planning.looks import Seen
 from clipmill.pipeline.planning.plan import Plan
@@ -92,8 +94,8 @@ def _reads(planned: PlannedStage) -> str:
     parts = [f"from {', '.join(planned.parents)}"] if planned.parents else []
     parts += [f"data {data}"] if (data := _data_of(planned)) else []
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
-    others = ("model", "start", "centroids", "targets", "only")
-    parts += [f"{edge} {stage}" for edge in others if (stage := getattr(planned, edge))]
+    others = ((edge, getattr(planned, edge)) for edge in (*FOLDERS, "only"))
+    parts += [f"{edge} {stage}" for edge, stage in others if stage]
     return ", ".join(parts)
 
 
@@ -109,39 +111,31 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         entry = _stage_json(plan, planned, state, seen)
         done = f"  [{entry['done']}]" if "done" in entry else ""
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
-        if source := _source(seen.get(planned.name)):
-            lines.append(f"  source    {source}")
-        for edge in ("from", "data", "rows", "model", "start", "centroids", "targets", "only"):
-            if entry.get(edge):
-                value = entry[edge]
-                lines.append(
-                    f"  {edge:<9} {', '.join(value) if isinstance(value, list) else value}"
-                )
-        settings = ", ".join(
-            f"{key}: {one_line(as_yaml(value))}"
-            for key, value in entry["settings"].items()
-            if value != _default(planned, key)
-        )
-        if settings:
-            lines.append(f"  settings  {settings}")
-        if entry["reads"]:
-            lines.append(f"  reads     {', '.join(entry['reads'])}")
-        if entry["writes"]:
-            lines.append(f"  writes    {', '.join(entry['writes'])}")
-        if "candidates" in entry:
-            expected = [f"{n:.1e} of {int(k):,} rows" for k, n in entry["candidates"].items()]
-            lines.append(f"  compares  pairs: {', '.join(expected)}")
-        if "note" in entry:
-            lines.append(f"  note      {entry['note']}")
+        defaults = {f.name: plain(default_of(f)) for f in settings_fields(planned.stage)}
+        settings = {
+            key: value for key, value in entry["settings"].items() if value != defaults[key]
+        }
+        pairs = (f"{n:.1e} of {int(k):,} rows" for k, n in entry.get("candidates", {}).items())
+        compared = ", ".join(pairs)
         needs = entry["resources"]
         gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
-        for other in entry.get("environments", []):
-            lines.append(f"  python    {_python(other)}")
-        lines.append(
-            f"  needs     {needs['cpus']} CPU{gpus}, {needs['memory_gb']} GB a worker;"
-            f" {planned.stage.determinism}; folder {planned.folder}"
-        )
-        lines.append("")
+        rows = [
+            ("source", _source(seen.get(planned.name))),
+            ("from", ", ".join(entry["from"])),
+            *((edge, entry[edge]) for edge in ("data", "rows", *FOLDERS, "only")),
+            ("settings", ", ".join(f"{k}: {one_line(as_yaml(v))}" for k, v in settings.items())),
+            ("reads", ", ".join(entry["reads"])),
+            ("writes", ", ".join(entry["writes"])),
+            ("compares", compared and f"pairs: {compared}"),
+            ("note", entry.get("note")),
+            *(("python", _python(other)) for other in entry.get("environments", [])),
+            (
+                "needs",
+                f"{needs['cpus']} CPU{gpus}, {needs['memory_gb']} GB a worker;"
+                f" {planned.stage.determinism}; folder {planned.folder}",
+            ),
+        ]
+        lines += [*(f"  {label:<9} {value}" for label, value in rows if value), ""]
     lines += [f"own code: {file} (SHA-256 {digest})" for file, digest in _own(plan).items()]
     lines += [f"note: {note}" for note in _folder_notes(state)]
     return "\n".join(lines).rstrip()
@@ -157,12 +151,6 @@ def as_yaml(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _default(planned: PlannedStage, key: str) -> Any:
-    (field,) = (field for field in settings_fields(planned.stage) if field.name == key)
-    factory = field.default_factory
-    return plain(field.default if factory is dataclasses.MISSING else factory())
-
-
 def _stage_json(
     plan: Plan, planned: PlannedStage, state: RunState | None, seen: Mapping[str, Seen]
 ) -> dict[str, Any]:
@@ -175,11 +163,7 @@ def _stage_json(
         "from": list(planned.parents),
         "data": _data_of(planned),
         "rows": planned.kept_by,
-        "model": planned.model,
-        "start": planned.start,
-        "centroids": planned.centroids,
-        "targets": planned.targets,
-        "only": planned.only,
+        **{edge: getattr(planned, edge) for edge in (*FOLDERS, "only")},
         "settings": {
             field.name: plain(getattr(stage, field.name)) for field in settings_fields(stage)
         },
@@ -204,13 +188,11 @@ def _stage_json(
             }
             for environment in stage.environments
         ]
-    note = _note(plan, planned)
-    if note:
+    if note := _note(plan, planned):
         entry["note"] = note
     if (source := seen.get(planned.name)) and source.files is not None:
-        entry["source"] = {
-            name: getattr(source, name) for name in ("files", "bytes", "rows", "shards")
-        }
+        sizes = ("files", "bytes", "rows", "shards")
+        entry["source"] = {name: getattr(source, name) for name in sizes}
     if state is not None:
         entry["done"] = summary(state.stages[planned.name])
     return entry

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.terminal import one_line, plural
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.summary import Ending, Lost, Summary
@@ -24,8 +24,18 @@ def text(
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
     sections += [["", *scored.splitlines(), ""]] if scored else []
-    sections += [_texts(summary), _written(summary), _warnings(summary), _notes(summary)]
-    sections += [_next(summary, again, is_complete, sets)]
+    titled = {
+        "texts": [f"  {one_line(texts.sentence)}" for texts in summary.texts if texts.lost],
+        "written": _written(summary),
+        "warnings": _warnings(summary),
+        "notes": [  # never cut
+            f"  {stage}: {' '.join(note.split())}"
+            for stage, notes in summary.notes.items()
+            for note in notes
+        ],
+        "next": _next(summary, again, is_complete, sets),
+    }
+    sections += [[title, *lines] for title, lines in titled.items() if lines]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
 
@@ -38,7 +48,7 @@ def nothing(summary: "Summary") -> str:
     for ending in summary.endings:
         if ending.lost and not ending.kept:
             first = ending.lost[0]
-            why = f"{_cause(first)} took {first.rows:,}"
+            why = f"{first.stage}: {one_line(first.reason)} took {first.rows:,}"
             lines.append(f"0 of {ending.rows:,} rows kept by '{ending.stage}': {why}")
             lines.append(f"  do:    {_advice(first, summary)}")
     for export in summary.exports:
@@ -55,10 +65,6 @@ def _advice(lost: "Lost", summary: "Summary") -> str:
     return f"if that is not meant, change '{lost.stage}' in the recipe"
 
 
-def _cause(lost: "Lost") -> str:
-    return f"{lost.stage}: {one_line(lost.reason)}"
-
-
 def _ending(ending: "Ending", is_long: bool) -> list[str]:
     """Returns the rows kept, and the causes of the others unless the page is too long."""
     share = f"{ending.kept / ending.rows:.1%}"
@@ -66,18 +72,12 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
     if not ending.lost or is_long:
         return [head]
     shown = ending.lost[: SHOWN if len(ending.lost) > SHOWN + 1 else None]
-    rows = [(lost.rows, _cause(lost)) for lost in shown]
+    rows = [(lost.rows, f"{lost.stage}: {one_line(lost.reason)}") for lost in shown]
     if rest := ending.lost[len(shown) :]:
         rows.append((sum(lost.rows for lost in rest), f"{len(rest)} other causes"))
     first = "lost first to" if ending.is_first else "lost to"
     table = [f"  {count:>11,} {count / ending.rows:>6.1%}  {cause}" for count, cause in rows]
     return [f"{head}; {first}", *table]
-
-
-def _texts(summary: "Summary") -> list[str]:
-    """Returns a line for each stage that lost texts."""
-    lines = [f"  {one_line(texts.sentence)}" for texts in summary.texts if texts.lost]
-    return ["texts", *lines] if lines else []
 
 
 def _written(summary: "Summary") -> list[str]:
@@ -89,7 +89,7 @@ def _written(summary: "Summary") -> list[str]:
         files = f"{export.files} files, {size(export.bytes)}"
         lines.append(f"  {export.stage}: {rows}{files} in {_near(export.folder)}")
     lines += [f"  report: {_near(summary.report)}"] if summary.report else []
-    return ["written", *lines] if lines else []
+    return lines
 
 
 def _warnings(summary: "Summary") -> list[str]:
@@ -103,20 +103,12 @@ def _warnings(summary: "Summary") -> list[str]:
             f" reasons that may be temporary: {named}"
         )
     for stage, count in summary.set_aside.items():
-        lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")
+        lines.append(f"  {stage}: {plural(count, 'shard')} failed")
     lines += [f"  --retry {reason}: no row ever failed for it" for reason in summary.never]
     for number, again in summary.stale:
-        lines += [
-            f"  variant {number} is stale: it shares rows that were tried again. Run",
-            f"  {again}",
-        ]
-    return ["warnings", *lines] if lines else []
-
-
-def _notes(summary: "Summary") -> list[str]:
-    each = [(stage, note) for stage, notes in summary.notes.items() for note in notes]
-    lines = [f"  {stage}: {' '.join(note.split())}" for stage, note in each]  # never cut
-    return ["notes", *lines] if lines else []
+        lines.append(f"  variant {number} is stale: it shares rows that were tried again. Run")
+        lines.append(f"  {again}")
+    return lines
 
 
 def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]) -> list[str]:
@@ -132,10 +124,10 @@ def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]
     more = "".join(f" {word}" for word in sets) or retries
     lines = [f"  {again}{more}"] if retries or not is_complete else []
     if not is_complete:
-        return ["next", *lines, f"  clipmill status --run {run}"]
+        return [*lines, f"  clipmill status --run {run}"]
     if not summary.report:
         lines.append(f"  clipmill report --run {run}")
-    return ["next", *lines, f"  clipmill funnel --run {run}"]
+    return [*lines, f"  clipmill funnel --run {run}"]
 
 
 def _near(path: str) -> str:
