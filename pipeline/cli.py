@@ -16,8 +16,9 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.keys import redacted
@@ -25,35 +26,8 @@ from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from clipmill.pipeline.extras import hide_pandas, install, missing
 from clipmill.pipeline.terminal import guard
-from clipmill.pipeline.verbs import (
-    DONE,
-    FAILED,
-    WRONG,
-    Verb,
-    bench,
-    concepts,
-    curate,
-    diff,
-    doctor,
-    evaluate,
-    explore,
-    export,
-    funnel,
-    init,
-    plan,
-    pool,
-    recipes,
-    report,
-    run,
-    show,
-    stages,
-    status,
-    submit,
-    sweep,
-    verify,
-    why,
-)
-from clipmill.pipeline.verbs._options import fork_workers
+from clipmill.pipeline.verbs import DONE, FAILED, WRONG, Verb
+from clipmill.pipeline.verbs._options import add_kind, fork_workers
 from clipmill.pipeline.verbs._own_data import one_data
 from clipmill.pipeline.verbs._signals import exit_code
 
@@ -64,19 +38,26 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
     IsADirectoryError: ("a folder, where a file is meant", "name a file or delete that folder"),
     PermissionError: ("a place that may not be read or written", "name another, or get its rights"),
 }
-VERBS: tuple[Verb, ...] = (
-    *(init, curate, recipes, stages),
-    *(plan, run, submit, status, verify),
-    *(funnel, why, show, sweep, explore, diff, report, evaluate),
-    *(export, bench),
-    *(pool, concepts, doctor),
-)
-TITLES = {  # headings in the help, by the first verb below
-    "init": "start",
-    "plan": "run a recipe",
-    "funnel": "ask what came out",
-    "export": "take it out",
-    "pool": "a pool to try it on, and tools",
+GROUPS = {  # headings of the help, and the verbs below, each a file of verbs/
+    "start": ("init", "curate", "recipes", "stages"),
+    "run a recipe": ("plan", "run", "submit", "status", "verify"),
+    "ask what came out": (
+        "funnel",
+        "why",
+        "show",
+        "sweep",
+        "explore",
+        "diff",
+        "report",
+        "evaluate",
+    ),
+    "take it out": ("export", "bench"),
+    "a pool to try it on, and tools": ("pool", "concepts", "doctor"),
+}
+VERBS: dict[str, Verb] = {
+    name: cast(Verb, import_module(f"clipmill.pipeline.verbs.{name}"))
+    for names in GROUPS.values()
+    for name in names
 }
 MESSAGES = (  # argparse's message, and ours
     ("the following arguments are required: (.*)", "missing: {}"),
@@ -105,15 +86,21 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], is_alone: bool = False) -> int:
     guard()
     try:
-        _check_text(arguments)
+        try:
+            "".join(arguments).encode()
+        except UnicodeEncodeError:
+            do = "rename that file"
+            raise RecipeError("bytes that are no UTF-8", "the arguments", do) from None
         parser = _parser()
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
-            if options.verb in (init, curate):
+            if options.verb in ("init", "curate"):
                 one_data(options.data, unknown, options.parser.prog)
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if options.version:
-            print(f"clipmill {_version()}")
+            from importlib.metadata import version
+
+            print(f"clipmill {version('clipmill')}")
             return DONE
         if options.completion:
             print(_completion(options.completion))
@@ -129,10 +116,10 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
             own_code.add(folder)
         if is_alone:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers have limits of their own
-            if options.verb in (run, curate):
+            if options.verb in ("run", "curate"):
                 fork_workers(options)
             hide_pandas()
-        code = int(options.verb.run(options))
+        code = VERBS[options.verb].run(options)
         sys.stdout.flush()  # here a closed pipe is no error
         return code
     except RecipeError as error:
@@ -165,13 +152,6 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
         return _say(shown, WRONG if is_wrong else FAILED)
 
 
-def _check_text(arguments: list[str]) -> None:
-    try:
-        "".join(arguments).encode()
-    except UnicodeEncodeError:
-        raise RecipeError("bytes that are no UTF-8", "the arguments", "rename that file") from None
-
-
 class _Parser(argparse.ArgumentParser):
     """The parser of the command and each verb; help ends in examples, errors say what to do."""
 
@@ -186,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
-        every = (line for verb in VERBS for line in verb.EXAMPLES.splitlines())
+        every = (line for verb in VERBS.values() for line in verb.EXAMPLES.splitlines())
         examples = [line for line in every if line.startswith(f"{self.prog} ")]
         if " " in self.prog and examples:
             self.epilog = "\n  ".join(["examples:", *examples])
@@ -218,9 +198,8 @@ class _Parser(argparse.ArgumentParser):
 @functools.cache  # for a process that runs several commands
 def _parser() -> _Parser:
     lines = ["From a raw pool of image-text pairs to a training set for CLIP."]
-    for verb in VERBS:
-        lines += ["", f"{TITLES[_name(verb)]}:"] if _name(verb) in TITLES else []
-        lines.append(f"  {_name(verb):<9} {verb.HELP}")
+    for title, names in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<9} {VERBS[name].HELP}" for name in names)]
     parser = _Parser(
         prog="clipmill",
         usage="clipmill VERB …",
@@ -235,11 +214,10 @@ def _parser() -> _Parser:
     )
     verbs = parser.add_subparsers(metavar="VERB", prog="clipmill", help=argparse.SUPPRESS)
     parser.set_defaults(verb=None)
-    for verb in VERBS:
-        title = f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
-        subparser = verbs.add_parser(_name(verb), description=title, help=verb.HELP)
+    for name, verb in VERBS.items():
+        subparser = add_kind(verbs, name, verb.HELP)
         verb.add(subparser)
-        subparser.set_defaults(verb=verb)
+        subparser.set_defaults(verb=name)
     return parser
 
 
@@ -251,16 +229,6 @@ def _completion(shell: str) -> str:
     for action in parser._actions:  # the help lists verbs by itself, and hides argparse's list
         action.help = "verb" if isinstance(action, argparse._SubParsersAction) else action.help
     return str(shtab.complete(parser, shell))
-
-
-def _name(verb: Verb) -> str:
-    return verb.__name__.rpartition(".")[2]
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("clipmill")
 
 
 def _say(error: Any, code: int) -> int:

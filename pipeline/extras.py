@@ -103,17 +103,13 @@ def install(module: str) -> str:
 
 
 def pip_install(what: str) -> str:
-    """Returns the command that installs a requirement for this Python."""
-    return f"{_python()} -m pip install '{what}'"
+    """Returns the command that installs a requirement for this Python, as a path from here."""
+    relative = os.path.relpath(sys.executable)
+    python = sys.executable if relative.startswith("..") else relative
+    return f"{shlex.quote(python)} -m pip install '{what}'"
 
 
 def missing(module: str | None, where: str) -> RecipeError:
     """Returns the error for a package that is not installed."""
     top = (module or "").partition(".")[0]
     return RecipeError(f"the package '{top}' is not installed", where, install(top) or "install it")
-
-
-def _python() -> str:
-    """Returns this Python as a command; a relative path if it lies below the working folder."""
-    relative = os.path.relpath(sys.executable)
-    return shlex.quote(sys.executable if relative.startswith("..") else relative)

@@ -19,8 +19,9 @@ from clipmill.pipeline.provided import Budget as Budget
 from clipmill.pipeline.provided import Environment as Environment
 from clipmill.pipeline.provided import Finding as Finding
 from clipmill.pipeline.provided import Helper as Helper
-from clipmill.pipeline.provided import LocalBudget, Remembered, StartHelper, ignored, only_in_a_run
+from clipmill.pipeline.provided import LocalBudget, Remembered, StartHelper, only_in_a_run
 from clipmill.pipeline.provided import Usage as Usage
+from clipmill.pipeline.provided import ignored as ignored
 from clipmill.pipeline.verdicts import Conditions as Conditions
 from clipmill.pipeline.verdicts import Parts as Parts
 from clipmill.pipeline.verdicts import Selects as Selects
@@ -79,18 +80,6 @@ class Resources:
     memory_gb: float = 2
 
 
-def unpinned(what: str, sha256: str) -> None:
-    """Does nothing: outside a run there is no earlier digest to compare with."""
-
-
-def uncounted() -> None:
-    """Does nothing: outside a run no rows are counted."""
-
-
-def untold(done: float, all: float, what: str = "", **values: float) -> None:
-    """Does nothing: outside a run no progress is shown."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """The surroundings of a stage's function: seed and recipe name for its random draws, device,
@@ -114,9 +103,9 @@ class Worker:
     scratch: Path
     model: str | None = None
     centroids: str | None = None
-    pin: Callable[[str, str], None] = unpinned
-    tell: Callable[..., None] = untold
-    row_done: Callable[[], None] = uncounted
+    pin: Callable[[str, str], None] = ignored
+    tell: Callable[..., None] = ignored
+    row_done: Callable[[], None] = ignored
     answers: Answers = field(default_factory=Remembered)
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget
     took: Callable[[Usage], None] = ignored

@@ -14,7 +14,7 @@ from clipmill.pipeline.executors.telling import reporting
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import Answers, Budget, LocalBudget, Remembered, Usage, ignored
 from clipmill.pipeline.run_folder.pins import pin
-from clipmill.pipeline.stage import Environment, Worker, uncounted, unpinned, untold
+from clipmill.pipeline.stage import Environment, Worker
 
 VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # the part of a requirement after its name
 
@@ -26,8 +26,8 @@ def worker_of(
     folder: Storage | None = None,
     model: Storage | None = None,
     centroids: Storage | None = None,
-    tell: Callable[..., None] = untold,
-    row_done: Callable[[], None] = uncounted,
+    tell: Callable[..., None] = ignored,
+    row_done: Callable[[], None] = ignored,
     answers: Answers | None = None,
     budget: Callable[[Mapping[str, float]], Budget] = LocalBudget,
     took: Callable[[Usage], None] = ignored,
@@ -48,7 +48,7 @@ def worker_of(
         scratch=scratch,
         model=model.uri if model else None,
         centroids=centroids.uri if centroids else None,
-        pin=partial(pin, folder, planned.name) if folder else unpinned,
+        pin=partial(pin, folder, planned.name) if folder else ignored,
         tell=tell,
         row_done=row_done,
         answers=answers if answers and is_recorded else Remembered(),

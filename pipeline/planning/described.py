@@ -21,10 +21,9 @@ from clipmill.metadata.schema import UID, Column
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_code import File, parsed
 from clipmill.pipeline.planning.bindings import columns_of
-from clipmill.pipeline.planning.comments import comments_of
 from clipmill.pipeline.planning.recipe import value_of
 from clipmill.pipeline.planning.settings import stage_class
-from clipmill.pipeline.planning.takes import range_of, setting_types
+from clipmill.pipeline.planning.takes import comments_of, range_of, setting_types
 from clipmill.pipeline.stage import (
     DatasetStage,
     Resources,

@@ -31,7 +31,10 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
         "rows": [keys["rows"]] if "rows" in keys and "data" in edges_taken(stage) else [],
         "only": [keys["only"]] if "only" in keys else [],
     }
-    edges |= {edge: _stage_named(keys.get(edge)) for edge in FOLDERS}
+    for edge in FOLDERS:
+        setting = keys.get(edge)
+        is_stage = isinstance(setting, str) and setting.startswith("stage:")
+        edges[edge] = [str(setting).removeprefix("stage:")] if is_stage else []
     for edge, targets in edges.items():
         for target in targets:
             if not isinstance(target, str) or target not in recipe.stages:
@@ -41,12 +44,6 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
                     do=did_you_mean(str(target), recipe.stages, "the recipe has"),
                 )
     return edges
-
-
-def _stage_named(setting: object) -> list[str]:
-    """Returns the stage named by a setting `stage:NAME`; empty for other settings."""
-    is_stage = isinstance(setting, str) and setting.startswith("stage:")
-    return [str(setting).removeprefix("stage:")] if is_stage else []
 
 
 def check_edges(draft: Draft, name: str, stage: Stage, edges: dict[str, list[str]]) -> None:

@@ -107,7 +107,10 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     for name in order:
         planned[name] = _planned(draft, name, settings[name])
     if any(stage.stage.bounds for stage in planned.values()):
-        _check_thresholds(planned)
+        thresholds = ((stage, each) for stage in planned.values() for each in thresholds_of(stage))
+        for stage, threshold in thresholds:
+            if not threshold.is_size:
+                check_threshold(planned, stage, threshold.column, threshold.value)
     _check_clusters(planned)
     plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
     if until is None:
@@ -256,13 +259,6 @@ def _check_clusters(planned: Mapping[str, PlannedStage]) -> None:
                     f"{stage.where}, key `centroids`",
                     f'write centroids: "stage:{source}", or read {stage.centroids}.{read}',
                 )
-
-
-def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
-    for stage in planned.values():
-        for threshold in thresholds_of(stage):
-            if not threshold.is_size:
-                check_threshold(planned, stage, threshold.column, threshold.value)
 
 
 def check_retry(plan: Plan, reasons: Sequence[str]) -> None:

@@ -11,10 +11,9 @@ import msgspec
 from clipmill.metadata.schema import Column
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
-from clipmill.pipeline.planning.comments import comments_of
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.planning.remembered import stand_in
-from clipmill.pipeline.planning.takes import at_path, in_words
+from clipmill.pipeline.planning.takes import at_path, comments_of, in_words
 from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from clipmill.pipeline.terminal import cut
 
@@ -62,35 +61,24 @@ def stage_class(uses: str, where: str) -> type[Stage]:
             f"{len(classes)} stage classes in {module_name}", where, "one file holds one stage"
         )
     (cls,) = classes
+    shown = f"{module_name}.{cls.__name__}"
     if "__dataclass_params__" not in vars(cls):
-        raise RecipeError(
-            f"{module_name}.{cls.__name__} is no dataclass of its own",
-            where,
-            "write @dataclass(frozen=True, kw_only=True) above it",
-        )
+        do = "write @dataclass(frozen=True, kw_only=True) above it"
+        raise RecipeError(f"{shown} is no dataclass of its own", where, do)
     for name in TUPLES:
         value = getattr(cls, name)
         if isinstance(value, str | Column):  # a comma was forgotten
-            shown = f"the column '{value.name}'" if isinstance(value, Column) else repr(value)
-            raise RecipeError(
-                f"{module_name}.{cls.__name__} has {name} = {shown}",
-                where,
-                f"write a tuple, even of one: {name} = (…,)",
-            )
+            value = f"the column '{value.name}'" if isinstance(value, Column) else repr(value)
+            do = f"write a tuple, even of one: {name} = (…,)"
+            raise RecipeError(f"{shown} has {name} = {value}", where, do)
     missing = [name for name in ("version", "determinism") if not hasattr(cls, name)]
     missing += sorted(cls.__abstractmethods__)
     if missing:
-        raise RecipeError(
-            f"{module_name}.{cls.__name__} declares no {' and no '.join(missing)}",
-            where,
-            'write version = 1, determinism = "exact", "close" or "recorded", and open or run',
-        )
+        do = 'write version = 1, determinism = "exact", "close" or "recorded", and open or run'
+        raise RecipeError(f"{shown} declares no {' and no '.join(missing)}", where, do)
     if cls.determinism not in typing.get_args(Determinism):
-        raise RecipeError(
-            f"{module_name}.{cls.__name__} has determinism = {cls.determinism!r}",
-            where,
-            f"write one of: {', '.join(typing.get_args(Determinism))}",
-        )
+        do = f"write one of: {', '.join(typing.get_args(Determinism))}"
+        raise RecipeError(f"{shown} has determinism = {cls.determinism!r}", where, do)
     return cls
 
 
@@ -104,13 +92,11 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         )
     if stated := recipe.remembered.get(name):  # declared in a run folder: no code is loaded
         engine_keys = (*ENGINE_KEYS, "rows") if "data" in stated.takes else ENGINE_KEYS
-        return stand_in(
-            stated, {key: value for key, value in keys.items() if key not in engine_keys}
-        )
+        return stand_in(stated, {key: keys[key] for key in keys if key not in engine_keys})
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
     engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS
-    settings = {key: value for key, value in keys.items() if key not in engine_keys}
+    settings = {key: keys[key] for key in keys if key not in engine_keys}
     for key in settings:
         if key not in known:
             raise RecipeError(

@@ -12,7 +12,6 @@ DONE, FAILED, WRONG = 0, 1, 2
 class Verb(Protocol):
     """The members of each file here; the file's name is the verb."""
 
-    __name__: str
     HELP: str
     EXAMPLES: str  # whole commands, one a line
 

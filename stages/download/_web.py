@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from clipmill.metadata.schema import LISTED
-from clipmill.pipeline.stage import uncounted
+from clipmill.pipeline.stage import ignored
 from clipmill.stages.download._rows import Answer, allowed, reason_of
 
 AGENT = "clipmill"
@@ -109,7 +109,7 @@ class Client:
     async def fetch_all(
         self,
         urls: list[str],
-        done: Callable[[], None] = uncounted,
+        done: Callable[[], None] = ignored,
         about: Sequence[tuple[Any, ...]] | None = None,
     ) -> list[Answer]:
         """Returns the answer of every URL, in order; `keep` turns a body into `kept`, in a thread.

@@ -22,8 +22,8 @@ from clipmill.pipeline.stage import (
     RowStage,
     StreamFunction,
     Worker,
+    ignored,
     location,
-    uncounted,
 )
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Form, Limits
@@ -191,7 +191,7 @@ def seeds_of(batch: pa.Table, worker: Worker, prompt: str) -> list[int]:
 
 
 async def all_of(
-    waiting: Iterable[Coroutine[Any, Any, T]], done: Callable[[], None] = uncounted
+    waiting: Iterable[Coroutine[Any, Any, T]], done: Callable[[], None] = ignored
 ) -> list[T]:
     """Awaits all concurrently and returns their results; if one fails, cancels the others.
 
