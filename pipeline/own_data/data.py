@@ -1,8 +1,10 @@
-"""A description of a user's data, with the ingest stage and settings that read them."""
+"""A description of a user's data, with the ingest stage that reads them; the open question."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from clipmill.pipeline.errors import RecipeError
 
 FEWEST, MOST, SHARDS = 100, 10_000, 64  # rows of a shard, and the wanted number of shards
 
@@ -35,3 +37,13 @@ class Data:
 def shard_rows(rows: int) -> int:
     """Returns rows per shard for about 64 shards, which keep all workers busy."""
     return min(MOST, max(FEWEST, -(-rows // SHARDS)))
+
+
+class UnsureError(RecipeError):
+    """An open question: `ask` names it (`caption`); `candidates` maps answers to examples."""
+
+    def __init__(self, ask: str, candidates: Mapping[str, str], where: str, do: str) -> None:
+        named = ", ".join(f"{name} ({text})" if text else name for name, text in candidates.items())
+        super().__init__(f"{len(candidates)} may be the {ask}: {named}", where, do)
+        self.ask = ask
+        self.candidates = dict(candidates)

@@ -14,7 +14,7 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import install
-from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.own_data.data import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")

@@ -15,7 +15,7 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data import folders
-from clipmill.pipeline.own_data.data import Data, shard_rows
+from clipmill.pipeline.own_data.data import Data, UnsureError, shard_rows
 from clipmill.pipeline.own_data.layouts import (
     PICTURES,
     TARS,
@@ -39,7 +39,6 @@ from clipmill.pipeline.own_data.roles import (
     roles_of,
 )
 from clipmill.pipeline.own_data.sample import Sample, form_sample, parquet_sample, text_sample
-from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.settings import stage_class
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
@@ -47,6 +46,7 @@ DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 TRIED, FOLDERS = 16, 64  # tables beside pictures, and folders near a table, most
 NAMED, FEW = 100, 8  # values that are looked for as pictures: by their names, as files
+TEXT_ROLES = ("uid", "width", "height")  # that `ingest.url_list` takes beside link and caption
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # a stage's default by suffix
 NAMES = {
     **{".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".json": "JSON"},
@@ -251,22 +251,12 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
     is_parquet = layout.kind == ".parquet"
     is_named = roles.image is not None and not is_image(sample.table[roles.image])
     names, form = _form(layout, sample, roles) if sample.is_text else ({}, {})
-    columns_by_key = {
-        "image_col": roles.image,
-        "url_col": roles.url,
-        "caption_col": roles.caption,
-        "uid_col": roles.uid,
-        "width_col": roles.width,
-        "height_col": roles.height,
-        "sha256_col": roles.sha256,
-        "image_embedding_col": roles.image_embedding,
-        "text_embedding_col": roles.text_embedding,
-    }
+    columns = roles.named()
     width = None
     for name in (roles.image_embedding, roles.text_embedding):
         if name:
             width = next((len(vector) for vector in sample.table[name] if vector.is_valid), width)
-    settings = form | {key: names.get(name, name) for key, name in columns_by_key.items() if name}
+    settings = form | {f"{role}_col": names.get(name, name) for role, name in columns.items()}
     notes = _splits(layout) + (() if roles.image else private_links(sample.table[roles.url]))
     has_bytes = roles.image is not None and not is_named
     if has_bytes and roles.sha256 and not _agree(sample.table, str(roles.image), roles.sha256):
@@ -291,7 +281,7 @@ def _rows(layout: Layout, sample: Sample, roles: Roles) -> Data:
         settings=settings | {"shard_rows": shard_rows(sample.rows)},
         rows=sample.rows,
         is_exact=sample.is_exact,
-        columns=_columns(roles),
+        columns=roles.shown(),
         scores=roles.scores,
         is_linked=roles.image is None,
         has_captions=roles.caption is not None,
@@ -311,8 +301,8 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     is_list = is_csv and len(sample.table.column_names) == 1
     settings["url_col"] = names[roles.url]
     settings["caption_col"] = names[roles.caption] if roles.caption else None
-    more = {"uid_col": roles.uid, "width_col": roles.width, "height_col": roles.height}
-    settings |= {key: names[name] for key, name in more.items() if name}
+    more = {role: name for role, name in roles.named().items() if role in TEXT_ROLES}
+    settings |= {f"{role}_col": names[name] for role, name in more.items()}
     if roles.scores:
         settings["extra"] = {names[name]: "double" for name in roles.scores}
     holds = "links" + (" and captions" if roles.caption else ", no captions")
@@ -325,7 +315,7 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
         settings=settings | {"shard_rows": shard_rows(sample.rows)},
         rows=sample.rows,
         is_exact=sample.is_exact,
-        columns=_columns(roles),
+        columns=roles.shown(),
         scores=tuple(names[name] for name in roles.scores),
         is_linked=True,
         has_captions=roles.caption is not None,
@@ -394,23 +384,6 @@ def _agree(table: pa.Table, image: str, sha256: str) -> bool:
         if body and row[sha256]:
             return hashlib.sha256(body).hexdigest() == str(row[sha256]).lower()
     return True
-
-
-def _columns(roles: Roles) -> dict[str, str]:
-    """Returns role to column, as shown to the user."""
-    by_role = {
-        "image": roles.image,
-        "url": roles.url,
-        "caption": roles.caption,
-        "uid": roles.uid,
-        "sha256": roles.sha256,
-        "width": roles.width,
-        "height": roles.height,
-        "image embedding": roles.image_embedding,
-        "text embedding": roles.text_embedding,
-        "scores": ", ".join(roles.scores),
-    }
-    return {role: name for role, name in by_role.items() if name}
 
 
 def _files(layout: Layout) -> str:

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 
 import pyarrow as pa
@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.schema import ANSWERERS, CAPTION_FIELDS, TURNS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.layouts import PICTURES
-from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.terminal import one_line
 
 NAMES = {  # in lower case, letters and digits only
@@ -59,16 +59,25 @@ LEAST_WIDTH = 16  # shortest list that counts as an embedding
 class Roles:
     """The column of each role, or None."""
 
+    image: str | None
     url: str | None
     caption: str | None
-    image: str | None
     uid: str | None
     sha256: str | None
     width: str | None
     height: str | None
-    scores: tuple[str, ...]
     image_embedding: str | None
     text_embedding: str | None
+    scores: tuple[str, ...]
+
+    def named(self) -> dict[str, str]:
+        """Returns role to column, without scores."""
+        return {role: name for role, name in asdict(self).items() if name and role != "scores"}
+
+    def shown(self) -> dict[str, str]:
+        """Returns role to column, as shown to the user."""
+        shown = {role.replace("_", " "): name for role, name in self.named().items()}
+        return shown | ({"scores": ", ".join(self.scores)} if self.scores else {})
 
 
 def roles_of(

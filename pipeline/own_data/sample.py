@@ -20,9 +20,9 @@ from clipmill.metadata.globs import FoundFile
 from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.layouts import PACKED
 from clipmill.pipeline.own_data.roles import PATH
-from clipmill.pipeline.own_data.unsure import UnsureError
 from clipmill.pipeline.planning.settings import stage_class
 
 ROWS = 1000

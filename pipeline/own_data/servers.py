@@ -10,7 +10,7 @@ from http.client import HTTPException
 from typing import Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.own_data.data import UnsureError
 
 AUTO = "auto"
 PORTS = {"ollama": 11434, "vllm": 8000, "llama-server": 8080}  # where they listen by default

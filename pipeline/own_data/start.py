@@ -2,20 +2,27 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+import pyarrow as pa
+
+from clipmill.metadata.schema import IMAGE, REASON, TEXT, UID, Derived
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
-from clipmill.pipeline.own_data.data import Data
+from clipmill.pipeline.own_data.data import Data, UnsureError
 from clipmill.pipeline.own_data.look import look_at
-from clipmill.pipeline.own_data.preview import Preview, preview
 from clipmill.pipeline.own_data.recipe import Wish, starter
 from clipmill.pipeline.own_data.servers import captioner
-from clipmill.pipeline.own_data.unsure import UnsureError
-from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.stage import DatasetStage, RowFunction, RowStage, Worker
 
+LOOKED_AT = 1000  # rows without pictures
+PICTURES = 100  # rows with pictures, which are decoded
+NO_CAPTION = "no caption"
 SCORES = "--score COLUMN (a column of numbers), --model MODEL, or --trusted DATA (pairs that fit)"
 
 
@@ -35,6 +42,18 @@ class Request:
     to: tuple[str, ...] = ("parquet",)
     folder: str = "."  # of the recipe
     moving: frozenset[str] = frozenset()  # paths that are kept relative to it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """The first rows, with uid and reason, and why some cannot be used."""
+
+    rows: pa.Table
+    unusable: dict[str, int]  # first cause to rows
+
+    @property
+    def looked_at(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +78,7 @@ def start(request: Request, made_by: str, run_as: str) -> Start:
     recipe.path = "the recipe for it"  # shown in errors: the file is gone
     plan = make_plan(recipe)
     try:
-        rows = preview(plan, data.has_captions)
+        rows = preview_of(plan, data.has_captions)
     except ClipmillError as error:  # of a stage; here the data are an argument
         raise RecipeError(*error.args) from None
     paths = data.path, _beside(data.path, request.folder)
@@ -138,3 +157,38 @@ def _trusted(path: str) -> Data:
     if not data.has_captions:
         raise RecipeError("trusted data without captions", path, "give pairs: a caption each")
     return data
+
+
+def preview_of(plan: Plan, has_captions: bool) -> Preview:
+    """Reads the first rows of a starter recipe's pool as a run does; ClipmillError if it cannot."""
+    pool = plan.stages["pool"].stage
+    assert isinstance(pool, DatasetStage)
+    has_pictures = any(column.name == IMAGE.name for column in pool.writes)
+    rows = pool.head(PICTURES if has_pictures else LOOKED_AT)
+    causes = rows[REASON.name].cast(pa.string()).to_pylist()
+    if has_captions:
+        texts = rows[TEXT.name].to_pylist()
+        causes = [
+            cause or (None if text and text.strip() else NO_CAPTION)
+            for cause, text in zip(causes, texts, strict=True)
+        ]
+    if has_pictures and len(rows):
+        broken = _reasons(plan, "look", rows)
+        causes = [cause or reason for cause, reason in zip(causes, broken, strict=True)]
+    return Preview(rows=rows, unusable=dict(Counter(cause for cause in causes if cause)))
+
+
+def _reasons(plan: Plan, name: str, rows: pa.Table) -> list[str | None]:
+    """Returns the reason that a row stage gives for each row."""
+    stage = plan.stages[name].stage
+    assert isinstance(stage, RowStage)
+    batch = {UID.name: rows[UID.name]}
+    for column in stage.reads:
+        assert not isinstance(column, str)
+        values = rows[column.source.name] if isinstance(column, Derived) else rows[column.name]
+        batch[column.name] = column.derive(values) if isinstance(column, Derived) else values
+    place = Worker(seed=plan.seed, stage=name, device="cpu", threads=1, scratch=Path())
+    function = cast(RowFunction, stage.open(place))  # it does not stream
+    answer = function(pa.table(batch))
+    reasons: list[str | None] = answer[REASON.name].cast(pa.string()).to_pylist()
+    return reasons

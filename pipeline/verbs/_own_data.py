@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.terminal import aligned
+from clipmill.pipeline.terminal import aligned, plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clipmill.pipeline.own_data.preview import Preview
-    from clipmill.pipeline.own_data.start import Start
-    from clipmill.pipeline.own_data.unsure import UnsureError
+    from clipmill.pipeline.own_data.data import UnsureError
+    from clipmill.pipeline.own_data.start import Preview, Start
 
 ROLES = {
     "url": "links",
@@ -110,8 +109,8 @@ def started(
 
     `recipe` is the file that will hold it.
     """
+    from clipmill.pipeline.own_data.data import UnsureError
     from clipmill.pipeline.own_data.start import Request, start
-    from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
     while True:
@@ -157,7 +156,7 @@ def page(start: "Start", path: str, overrides: Sequence[str] = ()) -> str:
     """
     data = start.data
     about = "" if data.is_exact else "about "
-    rows = "rows are counted as they are read" if data.rows is None else _rows(data.rows)
+    rows = "rows are counted as they are read" if data.rows is None else plural(data.rows, "row")
     lines = [path, f"  {'is':<16} {data.what}, {about}{rows}"]
     lines += [f"  {role:<16} {name}" for role, name in data.columns.items()]
     if data.aside:
@@ -187,7 +186,7 @@ def refuse_unusable(start: "Start", path: str) -> None:
 def _usable(preview: "Preview", rows: int | None) -> str:
     """Returns in words how many sampled rows can be used, and why others cannot."""
     sampled = preview.looked_at
-    which = f"{'all' if rows == sampled else 'the first'} {_rows(sampled)}"
+    which = f"{'all' if rows == sampled else 'the first'} {plural(sampled, 'row')}"
     if not preview.unusable:
         return f"{which} can be used" if sampled else "no rows"
     causes = ", ".join(
@@ -196,10 +195,6 @@ def _usable(preview: "Preview", rows: int | None) -> str:
     )
     fine = sampled - sum(preview.unusable.values())
     return f"of {which}, {fine:,} can be used: {causes}"
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
 def _table(rows: "pa.Table", scores: tuple[str, ...]) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 import webdataset
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.start import Request, Start, start
-from clipmill.pipeline.own_data.unsure import UnsureError
 
 LINKS = [f"https://a.test/{i}.jpg" for i in range(60)]
 

@@ -14,9 +14,8 @@ import pytest
 
 from clipmill.metadata.globs import files_of
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.own_data.data import Data, shard_rows
+from clipmill.pipeline.own_data.data import Data, UnsureError, shard_rows
 from clipmill.pipeline.own_data.look import look_at
-from clipmill.pipeline.own_data.unsure import UnsureError
 
 ROWS = "url,text\n" + "".join(f"https://a.test/{i}.jpg,a red shoe {i}\n" for i in range(3))
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.roles import roles_of
-from clipmill.pipeline.own_data.unsure import UnsureError
 
 LINKS = ["https://a.test/1.jpg", "https://a.test/2.jpg", None]
 TEXTS = ["a red shoe", "two blue chairs", None]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.own_data import servers
+from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.servers import AUTO, captioner
-from clipmill.pipeline.own_data.unsure import UnsureError
 from tests.text_server import TextServer
 
 
