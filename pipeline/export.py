@@ -153,11 +153,9 @@ def _run_and_copy(
     left = {reason: count for reason, count in left.items() if count}
     if not exported:
         why = ", ".join(f"{count:,} {reason}" for reason, count in left.items())
-        raise StageError(
-            f"no row to export: of {rows:,} rows {why or 'none is left'}",
-            f"stage '{stage}'",
-            "clipmill funnel --run … shows where the rows went",
-        )
+        where = f"stage '{stage}'"
+        do = "clipmill funnel --run … shows where the rows went"
+        raise StageError(f"no row to export: of {rows:,} rows {why or 'none is left'}", where, do)
     files = [name for name in outputs.names if not is_places(name)]
     return Exported(
         stage=stage,
@@ -239,11 +237,9 @@ def _stage(state: RunState, stage: str | None) -> str:
         ends = [name for name in selects if name not in built_on]
         if len(ends) == 1:
             return ends[0]
-        raise RecipeError(
-            f"{len(ends)} select stages end this recipe" if ends else "no select stage",
-            "the arguments",
-            f"say which rows leave: --stage {' or '.join(ends or with_rows)}",
-        )
+        found = f"{len(ends)} select stages end this recipe" if ends else "no select stage"
+        do = f"say which rows leave: --stage {' or '.join(ends or with_rows)}"
+        raise RecipeError(found, "the arguments", do)
     if stage not in stages:
         do = did_you_mean(stage, selects + with_rows, "stages with rows")
         raise RecipeError(f"no stage '{stage}'", "--stage", do)
@@ -301,11 +297,9 @@ def _check_columns(plan: Plan, stage: str, request: ExportRequest) -> None:
     """Raises RecipeError for columns that the format or the stage does not have."""
     visible = list(_visible(plan, stage))
     if request.to in PICTURES and IMAGE.name not in visible:
-        raise RecipeError(
-            f"--to {request.to} needs pictures, and '{stage}' stands before there are any",
-            "the arguments",
-            "--to csv, jsonl and uid_list need none; else name a later stage",
-        )
+        found = f"--to {request.to} needs pictures, and '{stage}' stands before there are any"
+        do = "--to csv, jsonl and uid_list need none; else name a later stage"
+        raise RecipeError(found, "the arguments", do)
     if request.to == "map":
         _check_map(stage, visible, request)
     if request.columns and request.to == "uid_list":
@@ -316,11 +310,8 @@ def _check_columns(plan: Plan, stage: str, request: ExportRequest) -> None:
         table = (
             f"; in a table, --columns {','.join(request.captions)}" if request.to in TABLES else ""
         )
-        raise RecipeError(
-            f"an export to {request.to} has no texts of a row",
-            "--captions",
-            f"those to {', '.join(TEXTS)} have{table}",
-        )
+        do = f"those to {', '.join(TEXTS)} have{table}"
+        raise RecipeError(f"an export to {request.to} has no texts of a row", "--captions", do)
     for column in request.captions:
         if column not in visible:
             lists = [name for name in visible if name.endswith((".captions", ".texts"))]
@@ -347,11 +338,8 @@ def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
                 " shows",
             )
     if request.dropped is not None:
-        raise RecipeError(
-            "a map holds the rows that are dropped too: its column `kept` is false there",
-            "--dropped",
-            "leave it out",
-        )
+        found = "a map holds the rows that are dropped too: its column `kept` is false there"
+        raise RecipeError(found, "--dropped", "leave it out")
 
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:
@@ -368,8 +356,5 @@ def check_done(state: RunState, planned: PlannedStage) -> None:
     for need in planned.needs:
         stage = state.stages[need]
         if not stage.complete:
-            raise RecipeError(
-                f"stage '{need}' is not done: {summary(stage)}",
-                str(state.run),
-                "run the recipe to its end first",
-            )
+            do = "run the recipe to its end first"
+            raise RecipeError(f"stage '{need}' is not done: {summary(stage)}", str(state.run), do)

@@ -339,8 +339,5 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _unreadable(storage: Storage, file: FoundFile, error: Exception) -> RecipeError:
-    return RecipeError(
-        f"a file that cannot be read: {error}",
-        f"{storage}/{file.name}",
-        "put the whole file in its place, or leave it out",
-    )
+    do = "put the whole file in its place, or leave it out"
+    return RecipeError(f"a file that cannot be read: {error}", f"{storage}/{file.name}", do)

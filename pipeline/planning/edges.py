@@ -80,17 +80,12 @@ def check_edges(draft: Draft, name: str, stage: Stage, edges: dict[str, list[str
         keys = [KEYS[kind] for kind in choices if kind in KEYS]
         present = [key for key, *_ in keys if edges[key] or (key == "data" and elsewhere)]
         if keys and not present:
-            raise RecipeError(
-                f"{uses} needs {' or '.join(what for _, what, _ in keys)}",
-                recipe.where(name),
-                f"write {' or '.join(do for *_, do in keys)}",
-            )
+            where = recipe.where(name)
+            do = f"write {' or '.join(do for *_, do in keys)}"
+            raise RecipeError(f"{uses} needs {' or '.join(what for _, what, _ in keys)}", where, do)
         if len(present) > 1:
-            raise RecipeError(
-                f"{uses} takes `{'` or `'.join(present)}`, and both are given",
-                recipe.where(name, present[-1]),
-                "leave one of them out",
-            )
+            found = f"{uses} takes `{'` or `'.join(present)}`, and both are given"
+            raise RecipeError(found, recipe.where(name, present[-1]), "leave one of them out")
     for edge in ("only", "rows"):
         for target in edges[edge]:
             if not planned[target].is_select:
@@ -106,20 +101,15 @@ def check_edges(draft: Draft, name: str, stage: Stage, edges: dict[str, list[str
             else "put `only` on the row stages before it",
         )
     if edges["rows"] and "subset" in recipe.stages[name]:
-        raise RecipeError(
-            "`rows` and `subset` both say which rows of `data` are read",
-            recipe.where(name, "subset"),
-            "leave one of them out",
-        )
+        found = "`rows` and `subset` both say which rows of `data` are read"
+        raise RecipeError(found, recipe.where(name, "subset"), "leave one of them out")
     for select in edges["rows"]:
         if elsewhere:
             raise _strange_rows(recipe, name, select)
         if not edges["data"]:
-            raise RecipeError(
-                f"`rows` says which rows of `data` are read, and {uses} has none",
-                recipe.where(name, "rows"),
-                f"write `from: {select}`, or name an export as `data`",
-            )
+            found = f"`rows` says which rows of `data` are read, and {uses} has none"
+            do = f"write `from: {select}`, or name an export as `data`"
+            raise RecipeError(found, recipe.where(name, "rows"), do)
         _check_roots(draft, name, planned[select], edges["data"][0])
 
 
@@ -142,11 +132,8 @@ def _check_roots(draft: Draft, name: str, select: PlannedStage, export: str) -> 
     if data.elsewhere is not None:
         raise _strange_rows(recipe, name, select.name)
     if not data.root:
-        raise RecipeError(
-            f"'{export}' ({planned[export].uses}) holds no rows of a pool",
-            recipe.where(name, "rows"),
-            "name an export as `data`",
-        )
+        found = f"'{export}' ({planned[export].uses}) holds no rows of a pool"
+        raise RecipeError(found, recipe.where(name, "rows"), "name an export as `data`")
     if select.root != data.root:
         raise RecipeError(
             f"'{select.name}' selects rows of '{select.root}', and '{export}' holds rows of"

@@ -78,11 +78,9 @@ def refuse_missing(plan: Plan, seen: Mapping[str, Seen]) -> None:
         least, most = planned.stage.least_rows, _most_rows(plan, seen, planned)
         if least and most is not None and least[1] > most:
             key, wanted = least
-            raise RecipeError(
-                f"'{planned.name}' wants {wanted:,} rows, and there are {most:,} at most",
-                plan.recipe.where_said(planned.name, f"key `{key}`"),
-                f"lower `{key}`, or give more rows",
-            )
+            found = f"'{planned.name}' wants {wanted:,} rows, and there are {most:,} at most"
+            do = f"lower `{key}`, or give more rows"
+            raise RecipeError(found, plan.recipe.where_said(planned.name, f"key `{key}`"), do)
 
 
 def _most_rows(plan: Plan, seen: Mapping[str, Seen], planned: PlannedStage) -> int | None:

@@ -254,11 +254,9 @@ def _check_clusters(planned: Mapping[str, PlannedStage]) -> None:
         clusters = {column.name for column in columns if column.names == "cluster"}
         for read, (source, _) in stage.bindings[0].items():
             if read in clusters and source != stage.centroids:
-                raise RecipeError(
-                    f"'{read}' is of '{source}', and the centroids are of '{stage.centroids}'",
-                    f"{stage.where}, key `centroids`",
-                    f'write centroids: "stage:{source}", or read {stage.centroids}.{read}',
-                )
+                found = f"'{read}' is of '{source}', and the centroids are of '{stage.centroids}'"
+                do = f'write centroids: "stage:{source}", or read {stage.centroids}.{read}'
+                raise RecipeError(found, f"{stage.where}, key `centroids`", do)
 
 
 def check_retry(plan: Plan, reasons: Sequence[str]) -> None:

@@ -202,23 +202,16 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     )
     for stage, keys in stages.items():
         if not NAME.fullmatch(stage):  # it names a folder, and is part of `stage.column`
-            raise RecipeError(
-                f"'{stage}' as a stage's name",
-                recipe.where(stage),
-                "use letters, digits, _ and -, a letter first",
-            )
+            do = "use letters, digits, _ and -, a letter first"
+            raise RecipeError(f"'{stage}' as a stage's name", recipe.where(stage), do)
         if len(stage) > LONGEST_NAME:
-            raise RecipeError(
-                f"a stage's name of {len(stage):,} characters",
-                f"{path}:{recipe.lines[stage,]}",
-                f"use {LONGEST_NAME} at most: it names a folder",
-            )
+            where = f"{path}:{recipe.lines[stage,]}"
+            do = f"use {LONGEST_NAME} at most: it names a folder"
+            raise RecipeError(f"a stage's name of {len(stage):,} characters", where, do)
         if not isinstance(keys, dict):
-            raise RecipeError(
-                f"a stage is a mapping, found {cut(repr(keys))}",
-                recipe.where(stage),
-                f"write `{stage}: {{uses: kind.name, from: …}}`",
-            )
+            where = recipe.where(stage)
+            do = f"write `{stage}: {{uses: kind.name, from: …}}`"
+            raise RecipeError(f"a stage is a mapping, found {cut(repr(keys))}", where, do)
         for key in ("path", "pictures"):
             place = keys.get(key)
             if isinstance(place, str) and place.split("/")[0] in (".", ".."):

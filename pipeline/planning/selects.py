@@ -115,8 +115,6 @@ def _answering(planned: PlannedStage, method: str) -> Iterator[None]:
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise RecipeError(
-            f"`{method}` of {planned.uses} failed: {type(error).__name__}: {error}",
-            f"{planned.where}, {Path(last.filename).name}:{last.lineno}",
-            "mend the stage's file",
-        ) from error
+        found = f"`{method}` of {planned.uses} failed: {type(error).__name__}: {error}"
+        where = f"{planned.where}, {Path(last.filename).name}:{last.lineno}"
+        raise RecipeError(found, where, "mend the stage's file") from error

@@ -117,11 +117,8 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
     kinds = typing.get_args(Artifact)
     for kind, file in stage.artifacts:
         if kind not in kinds:
-            raise RecipeError(
-                f"{uses} declares {file} to hold {kind!r}",
-                recipe.where(name),
-                f"declare one of: {', '.join(kinds)}",
-            )
+            do = f"declare one of: {', '.join(kinds)}"
+            raise RecipeError(f"{uses} declares {file} to hold {kind!r}", recipe.where(name), do)
     return stage
 
 

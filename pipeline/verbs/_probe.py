@@ -59,11 +59,9 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     if lacking:
         name, lacks = next(iter(lacking.items()))
         are = "is" if len(lacks) == 1 else "are"
-        raise RecipeError(
-            f"no rows to probe '{name}' with: {', '.join(lacks)} {are} not complete",
-            plan.stages[name].where,
-            "; ".join(run_command(options, need) for need in _last(plan, lacks)),
-        )
+        found = f"no rows to probe '{name}' with: {', '.join(lacks)} {are} not complete"
+        do = "; ".join(run_command(options, need) for need in _last(plan, lacks))
+        raise RecipeError(found, plan.stages[name].where, do)
     return DONE
 
 
