@@ -141,12 +141,8 @@ async def _reached(address: str) -> AsyncIterator[Head]:
 # A job that was sent
 
 
-def find(address: str, out: str) -> Job:
+async def find(address: str, out: str) -> Job:
     """Returns the last job that was sent for a run folder; RecipeError if there is none."""
-    return asyncio.run(_find(address, out))
-
-
-async def _find(address: str, out: str) -> Job:
     async with _reached(address) as head:
         path = local_path(out)  # where all of a cluster is this machine, it has the whole path
         names = {out, os.path.abspath(path.expanduser())} if path is not None else {out}
@@ -192,12 +188,8 @@ async def _ask(job: Job, path: str, method: str = "GET") -> Any:
         return await head.fetch(path, method)
 
 
-def follow(job: Job) -> int:
+async def follow(job: Job) -> int:
     """Prints the job's output until it ends; returns the exit code of its run."""
-    return asyncio.run(_follow(job))
-
-
-async def _follow(job: Job) -> int:
     printed, heard_s = 0, time.monotonic()
     async with opened(job.address) as head:
         while True:

@@ -112,15 +112,12 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
     block, is_whole, encoding = _first_block(storage, files[0])
     where = f"{storage}/{files[0].name}"
     is_csv = not suffix.startswith((".json", ".ndjson"))
-    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block)}
-    table = form.pop("table")
-    if is_csv and is_whole and len(files) == 1:
-        rows, is_exact = form.pop("parsed"), True
-    else:
+    table, parsed, form = _csv_form(block, suffix, where) if is_csv else (_json_table(block), 0, {})
+    rows, is_exact = parsed, True
+    if not (is_csv and is_whole and len(files) == 1):
         lines, is_exact = _count(storage, files, max(1, block.count("\n")) / max(1, len(block)))
-        rows = max(0, lines - len(files) * (is_csv and form["has_header"]))
-        # Quoted fields may hold line ends.
-        is_exact = is_exact and not (form.pop("parsed", 0) and '"' in block)
+        rows = max(0, lines - len(files) * form.get("has_header", False))
+        is_exact = is_exact and not (parsed and '"' in block)  # quoted fields may hold line ends
     return Sample(
         table=_plain(table.slice(0, ROWS)),
         rows=rows,
@@ -164,8 +161,8 @@ def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | No
         raise RecipeError(found, where, do) from None
 
 
-def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
-    """Guesses delimiter, header and quotes; returns them with the parsed rows."""
+def _csv_form(text: str, suffix: str, where: str) -> tuple[pa.Table, int, dict[str, Any]]:
+    """Returns rows, their number with those that fit no table, and delimiter, header, quotes."""
     head = text[:HEAD]
     delimiter = _delimiter(head, suffix, where)
     is_quoted = delimiter == "," or _is_quoted(text, delimiter or "\0")
@@ -189,13 +186,8 @@ def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
             invalid_row_handler=skip,
         )
         table = _read_csv(text, options, names, has_header, where)
-    return {
-        "table": table,
-        "parsed": len(table) + len(skipped),
-        "delimiter": delimiter,
-        "has_header": has_header,
-        "is_quoted": is_quoted,
-    }
+    form = {"delimiter": delimiter, "has_header": has_header, "is_quoted": is_quoted}
+    return table, len(table) + len(skipped), form
 
 
 def _rows(text: str, delimiter: str, is_quoted: bool) -> list[list[str]]:

@@ -109,7 +109,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_show_unsafe(parser: argparse.ArgumentParser) -> None:
-    """Adds `--show-unsafe`."""
+    """Adds `--show-unsafe`, read by `opened`."""
     parser.add_argument(
         "--show-unsafe",
         action="store_true",
@@ -118,7 +118,8 @@ def add_show_unsafe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
-    """Adds `--variant N`, read by `opened`."""
+    """Adds `--run URI`, `--stages` and `--variant N`, read by `opened`."""
+    add_run(parser)
     parser.add_argument(
         "--variant",
         type=int,
@@ -131,7 +132,9 @@ def opened(options: argparse.Namespace) -> "RunState":
     """Opens the run folder of `--run` with its last recipe, or that of `--variant`."""
     from clipmill.pipeline.run_folder.state import latest
 
-    return latest(options.run, options.variant)
+    state = latest(options.run, options.variant)
+    state.show_unsafe = getattr(options, "show_unsafe", False)
+    return state
 
 
 def run_command(options: argparse.Namespace, until: str | None) -> str:

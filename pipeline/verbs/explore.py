@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_run, add_show_unsafe, add_variant, beside
+from clipmill.pipeline.verbs._options import add_show_unsafe, add_variant, beside
 from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 HELP = "look at a run in a browser: pictures, filters, thresholds to drag"
@@ -17,7 +17,6 @@ clipmill explore --run run --port 8899   # as ssh -L forwards it
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_run(parser)
     add_variant(parser)
     add_show_unsafe(parser)
     parser.add_argument(

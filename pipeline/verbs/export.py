@@ -8,7 +8,6 @@ from clipmill.pipeline.terminal import one_line, plural
 from clipmill.pipeline.verbs._options import (
     add_executor,
     add_json,
-    add_run,
     add_variant,
     answered,
     executor,
@@ -30,7 +29,6 @@ clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_run(parser)
     add_variant(parser)
     parser.add_argument(
         "--to",

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import one_line
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, answered, opened
+from clipmill.pipeline.verbs._options import add_json, add_variant, answered, opened
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.selection.exports import Export, Subset
@@ -21,7 +21,6 @@ clipmill funnel --run run --json
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_run(parser)
     add_variant(parser)
     add_json(parser)
 

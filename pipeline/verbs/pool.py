@@ -99,60 +99,45 @@ def run(options: argparse.Namespace) -> int:
             from clipmill.pipeline.run_folder.state import latest
 
             return answered(planted(latest(options.run), options.directory), options, text)
-        case "docs":
-            _build_docs(options)
-        case "photos":
-            _check_extra(options.kind)
-            from clipmill.pipeline.pools.photos import build_photos
-
-            counts = build_photos(options.out)
-            print(
-                f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata,"
-                f" {counts['good']:,} of them without a fault; {counts['tasks']:,} test pictures"
-            )
         case _:
             _build(options)
     return DONE
 
 
-def _build_docs(options: argparse.Namespace) -> None:
-    _check_extra(options.kind)
-    from clipmill.pipeline.pools.docs import build_docs
-
-    counts = build_docs(options.out, port=options.port)
-    for name, reason in counts["missing"].items():
-        print(f"left out: {name}: {reason}", file=sys.stderr)
-    print(
-        f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['held_out']:,}"
-        f" of other packages in {options.out}/held_out/metadata\n"
-        f"next: clipmill pool serve {shlex.quote(str(options.out))}"
-    )
-
-
-def _check_extra(kind: str) -> None:
+def _build(options: argparse.Namespace) -> None:
     for module in ("resvg_py", "fontpkg_noto_sans"):
         if importlib.util.find_spec(module) is None:
-            raise missing(module, f"clipmill pool {kind}, which needs it")
+            raise missing(module, f"clipmill pool {options.kind}, which needs it")
+    out, then = options.out, f"\nnext: clipmill pool serve {shlex.quote(str(options.out))}"
+    if options.kind == "docs":
+        from clipmill.pipeline.pools.docs import build_docs
 
+        counts = build_docs(out, port=options.port)
+        for name, reason in counts["missing"].items():
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+        held_out = f"{counts['held_out']:,} of other packages in {out}/held_out/metadata"
+        print(f"{out}: {counts['rows']:,} rows in {out}/metadata, {held_out}{then}")
+        return
+    if options.kind == "photos":  # has no URLs to serve
+        from clipmill.pipeline.pools.photos import build_photos
 
-def _build(options: argparse.Namespace) -> None:
-    _check_extra(options.kind)
-    from clipmill.pipeline.pools.build import build_pool
+        counts, then = build_photos(out), ""
+        more = f"{counts['tasks']:,} test pictures"
+    else:
+        from clipmill.pipeline.pools.build import build_pool
 
-    counts = build_pool(
-        options.kind,
-        options.out,
-        seed=options.seed,
-        workers=options.workers,
-        port=options.port,
-        rows=getattr(options, "rows", None),
-        overlaid=options.overlaid,
-    )
-    print(
-        f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['good']:,} of"
-        f" them without a fault; {counts['trusted']:,} trusted pairs\n"
-        f"next: clipmill pool serve {shlex.quote(str(options.out))}"
-    )
+        counts = build_pool(
+            options.kind,
+            out,
+            seed=options.seed,
+            workers=options.workers,
+            port=options.port,
+            rows=getattr(options, "rows", None),
+            overlaid=options.overlaid,
+        )
+        more = f"{counts['trusted']:,} trusted pairs"
+    good = f"{counts['good']:,} of them without a fault"
+    print(f"{out}: {counts['rows']:,} rows in {out}/metadata, {good}; {more}{then}")
 
 
 def text(planted: "Planted") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import aligned
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_run, add_show_unsafe, add_variant, beside, opened
+from clipmill.pipeline.verbs._options import add_show_unsafe, add_variant, beside, opened
 
 if TYPE_CHECKING:
     from clipmill.metadata.stats import Estimate
@@ -23,7 +23,6 @@ clipmill report --run run --baseline raw   # other arms against `raw`
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_run(parser)
     add_variant(parser)
     add_show_unsafe(parser)
     parser.add_argument(
@@ -49,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.report.build import report
 
     state = opened(options)
-    state.show_unsafe = options.show_unsafe
     suffix = ".html" if options.variant is None else f"-variant-{options.variant}.html"
     page = options.out or beside(options.run, suffix)
     page.write_text(report(state, options.baseline, options.variant), encoding="utf-8")

@@ -9,7 +9,6 @@ from clipmill.pipeline.terminal import aligned, one_line, plural
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import (
     add_json,
-    add_run,
     add_show_unsafe,
     add_variant,
     answered,
@@ -38,7 +37,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help="a select stage: the rows it keeps; another: those it was given",
     )
-    add_run(parser)
     add_variant(parser)
     parser.add_argument("--where", metavar="SQL", help="a condition, as `select.where` has it")
     parser.add_argument(
@@ -93,7 +91,6 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     state = opened(options)
-    state.show_unsafe = options.show_unsafe
     answer = show(state, query)
     if options.html:
         from clipmill.pipeline.report.show_page import show_page

@@ -93,17 +93,21 @@ def run(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     """Answers about a job that was sent."""
+    import asyncio
+
     from clipmill.pipeline.submit import find, status, stop
 
-    job = find(options.address, options.out)
+    job = asyncio.run(find(options.address, options.out))
     return status(job) if options.status else stop(job) if options.stop else _follow(job)
 
 
 def _follow(job: "Job") -> int:
+    import asyncio
+
     from clipmill.pipeline.submit import follow
 
     try:
-        return follow(job)
+        return asyncio.run(follow(job))
     except KeyboardInterrupt as stop:
         print(f"\nnot followed any more; the job goes on\n{job.how_to}", file=sys.stderr)
         return exit_code(stop)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from clipmill.pipeline.terminal import aligned, one_line
 from clipmill.pipeline.verbs._options import (
     add_json,
-    add_run,
     add_show_unsafe,
     add_variant,
     answered,
@@ -27,7 +26,6 @@ NAMED = 3  # groups with a share in the table
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_run(parser)
     add_variant(parser)
     add_json(parser)
     parser.add_argument("--stage", required=True, metavar="STAGE", help="a select stage of the run")
@@ -49,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.report.sweep_page import sweep_page
 
     state = opened(options)
-    state.show_unsafe = options.show_unsafe
     answer = sweep(state, options.stage, options.vary)
     if options.html:
         options.html.write_text(sweep_page(state, answer), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.terminal import cut, one_line
 from clipmill.pipeline.verbs import DONE
-from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, answered, opened
+from clipmill.pipeline.verbs._options import add_json, add_variant, answered, opened
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.rows.captions import Texts
@@ -35,7 +35,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a uid (32 hex digits, or the first 8 or more), a link, or a caption, its beginning"
         " or a part of it that only one has",
     )
-    add_run(parser)
     add_variant(parser)
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="all that every stage stored, below"
