@@ -207,6 +207,7 @@ class Exported:
     files: tuple[tuple[str, int], ...]  # name and rows
     columns: tuple[str, ...]
     mask: Mask | None
+    always: tuple[str, ...] = ()  # columns that no selection leaves out
 
     def __len__(self) -> int:
         return len(self.files)
@@ -239,7 +240,7 @@ class Exported:
         return pa.concat_tables(self.batches(index))
 
     def select(self, names: Iterable[str]) -> "Exported":
-        return replace(self, columns=tuple(names))
+        return replace(self, columns=(*names, *self.always))
 
 
 def masked(table: pa.Table, times_N: np.ndarray) -> pa.Table:
@@ -268,4 +269,6 @@ def rows_of(inputs: Inputs, columns: Iterable[str], ctx: Context) -> Shards:
     for file, _ in files:
         if places_name(file) not in outputs.names:
             raise StageError(*unplaced(outputs, file))
-    return Exported(inputs.data, files, stored, inputs.mask)
+    # Such an export has rows without a picture, and only the pictures themselves tell which.
+    lacks = "dropped" in dataset or NO_BOXES in dataset["counts"]
+    return Exported(inputs.data, files, stored, inputs.mask, (IMAGE.name,) if lacks else ())

@@ -1,11 +1,17 @@
 """A small pool to export: every third row dropped, some without image or caption."""
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, TEXT, UID, URL
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export.webdataset import WebDataset
 
 
 def images(rows: int) -> list[bytes]:
@@ -48,3 +54,23 @@ def leaving(pool) -> pa.Table:
     rows = pool.filter(pool["keep"].fill_null(False))
     rows = rows.filter(rows["image"].is_valid())
     return rows.filter(rows["text"].is_valid())
+
+
+@pytest.fixture
+def made(pool, memory_shards, memory_context):
+    """The folder of an export of the pool in three shards, of another where `data` says so."""
+
+    def make(stage, data="", pool=pool) -> Path:
+        rows = memory_shards(pool[:70], pool[70:75], pool[75:])
+        repeats = pa.array(np.arange(240) % 3, pa.int32())
+        if isinstance(stage, WebDataset):
+            whole = pool.append_column("repeats", repeats)
+            rows = memory_shards(whole[:70], whole[70:])
+        ctx = memory_context()
+        stage.run(Inputs(rows=[] if data else rows, data=str(data)), ctx)
+        names = [path.name for path in ctx.out.rglob("*") if path.is_file()]
+        manifest = {"shards": 0, "rows": 0, "inputs": "", "outputs": [[name, 0] for name in names]}
+        Storage(ctx.folder).put("manifest.json", json.dumps(manifest).encode(), "manifest")
+        return Path(ctx.folder)
+
+    return make

@@ -134,6 +134,15 @@ def test_rows_that_a_stage_lost_leave_with_their_reason_and_without_what_they_la
     assert set(out["reason"].to_pylist()) == {"score >= 0.5"}
 
 
+def test_an_export_with_rows_that_lack_a_picture_is_exported_again_without_them(pool, made):
+    pool = pool.append_column("subset.reason", pa.array(["bad", None, None] * 80))
+    first = made(Parquet(dropped=Dropped("subset", "bad")), pool=pool)
+    lacks = pq.read_table(first / "out/00000.parquet")["image"].null_count
+    again = made(Parquet(), data=first)
+    counts = json.loads((again / "out/dataset.json").read_text())["counts"]
+    assert (counts["rows"], counts["no_image"]) == (80, lacks) == (80, 4)
+
+
 def test_load_dataset_reads_the_folder(
     pool, leaving, datasets, memory_shards, memory_context, tmp_path
 ):

@@ -5,39 +5,15 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.metadata.storage import Storage
-from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.export.huggingface import HuggingFace
 from clipmill.stages.export.parquet import Parquet
 from clipmill.stages.export.pixels import Pixels
 from clipmill.stages.export.webdataset import WebDataset
 
 SMALL = {"rows_per_shard": 30}
-
-
-@pytest.fixture
-def made(pool, memory_shards, memory_context):
-    """The folder of an export of the pool in three shards, of another where `data` says so."""
-
-    def make(stage, data="") -> Path:
-        rows = memory_shards(pool[:70], pool[70:75], pool[75:])
-        repeats = pa.array(np.arange(240) % 3, pa.int32())
-        if isinstance(stage, WebDataset):
-            whole = pool.append_column("repeats", repeats)
-            rows = memory_shards(whole[:70], whole[70:])
-        ctx = memory_context()
-        stage.run(Inputs(rows=[] if data else rows, data=str(data)), ctx)
-        names = [path.name for path in ctx.out.rglob("*") if path.is_file()]
-        manifest = {"shards": 0, "rows": 0, "inputs": "", "outputs": [[name, 0] for name in names]}
-        Storage(ctx.folder).put("manifest.json", json.dumps(manifest).encode(), "manifest")
-        return Path(ctx.folder)
-
-    return make
 
 
 def numbers(folder: Path) -> list[int]:
