@@ -91,12 +91,13 @@ def _listed(values: Values) -> tuple[pa.Array, pa.Array, NDArray[np.int64], int]
     if isinstance(values, list):
         lists = [row if isinstance(row, list) else [] if row is None else [row] for row in values]
         row_T = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-        items: Values = [_text_in(item) for items in lists for item in items]
+        items: Any = [_text_in(item) for items in lists for item in items]
     else:
-        array = one_array(values)
-        is_list = _is_list(array.type)
-        row_T = pc.list_parent_indices(array).to_numpy() if is_list else np.arange(len(array))
-        items = _text_of(pc.list_flatten(array) if is_list else array)
+        items, row_T = one_array(values), np.arange(len(values))
+        if _is_list(items.type):  # a null may hide texts, which `list_flatten` passes over
+            row_T = np.repeat(row_T, pc.list_value_length(items).fill_null(0))
+            items = pc.list_flatten(items)
+        items = _text_of(items)
     return *fit(items, pa.string()), row_T, len(values)
 
 

@@ -4,6 +4,7 @@ import codecs
 import csv
 import hashlib
 import io
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +179,9 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
     if dialect.columns:
         return list(dialect.columns), mark
     starts, _ = row_starts(io.BytesIO(block), 1, dialect.quoted)
-    size = starts[1] if len(starts) > 1 else len(block)
+    # Carriage returns alone end the rows of an old Mac's file; Arrow reads these, too.
+    alone = re.search(rb"\r(?!\n|$)", block) if len(starts) == 1 else None
+    size = starts[1] if len(starts) > 1 else alone.end() if alone else len(block)
     encoding = dialect.encoding if dialect.encoding and not wide(dialect.encoding) else "utf-8"
     text = io.StringIO(block[mark:size].decode(encoding, errors="replace"), newline="")
     quoting: Any = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE

@@ -74,6 +74,8 @@ def test_a_row_of_any_width_keeps_its_place_however_the_blocks_fall(rows):
         (b"\xef\xbb\xbfurl,text", ["url", "text"], 11),
         (b'"' + b"x" * (1 << 18), [], (1 << 18) + 1),
         (b"url,text\r\na,b\r\n", ["url", "text"], 10),
+        (b"url,text\ra,b\rc,d\r", ["url", "text"], 9),
+        (b"url,text\r\n", ["url", "text"], 10),
     ],
 )
 def test_the_header_is_the_first_row(data, names, size):

@@ -57,12 +57,13 @@ def write(folder, name: str, data) -> str:
         ("0.csv", COMMAS),
         ("0.csv", "\ufeff" + COMMAS.rstrip("\n")),
         ("0.tsv", re.sub(r"(?m)^(url|http://a/.),", r"\1\t", COMMAS)),
+        ("0.csv", re.sub(r"\n(?!lines)", "\r", COMMAS)),
         ("0.csv.gz", gzip.compress(COMMAS.encode(), mtime=0)),
         ("0.jsonl", LINES),
         ("0.ndjson", LINES.rstrip("\n")),
         ("0.json.gz", gzip.compress(LINES.encode(), mtime=0)),
     ],
-    ids=["parquet", "csv", "csv with BOM", "tsv", "csv.gz", "jsonl", "ndjson", "json.gz"],
+    ids=["parquet", "csv", "BOM", "tsv", "old Mac's", "csv.gz", "jsonl", "ndjson", "json.gz"],
 )
 @pytest.mark.parametrize("shard_rows", [1, 3, 10_000])
 def test_every_format_gives_the_same_rows_whatever_the_shards(

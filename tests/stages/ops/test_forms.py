@@ -11,7 +11,7 @@ import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.ingest._captions import answers_of
+from clipmill.stages.ingest._captions import answers_of, captions_of
 from clipmill.stages.ops.tables.forms import names_in, opened
 
 
@@ -39,6 +39,15 @@ def database(tmp_path):
         connection.execute('INSERT INTO "t""w; o" VALUES (1)')
         connection.execute("CREATE VIEW seen AS SELECT upper(name) AS name FROM one")
     return path
+
+
+def test_texts_that_a_null_list_hides_are_no_captions_of_its_row_or_another():
+    ends, texts = pa.array([0, 2, 4], pa.int32()), pa.array(["lost", "words", "a cat", "a dog"])
+    found = pa.ListArray.from_arrays(ends, texts, mask=pa.array([True, False]))
+    columns, misfit = captions_of(found, all_captions=True)
+    assert columns["text"].to_pylist() == [None, "a cat"]
+    assert columns["captions"].to_pylist()[1][0]["text"] == "a dog"
+    assert misfit.to_pylist() == [False, False]
 
 
 def test_conversations_that_all_have_two_turns_have_answers_too():
