@@ -65,6 +65,14 @@ def with_hex_ids(table: pa.Table) -> pa.Table:
     return table
 
 
+def as_pictures(encoded: pa.Array) -> pa.Array:
+    """Returns {bytes, path: null} of each encoded picture; null without one."""
+    paths = pa.nulls(len(encoded), pa.string())
+    return pa.StructArray.from_arrays(
+        [encoded, paths], fields=list(PICTURE), mask=encoded.is_null()
+    )
+
+
 def as_json(value: Any) -> str:
     """Converts a value that JSON has no type for: bytes to hex digits, others by `str`."""
     return value.hex() if isinstance(value, bytes) else str(value)

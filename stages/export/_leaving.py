@@ -1,7 +1,7 @@
 """Selects the rows of an export, and counts the others by reason."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,36 +76,41 @@ class Takes:
 
     def __call__(self, batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
         """Returns (N,) whether each row is exported, and the count of others by first reason."""
-        out_N = np.zeros(len(batch), bool)
-        counts = {}
-        for reason, fine in self._fine(batch).items():
-            now_N = ~np.logical_and.reduce(fine, axis=0, initial=True) & ~out_N
-            counts[reason] = int(np.count_nonzero(now_N))
-            out_N |= now_N
-        return ~out_N, counts
+        return by_first_reason(self._fine(batch), len(batch))
 
     def shown(self, rows: pa.Table) -> pa.Table:
         """Returns the rows as they are exported; a subclass blurs their pictures."""
         return rows
 
-    def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
-        """Returns for each reason the masks (N,) that must all hold for a row to escape it."""
+    def _fine(self, batch: pa.Table) -> dict[str, NDArray[np.bool_]]:
+        """Returns for each reason (N,) whether a row escapes it; one value if all do."""
         if self.dropped:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
-            return {"other_rows": [_mask(is_so.fill_null(False))]}
-        kept = [_mask(batch[KEEP.name].fill_null(False))] if KEEP.name in batch.column_names else []
-        return {"not_kept": kept} | {
-            reason: [
-                _mask(batch[column.name].is_valid())
-                for column in NEEDED[reason]
-                if column.name in batch.column_names
-            ]
-            for reason in self.needs
-        }
+            return {"other_rows": is_so.fill_null(False).to_numpy()}
+        fine = {"not_kept": kept(batch)}
+        for reason in self.needs:
+            present = [c.name for c in NEEDED[reason] if c.name in batch.column_names]
+            has = [batch[name].is_valid().to_numpy() for name in present]
+            fine[reason] = np.logical_and.reduce(has, axis=0, initial=True)
+        return fine
 
 
-def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    return values.to_numpy()
+def by_first_reason(
+    fine: Mapping[str, NDArray[np.bool_]], rows: int
+) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Returns (N,) whether a row escapes all reasons, and the count of others by their first."""
+    taken_N, counts = np.ones(rows, bool), {}
+    for reason, fine_N in fine.items():
+        counts[reason] = int(np.count_nonzero(taken_N & ~fine_N))
+        taken_N &= fine_N
+    return taken_N, counts
+
+
+def kept(batch: pa.Table) -> NDArray[np.bool_]:
+    """Returns (N,) whether a select stage keeps the row; true if there is none."""
+    if KEEP.name not in batch.column_names:
+        return np.ones(len(batch), bool)
+    return batch[KEEP.name].fill_null(False).to_numpy()
 
 
 def once(batch: pa.Table) -> NDArray[np.integer]:

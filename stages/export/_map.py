@@ -3,8 +3,8 @@
 Unit vectors are rounded to fixed-point steps, so that products are integers, exact in float64:
 neither batches nor threads change a bit."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, KEEP, SAFETY, TEXT, UID
+from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, SAFETY, TEXT, UID
 from clipmill.metadata.uid import uniform
 from clipmill.pipeline.dataset import Shards, State, Task
-from clipmill.stages.export._columns import PICTURE
+from clipmill.stages.export._columns import as_pictures
+from clipmill.stages.export._leaving import by_first_reason, kept
+from clipmill.stages.ops.tables.combined import Combined
 from clipmill.stages.ops.tables.ranges import RANGE, range_of
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 
@@ -52,16 +54,11 @@ class Pick:
             "no_cluster": batch[CLUSTER_ID.name].is_valid().to_numpy(),
             "beyond_rows": bins_of(self.coins(batch[UID.name])) < self.below,
         }
-        taken_N = np.ones(len(batch), bool)
-        counts = {}
-        for reason, fine_N in fine.items():
-            counts[reason] = int(np.count_nonzero(taken_N & ~fine_N))
-            taken_N &= fine_N
-        return unit_ND, taken_N, counts
+        return unit_ND, *by_first_reason(fine, len(batch))
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Combined):
     """The map's rows, with thumbnails of their pictures. Implements `Shards`."""
 
     over: Shards
@@ -74,17 +71,11 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.over)
 
-    def rows(self, index: int) -> int:
-        return -1  # unknown: part of the shard's
-
     def batches(self, index: int, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
         return map(self._drawn, self.over.batches(index, batch_rows))
 
     def table(self, index: int) -> pa.Table:
         return pa.concat_tables(self.batches(index))
-
-    def select(self, names: Iterable[str]) -> "Drawn":
-        return replace(self, columns=tuple(name for name in self.columns if name in set(names)))
 
     def empty(self) -> pa.Table:
         """Returns an empty table with the types of all columns."""
@@ -149,9 +140,7 @@ def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
         except ImageError:
             return None
 
-    body = pa.array([small(image.as_py()) for image in images], pa.binary())
-    paths = pa.nulls(len(body), pa.string())
-    return pa.StructArray.from_arrays([body, paths], fields=list(PICTURE), mask=body.is_null())
+    return as_pictures(pa.array([small(image.as_py()) for image in images], pa.binary()))
 
 
 FINE = 2.0**26  # steps of 1: a product of two unit vectors is below 2^53
@@ -231,13 +220,6 @@ def nearest_rows(unit_MD: NDArray[np.float32], row_M: NDArray[np.int64], k: int)
     ids, distances = pa.array(id_MK.ravel(), pa.int32()), pa.array(distance_MK.ravel())
     lists = [pa.ListArray.from_arrays(offsets, values) for values in (ids, distances)]
     return pa.StructArray.from_arrays(lists, ["ids", "distances"])
-
-
-def kept(batch: pa.Table) -> NDArray[np.bool_]:
-    """Returns (N,) whether a select stage keeps the row; true if there is none."""
-    if KEEP.name not in batch.column_names:
-        return np.ones(len(batch), bool)
-    return batch[KEEP.name].fill_null(False).to_numpy()
 
 
 def bins_of(coin_N: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -69,14 +69,14 @@ class TakesPictures(Takes):
         lists = (TEXTS.name, CAPTIONS.name) if self.captions is True else ()
         return *lists, *super().tallied
 
-    def _fine(self, batch: pa.Table) -> dict[str, list[NDArray[np.bool_]]]:
+    def _fine(self, batch: pa.Table) -> dict[str, NDArray[np.bool_]]:
         fine = super()._fine(batch)
         if NO_TEXT in fine and lists_in(batch.schema, self.captions):
-            fine[NO_TEXT] = [pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0]
+            fine[NO_TEXT] = pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0
         if self.blur:
             boxes = batch[FACE_BBOXES.name].to_pylist()
             faults = np.array([fault(some) for some in boxes], object)
-            fine |= {reason: [faults != reason] for reason in FAULTS}
+            fine |= {reason: faults != reason for reason in FAULTS}
         return fine
 
     def shown(self, rows: pa.Table) -> pa.Table:

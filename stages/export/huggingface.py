@@ -10,10 +10,15 @@ import pyarrow as pa
 from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._columns import IF_PRESENT, PICTURE, as_text, check_page, with_hex_ids
-from clipmill.stages.export._leaving import Dropped
+from clipmill.stages.export._columns import (
+    IF_PRESENT,
+    as_pictures,
+    as_text,
+    check_page,
+    with_hex_ids,
+)
 from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
-from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
+from clipmill.stages.export._texts import captions_of, lists_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +51,8 @@ class HuggingFace(PictureExport):
         check_page(self.url)
 
     def written(self, inputs: Inputs) -> dict[str, Any]:
-        leave = partial(
-            exported, captions=self.captions, dropped=self.dropped, columns=self.columns
-        )
         about = about_set(self.license, self.url, inputs)
-        write = partial(write_parquet, leave, marked=with_features)
+        write = partial(write_parquet, partial(exported, self), marked=with_features)
         return {"layout": "huggingface", "write": write, "about": about, "stem": stem}
 
 
@@ -59,35 +61,24 @@ def stem(files: int, number: int) -> str:
     return f"data/train-{number:05d}-of-{files:05d}"
 
 
-def exported(
-    table: pa.Table, captions: Captions, dropped: Dropped | None, columns: tuple[str, ...]
-) -> pa.Table:
+def exported(stage: HuggingFace, table: pa.Table) -> pa.Table:
     """Converts the rows: pictures to structs, ids to text."""
     known = [column.name for column in (*IF_PRESENT, REPEATS) if column.name in table.column_names]
-    texts = texts_of(table, captions)
+    texts = stage.texts(table)
     out = {
-        IMAGE.name: pictures(table[IMAGE.name]),
+        IMAGE.name: as_pictures(table[IMAGE.name].combine_chunks()),
         CAPTION.name: captions_of(table, texts),
     }
-    if lists_in(table.schema, captions):
+    if lists_in(table.schema, stage.captions):
         out[TEXTS.name] = texts
     out |= {name: table[name] for name in (UID.name, SAMPLE_INDEX.name)}
-    if dropped:
-        out |= dropped.columns_of(table)
-    rows = with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))
+    if stage.dropped:
+        out |= stage.dropped.columns_of(table)
+    rows = with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *stage.columns)}))
     for i, field in enumerate(rows.schema):
         if not has_feature(field.type):
             rows = rows.set_column(i, field.name, as_text(rows[i]))
     return rows
-
-
-def pictures(image: pa.ChunkedArray) -> pa.Array:
-    """Returns {bytes, path: null} of each picture; null without one."""
-    encoded = image.combine_chunks().cast(pa.binary())
-    paths = pa.nulls(len(encoded), pa.string())
-    return pa.StructArray.from_arrays(
-        [encoded, paths], fields=list(PICTURE), mask=encoded.is_null()
-    )
 
 
 Features = dict[str, Any]

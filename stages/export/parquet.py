@@ -20,9 +20,8 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.stage import NonEmpty, later
 from clipmill.stages.export._columns import as_hex, check_page
-from clipmill.stages.export._leaving import Dropped
 from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
-from clipmill.stages.export._texts import Captions, captions_of, texts_of
+from clipmill.stages.export._texts import captions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +57,17 @@ class Parquet(PictureExport):
         return f"set {' and '.join(lacking)} to share it: Croissant asks" if lacking else ""
 
     def written(self, inputs: Inputs) -> dict[str, Any]:
-        leave = partial(
-            exported,
-            captions=self.captions,
-            uid_hex=self.uid_hex,
-            dropped=self.dropped,
-            columns=self.columns,
-        )
+        write = partial(write_parquet, partial(exported, self))
         about = about_set(self.license, self.url, inputs)
-        return {"layout": "parquet", "write": partial(write_parquet, leave), "about": about}
+        return {"layout": "parquet", "write": write, "about": about}
 
 
-def exported(
-    table: pa.Table,
-    captions: Captions,
-    uid_hex: bool,
-    dropped: Dropped | None,
-    columns: tuple[str, ...],
-) -> pa.Table:
+def exported(stage: Parquet, table: pa.Table) -> pa.Table:
     """Converts the rows to the exported columns."""
     out = {UID.name: table[UID.name]}
-    if uid_hex:
+    if stage.uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
-    texts = texts_of(table, captions)
+    texts = stage.texts(table)
     out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts)}
     out[TEXTS.name] = texts
     for column in (REPEATS, LOSS_WEIGHT):
@@ -88,6 +75,6 @@ def exported(
         values = table[column.name] if is_present else pa.nulls(len(table), column.dtype)
         out[column.name] = values.fill_null(1)
     out[SAMPLE_INDEX.name] = table[SAMPLE_INDEX.name]
-    if dropped:
-        out |= dropped.columns_of(table)
-    return pa.table({**out, **{name: table[name] for name in columns}})
+    if stage.dropped:
+        out |= stage.dropped.columns_of(table)
+    return pa.table({**out, **{name: table[name] for name in stage.columns}})

@@ -1,6 +1,7 @@
 """Decodes an export's pictures once, at one size, for any number of trainings to memory-map."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,11 +94,8 @@ def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[s
     array = {"file": pixels.name, "bytes": pixels.stat().st_size}
     task.put_file(pixels.name, pixels)
     task.put_file(name, path, sha256)
-    try:
-        place_N2 = read_places(exported, places_name(name))
-        put_places(name, place_N2[fine_N], task)
-    except FileNotFoundError:  # an export copied out of its run has no places
-        pass
+    with suppress(FileNotFoundError):  # an export copied out of its run has no places
+        put_places(name, read_places(exported, places_name(name))[fine_N], task)
     entry = {"file": name, "rows": int(fine_N.sum()), "bytes": size_bytes, "sha256": sha256}
     columns = [[field.name, str(field.type)] for field in schema]
     return {

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, BinaryIO
@@ -18,9 +18,9 @@ from clipmill.pipeline.dataset import Inputs, Task
 from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.export._columns import IF_PRESENT, as_json, finite
 from clipmill.stages.export._groups import COPY
-from clipmill.stages.export._leaving import Dropped, repeats
+from clipmill.stages.export._leaving import repeats
 from clipmill.stages.export._pictures import PictureExport
-from clipmill.stages.export._texts import Captions, captions_of, lists_in, texts_of
+from clipmill.stages.export._texts import captions_of, lists_in
 
 PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # each text's field: its list
 SAMPLES = 10_000  # as a key ends in four digits, after the number of its tar
@@ -57,21 +57,20 @@ class WebDataset(PictureExport):
     )
 
     def written(self, inputs: Inputs) -> dict[str, Any]:
-        say = partial(meta, captions=self.captions, dropped=self.dropped, columns=self.columns)
-        return {"layout": "webdataset", "write": partial(write_file, say), "times": repeats}
+        return {"layout": "webdataset", "write": partial(write_file, self), "times": repeats}
 
 
 def write_file(
-    say: Callable[..., pa.Table], stem: str, tables: Iterator[pa.Table], empty: pa.Table, task: Task
+    stage: WebDataset, stem: str, tables: Iterator[pa.Table], empty: pa.Table, task: Task
 ) -> tuple[dict[str, Any], pa.Schema]:
     """Writes one tar and the two files beside it; returns the tar and the Parquet's schema."""
     path = task.worker.scratch / f"{stem}.tar"
     keys = Keys(stem)
-    metas = [say(empty, keys)]
+    metas = [meta(stage, empty, keys)]
     with path.open("wb") as file:
         tar = TarWriter(file)
         for table in tables:
-            metas.append(say(table, keys))
+            metas.append(meta(stage, table, keys))
             tar.add(members(table[IMAGE.name], metas[-1]))
         sha256, size_bytes = tar.close()
     whole = pa.concat_tables(metas)
@@ -109,23 +108,17 @@ class Keys:
         return keys
 
 
-def meta(
-    table: pa.Table,
-    keys: Keys,
-    captions: Captions,
-    dropped: Dropped | None,
-    columns: tuple[str, ...],
-) -> pa.Table:
+def meta(stage: WebDataset, table: pa.Table, keys: Keys) -> pa.Table:
     """Returns the columns of the samples' JSON; NaN and infinity, which it lacks, become null."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
-    texts = texts_of(table, captions)
+    texts = stage.texts(table)
     several = {}
-    if lists_in(table.schema, captions):
+    if lists_in(table.schema, stage.captions):
         several = {CAPTIONS.name: fields_of(texts, "text")}
         several |= {name: fields_of(texts, field) for field, name in PARALLEL.items()}
     known = [c.name for c in IF_PRESENT if c.name in table.column_names]
-    out = dropped.columns_of(table) if dropped else {}
-    out |= {name: table[name] for name in (*known, *columns)}
+    out = stage.dropped.columns_of(table) if stage.dropped else {}
+    out |= {name: table[name] for name in (*known, *stage.columns)}
     for name, values in out.items():
         if pa.types.is_floating(values.type):
             out[name] = pc.if_else(pc.is_finite(values), values, None)
