@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -16,10 +15,9 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import POSITION, REASON, SHARD, TEXT, UID
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.tables.combined import Combined
-from clipmill.stages.ops.tables.rows import dropped_before
 from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.centroids import MARK
-from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_exact
 
 # Shapes: N rows, K centroids or texts, D width of a vector, m texts of each row (fewer if there are
@@ -27,38 +25,6 @@ from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_exact
 
 VECTOR = "vector"  # a column of unit vectors
 MODEL = f"{MARK}model".encode()
-WORD = r"\S+"
-LINK = r"(?i)https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|info|biz|io|uk|de|fr|jp|ru|cn)\b"
-EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFilter:
-    """The filter of texts to retrieve."""
-
-    column: str  # of the vectors
-    min_words: int
-    max_words: int
-    plain: bool
-
-
-def texts_of(allowed: TextFilter, shard: pa.Table) -> pa.Table:
-    """Returns the texts of a shard that pass the filter, distinct, sorted by bytes."""
-    vector_ND = unit_rows(as_matrix(shard[allowed.column]))
-    has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
-    usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
-    text = pl.col("text")
-    words = text.str.count_matches(WORD)
-    rule = text.is_not_null() & words.is_between(allowed.min_words, allowed.max_words)
-    if allowed.plain:
-        rule &= ~text.str.contains(LINK) & ~text.str.contains(EMOJI)
-    frame = pl.DataFrame({"text": shard[TEXT.name], "usable": usable}).with_row_index("row")
-    frame = frame.filter(rule & pl.col("usable")).unique("text", keep="first", maintain_order=True)
-    frame = frame.sort("text")
-    row_K = frame["row"].to_numpy()
-    return pa.table(
-        {"text": frame["text"].to_arrow().cast(pa.string()), VECTOR: from_matrix(vector_ND[row_K])}
-    )
 
 
 @dataclass(frozen=True)

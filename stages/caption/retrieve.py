@@ -35,7 +35,6 @@ from clipmill.stages.caption._corpus import (
     VECTOR,
     Cells,
     ParquetTexts,
-    TextFilter,
     centres_of,
     check_width,
     distinct_sorted,
@@ -43,7 +42,6 @@ from clipmill.stages.caption._corpus import (
     nearest_distinct,
     nearest_texts,
     none_near,
-    texts_of,
 )
 from clipmill.stages.ops.outside import listing_digest, need_either
 from clipmill.stages.ops.tables.combined import Concatenated, Zipped
@@ -129,20 +127,14 @@ class Retrieve(DatasetStage):
         listed = ([file.name, file.size, file.mtime_ns] for file in files)
         return digest([listing_digest(self.centroids), *listed])
 
-    @property
-    def text_filter(self) -> TextFilter:
-        return TextFilter(
-            column=self.column, min_words=self.min_words, max_words=self.max_words, plain=self.plain
-        )
-
     def run(self, inputs: Inputs, ctx: Context) -> None:
         where = f"stage '{ctx.worker.stage}'"
         if self.corpus:
             files, model = ParquetTexts.of(self.corpus, self.column, where)
-            texts: Shards = Zipped(partial(texts_of, self.text_filter), (files,))
+            texts: Shards = Zipped(partial(texts_of, self), (files,))
         else:
             model = inputs.model_of.get(self.column, "")
-            texts = ctx.map_shards(partial(texts_of, self.text_filter), inputs.rows)
+            texts = ctx.map_shards(partial(texts_of, self), inputs.rows)
         query_model = inputs.model_of.get(self.query, "")
         if query_model and model and query_model != model:
             found = f"'{self.query}' is of model '{query_model}', and '{self.column}' of '{model}'"
@@ -162,6 +154,30 @@ class Retrieve(DatasetStage):
             parts = ctx.map_shards(partial(within_cells, self.most), by_cell)
             near = ctx.map_shards(partial(merged, self.most), ctx.shuffle(parts, UID.name))
         ctx.restore(ctx.map_shards(answer, near))
+
+
+WORD = r"\S+"
+LINK = r"(?i)https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|info|biz|io|uk|de|fr|jp|ru|cn)\b"
+EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
+
+
+def texts_of(stage: Retrieve, shard: pa.Table) -> pa.Table:
+    """Returns the texts of a shard that may be retrieved, distinct, sorted by bytes."""
+    vector_ND = unit_rows(as_matrix(shard[stage.column]))
+    has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
+    usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
+    text = pl.col("text")
+    words = text.str.count_matches(WORD)
+    rule = text.is_not_null() & words.is_between(stage.min_words, stage.max_words)
+    if stage.plain:
+        rule &= ~text.str.contains(LINK) & ~text.str.contains(EMOJI)
+    frame = pl.DataFrame({"text": shard[TEXT.name], "usable": usable}).with_row_index("row")
+    frame = frame.filter(rule & pl.col("usable")).unique("text", keep="first", maintain_order=True)
+    frame = frame.sort("text")
+    row_K = frame["row"].to_numpy()
+    return pa.table(
+        {"text": frame["text"].to_arrow().cast(pa.string()), VECTOR: from_matrix(vector_ND[row_K])}
+    )
 
 
 def vectors_of(stage: Retrieve, shard: pa.Table) -> tuple[NDArray[np.float32], pa.Array]:

@@ -79,7 +79,10 @@ class Split(RowStage):
 
 def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
     """Returns the texts of every row, the number of captions without any, and reasons."""
-    captions = captions_of(batch, stage.captions)
+    captions = flat_texts(batch, stage.captions, has_own=not stage.captions)
+    if not stage.captions:  # the pool's own have no label
+        captions = captions.with_columns(label=pl.lit(None, pl.String))
+    captions = captions.with_row_index("caption")
     texts = cut(captions, stage)
     missing = captions.join(texts, on="caption", how="anti")
     if stage.most is not None:
@@ -92,14 +95,6 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
         stage=name,
         reasons=Split.reasons,
     )
-
-
-def captions_of(batch: pa.Table, lists: tuple[str, ...]) -> pl.DataFrame:
-    """Returns every caption, in order, numbered as `caption`; the pool's own has no label."""
-    captions = flat_texts(batch, lists, has_own=not lists)
-    if not lists:
-        captions = captions.with_columns(label=pl.lit(None, pl.String))
-    return captions.with_row_index("caption")
 
 
 def cut(captions: pl.DataFrame, stage: Split) -> pl.DataFrame:

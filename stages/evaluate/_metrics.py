@@ -63,7 +63,9 @@ def scores(
     _, first_U, kind_M = np.unique(whole_M, return_index=True, return_inverse=True)
     has_copies = len(first_U) < len(wide_MD)
     answer_DU = (wide_MD[first_U] if has_copies else wide_MD).T
-    for block in _blocks(len(query_ND), len(answer_MD)):
+    step = max(1, SCORES // max(1, len(answer_MD)))
+    for start in range(0, len(query_ND), step):
+        block = slice(start, start + step)
         with np.errstate(invalid="ignore"):  # NaN is a miss, not a mistake
             score_BM = query_ND[block].astype(np.float64) @ answer_DU
         score_BM = score_BM[:, kind_M] if has_copies else score_BM
@@ -196,12 +198,6 @@ def interval(share: float, trials: float) -> dict[str, float]:
     """Returns a share of independent trials and its 95 % interval: value, low, high."""
     low, high = wilson(share, trials)
     return {"value": share, "low": low, "high": high}
-
-
-def _blocks(queries: int, answers: int) -> Iterator[slice]:
-    step = max(1, SCORES // max(1, answers))
-    for start in range(0, queries, step):
-        yield slice(start, start + step)
 
 
 def least_share(guess: float, count_G: NDArray[np.integer]) -> float:

@@ -5,7 +5,7 @@ The types in the setting `extra` are written as Arrow prints them.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
@@ -19,7 +19,7 @@ from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.schema import REASON, UID, Column
 from clipmill.pipeline.dataset import Context, Task
 from clipmill.pipeline.errors import CrashedError, RecipeError, ShardError, StageError
-from clipmill.stages.ops.tables.parquet_rows import Source
+from clipmill.stages.ops.tables.parquet_rows import Source, groups_in, joined
 from clipmill.stages.ops.tables.pools import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -109,19 +109,35 @@ def fitted(
     return {n: value for n, (value, _) in fits.items()}, {n: bad for n, (_, bad) in fits.items()}
 
 
-def try_first(ctx: Context, read: Callable[..., Iterator[Any]], groups: Sequence[Any]) -> None:
-    """Raises StageError if most of the first rows contradict the settings; not for a crash."""
+def create_shards(
+    ctx: Context, read: Callable[..., Any], scanned: Sequence[Any], together: bool = True
+) -> None:
+    """Creates the shards of scanned files; small ones `together`, which share a unit's cost.
+
+    StageError if most of the first rows contradict the settings; not for a crash.
+    """
+    groups = groups_in(scanned)
     try:
         ctx.map(partial(_try_first, read), groups[:1])
     except StageError as error:
         if not isinstance(error.__cause__, CrashedError):  # its shards fail, and no others
             raise
+    ctx.create_shards_together(read, joined(groups) if together else groups)
 
 
 def _try_first(read: Callable[..., Iterator[Any]], group: Sequence[Source], _: Task) -> Any:
     with suppress(ShardError):
         first_rows(chain.from_iterable(read(group[:1], None, is_tried=True)), TRIED_ROWS)
     return {}
+
+
+def head_of(
+    files: Iterable[Any], scan: Callable[..., Any], read: Callable[..., Any], rows: int
+) -> pa.Table:
+    """Returns the first rows of the files, which are scanned and read as by a run."""
+    groups = (group for file in files for group in scan(file, None)["groups"])
+    sources = chain.from_iterable(read(group, None) for group in groups)
+    return first_rows(chain.from_iterable(sources), rows)
 
 
 def refuse_misfits(

@@ -52,6 +52,11 @@ class Dialect:
     encoding: str | None = None  # default: UTF-8, or UTF-16 if a file begins as such
     max_line_bytes: int = MAX_LINE_BYTES  # of JSON
 
+    @classmethod
+    def set_by(cls, stage: Any) -> "Dialect":
+        """Returns the dialect by the settings of a stage, which have the same names."""
+        return cls(**{name: getattr(stage, name) for name in cls.__dataclass_fields__})
+
     def check(self) -> None:
         """Raises RecipeError for a delimiter or an encoding that there is not."""
         if self.delimiter is not None and (

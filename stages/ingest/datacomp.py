@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from tokenize import TokenError
 from typing import Any, Literal
 
@@ -30,15 +29,14 @@ from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     SourceColumn,
+    create_shards,
+    head_of,
     refuse_misfits,
     refuse_uids,
     require,
-    try_first,
 )
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
-    groups_in,
-    joined,
     parquet_counts,
     parquet_rows,
     scan_parquet,
@@ -47,7 +45,6 @@ from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,
-    first_rows,
     fit,
     list_files,
     sizes_of,
@@ -124,11 +121,7 @@ class DataComp(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, (".parquet",), "pool")
-        groups = (group for file in files for group in scan(self, file, None)["groups"])
-        tables = (
-            table for group in groups for table in chain.from_iterable(read(self, group, None))
-        )
-        return first_rows(tables, rows)
+        return head_of(files, partial(scan, self), partial(read, self), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
@@ -142,9 +135,7 @@ class DataComp(DatasetStage):
         scanned = ctx.map(partial(scan, self), files)
         for file, scanned_file in zip(files, scanned, strict=True):
             self._refuse(ctx.wanted, scanned_file["unfit"], f"{folder}/{file['path']}")
-        groups = groups_in(scanned)
-        try_first(ctx, partial(read, self), groups)
-        ctx.create_shards_together(partial(read, self), joined(groups))
+        create_shards(ctx, partial(read, self), scanned)
 
     def check_columns(self, names: Set[str]) -> None:
         folder, _ = open_pool(self.path)

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -42,17 +41,17 @@ from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
     check_extra,
+    create_shards,
     fitted,
+    head_of,
     refuse_misfits,
     refuse_uids,
     require,
     source_columns,
-    try_first,
 )
 from clipmill.stages.ops.tables.dotted import flat, paths_of, type_at
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
-    joined,
     parquet_counts,
     parquet_rows,
     scan_parquet,
@@ -63,7 +62,6 @@ from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,
-    first_rows,
     fit,
     list_files,
     sizes_of,
@@ -169,10 +167,7 @@ class Parquet(DatasetStage):
 
     @cached_property
     def writes(self) -> tuple[Column, ...]:
-        return (
-            *self._own,
-            *(source.column for source in self.fitted_columns if source.key.startswith("extra.")),
-        )
+        return *self._own, *(source.column for source in source_columns(self, {}, self.extra))
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, PARQUET_SUFFIXES, "pool"))
@@ -182,18 +177,13 @@ class Parquet(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, PARQUET_SUFFIXES, "pool")
-        groups = (group for file in files for group in scan(self, file, None)["groups"])
-        sources = chain.from_iterable(read(self, group, None) for group in groups)
-        return first_rows(chain.from_iterable(sources), rows)
+        return head_of(files, partial(scan, self), partial(read, self), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, PARQUET_SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        groups = [group for file in scanned for group in file["groups"]]
-        try_first(ctx, partial(read, self), groups)
-        # Images dominate the cost of their shards, so these are not joined.
-        units = groups if self.image_col else joined(groups)
-        ctx.create_shards_together(partial(read, self), units)
+        # Images dominate the cost of their shards.
+        create_shards(ctx, partial(read, self), scanned, together=not self.image_col)
 
 
 def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import eq
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,9 +25,10 @@ from clipmill.pipeline.stage import NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     SourceColumn,
+    create_shards,
+    head_of,
     refuse_misfits,
     require,
-    try_first,
 )
 from clipmill.stages.ingest._text_rows import (
     MAX_LINE_BYTES,
@@ -46,7 +47,6 @@ from clipmill.stages.ops.tables.parquet_rows import (
     Positioned,
     Source,
     counted,
-    joined,
     parquet_rows,
     scan_parquet,
 )
@@ -55,7 +55,6 @@ from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,
-    first_rows,
     in_batches,
     leads_out,
     list_files,
@@ -141,13 +140,7 @@ class Table(Parquet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.dialect.check()
-
-    @property
-    def dialect(self) -> Dialect:
-        """Returns the format of its text files."""
-        options = self.quoted, self.delimiter, self.columns, self.encoding
-        return Dialect(*options, max_line_bytes=self.max_line_bytes)
+        Dialect.set_by(self).check()
 
     def listed(self, stage: str) -> list[dict[str, Any]]:
         """Returns its files; plain text only if `path` names it."""
@@ -182,20 +175,12 @@ class Table(Parquet):
     names_in, by_end = staticmethod(names_in), ByEnd  # for whoever describes data
 
     def head(self, rows: int) -> pa.Table:
-        groups = (
-            group
-            for file in self.listed("pool")
-            for group in scan(self, file, None, is_cut=False)["groups"]
-        )
-        sources = chain.from_iterable(read(self, group, None, is_tried=True) for group in groups)
-        return first_rows(chain.from_iterable(sources), rows)
+        first, tried = partial(scan, self, is_cut=False), partial(read, self, is_tried=True)
+        return head_of(self.listed("pool"), first, tried, rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         scanned = ctx.map(partial(scan, self), self.listed(ctx.worker.stage))
-        groups = [group for file in scanned for group in file["groups"]]
-        try_first(ctx, partial(read, self), groups)
-        units = groups if self.image_col else joined(groups)
-        ctx.create_shards_together(partial(read, self), units)
+        create_shards(ctx, partial(read, self), scanned, together=not self.image_col)
 
 
 def scan(
@@ -217,7 +202,8 @@ def scan(
         bounds = [(start, min(start + starts.step, rows)) for start in starts]
         return {"groups": [[{**source, "start": start, "stop": stop} for start, stop in bounds]]}
     if not is_parquet(file["path"]):
-        sources = scan_text(storage, file, stage.names, step if is_cut else None, stage.dialect)
+        dialect = Dialect.set_by(stage)
+        sources = scan_text(storage, file, stage.names, step if is_cut else None, dialect)
         return {"groups": [[source] for source in sources]}
     groups, schema = scan_parquet(storage, file, step)
     if schema is not None:
@@ -263,7 +249,7 @@ def read(
                 yield stored(map(unparsed_nowhere, rows.between(*bounds)))
     else:
         for source in group:
-            yield stored(text_rows(storage, source, names, stage.dialect))
+            yield stored(text_rows(storage, source, names, Dialect.set_by(stage)))
 
 
 def without_link(names: pa.Array, values: Mapping[str, pa.Array]) -> pa.Array:

@@ -28,13 +28,14 @@ from clipmill.stages.ingest._captions import captions_of, without_mark
 from clipmill.stages.ingest._columns import (
     SourceColumn,
     check_extra,
+    create_shards,
     fitted,
+    head_of,
     is_most,
     refuse_uids,
     require,
     shortened,
     source_columns,
-    try_first,
 )
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
@@ -52,8 +53,6 @@ from clipmill.stages.ops.tables.dotted import flat, paths_of
 from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     counted,
-    groups_in,
-    joined,
     parquet_rows,
     scan_parquet,
 )
@@ -61,7 +60,6 @@ from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,
-    first_rows,
     list_files,
     sizes_of,
     uid_column,
@@ -123,7 +121,7 @@ class UrlList(DatasetStage):
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
-        self.dialect.check()
+        Dialect.set_by(self).check()
         own = [source.column.name for source in source_columns(self, SETTINGS, {})]
         check_extra(self.extra, [*own, *([CAPTIONS.name] if self.reads_lists else [])])
 
@@ -136,12 +134,6 @@ class UrlList(DatasetStage):
     def reads_lists(self) -> bool:
         """Returns whether it reads lists of captions."""
         return self.all_captions and self.caption_col is not None
-
-    @property
-    def dialect(self) -> Dialect:
-        """Returns the format of its text files."""
-        options = self.quoted, self.delimiter, self.columns, self.encoding
-        return Dialect(*options, max_line_bytes=self.max_line_bytes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -171,7 +163,7 @@ class UrlList(DatasetStage):
             return  # only reading tells
         rows_of: dict[str, int] = {}
         for file in texts:
-            rows = scan_text(storage, file, self.names, 1, self.dialect)
+            rows = scan_text(storage, file, self.names, 1, Dialect.set_by(self))
             if rows[0]["stop"] is None:
                 return  # compressed, or UTF-16: only reading tells
             rows_of[file["path"]] = sum(row["stop"] > row["start"] for row in rows)
@@ -183,16 +175,12 @@ class UrlList(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, self.suffixes, "pool")
-        groups = (g for file in files for g in scan(self, file, None, is_cut=False)["groups"])
-        sources = chain.from_iterable(read(self, group, None) for group in groups)
-        return first_rows(chain.from_iterable(sources), rows)
+        return head_of(files, partial(scan, self, is_cut=False), partial(read, self), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        groups = groups_in(scanned)
-        try_first(ctx, partial(read, self), groups)
-        ctx.create_shards_together(partial(read, self), joined(groups))
+        create_shards(ctx, partial(read, self), scanned)
 
 
 def scan(
@@ -206,7 +194,7 @@ def scan(
             require(stage.names, paths_of(schema), f"{storage}/{file['path']}")
         return {"groups": groups}
     shard_rows = stage.shard_rows if is_cut else None
-    sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
+    sources = scan_text(storage, file, stage.names, shard_rows, Dialect.set_by(stage))
     return {"groups": [[source] for source in sources]}
 
 
@@ -230,7 +218,7 @@ def read(
                 yield stored(map(unparsed_nowhere, tables))
     else:
         for source in group:
-            yield stored(text_rows(storage, source, names, stage.dialect))
+            yield stored(text_rows(storage, source, names, Dialect.set_by(stage)))
 
 
 def as_stored(

@@ -106,16 +106,6 @@ class WebDataset(DatasetStage):
         more = (CAPTIONS,) if self.all_captions else ()
         return IMAGE, IMAGE_BYTES, TEXT, *more, *FROM_JSON, SHA256
 
-    def in_json(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the .json states, by column."""
-        paths = {
-            URL: self.url_col,
-            UID: self.uid_col,
-            ORIGINAL_WIDTH: self.width_col,
-            ORIGINAL_HEIGHT: self.height_col,
-        }
-        return {c.name: value_at(info, paths.get(c, c.name)) for c in (*FROM_JSON, UID)}
-
     def files(self) -> dict[str, int]:
         return sizes_of(self.listed("pool"))
 
@@ -142,7 +132,7 @@ def read(
         yield fitted(stage, source["path"], [])
         limits = stage.max_member_bytes, stage.max_sample_bytes
         tar_samples = islice(samples(members(file, where), *limits), rows)
-        for batch in in_batches(tar_samples, size_of):
+        for batch in in_batches(tar_samples, lambda sample: sum(map(len, sample[1].values()))):
             yield fitted(stage, source["path"], batch)
 
 
@@ -223,11 +213,6 @@ def samples(
         yield key, parts
 
 
-def size_of(sample: tuple[str, Members]) -> int:
-    """Returns the bytes of a sample's members."""
-    return sum(map(len, sample[1].values()))
-
-
 def row_of(stage: WebDataset, place: str, parts: Members) -> dict[str, Any]:
     """Returns image, caption, fields of the .json and reason of a sample, as plain values."""
     files = {suffix: data for suffix, data in parts.items() if isinstance(data, bytes)}
@@ -237,7 +222,13 @@ def row_of(stage: WebDataset, place: str, parts: Members) -> dict[str, Any]:
     info = stated or {}
     text = files.get("txt") if "txt" in parts else info.get("caption")
     named = value_at(info, stage.caption_col) if stage.caption_col else None
-    values = stage.in_json(info)
+    paths = {
+        URL: stage.url_col,
+        UID: stage.uid_col,
+        ORIGINAL_WIDTH: stage.width_col,
+        ORIGINAL_HEIGHT: stage.height_col,
+    }
+    values = {c.name: value_at(info, paths.get(c, c.name)) for c in (*FROM_JSON, UID)}
     hashed = hashlib.sha256(image).hexdigest() if image is not None else None
     return {
         **values,

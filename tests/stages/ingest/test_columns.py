@@ -3,7 +3,7 @@
 import pytest
 
 from clipmill.pipeline.errors import CrashedError, StageError
-from clipmill.stages.ingest._columns import try_first
+from clipmill.stages.ingest._columns import create_shards
 
 
 class Failing:
@@ -15,9 +15,14 @@ class Failing:
     def map(self, fn, inputs):
         raise StageError("a unit failed", "its place", "do") from self.cause
 
+    def create_shards_together(self, read, units):
+        self.created = units
+
 
 def test_a_first_file_that_ends_its_worker_is_left_to_its_shards():
     """A bomb in the first of twenty files cost them all: tests/chaos/test_hostile_files.py."""
-    try_first(Failing(CrashedError("it took 0.9 GB", "unit 0", "do")), None, [[{}]])
+    scanned = [{"groups": [[{"path": "a"}], [{"path": "b"}]]}]
+    create_shards(ctx := Failing(CrashedError("it took 0.9 GB", "unit 0", "do")), None, scanned)
+    assert ctx.created == scanned[0]["groups"]
     with pytest.raises(StageError, match="a unit failed"):
-        try_first(Failing(None), None, [[{}]])
+        create_shards(Failing(None), None, scanned)
