@@ -247,6 +247,7 @@ def score_associations(
     A rank is the number of better candidates; ties share it. Null without a score.
     """
     instance_N = np.array(pictures.groups)
+    # Instances are numbered as they come: sorted by them, each begins where it did before.
     _, first_I, index_N = np.unique(instance_N, return_index=True, return_inverse=True)
     cue_ID = embedded([pictures.captions[first][0] for first in first_I], model)
     fit_N = np.vecdot(pictures.embeddings.astype(np.float64), cue_ID.astype(np.float64)[index_N])

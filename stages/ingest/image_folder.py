@@ -142,8 +142,9 @@ class ImageFolder(DatasetStage):
 
     def beside(self, name: str) -> str:
         """Returns the path of the file that may hold an image's caption."""
-        if self.caption_files.startswith("{name}."):  # fast, for most
-            return stem_of(name) + self.caption_files.removeprefix("{name}")
+        suffix = self.caption_files.removeprefix("{name}.")
+        if suffix != self.caption_files and not {"{", "/"} & {*suffix}:  # fast, for most
+            return f"{stem_of(name)}.{suffix}"
         folder, _, file = name.rpartition("/")
         path = self.caption_files.replace("{folder}", posixpath.basename(folder))
         path = path.replace("{name}", stem_of(file)).replace("{file}", file)

@@ -222,8 +222,10 @@ def read(
         yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
         with failing_its_shard(where):
             for rows in tables:
-                place = partial(places, path, range(row, row := row + len(rows)))
+                numbers = range(row, row + len(rows))
+                place = partial(places, path, numbers)
                 yield as_stored(stage, rows, place, where if is_tried else None)
+                row = numbers.stop
 
     with failing_its_shard(where):
         has_vectors = stage.image_embedding_col or stage.text_embedding_col

@@ -108,19 +108,6 @@ def taken(reading: Reading, texts: list[str], coin: int) -> list[list[str]]:
 PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
 
 
-def batches(
-    reading: Reading,
-    indexed: Sequence[Mapping[str, Any]],
-    *,
-    size: int,
-    seed: int,
-    threads: int,
-    trainer: Any,
-) -> "Streamed":
-    """Returns the batches of a seed, whose pictures so many threads decode."""
-    return Streamed(reading, indexed, size=size, seed=seed, threads=threads)
-
-
 class Streamed:
     """Batches of `size` rows of an indexed Parquet export, as `batches[n]` for any n >= 0.
 
@@ -136,7 +123,8 @@ class Streamed:
         *,
         size: int,
         seed: int,
-        threads: int = 1,
+        threads: int = 1,  # that decode pictures
+        trainer: Any = None,  # unused: no row depends on the weights
     ) -> None:
         self.size, self.seed, self.reading = size, seed, reading
         self.exported = Outputs(Storage(reading.data))
@@ -314,6 +302,9 @@ class Streamed:
             negative_of=np.flatnonzero(negatives_B) if self.reading.negatives else None,
             replaced={fault: faults[fault] for fault in FAULTS},
         )
+
+
+batches = Streamed
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,13 @@ def test_captions_need_not_match_a_glob_of_images(folder, pool_of):
     assert captions(rows) == {"2.png": "two's caption"}
 
 
+@pytest.mark.parametrize("form", ["{name}.{folder}.txt", "{name}.d/../{name}.{folder}.txt"])
+def test_names_of_caption_files_have_any_number_of_places(form, folder, pool_of):
+    (folder / "b" / "2.b.txt").write_text("of the folder's name")
+    rows = pool_of(ImageFolder(path=str(folder), caption_files=form))
+    assert captions(rows)["b/2.png"] == "of the folder's name"
+
+
 def test_what_cannot_be_read_is_null_with_a_reason(folder, run):
     (folder / "b" / "2.txt").write_bytes(b"\xff")
     (folder / "c.png").write_bytes(b"large")
