@@ -4,11 +4,11 @@ import base64
 import errno
 import posixpath
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby
 from operator import eq
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -75,16 +75,17 @@ class ByEnd:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = set(names)
-        ends = sorted((_ends(name), name) for name in self.names)
-        self._by_base = {base: [*each] for base, each in groupby(ends, lambda pair: pair[0][0])}
+        self._by_end = sorted((_ends(name), name) for name in self.names)
 
     def find(self, path: str) -> str | None:
         """Returns the picture that shares most with a path; None if there is none, or two."""
         ends = _ends(path)
-        alike = self._by_base.get(ends[0], ())
-        ranked = sorted(([*map(eq, ends, way), False].index(False), name) for way, name in alike)
+        place = bisect_left(self._by_end, (ends,))
+        # Those that share most stand next to where the path would: two on either side tell a tie.
+        near = self._by_end[max(0, place - 2) : place + 2]
+        ranked = sorted(([*map(eq, ends, way), False].index(False), name) for way, name in near)
         is_tied = len(ranked) > 1 and ranked[-2][0] == ranked[-1][0]
-        return ranked[-1][1] if ranked and not is_tied else None
+        return ranked[-1][1] if ranked and ranked[-1][0] and not is_tied else None
 
 
 def _ends(path: str) -> list[str]:
@@ -237,9 +238,8 @@ def read(
     if is_parquet(path):
         with failing_its_shard(where):
             batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
-            for tables in parquet_rows(
-                storage, group, names, batch_rows, convert=partial(flat, names)
-            ):
+            each = parquet_rows(storage, group, names, batch_rows, convert=partial(flat, names))
+            for tables in each:
                 yield stored(map(unparsed_nowhere, tables))
     elif "is_form" in group[0]:
         with failing_its_shard(where), opened(storage, path, stage.table) as form:
