@@ -14,12 +14,7 @@ from clipmill.stages.ops.texts.lists import text_list
 
 
 def caption_table(
-    rows: int,
-    frames: Sequence[pl.DataFrame],
-    *,
-    column: str,
-    stage: str,
-    reasons: tuple[str, str],
+    rows: int, frames: Sequence[pl.DataFrame], *, column: str, stage: str, reasons: tuple[str, str]
 ) -> pa.Table:
     """Returns lists of texts, how many are missing, and a reason for each row without texts.
 

@@ -235,7 +235,8 @@ class Allowed:
             return False
         if any(target in network for network in NEVER):
             return False
-        if _is_public(target) or any(target in network for network in self.networks):
+        inner = target.is_multicast or target.is_reserved or getattr(target, "is_site_local", False)
+        if (target.is_global and not inner) or any(target in some for some in self.networks):
             return True
         return host.lower().rstrip(".") in self.hosts
 
@@ -278,9 +279,3 @@ def _target(address: Address) -> Address:
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFF_FFFF)
     return address.ipv4_mapped or address.sixtofour or address
-
-
-def _is_public(address: Address) -> bool:
-    """Returns whether an address is on the public internet."""
-    inner = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
-    return address.is_global and not inner

@@ -79,10 +79,7 @@ def mean_average_precision(
 
 
 def average_precisions(
-    class_P: NDArray[np.integer],
-    rank_P: NDArray[np.int64],
-    tied_P: NDArray[np.int64],
-    classes: int,
+    class_P: NDArray[np.integer], rank_P: NDArray[np.int64], tied_P: NDArray[np.int64], classes: int
 ) -> NDArray[np.float64]:
     """Returns (C,) the average precision of each class, a mean over all orders of tied pictures."""
     count_C = np.bincount(class_P, minlength=classes)

@@ -114,8 +114,8 @@ class EvaluationLeaks(DatasetStage):
         ctx.map(partial(put_samples, self.tasks, ctx.folder, self.max_turned is not None), items)
         ctx.say("comparing with the tasks")
         within = self.max_distance, self.max_turned
-        search = partial(put_found, within, inputs.data, ctx.folder, tasks)
-        counted = ctx.map(partial(search, mask=inputs.mask), files)
+        search = partial(put_found, within, inputs.data, ctx.folder, tasks, inputs.mask)
+        counted = ctx.map(search, files)
         rows = sum(counts["rows"] for counts in counted)
         about = {"max_distance": self.max_distance, "max_turned": self.max_turned, "rows": rows}
         ctx.map(partial(put_leaks, ctx.folder, tasks, files), [about])
@@ -140,9 +140,9 @@ def put_found(
     data: str,
     folder: str,
     tasks: list[str],
+    mask: Mask | None,
     file: str,
     task: Task,
-    mask: Mask | None = None,
 ) -> dict[str, int]:
     """Stores found/FILE, the matches of one exported file's rows; returns the number of rows."""
     every, exported = samples_in(folder, tasks), Outputs(Storage(data))

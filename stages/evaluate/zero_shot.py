@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from math import hypot
@@ -29,7 +29,7 @@ from clipmill.stages.ops.tasks.folders import (
     need_some,
     refuse,
 )
-from clipmill.stages.ops.tasks.listed import Listed, is_scored, listed_tasks, rules
+from clipmill.stages.ops.tasks.listed import is_scored, listed_tasks, rules
 
 RESULTS = "results.json"
 STORED = "checkpoint:"
@@ -185,15 +185,16 @@ def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     means = {}
     scored = [task for task in listed_tasks() if task.metric]
     for name in (ALL, *dict.fromkeys(task.group for task in scored if task.group)):
-        expected = [task for task in scored if name in (ALL, task.group)]
-        if values := [counted[task.name] for task in expected if task.name in counted]:
-            title = name if len(values) == len(expected) else f"partial_{name}_of_{len(values)}"
-            means[title] = _mean(values, expected, counted)
+        expected = [task.name for task in scored if name in (ALL, task.group)]
+        missing = [task for task in expected if task not in counted]
+        if values := [counted[task] for task in expected if task in counted]:
+            title = f"partial_{name}_of_{len(values)}" if missing else name
+            means[title] = _mean(values, missing)
     spoken: dict[str, list[dict[str, float]]] = {}
     for name, result in results.items():
         if (tongue := TONGUE.search(name)) and (value := result["metrics"][result["metric"]]):
             spoken.setdefault(f"{LANGUAGE}{tongue[1]}", []).append(value)
-    return means | {name: _mean(spoken[name], (), ()) for name in sorted(spoken)}
+    return means | {name: _mean(spoken[name], []) for name in sorted(spoken)}
 
 
 def is_whole(result: Mapping[str, Any]) -> bool:
@@ -202,16 +203,11 @@ def is_whole(result: Mapping[str, Any]) -> bool:
     return size is not None and size == (result.get("instances") or result["pictures"])
 
 
-def _mean(
-    values: Sequence[Mapping[str, float]],
-    expected: Sequence[Listed],
-    counted: Container[str],
-) -> dict[str, Any]:
+def _mean(values: Sequence[Mapping[str, float]], missing: list[str]) -> dict[str, Any]:
     n = len(values)
     mean = sum(metric["value"] for metric in values) / n
     below = hypot(*(metric["value"] - metric["low"] for metric in values)) / n
     above = hypot(*(metric["high"] - metric["value"] for metric in values)) / n
-    missing = [task.name for task in expected if task.name not in counted]
     return {
         "value": mean,
         "low": mean - below,

@@ -18,18 +18,10 @@ from clipmill.metadata.schema import (
     Column,
 )
 
-IF_PRESENT = (
-    URL,
-    WIDTH,
-    HEIGHT,
-    ORIGINAL_WIDTH,
-    ORIGINAL_HEIGHT,
-    SHA256,
-    LOSS_WEIGHT,
-)  # img2dataset's fields, and our own that a loader needs
-PICTURE = pa.struct(
-    [("bytes", pa.binary()), ("path", pa.string())]
-)  # storage of `Image` of `datasets`
+# img2dataset's fields, and our own that a loader needs.
+IF_PRESENT = URL, WIDTH, HEIGHT, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, SHA256, LOSS_WEIGHT
+# Storage of `Image` of `datasets`.
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def check_columns(columns: tuple[str, ...], always: Iterable[Column | str]) -> None:

@@ -126,11 +126,9 @@ def _feature(dtype: pa.DataType) -> Any:
     if pa.types.is_list(dtype):
         inner = _feature(dtype.value_type)
         # A Sequence of structs is read as a struct of lists; versions before 4 have no List.
-        return [inner] if pa.types.is_struct(dtype.value_type) else _sequence(inner)
+        is_struct = pa.types.is_struct(dtype.value_type)
+        return [inner] if is_struct else {"feature": inner, "_type": "Sequence"}
     if pa.types.is_fixed_size_list(dtype):
-        return {**_sequence(_feature(dtype.value_type)), "length": dtype.list_size}
+        inner, length = _feature(dtype.value_type), dtype.list_size
+        return {"feature": inner, "_type": "Sequence", "length": length}
     return {"dtype": RENAMED.get(str(dtype), str(dtype)), "_type": "Value"}
-
-
-def _sequence(feature: Any) -> Features:
-    return {"feature": feature, "_type": "Sequence"}

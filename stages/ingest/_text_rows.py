@@ -241,8 +241,7 @@ def csv_rows(
         bad.append((row.number - first, row.text))
         return "skip"
 
-    reader = _opened(
-        stream.raw,  # Arrow's own: its thread reads ahead, also while Python ends
+    options = (
         pacsv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=header),
         pacsv.ParseOptions(
             delimiter=dialect.delimiter or ",",
@@ -258,8 +257,13 @@ def csv_rows(
             quoted_strings_can_be_null=False,
         ),
     )
-    if reader is None:
-        return
+    try:  # the raw stream is Arrow's own: its thread reads ahead, also while Python ends
+        reader = pacsv.open_csv(stream.raw, *options)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            return
+        raise
+    _LAST_READER[:] = [reader]
     row = 0
     for batch in reader:
         skipped: list[tuple[int, str]] = []
@@ -269,18 +273,6 @@ def csv_rows(
         row += len(batch) + len(skipped)
     if bad:
         yield _with_skipped(reader.schema.empty_table(), row, bad)
-
-
-def _opened(stream: Any, *options: Any) -> pacsv.CSVStreamingReader | None:
-    """Opens a stream of CSV; None if it is empty."""
-    try:
-        reader = pacsv.open_csv(stream, *options)
-    except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):
-            return None
-        raise
-    _LAST_READER[:] = [reader]
-    return reader
 
 
 def json_rows(

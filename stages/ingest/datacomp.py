@@ -60,10 +60,6 @@ SCORES = tuple(
     )
 )
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
-SCORES_OF = {
-    kind: tuple(replace(column, dtype=dtype) for column in SCORES)
-    for kind, dtype in SCORE_TYPES.items()
-}
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
 AT_ONCE = 16  # batches fitted by one call: their rows hold no image
 # Errors of a file that is no .npz, lacks an array, or has one that numpy cannot read.
@@ -111,7 +107,9 @@ class DataComp(DatasetStage):
     @property
     def scored(self) -> tuple[Column, ...]:
         """Returns the columns that `scores` adds."""
-        return (*SCORES_OF[self.score_type], FACE_BBOXES) if self.scores else ()
+        dtype = SCORE_TYPES[self.score_type]
+        scores = (replace(column, dtype=dtype) for column in SCORES)
+        return (*scores, FACE_BBOXES) if self.scores else ()
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".parquet",), "pool"))

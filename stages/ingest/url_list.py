@@ -50,12 +50,7 @@ from clipmill.stages.ingest._text_rows import (
     unparsed_nowhere,
 )
 from clipmill.stages.ops.tables.dotted import flat, paths_of
-from clipmill.stages.ops.tables.parquet_rows import (
-    Source,
-    counted,
-    parquet_rows,
-    scan_parquet,
-)
+from clipmill.stages.ops.tables.parquet_rows import Source, counted, parquet_rows, scan_parquet
 from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,

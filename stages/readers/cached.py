@@ -57,12 +57,7 @@ class Batches:
     """Batches of `size` rows, as `batches[n]` for any n >= 0."""
 
     def __init__(
-        self,
-        shards: Sequence[CachedShard],
-        reading: Reading,
-        *,
-        size: int,
-        seed: int,
+        self, shards: Sequence[CachedShard], reading: Reading, *, size: int, seed: int
     ) -> None:
         self.size, self.seed, self.reading = size, seed, reading
         self.shards = [shard for shard in shards if len(shard.uids)]
