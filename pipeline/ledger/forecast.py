@@ -103,7 +103,8 @@ def forecast(state: RunState, rows: int, hardware: Hardware) -> Forecast:
     for name in hardware.rows_per_s.keys() - state.plan.stages.keys():
         do = did_you_mean(name, sorted(state.plan.stages), "the recipe has")
         raise RecipeError(f"no stage '{name}'", "rows_per_s of --hardware", do)
-    of_rows = sum(stage.rows for stage in state.stages.values() if stage.planned.is_root)
+    pools = [s for s in state.stages.values() if s.planned.is_root and not s.planned.parents]
+    of_rows = sum(pool.rows for pool in pools)  # a union has the rows of its parents again
     if not of_rows:
         do = "run it over some rows first, or add --probe-shards 3"
         raise RecipeError("no rows to go by", str(state.run), do)

@@ -72,7 +72,7 @@ def read_truth(pool: Path) -> Truth:
                 unjudged[name] = len(values)
             else:
                 kinds |= {f"{name}: {value}": text == value for value in values}
-    if "swapped_in_group" in table.columns:
+    if table.schema.get("swapped_in_group") == pl.Boolean:
         kinds["swapped, with another group's"] = ~pl.col("swapped_in_group")
         kinds["swapped, within its group"] = pl.col("swapped_in_group")
     if "is_good" in table.columns:
@@ -94,6 +94,8 @@ def _table(file: Path) -> pl.DataFrame:
         ) from None
     if table.schema.get("uid") != pl.String:
         raise RecipeError("no text column `uid`", str(file), "give each row's uid, 32 hex digits")
+    if (good := table.schema.get("is_good", pl.Boolean)) != pl.Boolean:
+        raise RecipeError(f"`is_good` holds {good}", str(file), "write true or false in each row")
     return table
 
 

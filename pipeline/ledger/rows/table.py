@@ -1,6 +1,7 @@
 """Gives the rows of a stage, with columns of any stage over them, as a lazy frame or as files."""
 
 import fnmatch
+import glob
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -79,4 +80,4 @@ def glob_of(state: RunState, stage: str) -> str:
         )
     folder = stage_state.folder
     scheme = "" if folder.is_local else f"{folder.uri.partition('://')[0]}://"
-    return f"{scheme}{folder.path}/{DATA}"
+    return f"{scheme}{glob.escape(folder.path)}/{DATA}"

@@ -61,10 +61,10 @@ class ConceptTally:
 
     def changed(self) -> tuple[ConceptRows, ...]:
         """Returns the entries whose counts differ most."""
-        before, after = (
-            Counter(dict(zip(entries, counts.tolist(), strict=True)))
-            for entries, counts in zip(self.entries, self.counts, strict=True)
-        )
+        before, after = Counter[str](), Counter[str]()
+        for rows, entries, counts in zip((before, after), self.entries, self.counts, strict=True):
+            for entry, count in zip(entries, counts.tolist(), strict=True):
+                rows[entry] += count  # several languages may have an entry
         moved = [entry for entry in {**before, **after} if before[entry] != after[entry]]
         moved.sort(key=lambda entry: (-abs(after[entry] - before[entry]), entry))
         return tuple(

@@ -218,9 +218,11 @@ def _sentence(
         row, writer = rows[source], state.plan.stages[source].stage
         other = _other(writer, row)
         others |= {other: None} if other else {}
-        if not other or column not in {c.name for c in writer.writes if c.names}:
-            value = {**row.values, REASON.name: row.reason}[column]
-            values.append(f"{read} is {cut(repr(value))}")
+        stored = {**row.values, REASON.name: row.reason}  # without images
+        if column in stored and (
+            not other or column not in {c.name for c in writer.writes if c.names}
+        ):
+            values.append(f"{read} is {cut(repr(stored[column]))}")
     explained = [*_explained(state, stage, code, rows)]
     if stage != end:  # the end may state further conditions
         explained += _explained(state, end, rows[end].reason or "", rows)

@@ -267,12 +267,13 @@ def test_a_pool_with_empty_shards_is_compared(engine):
 
 
 def test_concepts_are_counted_on_both_sides(folder, tmp_path):
-    entries = [*STARS, "comet"]
-    (tmp_path / "list.json").write_text(json.dumps(entries))
-    concepts = f"concepts: {tmp_path}/list.json"
+    entries = [*STARS, "comet", "sun"]  # the last in another language
+    rows = {"entry": entries, "language": [*["en"] * 4, "de"], "count": [None] * 5}
+    pq.write_table(pa.table({**rows, "source": ["mine"] * 5}), tmp_path / "list.parquet")
+    concepts = f"concepts: {tmp_path}/list.parquet"
     text = (
-        "pool: {uses: ingest.url_list, shard_rows: 70}\n"
-        f"matched: {{uses: annotate.concepts, from: pool, {concepts}}}\n"
+        "pool: {uses: ingest.url_list, shard_rows: 70, extra: {language: string}}\n"
+        f"matched: {{uses: annotate.concepts, from: pool, by_language: true, {concepts}}}\n"
         f"balanced: {{uses: select.balance, from: matched, {concepts}, t: 40}}\n"
     )
     for changed in (text, text.replace("t: 40", "t: 10")):

@@ -100,8 +100,9 @@ def test_links_that_work_nonetheless_are_those_of_the_pools_builder():
         (pl.DataFrame({"is_odd": [True]}), "no text column `uid`"),
         (pl.DataFrame({"uid": [bytes(16)], "is_odd": [True]}), "no text column `uid`"),
         (b"PAR1 and no more", "no Parquet: "),
+        (pl.DataFrame({"uid": ["0"], "is_good": [1]}), "`is_good` holds Int64"),
     ],
-    ids=["no uid", "uid of bytes", "no Parquet"],
+    ids=["no uid", "uid of bytes", "no Parquet", "good of numbers"],
 )
 def test_what_is_no_truth_is_refused(truth, says, clipmill, ran, tmp_path):
     path = tmp_path / "truth.parquet"

@@ -20,7 +20,12 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows import scan, small_files
 from clipmill.pipeline.ledger.rows.columns import column_at
 from clipmill.pipeline.ledger.rows.query import query
-from clipmill.pipeline.ledger.rows.table import UnfinishedWarning, table, unfinished_note
+from clipmill.pipeline.ledger.rows.table import (
+    UnfinishedWarning,
+    glob_of,
+    table,
+    unfinished_note,
+)
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
@@ -70,6 +75,13 @@ def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run, way):
     assert rows.rows(named=True) == [
         {"e" if name == "late.e" else name: value for name, value in row.items()} for row in wanted
     ]
+
+
+def test_a_glob_means_the_brackets_of_a_folders_name_as_they_are(tmp_path):
+    (folder := tmp_path / "tries[1]").mkdir()
+    numbered.write_pool(folder)
+    pool = numbered.run(folder, numbered.STAGES.partition("one:")[0])
+    assert len(pl.read_parquet(glob_of(pool, "pool"))) == len(numbered.ROWS)
 
 
 def test_a_select_stage_has_the_rows_that_it_keeps(run, way):

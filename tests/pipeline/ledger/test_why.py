@@ -6,11 +6,18 @@ from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.rows.stage_row import Keeper
 from clipmill.pipeline.ledger.selection.why import why
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.verbs.why import text
 from tests import numbered
 from tests.pipeline.ledger.conftest import FOX, NAMED, ROWS, number
@@ -85,6 +92,17 @@ def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     end = why(state, numbered.uid(10)).ends[-1]
     assert (end.cause, end.reason) == ("one", "unlucky")
     assert said(why(state, numbered.uid(10)), "pool")[1] == "bad_value"
+
+
+def test_a_rule_on_the_picture_itself_has_no_value_to_show(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    pool = {"uses": "ingest.image_folder", "path": str(tmp_path)}
+    none = {"uses": "select.where", "from": "pool", "where": "image IS NULL"}
+    stages = {"pool": pool, "none": none}
+    plan = make_plan(Recipe(name="mine", path="mine.yaml", seed=0, stages=stages))
+    state = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    (end,) = why(state, state.uid("pool", 0, 0)).ends
+    assert end.sentence == "dropped by 'none': image IS NULL"
 
 
 def test_a_row_outside_a_mask_is_told_so(tmp_path):

@@ -73,6 +73,19 @@ def test_a_run_ten_times_larger_takes_what_was_said(tmp_path, monkeypatch):
     assert (said.objects, said.puts, said.gets) == (taken.objects, taken.puts, taken.gets)
 
 
+def test_rows_of_a_union_are_those_of_its_pools(tmp_path):
+    names = {"a": "red", "b": "blue"}
+    for name, text in names.items():
+        (tmp_path / f"{name}.csv").write_text(f"url,text\nhttp://a.test/{name},{text}\n")
+    stages = {n: {"uses": "ingest.url_list", "path": str(tmp_path / f"{n}.csv")} for n in names}
+    stages["both"] = {"uses": "ingest.union", "from": ["a", "b"]}
+    made = make_plan(Recipe(name="toy", path="toy.yaml", seed=0, stages=stages))
+    state = run_plan(made, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    said = forecast(state, 20, Hardware(nodes=1, cpus=1, memory_gb=4))
+    assert said.of_rows == 2
+    assert {stage.stage: stage.rows for stage in said.stages} == {"a": 10, "b": 10, "both": 20}
+
+
 def test_hours_dollars_and_requests_are_those_of_the_profile(plan, engine):
     engine.run(STAGES)
     said = json.loads(plan(rows_per_s={"numbers": 1e9, "square": 0.31, "shared": 1e9}).out)
