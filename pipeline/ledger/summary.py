@@ -6,8 +6,9 @@ of texts its texts; a large pool goes without, so that no run waits for its summ
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +16,8 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.ledger.findings.notes import notes
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.selection.causes import Cause, is_end, later_stages, losses
 from clipmill.pipeline.ledger.selection.exports import Export, exports
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
@@ -26,7 +29,7 @@ from clipmill.pipeline.run_folder.state import RunState, StageState
 # Largest pool whose first causes are counted, in half a second. Texts, a million a second and a
 # shard at a time, are counted of any at a run's end, on a page of the explorer's of such a one.
 MOST_ROWS, MOST_SHARDS = 2_000_000, 500
-READERS = 8  # threads, which mostly wait for a store
+NEEDS = attrgetter("needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +157,12 @@ def endings(state: RunState) -> tuple[Ending, ...]:
     if len(done) < sum(planned.gives_rows for planned in state.plan.stages.values()):
         return ()
     ends = [planned for planned in done if is_end(planned, done)]
-    covered = {name for end in ends for name in _line(state, end.name)}
+    covered = {name for end in ends for name in line_of(state.plan, end.name, NEEDS)}
     for planned in done:
         if planned.name not in covered and not _counts(state, planned.name)[""]:
             ends.append(planned)
-            covered |= {other.name for other in done if planned.name in _line(state, other.name)}
+            covered |= {n.name for n in done if planned.name in line_of(state.plan, n.name, NEEDS)}
     return tuple(_ending(state, end) for end in ends or done[-1:])
-
-
-def _line(state: RunState, name: str) -> set[str]:
-    """Returns the stage and its ancestors."""
-    line = {name}
-    for planned in reversed(state.plan.stages.values()):
-        if planned.name in line:
-            line |= set(planned.needs)
-    return line
 
 
 def _counts(state: RunState, name: str) -> Counter[str]:
@@ -191,7 +185,8 @@ def _ending(state: RunState, planned: PlannedStage) -> Ending:
     rows = counts.total()
     is_first = planned.is_select and _is_small(state.stages[planned.root])
     lost = Counter({(planned.name, reason): n for reason, n in counts.items() if reason})
-    others = {*_line(state, planned.name), *later_stages(state, planned.name)} - {planned.name}
+    before = line_of(state.plan, planned.name, NEEDS) - {planned.name}
+    others = {*before, *later_stages(state, planned.name)}
     if is_first and any(any(state.stages[name].codes) for name in others):
         lost = _first_causes(state, planned)  # else all are its own
     return Ending(
@@ -215,17 +210,13 @@ def _first_causes(state: RunState, end: PlannedStage) -> Counter[Cause]:
     """Counts the rows that a select stage dropped, or a later one failed, by first cause."""
     later = later_stages(state, end.name)
 
-    def count_shard(shard: int) -> Counter[Cause]:
-        counts: Counter[Cause] = Counter()
-        reasons = ShardReasons(state, end.root, shard)
-        for stage, code, rows in losses(reasons, end.name, later):
-            counts[stage, code] += pc.sum(rows).as_py() or 0
-        return counts
+    def lost(shard: int) -> list[tuple[Cause, int]]:
+        found = losses(ShardReasons(state, end.root, shard), end.name, later)
+        return [((stage, code), pc.sum(rows).as_py() or 0) for stage, code, rows in found]
 
     total: Counter[Cause] = Counter()
-    with ThreadPoolExecutor(READERS) as readers:
-        for counts in readers.map(count_shard, sorted(state.stages[end.root].shards)):
-            total.update(counts)
+    for cause, rows in chain.from_iterable(ahead(state.run, lost, state.stages[end.root].shards)):
+        total[cause] += rows
     return total
 
 

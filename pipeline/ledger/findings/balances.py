@@ -1,13 +1,11 @@
 """Reports the effect of balancing on concepts: counts before and after, examples, languages."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -123,12 +121,7 @@ def _balance(state: RunState, name: str, counts: str, sizes: str) -> Balance:
     )
     return Balance(
         stage=name,
-        t=summary["t"],
-        rows=summary["rows"],
-        matched=summary["matched"],
-        expected=summary["expected"],
-        sigma=summary["sigma"],
-        kept=summary["kept"],
+        **{key: summary[key] for key in ("t", "rows", "matched", "expected", "sigma", "kept")},
         entries=len(table),
         met=len(met),
         above=len(met.filter(pl.col("count") > pl.col("t"))),
@@ -152,7 +145,7 @@ def ranked(count_E: NDArray[np.int64]) -> Curve:
 def _examples_and_languages(
     state: RunState, name: str, concepts: list[int]
 ) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
-    """Returns PICTURES rows of each concept, chosen by hash, and the counts of each language."""
+    """Returns PICTURES rows of each concept, chosen by hash, and the largest languages' counts."""
     planned = state.plan.stages[name]
     root = planned.root
     language = binding(state, name, LANGUAGE.name)
@@ -165,7 +158,7 @@ def _examples_and_languages(
     }
     shards = stored(state, root, bound)
     examples: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in concepts}
-    tally: Counter[tuple[str | None, bool, bool]] = Counter()
+    counts = []
     indices = range(len(shards))
     for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
@@ -180,29 +173,19 @@ def _examples_and_languages(
             candidates = [(int(bits_N[row]), (shard, int(row))) for row in least]
             examples[concept] = sorted(examples[concept] + candidates)[:PICTURES]
         if language:
-            parts = (table["language"], table["list"].is_valid(), table["kept"])
-            named = pa.table(dict(zip(("name", "matched", "kept"), parts, strict=True)))
-            counts = named.group_by(named.column_names).aggregate([([], "count_all")])
-            for row in counts.to_pylist():
-                tally[row["name"], row["matched"], row["kept"]] += row["count_all"]
+            columns = table.select(["language", "list", "kept"]).rename_columns(
+                {"language": "name"}
+            )
+            named = pl.DataFrame(columns).group_by(pl.col("name").cast(pl.String))
+            counts.append(
+                named.agg(pl.len().alias("rows"), matched=pl.count("list"), kept=pl.sum("kept"))
+            )
     places = {concept: [place for _, place in rows] for concept, rows in examples.items()}
-    return places, _by_language(tally)
-
-
-def _by_language(tally: Counter[tuple[str | None, bool, bool]]) -> tuple[LanguageRows, ...]:
-    """Returns the counts of the LANGUAGES largest languages, largest first."""
-    rows: Counter[str | None] = Counter()
-    matched: Counter[str | None] = Counter()
-    kept: Counter[str | None] = Counter()
-    for (name, is_matched, is_kept), count in tally.items():
-        rows[name] += count
-        matched[name] += count * is_matched
-        kept[name] += count * is_kept
-    order = sorted(rows, key=lambda name: (-rows[name], name or ""))[:LANGUAGES]
-    return tuple(
-        LanguageRows(name=name or "(none)", rows=rows[name], matched=matched[name], kept=kept[name])
-        for name in order
-    )
+    if not counts:
+        return places, ()
+    by_language = pl.concat(counts).with_columns(pl.col("name").fill_null("(none)"))
+    sums = by_language.group_by("name").sum().sort("rows", "name", descending=[True, False])
+    return places, tuple(LanguageRows(**row) for row in sums.head(LANGUAGES).rows(named=True))
 
 
 def _drawn(state: RunState, name: str, places: list[Place]) -> tuple[DrawnRow, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from clipmill.pipeline.ledger.findings.cluster_counts import (
     over_size,
 )
 from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.rows.stored import artifacts, stored
 from clipmill.pipeline.ledger.selection.causes import is_end
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -248,11 +250,7 @@ def ends_of(state: RunState, name: str) -> list[PlannedStage]:
 
 def stands_on(state: RunState, end: str, name: str) -> bool:
     """Returns whether stage `end` depends on stage `name`, directly or not."""
-    ancestors = {end}
-    for planned in reversed(state.plan.stages.values()):
-        if planned.name in ancestors:
-            ancestors.update(planned.needs)
-    return name in ancestors
+    return name in line_of(state.plan, end, attrgetter("needs"))
 
 
 def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clusters: int) -> Tally:

@@ -1,12 +1,16 @@
 """Resolves a column name over all stages with the same rows, by the rule of plans."""
 
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+
 from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.bindings import columns_of, type_of
 from clipmill.pipeline.planning.plan import Plan
-from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
 
 PLACE = (SHARD.name, POSITION.name)  # a row's place in its root: stored in no file
+Edges = Callable[[PlannedStage], Iterable[str]]
 OWN = (UID.name, REASON.name, *PLACE)  # every stage with rows has them
 
 
@@ -68,11 +72,10 @@ def _written(plan: Plan, stage: str) -> list[str]:
     return [column.name for column in columns_of(plan.stages[stage].stage)]
 
 
-def line_of(plan: Plan, stage: str) -> set[str]:
-    """Returns the stage and its ancestors."""
+def line_of(plan: Plan, stage: str, by: Edges = attrgetter("parents")) -> set[str]:
+    """Returns the stage and those before it: its parents, or what else of a stage `by` names."""
     line = {stage}
-    names = [stage]
-    for name in names:
-        names += [parent for parent in plan.stages[name].parents if parent not in line]
-        line.update(names)
+    for planned in reversed(plan.stages.values()):
+        if planned.name in line:
+            line.update(by(planned))
     return line

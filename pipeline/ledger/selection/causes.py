@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.schema import KEEP
+from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
@@ -48,21 +50,16 @@ def trace(
             yield from trace(plan, before, reasons, of_code, missing_in)
             continue
         unexplained = of_code
-        if code.startswith(UNDEFINED):
-            column = code.removeprefix(UNDEFINED)
-            binding = plan.stages[end].bindings[0].get(column)
-            line = _line(plan, binding[0]) if binding else []
-            for name in line:
-                if name not in reasons:
-                    continue
-                taken = {c for other in line for s, c in taken_by(plan, other) if s == name}
-                if binding and binding[0] == name:
-                    taken.add(binding[1])
-                codes_here = reasons[name]
-                failed = pc.and_(unexplained, pc.is_valid(codes_here))
-                guilty = left_out(name, taken, failed, missing_in)
-                for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
-                    is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
+        undefined = plan.stages[end].bindings[0].get(code.removeprefix(UNDEFINED))
+        if code.startswith(UNDEFINED) and undefined:
+            line = line_of(plan, undefined[0], attrgetter("sources"))
+            taken = {undefined}.union(*(taken_by(plan, name) for name in line))
+            for name in (name for name in plan.stages if name in line and name in reasons):
+                failed = pc.and_(unexplained, pc.is_valid(reasons[name]))
+                columns = {column for stage, column in taken if stage == name}
+                guilty = left_out(name, columns, failed, missing_in)
+                for inner in sorted(pc.unique(reasons[name].filter(guilty)).to_pylist()):
+                    is_inner = pc.fill_null(pc.equal(reasons[name], inner), False)
                     yield name, inner, pc.and_(guilty, is_inner)
                 unexplained = pc.and_not(unexplained, guilty)
         if pc.any(unexplained).as_py():
@@ -99,16 +96,11 @@ def failed_later(
 ) -> Iterator[tuple[str, str, pa.Array]]:
     """Yields (stage, reason, mask) for rows of a shard that an end keeps but a later stage failed,
     each at the first stage without a value."""
-    failing = [
-        name
-        for name in later
-        if name in reasons and reasons.counts(name).keys() - {"", NOT_SELECTED}
-    ]
-    kept = pc.is_null(reasons[end]) if failing else None
-    for name in failing:
-        own = reasons[name]
-        for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
-            rows = pc.and_(kept, pc.fill_null(pc.equal(own, code), False))
+    kept: pa.Array = None  # read where a stage has a reason
+    for name in filter(reasons.__contains__, later):
+        for code in sorted(reasons.counts(name).keys() - {"", NOT_SELECTED}):
+            kept = pc.is_null(reasons[end]) if kept is None else kept
+            rows = pc.and_(kept, pc.fill_null(pc.equal(reasons[name], code), False))
             if pc.any(rows).as_py():
                 yield name, code, rows
                 kept = pc.and_not(kept, rows)
@@ -148,12 +140,3 @@ def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
         for read, where in (bindings[0] if bindings else {}).items()
         if re.search(rf"(?<![\w.]){re.escape(read)}\b", code)
     }
-
-
-def _line(plan: Plan, name: str) -> list[str]:
-    """Returns the stages that a stage's values come from, in recipe order, itself included."""
-    line = {name}
-    for planned in reversed(plan.stages.values()):
-        if planned.name in line:
-            line.update(planned.sources)
-    return [stage for stage in plan.stages if stage in line]

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +22,9 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.rows import ahead as of_shards
 from clipmill.pipeline.ledger.rows import partitions
+from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.selection import funnel as of_funnel
-from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, _line, trace
+from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
 from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.live import as_json, live_run
@@ -268,7 +270,8 @@ def test_stages_that_part_and_meet_again_are_walked_once():
         for name in (f"a{i}", f"b{i}"):
             stages[name] = Walked(name=name, parents=(f"m{i}",))
         stages[f"m{i + 1}"] = Walked(name=f"m{i + 1}", parents=(f"a{i}", f"b{i}"))
-    assert _line(SimpleNamespace(stages=stages), "m9") == list(stages)
+    line = line_of(SimpleNamespace(stages=stages), "m9", attrgetter("sources"))
+    assert line == {*stages}
     assert sorted(walked) == sorted(stages)
 
 
