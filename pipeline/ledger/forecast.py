@@ -1,6 +1,7 @@
 """Forecasts a run over more rows on other hardware, from what a smaller one took."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -108,11 +109,12 @@ def forecast(state: RunState, rows: int, hardware: Hardware) -> Forecast:
     if not of_rows:
         do = "run it over some rows first, or add --probe-shards 3"
         raise RecipeError("no rows to go by", str(state.run), do)
-    stages = []
-    for done in work(state):
-        planned = state.plan.stages[done.stage]
-        root = state.stages[planned.root].rows if planned.root else 0
-        stages.append(_stage(state, planned, done, root, rows / of_rows, hardware))
+    spent: defaultdict[str, Spent] = defaultdict(Spent)  # by folder, in all sessions
+    for ran in sessions(state.run):
+        for folder, some in ran.spent.items():
+            if some.rows:
+                spent[folder].add(some)
+    stages = [_stage(state, done, spent, rows / of_rows, hardware) for done in work(state)]
     hours = _hours(state, stages)
     total = {
         name: sum(getattr(stage, name) for stage in stages)
@@ -134,13 +136,14 @@ def forecast(state: RunState, rows: int, hardware: Hardware) -> Forecast:
 
 def _stage(
     state: RunState,
-    planned: PlannedStage,
     done: StageWork,
-    root: int,
+    spent_in: defaultdict[str, Spent],
     times: float,
     hardware: Hardware,
 ) -> StageForecast:
-    """Forecasts a stage over `times` as many rows as the `root` rows it had."""
+    """Forecasts a stage over `times` as many rows as it had."""
+    planned = state.plan.stages[done.stage]
+    root = state.stages[planned.root].rows if planned.root else 0
     needs, rate = planned.stage.resources, hardware.rows_per_s.get(planned.name)
     at_once = min(hardware.cpus / needs.cpus, hardware.memory_gb / needs.memory_gb)
     at_once = min(at_once, hardware.gpus / needs.gpus) if needs.gpus else at_once
@@ -150,7 +153,7 @@ def _stage(
         raise RecipeError(found, f"stage '{planned.name}'", "give --hardware larger nodes")
     grown, slots = (times, slots) if root else (1.0, 1)
     rows = round(done.rows * times) if planned.is_row else round(root * times)
-    spent = _spent(state, planned)
+    spent = spent_in[planned.folder]
     waits = bool(needs.gpus) or planned.stage.determinism == "recorded"
     by: Literal["cpu", "clock", "rate", "nothing"] = "clock" if waits or not spent.rows else "cpu"
     if rate is not None:
@@ -166,7 +169,8 @@ def _stage(
         core_s = busy_s * needs.cpus
     shards = math.ceil(done.shards * times)
     files = round(len(state.stages[planned.name].outputs) * grown)
-    reads = len({stage for bound in planned.bindings for stage, _ in bound.values()}) or 1
+    stages_read = len({stage for bound in planned.bindings for stage, _ in bound.values()}) or 1
+    read = (state.stages[planned.root].total or 0) if planned.root else 0
     return StageForecast(
         stage=planned.name,
         uses=planned.uses,
@@ -177,20 +181,9 @@ def _stage(
         bytes=round(done.bytes * grown),
         objects=2 * shards + files,
         puts=(SHARD_PUTS if planned.is_row else 2) * shards + files,
-        gets=0
-        if planned.is_root
-        else FILE_GETS * reads * math.ceil(_shards(state, planned) * times),
+        gets=0 if planned.is_root else FILE_GETS * stages_read * math.ceil(read * times),
         by=by,
     )
-
-
-def _spent(state: RunState, planned: PlannedStage) -> Spent:
-    """Returns a stage's measured work in all sessions of the run."""
-    total = Spent()
-    for session in sessions(state.run):
-        if (spent := session.spent.get(planned.folder)) and spent.rows:
-            total.add(spent)
-    return total
 
 
 def _pairs(planned: PlannedStage, root: int, times: float) -> float:
@@ -201,20 +194,11 @@ def _pairs(planned: PlannedStage, root: int, times: float) -> float:
     return max(1.0, (stage.candidates(round(root * times)) or before) / before / times)
 
 
-def _shards(state: RunState, planned: PlannedStage) -> int:
-    """Returns the shards that a stage reads."""
-    return (state.stages[planned.root].total or 0) if planned.root else 0
-
-
 def _hours(state: RunState, stages: list[StageForecast]) -> float:
     """Returns hours to the end: row stages side by side by kind of processor, then the others."""
-    cpu = gpu = others = 0.0
+    hours = {"cpu": 0.0, "gpu": 0.0, "others": 0.0}
     for stage in stages:
         planned = state.plan.stages[stage.stage]
-        if not planned.is_row:
-            others += stage.hours
-        elif planned.stage.resources.gpus:
-            gpu += stage.hours
-        else:
-            cpu += stage.hours
-    return max(cpu, gpu) + others
+        kind = "gpu" if planned.stage.resources.gpus else "cpu"
+        hours[kind if planned.is_row else "others"] += stage.hours
+    return max(hours["cpu"], hours["gpu"]) + hours["others"]

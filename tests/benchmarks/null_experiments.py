@@ -148,7 +148,7 @@ def hits(state: RunState, arm: str) -> list[dict[str, str]]:
             ranks = pq.read_table(pa.BufferReader(held.read(f"{file}{task}.parquet")))
             of = terms(metric, model["tasks"][task]["metrics"][metric], ranks)
             assert of is not None
-            told[task] = np.packbits(of.above_K > 0).tobytes().hex()
+            told[task] = np.packbits(of.value_K > 0).tobytes().hex()
         found.append(told)
     return found
 

@@ -204,8 +204,10 @@ def _judged(state: RunState, stage: str, truth: Truth) -> Judged:
         _kind_rows(kind, rows.filter(is_kind), kind in HARMLESS)
         for kind, is_kind in truth.kinds.items()
     ]
-    if set(rows.columns) >= COPIES:
-        extra = _extra_copies(rows)
+    if set(rows.columns) >= COPIES:  # usable ones but one of each cluster, which may stay
+        order = [pl.col(CAUSE) != "", pl.col("dup_kind").is_not_null(), pl.col("uid")]
+        usable = rows.filter(pl.col("usable")).sort(order)  # first those that the run kept
+        extra = usable.filter(pl.int_range(pl.len()).over("dup_cluster") > 0)
         for value in sorted(extra["dup_kind"].drop_nulls().unique()):
             of_kind = extra.filter(pl.col("dup_kind") == value)
             kinds.append(_kind_rows(f"duplicate: {value}", of_kind))
@@ -235,16 +237,6 @@ def _kind_rows(kind: str, rows: pl.DataFrame, harmless: bool = False) -> KindRow
         kept=kept,
         caught=dict(sorted(caught.items(), key=lambda item: (-item[1], str(item[0])))),
     )
-
-
-def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
-    """Returns usable copies except one of each cluster, which may stay.
-
-    The run chooses which: the first that it kept, base rows before copies.
-    """
-    order = [pl.col(CAUSE) != "", pl.col("dup_kind").is_not_null(), pl.col("uid")]
-    usable = rows.filter(pl.col("usable")).sort(order)
-    return usable.filter(pl.int_range(pl.len()).over("dup_cluster") > 0)
 
 
 def _first_causes(state: RunState, end: str) -> pl.DataFrame:
@@ -290,5 +282,5 @@ def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detect
             )
 
 
-def _hex(table: pa.Table) -> list[str]:
-    return [uid.hex() for uid in table[UID.name].to_pylist()]
+def _hex(table: pa.Table) -> pl.Series:
+    return pl.Series(table[UID.name]).bin.encode("hex")

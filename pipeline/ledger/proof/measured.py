@@ -5,8 +5,8 @@ else top 5, else top 1. Top 5 is dropped for 12 classes or fewer: guessing is go
 task has more than 12 classes, or is a retrieval.
 
 Draws are bootstrap samples, with replacement, of a task's items. A metric is computed again from
-the stored rank of each item, as a ratio of two sums over items, by group; its value is the mean
-over groups. Terms that do not reproduce the stored value are discarded.
+the stored rank of each item, as a mean over items, by group; its value is the mean over groups.
+Terms that do not reproduce the stored value are discarded.
 """
 
 import re
@@ -42,23 +42,17 @@ BLOCK = 2**22  # weights held at a time: 16 MB
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of a metric's sums: each one's item, numerator and denominator, sorted by group."""
+    """The terms of a metric's means: each one's item and value, sorted by group."""
 
     item_K: NDArray[np.int64]
-    above_K: NDArray[np.float64]
-    below_K: NDArray[np.float64]
+    value_K: NDArray[np.float64]
     starts_G: NDArray[np.int64]  # first term of each group
 
     @property
     def value(self) -> float:
         """Returns the metric, with each item counted once."""
-        below_G = np.add.reduceat(self.below_K, self.starts_G)
-        return float((np.add.reduceat(self.above_K, self.starts_G) / below_G).mean())
-
-    def has_the_items_of(self, other: "Terms") -> bool:
-        """Returns whether two metrics differ in their numerators alone."""
-        pairs = zip(vars(self).items(), vars(other).values(), strict=True)
-        return all(np.array_equal(a, b) for (name, a), b in pairs if name != "above_K")
+        terms_G = np.diff(self.starts_G, append=len(self.item_K))
+        return float((np.add.reduceat(self.value_K, self.starts_G) / terms_G).mean())
 
 
 def terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | None:
@@ -78,22 +72,24 @@ def redrawn(
 
     A group without an item in a draw is left out there.
     """
-    if not all(model.has_the_items_of(models[0]) for model in models):
-        return np.concatenate([redrawn([model], key, drawing) for model in models])
     first = models[0]
-    above_KS = np.stack([model.above_K for model in models], axis=1).astype(np.float32)
-    below_K, ends_G = first.below_K.astype(np.float32), [*first.starts_G[1:], len(first.item_K)]
+    if not all(
+        np.array_equal(model.item_K, first.item_K)
+        and np.array_equal(model.starts_G, first.starts_G)
+        for model in models
+    ):
+        return np.concatenate([redrawn([model], key, drawing) for model in models])
+    value_KS = np.stack([model.value_K for model in models], axis=1).astype(np.float32)
+    ends_G, one_K = [*first.starts_G[1:], len(first.item_K)], np.ones(len(first.item_K), np.float32)
     blocks = []
     for weight_BN in (drawing or _weights)(int(first.item_K.max()) + 1, key):
         total_BS = np.zeros((len(weight_BN), len(models)))
         groups_B = np.zeros(len(weight_BN))
         for start, end in zip(first.starts_G, ends_G, strict=True):
             weight_BK = weight_BN[:, first.item_K[start:end]]
-            below_B = (weight_BK @ below_K[start:end]).astype(np.float64)
-            total_BS += (weight_BK @ above_KS[start:end]) / np.where(below_B > 0, below_B, 1)[
-                :, None
-            ]
-            groups_B += below_B > 0
+            count_B1 = (weight_BK @ one_K[start:end]).astype(np.float64)[:, None]
+            total_BS += weight_BK @ value_KS[start:end] / np.maximum(count_B1, 1)
+            groups_B += count_B1[:, 0] > 0
         blocks.append(total_BS / np.maximum(groups_B, 1)[:, None])
     return np.concatenate(blocks).T
 
@@ -118,27 +114,27 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
         return _by_group(np.concatenate([item_K for item_K, _ in ways]), hit_K, group_K)
     if match := AT.match(metric):
         item_K, hit_K = _hits(ranks, match[1], int(match[2]))
-        return _by_group(item_K, hit_K, np.zeros(len(item_K)))
+        return _by_group(item_K, hit_K)
     if metric.startswith(PAIRS):  # in results.json `pair_accuracy_Texts` is of one pattern
         hit_K = _hits(ranks, "acc", 1)[1].reshape(-1, 2).prod(axis=1)
         pattern_K = ranks["pattern"].to_numpy()[::2]
         in_K = (pattern_K == metric.removeprefix(f"{PAIRS}_")) | (metric == PAIRS)
-        return _by_group(np.flatnonzero(in_K), hit_K[in_K], np.zeros(in_K.sum()))
+        return _by_group(np.flatnonzero(in_K), hit_K[in_K])
     if metric in JACCARD:
         return _jaccard(ranks, *JACCARD[metric])
     if metric == MACRO_F1:
         label_N, guess_N = (ranks[name].fill_null(-1).to_numpy() for name in ("label", "predicted"))
         both_K, item_K = np.concatenate([label_N, guess_N]), np.tile(np.arange(len(label_N)), 2)
-        above_K = np.concatenate([2.0 * (label_N == guess_N), np.zeros(len(label_N))])
+        value_K = np.concatenate([2.0 * (label_N == guess_N), np.zeros(len(label_N))])
         occurs_K = np.isin(both_K, label_N)
-        return _by_group(item_K[occurs_K], above_K[occurs_K], both_K[occurs_K])
+        return _by_group(item_K[occurs_K], value_K[occurs_K], both_K[occurs_K])
     if metric == PER_CLASS:
         item_K, hit_K = _hits(ranks, "acc", 1)
         return _by_group(item_K, hit_K, ranks["label"].to_numpy())
     if "group" in stored:  # results.json names the worst group
         item_K, hit_K = _hits(ranks, "acc", 5 if "top5" in metric else 1)
         in_K = ranks["group"].to_numpy() == stored["group"]
-        return _by_group(item_K[in_K], hit_K[in_K], np.zeros(in_K.sum()))
+        return _by_group(item_K[in_K], hit_K[in_K])
     return None
 
 
@@ -168,15 +164,16 @@ def _jaccard(ranks: pa.Table, least: int, most: int) -> Terms | None:
     both_I = np.bincount(index_N, right_N & (rank_N < wanted_I[index_N]), minlength=len(count_I))
     instance_K = np.flatnonzero((count_I >= least) & (count_I <= most))
     index_K = (both_I / (2 * wanted_I - both_I))[instance_K]
-    return _by_group(instance_K, index_K, np.zeros(len(instance_K))) if len(instance_K) else None
+    return _by_group(instance_K, index_K) if len(instance_K) else None
 
 
 def _by_group(
-    item_K: NDArray[np.int64], above_K: NDArray[np.float64], group_K: NDArray[Any]
+    item_K: NDArray[np.int64], value_K: NDArray[np.float64], group_K: NDArray[Any] | None = None
 ) -> Terms:
+    group_K = np.zeros(len(item_K)) if group_K is None else group_K  # all are of one
     order_K = np.argsort(group_K, kind="stable")
     starts_G = np.unique(group_K[order_K], return_index=True)[1]
-    return Terms(item_K[order_K], above_K[order_K], np.ones(len(item_K)), starts_G)
+    return Terms(item_K[order_K], value_K[order_K], starts_G)
 
 
 # Shapes: S models that have the metric, D draws of a task's items.

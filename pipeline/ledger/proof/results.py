@@ -1,11 +1,9 @@
 """Compares models trained on the run's exports, arm by arm, and reads their loss curves."""
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.stats import Estimate
@@ -139,16 +137,16 @@ def compared(
         for base in baselines
         if arm != base and base in by_arm and (against is None or base in against.get(arm, ()))
     }
-    for page in (shown, shown[: 1 if fine else 0]):  # the headline's own: they come first
+    for page in (shown, shown[: 1 if fine else 0]):  # the headline's last: its own verdicts stay
         keys = {metric.key for metric in page}
-        comparable = [key for key in apart if key[0] in keys]
-        apart |= dict(zip(comparable, judged([apart[key] for key in comparable]), strict=True))
+        comparable = {key: comparison for key, comparison in apart.items() if key[0] in keys}
+        apart |= dict(zip(comparable, judged([*comparable.values()]), strict=True))
 
     def share_of(arm: str, by_arm: Mapping[str, Scored]) -> Estimate | None:
-        ends = by_arm.get(baselines[0]), by_arm.get(oracle or "")
-        if arm in (baselines[0], oracle) or arm not in by_arm or None in ends:
+        low, high = by_arm.get(baselines[0]), by_arm.get(oracle or "")
+        if arm in (baselines[0], oracle) or arm not in by_arm or low is None or high is None:
             return None
-        return share(by_arm[arm], *filter(None, ends))
+        return share(by_arm[arm], low, high)
 
     def row(metric: Measured) -> MetricRow:
         cells = [
@@ -187,11 +185,11 @@ def losses(state: RunState) -> list[LossCurve]:
     curves = []
     for name, stage in state.stages.items():
         for prefix, file in artifacts(stage, "loss").items():
-            table = pq.read_table(io.BytesIO(Outputs(stage.folder).read(file)))
-            step, loss = (tuple(table[column].to_pylist()) for column in ("step", "loss"))
+            with Outputs(stage.folder).parquet(file) as table:
+                steps = table.read(["step", "loss"]).to_pydict()
             seed = prefix.strip(".-").replace("-", " ")
-            uses = stage.planned.uses
-            curves.append(LossCurve(stage=name, uses=uses, seed=seed, step=step, loss=loss))
+            columns = {column: tuple(values) for column, values in steps.items()}
+            curves.append(LossCurve(stage=name, uses=stage.planned.uses, seed=seed, **columns))
     return curves
 
 
@@ -218,8 +216,10 @@ def _is_near(result: Estimate, chance: float | None) -> bool:
 def _arm_of(name: str, every: Sequence[Arm]) -> str:
     """Returns the arm of this name, else the only arm of the stage of this name."""
     named = [arm.name for arm in every if name in arm.stages]
-    if len(named) == 1 or name in {arm.name for arm in every}:
-        return name if name in {arm.name for arm in every} else named[0]
+    if name in [arm.name for arm in every]:
+        return name
+    if len(named) == 1:
+        return named[0]
     if named:
         raise RecipeError(
             f"{len(named)} arms come from '{name}'", "--baseline", f"name one: {', '.join(named)}"

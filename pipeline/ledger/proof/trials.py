@@ -90,16 +90,15 @@ def arms(state: RunState) -> list[Arm]:
         origins.setdefault(origin.key, []).append(origin)
         arm_trials = trials.setdefault(origin.key, {})
         trained = _evaluated(state, name).model
-        epochs = _epochs(state, trained, models)
-        for model, epochs_seen in zip(models, epochs, strict=True):
-            seed = int(model.get("seed") or 0)
+        for model, epochs in zip(models, _epochs(state, trained, models), strict=True):
+            seed, share = int(model.get("seed") or 0), share_of(model)
             # External models have no seeds: other weights are another model.
-            share = share_of(model)
             which = (seed, share) if trained else (model.get("card"), model.get("model"))
-            tasks = dict(_tasks(model, state.stages[name].folder))
-            if which in arm_trials:  # another evaluation of the same model
-                tasks = arm_trials[which].tasks | tasks | arm_trials[which].tasks
-            arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs_seen, share=share)
+            # Of several evaluations of one model the first has the say on a task.
+            tasks = dict(arm_trials[which].tasks) if which in arm_trials else {}
+            for task, scores in _tasks(model, state.stages[name].folder):
+                tasks.setdefault(task, scores)
+            arm_trials[which] = Trial(seed=seed, tasks=tasks, epochs=epochs, share=share)
     names = _names([same[0] for same in origins.values()])
     return [
         Arm(

@@ -4,7 +4,7 @@ Rows of a union have the pictures of its parents' pools.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clipmill.metadata.parquet_file import read_file
@@ -24,12 +24,11 @@ Pictured = tuple[str, Place]  # the stage that stores a picture, and the row's p
 
 def last_that_stores(state: RunState, root: str, column: str) -> Binding | None:
     """Returns the last stage over a root that stores this column for some rows."""
-    last = None
-    for name, stage in state.stages.items():
+    for name, stage in reversed(state.stages.items()):
         written = {own.name for own in stage.planned.stage.writes}
         if stage.planned.root == root and stage.shards and column in written:
-            last = name, column
-    return last
+            return name, column
+    return None
 
 
 def image_stages(state: RunState, root: str) -> Iterator[str]:
@@ -53,8 +52,8 @@ def pictured(state: RunState, root: str, places: Sequence[Place]) -> list[Pictur
             if images[stage] is not None:
                 break
             stage, shard = taken_from(state, stage, shard)
-        stored = images[stage] if stage is not None else None
-        pictures.append((stored[0], (shard, position)) if stored else None)
+        image = images[stage] if stage is not None else None
+        pictures.append((image[0], (shard, position)) if image else None)
     return pictures
 
 
@@ -184,9 +183,7 @@ def picture_place(
                 row=position,
                 bytes=row.values[IMAGE_BYTES.name],
             )
-    return PicturePlace(
-        stage=stored.stage, file=stored.file, row=stored.row, bytes=stored.bytes, url=url
-    )
+    return replace(stored, url=url)
 
 
 def _file(state: RunState, stage: str, place: Place) -> tuple[str, int]:

@@ -115,7 +115,7 @@ def query(
     condition, extra = _condition(state, stage, where) if where is not None else (None, {})
     sources = [name for name, _ in (*bound.values(), *extra.values())]
     used = tuple(dict.fromkeys([root, stage, *sources]))
-    types = {name: _type(state, *source) for name, source in bound.items()}
+    types = {name: type_at(state, *source) for name, source in bound.items()}
     is_large = any(pa.types.is_nested(dtype) for dtype in types.values()) or IMAGE.name in {
         column for _, column in bound.values()
     }
@@ -134,7 +134,8 @@ def query(
     )
 
 
-def _type(state: RunState, stage: str, column: str) -> pa.DataType:
+def type_at(state: RunState, stage: str, column: str) -> pa.DataType:
+    """Returns the type of a stage's column, or of a row's place."""
     return pa.int32() if column in PLACE else state.plan.schema(stage, column)
 
 
@@ -150,7 +151,7 @@ def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, 
     try:
         condition: Any = stage_type(**{stage_type.asked_in: where})
         sources = {name: column_at(state.plan, stage, name) for name in condition.reads}
-        condition.check({name: _type(state, *source) for name, source in sources.items()})
+        condition.check({name: type_at(state, *source) for name, source in sources.items()})
     except StageError as error:
         raise RecipeError(error.args[0], "the condition", error.args[2]) from None
     planned = replace(

@@ -7,6 +7,7 @@ texts that begin with the word, and those before texts that contain it. Only equ
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -83,10 +84,8 @@ def _match(batch: pa.Table, columns: Sequence[str], word: str, ways: Sequence[_M
         lambda text: pc.match_substring(text, word, ignore_case=True),
     ]
     for way, matches in zip(ways, tests if len(word) >= SHORTEST else tests[:1], strict=False):
-        hit = pa.array([False] * len(batch), pa.bool_())
-        for name in columns:
-            hit = pc.or_(hit, pc.fill_null(matches(batch[name]), False))
-        rows = batch.filter(hit)
+        hits = [pc.fill_null(matches(batch[name]), False) for name in columns]
+        rows = batch.filter(reduce(pc.or_, hits))
         way.rows += len(rows)
         for row in rows.select([UID.name, *columns]).to_pylist() if len(rows) else ():
             if len(way.few) > MOST_LISTED:

@@ -36,12 +36,11 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
     own = planned.bindings[0] if planned.bindings and not planned.is_root else {}
     if column in own:
         return own[column]
-    last = None
-    for name, other in state.plan.stages.items():
+    for name, other in reversed(state.plan.stages.items()):
         stores = column in {written.name for written in other.stage.writes}
         if stores and other.root == planned.root and state.stages[name].complete:
-            last = (name, column)
-    return last
+            return name, column
+    return None
 
 
 def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:

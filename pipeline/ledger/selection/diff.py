@@ -193,19 +193,17 @@ class Count:
 
     def add(self, rows: Joined, seed: int) -> None:
         before_N, after_N = (outcome_N.astype(np.int64) for outcome_N in rows.outcome_AN)
-        cell_N = (before_N + 1 << 32) + after_N + 1
+        cell_N = (before_N - ABSENT) << 32 | (after_N - ABSENT)  # both from 0, in one number
         bits_N = coin_hash(rows.uid, seed=seed, stage="diff", purpose="samples")
         order_N = np.lexsort((np.arange(len(bits_N)), bits_N, cell_N))
         cells, start, counts = np.unique(cell_N[order_N], return_index=True, return_counts=True)
         for cell, begin, count in zip(cells.tolist(), start.tolist(), counts.tolist(), strict=True):
-            key = ((cell >> 32) - 1, (cell & 0xFFFFFFFF) - 1)
+            key = ((cell >> 32) + ABSENT, (cell & 0xFFFFFFFF) + ABSENT)
             self.rows[key] += count
             if key != (0, 0):
                 examples = order_N[begin : begin + min(count, SHOWN)].tolist()
-                earlier = self.examples.get(key, [])
-                earlier += [self._row(rows, bits_N, i) for i in examples]
-                self.examples[key] = sorted(earlier)
-                del self.examples[key][SHOWN:]
+                found = [self._row(rows, bits_N, i) for i in examples]
+                self.examples[key] = sorted(self.examples.get(key, []) + found)[:SHOWN]
         kept_N, now_N = before_N == 0, after_N == 0
         for name, column in rows.groups.items():
             self._group(self.groups.setdefault(name, {}), column, kept_N, now_N)
@@ -283,7 +281,11 @@ def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: 
         after=now,
         rows=rows,
         examples=tuple(
-            MovedRow(uid=row.uid, before=_place(row.before), after=_place(row.after))
+            MovedRow(
+                uid=row.uid,
+                before=None if was.what == "absent" else row.before,
+                after=None if now.what == "absent" else row.after,
+            )
             for row in examples
         ),
     )
@@ -305,10 +307,6 @@ def _outcome(side: Side, index: int) -> Outcome:
         return Outcome(what="absent")
     stage, reason = side.outcomes[index]
     return Outcome(what="lost", stage=stage, reason=reason) if index else Outcome(what="kept")
-
-
-def _place(place: Place) -> Place | None:
-    return place if place[0] >= 0 else None
 
 
 def _selection(side: Side, count: Count, which: int) -> Selection:

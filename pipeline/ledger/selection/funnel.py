@@ -10,13 +10,14 @@ made by several passes. Several shards are read at once; many of them by process
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,7 +27,7 @@ from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
-from clipmill.pipeline.ledger.rows.partitions import Partitions, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.rows.partitions import Partitions, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished, unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
 from clipmill.pipeline.ledger.selection.causes import (
@@ -125,12 +126,16 @@ def funnel(state: RunState) -> Funnel:
         for counted_rows, lost_here in read_each(state, read, list(state.stages[root].shards)):
             for name, rows in counted_rows.items():
                 counts[name].update(rows)
-            for name, rows_lost in lost_here.items():
-                lost[name].add(rows_lost)
+            for name, causes in lost_here.items():
+                for cause, cause_rows, place in causes:
+                    lost[name].rows[cause] += cause_rows
+                    lost[name].places.setdefault(cause, place)
+    roots = [state.stages[planned.name] for planned in done if planned.is_root]
+    is_asked = sum(root.shards.rows for root in roots) <= ASKED_ROWS
     return Funnel(
         run=str(state.run),
         unfinished=unfinished(state, state.stages),
-        repeated_uids=_repeated_uids(state, [state.stages[p.name] for p in done if p.is_root]),
+        repeated_uids=sum(_repeated(state, root) for root in roots) if is_asked else None,
         stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
         ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
         exports=exports(state),
@@ -149,11 +154,6 @@ class _Lost:
     later: list[str]
     rows: Counter[Cause] = field(default_factory=Counter)
     places: dict[Cause, Place] = field(default_factory=dict)
-
-    def add(self, losses: Iterable[tuple[Cause, int, Place]]) -> None:
-        for cause, rows, place in losses:
-            self.rows[cause] += rows
-            self.places.setdefault(cause, place)
 
 
 _ShardRows = tuple[
@@ -214,19 +214,12 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
     if not lossy or not reasons.counts(name).keys() - {"", NOT_SELECTED}:
         return Counter()
     own = reasons[name]
-    is_late = pa.array([False] * len(own), pa.bool_())
+    is_late = pa.array(np.zeros(len(own), bool))
     for source in lossy:
         taken = {column for stage, column in taken_by(plan, name) if stage == source}
         rows = pc.and_(pc.is_valid(own), pc.is_valid(reasons[source]))
         is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.missing))
     return Counter(own.filter(is_late).to_pylist())
-
-
-def _repeated_uids(state: RunState, roots: list[StageState]) -> int | None:
-    """Counts rows whose uid an earlier row has; None for pools that take too long."""
-    if sum(root.shards.rows for root in roots) > ASKED_ROWS:
-        return None
-    return sum(_repeated(state, root) for root in roots)
 
 
 def _repeated(state: RunState, stage: StageState) -> int:
@@ -245,18 +238,11 @@ def _repeated(state: RunState, stage: StageState) -> int:
                 partition_N = partitions.partition_of(uid_hash(uid))
                 partitions.add(partition_N, structured(UIDS, a=a_N, b=b_N))
         for partition in range(partitions.count):
-            uids = np.empty(0, UIDS)
-            for piece in partitions.pieces(partition):
-                uids = _different(np.concatenate([uids, piece]))
+            uids = pl.DataFrame(np.empty(0, UIDS))
+            for piece in partitions.pieces(partition):  # np.unique takes eight times as long
+                uids = pl.concat([uids, pl.DataFrame(piece)]).unique()
             distinct += len(uids)
     return rows - distinct
-
-
-def _different(uid_N: Rows) -> Rows:
-    """Returns each uid once."""
-    uid_N = uid_N[np.lexsort((uid_N["b"], uid_N["a"]))]  # np.unique takes four times as long
-    is_new_N = (np.diff(uid_N["a"]) != 0) | (np.diff(uid_N["b"]) != 0)
-    return np.asarray(uid_N[np.append(True, is_new_N)])
 
 
 def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:

@@ -69,10 +69,7 @@ def joined(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
 def grouped_by(side: Side) -> dict[str, Binding]:
     """Returns the columns for grouping rows: language, source, domain, size, cluster."""
     cluster = binding(side.state, side.stage, CLUSTER_ID.name)
-    return {
-        **groupings(side.state, side.stage),
-        **({"cluster": cluster} if cluster is not None else {}),
-    }
+    return groupings(side.state, side.stage) | ({"cluster": cluster} if cluster else {})
 
 
 def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
@@ -81,20 +78,17 @@ def _by_place(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
     shards = [stored(side.state, side.root, b) for side, b in zip(sides, bound, strict=True)]
     for index, shard in enumerate(sides[0].shards):
         tables = [source.table(index) for source in shards]
-        outcomes = []
-        for which, side in enumerate(sides):
-            outcomes.append(side.outcome(shard))
-            seen(which, index, outcomes[-1])
-        place_N2 = np.empty((len(tables[0]), 2), np.int64)
-        place_N2[:, 0], place_N2[:, 1] = shard, np.arange(len(tables[0]))
+        outcomes = sides[0].outcome(shard), sides[1].outcome(shard)
+        for which, outcome_N in enumerate(outcomes):
+            seen(which, index, outcome_N)
+        rows = len(tables[0])
+        place_N2 = np.stack([np.full(rows, shard, np.int64), np.arange(rows)], axis=1)
         groups = {
             name: group_of(name, table[name])
             for source, table in zip(bound, tables, strict=True)
             for name in source
         }
-        yield Joined(
-            tables[0][UID.name], (outcomes[0], outcomes[1]), (place_N2, place_N2), _in_order(groups)
-        )
+        yield Joined(tables[0][UID.name], outcomes, (place_N2, place_N2), _in_order(groups))
 
 
 def _by_uid(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:

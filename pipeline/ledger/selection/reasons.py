@@ -53,8 +53,7 @@ class ShardReasons(Mapping[str, pa.Array]):
             shard = self.state.stages[stage].shards[self.shard]
             table = pa.concat_tables(self.state.stored[stage].read(shard, names, 65_536))
             nulls = [pc.is_null(table[name]).combine_chunks() for name in names]
-            none = pa.array([False] * len(table), pa.bool_())
-            self._missing[stage, *names] = reduce(pc.or_, nulls, none)
+            self._missing[stage, *names] = reduce(pc.or_, nulls)
         return self._missing[stage, *names]
 
     def _read(self, stage: str) -> pa.Array:

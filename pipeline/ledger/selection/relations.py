@@ -106,17 +106,9 @@ class RuleCounts:
         for bits, rows in zip(*np.unique(bits_N, return_counts=True), strict=True):
             self.rows[int(bits)] += int(rows)
 
-    def add(self, other: "RuleCounts") -> None:
-        """Adds another's counts of the same rules."""
-        self.rows.update(other.rows)
-
     def both(self, a: int, b: int) -> int:
         """Returns the rows that break both rules; of equal rules, the rows that break it."""
         return sum(rows for bits, rows in self.rows.items() if bits >> a & 1 and bits >> b & 1)
-
-    def alone(self, place: int) -> int:
-        """Returns the rows that break this rule and no other."""
-        return self.rows[1 << place]
 
     def sets(self) -> tuple[Broken, ...]:
         """Returns the rows of each set of rules, most frequent first."""
@@ -210,14 +202,13 @@ class RelationCounts:
         self.number_CM.append(number_CN[:, sampled_M])
         self.keep_M.append(keep_N[sampled_M])
         for name, group in groups.items():
-            names = group.take(pa.array(sampled_M))
-            names = names.cast(pa.string())  # without a shard's dictionary
+            names = group.take(pa.array(sampled_M)).cast(pa.string())  # a dictionary is a shard's
             self.group_M.setdefault(name, []).extend(names.chunks)
 
     def add(self, other: "RelationCounts") -> None:
         """Adds another's counts of later shards."""
         self.free_kept += other.free_kept
-        self.rule_counts.add(other.rule_counts)
+        self.rule_counts.rows.update(other.rule_counts.rows)
         self.moments.add(other.moments)
         self.number_CM += other.number_CM
         self.keep_M += other.keep_M
@@ -243,7 +234,7 @@ class RelationCounts:
                     stage=rule.stage,
                     text=rule.text,
                     rows=self.rule_counts.both(place, place),
-                    alone=self.rule_counts.alone(place),
+                    alone=self.rule_counts.rows[1 << place],
                 )
                 for place, rule in enumerate(self.rules)
             ),

@@ -1,8 +1,7 @@
 """Evaluates the rules by which a select stage and those before it decide, each over every row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +20,6 @@ from clipmill.pipeline.verdicts import Condition as Asked
 MOST_RULES = 64  # rules that are counted together
 
 
-class Rule(Protocol):
-    """A rule of one stage, with its text."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-    def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
-        """Returns (N,) whether each row breaks it; false without a value. `table` has the columns
-        of `columns_of`, `values` the columns of numbers."""
-        ...
-
-
 @dataclass(frozen=True)
 class Condition:
     """A condition that a stage states on its own."""
@@ -45,6 +30,8 @@ class Condition:
     reads: Mapping[str, Binding]
 
     def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
+        """Returns (N,) whether each row breaks it; false without a value. `table` has the columns
+        of `columns_of`, `values` the columns of numbers."""
         columns = pa.table({name: table[_named(where)] for name, where in self.reads.items()})
         return self.asked.broken(columns)
 
@@ -59,16 +46,20 @@ class Cut:
     place: int
 
     def broken(self, table: pa.Table, values: Sequence[pa.ChunkedArray]) -> NDArray[np.bool_]:
+        """Returns (N,) whether each row breaks it, as a condition does."""
         return self.cut.beyond(values[self.place])
 
 
-def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Condition | Cut]:
+Rule = Condition | Cut
+
+
+def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Rule]:
     """Returns the first `MOST_RULES` in deciding order: conditions of stages that state theirs, and
     thresholds of all others.
 
     Conditions on lists, vectors and bytes are left out, as they take long to read.
     """
-    chosen: list[Condition | Cut] = []
+    chosen: list[Rule] = []
     for planned in reversed(list(selects_up_to(state, end))):
         if has_conditions := isinstance(planned.stage, Conditions):
             chosen += _conditions(state, planned, planned.stage.conjuncts)
@@ -83,18 +74,16 @@ def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Con
 
 def _conditions(
     state: RunState, planned: PlannedStage, conjuncts: Sequence[Asked]
-) -> list[Condition | Cut]:
-    conditions: list[Condition | Cut] = []
+) -> Iterator[Condition]:
     for conjunct in conjuncts:
         if UID.name in conjunct.columns:  # bytes, which no stage binds
             continue
         reads = {name: planned.bindings[0][name] for name in conjunct.columns}
         if reads and not any(is_long(state.plan.schema(*where)) for where in reads.values()):
-            conditions.append(Condition(planned.name, conjunct.text, conjunct, reads))
-    return conditions
+            yield Condition(planned.name, conjunct.text, conjunct, reads)
 
 
-def columns_of(chosen: Sequence[Condition | Cut]) -> dict[str, Binding]:
+def columns_of(chosen: Sequence[Rule]) -> dict[str, Binding]:
     """Returns the columns that the rules read, by the names in their table."""
     conditions = [rule for rule in chosen if isinstance(rule, Condition)]
     return {_named(where): where for rule in conditions for where in rule.reads.values()}

@@ -22,8 +22,8 @@ from clipmill.metadata.schema import (
     URL,
 )
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
-from clipmill.pipeline.ledger.rows.query import Unfinished, drops, query
+from clipmill.pipeline.ledger.rows.columns import column_at, rows_stage
+from clipmill.pipeline.ledger.rows.query import Unfinished, drops, query, type_at
 from clipmill.pipeline.ledger.rows.stage_row import shown
 from clipmill.pipeline.ledger.rows.stored import Place, binding
 from clipmill.pipeline.ledger.rows.top import Item, Key, Row, TopRows, is_orderable, values_at
@@ -62,15 +62,10 @@ class NearCut:
 
 def cuts_of(state: RunState, stage: str) -> list[NearCut]:
     """Returns a select stage's thresholds on columns of numbers; RecipeError if it has none."""
-    cuts = [
-        cut for threshold in _thresholds(state, stage) if (cut := _cut(state, stage, threshold))
-    ]
+    cuts = [cut for found in _thresholds(state, stage) if (cut := _cut(state, stage, *found))]
     if not cuts:
-        others = [
-            name
-            for name, planned in state.plan.stages.items()
-            if planned.is_select and list(_thresholds(state, name))
-        ]
+        selects = [name for name, planned in state.plan.stages.items() if planned.is_select]
+        others = [name for name in selects if list(_thresholds(state, name))]
         raise RecipeError(
             f"'{stage}' has no threshold on a column of numbers that rows could be near to",
             "--near-cut",
@@ -79,20 +74,20 @@ def cuts_of(state: RunState, stage: str) -> list[NearCut]:
     return cuts
 
 
-def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
-    """Yields the thresholds on a number of a row, or on the greatest or least of its numbers."""
+def _thresholds(state: RunState, stage: str) -> Iterator[tuple[Threshold, Binding]]:
+    """Yields the thresholds on a number of a row, or on the greatest or least of its numbers, each
+    with the source of its column."""
     planned = state.plan.stages[stage]
     for threshold in thresholds_of(planned):
         source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
         dtype = state.plan.schema(*source)
         dtype = dtype.value_type if threshold.item else dtype
         if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
-            yield threshold
+            yield threshold, source
 
 
-def _cut(state: RunState, stage: str, threshold: Threshold) -> NearCut | None:
+def _cut(state: RunState, stage: str, threshold: Threshold, source: Binding) -> NearCut | None:
     planned = state.plan.stages[stage]
-    source = planned.bindings[0].get(threshold.column, (stage, threshold.column))
     column = _name(state, stage, threshold.column, source)
     reasons = dict.fromkeys([*planned.stage.reasons, *state.stages[stage].codes])
     own_reasons = tuple(code for code in reasons if code and threshold in about(planned, code))
@@ -238,8 +233,7 @@ def _code(state: RunState, stage: str, reason: str) -> str:
 def _first(state: RunState, request: ShowQuery) -> TopRows:
     """Returns the first rows by the sort column, else by hash."""
     if request.sort:
-        source = column_at(state.plan, request.stage, request.sort)
-        dtype = pa.int32() if source[1] in PLACE else state.plan.schema(*source)
+        dtype = type_at(state, *column_at(state.plan, request.stage, request.sort))
         if not is_orderable(dtype):
             raise RecipeError(
                 f"'{request.sort}' holds {dtype}, which has no order",
@@ -267,7 +261,7 @@ def _near(state: RunState, request: ShowQuery) -> Iterator[Chosen]:
 def _default(state: RunState, request: ShowQuery, cut: NearCut | None) -> tuple[str, ...]:
     """Returns the columns that chose the rows, then the decided or written, then the caption."""
     planned = state.plan.stages[request.stage]
-    has_reasons = any(code for code in state.stages[request.stage].codes)
+    has_reasons = any(state.stages[request.stage].codes)
     first = [cut.column] if cut else [request.sort] if request.sort else []
     decided: dict[str, Binding] = {}
     if isinstance(request.dropped, str):
@@ -313,11 +307,7 @@ def _lines(
         {**values_by_place[place], SHARD.name: place[0], POSITION.name: place[1]}
         for place in top.places
     ]
-    names = [
-        column
-        for column in columns
-        if column in named or any(row[column] is not None for row in rows)
-    ]
+    names = [n for n in columns if n in named or any(row[n] is not None for row in rows)]
     return Lines(
         rows=top.rows,
         columns=tuple(names),

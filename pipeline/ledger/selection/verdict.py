@@ -170,9 +170,8 @@ def verdict(
             for row in rows.values()
             if row.keeper_of
         ]
-        explained = [*_explained(state, select, "", rows)]
-        explained = [*_clusters(state, select, rows, explained), *explained]
-        explained += _told(state, select, "", rows)
+        own = _explained(state, select, "", rows)
+        explained = [*_clusters(state, select, rows, own), *own, *_told(state, select, "", rows)]
         sentence = "; ".join([f"kept by '{select}'", *explained, *keeper_of])
         thresholds = tuple(deciding(state, select, rows, None, uid))
         return Verdict(stage=select, kept=True, sentence=sentence, deciding=thresholds)
@@ -219,11 +218,10 @@ def _sentence(
         other = _other(writer, row)
         others |= {other: None} if other else {}
         stored = {**row.values, REASON.name: row.reason}  # without images
-        if column in stored and (
-            not other or column not in {c.name for c in writer.writes if c.names}
-        ):
+        in_other = {c.name for c in writer.writes if c.names} if other else set()
+        if column in stored.keys() - in_other:
             values.append(f"{read} is {cut(repr(stored[column]))}")
-    explained = [*_explained(state, stage, code, rows)]
+    explained = _explained(state, stage, code, rows)
     if stage != end:  # the end may state further conditions
         explained += _explained(state, end, rows[end].reason or "", rows)
     explained += _told(state, stage, code, rows)
@@ -235,12 +233,9 @@ def _sentence(
     return "; ".join([*parts, *dict.fromkeys([*others, *clusters]), *explained])
 
 
-def _explained(
-    state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]
-) -> Iterator[str]:
-    """Yields the select's own explanation of its verdict, if it has one."""
-    if sentence := explanation(state.plan.stages[stage], code, rows[stage].values):
-        yield sentence
+def _explained(state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]) -> list[str]:
+    """Returns the select's own explanation of its verdict, if it has one."""
+    return [*filter(None, [explanation(state.plan.stages[stage], code, rows[stage].values)])]
 
 
 def _told(state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]) -> Iterator[str]:

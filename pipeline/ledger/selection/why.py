@@ -100,7 +100,7 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
             exported=(),
             picture=PicturePlace(),
         )
-    by_stage = {row.stage: row for row in with_keepers(state, rows, sample.uid, first)}
+    by_stage = {row.stage: row for row in _with_keepers(state, rows, sample.uid, first)}
     return Why(
         uid=sample.uid.hex(),
         shard=shard,
@@ -136,7 +136,7 @@ def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
                 yield ExportFile(stage=name, file=f"{stage.folder}/out/{file}")
 
 
-def with_keepers(
+def _with_keepers(
     state: RunState, rows: Sequence[StageRow], uid: bytes, own: Mapping[str, Place]
 ) -> list[StageRow]:
     """Returns the rows of a sample, each with its `keeper`, or with its `keeper_of`."""
@@ -150,48 +150,38 @@ def with_keepers(
                 uids.setdefault(planned.root, set()).add(bytes.fromhex(uid_hex))
     places = {root: places_of(state, root, each, own[root]) for root, each in uids.items()}
     selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
-    return [
-        _with_keeper(state, row, named[row.stage], uid, places, selects)
-        if row.stage in named
-        else row
-        for row in rows
-    ]
+    with_keepers = []
+    for row in rows:
+        column = named.get(row.stage)
+        if column and (keeper := row.values[column.name]):
+            place = places[state.plan.stages[row.stage].root][bytes.fromhex(keeper)]
+            row = replace(
+                row, keeper=_keeper(state, row.stage, column.name, keeper, place, selects)
+            )
+        elif column and column.names == "keeper":
+            row = replace(row, keeper_of=_naming(state, row.stage, column.name, uid))
+        with_keepers.append(row)
+    return with_keepers
 
 
-def _with_keeper(
-    state: RunState,
-    row: StageRow,
-    column: Column,
-    uid: bytes,
-    places: Mapping[str, Mapping[bytes, Place]],
-    selects: Sequence[str],
-) -> StageRow:
-    keeper = row.values[column.name]
-    if not keeper:
-        if column.names == "neighbour":
-            return row
-        return replace(row, keeper_of=_naming(state, row.stage, column.name, uid))
-    root = state.plan.stages[row.stage].root
-    place = places[root][bytes.fromhex(keeper)]
-    text = binding(state, row.stage, TEXT.name)
-    (other,) = rows_at(state, {"text": text} if text else {}, [place])
+def _keeper(
+    state: RunState, stage: str, column: str, uid: str, place: Place, selects: Sequence[str]
+) -> Keeper:
+    root, text = state.plan.stages[stage].root, binding(state, stage, TEXT.name)
+    (row,) = rows_at(state, {"text": text} if text else {}, [place])
     dropped_by = [
         select
         for select in selects
         if state.plan.stages[select].root == root
         and not state.cell(select, *place, [KEEP.name])[KEEP.name]
     ]
-    shard, position = place
-    return replace(
-        row,
-        keeper=Keeper(
-            column=column.name,
-            uid=keeper,
-            shard=shard,
-            position=position,
-            text=shown(other.get("text")),
-            dropped_by=tuple(dropped_by),
-        ),
+    return Keeper(
+        column=column,
+        uid=uid,
+        shard=place[0],
+        position=place[1],
+        text=shown(row.get("text")),
+        dropped_by=tuple(dropped_by),
     )
 
 

@@ -126,7 +126,7 @@ def test_halves_share_no_item_and_miss_none():
     assert half_2N.sum(axis=0).tolist() == [1] * 1_000
     assert 450 < half_2N[0].sum() < 550
     above_K = np.random.default_rng(0).random(1_000)
-    terms = Terms(np.arange(1_000), above_K, np.ones(1_000), np.array([0]))
+    terms = Terms(np.arange(1_000), above_K, np.array([0]))
     (found_2,) = redrawn([terms], 7, halves)
     expected = [above_K[half_N > 0].mean() for half_N in half_2N]
     np.testing.assert_allclose(found_2, expected, rtol=1e-5)

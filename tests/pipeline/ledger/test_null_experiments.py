@@ -73,7 +73,7 @@ def trained(answers) -> dict[str, Scored]:
 def test_shares_are_drawn_again_as_the_bench_draws_them(answers):
     models, one = answers["plain"][:2], np.zeros(1, np.int64)
     draws = [
-        redrawn([Terms(np.arange(len(hit)), hit, np.ones(len(hit)), one) for hit in hits], key)
+        redrawn([Terms(np.arange(len(hit)), hit, one) for hit in hits], key)
         for key, hits in enumerate([model[task] for model in models] for task in models[0])
     ]
     np.testing.assert_allclose(scored(models).draw_SD, np.mean(draws, axis=0), atol=1e-7)
