@@ -20,7 +20,7 @@ from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.selection.causes import Cause, is_end, later_stages, losses
 from clipmill.pipeline.ledger.selection.exports import Export, exports
-from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons, counts_of
 from clipmill.pipeline.ledger.selection.texts import StageTexts, has_texts, stage_texts
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.ran import newest_name
@@ -170,12 +170,9 @@ def _counts(state: RunState, name: str) -> Counter[str]:
 
     All rows of a root are fine: the stage that needs a missing value there loses the row.
     """
-    shards = state.stages[name].shards
     if state.plan.stages[name].is_root:
-        return Counter({"": shards.rows})
-    counts: Counter[str] = Counter({"": 0})
-    for shard in shards:
-        counts.update(state.counts(name, shard))
+        return Counter({"": state.stages[name].shards.rows})
+    counts = counts_of(state, name)
     counts.pop(NOT_SELECTED, None)
     return counts
 

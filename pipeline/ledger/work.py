@@ -37,7 +37,13 @@ def work(state: RunState) -> list[StageWork]:
 
 
 def _work(name: str, stage: StageState) -> StageWork:
-    sums = _sums(stage)
+    names = ("computed", "size_bytes", "attempts", "records")
+    if stage.seal:
+        sums = {name: getattr(stage.seal, name) for name in names}
+    else:
+        records = stage.columns
+        sums = {name: pc.sum(records[name]).as_py() or 0 for name in names[:-1]}
+        sums["records"] = len(records)
     is_recorded = stage.planned.stage.determinism == "recorded"
     rows = sums["computed"]
     outputs = sum(size for _, size in stage.outputs)
@@ -54,12 +60,3 @@ def _work(name: str, stage: StageState) -> StageWork:
         spent=spent_in(stage.folder.child(FOLDER)) if is_recorded else {},
         failures=tuple(failure for failure in stage.failures.values() if failure is not None),
     )
-
-
-def _sums(stage: StageState) -> dict[str, int]:
-    """Returns sums over the records, and their number: from the seal, if it is good."""
-    names = ("computed", "size_bytes", "attempts")
-    if stage.seal:
-        return {name: getattr(stage.seal, name) for name in (*names, "records")}
-    records = stage.columns
-    return {name: pc.sum(records[name]).as_py() or 0 for name in names} | {"records": len(records)}

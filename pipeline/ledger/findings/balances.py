@@ -20,8 +20,7 @@ from clipmill.metadata.schema import (
     UID,
 )
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import Place, artifacts, binding, rows_at, stored
+from clipmill.pipeline.ledger.rows.stored import Place, artifacts, binding, rows_at, tables
 from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, M concepts of them, E entries of the list.
@@ -147,7 +146,6 @@ def _examples_and_languages(
 ) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
     """Returns PICTURES rows of each concept, chosen by hash, and the largest languages' counts."""
     planned = state.plan.stages[name]
-    root = planned.root
     language = binding(state, name, LANGUAGE.name)
     bound = {
         "ids": planned.bindings[0][CONCEPT_IDS.name],
@@ -156,11 +154,9 @@ def _examples_and_languages(
         "kept": (name, KEEP.name),
         **({"language": language} if language else {}),
     }
-    shards = stored(state, root, bound)
     examples: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in concepts}
     counts = []
-    indices = range(len(shards))
-    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
+    for shard, table in enumerate(tables(state, planned.root, bound)):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
         ids = table["ids"].combine_chunks()
         row_M = pc.list_parent_indices(ids).to_numpy()

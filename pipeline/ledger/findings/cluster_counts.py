@@ -11,8 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import Place, stored
+from clipmill.pipeline.ledger.rows.stored import Place, tables
 from clipmill.pipeline.ledger.selection.counterfactual import inputs_of, split_inputs
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
@@ -183,11 +182,8 @@ def _read(
     group_K: NDArray[np.int8],
 ) -> tuple[pa.Table, pa.Table, NDArray[np.int8]]:
     """Returns what verdicts read, and (N,) the group of each row's cluster, -1 without one."""
-    shards = stored(state, planned.root, inputs_of(planned, size) | {"cluster": cluster})
-    groups, tables = [], []
-    for table in ahead(state.run, shards.table, range(len(shards))):
-        cluster_N = table["cluster"].fill_null(-1).to_numpy()
-        groups.append(np.where(cluster_N >= 0, group_K[cluster_N], np.int8(-1)))
-        tables.append(table)
-    rows, made = split_inputs(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
-    return rows, made, np.concatenate(groups)
+    bound = inputs_of(planned, size) | {"cluster": cluster}
+    every = pa.concat_tables(tables(state, planned.root, bound))
+    rows, made = split_inputs(every.unify_dictionaries().combine_chunks())
+    cluster_N = every["cluster"].fill_null(-1).to_numpy()
+    return rows, made, np.where(cluster_N >= 0, group_K[cluster_N], np.int8(-1))

@@ -18,9 +18,8 @@ from clipmill.pipeline.ledger.findings.cluster_counts import (
     Tally,
     over_size,
 )
-from clipmill.pipeline.ledger.rows.ahead import ahead
 from clipmill.pipeline.ledger.rows.columns import line_of
-from clipmill.pipeline.ledger.rows.stored import artifacts, stored
+from clipmill.pipeline.ledger.rows.stored import artifacts, tables
 from clipmill.pipeline.ledger.selection.causes import is_end
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
@@ -255,12 +254,9 @@ def stands_on(state: RunState, end: str, name: str) -> bool:
 
 def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clusters: int) -> Tally:
     """Counts all rows by cluster, in one pass."""
-    root = state.plan.stages[name].root
     bound = {"cluster": cluster, **{f"kept {end}": (end, KEEP.name) for end in ends}}
-    shards = stored(state, root, bound)
     tally = Tally(clusters, len(ends))
-    indices = range(len(shards))
-    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
+    for shard, table in enumerate(tables(state, state.plan.stages[name].root, bound)):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="map")
         tally.count(shard, table["cluster"], [table[f"kept {end}"] for end in ends], bits_N)
     return tally

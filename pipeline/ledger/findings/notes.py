@@ -7,8 +7,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.hosts import host_of
 from clipmill.metadata.schema import KEEP, SHA256, SOURCE, URL, Column
-from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, stored
+from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, tables
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -143,9 +142,7 @@ def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | Non
         return None
     if not all(state.stages[stage].complete for stage in (root, bound[0])):
         return None
-    shards = state.stages[root].shards.values()
-    if sum(shard.rows for shard in shards) > MOST_ROWS:
+    if state.stages[root].shards.rows > MOST_ROWS:
         return None
-    rows = stored(state, root, {column.name: bound})
-    parts = ahead(state.run, lambda shard: rows.table(shard)[column.name], range(len(rows)))
+    parts = (table[column.name] for table in tables(state, root, {column.name: bound}))
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], column.dtype)

@@ -19,7 +19,7 @@ from clipmill.metadata.stats import Estimate, auc
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.answer import as_json
 from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import binding, stored
+from clipmill.pipeline.ledger.rows.stored import binding, tables
 from clipmill.pipeline.ledger.selection.causes import causes
 from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.planned import Binding
@@ -248,8 +248,8 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
         cause = np.full(shard_state.rows, "", dtype=object)
         for stage, code, rows in causes(ShardReasons(state, root, shard), end):
             cause[rows.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
-        tables = state.stored[root].read(shard_state, [UID.name], 65_536)
-        return pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), CAUSE: cause.tolist()})
+        uids = pa.concat_tables(state.stored[root].read(shard_state, [UID.name], 65_536))
+        return pl.DataFrame({"uid": _hex(uids), CAUSE: cause.tolist()})
 
     frames = ahead(state.run, read, sorted(state.stages[root].shards))
     return pl.concat(frames).unique("uid", keep="first", maintain_order=True)
@@ -260,9 +260,8 @@ def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detect
 
     Rows in another language than English do not count. Boilerplate, which has none, does.
     """
-    shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
-    tables = ahead(state.run, shards.table, range(len(shards)))
-    columns = pa.concat_tables(table.select([UID.name, SCORE]) for table in tables)
+    every = tables(state, state.plan.stages[bound[0]].root, {SCORE: bound})
+    columns = pa.concat_tables(table.select([UID.name, SCORE]) for table in every)
     scores = pl.DataFrame({"uid": _hex(columns), VALUE: columns[SCORE]})
     rows = truth.table.join(scores.unique("uid", keep="first"), on="uid")
     rows = rows.filter(pl.col(VALUE).is_not_null())

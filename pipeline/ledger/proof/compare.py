@@ -90,11 +90,10 @@ class Comparison:
             return f"{self.why}: no interval is claimed"
         points += f" ± {100 * self.half:.1f}"
         beyond = f", by the noise of items alone: {self.why}" if self.why else ""
-        if self.verdict == "better":
-            return f"{self.arm} beats {self.baseline} by {points}{beyond}"
-        if self.verdict == "worse":
-            return f"{self.baseline} beats {self.arm} by {points}{beyond}"
-        return "no difference"
+        if self.verdict == "none":
+            return "no difference"
+        both = (self.arm, self.baseline) if self.verdict == "better" else (self.baseline, self.arm)
+        return f"{' beats '.join(both)} by {points}{beyond}"
 
 
 def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:

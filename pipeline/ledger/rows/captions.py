@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXTS, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import Place, least, rows_at, stored
+from clipmill.pipeline.ledger.rows.stored import Place, least, rows_at, tables
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -187,12 +186,10 @@ def _counted(state: RunState, captions: CaptionList) -> Captions:
     root = state.plan.stages[captions.stage].root
     names = (TEXTS.name, REASONS, FELL_BACK)
     bound = {name: source for name, source in captions.bound.items() if name in names}
-    shards = stored(state, root, bound)
     counts: Counts = Counter()
     rows = fell_back = 0
     examples: list[tuple[int, Place]] = []
-    indices = range(len(shards))
-    for shard, table in zip(indices, ahead(state.run, shards.table, indices), strict=True):
+    for shard, table in enumerate(tables(state, root, bound)):
         texts = table[TEXTS.name]
         count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
         source = pc.struct_field(pc.list_flatten(texts), "source").fill_null(NO_SOURCE)

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import UID, Column, Named
-from clipmill.pipeline.ledger.rows.ahead import ahead
-from clipmill.pipeline.ledger.rows.stored import Place, stored
+from clipmill.pipeline.ledger.rows.stored import Place, tables
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -110,13 +109,8 @@ def numbers_of(state: RunState, root: str) -> Numbers:
 
 def by_shard(state: RunState, root: str, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
     """Yields one table per shard: uid, the bound columns, and each row's number."""
-    shards = stored(state, root, bound)
-
-    def read(index: int) -> pa.Table:
-        return shards.table(index).select([UID.name, *bound])
-
     start = 0
-    for table in ahead(state.run, read, range(len(shards))):
+    for table in tables(state, root, bound):
         number_N = np.arange(start, start + len(table))
         start += len(table)
-        yield table.append_column(NUMBER, pa.array(number_N))
+        yield table.select([UID.name, *bound]).append_column(NUMBER, pa.array(number_N))

@@ -67,6 +67,14 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
     )
 
 
+def tables(
+    state: RunState, root: str, bound: Mapping[str, Binding], part: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Yields the bound columns of each shard of a root, or of those in `part`; reads ahead."""
+    shards = stored(state, root, bound)
+    return ahead(state.run, shards.table, range(len(shards)) if part is None else part)
+
+
 def joined(state: RunState, root: str) -> list[str]:
     """Returns the roots of a union's parents, in the order of `from`; none for other roots."""
     planned = state.plan.stages[root]

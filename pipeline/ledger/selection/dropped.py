@@ -1,13 +1,12 @@
 """Finds the stage that lost rows for a reason, and the columns that decided."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.ledger.selection.causes import named_in
-from clipmill.pipeline.ledger.selection.reasons import ShardReasons, stages_of
+from clipmill.pipeline.ledger.selection.reasons import counts_of
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words
@@ -29,7 +28,14 @@ def dropped(state: RunState, reason: str, stage: str | None = None) -> Dropped:
 
     A reason may be given in plain words, as `funnel` prints it.
     """
-    lost = {name: rows for name, rows in _lost(state).items() if stage in (None, name)}
+    lost = {
+        name: counts_of(state, name)
+        for name, stored in state.stages.items()
+        if stored.planned.gives_rows and stored.complete and stage in (None, name)
+    }
+    for rows in lost.values():
+        for code in ("", NOT_SELECTED):
+            rows.pop(code, None)
     codes = {in_words(code): code for rows in lost.values() for code in rows}
     reason = codes.get(reason, reason)
     stages = [name for name, rows in lost.items() if reason in rows]
@@ -54,17 +60,3 @@ def dropped(state: RunState, reason: str, stage: str | None = None) -> Dropped:
         rows=lost[name][reason],
         decided=named_in(state.plan, name, reason),
     )
-
-
-def _lost(state: RunState) -> dict[str, Counter[str]]:
-    """Returns the rows of each complete stage by its reasons."""
-    lost: dict[str, Counter[str]] = {}
-    for root in dict.fromkeys(planned.root for planned in state.plan.stages.values()):
-        for shard in sorted(state.stages[root].shards) if root else ():
-            reasons = ShardReasons(state, root, shard)
-            for name in stages_of(state, root):
-                lost.setdefault(name, Counter()).update(reasons.counts(name))
-    for rows in lost.values():
-        for code in ("", NOT_SELECTED):
-            rows.pop(code, None)
-    return lost

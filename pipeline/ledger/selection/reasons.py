@@ -1,5 +1,6 @@
 """Reads the reasons that stages gave for the rows of one shard, and which values they left out."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import reduce
 
@@ -63,6 +64,15 @@ class ShardReasons(Mapping[str, pa.Array]):
             return pa.nulls(shard.rows, pa.string())
         tables = self.state.stored[stage].read(shard, [REASON.name], 65_536)
         return pa.concat_tables(tables)[REASON.name].cast(pa.string()).combine_chunks()
+
+
+def counts_of(state: RunState, stage: str) -> Counter[str]:
+    """Counts a stage's rows by reason, "" for fine ones: from its records if they have them."""
+    recorded, others = state.stages[stage].all_recorded()
+    counts = Counter(recorded)
+    for shard in others:
+        counts.update(state.counts(stage, shard))
+    return counts
 
 
 def stages_of(state: RunState, root: str) -> list[str]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import MANY, ahead, read_parts
-from clipmill.pipeline.ledger.rows.stored import binding, selects_up_to, stored
+from clipmill.pipeline.ledger.rows.ahead import MANY, read_parts
+from clipmill.pipeline.ledger.rows.stored import binding, selects_up_to, tables
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
@@ -159,19 +159,15 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
             if column and threshold.is_size:
                 value = _lowest_kept(state, stage, column.where)
             if column and value is not None and math.isfinite(value):
-                text = (
-                    f"{threshold.text}: from {value:.4g}" if threshold.is_size else threshold.text
-                )
-                beside = value + BESIDE.get(threshold.sign, 0.0) * column.is_whole
-                sign = ">=" if threshold.is_size else threshold.sign
+                is_size = threshold.is_size
                 column.cuts.append(
                     ScoreCut(
-                        text=text,
-                        value=beside,
+                        text=f"{threshold.text}: from {value:.4g}" if is_size else threshold.text,
+                        value=value + BESIDE.get(threshold.sign, 0.0) * column.is_whole,
                         stage=stage,
-                        sign=sign,
+                        sign=">=" if is_size else threshold.sign,
                         limit=value,
-                        is_size=threshold.is_size,
+                        is_size=is_size,
                     )
                 )
     for name in LOOKED_AT:
@@ -193,8 +189,8 @@ def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
 def _least_kept(
     root: str, bound: Mapping[str, Binding], state: RunState, part: Sequence[int]
 ) -> float | None:
-    tables = ahead(state.run, stored(state, root, bound).table, part)
-    least = [pc.min(table["value"].filter(table["kept"])).as_py() for table in tables]
+    kept = (table["value"].filter(table["kept"]) for table in tables(state, root, bound, part))
+    least = [pc.min(values).as_py() for values in kept]
     return min((value for value in least if value is not None), default=None)
 
 
@@ -213,9 +209,9 @@ def _scale_values(
     root: str, columns: list[ScoreColumn], rows: int, state: RunState, part: Sequence[int]
 ) -> list[NDArray[np.float64]]:
     """Returns sampled values of each column, from which its scale is chosen."""
-    shards = stored(state, root, {str(i): column.where for i, column in enumerate(columns)})
+    bound = {str(i): column.where for i, column in enumerate(columns)}
     values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
-    for table in ahead(state.run, shards.table, part):
+    for table in tables(state, root, bound, part):
         if rows > SAMPLED:
             bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="scale")
             table = table.filter(pa.array(bits_N < np.uint64(2**64 * (SAMPLED / rows))))

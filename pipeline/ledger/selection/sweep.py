@@ -1,6 +1,6 @@
 """Computes what a select stage would keep at other thresholds, from stored columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from operator import itemgetter
@@ -22,7 +22,6 @@ from clipmill.pipeline.ledger.selection.counterfactual import (
 )
 from clipmill.pipeline.ledger.selection.groups import Groups
 from clipmill.pipeline.planning.plan import check_threshold
-from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import verdicts_by_part
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.stage import Verdicts
@@ -138,8 +137,13 @@ class PointCounts:
         self.few_won = _few([*self.few_won, *_samples(rows, bits_N, won_N)])
         self.few_lost = _few([*self.few_lost, *_samples(rows, bits_N, lost_N)])
 
-    def point(self, rows: int) -> Point:
+    def point(self, rows: int, texts: Mapping[Place, str | None]) -> Point:
+        """Returns the counts of `rows` rows; `texts` has captions of the samples by place."""
         kept = self.kept.rows
+        won, lost = (
+            tuple(replace(sample, text=texts.get(sample.place)) for _, sample in few)
+            for few in (self.few_won, self.few_lost)
+        )
         return Point(
             value=self.value,
             rule=self.rule,
@@ -149,10 +153,7 @@ class PointCounts:
             won=self.won,
             lost=self.lost,
             groups=self.kept.groups,
-            samples=Samples(
-                won=tuple(sample for _, sample in self.few_won),
-                lost=tuple(sample for _, sample in self.few_lost),
-            ),
+            samples=Samples(won=won, lost=lost),
         )
 
 
@@ -175,6 +176,7 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
         bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
         for point, verdicts in zip(points, verdicts_on(rows.read, rows.made), strict=True):
             point.count(rows, verdicts, bits_N)
+    texts = _captions(state, stage, points)
     return Sweep(
         run=str(state.run),
         stage=stage,
@@ -185,7 +187,7 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
         rows=pool.rows,
         kept=today.rows,
         groups=today.groups,
-        points=_with_captions(state, planned, [point.point(pool.rows) for point in points]),
+        points=tuple(point.point(pool.rows, texts) for point in points),
     )
 
 
@@ -214,22 +216,12 @@ def _samples(rows: Rows, bits_N: NDArray[np.uint64], of_N: Bools) -> Iterator[tu
         )
 
 
-def _with_captions(
-    state: RunState, planned: PlannedStage, points: list[Point]
-) -> tuple[Point, ...]:
-    """Returns the points with captions in their samples; all captions are read at once."""
-    bound = binding(state, planned.name, TEXT.name)
-    if bound is None:
-        return tuple(points)
-    kinds = [(point.samples.won, point.samples.lost) for point in points]
-    places = sorted({sample.place for both in kinds for samples in both for sample in samples})
-    texts = rows_at(state, {"text": bound}, places)
-    text = {place: row["text"] for place, row in zip(places, texts, strict=True)}
-
-    def captioned(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(replace(sample, text=text[sample.place]) for sample in samples)
-
-    return tuple(
-        replace(point, samples=Samples(won=captioned(won), lost=captioned(lost)))
-        for point, (won, lost) in zip(points, kinds, strict=True)
-    )
+def _captions(
+    state: RunState, stage: str, points: Sequence[PointCounts]
+) -> dict[Place, str | None]:
+    """Returns the captions of all samples by place, read at once; empty if the pool has none."""
+    bound = binding(state, stage, TEXT.name)
+    samples = [sample for point in points for _, sample in (*point.few_won, *point.few_lost)]
+    places = sorted({sample.place for sample in samples if bound})
+    rows = rows_at(state, {"text": bound} if bound else {}, places)
+    return {place: row["text"] for place, row in zip(places, rows, strict=True)}
