@@ -70,10 +70,9 @@ def plane(blocks: Blocks) -> Plane:
     place_KA = np.concatenate([(vector_BD - mean_D) @ axis_D2 for vector_BD, _ in blocks()])
     place_K2 = np.zeros((rows, 2))
     place_K2[:, : place_KA.shape[1]] = place_KA
-    whole = float(np.trace(spread_DD))
-    shares = [float(part / whole) if whole > 0 else 0.0 for part in variance]
-    first, second = [*shares, 0.0][:2]
-    return Plane(place_K2, (first, second))
+    share_2 = np.zeros(2)  # one axis of vectors of one number
+    share_2[: len(variance)] = variance / (np.trace(spread_DD) or 1.0)
+    return Plane(place_K2, (float(share_2[0]), float(share_2[1])))
 
 
 # Shapes: K clusters, M of them that have rows, E select stages, D width of a centroid.

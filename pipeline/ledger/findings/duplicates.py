@@ -133,7 +133,7 @@ class Roots:
                 to_M = next_G[piece["to"] - start]
                 has_moved |= bool((to_M != piece["to"]).any())
                 is_valid_M = to_M != piece["row"]
-                if is_last:
+                if is_last:  # who still moves is in a cycle
                     is_valid_M &= to_M == piece["to"]
                 _add(further, piece[is_valid_M], to_M[is_valid_M])
         resolved.close()  # a long chain makes many
@@ -234,9 +234,7 @@ def _grouped(
     with Roots(rows) as roots:
         for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):
             copies = table.filter(pa.array(is_copy_N))
-            near_M = np.zeros(len(copies))
-            if near:  # NaN if missing
-                near_M = copies["near"].cast(pa.float64()).to_numpy()
+            near_M = copies["near"].cast(pa.float64()).to_numpy() if near else np.zeros(len(copies))
             roots.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
             copied += len(copies)
             reached += int(reached_N.sum())

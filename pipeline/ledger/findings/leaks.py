@@ -153,11 +153,12 @@ def limits(
     order = sorted(counts["at"], reverse=">" in cut.sign)  # the strictest first
     columns = [counts["at"].index(limit) for limit in order]
     rows_TL = np.array([entry["rows"] for entry in counts["tasks"].values()])[:, columns]
-    adds_L = np.append(True, np.diff(rows_TL).any(axis=0))
+    is_shown_L = np.append(True, np.diff(rows_TL).any(axis=0))  # the strictest, and what adds rows
     reached_L = cut.reached(pa.chunked_array([order]))
-    adds_L[[*np.flatnonzero(reached_L)[-1:], -1]] = True
-    past = np.flatnonzero(adds_L & ~reached_L)[:1]
-    shown = np.append(np.flatnonzero(adds_L & reached_L), past)[-LIMITS:]
+    last_within = np.flatnonzero(reached_L)[-1:]
+    is_shown_L[[*last_within, -1]] = True
+    past = np.flatnonzero(is_shown_L & ~reached_L)[:1]
+    shown = np.append(np.flatnonzero(is_shown_L & reached_L), past)[-LIMITS:]
     tasks = [
         TaskCounts(
             task=task,

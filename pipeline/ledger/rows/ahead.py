@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 from typing import TypeVar
 
 from clipmill.metadata.storage import Storage
@@ -42,22 +41,18 @@ def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator
                 future.cancel()
 
 
-def read_each(
-    state: RunState, read: Callable[[RunState, int], T], shards: Sequence[int]
-) -> Iterator[T]:
-    """Yields read(state, shard) for each, in order; from MANY on, pickles `read` and its result."""
-    return chain.from_iterable(read_parts(state, partial(_read_each, read), shards, MANY))
-
-
 def read_parts(
-    state: RunState, read: Callable[[RunState, Sequence[int]], T], shards: Sequence[int], many: int
+    state: RunState,
+    read: Callable[[RunState, Sequence[int]], T],
+    shards: Sequence[int],
+    many: int = 0,
 ) -> Iterator[T]:
     """Yields read(state, part) over parts of PART shards, in order.
 
-    From `many` shards on, a process for each CPU reads them.
+    From `many` shards on (else MANY) a process for each CPU reads them, and `read` is pickled.
     """
     parts = [shards[start : start + PART] for start in range(0, len(shards), PART)]
-    if len(shards) < many or os.cpu_count() == 1:
+    if len(shards) < (many or MANY) or os.cpu_count() == 1:
         yield from (read(state, part) for part in parts)
         return
     start = partial(partial, _numbered, state, read)
@@ -80,9 +75,3 @@ def _numbered(
 ) -> tuple[int, T]:
     number, shards = part
     return number, read(state, shards)
-
-
-def _read_each(
-    read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]
-) -> list[T]:
-    return list(ahead(state.run, partial(read, state), shards))

@@ -234,7 +234,7 @@ def verdicts(reasons: pa.ChunkedArray, count_N: NDArray[np.int64]) -> pa.Array:
     """Returns (V,) the reason of each text; NO_VERDICT in a row without a reason for each text."""
     fits_N = pc.list_value_length(reasons).fill_null(0).to_numpy() == count_N
     fits_V = np.repeat(fits_N, count_N)
-    reason_V = pc.list_flatten(reasons.filter(pa.array(fits_N)))
+    reason_V = pc.list_flatten(reasons.filter(pa.array(fits_N)))  # of the V texts those that fit
     taken = reason_V.take(pa.array(np.cumsum(fits_V) - 1, mask=~fits_V))
     return pc.if_else(pa.array(fits_V), taken, NO_VERDICT)
 

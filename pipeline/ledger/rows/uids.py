@@ -86,13 +86,13 @@ def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[U
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:
     """Returns the place of a row of each uid, other than `besides` if there is one."""
-    places = dict.fromkeys(uids, besides)
+    places: dict[bytes, Place] = {}
     for row in rows_of_uids(state, root, uids):
-        if places[row.uid] == besides != row.place:
-            places[row.uid] = row.place
-            if besides not in places.values():
+        if row.place != besides:
+            places.setdefault(row.uid, row.place)
+            if len(places) == len(uids):
                 break
-    return places
+    return dict.fromkeys(uids, besides) | places
 
 
 def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:

@@ -10,10 +10,11 @@ made by several passes. Several shards are read at once; many of them by process
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.ledger.rows.ahead import ahead, read_each
+from clipmill.pipeline.ledger.rows.ahead import ahead, read_parts
 from clipmill.pipeline.ledger.rows.partitions import Partitions, structured, uid_hash
 from clipmill.pipeline.ledger.rows.query import Unfinished, unfinished
 from clipmill.pipeline.ledger.rows.stored import Place, json_artifacts
@@ -119,17 +120,17 @@ def funnel(state: RunState) -> Funnel:
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
     done = state.row_stages
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
-    lost = {p.name: _Lost(later_stages(state, p.name)) for p in done if is_end(p, done)}
-    later = {name: losses_of_end.later for name, losses_of_end in lost.items()}
+    later = {p.name: later_stages(state, p.name) for p in done if is_end(p, done)}
+    lost: dict[str, Counter[Cause]] = {end: Counter() for end in later}
+    places: dict[str, dict[Cause, Place]] = {end: {} for end in later}  # of one row each
     for root in dict.fromkeys(planned.root for planned in done):
-        read = partial(_shard_rows, root, later)
-        for counted_rows, lost_here in read_each(state, read, list(state.stages[root].shards)):
-            for name, rows in counted_rows.items():
-                counts[name].update(rows)
-            for name, causes in lost_here.items():
-                for cause, cause_rows, place in causes:
-                    lost[name].rows[cause] += cause_rows
-                    lost[name].places.setdefault(cause, place)
+        parts = read_parts(state, partial(_count, root, later), [*state.stages[root].shards])
+        for counted, lost_here in chain.from_iterable(parts):
+            for name, kinds in counted.items():
+                counts[name].update(kinds)
+            for end, cause, rows, place in lost_here:
+                lost[end][cause] += rows
+                places[end].setdefault(cause, place)
     roots = [state.stages[planned.name] for planned in done if planned.is_root]
     is_asked = sum(root.shards.rows for root in roots) <= ASKED_ROWS
     return Funnel(
@@ -137,47 +138,38 @@ def funnel(state: RunState) -> Funnel:
         unfinished=unfinished(state, state.stages),
         repeated_uids=sum(_repeated(state, root) for root in roots) if is_asked else None,
         stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
-        ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
+        ends=tuple(
+            _end(state, end, counts[end], lost[end], places[end], stages)
+            for end, stages in later.items()
+        ),
         exports=exports(state),
         subsets=subsets(state),
         texts=stage_texts(state),
     )
 
 
-@dataclass
-class _Lost:
-    """Rows of an end by first cause, with the place of one row each.
-
-    `later` are the stages whose failures count as the end's own.
-    """
-
-    later: list[str]
-    rows: Counter[Cause] = field(default_factory=Counter)
-    places: dict[Cause, Place] = field(default_factory=dict)
-
-
 _ShardRows = tuple[
     dict[str, Counter[tuple[str, str]]],  # by stage: rows by kind and reason
-    dict[str, list[tuple[Cause, int, Place]]],  # by end: each cause, its rows, the place of one
+    list[tuple[str, Cause, int, Place]],  # end, first cause, its rows, the place of one
 ]
 
 
-def _shard_rows(
-    root: str, later: Mapping[str, list[str]], state: RunState, shard: int
-) -> _ShardRows:
-    """Counts one shard; `later` are the stages whose failures count as an end's own."""
-    reasons = ShardReasons(state, root, shard)
-    counted = {name: _counted(reasons, name) for name in reasons}
-    ends = [name for name in reasons if name in later]
-    return counted, {name: _losses(reasons, name, later[name]) for name in ends}
+def _count(
+    root: str, later: Mapping[str, list[str]], state: RunState, part: Sequence[int]
+) -> list[_ShardRows]:
+    """Counts some shards; `later` are the stages whose failures count as an end's own."""
 
+    def read(shard: int) -> _ShardRows:
+        reasons = ShardReasons(state, root, shard)
+        lost = [
+            (end, (stage, code), pc.sum(rows).as_py() or 0, (shard, pc.index(rows, True).as_py()))
+            for end in later
+            if end in reasons
+            for stage, code, rows in losses(reasons, end, later[end])
+        ]
+        return {name: _counted(reasons, name) for name in reasons}, lost
 
-def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cause, int, Place]]:
-    """Returns first causes of an end in a shard, with their rows and the place of one."""
-    return [
-        ((stage, code), pc.sum(rows).as_py() or 0, (reasons.shard, pc.index(rows, True).as_py()))
-        for stage, code, rows in losses(reasons, end, later)
-    ]
+    return list(ahead(state.run, read, part))
 
 
 def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
@@ -266,25 +258,31 @@ def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
     return {code: rows for (found_kind, code), rows in counts.items() if found_kind == kind}
 
 
-def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:
+def _end(
+    state: RunState,
+    name: str,
+    counts: Counter[Cause],
+    lost: Counter[Cause],
+    places: Mapping[Cause, Place],
+    later_stages: Sequence[str],
+) -> End:
     root = state.plan.stages[name].root
     rows = counts.total()
-    later = sum(count for (stage, _), count in lost.rows.items() if stage in lost.later)
+    later = sum(count for (stage, _), count in lost.items() if stage in later_stages)
     kept = counts["fine", ""] - later
-    if kept + lost.rows.total() != rows:
+    if kept + lost.total() != rows:
         raise StageError(
-            f"{kept} kept and {lost.rows.total()} lost make no {rows}",
+            f"{kept} kept and {lost.total()} lost make no {rows}",
             f"stage '{name}'",
             "this is a fault of ours: report it with the recipe",
         )
-    ranked = [(cause, lost.rows[cause]) for cause in in_order(state, lost.rows)]
     return End(
         stage=name,
         rows=rows,
         kept=kept,
         causes=tuple(
-            Loss(stage=s, reason=r, rows=count, example=state.uid(root, *lost.places[s, r]))
-            for (s, r), count in ranked
+            Loss(stage=s, reason=r, rows=lost[s, r], example=state.uid(root, *places[s, r]))
+            for s, r in in_order(state, lost)
         ),
     )
 

@@ -31,6 +31,9 @@ class ShardReasons(Mapping[str, pa.Array]):
             column = self._columns[stage] = self._read(stage)
         return column
 
+    def __contains__(self, stage: object) -> bool:
+        return stage in self._columns  # opens no file, as Mapping's own would
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.ledger.rows.ahead import MANY, read_parts
+from clipmill.pipeline.ledger.rows.ahead import read_parts
 from clipmill.pipeline.ledger.rows.stored import binding, selects_up_to, tables
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.planning.selects import thresholds_of
@@ -182,7 +182,7 @@ def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
     root = state.plan.stages[stage].root
     least = partial(_least_kept, root, {"value": where, "kept": (stage, KEEP.name)})
     every = range(state.stages[root].total or 0)
-    values = read_parts(state, least, every, MANY)
+    values = read_parts(state, least, every)
     return min((value for value in values if value is not None), default=None)
 
 
@@ -198,7 +198,7 @@ def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[H
     """Returns an empty histogram of each column, with a scale from the values of sampled rows."""
     rows = state.stages[root].shards.rows
     every = range(state.stages[root].total or 0 if columns else 0)
-    parts = [*read_parts(state, partial(_scale_values, root, columns, rows), every, MANY)]
+    parts = [*read_parts(state, partial(_scale_values, root, columns, rows), every)]
     return [
         Histogram(column, edges_of(column, [values[i] for values in parts]))
         for i, column in enumerate(columns)
@@ -230,7 +230,8 @@ def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[
     size = max(abs(low), abs(high))
     if column.is_whole and high - low < BINS and size < EXACT:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5
-    margin = (high - low or max(1.0, size / 2**20)) / 40  # keeps cuts off the frame
+    span = high - low or max(1.0, size / 2**20)  # of equal values
+    margin = span / 40  # keeps cuts off the frame
     return np.linspace(low - margin, high + margin, BINS + 1)
 
 

@@ -226,6 +226,7 @@ def _code(state: RunState, stage: str, reason: str) -> str:
     """Returns the stored form of a reason that is given in the funnel's words."""
     root = state.plan.stages[stage].root
     over = [name for name, planned in state.plan.stages.items() if planned.root == root]
+    # The stage comes last: where another says a reason alike, its own code is meant.
     words = {in_words(code): code for name in (*over, stage) for code in drops(state, name)}
     return words.get(reason, reason)
 

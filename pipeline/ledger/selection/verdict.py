@@ -226,7 +226,7 @@ def _sentence(
         explained += _explained(state, end, rows[end].reason or "", rows)
     explained += _told(state, stage, code, rows)
     clusters = [*_clusters(state, stage, rows, explained)]
-    if not clusters:
+    if not clusters:  # what stands after clusters is of them
         values, explained = [*values, *explained], []
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
     parts = [f"{by}: {one_line(code)}", *([", ".join(values)] if values else [])]

@@ -26,6 +26,7 @@ from clipmill.pipeline.ledger.rows.columns import line_of
 from clipmill.pipeline.ledger.selection import funnel as of_funnel
 from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
 from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.live import as_json, live_run
 from clipmill.pipeline.run_folder.state import RunState
@@ -273,6 +274,12 @@ def test_stages_that_part_and_meet_again_are_walked_once():
     line = line_of(SimpleNamespace(stages=stages), "m9", attrgetter("sources"))
     assert line == {*stages}
     assert sorted(walked) == sorted(stages)
+
+
+def test_whether_a_stage_has_reasons_is_told_without_its_file(numbered_state, monkeypatch):
+    reasons = ShardReasons(numbered_state, "pool", 0)
+    names = opened(monkeypatch)
+    assert ("one" in reasons, "none" in reasons, list(names)) == (True, False, [])
 
 
 def test_rows_and_reasons_are_counted_from_the_records_and_open_no_file_of_their_stage(
