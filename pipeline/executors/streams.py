@@ -167,6 +167,8 @@ class Dispatcher(ABC):
                 for stream in self._streams:
                     stream.fail(error)
                 self._streams.clear()
+                with suppress(Exception):  # launches leave, and the executor closes
+                    self._obey()
         self._obey()
 
     def _obey(self) -> None:

@@ -3,12 +3,15 @@
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 from clipmill.pipeline import executors
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors import ray as on_ray
 from clipmill.pipeline.executors.ray import why_ended
 from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.fake_actors import fake_executor
@@ -112,6 +115,29 @@ def test_of_actors_that_ray_ends_at_once_the_one_furthest_above_its_declared_mem
 def test_an_item_costs_the_driver_no_more_where_there_are_more_actors(before):
     few, many = lines(5, 300, *before), lines(60, 300, *before)
     assert many < 1.6 * few, "most of it is for the actors' start"
+
+
+def test_a_launch_whose_ray_dies_leaves_and_the_executor_closes(monkeypatch):
+    def dead():
+        raise StageError("raylet has died", "here", "look")
+
+    waited = threading.Event()
+
+    def wait(seconds):  # as long as the driver's thread takes to see it
+        cluster.check_alive = dead
+        return waited.wait(0.05)
+
+    monkeypatch.setattr(on_ray, "placement_group", lambda *_, **__: SimpleNamespace(wait=wait))
+    monkeypatch.setattr(on_ray, "remove_placement_group", lambda group: None)
+    with fake_executor(2) as (executor, cluster):
+        with pytest.raises(StageError, match="raylet has died"):
+            executor.launch(lambda rank: {}, 1, ONE)
+        closing = threading.Thread(target=executor.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        is_closed = not closing.is_alive()
+        cluster.check_alive = waited.set  # else this test would not end
+    assert is_closed
 
 
 def test_an_item_costs_the_driver_no_more_where_there_are_more_items():
