@@ -99,7 +99,7 @@ class LocalExecutor(Dispatcher):
 
     def halted(self) -> list[int]:
         busy = [worker.process.pid for worker in list(self._living) if worker.job]
-        return [pid for pid in busy if machine.is_stopped(pid)]
+        return [pid for pid in busy if machine.process(pid)[0] in ("T", "t")]
 
     def _holdings(self) -> Iterator[tuple[str, str, float, float]]:
         for worker in list(self._living):

@@ -113,10 +113,11 @@ def gpus() -> tuple[str, ...]:
     return tuple(names[:end])  # CUDA ignores names that follow an invalid one
 
 
-def is_stopped(pid: int) -> bool:
-    """Returns whether a process is stopped by a signal; False if unknown, as without /proc."""
+def process(pid: int) -> tuple[str, str]:
+    """Returns a process's state and start in ticks since boot; empty strings without /proc."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")  # a name may be any bytes
     except OSError:
-        return False
-    return state[:1] in (["T"], ["t"])
+        return "", ""
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], fields[19]

@@ -24,6 +24,7 @@ from typing import Any
 from clipmill.metadata.faults import reached
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import LostLockError, RecipeError
+from clipmill.pipeline.executors.machine import process
 from clipmill.pipeline.run_folder.fenced import Fenced, fenced
 
 NAME = "lock.json"
@@ -244,7 +245,7 @@ def _renew_file(run: Storage, owner: str) -> None:
 def _lease(owner: str) -> bytes:
     """Returns a new lease, of the same length at each renewal as times are whole seconds."""
     pid = os.getpid()
-    started = _process(pid)[1]
+    started = process(pid)[1]
     expires = math.ceil(time.time() + LEASE_S)
     lease = Lease(owner, socket.gethostname(), pid, started, expires)
     return json.dumps(asdict(lease)).encode()
@@ -257,7 +258,7 @@ def _is_of(run: Storage, owner: str) -> bool:
 
 def _is_alive(pid: int, started: str) -> bool:
     """Returns whether the process started then is alive; its pid may be reused by another."""
-    state, began = _process(pid)
+    state, began = process(pid)
     if state:
         return state not in ("Z", "X") and started in ("", began)
     try:
@@ -267,13 +268,3 @@ def _is_alive(pid: int, started: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _process(pid: int) -> tuple[str, str]:
-    """Returns a process's state and start in ticks since boot; empty strings without /proc."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return "", ""
-    fields = stat.rpartition(")")[2].split()
-    return fields[0], fields[19]

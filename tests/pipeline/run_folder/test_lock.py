@@ -116,6 +116,17 @@ def test_a_pid_that_another_process_has_by_now_is_dead(run):
         pass
 
 
+def test_a_process_whose_name_is_no_unicode_holds_its_lock(run):
+    named = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xd0\\xba\\xd0'); print(input())"
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", named], **pipe) as process:
+        process.stdin.write(b"named\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"named\n"
+        write_lease(run, host=socket.gethostname(), pid=process.pid)
+        assert lock.holder(run).pid == process.pid
+
+
 def test_a_lease_from_elsewhere_holds_until_it_lapses(run):
     write_lease(run)
     with pytest.raises(RecipeError, match="elsewhere"), lock.held(run):
