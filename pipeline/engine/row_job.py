@@ -159,6 +159,7 @@ class RowJob:
         """Takes a finished shard's states, failures and records into the run's state."""
         known, watcher, shard = self.running.state.stages, self.running.watcher, item.shard
         own = {planned.name for planned in self.stages}
+        again = {name for name in own if shard in known[name].shards}
         for name, failure in item.failed.items():
             if failure is not None:
                 watcher.failed(name, failure)
@@ -172,7 +173,7 @@ class RowJob:
         for name, spent in item.spent.items():
             self.running.spent[name].add(spent)
         for name, record in item.new_records:
-            watcher.shard(name, record, known[name].total)
+            watcher.shard(name, record, known[name].total, name in again)
             self.uncompacted.setdefault(name, []).append(record)
 
     def _compact(self, least: int) -> None:

@@ -471,22 +471,22 @@ class LiveReporter:
                     stage.rows, stage.reasons, stage.causes = 0, {}, []
                 self._begin(stage)
 
-    def shard(self, name: str, record: Record, total: int | None) -> None:
+    def shard(self, name: str, record: Record, total: int | None, again: bool = False) -> None:
+        """Takes in a stored pass of a shard; `again`: one whose rows are counted already."""
         with self._lock:
             stage = self.live.stages[name]
             self._begin(stage, record.seconds)
             stage.pieces.pop(str(record.shard), None)
             stage.total = total
-            again = stage.shards == total  # all are counted: this one is made again
+            again |= stage.shards == total
             stage.shards += not again
             stage.computed += record.computed
             stage.seconds += record.seconds
-            if record.number:  # a later pass: rows may be known, and `finished` counts reasons
-                stage.rows = self.state.stages[name].shards.rows
-            elif not again:
+            if not again:
                 stage.rows += record.rows
-                for code, rows in record.counts.items():
-                    stage.reasons[code] = stage.reasons.get(code, 0) + rows
+                if not record.number:  # `finished` counts the reasons of a later pass
+                    for code, rows in record.counts.items():
+                        stage.reasons[code] = stage.reasons.get(code, 0) + rows
             # Other stages of its job may go on; `finished` ends a stage with only found shards.
             if stage.is_row and stage.shards == total and stage.found < total:
                 stage.status, stage.ended = "done", time.time()

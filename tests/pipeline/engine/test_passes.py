@@ -207,6 +207,25 @@ def test_progress_of_a_retry_never_passes_the_rows_there_are(engine, moody, monk
     assert "4 of 4 shards, 31 rows, 1 of 1 more rows, 3 failed" in said
 
 
+def test_progress_of_a_retry_counts_a_shard_once_where_others_are_not_stored_yet(
+    engine, moody, monkeypatch
+):
+    folder = Path(str(moody([5, 13]).outcome.state.stages["copy"].folder))
+    for file in (*folder.glob("000003*"), folder / "records.parquet", folder / "manifest.json"):
+        file.unlink()
+    seen = []
+    shard = LiveReporter.shard
+
+    def look(self: LiveReporter, name: str, *told: object) -> None:
+        shard(self, name, *told)
+        stage = self.look().stages[name]
+        seen.append((stage.shards, stage.rows, stage.status))
+
+    monkeypatch.setattr(LiveReporter, "shard", look)
+    moody([], retry=("timeout",))
+    assert seen == [(3, 20, "running"), (3, 20, "running"), (4, 31, "done")]
+
+
 def test_a_retry_without_anything_to_retry_writes_nothing(engine, moody):
     more = MASKED.replace("cube:   {", "cube: {")
     moody([5], more=more)
