@@ -123,7 +123,7 @@ def export(
             folder = running.state.stages[name].folder
             if damage.folder != folder.uri:
                 raise
-            take_away(folder, damage.name)
+            take_away(folder, [damage.name])
             running.state.rescan(name)
             result = _run_and_copy(running, plan.stages[name], stage, target, replaces)
         finally:

@@ -8,11 +8,11 @@ whose answers are lost.
 import re
 import shlex
 from dataclasses import replace
+from itertools import count
 
 import pyarrow as pa
 
 from clipmill.metadata.damage import DamagedError
-from clipmill.metadata.outputs import OUT
 from clipmill.metadata.parquet_file import opened, sound_groups
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import Record, record_name
@@ -51,22 +51,19 @@ def refusal(damage: DamagedError, planned: PlannedStage | None, run: Storage) ->
     return StageError(damage.found, damage.place, do)
 
 
-def take_away(folder: Storage, name: str) -> None:
-    """Deletes a damaged file, its shard's later passes, and journals, which count it as done."""
+def take_away(folder: Storage, names: list[str]) -> None:
+    """Deletes damaged files, their shards' later passes, and journals, which count them as done."""
     folder.delete(SEAL)
-    place = DATA_NAME.match(name)
-    if place and not name.startswith(f"{OUT}/"):
-        shard, number = int(place[1]), int(place[2] or 0)
-        names = {entry.name for entry in folder.entries()}
-        end = number + 1
-        while record_name(shard, end) in names:
-            end += 1
-        for later in reversed(range(number + 1, end)):  # so that a kill leaves no gap
-            folder.delete(record_name(shard, later))
     for journal in folder.folders():
         if journal.startswith("calls-"):
             folder.delete_folder(journal)
-    folder.delete(name)
+    for name in names:
+        if place := DATA_NAME.match(name):
+            shard, first = int(place[1]), int(place[2] or 0) + 1
+            end = next(n for n in count(first) if not folder.has(record_name(shard, n)))
+            for later in reversed(range(first, end)):  # so that a kill leaves no gap
+                folder.delete(record_name(shard, later))
+        folder.delete(name)
 
 
 def salvage(

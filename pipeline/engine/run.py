@@ -258,7 +258,7 @@ class _Schedule:
             return False
         self.watcher.damaged(planned.name, file)
         self.healed.add(place)
-        take_away(self.state.stages[planned.name].folder, file.name)
+        take_away(self.state.stages[planned.name].folder, [file.name])
         after = self._after([planned.name])
         self.state.rescan(planned.name)
         for name in self.plan.stages:

@@ -92,12 +92,11 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
             if planned.is_row and is_recorded(planned.stage):
                 recorded.append((planned, {file.name for file in checked.damaged}))
                 continue
-            for file in checked.damaged:
-                take_away(run.child(planned.folder), file.name)
+            take_away(owned.child(planned.folder), [file.name for file in checked.damaged])
     for root in dict.fromkeys(planned.root for planned, _ in recorded if planned.root):
         run_until(root)  # its uids are needed to salvage rows
-    state = RunState(plan, run)
-    with lock.held(run):
+    with lock.held(run) as owned:
+        state = RunState(plan, owned)
         return sum(_salvage(state, planned, names) for planned, names in recorded)
 
 
@@ -112,11 +111,10 @@ def heal(plan: Plan, run: Storage, damage: DamagedError, healed: set[str]) -> st
     if planned is None or is_recorded(planned.stage) or damage.place in healed:
         raise refusal(damage, planned, run)
     with lock.held(run) as owned:
-        folder = owned.child(planned.folder)
         checked, files = _files(run, planned.folder)
-        for damaged in [damage, *checked.damaged, *filter(None, map(_damage, files))]:
-            healed.add(damaged.place)
-            take_away(folder, damaged.name)
+        damaged = [damage, *checked.damaged, *filter(None, map(_damage, files))]
+        healed.update(file.place for file in damaged)
+        take_away(owned.child(planned.folder), [file.name for file in damaged])
     return planned.name
 
 

@@ -8,6 +8,10 @@ import pytest
 
 from clipmill.metadata import shard
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import verify
+from clipmill.pipeline.engine.repair import take_away
+from clipmill.pipeline.errors import LostLockError
+from clipmill.pipeline.run_folder import lock
 from tests.engine_stages.harness import meaning
 from tests.pipeline.engine.test_changed_files import MADE, READ, data_files, flip
 
@@ -78,6 +82,40 @@ def test_every_kind_of_damage_is_named_and_repaired(engine, clipmill):
     assert repaired.code == 0, repaired.err
     assert meaning(Storage(str(run))) == before
     assert clipmill("verify", "--run", run).code == 0
+
+
+def test_a_folder_is_listed_once_however_many_damaged_files_are_taken_away(tmp_path, monkeypatch):
+    folder = Storage(str(tmp_path / "stage"))
+    names = [f"{shard:06d}-{shard:016x}.parquet" for shard in range(20)]
+    for name in (*names, "000003.json", "000003.p1.json", "000003.p2.json", "000003.p4.json"):
+        folder.put(name, b"", "rename")
+    listed = []
+    for kind in ("entries", "listing", "folders"):
+        whole = getattr(Storage, kind)
+        monkeypatch.setattr(Storage, kind, lambda *given, w=whole: (listed.append(1), w(*given))[1])
+    take_away(folder, names)
+    assert len(listed) == 1
+    assert sorted(entry.name for entry in folder.entries()) == ["000003.json", "000003.p4.json"]
+
+
+def test_a_repair_whose_lock_another_run_has_taken_deletes_nothing(engine, monkeypatch):
+    stages, run = "  square: {uses: toy.power, from: numbers}\n", Storage(f"{engine.folder}/run")
+    engine.run(stages)
+    flip(data_files(engine.folder / "run", "square")[0])
+    damaged, files = verify.verify(run, lambda *_: None), lambda: set(run.entries(below=True))
+    of_plan = verify._of_plan
+
+    def taken_over(*given):
+        lease = json.loads(run.read(lock.NAME))
+        run.put(lock.NAME, json.dumps(lease | {"owner": "another"}).encode(), "lock")
+        before.update(files())
+        return of_plan(*given)
+
+    before = set()
+    monkeypatch.setattr(verify, "_of_plan", taken_over)
+    with pytest.raises(LostLockError):
+        verify.repair(engine.plan(stages), run, damaged, engine.run)
+    assert files() == before
 
 
 def stored(engine, place):
