@@ -16,41 +16,11 @@ from clipmill.metadata.scratch import remove_shared, scratch_folder, shared_scra
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.stage_seal import SEAL
 from clipmill.pipeline.dataset import Rank, State, TableFunction, Task
-from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine import attempts, own_shards, shuffling, states
 from clipmill.pipeline.engine.journal import Journal, StageRun
 from clipmill.pipeline.engine.launching import launch
 from clipmill.pipeline.engine.local_shards import LocalShards, mapped
-from clipmill.pipeline.engine.own_shards import (
-    Neighbours,
-    OneShard,
-    Together,
-    create_shard,
-    create_together,
-    from_sources,
-    neighbours,
-    restore_neighbours,
-    restore_shards,
-    together,
-)
-from clipmill.pipeline.engine.shuffling import (
-    by_hash,
-    by_home,
-    put_index,
-    runs_of,
-    segment_bytes,
-    sizes_in,
-    split_run,
-)
-from clipmill.pipeline.engine.states import (
-    BY_DRIVER_BYTES,
-    MERGED,
-    merge_some,
-    merged,
-    put_state,
-    read_state,
-    reduce_some,
-    spans_of,
-)
+from clipmill.pipeline.engine.own_shards import Neighbours, OneShard, Together
 from clipmill.pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import ShardError, StageError
@@ -68,30 +38,23 @@ class RunContext:
     """The `Context` of one dataset stage in one run."""
 
     def __init__(self, run: StageRun) -> None:
-        self.run = run
+        running, planned = run.running, run.planned
+        assert isinstance(planned.stage, DatasetStage)
+        self.run, self._at_once = run, planned.stage.at_once
         self.calls = Journal(run)
-        self.wanted = run.wanted
+        self.wanted = running.plan.read_of(planned.name)
         self.folder = run.folder.uri
-        self.worker = worker_of(run.planned, run.seed, scratch_folder(), run.folder)
+        self.worker = worker_of(planned, running.plan.seed, scratch_folder(), run.folder)
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}
         self.shards = 0
-        self._local, self._kept = f"rows-{digest([self.folder, run.run_id])[:16]}", 0
+        self._local, self._kept = f"rows-{digest([self.folder, running.run_id])[:16]}", 0
 
     def close(self) -> None:
         """Deletes the rows that the stage kept on this machine's scratch disk."""
-        self.run.local.discard(self._local)
+        self.run.running.local.discard(self._local)
         remove_shared(self._local)
         mapped.cache_clear()
-
-    @property
-    def journal(self) -> str:
-        """The name of the journal's folder."""
-        return self.calls.name
-
-    @property
-    def page_checksums(self) -> bool:
-        return self.run.page_checksums
 
     # The calls
 
@@ -108,9 +71,8 @@ class RunContext:
         fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
         sources: Sequence[dict[str, Any]],
     ) -> None:
-        shards = from_sources(sources[: self.run.most_shards])
-        work = partial(create_shard, fn, self.run.planned)
-        self._store("shards", work, shards, len(shards), tolerant=True)
+        groups = [[source] for source in sources[: self.run.running.most_shards]]
+        self.create_shards_together(partial(own_shards.one_by_one, fn), groups)
 
     def create_shards_together(
         self,
@@ -118,8 +80,8 @@ class RunContext:
         groups: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
         sources = [source for group in groups for source in group]
-        shards = from_sources(sources[: self.run.most_shards])
-        work = partial(create_together, fn, self.run.planned)
+        shards = own_shards.from_sources(sources[: self.run.running.most_shards])
+        work = partial(own_shards.create, fn, self.run.planned)
         stops = np.cumsum([len(group) for group in groups])
         self._store("shards", work, shards, len(shards), tolerant=True, stops=stops)
 
@@ -127,14 +89,14 @@ class RunContext:
         return over.mapped(fn)
 
     def keep_local(self, over: Any) -> LocalShards:
-        self.run.local.add(self._local)
+        self.run.running.local.add(self._local)
         shared_scratch(self._local)  # the driver shares it too, as workers come and go
         self._kept += 1
         return LocalShards(over, self._local, self._kept)
 
     def shuffle(self, over: Any, key: str, partitions: int | None = None) -> Partitions:
         count = partitions or max(LEAST_PARTITIONS, self.partitions(self._home))
-        return self._shuffle(over, partial(by_hash, key, count), count)
+        return self._shuffle(over, partial(shuffling.by_hash, key, count), count)
 
     def partitions(self, over: Any, more: int = 0) -> int:
         rows = sum(over.rows(shard) for shard in range(len(over))) + more
@@ -149,41 +111,41 @@ class RunContext:
     def restore(self, over: Any) -> None:
         home, parents = self._home, self.run.made_of
         if isinstance(over.over if isinstance(over, LocalShards) else over, PoolShards):
-            work = partial(restore_shards, over, self.run.planned)
+            work = partial(own_shards.restore, over, self.run.planned)
             shards = [OneShard(shard, parents) for shard in range(len(over))]
             stops = np.arange(0, len(shards), self._at_once) + self._at_once
             self._store("shards", work, shards, len(shards), stops=stops)
             return
         # Rows return in two steps: to a run of neighbouring shards, then each to its own shard.
         sizes = [home.rows(shard) for shard in range(len(home))]
-        runs = neighbours(sizes, partition_rows(sum(sizes)), LEAST_PARTITIONS)
+        runs = own_shards.neighbours(sizes, partition_rows(sum(sizes)), LEAST_PARTITIONS)
         starts = np.array([start for start, _ in runs])
-        by_run = self._shuffle(over, partial(by_home, starts), len(runs))
+        by_run = self._shuffle(over, partial(shuffling.by_home, starts), len(runs))
         groups = [Neighbours(p, a, sizes[a:b], parents) for p, (a, b) in enumerate(runs)]
-        work = partial(restore_neighbours, by_run, self.run.planned)
+        work = partial(own_shards.restore_neighbours, by_run, self.run.planned)
         self._store("restore", work, groups, len(home))
 
     def reduce(
         self, fn: Callable[[pa.Table], State], over: Any, merge: Callable[[State, State], State]
     ) -> State:
         call, folder = self.calls.next_call("reduce"), self.run.folder
-        stored = read_state(folder, f"{call}.npz")
+        stored = states.read_state(folder, f"{call}.npz")
         if stored is not None:
             return stored
-        work = partial(reduce_some, fn, over, merge)
-        states = self._states(call, work, spans_of(len(over), self._at_once))
-        if not states:
+        work = partial(states.reduce_some, fn, over, merge)
+        parts = self._states(call, work, states.spans_of(len(over), self._at_once))
+        if not parts:
             raise StageError(
                 "no shards to reduce", f"stage '{self.run.planned.name}'", "the pool is empty"
             )
         levels = [call]
-        while len(states) > 1 and sum(stored["size"] for stored in states) > BY_DRIVER_BYTES:
+        while len(parts) > 1 and sum(part["size"] for part in parts) > states.BY_DRIVER_BYTES:
             levels.append(f"{call}.{len(levels)}")
-            files = [stored["file"] for stored in states]
-            groups = [files[start : start + MERGED] for start in range(0, len(files), MERGED)]
-            states = self._states(levels[-1], partial(merge_some, merge), groups)
-        state = merged(folder, merge, [stored["file"] for stored in states])
-        put_state(folder, f"{call}.npz", state, point="journal")
+            files, most = [part["file"] for part in parts], states.MERGED
+            groups = [files[start : start + most] for start in range(0, len(files), most)]
+            parts = self._states(levels[-1], partial(states.merge_some, merge), groups)
+        state = states.merged(folder, merge, [part["file"] for part in parts])
+        states.put_state(folder, f"{call}.npz", state, point="journal")
         for level in levels:
             folder.delete_folder(f"{level}.data")
         return state
@@ -199,7 +161,7 @@ class RunContext:
         begin = 0
         for entry in folder.entries(call):
             number = int(entry.name.removesuffix(".npz"))
-            stored = read_state(folder, f"{call}/{entry.name}")
+            stored = states.read_state(folder, f"{call}/{entry.name}")
             if stored is not None and number > begin:
                 begin, state = number, stored
         for number in range(begin, rounds):
@@ -207,7 +169,7 @@ class RunContext:
                 break
             with self.calls.round(call, number, rounds):
                 state = step(state, number)
-            put_state(folder, f"{call}/{number + 1:06d}.npz", state, point="step")
+            states.put_state(folder, f"{call}/{number + 1:06d}.npz", state, point="step")
             folder.delete(f"{call}/{number:06d}.npz")  # the newest is enough
         return state
 
@@ -216,7 +178,8 @@ class RunContext:
         stored = read_sealed(folder, f"{call}.json")
         if stored is not None:
             return dict(stored)
-        task = UnitTask(self.worker, folder, self.run.run, self.journal, call, self.page_checksums)
+        run, checked = self.run.running.state.run, self.run.page_checksums
+        task = UnitTask(self.worker, folder, run, self.calls.name, call, checked)
         result = launch(self.calls, call, fn, task, workers)
         put_sealed(folder, f"{call}.json", result, point="journal")
         return result
@@ -233,29 +196,23 @@ class RunContext:
             )
         return self.run.home
 
-    @property
-    def _at_once(self) -> int:
-        stage = self.run.planned.stage
-        assert isinstance(stage, DatasetStage)
-        return stage.at_once
-
     def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
         call, folder = self.calls.next_call("shuffle"), self.run.folder
         data = f"{call}.data"
         is_dropped = folder.has(_dropped(data))
-        sizes = sizes_in(folder, data)
+        sizes = shuffling.sizes_in(folder, data)
         rows_S = [over.rows(shard) for shard in range(len(over))]
         home = self.run.home
         unknown = partition_rows(sum(map(home.rows, range(len(home)))) if home else 0)
-        runs = runs_of([unknown if rows < 0 else rows for rows in rows_S])
-        most_bytes = segment_bytes(self.run.planned.stage.resources.memory_gb)
+        runs = shuffling.runs_of([unknown if rows < 0 else rows for rows in rows_S])
+        most_bytes = shuffling.segment_bytes(self.run.planned.stage.resources.memory_gb)
         results = self.calls.results(
             call,
-            partial(split_run, over, key, count, data, most_bytes),
+            partial(shuffling.split_run, over, key, count, data, most_bytes),
             runs,
             lambda result: is_dropped or sizes.get(result["file"]) == result.get("size"),
         )
-        index = put_index(folder, data, results, count)
+        index = shuffling.put_index(folder, data, results, count)
         files = tuple(result["file"] for result in results for _ in range(result["segments"]))
         return Partitions(folder, data, files, index, count)
 
@@ -264,7 +221,7 @@ class RunContext:
     ) -> list[dict[str, Any]]:
         """Returns `file` and `size` of the state that the work stored for each input."""
         data = f"{call}.data"
-        sizes = sizes_in(self.run.folder, data)
+        sizes = shuffling.sizes_in(self.run.folder, data)
         return self.calls.results(
             call,
             partial(work, data),
@@ -274,7 +231,7 @@ class RunContext:
 
     def _store(
         self,
-        name: str,
+        call: str,
         work: Work,
         inputs: Sequence[OneShard | Neighbours],
         total: int,
@@ -288,7 +245,7 @@ class RunContext:
         `stops` are one unit; once that fails, each is a unit of its own.
         """
         self.shards = total
-        known = self.run.known
+        known, running, name = self.run.known, self.run.running, self.run.planned.name
         left = []
         for unit in units_of(inputs):
             shards, parents = unit.input.shards, unit.input.parents
@@ -297,18 +254,18 @@ class RunContext:
             verdicts = {standing(records, failure, parents) for records in stored}
             if verdicts == {"good"}:
                 self._note([records[0] for records in stored])
-            elif "failed" in verdicts and failure and failure.crashed and not self.run.crash_ok:
+            elif "failed" in verdicts and failure and failure.crashed and not running.crash_ok:
                 self.failures[shards[0]] = failure
             else:
                 left.append(unit)
         if left:
             self.run.folder.delete(SEAL)
-        self.run.on_stored(total, len(self.records))
+        running.watcher.stage(name, total, len(self.records))
         self.calls.words = ""  # the stage's words do not describe the storing of its shards
-        units = left if stops is None else together(left, stops)
+        units = left if stops is None else own_shards.together(left, stops)
         alone = {unit.input.shards[0]: unit for unit in left}
         again: list[Unit] = []  # single shards of failed units, filled by the first answers
-        answers = partial(self.calls.answers, f"{self.journal}/{name}", work)
+        answers = partial(self.calls.answers, f"{self.calls.name}/{call}", work)
         count = len(inputs) if stops is None else len(stops)
         for answer in chain(answers(units, count - len(units)), answers(again, count)):
             done = answer.unit.input
@@ -320,7 +277,7 @@ class RunContext:
                 records = answer.result_or_raise()
                 self._note(records)
                 for record in records:
-                    self.run.on_shard(record, total)
+                    running.watcher.shard(name, record, total)
 
     def _note(self, records: list[Record]) -> None:
         for record in records:

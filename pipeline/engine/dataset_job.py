@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from functools import partial
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import NOTES, OUT, noted_outputs
@@ -60,24 +59,23 @@ class DatasetJob:
         made_of = {"inputs": read, **({"outside": outside} if outside else {})}
         rows = state.inputs(planned)
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
-        model = state.stored[planned.model].folder.uri if planned.model else None
-        start = state.stored[planned.start].folder.uri if planned.start else None
-        centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
-        targets = state.stored[planned.targets].folder.uri if planned.targets else None
-        data = state.stored[planned.data].folder.uri if planned.data else planned.elsewhere or ""
+
+        def uri(name: str | None) -> str | None:
+            return state.stored[name].folder.uri if name else None
+
         began, began_ns = time.monotonic(), time.time_ns()
         try:
             self._begin_journal(context)
             mask, plan = state.mask(planned), self.running.plan
-            place = stage.folder, f"{context.journal}/rows"
+            place = stage.folder, f"{context.calls.name}/rows"
             inputs = Inputs(
                 rows=rows.by_reference(*place),
-                data=data,
+                data=uri(planned.data) or planned.elsewhere or "",
                 mask=mask and mask.by_reference(*place),
-                model=model,
-                start=start,
-                centroids=centroids,
-                targets=targets,
+                model=uri(planned.model),
+                start=uri(planned.start),
+                centroids=uri(planned.centroids),
+                targets=uri(planned.targets),
                 model_of=plan.models_of(planned.name),
                 target_model_of=plan.models_of(planned.targets),
                 own_model=plan.model_named(planned.name),
@@ -134,38 +132,25 @@ class DatasetJob:
         return f"{outside} {digest_of(planned.elsewhere, where)}"
 
     def _context(self, made_of: dict[str, str], home: PoolShards | None) -> RunContext:
-        planned, running = self.planned, self.running
-        stage = running.state.stages[planned.name]
+        stage = self.running.state.stages[self.planned.name]
         before = stage.scan.manifest
         is_remade = before is not None and before.made_of == made_of
         return RunContext(
             StageRun(
-                planned=planned,
-                seed=running.plan.seed,
-                run_id=running.run_id,
-                run=running.state.run,
+                running=self.running,
+                planned=self.planned,
                 folder=stage.folder,
-                executor=running.executor,
                 made_of=made_of,
                 known=stage.scan,
-                crash_ok=running.crash_ok,
                 home=home,
                 page_checksums=before.page_checksums if before and is_remade else True,
-                wanted=running.plan.read_of(planned.name),
-                spent=running.spent[planned.name],
-                is_profiled=running.profile == planned.name,
-                most_shards=running.most_shards,
-                local=running.local,
-                on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),
-                on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),
-                on_unit=partial(running.watcher.unit, planned.name),
             )
         )
 
     def _begin_journal(self, context: RunContext) -> None:
         """Begins a new journal with an empty out/, whose files were made from other inputs."""
         folder = self.running.state.stages[self.planned.name].folder
-        if not self.planned.is_root and context.journal not in folder.folders():
+        if not self.planned.is_root and context.calls.name not in folder.folders():
             folder.delete_folder(OUT)
             folder.delete_folder(NOTES)
-            folder.put(f"{context.journal}/begun.json", b"{}", point="journal")
+            folder.put(f"{context.calls.name}/begun.json", b"{}", point="journal")

@@ -10,7 +10,7 @@ as does another version that cuts calls differently.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import metadata
 from typing import Any
 
@@ -18,15 +18,14 @@ import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.outputs import OUT
-from clipmill.metadata.record import Record
 from clipmill.metadata.scan import Scan
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine.units import PUT, Answer, Unit, Units, Work, units_of
-from clipmill.pipeline.executors import Executor, Step
+from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.engine.units import PUT, Answer, Unit, Units, UnitsRun, Work, units_of
+from clipmill.pipeline.executors import Step
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
-from clipmill.pipeline.run_folder.spent import Spent
 
 version = cache(metadata.version)  # reads a file
 
@@ -44,27 +43,15 @@ KINDS = {  # kinds of calls, as shown in progress
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One dataset stage in one run: the inputs of its calls, and callbacks for progress."""
+    """One dataset stage in one run: the inputs of its calls."""
 
+    running: Running
     planned: PlannedStage
-    seed: int
-    run_id: str
-    run: Storage
     folder: Storage
-    executor: Executor
     made_of: dict[str, str]  # parents of the records it stores
     known: Scan
-    crash_ok: bool  # retry shards that ended their worker
     home: PoolShards | None  # the rows it reads; None unless they are of one root
     page_checksums: bool
-    wanted: frozenset[str]
-    spent: Spent  # grows by the work of each unit
-    is_profiled: bool
-    most_shards: int | None  # that a root may have
-    local: set[str]  # names of scratch folders that workers on one machine share in this run
-    on_stored: Callable[[int, int], None]  # number of shards, and of stored ones
-    on_shard: Callable[[Record, int], None]  # a shard just stored, and the number of all
-    on_unit: Callable[[str, int, int, str], None]  # call, units done, all units, text
 
 
 class Journal:
@@ -99,7 +86,8 @@ class Journal:
         name = call.removeprefix(f"{self.name}/")
         words = self.words or KINDS.get(name.rpartition("-")[2].partition(".")[0], name)
         words = f"{words}, {also}" if also else words
-        self.run.on_unit(name, done, units, f"{self._round}{words}")
+        watcher = self.run.running.watcher
+        watcher.unit(self.run.planned.name, name, done, units, f"{self._round}{words}")
 
     def results(
         self,
@@ -151,27 +139,25 @@ class Journal:
         """
         if not units:
             return
-        run, name = self.run, call.removeprefix(f"{self.name}/")
+        run, running, planned = self.run, self.run.running, self.run.planned
         self.report(call, done, done + len(units))
-        step = Step(
-            name=f"{run.planned.name} {name}",
-            start=Units(
-                planned=run.planned,
-                seed=run.seed,
-                run_id=run.run_id,
-                run=run.run,
-                folder=run.folder,
-                journal=call,
-                local=frozenset(run.local),
-                work=work,
-                journalled=journalled,
-                page_checksums=run.page_checksums,
-                unchecked=run.known.unchecked,
-                profile=run.planned if run.is_profiled else None,
-            ),
-            resources=run.planned.stage.resources,
+        whole = Units(
+            planned=planned,
+            seed=running.plan.seed,
+            run_id=running.run_id,
+            run=running.state.run,
+            folder=run.folder,
+            journal=call,
+            local=frozenset(running.local),
+            work=work,
+            journalled=journalled,
+            page_checksums=run.page_checksums,
+            unchecked=run.known.unchecked,
+            profile=planned if running.profile == planned.name else None,
         )
-        for number, answer in enumerate(run.executor.stream([step], units), start=1):
-            run.spent.add(answer.spent)
+        name = f"{planned.name} {call.removeprefix(f'{self.name}/')}"
+        step = Step(name=name, start=partial(UnitsRun, whole), resources=planned.stage.resources)
+        for number, answer in enumerate(running.executor.stream([step], units), start=1):
+            running.spent[planned.name].add(answer.spent)
             yield answer
             self.report(call, done + number, done + len(units))

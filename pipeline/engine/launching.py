@@ -35,7 +35,7 @@ def launch(
     count starts anew, since the next attempt is other work. Attempts whose ranks were killed, or
     whose machine went away, are `lost`: they do not count.
     """
-    run = calls.run
+    run, running = calls.run, calls.run.running
     resources, folder = run.planned.stage.resources, run.folder
     place = f"stage '{run.planned.name}', {call.rpartition('/')[2]}"
     work = partial(_launched, fn, task, place)
@@ -46,11 +46,11 @@ def launch(
         inputs = digest([workers, *sorted(entry.name for entry in stored)])
         try:
             results = attempts.attempt(
-                lambda number: run.executor.launch(work, workers, resources),
+                lambda number: running.executor.launch(work, workers, resources),
                 folder,
                 call,
                 inputs,
-                run.run_id,
+                running.run_id,
                 place,
                 most=MOST_ATTEMPTS,
                 killed=lost[inputs],

@@ -71,7 +71,7 @@ def put_dataset_manifest(
         digest=digest([*made_of.values(), [r.sha256 for r in records], digested]),
         outputs=outputs,
         output_sha256={name: noted.sha256 for name, noted in stored.items()},
-        page_checksums=context.page_checksums,
+        page_checksums=context.run.page_checksums,
         seconds=round(seconds, 3),
         fingerprint=stage.planned.fingerprint,
     )

@@ -98,17 +98,16 @@ def each_of(shards: OneShard | Together) -> tuple[OneShard, ...]:
     return shards.each if isinstance(shards, Together) else (shards,)
 
 
-def create_shard(
+def one_by_one(
     fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
-    planned: PlannedStage,
-    shard: OneShard,
+    sources: list[dict[str, Any]],
     task: UnitTask,
-) -> list[Record]:
-    assert shard.source is not None
-    return [store_shard(planned, shard, fn(shard.source, task), task)]
+) -> Iterator[Iterator[pa.Table]]:
+    """Yields the rows of each source."""
+    return (fn(source, task) for source in sources)
 
 
-def create_together(
+def create(
     fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
     planned: PlannedStage,
     shards: OneShard | Together,
@@ -120,7 +119,7 @@ def create_together(
     return [store_shard(planned, shard, rows, task) for shard, rows in pairs]
 
 
-def restore_shards(
+def restore(
     over: PoolShards, planned: PlannedStage, shards: OneShard | Together, task: UnitTask
 ) -> list[Record]:
     records = []

@@ -28,7 +28,7 @@ def index_uids(context: RunContext) -> None:
     folder = context.run.folder
     sizes = {f"{FOLDER}/{entry.name}": entry.size for entry in folder.entries(FOLDER)}
     left = units_of([run for run in runs if sizes.get(run.name) != run.size_bytes])
-    call = f"{context.journal}/uids"
+    call = f"{context.calls.name}/uids"
     for answer in context.calls.answers(call, index_run, left, len(runs) - len(left)):
         answer.result_or_raise()
     for name in sizes.keys() - {run.name for run in runs}:

@@ -122,9 +122,6 @@ class Units:
     unchecked: frozenset[int]
     profile: PlannedStage | None = None
 
-    def __call__(self) -> "UnitsRun":
-        return UnitsRun(self)
-
 
 class UnitsRun:
     """A worker's function of one unit: counts the attempt, works, and stores the result."""

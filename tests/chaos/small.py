@@ -3,7 +3,8 @@
 from importlib import import_module
 
 LIMITS = {
-    "clipmill.pipeline.engine.context": {"PARTITION_ROWS": 60, "MERGED": 2, "BY_DRIVER_BYTES": 512},
+    "clipmill.pipeline.engine.context": {"PARTITION_ROWS": 60},
+    "clipmill.pipeline.engine.states": {"MERGED": 2, "BY_DRIVER_BYTES": 512},
     "clipmill.stages.caption.retrieve": {"BLOCK": 50},
     "clipmill.stages.dedup._copies": {"ROWS": 50},
     "clipmill.stages.dedup._minhash": {"BLOCK_BYTES": 1_000},

@@ -53,7 +53,11 @@ def test_ranks_that_die_four_times_stop_their_stage_until_it_is_told_to_try_agai
 
 def deaths_with_their_machines(inputs, ctx, most=12):
     """More than a launch may have of its own, before its first checkpoint."""
-    executor, launched, deaths = ctx.calls.run.executor, ctx.calls.run.executor.launch, []
+    executor, launched, deaths = (
+        ctx.calls.run.running.executor,
+        ctx.calls.run.running.executor.launch,
+        [],
+    )
 
     def lost(*given):
         if len(deaths) < most:

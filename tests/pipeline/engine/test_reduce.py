@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from clipmill.pipeline.engine import context, states
+from clipmill.pipeline.engine import states
 from clipmill.pipeline.executors.local import LocalExecutor
 from tests.pipeline.engine.programs import added, always, store, wide
 
@@ -30,8 +30,8 @@ def reduced(engine):
 @pytest.fixture
 def all_merged(monkeypatch):
     """States of any size are merged by units, three at a time."""
-    monkeypatch.setattr(context, "BY_DRIVER_BYTES", 0)
-    monkeypatch.setattr(context, "MERGED", 3)
+    monkeypatch.setattr(states, "BY_DRIVER_BYTES", 0)
+    monkeypatch.setattr(states, "MERGED", 3)
 
 
 def every_number(inputs, ctx):
@@ -72,7 +72,7 @@ def test_a_unit_has_at_least_as_many_shards_as_its_stage_says_and_there_are_at_m
 
 
 def test_small_states_are_merged_without_a_unit_more(reduced, monkeypatch):
-    monkeypatch.setattr(context, "merge_some", None)
+    monkeypatch.setattr(states, "merge_some", None)
     assert reduced().column("it", "value") == [31] * 31
     assert len(CALLED) == SHARDS + SHARDS - 1
 
@@ -88,13 +88,12 @@ def test_the_driver_reads_one_large_state_whatever_the_shards(reduced, monkeypat
 
     states_read = states.read_state
     monkeypatch.setattr(states, "read_state", counted)
-    monkeypatch.setattr(context, "read_state", counted)
     with closing(LocalExecutor(1, with_main=False)) as executor:
         for shard_rows in (4, 1):
             read.clear()
             ran = reduced("wide_sums", shard_rows, executor=executor, out=f"of-{shard_rows}")
             assert ran.column("it", "value") == [sum(range(31))] * 31
-            assert sum(read) <= context.BY_DRIVER_BYTES
+            assert sum(read) <= states.BY_DRIVER_BYTES
 
 
 def test_a_merge_that_is_stopped_goes_on_from_the_states_that_are_there(
