@@ -182,13 +182,11 @@ def pack(folder: Storage) -> None:
     Nobody else may write answers meanwhile. With n answers, each is copied O(log n) times, and
     packed/ has O(log n) files.
     """
-    files: list[Entry] = []
-    packed: list[Entry] = []
-    for file in all_files(folder):
-        (files if file.name.startswith(NEW) else packed).append(file)
+    by_size = sorted(all_files(folder), key=lambda file: file.size)
+    files = [file for file in by_size if file.name.startswith(NEW)]
     size = sum(file.size for file in files)
-    for file in sorted(packed, key=lambda file: file.size):
-        if file.size <= 2 * size:
+    for file in by_size:
+        if file.name.startswith(PACKED) and file.size <= 2 * size:
             files.append(file)
             size += file.size
     if size:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.outputs import OUT
 from clipmill.metadata.record import Failure
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.failures import explained
@@ -131,9 +132,6 @@ def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillEr
 def forget(folder: Storage) -> None:
     """Deletes all counts, so that work that crashed its worker is tried again."""
     folder.delete_folder(FOLDER)
-    places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
-    for place in places:
-        for below in ["", *(f"/{name}" for name in (folder.folders(place) if place else []))]:
-            for entry in folder.entries(f"{place}{below}"):
-                if entry.name.endswith(".attempt"):
-                    folder.delete(f"{place}{below}/{entry.name}".lstrip("/"))
+    for entry in folder.entries(below=True):
+        if entry.name.endswith(".attempt") and not entry.name.startswith(f"{OUT}/"):
+            folder.delete(entry.name)

@@ -157,8 +157,7 @@ class Computation:
         """
         reporter = ProgressReporter(tuple(planned.name for planned in stages), str(self.item.shard))
         done, total = 0, max(rows, 1)
-        row_stages = ((p.name, p.stage) for p in stages if isinstance(p.stage, RowStage))
-        inside = dict.fromkeys((name for name, stage in row_stages if stage.streams), 0)
+        inside = {p.name: 0 for p in stages if isinstance(p.stage, RowStage) and p.stage.streams}
 
         def report() -> None:
             far = max(done, min(inside.values(), default=0))

@@ -43,17 +43,14 @@ class ChainRun:
     def __call__(self, item: ShardItem) -> ShardItem:
         """Fills in the item with each stage's state or failure; raises StageError only."""
         with profiled_first(self.chain.run, self.chain.profile, f"{item.shard:06d}", self._done):
-            self._fill_in(item)
+            todo = self._missing(self.chain.stages, item)
+            while todo:
+                together = next_together(todo, item)
+                rest = [planned for planned in todo if planned not in together]
+                self._attempt(together, item, keep_count=not rest)
+                todo = self._missing(rest, item)
         self._done += 1
         return item
-
-    def _fill_in(self, item: ShardItem) -> None:
-        todo = self._missing(self.chain.stages, item)
-        while todo:
-            together = next_together(todo, item)
-            rest = [planned for planned in todo if planned not in together]
-            self._attempt(together, item, keep_count=not rest)
-            todo = self._missing(rest, item)
 
     def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
         """Returns the stages with something to compute, and the stages that wait for these."""
@@ -73,8 +70,9 @@ class ChainRun:
         parents = item.parents(planned, self.chain.models)
         stored = item.records.get(name, [])
         records = item.records[name] = current(stored, parents)
-        for record in [] if records else stored[:0:-1]:  # later passes over outdated rows
-            self.chain.stored[name].folder.delete(record.name)
+        if not records:  # outdated: its later passes go, the last one first
+            for record in reversed(stored[1:]):
+                self.chain.stored[name].folder.delete(record.name)
         failure = item.set_aside.get(name)
         verdict = standing(records, failure, parents, mask.digest if mask else None)
         if verdict == "failed" and failure and failure.crashed:

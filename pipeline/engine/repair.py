@@ -29,11 +29,6 @@ AGAIN = "damaged"  # in place of a mask's digest: matches no mask, so missing ro
 DATA_NAME = re.compile(r"(\d+)(?:\.p(\d+))?-")
 
 
-def shard_of(name: str) -> int:
-    """Returns the shard number in a data file's name."""
-    return int(re.split(r"\D", name, maxsplit=1)[0])
-
-
 def is_recorded(stage: Stage) -> bool:
     """Returns whether a stage's values come from outside, so that they cannot be recomputed."""
     return stage.determinism == "recorded"

@@ -1,6 +1,7 @@
 """Runs row stages of one root together, shard by shard."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -43,42 +44,38 @@ class RowJob:
             if self.running.retry or not stage.complete:
                 stage.unseal()
             self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
-            _drop_stale(stage)
+            # No compaction may hold records that changed parents outdate, as they are made again.
+            if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
+                compact(stage.folder, stage.columns)
+                stage.scan.compacted = False
             self.begun[stage.planned.name] = attempts.of_shards(stage.folder)
         steps = self._steps()
         damaged: list[DamagedError] = []
-        results = self.running.executor.stream(steps, self._items())
+        state, retry = self.running.state, self.running.retry
         try:
-            firsts = self._open(self._first_shards())
-            for item in results:
-                damaged += item.damaged
-                self._take(item)
-                for first in firsts:
-                    first.settled.add(item.shard)
-                firsts = self._open(firsts)
-                self._compact(COMPACT_EVERY)
+            # Stored shards are checked too, unless their rows are retried.
+            names = [] if self.running.keep_going else [planned.name for planned in self.stages]
+            settled = {name: () if retry else state.stages[name].shards for name in names}
+            firsts = self._open([FirstShards(state, name, set(settled[name])) for name in names])
+            # Closed early, the stream does not wait for work in progress.
+            with closing(self.running.executor.stream(steps, self._items())) as results:
+                for item in results:
+                    damaged += item.damaged
+                    self._take(item)
+                    for first in firsts:
+                        first.settled.add(item.shard)
+                    firsts = self._open(firsts)
+                    self._compact(COMPACT_EVERY)
             if damaged:
                 self._compact(1)
-            self._forget_attempts()
+            for stage in self._states():  # all work has ended: nobody reads its counts
+                if self.has_work or self.begun[stage.planned.name]:
+                    stage.folder.delete_folder(attempts.FOLDER)
         except DamagedError as met:  # by FirstShards, which reads counts of stored shards
             damaged.append(met)
         except OSError as error:
-            place = f"stage '{steps[0].name}'"
-            raise storage_error(error, place, self.running.state.run) from error
-        finally:
-            if isinstance(results, Generator):
-                results.close()  # does not wait for work in progress
+            raise storage_error(error, f"stage '{steps[0].name}'", state.run) from error
         return damaged
-
-    def _first_shards(self) -> list[FirstShards]:
-        """Returns each stage's first shards to check, stored ones too unless rows are retried."""
-        if self.running.keep_going:
-            return []
-        state, retry = self.running.state, self.running.retry
-        return [
-            FirstShards(state, name, set() if retry else set(state.stages[name].shards))
-            for name in (planned.name for planned in self.stages)
-        ]
 
     def _open(self, firsts: list[FirstShards]) -> list[FirstShards]:
         """Returns those with more shards to come; raises StageError on a fault of most rows."""
@@ -184,19 +181,6 @@ class RowJob:
                 append(stage.folder, stage.scan.parts, records)
                 stage.scan.parts += 1
                 records.clear()
-
-    def _forget_attempts(self) -> None:
-        """Deletes this job's counts of attempts: all its work has ended."""
-        for stage in self._states():
-            if self.has_work or self.begun[stage.planned.name]:
-                stage.folder.delete_folder(attempts.FOLDER)
-
-
-def _drop_stale(stage: StageState) -> None:
-    """Compacts without records that changed parents outdate, before their shards are made again."""
-    if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
-        compact(stage.folder, stage.columns)
-        stage.scan.compacted = False
 
 
 def chained(stages: list[PlannedStage]) -> list[list[PlannedStage]]:

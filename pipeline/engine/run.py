@@ -193,7 +193,9 @@ class _Schedule:
             self.blocked |= self._after([job.blamed] if job.blamed else [])
             for planned in job.stages:
                 self.state.rescan(planned.name)
-            to_blame = self._to_blame(job)
+            names = [planned.name for planned in job.stages]
+            incomplete = [name for name in names if not self.state.stages[name].complete]
+            to_blame = [job.blamed] if job.blamed else incomplete or names
             for planned in job.stages:
                 if planned.name in to_blame:
                     self.stopped[planned.name] = error
@@ -205,13 +207,6 @@ class _Schedule:
                     self.watcher.finished(planned.name, self.state.stages[planned.name])
         else:
             raise error
-
-    def _to_blame(self, job: Job) -> list[str]:
-        """Returns the stage that a job blames; else its incomplete stages, or all of them."""
-        names = [planned.name for planned in job.stages]
-        if job.blamed:
-            return [job.blamed]
-        return [name for name in names if not self.state.stages[name].complete] or names
 
     def _finish(self, planned: PlannedStage) -> None:
         stage = self.state.stages[planned.name]

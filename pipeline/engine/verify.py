@@ -1,6 +1,7 @@
 """Checks every stored file of a run against its record, and repairs damage: `clipmill verify`."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
 from clipmill.pipeline.engine.answers import all_files, digest_of, merge_files
 from clipmill.pipeline.engine.once import FOLDER as ONCE
 from clipmill.pipeline.engine.once import MADE, place_of
-from clipmill.pipeline.engine.repair import is_recorded, refusal, salvage, shard_of, take_away
+from clipmill.pipeline.engine.repair import is_recorded, refusal, salvage, take_away
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
@@ -76,6 +77,7 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
     stage. Returns an upper bound of the rows that the next run will ask for again.
     """
     recorded = []
+    by_folder = {planned.folder: planned for planned in plan.stages.values()}
     with lock.held(run) as owned:
         for checked in stages:
             if checked.folder == ANSWERS and checked.damaged:
@@ -85,7 +87,10 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
             if checked.folder == ONCE:  # made again when a stage next needs the key
                 for key in {file.name.partition("/")[0] for file in checked.damaged}:
                     owned.child(ONCE).delete_folder(key)
-        for planned, checked in _of_plan(plan, stages):
+        for checked in stages:
+            planned = by_folder.get(checked.folder)
+            if planned is None or not checked.damaged:
+                continue
             if pinned := [file for file in checked.damaged if file.name.startswith(PINS)]:
                 mend_pins(owned.child(planned.folder))
                 checked.damaged = [file for file in checked.damaged if file not in pinned]
@@ -120,16 +125,8 @@ def heal(plan: Plan, run: Storage, damage: DamagedError, healed: set[str]) -> st
 
 def others(plan: Plan, stages: list[Checked]) -> list[str]:
     """Returns damaged folders of other recipes, whose next runs make the files again."""
-    ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
-    ours |= {ANSWERS, ONCE}
+    ours = {ANSWERS, ONCE, *(planned.folder for planned in plan.stages.values())}
     return [stage.folder for stage in stages if stage.damaged and stage.folder not in ours]
-
-
-def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, Checked]]:
-    by_folder = {planned.folder: planned for planned in plan.stages.values()}
-    for checked in stages:
-        if checked.damaged and checked.folder in by_folder:
-            yield by_folder[checked.folder], checked
 
 
 def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
@@ -138,10 +135,13 @@ def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     rows = 0
     by_shard: dict[int, set[str]] = {}
     for name in damaged - {MANIFEST}:
-        by_shard.setdefault(shard_of(name), set()).add(name)
+        by_shard.setdefault(int(re.split(r"\D", name, maxsplit=1)[0]), set()).add(name)
+    lost: dict[int, list[Record]] = {}
+    for record in stored.lost:
+        lost.setdefault(record.shard, []).append(record)
     for shard, names in sorted(by_shard.items()):
-        lost = [record for record in stored.lost if record.shard == shard]
-        records = sorted([*stored.records.get(shard, []), *lost], key=lambda record: record.number)
+        passes = [*stored.records.get(shard, []), *lost.get(shard, [])]
+        records = sorted(passes, key=lambda record: record.number)
         tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
         uid = pa.concat_tables(tables)[UID.name].combine_chunks()
         again = salvage(planned, folder, records, names, uid)

@@ -29,7 +29,7 @@ has started end the stream.
 its last steps first. An idle worker of another profile ends if a worker to be started lacks room.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class Executor(Protocol):
     side_by_side: bool  # several streams gain from running at once
     on_told: Callable[[Any], None]  # gets messages that functions `tell` while running (telling.py)
 
-    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Generator[Item]:
         """Carries each item through every step in turn; yields results as they finish.
 
         Items are drawn in the caller's thread, a bounded number ahead. An exception in a function

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
@@ -68,7 +68,7 @@ class LocalExecutor(Dispatcher):
         self._living: list[LocalWorker] = []
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
-    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Generator[Item]:
         if self.workers:
             return super().stream(steps, items)
         connect(self.on_told)
@@ -395,7 +395,7 @@ def _taken(
     }
 
 
-def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Generator[Item]:
     functions = [step.start() for step in steps]
     for item in items:
         for function in functions:

@@ -6,7 +6,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -119,7 +119,7 @@ class Dispatcher(ABC):
     def _end_workers_of(self, stream: Stream | None) -> None:
         """Ends the busy workers of a stream; all workers for None."""
 
-    def _carry(self, stream: Stream, items: Iterable[Item]) -> Iterator[Item]:
+    def _carry(self, stream: Stream, items: Iterable[Item]) -> Generator[Item]:
         """Yields the results of a stream, in the caller's thread."""
         source, inside = iter(items), 0
         self._open(stream)
@@ -137,7 +137,7 @@ class Dispatcher(ABC):
         finally:
             self._ask(lambda: self._leave(stream))
 
-    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Generator[Item]:
         for step in steps:
             self._refuse(step.resources, f"step {step.name}")
         return self._carry(Stream(steps, [self._pack(step) for step in steps]), items)

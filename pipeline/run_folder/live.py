@@ -54,10 +54,6 @@ class Cause:
     do: str
 
     @classmethod
-    def of_error(cls, error: ClipmillError) -> "Cause":
-        return cls(None, False, *error.args)
-
-    @classmethod
     def of_shard(cls, failure: Failure) -> "Cause":
         return cls(failure.shard, failure.crashed, failure.found, failure.where, failure.do)
 
@@ -540,7 +536,7 @@ class LiveReporter:
         with self._lock:
             stage = self.live.stages[name]
             stage.status, stage.ended, stage.pieces = "failed", time.time(), {}
-            stage.causes = [Cause.of_error(error), *stage.causes][:MOST_CAUSES]
+            stage.causes = [Cause(None, False, *error.args), *stage.causes][:MOST_CAUSES]
         self.watcher.stopped(name, error)
 
     def finished(self, name: str, state: StageState) -> None:

@@ -156,7 +156,8 @@ def _take(run: Storage, owner: str) -> None:
         _, put = _found(run)
         _refuse_if_live(run)
         put(_lease(owner), point="lock")
-    if not _is_of(run, owner):  # another took it at the same time, on an object store
+    lease = run.read_json(NAME, Lease)
+    if lease is None or lease.owner != owner:  # another took it too, on an object store
         _refuse_if_live(run)
 
 
@@ -249,11 +250,6 @@ def _lease(owner: str) -> bytes:
     expires = math.ceil(time.time() + LEASE_S)
     lease = Lease(owner, socket.gethostname(), pid, started, expires)
     return json.dumps(asdict(lease)).encode()
-
-
-def _is_of(run: Storage, owner: str) -> bool:
-    lease = run.read_json(NAME, Lease)
-    return lease is not None and lease.owner == owner
 
 
 def _is_alive(pid: int, started: str) -> bool:

@@ -152,16 +152,13 @@ class Stored:
 
 def as_object(states: ByShard) -> bytes:
     """Returns the object: the offset of each block, the end, then the blocks."""
-    blocks = list(blocks_of(states))
+    blocks = []
+    for start in range(0, len(states), BLOCK):
+        some = [states[shard] for shard in range(start, min(start + BLOCK, len(states)))]
+        blocks.append(zlib.compress(json.dumps(msgspec.to_builtins(some)).encode(), 1))
     ends = np.cumsum([len(block) for block in blocks])
     head = OFFSET.itemsize * (len(blocks) + 1)
     return (head + np.append(0, ends)).astype(OFFSET).tobytes() + b"".join(blocks)
-
-
-def blocks_of(states: ByShard) -> Iterator[bytes]:
-    for start in range(0, len(states), BLOCK):
-        some = [states[shard] for shard in range(start, min(start + BLOCK, len(states)))]
-        yield zlib.compress(json.dumps(msgspec.to_builtins(some)).encode(), 1)
 
 
 @lru_cache(maxsize=64)

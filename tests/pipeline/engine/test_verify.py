@@ -103,16 +103,14 @@ def test_a_repair_whose_lock_another_run_has_taken_deletes_nothing(engine, monke
     engine.run(stages)
     flip(data_files(engine.folder / "run", "square")[0])
     damaged, files = verify.verify(run, lambda *_: None), lambda: set(run.entries(below=True))
-    of_plan = verify._of_plan
 
-    def taken_over(*given):
+    def taken_over(stage):
         lease = json.loads(run.read(lock.NAME))
         run.put(lock.NAME, json.dumps(lease | {"owner": "another"}).encode(), "lock")
         before.update(files())
-        return of_plan(*given)
 
     before = set()
-    monkeypatch.setattr(verify, "_of_plan", taken_over)
+    monkeypatch.setattr(verify, "is_recorded", taken_over)
     with pytest.raises(LostLockError):
         verify.repair(engine.plan(stages), run, damaged, engine.run)
     assert files() == before
