@@ -80,7 +80,10 @@ class HelperProcess:
         """Waits until the process is healthy; ends it and raises StageError if it fails to be."""
         limit, pause_s = time.monotonic() + self._wait_s, 0.02
         try:
-            while not self._is_well():
+            while True:
+                with contextlib.suppress(OSError):  # not listening yet
+                    if self._is_healthy():
+                        return
                 if (code := self._guard.poll()) is not None:
                     raise self._failed(f"ended with {_ending(code)} before it was healthy")
                 if time.monotonic() > limit:
@@ -90,11 +93,6 @@ class HelperProcess:
         except BaseException:
             self.stop()
             raise
-
-    def _is_well(self) -> bool:
-        with contextlib.suppress(OSError):  # not listening yet
-            return self._is_healthy()
-        return False
 
     def _failed(self, what: str) -> StageError:
         log = self.log()

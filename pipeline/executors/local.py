@@ -104,12 +104,9 @@ class LocalExecutor(Dispatcher):
     def _holdings(self) -> Iterator[tuple[str, str, float, float]]:
         for worker in list(self._living):
             share = min(1, worker.resources.gpus)  # of each GPU that it sees
-            gpus = share * len(worker.gpus)
-            if job := worker.job:
-                stream, number, _ = job
-                yield socket.gethostname(), stream.steps[number].name, worker.cpus, gpus
-            else:
-                yield socket.gethostname(), "", 0, gpus
+            job = worker.job
+            name, cpus = (job[0].steps[job[1]].name, worker.cpus) if job else ("", 0)
+            yield socket.gethostname(), name, cpus, share * len(worker.gpus)
 
     def close(self) -> None:
         super().close()
@@ -320,7 +317,6 @@ class LocalExecutor(Dispatcher):
             stream.busy -= 1
             if stream.ranks:
                 self._end([worker])
-            if stream.ranks:
                 stream.passed(number, (item.rank, value))
             elif kind == "error":
                 stream.fail(value)

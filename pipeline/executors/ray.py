@@ -115,11 +115,8 @@ class RayExecutor(Dispatcher):
         for pool in list(self._actors.pools.values()):
             cpus, gpus = pool.need["CPU"], pool.need.get("GPU", 0)
             for actor in list(pool.up):
-                if job := actor.job:
-                    stream, number, _ = job
-                    yield actor.machine, stream.steps[number].name, cpus, gpus
-                else:
-                    yield actor.machine, "", cpus, gpus
+                job = actor.job
+                yield actor.machine, job[0].steps[job[1]].name if job else "", cpus, gpus
         for launch in list(self._actors.launches):
             for machine in launch.machines:
                 of_all = (launch.need.get(name, 0) for name in ("CPU", "GPU"))
@@ -238,17 +235,16 @@ class RayExecutor(Dispatcher):
         except DEATHS as error:
             self._bury(pool, actor, error)
             return
-        state, job = actor.state, actor.job
-        if job is None:
+        if actor.job is None:
             pool.enter(actor, "idle")
             actor.up_s, actor.machine = actor.since_s, result
-        elif state == "starting":
-            stream, number, _ = job
+            return
+        stream, number, _ = actor.job
+        if actor.state == "starting":
             stream.early_deaths[number] = 0
             actor.started.add(stream.ids[number])
             self._call(pool, actor)
         else:
-            stream, number, _ = job
             self._free(pool, actor)
             stream.passed(number, result)
 

@@ -71,12 +71,6 @@ class Actor:
     up_s: float = math.inf  # when it was placed, maybe long after
     since_s: float = field(default_factory=time.monotonic)  # start of its state
 
-    def enter(self, state: State) -> None:
-        self.state, self.since_s = state, time.monotonic()
-
-    def is_idle_for(self, duration_s: float) -> bool:
-        return self.state == "idle" and time.monotonic() - self.since_s > duration_s
-
 
 @dataclass(eq=False)
 class Pool:
@@ -102,7 +96,7 @@ class Pool:
         elif actor in self.opening:
             del self.opening[actor]
             self.up[actor] = None
-        actor.enter(state)
+        actor.state, actor.since_s = state, time.monotonic()
         if state == "idle":
             self.idle[actor] = None
             for step in actor.started:
@@ -127,7 +121,8 @@ class Pool:
 
     def idle_for(self, duration_s: float) -> Iterator[Actor]:
         """Yields actors that have been idle for longer than `duration_s`."""
-        return takewhile(lambda actor: actor.is_idle_for(duration_s), self.idle)
+        now_s = time.monotonic()
+        return takewhile(lambda actor: now_s - actor.since_s > duration_s, self.idle)
 
 
 @dataclass(eq=False)
@@ -303,7 +298,10 @@ class ActorPools:
 
     def is_given_up(self, since_s: float) -> bool:
         """Returns whether a request of `since_s` is too old, and nothing runs to make room."""
-        return time.monotonic() - since_s > GIVE_UP_S and not self._is_busy()
+        # Asked in a launch's thread too.
+        pools, launches = list(self.pools.values()), list(self.launches)
+        is_busy = any(pool.up for pool in pools) or any(launch.is_placed for launch in launches)
+        return time.monotonic() - since_s > GIVE_UP_S and not is_busy
 
     def _could_be_placed(self, launch: Launch) -> bool:
         """Returns whether a waiting launch would fit if all actors ended."""
@@ -319,12 +317,6 @@ class ActorPools:
         taken = [_times(len(pool.up), pool.need) for pool in self.pools.values()]
         taken += [launch.need for launch in self.launches if launch.is_placed]
         return _less(self.total(), [*taken, *claimed])
-
-    def _is_busy(self) -> bool:
-        """Returns whether actors or launches run, whose resources will become free."""
-        return any(pool.up for pool in list(self.pools.values())) or any(
-            launch.is_placed for launch in list(self.launches)
-        )
 
     def drop(self, pool: Pool, actor: Actor) -> None:
         ray.kill(actor.handle)

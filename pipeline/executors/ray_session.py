@@ -86,6 +86,8 @@ def _init(address: str | None, options: Mapping[str, Any]) -> None:
     """Starts or connects to Ray; raises RecipeError early, where ray.init would try for minutes."""
     # Ray prints events of its nodes on standard output; our errors say what matters.
     worker.print_to_stdstream = lambda *_, **__: None
+    job = JobConfig()
+    job._py_driver_sys_path = _NoFolders()
     try:
         if address:
             is_named = address != "auto"
@@ -97,7 +99,7 @@ def _init(address: str | None, options: Mapping[str, Any]) -> None:
             namespace="clipmill",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            job_config=_job(),
+            job_config=job,
             **options,
         )
     except (OSError, ValueError, RuntimeError, RayError) as error:
@@ -123,12 +125,6 @@ class _NoFolders(list[str]):
 
     def extend(self, _: Iterable[str]) -> None:
         """Adds nothing."""
-
-
-def _job() -> JobConfig:
-    job = JobConfig()
-    job._py_driver_sys_path = _NoFolders()
-    return job
 
 
 def _check_grpc(address: str) -> None:
