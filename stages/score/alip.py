@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import Column
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.tables.rows import added, with_reason
 from clipmill.stages.score._sums import mean_of, whole
 
 # Shapes: N rows, 3 cosines: of text and caption, image and text, image and caption.
@@ -89,9 +89,8 @@ class Alip(DatasetStage):
         undefined_N = ~np.isfinite(gate_3N).all(axis=0)
         gate_3N[1:, ~(gate_3N[0] < 1)] = 1
         gate_3N[0] = np.minimum(gate_3N[0], 1)
-        out = rows.select(IDENTITY)
-        for column, gate_N in zip(self.writes, gate_3N, strict=True):
-            gate = pa.array(gate_N.astype(np.float32), mask=undefined_N)
-            out = out.append_column(column.name, gate)
-        reason = pc.if_else(pa.array(undefined_N), self.reasons[0], None)
-        return out.append_column(REASON.name, reason.cast(REASON_TYPE))
+        made = {
+            column.name: pa.array(gate_N.astype(np.float32), mask=undefined_N)
+            for column, gate_N in zip(self.writes, gate_3N, strict=True)
+        }
+        return with_reason(rows, made, pc.if_else(pa.array(undefined_N), self.reasons[0], None))

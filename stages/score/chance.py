@@ -11,10 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import (
-    IDENTITY,
     IMAGE_EMBEDDING,
     REASON,
-    REASON_TYPE,
     TEXT_EMBEDDING,
     TEXT_FEATURES,
     UID,
@@ -24,7 +22,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, OneUp, later
-from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.tables.rows import added, least, with_reason
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score.clip_score import row_cosine
 
@@ -107,7 +105,7 @@ class AboveChance(DatasetStage):
         rows_R: Rows = {"hash": np.empty(0)}
         if len(inputs.rows):
             draw = partial(drawn, **how, most=most)
-            rows_R = ctx.reduce(draw, inputs.rows, partial(least, most=most))
+            rows_R = ctx.reduce(draw, inputs.rows, partial(least, most))
         if self.groups > 1 and 0 < len(rows_R["hash"]) < self.groups * FEW:
             raise StageError(
                 found=f"{len(rows_R['hash']):,} rows with both vectors, for {self.groups} groups",
@@ -143,18 +141,9 @@ def usable(rows: pa.Table, *, seed: int, stage: str, grouped: bool) -> Rows:
     return {name: value_N[good_N] for name, value_N in values.items()}
 
 
-def drawn(
-    rows: pa.Table, *, seed: int, stage: str, grouped: bool = False, most: int = DRAWN
-) -> Rows:
+def drawn(rows: pa.Table, *, seed: int, stage: str, grouped: bool = False, most: int) -> Rows:
     """Returns vectors, fold and hash of the rows with the least hashes."""
-    return least(usable(rows, seed=seed, stage=stage, grouped=grouped), most=most)
-
-
-def least(*states: State, most: int = DRAWN) -> Rows:
-    """Returns the rows of least hash, in its order."""
-    both = {name: np.concatenate([state[name] for state in states]) for name in states[0]}
-    order = np.argsort(both["hash"], kind="stable")[:most]
-    return {name: value[order] for name, value in both.items()}
+    return least(most, usable(rows, seed=seed, stage=stage, grouped=grouped))
 
 
 class Chance(NamedTuple):
@@ -254,10 +243,7 @@ def measured(rows: pa.Table, *, read: Callable[[pa.Table], Rows], chance: Chance
     null = [rows[IMAGE_EMBEDDING.name].is_null(), rows[TEXT_EMBEDDING.name].is_null()]
     null += [pa.array(bad_N), pa.array(few_N)]
     reason = pc.case_when(pc.make_struct(*null), *AboveChance.reasons)  # the first that is true
-    out = rows.select(IDENTITY).append_column(REASON.name, reason.cast(REASON_TYPE))
-    for name, value_N in (("cosine", cosine), ("fit", fit), ("group", group)):
-        out = out.append_column(name, pa.array(value_N))
-    return out
+    return with_reason(rows, {"cosine": cosine, "fit": fit, "group": group}, reason)
 
 
 def counted(rows: pa.Table, *, groups: int) -> State:
@@ -321,10 +307,9 @@ def above(rows: pa.Table, *, chance: Chance, rank_GB: NDArray[np.float64]) -> pa
     cosine_N, fit_N, group_N = (rows[name].to_numpy() for name in ("cosine", "fit", "group"))
     null_N = rows[REASON.name].is_valid().to_numpy()
     below_N = np.searchsorted(chance.cosine_M, cosine_N) / max(1, len(chance.cosine_M))
-    out = rows.select(IDENTITY)
-    for column, value_N in ((ABOVE_CHANCE, below_N), (FIT_RANK, rank_GB[group_N, bin_of(fit_N)])):
-        out = out.append_column(column.name, pa.array(value_N.astype(np.float32), mask=null_N))
-    return out.append_column(REASON.name, rows[REASON.name])
+    values = {ABOVE_CHANCE: below_N, FIT_RANK: rank_GB[group_N, bin_of(fit_N)]}
+    made = {c.name: pa.array(v_N.astype(np.float32), mask=null_N) for c, v_N in values.items()}
+    return with_reason(rows, made, rows[REASON.name])
 
 
 def exact_cosine(a_ND: NDArray[np.floating], b_ND: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.vectors.matrices import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths
 
 # Shapes: N rows of the batch, D width of the embedding.
 
@@ -57,6 +57,9 @@ def clip_score(batch: pa.Table) -> pa.Table:
 
 def row_cosine(a_ND: NDArray[np.floating], b_ND: NDArray[np.floating]) -> NDArray[np.floating]:
     """Returns (N,) the cosine of each row of a and b; NaN if either is zero or NaN."""
+    if 0 in (a_ND.shape[1], b_ND.shape[1]):  # none of these rows has a vector
+        return np.full(len(a_ND), np.nan, a_ND.dtype)
+    refuse_widths(a_ND, b_ND, "the two columns of embeddings")
     norm_N = np.sqrt(np.vecdot(a_ND, a_ND)) * np.sqrt(np.vecdot(b_ND, b_ND))
     with np.errstate(invalid="ignore"):  # 0 / 0 is our NaN, not a mistake
         cosine_N = np.vecdot(a_ND, b_ND) / norm_N

@@ -10,18 +10,12 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import (
-    IDENTITY,
-    IMAGE_EMBEDDING,
-    REASON,
-    REASON_TYPE,
-    TEXT_EMBEDDING,
-    Column,
-)
+from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT_EMBEDDING, Column
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage
-from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
-from clipmill.stages.score.chance import DRAWN, drawn, least
+from clipmill.stages.ops.tables.rows import least, with_reason
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths, unusable
+from clipmill.stages.score.chance import DRAWN, drawn
 
 # Shapes: N rows, R reference rows, D width of a vector, B rows of a block.
 
@@ -65,8 +59,8 @@ class Hyperbolic(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         image, text = lifted(np.empty((0, 1)), 1), lifted(np.empty((0, 1)), 1)
         if len(inputs.rows):
-            draw = partial(drawn, seed=ctx.worker.seed, stage=ctx.worker.stage)
-            found = ctx.reduce(draw, inputs.rows, least)
+            draw = partial(drawn, seed=ctx.worker.seed, stage=ctx.worker.stage, most=DRAWN)
+            found = ctx.reduce(draw, inputs.rows, partial(least, DRAWN))
             image, text = (self.points(np.array(found[name])) for name in ("image", "text"))
         ctx.restore(ctx.map_shards(partial(self.scored, image, text), inputs.rows))
 
@@ -82,6 +76,8 @@ class Hyperbolic(DatasetStage):
         bad_N = unusable(image_ND) | unusable(text_ND)
         part_3N = np.full((3, len(rows)), np.nan)
         c, good = self.curvature, np.flatnonzero(~bad_N)
+        if len(good):
+            refuse_widths(image_ND, text_ND, "score.hyperbolic")
         for start in range(0, len(good), BLOCK):
             block = good[start : start + BLOCK]
             filled_B = np.resize(block, BLOCK)
@@ -95,12 +91,11 @@ class Hyperbolic(DatasetStage):
             part_3N[:, block] = np.stack(parts)[:, : len(block)]
         long_N = ~np.isfinite(part_3N).all(axis=0)
         masks = [*(vector.is_null() for vector in vectors), pa.array(bad_N), pa.array(long_N)]
-        out = rows.select(IDENTITY)
-        for column, value_N in zip(self.writes, [part_3N.sum(axis=0), *part_3N], strict=True):
-            value = pa.array(value_N.astype(np.float32), mask=long_N)
-            out = out.append_column(column.name, value)
-        reason = pc.case_when(pc.make_struct(*masks), *self.reasons)
-        return out.append_column(REASON.name, reason.cast(REASON_TYPE))
+        made = {
+            column.name: pa.array(value_N.astype(np.float32), mask=long_N)
+            for column, value_N in zip(self.writes, [part_3N.sum(axis=0), *part_3N], strict=True)
+        }
+        return with_reason(rows, made, pc.case_when(pc.make_struct(*masks), *self.reasons))
 
 
 def lifted(vector_ND: NDArray[np.floating], c: float) -> Points:

@@ -12,10 +12,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import (
-    IDENTITY,
     IMAGE_EMBEDDING,
-    REASON,
-    REASON_TYPE,
     TEXT_EMBEDDING,
     UID,
     Column,
@@ -24,8 +21,8 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, later, location
-from clipmill.stages.ops.tables.rows import added, joined, put_json
-from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
+from clipmill.stages.ops.tables.rows import added, joined, least, put_json, with_reason
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
 from clipmill.stages.score._sums import mean_of, whole
 
@@ -215,7 +212,7 @@ class Mix(DatasetStage):
         value_KN, usable_N = self.values(rows, self.over)
         hash_N = coin_hash(rows[UID.name], seed=seed, stage=stage, purpose="ranks")
         some = slice(None) if usable_N.all() else usable_N
-        return least({"hash": hash_N[some], "values": value_KN[:, some].T}, KNOTS)
+        return least(KNOTS, {"hash": hash_N[some], "values": value_KN[:, some].T})
 
     def counted(self, knots: Mapping[str, NDArray[np.float64]], rows: pa.Table) -> State:
         """Counts by column the values below each knot and above the last one, and those at it."""
@@ -244,7 +241,7 @@ class Mix(DatasetStage):
         knots: dict[str, NDArray[np.float64]] = {}
         if self.ranked:
             draw = partial(self.drawn, ctx.worker.seed, ctx.worker.stage)
-            some: Any = ctx.reduce(draw, rows, fewer)
+            some: Any = ctx.reduce(draw, rows, partial(least, KNOTS))
             for name in self.ranked:
                 index = self.columns.index(name)
                 values = [*some["values"][:, index], low_K[index], high_K[index]]
@@ -285,10 +282,7 @@ class Mix(DatasetStage):
             Pairs(*(found[column.name][kind_L] for column in self.vectors))
             for kind_L in (~good_L, good_L)
         )
-        if pool.image.shape[1] != pool.text.shape[1]:
-            wide = f"{pool.image.shape[1]} wide, and texts {pool.text.shape[1]} wide"
-            where = f"stage '{stage}', key `learn.by`"
-            raise StageError(f"image embeddings {wide}", where, "embed both with one model")
+        refuse_widths(pool.image, pool.text, f"stage '{stage}', key `learn.by`")
         return learnt(found["scaled"][~good_L], pool, trusted)
 
     def labelled(self, scalings: list["Scaling"], seed: int, stage: str, rows: pa.Table) -> State:
@@ -317,7 +311,7 @@ class Mix(DatasetStage):
         """Returns the good rows, and the bad ones, of least hash, in its order."""
         kinds = every["good"], ~every["good"]
         parts = [{name: array[kind] for name, array in every.items()} for kind in kinds]
-        return joined(*(least(part, self.most) for part in parts))
+        return joined(*(least(self.most, part) for part in parts))
 
     @property
     def most(self) -> int:
@@ -326,17 +320,17 @@ class Mix(DatasetStage):
     def mixed(self, scalings: list["Scaling"], weights: list[float], rows: pa.Table) -> pa.Table:
         """Returns the mixture, its parts, and the reason of every row."""
         value_KN, defined_N = self.values(rows, None)
-        mask_N, out, mix_N, parts = ~defined_N, rows.select(IDENTITY), np.zeros(len(rows)), []
+        mix_N, parts = np.zeros(len(rows)), []
         for scaling, weight, value_N in zip(scalings, weights, value_KN, strict=True):
             scaled_N = scaling.of(np.where(defined_N, value_N, 0))
             scaled_N *= weight
             mix_N += scaled_N
             parts.append(scaled_N - weight * scaling.mean)
-        for column, value_N in zip(self.writes, [mix_N, *parts], strict=True):
-            stored = pa.array(value_N.astype(np.float32), mask=mask_N)
-            out = out.append_column(column.name, stored)
-        reason = pc.if_else(pa.array(mask_N), self.reasons[0], None)
-        return out.append_column(REASON.name, reason.cast(REASON_TYPE))
+        made = {
+            column.name: pa.array(value_N.astype(np.float32), mask=~defined_N)
+            for column, value_N in zip(self.writes, [mix_N, *parts], strict=True)
+        }
+        return with_reason(rows, made, pc.if_else(pa.array(defined_N), None, self.reasons[0]))
 
 
 @dataclass(frozen=True)
@@ -366,21 +360,6 @@ def widened(left: State, right: State) -> State:
     """Returns the least and greatest values of both, and the number of rows."""
     low_K, high_K = np.minimum(left["low"], right["low"]), np.maximum(left["high"], right["high"])
     return {"low": low_K, "high": high_K, "rows": np.add(left["rows"], right["rows"])}
-
-
-def least(every: State, most: int) -> State:
-    """Returns the rows of least hash, in its order."""
-    hash_N: Any = every["hash"]
-    first = np.arange(len(hash_N))
-    if len(first) > most:
-        first = np.flatnonzero(hash_N <= np.partition(hash_N, most - 1)[most - 1])
-    first = first[np.argsort(hash_N[first], kind="stable")][:most]
-    return {name: array[first] for name, array in every.items()}
-
-
-def fewer(left: State, right: State) -> State:
-    """Returns the rows of both whose values are knots."""
-    return least(joined(left, right), KNOTS)
 
 
 def ranking(knot_M: NDArray[np.float64], share_2M: NDArray[np.float64]) -> Scaling:

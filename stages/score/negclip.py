@@ -15,7 +15,6 @@ from clipmill.metadata.schema import (
     IMAGE_EMBEDDING,
     KEEP,
     REASON,
-    REASON_TYPE,
     TEXT_EMBEDDING,
     UID,
     Column,
@@ -24,8 +23,14 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, OneUp, location
-from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, in_order
-from clipmill.stages.ops.vectors.matrices import as_matrix, row_dot, unit_rows, unusable
+from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, in_order, with_reason
+from clipmill.stages.ops.vectors.matrices import (
+    as_matrix,
+    refuse_widths,
+    row_dot,
+    unit_rows,
+    unusable,
+)
 
 # Shapes: N rows, B rows of a group, C of a block of them, D width of a vector.
 # A partition divides all rows into groups; a row's partners are the rows of its group.
@@ -99,9 +104,7 @@ class NegClip(DatasetStage):
         for group in np.split(order, ends) if len(order) else []:
             members = rows.take(pa.array(group))
             image, text = (unit_rows(as_matrix(members[c.name])) for c in self.reads)
-            if image.shape != text.shape:
-                found = f"image embeddings {image.shape[1]} wide, and texts {text.shape[1]} wide"
-                raise StageError(found, "score.negclip", "embed both with one model")
+            refuse_widths(image, text, "score.negclip")
             sum_N[group] += contrast(image, text, self.tau)
         return rows.drop_columns(["group", "sum"]).append_column("sum", pa.array(sum_N))
 
@@ -109,8 +112,7 @@ class NegClip(DatasetStage):
         """Returns the mean over the partitions, and the reason."""
         mean_N = rows["sum"].to_numpy() / self.partitions
         score = pa.array(mean_N.astype(np.float32), mask=rows[REASON.name].is_valid().to_numpy())
-        out = rows.select(IDENTITY).append_column(NEGCLIP_SCORE.name, score)
-        return out.append_column(REASON.name, rows[REASON.name].cast(REASON_TYPE))
+        return with_reason(rows, {NEGCLIP_SCORE.name: score}, rows[REASON.name])
 
 
 def started(rows: pa.Table) -> pa.Table:

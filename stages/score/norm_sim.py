@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.globs import FoundFile, files_of
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.schema import IDENTITY, IMAGE_EMBEDDING, KEEP, REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import IMAGE_EMBEDDING, KEEP, Column
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, location
 from clipmill.stages.ops.outside import named, need_either
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, put_table
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, put_table, with_reason
 from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows, unusable
 from clipmill.stages.ops.vectors.nearest import nearest
 from clipmill.stages.ops.vectors.targets import EMBED_BOTH, TargetVectors, spans
@@ -128,9 +128,7 @@ class NormSim(DatasetStage):
             norm_N[~undefined_N] = np.sqrt(np.maximum(square_N, 0))  # rounding takes it below 0
         elif len(unit_ND):
             norm_N[~undefined_N] = nearest(unit_ND, target_MD)[1][:, 0]
-        score = pa.array(norm_N, mask=undefined_N)
-        out = rows.select(IDENTITY).append_column(NORM_SIM.name, score)
-        return out.append_column(REASON.name, reason.cast(REASON_TYPE))
+        return with_reason(rows, {NORM_SIM.name: pa.array(norm_N, mask=undefined_N)}, reason)
 
 
 def rows_in(vectors: TargetVectors, file: str) -> int:

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import Column
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.tables.rows import added, put_json
+from clipmill.stages.ops.tables.rows import added, put_json, with_reason
 
 # Shapes: N rows, J rules, P patterns of votes (3^J), M of them that rows have.
 
@@ -41,9 +41,8 @@ class Votes(DatasetStage):
       select.density, select.prototypes], rules: [sample.keep, density.keep, prototypes.keep]}
     """
 
-    rules: Annotated[
-        tuple[NonEmpty, ...], Meta(min_length=3, max_length=12)
-    ]  # columns: true is yes
+    # columns: true is yes
+    rules: Annotated[tuple[NonEmpty, ...], Meta(min_length=3, max_length=12)]
     balance: Annotated[float, Meta(gt=0, lt=1)] = 0.5  # share of good rows
 
     version = 1
@@ -71,10 +70,8 @@ class Votes(DatasetStage):
         good_P = np.empty(0)
         if len(inputs.rows):
             count_P = ctx.reduce(self.counted, inputs.rows, added)["rows"].astype(np.int64)
-            vote_MJ, count_M = (
-                votes_of(np.flatnonzero(count_P), len(self.rules)),
-                count_P[count_P > 0],
-            )
+            vote_MJ = votes_of(np.flatnonzero(count_P), len(self.rules))
+            count_M = count_P[count_P > 0]
             for name, vote_M in zip(self.rules, vote_MJ.T, strict=True):
                 if len({*vote_M} - {0}) < 2:
                     found = f"'{name}' never says {'no' if 1 in vote_M else 'yes'}"
@@ -102,9 +99,8 @@ class Votes(DatasetStage):
         pattern_N = self.patterns(rows)
         none_N = pattern_N == 0
         score = pa.array(good_P[pattern_N].astype(np.float32), mask=none_N)
-        reason = pc.if_else(pa.array(none_N), "no_votes", None).cast(REASON_TYPE)
-        out = rows.select(IDENTITY).append_column(VOTES_SCORE.name, score)
-        return out.append_column(REASON.name, reason)
+        reason = pc.if_else(pa.array(none_N), "no_votes", None)
+        return with_reason(rows, {VOTES_SCORE.name: score}, reason)
 
 
 def votes_of(pattern_M: NDArray[np.int64], rules: int) -> NDArray[np.int64]:

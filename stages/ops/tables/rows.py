@@ -1,6 +1,7 @@
 """Helpers of dataset stages: dropped rows, order of rows, sums of shards, files in out/."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID
+from clipmill.metadata.schema import IDENTITY, KEEP, POSITION, REASON, REASON_TYPE, SHARD, UID
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import State, Task
 
@@ -37,9 +38,30 @@ def added(left: State, right: State) -> State:
     return {name: np.add(left[name], right[name]) for name in left}
 
 
-def joined(left: State, right: State) -> State:
-    """Returns the rows of both, array by array, in the order in which they came."""
-    return {name: np.concatenate([left[name], right[name]]) for name in left}
+def joined(*states: State) -> State:
+    """Returns the rows of all, array by array, in the order in which they came."""
+    # Vectors of no row may lack the width of the others.
+    filled = [state for state in states if any(map(len, state.values()))] or states[:1]
+    return {name: np.concatenate([state[name] for state in filled]) for name in filled[0]}
+
+
+def least(most: int, *states: State) -> State:
+    """Returns the rows of all with the least `hash`, at most so many, in its order."""
+    every = joined(*states)
+    hash_N: Any = every["hash"]
+    first = np.arange(len(hash_N))
+    if len(first) > most:
+        first = np.flatnonzero(hash_N <= np.partition(hash_N, most - 1)[most - 1])
+    first = first[np.argsort(hash_N[first], kind="stable")][:most]
+    return {name: array[first] for name, array in every.items()}
+
+
+def with_reason(
+    rows: pa.Table, made: Mapping[str, Any], reason: pa.Array | pa.ChunkedArray
+) -> pa.Table:
+    """Returns the rows' identity, the stage's columns, and the reason."""
+    identity = {name: rows[name] for name in IDENTITY}
+    return pa.table({**identity, **made, REASON.name: reason.cast(REASON_TYPE)})
 
 
 def put_table(name: str, table: pa.Table, task: Task) -> None:
