@@ -5,7 +5,7 @@ DatasetStage in it. Its fields are its YAML keys; a comment beside or above each
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,6 +14,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from clipmill.metadata.schema import Column
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.provided import Answers as Answers  # stages import all from here
 from clipmill.pipeline.provided import Budget as Budget
 from clipmill.pipeline.provided import Environment as Environment
@@ -26,6 +27,7 @@ from clipmill.pipeline.verdicts import Conditions as Conditions
 from clipmill.pipeline.verdicts import Parts as Parts
 from clipmill.pipeline.verdicts import Selects as Selects
 from clipmill.pipeline.verdicts import Settles as Settles
+from clipmill.pipeline.verdicts import Sign as Sign
 from clipmill.pipeline.verdicts import Surveys as Surveys
 from clipmill.pipeline.verdicts import Threshold as Threshold
 from clipmill.pipeline.verdicts import Varies as Varies
@@ -346,6 +348,22 @@ class DatasetStage(Stage):
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """Reads virtual columns for every row of the shard made from `source`."""
         raise NotImplementedError  # called only for a stage with `virtual` columns
+
+
+NUMBERS = (pa.types.is_integer, pa.types.is_floating)
+
+
+def need_types(
+    types: Mapping[str, pa.DataType],
+    names: Iterable[str],
+    kinds: tuple[Callable[[pa.DataType], bool], ...],
+    where: str,
+    do: str,
+) -> None:
+    """Raises StageError for the first of the columns whose type is of none of the kinds."""
+    for name in names:
+        if not any(is_kind(types[name]) for is_kind in kinds):
+            raise StageError(f"column '{name}' holds {types[name]}", where, do)
 
 
 def edges_taken(stage: Stage | type[Stage]) -> tuple[Edge, ...]:

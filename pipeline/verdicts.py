@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+Sign = Literal["<", "<=", ">", ">=", "=", "<>"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
@@ -16,7 +18,7 @@ class Threshold:
 
     name: str  # its name in `sweep --vary`
     column: str  # column it cuts, as the stage reads or writes it
-    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # kept values against the number
+    sign: Sign  # kept values against the number
     value: float
     text: str  # the rule in the stage's words: `clip_score >= 0.3`
     reads: tuple[str, ...] = ()  # columns read for counterfactual verdicts

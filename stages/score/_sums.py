@@ -1,7 +1,12 @@
-"""Sums shares in whole numbers, so that no order of rows changes a mean."""
+"""Sums shares in whole numbers, draws rows by hash: no order of rows changes a mean or a draw."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipmill.pipeline.dataset import State
+from clipmill.stages.ops.tables.rows import joined
 
 # Shapes: N rows, K columns.
 
@@ -18,3 +23,14 @@ def whole(share_KN: NDArray[np.float64]) -> NDArray[np.int64]:
 def mean_of(sum_2: NDArray[np.int64], count: int) -> float:
     """Returns the mean of so many values that `whole` summed."""
     return float(((int(sum_2[0]) << 30) + int(sum_2[1])) / count / 2.0**BITS)
+
+
+def least(most: int, *states: State) -> State:
+    """Returns the rows of all with the least `hash`, at most so many, in its order."""
+    every = joined(*states)
+    hash_N: Any = every["hash"]
+    first = np.arange(len(hash_N))
+    if len(first) > most:
+        first = np.flatnonzero(hash_N <= np.partition(hash_N, most - 1)[most - 1])
+    first = first[np.argsort(hash_N[first], kind="stable")][:most]
+    return {name: array[first] for name, array in every.items()}

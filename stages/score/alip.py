@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.schema import Column
 from clipmill.pipeline.dataset import Context, Inputs, State
-from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, need_types
 from clipmill.stages.ops.tables.rows import added, with_reason
 from clipmill.stages.score._sums import mean_of, whole
 
@@ -60,10 +59,8 @@ class Alip(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no cosines."""
-        for name in self.cosines:
-            if not pa.types.is_floating(types[name]):
-                found = f"column '{name}' holds {types[name]}"
-                raise StageError(found, "score.alip", "name columns of cosines")
+        kinds = (pa.types.is_floating,)
+        need_types(types, self.cosines, kinds, "score.alip", "name columns of cosines")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         mean_3: Any = np.zeros(3)

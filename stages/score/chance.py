@@ -22,8 +22,9 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, OneUp, later
-from clipmill.stages.ops.tables.rows import added, least, with_reason
+from clipmill.stages.ops.tables.rows import added, with_reason
 from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
+from clipmill.stages.score._sums import least
 from clipmill.stages.score.clip_score import row_cosine
 
 # Shapes: N rows, F of a fold, P of a part of it, R drawn, M shuffled pairs, G groups, B bins of a

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from msgspec import Meta
 
 from clipmill.metadata.schema import REASON, REASON_TYPE, Column
-from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
+from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, need_types
 
 LEARNABILITY = Column(
     "learnability", pa.float32(), "nats", "The learner's loss less the reference's.", better="high"
@@ -50,9 +49,8 @@ class Learnability(RowStage):
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no scores."""
         for key, name in (("learner", self.learner), ("reference", self.reference)):
-            if not pa.types.is_floating(types[name]):
-                do = "name a `negclip_score` of score.negclip"
-                raise StageError(f"column '{name}' holds {types[name]}", f"key `{key}`", do)
+            do = "name a `negclip_score` of score.negclip"
+            need_types(types, [name], (pa.types.is_floating,), f"key `{key}`", do)
 
     def open(self, worker: Worker) -> RowFunction:
         return partial(learnability, settings=self)

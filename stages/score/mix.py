@@ -20,11 +20,20 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, later, location
-from clipmill.stages.ops.tables.rows import added, joined, least, put_json, with_reason
-from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths, unit_rows, unusable
+from clipmill.pipeline.stage import (
+    NUMBERS,
+    DatasetStage,
+    Gigabytes,
+    NonEmpty,
+    later,
+    location,
+    need_types,
+)
+from clipmill.stages.ops.tables.rows import added, joined, put_json, with_reason
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
-from clipmill.stages.score._sums import mean_of, whole
+from clipmill.stages.score._sums import least, mean_of, whole
+from clipmill.stages.score.clip_score import refuse_widths
 
 # Shapes: N rows, K columns that are mixed, L labelled rows.
 
@@ -142,16 +151,12 @@ class Mix(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers, or labels that are no truths."""
-        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-        for name in self.columns:
-            if not any(fits(types[name]) for fits in numbers):
-                found = f"column '{name}' holds {types[name]}"
-                raise StageError(found, "what is mixed", "name columns of numbers")
+        kinds, do = (*NUMBERS, pa.types.is_boolean), "name columns of numbers"
+        need_types(types, self.columns, kinds, "what is mixed", do)
         for name in self.labels:
-            if not pa.types.is_boolean(types[name]):
-                do = "name columns of truth values, such as `keep` of a select"
-                where = "key `over`" if name == self.over else "key `learn`"
-                raise StageError(f"column '{name}' holds {types[name]}", where, do)
+            do = "name columns of truth values, such as `keep` of a select"
+            where = "key `over`" if name == self.over else "key `learn`"
+            need_types(types, [name], (pa.types.is_boolean,), where, do)
 
     def tells(self, values: Mapping[str, Any], kept: bool) -> str:
         """Returns which parts speak for what became of a row, and which against it."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import Column
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, need_types
 from clipmill.stages.ops.tables.rows import added, put_json, with_reason
 
 # Shapes: N rows, J rules, P patterns of votes (3^J), M of them that rows have.
@@ -61,10 +61,8 @@ class Votes(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no truth values."""
-        for name in self.rules:
-            if not pa.types.is_boolean(types[name]):
-                do = "name columns of truth values, such as `keep` of a select"
-                raise StageError(f"column '{name}' holds {types[name]}", "key `rules`", do)
+        do = "name columns of truth values, such as `keep` of a select"
+        need_types(types, self.rules, (pa.types.is_boolean,), "key `rules`", do)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         good_P = np.empty(0)

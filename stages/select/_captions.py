@@ -70,9 +70,10 @@ class Texts:
         lists = self.shard[name].combine_chunks()
         count_N = pc.list_value_length(lists).fill_null(0).to_numpy()
         has_N = lists.is_valid().to_numpy(zero_copy_only=False)
-        if (count_N != self.count_N)[has_N].any():
+        if len(row := np.flatnonzero(has_N & (count_N != self.count_N))):
+            values, texts = count_N[row[0]], self.count_N[row[0]]
             raise StageError(
-                found=f"'{name}' has {count_N.sum()} values beside {self.count_N.sum()} texts",
+                found=f"'{name}' has {values} values beside {texts} texts in a row",
                 where=f"columns `{TEXTS.name}` and `{name}`",
                 do="read the texts that it was made of: read: {texts: NAME.texts}",
             )

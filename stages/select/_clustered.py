@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IDENTITY, POSITION, REASON, Column
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
@@ -22,7 +24,7 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.ops.tables.rows import DROPPED
-from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
+from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, left_out, the_size
 
 # Shapes: N rows.
 
@@ -48,10 +50,12 @@ class SizedSelect(DatasetStage):
     rank: ClassVar[str]  # the column
 
     def __post_init__(self) -> None:
-        if (self.rows is None) == (self.fraction is None):
-            found = "rows and fraction say" if self.rows else "nothing says"
-            do = "give one of the two: fraction: 0.3, or rows: 1000"
-            raise RecipeError(f"{found} how much stays", "its settings", do)
+        self.wanted()
+
+    def wanted(self) -> tuple[str, float]:
+        """Returns name and value of `rows` or `fraction`; RecipeError unless one is given."""
+        do = "give one of the two: fraction: 0.3, or rows: 1000"
+        return the_size(self, ("rows", "fraction"), do)
 
     @property
     def least_rows(self) -> tuple[str, int] | None:
@@ -59,18 +63,18 @@ class SizedSelect(DatasetStage):
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns `rows` or `fraction`; the stored ranks answer for any value."""
-        name, value = ("fraction", self.fraction) if self.rows is None else ("rows", self.rows)
-        return (
-            Threshold(
-                name=name,
-                column=self.rank,
-                sign="=",
-                value=float(value or 0),
-                text=f"{name} = {value}",
-                made=(self.rank,),
-                is_size=True,
-            ),
-        )
+        name, value = self.wanted()
+        return bound(name, self.rank, "=", float(value), f"{name} = {value}", is_size=True)
+
+    def rows_to_keep(self, ranked: int, stage: str) -> int:
+        """Returns the number of rows to keep; StageError if there are fewer."""
+        if self.rows is not None and self.rows > ranked:
+            raise StageError(
+                found=f"{self.rows:,} rows wanted, and {ranked:,} are ranked",
+                where=f"stage '{stage}', key `rows`",
+                do=f"want {ranked:,} at most" if ranked else "see why none is: clipmill funnel",
+            )
+        return int(ranked * (self.fraction or 0)) if self.rows is None else self.rows
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -122,15 +126,15 @@ def population(shard: pa.Table) -> pa.Table:
     return pa.table(columns | {REASON.name: reason})
 
 
-def rows_to_keep(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:
-    """Returns the number of rows to keep; StageError if there are fewer."""
-    if rows is not None and rows > ranked:
+def refuse_strangers(number_K: NDArray[np.integer], centroids: int, where: str) -> None:
+    """Raises StageError if a row's cluster has no centroid."""
+    strange = number_K[(number_K < 0) | (number_K >= centroids)]
+    if len(strange):
         raise StageError(
-            found=f"{rows:,} rows wanted, and {ranked:,} are ranked",
-            where=f"stage '{stage}', key `rows`",
-            do=f"want {ranked:,} at most" if ranked else "see why none is: clipmill funnel",
+            found=f"a row of cluster {strange[0]}, and {centroids:,} centroids, from 0",
+            where=f"{where}, key `centroids`",
+            do="name the stage that made `cluster_id`, or the centroids that it was given",
         )
-    return int(ranked * (fraction or 0)) if rows is None else rows
 
 
 def size_of(name: str, value: Decimal, ranked: int) -> int:

@@ -1,4 +1,4 @@
-"""Masks of rows that a select does not decide on, and the table of verdicts that it stores."""
+"""Masks of rows that a select does not decide on, its verdicts, and the size that it keeps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REASON_TYPE
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.metadata.schema import IMAGE_BYTES, KEEP
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import DatasetStage, Sign, Threshold
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, with_reason
 
 # Shapes: N rows.
 
@@ -32,11 +34,31 @@ def judged_rows(
     rows: pa.Table, reason: pa.Array | pa.ChunkedArray, made: Mapping[str, Any]
 ) -> pa.Table:
     """Returns identity, keep (true without a reason), the stage's columns, and the reason."""
-    return pa.table(
-        {
-            **{name: rows[name] for name in IDENTITY},
-            KEEP.name: reason.is_null(),
-            **made,
-            REASON.name: reason.cast(REASON_TYPE),
-        }
+    return with_reason(rows, {KEEP.name: reason.is_null(), **made}, reason)
+
+
+def the_size(stage: DatasetStage, names: tuple[str, ...], do: str) -> tuple[str, Any]:
+    """Returns name and value of the one setting that says how much stays; else RecipeError."""
+    chosen = [name for name in names if getattr(stage, name) is not None]
+    if len(chosen) != 1:
+        found = f"{' and '.join(chosen)} say" if chosen else "nothing says"
+        raise RecipeError(f"{found} how much stays", "its settings", do)
+    return chosen[0], getattr(stage, chosen[0])
+
+
+def bound(
+    name: str, column: str, sign: Sign, value: float, text: str, is_size: bool = False
+) -> tuple[Threshold, ...]:
+    """Returns the one threshold of a select: a bound on a column of its own, or a size."""
+    return (
+        Threshold(
+            name=name,
+            column=column,
+            sign=sign,
+            value=value,
+            text=text,
+            made=(column,),
+            is_size=is_size,
+            by_row=not is_size,
+        ),
     )

@@ -18,6 +18,7 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
+    NUMBERS,
     DatasetStage,
     Gigabytes,
     NonEmpty,
@@ -25,9 +26,10 @@ from clipmill.pipeline.stage import (
     Threshold,
     Verdicts,
     location,
+    need_types,
 )
 from clipmill.stages.ops.tables.rows import DROPPED, in_order
-from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, judged_rows, left_out
 
 # Shapes: N rows, R draws.
 
@@ -68,24 +70,11 @@ class DrawingSelect(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers."""
-        for name in self.weights:
-            if not (pa.types.is_integer(types[name]) or pa.types.is_floating(types[name])):
-                found = f"column '{name}' holds {types[name]}"
-                raise StageError(found, "key `weights`", "name columns of numbers")
+        need_types(types, self.weights, NUMBERS, "key `weights`", "name columns of numbers")
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns `rows`: fewer draws are the first of these draws."""
-        return (
-            Threshold(
-                name="rows",
-                column=FIRST_DRAW.name,
-                sign="<",
-                value=self.rows,
-                text=f"rows = {self.rows}",
-                made=(FIRST_DRAW.name,),
-                by_row=True,
-            ),
-        )
+        return bound("rows", FIRST_DRAW.name, "<", self.rows, f"rows = {self.rows}")
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table

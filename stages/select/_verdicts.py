@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sqlglot import exp
 
 from clipmill.metadata.schema import IDENTITY, KEEP
-from clipmill.pipeline.stage import Parts, Threshold, Verdicts
+from clipmill.pipeline.stage import Parts, Sign, Threshold, Verdicts
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _lists as lists
 from clipmill.stages.select import _sql as sql
@@ -27,7 +27,6 @@ from clipmill.stages.select._top import Ranking, Top, rankable, reaching, search
 # Shapes: N rows of the pool.
 
 Bools = NDArray[np.bool_]
-Sign = Literal["<", "<=", ">", ">=", "=", "<>"]
 SIGNS: dict[type, Sign] = {
     exp.GT: ">",
     exp.GTE: ">=",
@@ -39,6 +38,7 @@ SIGNS: dict[type, Sign] = {
 Item = Literal["max", "min"] | None
 TOP = "top."
 MIRRORED: dict[Sign, Sign] = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "=", "<>": "<>"}
+DENIED: dict[Sign, Sign] = {">": "<=", ">=": "<", "<": ">=", "<=": ">", "=": "<>", "<>": "="}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,14 @@ def comparisons(
     conjuncts: Sequence[sql.Conjunct], reads: tuple[str, ...], by_row: bool
 ) -> Iterator[Comparison]:
     """Yields every comparison of a column with a number, the column on the left; also the bounds of
-    BETWEEN and the values of IN."""
+    BETWEEN and the values of IN. Inside NOT it is the opposite comparison, which a kept row meets.
+    """
     for conjunct, rule in enumerate(conjuncts):
         nodes = list(rule.tree.walk())
         place = {id(node): number for number, node in enumerate(nodes)}
         for tree in nodes:
-            for column, sign, number in _sides(tree):
+            for column, written, number in _sides(tree):
+                sign = DENIED[written] if _is_denied(tree) else written
                 parts = _column(column.unnest(), sign)
                 if parts and number.is_number:
                     name, item, operand, template = parts
@@ -90,6 +92,14 @@ def _sides(tree: Any) -> Iterator[tuple[Any, Sign, Any]]:
             yield tree.this, "=", value.unnest()
 
 
+def _is_denied(node: Any) -> bool:
+    """Returns whether an odd number of NOTs stands around a node."""
+    is_denied = False
+    while (node := node.parent) is not None:
+        is_denied ^= isinstance(node, exp.Not)
+    return is_denied
+
+
 def _column(tree: Any, sign: Sign) -> tuple[str, Item, str, str] | None:
     """Returns the column of an operand (inside a COALESCE too), the list item that decides, the
     operand in words, and a template for the rule. None if no column, or no single item, decides."""
@@ -107,6 +117,8 @@ def _column(tree: Any, sign: Sign) -> tuple[str, Item, str, str] | None:
     if field or sign in ("=", "<>"):  # no single item decides
         return None
     which, _ = lists.quantified(call) or ("", None)
+    if _is_denied(call):  # NOT any(x > 3) is all(x <= 3)
+        which = {"any": "all", "all": "any"}[which]
     is_low = (sign in (">", ">=")) == (which == "all")
     return name, "min" if is_low else "max", name, f"{which}({{}})"
 

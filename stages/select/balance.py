@@ -20,7 +20,6 @@ from clipmill.metadata.schema import (
     CONCEPT_IDS,
     CONCEPT_LIST,
     DECIDING_CONCEPT,
-    IDENTITY,
     IMAGE_BYTES,
     KEEP,
     UID,
@@ -34,7 +33,14 @@ from clipmill.stages.ops.concepts import concept_list
 from clipmill.stages.ops.outside import listing_digest, need_file
 from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
 from clipmill.stages.select import _cut as cut
-from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import (
+    NO_IMAGE,
+    bound,
+    first_of,
+    judged_rows,
+    left_out,
+    the_size,
+)
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -91,14 +97,8 @@ class Balance(DatasetStage):
     artifacts = (("balance", SUMMARY), ("concepts", TABLE))
 
     def __post_init__(self) -> None:
-        targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
-        chosen = {name: value for name, value in targets.items() if value is not None}
-        if len(chosen) != 1:
-            found = f"{' and '.join(chosen)} say" if chosen else "nothing says"
-            found += " how much stays"
-            do = "give one of `t`, `rows`, `fraction` and `tail_share`"
-            raise RecipeError(found, "its settings", do)
-        (name, value), *_ = chosen.items()
+        do = "give one of `t`, `rows`, `fraction` and `tail_share`"
+        name, value = the_size(self, ("t", "rows", "fraction", "tail_share"), do)
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
             do = "give a finite `t` or a `tail_share`, or leave per_language out"
             raise RecipeError(f"per_language with {name}: {value}", "key `per_language`", do)
@@ -114,17 +114,7 @@ class Balance(DatasetStage):
         """Returns `t`, which the stored ranks answer; none if a size or a share has set it."""
         if self.t is None or self.per_language:
             return ()
-        return (
-            Threshold(
-                name="t",
-                column=BALANCE_RANK.name,
-                sign="<",
-                value=self.t,
-                text=f"t = {self.t:g}",
-                made=(BALANCE_RANK.name,),
-                by_row=True,
-            ),
-        )
+        return bound("t", BALANCE_RANK.name, "<", self.t, f"t = {self.t:g}")
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -156,7 +146,11 @@ class Balance(DatasetStage):
         t = np.inf
         if len(rows):
             sums = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, added)
-            weight_E, t = self.weights(sums["count_E"], concepts, worker.stage)
+            count_E = sums["count_E"]
+            t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
+            weight_E = count_E.astype(np.float64)
+            if self.per_language:
+                weight_E, t = by_language(count_E, concepts, self.t, self.tail_share, worker.stage)
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
                 matched = int(sums["matched"])
@@ -166,15 +160,6 @@ class Balance(DatasetStage):
             ctx.map(partial(put_tables, concepts, draw, sums), [{"t": t}])
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
         ctx.restore(ctx.map_shards(rules, rows))
-
-    def weights(
-        self, count_E: NDArray, concepts: ConceptList, stage: str
-    ) -> tuple[NDArray[np.float64], float]:
-        """Returns each concept's count in units of t, and t; plain counts if a size will fix t."""
-        if self.per_language:
-            return by_language(count_E, concepts, self.t, self.tail_share, stage)
-        t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
-        return count_E.astype(np.float64), t
 
 
 def counted(entries: int, digest: str, rows: pa.Table) -> State:
@@ -277,7 +262,7 @@ def tail_count(count_E: NDArray, share: float) -> float:
 def by_language(
     count_E: NDArray, concepts: ConceptList, t: float | None, tail_share: float | None, stage: str
 ) -> tuple[NDArray[np.float64], float]:
-    """Returns each concept's count in units of English's t, and that t."""
+    """Returns each concept's count in units of English's t, and that t; 1 if no row is English."""
     ids = {name: places.to_numpy() for name, places in concepts.by_language()}
     if ENGLISH not in ids:
         raise StageError(
@@ -285,9 +270,15 @@ def by_language(
             where=f"stage '{stage}', key `per_language`",
             do="leave per_language out, or build the list with --language",
         )
+    if t and count_E.any() and not count_E[ids[ENGLISH]].any():
+        raise StageError(
+            found=f"no row has a concept of language '{ENGLISH}', whose tail `t` is about",
+            where=f"stage '{stage}', key `t`",
+            do="write a `tail_share` instead",
+        )
     share = tail_share or share_below(count_E[ids[ENGLISH]], t or np.inf)
     t_of = {name: tail_count(count_E[places], share) for name, places in ids.items()}
-    t = t_of[ENGLISH] = t or t_of[ENGLISH]
+    t = t_of[ENGLISH] = t or (t_of[ENGLISH] if t_of[ENGLISH] < np.inf else 1.0)
     weight_E = np.empty(len(count_E))
     for name, places in ids.items():  # multiplied first: a count up to its t is at most t
         weight_E[places] = count_E[places] * t / t_of[name]
@@ -304,24 +295,19 @@ def leaving(size: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> 
         )
     if size == matched:
         return np.inf
-    ranked = ctx.map_shards(partial(with_ranks, draw), rows)
     nth, digits = matched - size, cut.EVERYTHING  # from the greatest rank down
     for _ in range(DIGITS):
-        survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, added)
+        survey = ctx.reduce(partial(rank_digits, draw, digits), rows, added)
         digits, nth = cut.extend(digits, nth, survey["by_digit"])
     return as_float(digits)
 
 
-def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
-    """Returns the rows that draw, with their rank, the least draw."""
+def rank_digits(draw: Draw, begin: cut.Cut, rows: pa.Table) -> State:
+    """Counts the next digit of the ranks, least draws, that begin with these digits."""
     drawn = drawing(rows)
     pairs = Pairs.of(drawn)
-    rank_N = pa.array(pairs.least(draw.of(drawn, pairs)))
-    return drawn.select(IDENTITY).append_column("rank", rank_N)
-
-
-def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
-    return {"by_digit": cut.next_digit(cut.value_digits(rows["rank"]), begin)}
+    rank = pa.chunked_array([pairs.least(draw.of(drawn, pairs))])
+    return {"by_digit": cut.next_digit(cut.value_digits(rank), begin)}
 
 
 def as_float(digits: cut.Cut) -> float:

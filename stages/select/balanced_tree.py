@@ -29,7 +29,7 @@ from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.ops.vectors.centroids import look_for
-from clipmill.stages.select._clustered import SizedSelect, rows_to_keep
+from clipmill.stages.select._clustered import SizedSelect, refuse_strangers
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class BalancedTree(SizedSelect):
         ctx.say("counting rows of clusters")
         counts = ctx.reduce(partial(counted, len(vector_KD), where), rows, added)
         tree = trees.Tree.over(counts["rows_K"], parents, self.levels)
-        target = rows_to_keep(self.rows, self.fraction, tree.rows, ctx.worker.stage)
+        target = self.rows_to_keep(tree.rows, ctx.worker.stage)
         ctx.map(partial(trees.put_tree, tree), [target])
         ctx.say("taking rows of clusters")
         clusters = ctx.shuffle(rows, "key")
@@ -178,13 +178,7 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
 def counted(clusters: int, where: str, rows: pa.Table) -> State:
     """Counts rows by cluster; StageError if a row's cluster has no centroid."""
     id_N = rows[CLUSTER_ID.name].drop_null().to_numpy()
-    if len(id_N) and not 0 <= id_N.min() <= id_N.max() < clusters:
-        raise StageError(
-            found=f"a row of cluster {id_N.max() if id_N.min() >= 0 else id_N.min()}, and"
-            f" {clusters:,} centroids",
-            where=f"{where}, key `centroids`",
-            do="give the centroids of the clusters that the rows have",
-        )
+    refuse_strangers(id_N, clusters, where)
     return {"rows_K": np.bincount(id_N, minlength=clusters)}
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REPEATS, Column
+from clipmill.metadata.schema import IMAGE_BYTES, KEEP, REPEATS, Column
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
+from clipmill.stages.ops.tables.rows import with_reason
 
 # Shapes: N rows, K selects; K names, C = 2^K combinations of them.
 
@@ -129,7 +130,7 @@ def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
     reason = pa.DictionaryArray.from_arrays(
         pa.array(code_N.astype(np.int32), mask=stays_N), list(stage.reasons)
     )
-    out = rows.select(IDENTITY).append_column(KEEP.name, pa.array(stays_N))
+    made = {KEEP.name: pa.array(stays_N)}
     if stage.repeats:
         times_N = times(stage, rows, keep_NK)
         if times_N.max(initial=0) > np.iinfo(np.int32).max:
@@ -138,9 +139,8 @@ def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
                 f"stage '{name}', key `repeats`",
                 "give smaller weights",
             )
-        repeats = pa.array(times_N.astype(np.int32), REPEATS.dtype, mask=~stays_N)
-        out = out.append_column(REPEATS.name, repeats)
-    return out.append_column(REASON.name, reason)
+        made[REPEATS.name] = pa.array(times_N.astype(np.int32), REPEATS.dtype, mask=~stays_N)
+    return with_reason(rows, made, reason)
 
 
 def kept(rows: pa.Table, read: str) -> NDArray[np.bool_]:
@@ -243,10 +243,7 @@ def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
     parts = (f"value[{word!r}]" if word in value else PYTHON[word.lower()] for word in words)
     try:
         return eval(" ".join(parts), {"value": value})  # nothing but these words, as just checked
-    except (
-        MemoryError,
-        RecursionError,
-        SyntaxError,
-    ):  # of 200 brackets in each other, or 3,000 words
+    except (MemoryError, RecursionError, SyntaxError):
+        # There are 200 brackets in each other, or 3,000 words.
         do = "combine some of them in a stage before this one"
         raise _wrong(f"`where` is too long or too deep, with {len(words):,} words", do) from None

@@ -26,7 +26,6 @@ from clipmill.metadata.schema import (
 )
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
-from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import NonEmpty, OneUp, Parts, Threshold, Verdicts
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
@@ -40,7 +39,7 @@ from clipmill.stages.select._clustered import (
     Balance,
     SizedSelect,
     population,
-    rows_to_keep,
+    refuse_strangers,
     size_of,
 )
 from clipmill.stages.select._judged import judged_rows
@@ -124,7 +123,7 @@ class Density(SizedSelect):
             ctx.restore(rows)
             return
         clusters = self.clusters(inputs, rows, ctx)
-        size = rows_to_keep(self.rows, self.fraction, int(clusters.size.sum()), ctx.worker.stage)
+        size = self.rows_to_keep(int(clusters.size.sum()), ctx.worker.stage)
         ctx.say("cutting at the size")
         cut = Cut.at(size, clusters, places, rows, ctx)
         ctx.map(partial(put_tables, clusters, cut), [size])
@@ -155,12 +154,7 @@ class Density(SizedSelect):
         number_K, size_K, apart_K = (
             sums[name][order_K].astype(np.int64) for name in ("cluster_K", "size_K", "apart_K")
         )
-        if (number_K >= count).any() or (number_K < 0).any():
-            raise StageError(
-                found=f"rows of cluster {number_K.max()}, and {count} centroids, from 0",
-                where=f"{where}, key `centroids`",
-                do="name the stage that made `cluster_id`, or the centroids that it was given",
-            )
+        refuse_strangers(number_K, count, where)
         ctx.say("comparing centroids")
         inter_K = isolation(inputs.centroids, self.centroids, self.neighbours, count, ctx)[number_K]
         intra_K = np.maximum(apart_K / FIXED / size_K, 0)

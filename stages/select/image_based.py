@@ -31,7 +31,7 @@ from clipmill.stages.ops.outside import STAGE, listing_digest, named, need_eithe
 from clipmill.stages.ops.tables.rows import DROPPED, added, put_json
 from clipmill.stages.ops.vectors.centroids import file_or_folder, look_for
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
-from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     from clipmill.stages.select._targets import Targets
@@ -113,23 +113,16 @@ class ImageBased(DatasetStage):
         """Returns a digest of names, sizes and times of the files of targets and centroids."""
         from clipmill.stages.ops.tasks import evaluation
 
-        places = [place for place in map(named, (self.targets, self.centroids)) if place]
-        files = [file_or_folder(place, "key `targets`")[1] for place in places]
-        listings = [listing_digest if file else evaluation.listing_digest for file in files]
-        return digest([listed(place) for listed, place in zip(listings, places, strict=True)])
+        listings = [listing_digest(self.centroids)] if named(self.centroids) else []
+        if named(self.targets):
+            _, file = file_or_folder(self.targets, "key `targets`")
+            listed = listing_digest if file else evaluation.listing_digest
+            listings.insert(0, listed(self.targets))
+        return digest(listings)
 
     def thresholds(self) -> tuple[Threshold, ...]:
-        return (
-            Threshold(
-                name="at_least",
-                column=TARGETS_NEAR.name,
-                sign=">=",
-                value=self.at_least,
-                text=f"{TARGETS_NEAR.name} >= {self.at_least}",
-                made=(TARGETS_NEAR.name,),
-                by_row=True,
-            ),
-        )
+        text = f"{TARGETS_NEAR.name} >= {self.at_least}"
+        return bound("at_least", TARGETS_NEAR.name, ">=", self.at_least, text)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table

@@ -30,7 +30,6 @@ from clipmill.stages.select._clustered import (
     Balance,
     SizedSelect,
     population,
-    rows_to_keep,
 )
 from clipmill.stages.select._judged import judged_rows
 
@@ -84,7 +83,7 @@ class Prototypes(SizedSelect):
             return
         ctx.say("counting rows by cosine")
         totals = ctx.reduce(histogram, rows, merged)
-        size = rows_to_keep(self.rows, self.fraction, int(totals["rows_B"].sum()), ctx.worker.stage)
+        size = self.rows_to_keep(int(totals["rows_B"].sum()), ctx.worker.stage)
         group_B = groups(totals["rows_B"], int(totals["clusters"]))
         counts = ctx.reduce(partial(counted, group_B), rows, counts_merged)
         ranking = Ranking.of(counts, group_B, sign, self.balance)

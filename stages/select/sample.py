@@ -22,11 +22,28 @@ from clipmill.metadata.hosts import host_of
 from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID, URL, Column
 from clipmill.metadata.uid import coin, coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
-from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
+    NUMBERS,
+    DatasetStage,
+    NonEmpty,
+    OneUp,
+    Parts,
+    Share,
+    Threshold,
+    Verdicts,
+    need_types,
+)
 from clipmill.stages.ops.tables.rows import DROPPED, added, in_order, joined
 from clipmill.stages.select import _cut as cut
-from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import (
+    NO_IMAGE,
+    bound,
+    first_of,
+    judged_rows,
+    left_out,
+    the_size,
+)
 from clipmill.stages.select._least import at_each, is_least, least_of_parts, search, verdict
 
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
@@ -40,6 +57,11 @@ SAMPLE_RANK = Column(
 )
 DOMAIN = "domain"
 BELOW_1 = np.nextafter(1.0, 0.0)
+# Values that can be grouped: no lists, no bytes of varying length.
+GROUPED = (
+    *(*NUMBERS, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean),
+    *(pa.types.is_fixed_size_binary, pa.types.is_temporal),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +96,7 @@ class Sample(DatasetStage):
     writes = (KEEP, SAMPLE_RANK)
 
     def __post_init__(self) -> None:
-        names = ("fraction", "rows", "at_most")
-        sizes = [name for name in names if getattr(self, name) is not None]
-        if len(sizes) != 1:
-            found = f"{' and '.join(sizes)} say" if sizes else "nothing says"
-            found += " how much stays"
-            do = "give one of `fraction`, `rows` and `at_most`; for two, one stage after the other"
-            raise RecipeError(found, "its settings", do)
+        self.wanted()
         if (self.per is None) != (self.at_most is None):
             found = f"`{'at_most' if self.per is None else 'per'}` stands alone"
             do = "write both: {per: cluster_id, at_most: 35}; a share of each value is `by`"
@@ -88,6 +104,11 @@ class Sample(DatasetStage):
         if self.per and self.by:
             do = "cap with one stage, and sample what it keeps with a second"
             raise RecipeError("`per` and `by` are both given", "key `by`", do)
+
+    def wanted(self) -> tuple[str, float]:
+        """Returns name and value of the size; RecipeError unless one is given."""
+        do = "give one of `fraction`, `rows` and `at_most`; for two, one stage after the other"
+        return the_size(self, ("fraction", "rows", "at_most"), do)
 
     @property
     def column(self) -> str | None:
@@ -106,29 +127,17 @@ class Sample(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Checks that rows can be grouped by a column of this type; raises StageError."""
-        if self.column and not can_group(types[self.column]):
-            raise StageError(
-                found=f"column '{self.column}' holds {types[self.column]}",
-                where=f"key `{'per' if self.per else 'by'}`",
-                do="name a column of text, numbers or truth values",
-            )
+        if self.column:
+            dtype = types[self.column]
+            plain = {self.column: dtype.value_type if pa.types.is_dictionary(dtype) else dtype}
+            do = "name a column of text, numbers or truth values"
+            need_types(plain, plain, GROUPED, f"key `{'per' if self.per else 'by'}`", do)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns the one size: a bound on the rank, except for `rows`."""
-        names = ("fraction", "rows", "at_most")
-        ((name, value),) = ((n, v) for n in names if (v := getattr(self, n)) is not None)
-        return (
-            Threshold(
-                name=name,
-                column=SAMPLE_RANK.name,
-                sign="<",
-                value=float(value),
-                text=f"{name} = {value:g}" if name == "fraction" else f"{name} = {value}",
-                made=(SAMPLE_RANK.name,),
-                is_size=name == "rows",
-                by_row=name != "rows",
-            ),
-        )
+        name, value = self.wanted()
+        text = f"{name} = {value:g}" if name == "fraction" else f"{name} = {value}"
+        return bound(name, SAMPLE_RANK.name, "<", float(value), text, is_size=name == "rows")
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -217,17 +226,6 @@ class Sample(DatasetStage):
             stays = pc.less(rank, float(self.fraction or self.at_most or 0)).fill_null(False)
         reason = pc.coalesce(rows[REASON.name], pc.if_else(stays, None, "sampled_out"))
         return judged_rows(rows, reason, {SAMPLE_RANK.name: rank})
-
-
-def can_group(dtype: pa.DataType) -> bool:
-    """Returns whether values of this type can be grouped: no lists, no bytes of varying length."""
-    if pa.types.is_dictionary(dtype):
-        dtype = dtype.value_type
-    kinds = (
-        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating),
-        *(pa.types.is_boolean, pa.types.is_fixed_size_binary, pa.types.is_temporal),
-    )
-    return any(is_kind(dtype) for is_kind in kinds)
 
 
 def groupable(value: pa.ChunkedArray) -> pa.ChunkedArray:

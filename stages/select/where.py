@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.pipeline.dataset import Context, Inputs
-from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
+    NUMBERS,
+    DatasetStage,
+    NonEmpty,
+    Parts,
+    Threshold,
+    Verdicts,
+    need_types,
+)
 from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
@@ -85,12 +93,9 @@ class Where(DatasetStage):
         no_row = pa.Table.from_batches([], pa.schema(dict(types)))  # empty_table imports pandas
         for conjunct in self.conjuncts:
             sql.check(conjunct, no_row)
-        if self.top and not is_number(types[self.top.column]):
-            raise StageError(
-                found=f"column '{self.top.column}' holds {types[self.top.column]}",
-                where="key `top.column`",
-                do="name a column of numbers",
-            )
+        if self.top:
+            do = "name a column of numbers"
+            need_types(types, [self.top.column], NUMBERS, "key `top.column`", do)
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
         """Returns advice on a column: quotes for a text, `any` or `all` for captions' fields."""
@@ -184,7 +189,3 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     reason = pc.case_when(pc.make_struct(*masks), *rules)
     value = {"value": rankable(rows[stage.top.column])} if stage.top else {}
     return judged_rows(rows, reason, value)
-
-
-def is_number(dtype: pa.DataType) -> bool:
-    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype)

@@ -45,17 +45,6 @@ def joined(*states: State) -> State:
     return {name: np.concatenate([state[name] for state in filled]) for name in filled[0]}
 
 
-def least(most: int, *states: State) -> State:
-    """Returns the rows of all with the least `hash`, at most so many, in its order."""
-    every = joined(*states)
-    hash_N: Any = every["hash"]
-    first = np.arange(len(hash_N))
-    if len(first) > most:
-        first = np.flatnonzero(hash_N <= np.partition(hash_N, most - 1)[most - 1])
-    first = first[np.argsort(hash_N[first], kind="stable")][:most]
-    return {name: array[first] for name, array in every.items()}
-
-
 def with_reason(
     rows: pa.Table, made: Mapping[str, Any], reason: pa.Array | pa.ChunkedArray
 ) -> pa.Table:

@@ -72,13 +72,6 @@ def refuse_column(
     refuse_unusable(int((known_N & bad_N).sum()), int(known_N.sum()), where, do)
 
 
-def refuse_widths(image_ND: NDArray, text_ND: NDArray, where: str) -> None:
-    """Raises StageError if images and captions have vectors of two widths."""
-    if image_ND.shape[1] != text_ND.shape[1]:
-        found = f"image embeddings {image_ND.shape[1]} wide, and texts {text_ND.shape[1]} wide"
-        raise StageError(found, where, "embed both with one model")
-
-
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
     """Returns (N, D) each row at length 1; NaN if it is zero or not finite."""
     unit_ND = np.empty(row_ND.shape, np.float32)

@@ -205,6 +205,24 @@ def test_each_language_gets_the_t_of_the_english_tail(tmp_path, balanced):
     assert set(alone["balance_t"].to_pylist()) == {90.0}
 
 
+def test_a_pool_without_english_is_cut_by_its_tail_share_and_by_no_t(tmp_path, balanced):
+    parts = [of_entries(["a", "b", "c"], language=name) for name in ("en", "de")]
+    both = concept_list(pa.concat_tables(parts))
+    save(both, str(tmp_path / "concepts.parquet"))
+    lists = [[concept] for concept, count in {3: 1, 4: 9, 5: 90}.items() for _ in range(count)]
+    pool = rows_of(lists, both.digest)
+    out, ctx = balanced(pool, tail_share=0.1, per_language=True)
+    table = pq.read_table(ctx.out / "concepts.parquet")
+    assert table["t"].to_pylist() == [None, None, None, 9, 9, 9]
+    assert out["keep"].to_pylist()[:10] == [True] * 10  # the tail is whole
+    assert abs(table["kept"].to_pylist()[5] - 9) < 5 * 9**0.5
+    with pytest.raises(StageError, match="no row has a concept of language 'en'"):
+        balanced(pool, t=20, per_language=True)
+    for settings in ({"t": 20}, {"tail_share": 0.1}):
+        nothing, _ = balanced(rows_of([None], both.digest), per_language=True, **settings)
+        assert nothing["keep"].to_pylist() == [False]
+
+
 def test_languages_without_english_are_refused(pool, balanced):
     with pytest.raises(StageError, match="no concept of language 'en'"):
         balanced(pool, t=10, per_language=True)

@@ -326,8 +326,10 @@ def test_more_rows_than_there_are_is_refused_with_the_most_that_can_be(pruned):
 
 
 def test_centroids_of_other_clusters_are_refused(pruned):
-    with pytest.raises(StageError, match="rows of cluster 5, and 2 centroids"):
+    with pytest.raises(StageError, match="a row of cluster 5, and 2 centroids"):
         pruned([[1, 0], [0, 1]], rows_of([0, 5], [0.5] * 2), rows=1)
+    with pytest.raises(StageError, match="a row of cluster -3, and 2 centroids"):
+        pruned([[1, 0], [0, 1]], rows_of([0, -3], [0.5] * 2), rows=1)
 
 
 def test_a_file_of_centroids_that_is_not_there_is_said_before_a_run():

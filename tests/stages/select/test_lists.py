@@ -236,6 +236,9 @@ def test_what_is_no_function_over_a_list_is_refused_as_it_is_read(where, found, 
         ("any(scores < 0.5)", "any(scores < 0.5)", "min"),
         ("all(scores >= 0.5)", "all(scores >= 0.5)", "min"),
         ("0.5 <= min(scores)", "min(scores) >= 0.5", "min"),
+        ("NOT any(scores > 0.5)", "all(scores <= 0.5)", "max"),
+        ("any(NOT scores < 0.5)", "any(scores >= 0.5)", "max"),
+        ("NOT all(NOT scores < 0.5)", "any(scores < 0.5)", "min"),
     ],
 )
 def test_a_number_inside_is_a_threshold_and_varies(where, text, item):

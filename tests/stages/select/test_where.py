@@ -352,3 +352,15 @@ def test_a_top_that_cannot_be_is_refused(settings, says):
 def test_settings_travel_to_workers():
     stage = Where(where="words > 2", top=Top(column="clip_score", rows=1))
     assert pickle.loads(pickle.dumps(stage)) == stage
+
+
+def test_a_comparison_inside_not_is_the_opposite_one_which_a_kept_row_meets():
+    where = "NOT a < 0.3 AND NOT (b > 1 OR NOT c <= 2) AND d NOT BETWEEN 3 AND 4 AND e NOT IN (5)"
+    assert [(cut.text, cut.sign) for cut in Where(where=where).thresholds()] == [
+        ("a >= 0.3", ">="),
+        ("b <= 1", "<="),
+        ("c <= 2", "<="),
+        ("d < 3", "<"),
+        ("d > 4", ">"),
+        ("e <> 5", "<>"),
+    ]
