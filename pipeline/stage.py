@@ -350,15 +350,12 @@ class DatasetStage(Stage):
         raise NotImplementedError  # called only for a stage with `virtual` columns
 
 
-NUMBERS = (pa.types.is_integer, pa.types.is_floating)
-
-
 def need_types(
     types: Mapping[str, pa.DataType],
     names: Iterable[str],
-    kinds: tuple[Callable[[pa.DataType], bool], ...],
     where: str,
-    do: str,
+    do: str = "name columns of numbers",
+    kinds: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_integer, pa.types.is_floating),
 ) -> None:
     """Raises StageError for the first of the columns whose type is of none of the kinds."""
     for name in names:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,22 @@ class Threshold:
     is_size: bool = False  # a number or share of rows, not a value of the column
     item: Literal["max", "min"] | None = None  # item that decides, in a column of lists
     by_row: bool = False  # the verdict depends on the row alone: shards are evaluated one by one
+
+    @classmethod
+    def own(
+        cls, name: str, column: str, sign: Sign, value: float, text: str, is_size: bool = False
+    ) -> Self:
+        """Builds a bound on a column that the stage makes: on each row's value, or a size."""
+        return cls(
+            name=name,
+            column=column,
+            sign=sign,
+            value=value,
+            text=text,
+            made=(column,),
+            is_size=is_size,
+            by_row=not is_size,
+        )
 
 
 @dataclass(frozen=True)

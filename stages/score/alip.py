@@ -59,8 +59,8 @@ class Alip(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no cosines."""
-        kinds = (pa.types.is_floating,)
-        need_types(types, self.cosines, kinds, "score.alip", "name columns of cosines")
+        do = "name columns of cosines"
+        need_types(types, self.cosines, "score.alip", do, kinds=(pa.types.is_floating,))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         mean_3: Any = np.zeros(3)

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
-from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.vectors.matrices import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths
 
 # Shapes: N rows of the batch, D width of the embedding.
 
@@ -54,13 +53,6 @@ def clip_score(batch: pa.Table) -> pa.Table:
     undefined = [column.is_null().combine_chunks() for column in (image, text, score)]
     reason = pc.case_when(pc.make_struct(*undefined), *ClipScore.reasons)  # the first that is true
     return pa.table({CLIP_SCORE.name: score, REASON.name: reason.cast(REASON_TYPE)})
-
-
-def refuse_widths(image_ND: NDArray, text_ND: NDArray, where: str) -> None:
-    """Raises StageError if images and captions have vectors of two widths."""
-    if image_ND.shape[1] != text_ND.shape[1]:
-        found = f"image embeddings {image_ND.shape[1]} wide, and texts {text_ND.shape[1]} wide"
-        raise StageError(found, where, "embed both with one model")
 
 
 def row_cosine(a_ND: NDArray[np.floating], b_ND: NDArray[np.floating]) -> NDArray[np.floating]:

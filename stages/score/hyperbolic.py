@@ -14,10 +14,9 @@ from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT_EMBEDDING, Column
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage
 from clipmill.stages.ops.tables.rows import with_reason
-from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths, unusable
 from clipmill.stages.score._sums import least
 from clipmill.stages.score.chance import DRAWN, drawn
-from clipmill.stages.score.clip_score import refuse_widths
 
 # Shapes: N rows, R reference rows, D width of a vector, B rows of a block.
 

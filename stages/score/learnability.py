@@ -50,7 +50,7 @@ class Learnability(RowStage):
         """Raises StageError for a column that holds no scores."""
         for key, name in (("learner", self.learner), ("reference", self.reference)):
             do = "name a `negclip_score` of score.negclip"
-            need_types(types, [name], (pa.types.is_floating,), f"key `{key}`", do)
+            need_types(types, [name], f"key `{key}`", do, kinds=(pa.types.is_floating,))
 
     def open(self, worker: Worker) -> RowFunction:
         return partial(learnability, settings=self)

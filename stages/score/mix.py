@@ -20,20 +20,11 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import (
-    NUMBERS,
-    DatasetStage,
-    Gigabytes,
-    NonEmpty,
-    later,
-    location,
-    need_types,
-)
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, later, location, need_types
 from clipmill.stages.ops.tables.rows import added, joined, put_json, with_reason
-from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows, unusable
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_widths, unit_rows, unusable
 from clipmill.stages.score._flyt import Pairs, learnt
 from clipmill.stages.score._sums import least, mean_of, whole
-from clipmill.stages.score.clip_score import refuse_widths
 
 # Shapes: N rows, K columns that are mixed, L labelled rows.
 
@@ -151,12 +142,12 @@ class Mix(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers, or labels that are no truths."""
-        kinds, do = (*NUMBERS, pa.types.is_boolean), "name columns of numbers"
-        need_types(types, self.columns, kinds, "what is mixed", do)
+        kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+        need_types(types, self.columns, "what is mixed", kinds=kinds)
         for name in self.labels:
             do = "name columns of truth values, such as `keep` of a select"
             where = "key `over`" if name == self.over else "key `learn`"
-            need_types(types, [name], (pa.types.is_boolean,), where, do)
+            need_types(types, [name], where, do, kinds=(pa.types.is_boolean,))
 
     def tells(self, values: Mapping[str, Any], kept: bool) -> str:
         """Returns which parts speak for what became of a row, and which against it."""

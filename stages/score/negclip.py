@@ -24,8 +24,13 @@ from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, OneUp, location
 from clipmill.stages.ops.tables.rows import DROPPED, added, dropped_before, in_order, with_reason
-from clipmill.stages.ops.vectors.matrices import as_matrix, row_dot, unit_rows, unusable
-from clipmill.stages.score.clip_score import refuse_widths
+from clipmill.stages.ops.vectors.matrices import (
+    as_matrix,
+    refuse_widths,
+    row_dot,
+    unit_rows,
+    unusable,
+)
 
 # Shapes: N rows, B rows of a group, C of a block of them, D width of a vector.
 # A partition divides all rows into groups; a row's partners are the rows of its group.

@@ -62,7 +62,7 @@ class Votes(DatasetStage):
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no truth values."""
         do = "name columns of truth values, such as `keep` of a select"
-        need_types(types, self.rules, (pa.types.is_boolean,), "key `rules`", do)
+        need_types(types, self.rules, "key `rules`", do, kinds=(pa.types.is_boolean,))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         good_P = np.empty(0)

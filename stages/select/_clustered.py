@@ -24,7 +24,7 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.ops.tables.rows import DROPPED
-from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, left_out, the_size
+from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out, the_size
 
 # Shapes: N rows.
 
@@ -64,7 +64,9 @@ class SizedSelect(DatasetStage):
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns `rows` or `fraction`; the stored ranks answer for any value."""
         name, value = self.wanted()
-        return bound(name, self.rank, "=", float(value), f"{name} = {value}", is_size=True)
+        return (
+            Threshold.own(name, self.rank, "=", float(value), f"{name} = {value}", is_size=True),
+        )
 
     def rows_to_keep(self, ranked: int, stage: str) -> int:
         """Returns the number of rows to keep; StageError if there are fewer."""

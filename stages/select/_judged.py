@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import DatasetStage, Sign, Threshold
+from clipmill.pipeline.stage import DatasetStage
 from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, with_reason
 
 # Shapes: N rows.
@@ -44,21 +44,3 @@ def the_size(stage: DatasetStage, names: tuple[str, ...], do: str) -> tuple[str,
         found = f"{' and '.join(chosen)} say" if chosen else "nothing says"
         raise RecipeError(f"{found} how much stays", "its settings", do)
     return chosen[0], getattr(stage, chosen[0])
-
-
-def bound(
-    name: str, column: str, sign: Sign, value: float, text: str, is_size: bool = False
-) -> tuple[Threshold, ...]:
-    """Returns the one threshold of a select: a bound on a column of its own, or a size."""
-    return (
-        Threshold(
-            name=name,
-            column=column,
-            sign=sign,
-            value=value,
-            text=text,
-            made=(column,),
-            is_size=is_size,
-            by_row=not is_size,
-        ),
-    )

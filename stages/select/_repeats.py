@@ -18,7 +18,6 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
-    NUMBERS,
     DatasetStage,
     Gigabytes,
     NonEmpty,
@@ -29,7 +28,7 @@ from clipmill.pipeline.stage import (
     need_types,
 )
 from clipmill.stages.ops.tables.rows import DROPPED, in_order
-from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 # Shapes: N rows, R draws.
 
@@ -70,11 +69,11 @@ class DrawingSelect(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Raises StageError for a column that holds no numbers."""
-        need_types(types, self.weights, NUMBERS, "key `weights`", "name columns of numbers")
+        need_types(types, self.weights, "key `weights`")
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns `rows`: fewer draws are the first of these draws."""
-        return bound("rows", FIRST_DRAW.name, "<", self.rows, f"rows = {self.rows}")
+        return (Threshold.own("rows", FIRST_DRAW.name, "<", self.rows, f"rows = {self.rows}"),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table

@@ -35,7 +35,6 @@ from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select._judged import (
     NO_IMAGE,
-    bound,
     first_of,
     judged_rows,
     left_out,
@@ -114,7 +113,7 @@ class Balance(DatasetStage):
         """Returns `t`, which the stored ranks answer; none if a size or a share has set it."""
         if self.t is None or self.per_language:
             return ()
-        return bound("t", BALANCE_RANK.name, "<", self.t, f"t = {self.t:g}")
+        return (Threshold.own("t", BALANCE_RANK.name, "<", self.t, f"t = {self.t:g}"),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table

@@ -31,7 +31,7 @@ from clipmill.stages.ops.outside import STAGE, listing_digest, named, need_eithe
 from clipmill.stages.ops.tables.rows import DROPPED, added, put_json
 from clipmill.stages.ops.vectors.centroids import file_or_folder, look_for
 from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
-from clipmill.stages.select._judged import NO_IMAGE, bound, first_of, judged_rows, left_out
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     from clipmill.stages.select._targets import Targets
@@ -122,7 +122,7 @@ class ImageBased(DatasetStage):
 
     def thresholds(self) -> tuple[Threshold, ...]:
         text = f"{TARGETS_NEAR.name} >= {self.at_least}"
-        return bound("at_least", TARGETS_NEAR.name, ">=", self.at_least, text)
+        return (Threshold.own("at_least", TARGETS_NEAR.name, ">=", self.at_least, text),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table

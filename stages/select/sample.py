@@ -22,23 +22,12 @@ from clipmill.metadata.hosts import host_of
 from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID, URL, Column
 from clipmill.metadata.uid import coin, coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
-from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    NUMBERS,
-    DatasetStage,
-    NonEmpty,
-    OneUp,
-    Parts,
-    Share,
-    Threshold,
-    Verdicts,
-    need_types,
-)
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
 from clipmill.stages.ops.tables.rows import DROPPED, added, in_order, joined
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select._judged import (
     NO_IMAGE,
-    bound,
     first_of,
     judged_rows,
     left_out,
@@ -59,8 +48,8 @@ DOMAIN = "domain"
 BELOW_1 = np.nextafter(1.0, 0.0)
 # Values that can be grouped: no lists, no bytes of varying length.
 GROUPED = (
-    *(*NUMBERS, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean),
-    *(pa.types.is_fixed_size_binary, pa.types.is_temporal),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_boolean, pa.types.is_fixed_size_binary, pa.types.is_temporal),
 )
 
 
@@ -129,15 +118,21 @@ class Sample(DatasetStage):
         """Checks that rows can be grouped by a column of this type; raises StageError."""
         if self.column:
             dtype = types[self.column]
-            plain = {self.column: dtype.value_type if pa.types.is_dictionary(dtype) else dtype}
-            do = "name a column of text, numbers or truth values"
-            need_types(plain, plain, GROUPED, f"key `{'per' if self.per else 'by'}`", do)
+            plain = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+            if not any(is_kind(plain) for is_kind in GROUPED):
+                raise StageError(
+                    found=f"column '{self.column}' holds {dtype}",
+                    where=f"key `{'per' if self.per else 'by'}`",
+                    do="name a column of text, numbers or truth values",
+                )
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """Returns the one size: a bound on the rank, except for `rows`."""
         name, value = self.wanted()
         text = f"{name} = {value:g}" if name == "fraction" else f"{name} = {value}"
-        return bound(name, SAMPLE_RANK.name, "<", float(value), text, is_size=name == "rows")
+        return (
+            Threshold.own(name, SAMPLE_RANK.name, "<", float(value), text, is_size=name == "rows"),
+        )
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -198,14 +193,12 @@ class Sample(DatasetStage):
         masks = left_out(rows)
         if self.column:
             value = host_of(rows[URL.name]) if DOMAIN in (self.per, self.by) else rows[self.column]
-            value = groupable(value)
-            masks[f"undefined:{self.per or self.by}"] = value.is_null()
-        reason = first_of(masks)
-        if self.column:
-            name, drawn = VALUE, value
+            name, drawn = VALUE, groupable(value)
+            masks[f"undefined:{self.per or self.by}"] = drawn.is_null()
         else:
             coin_N = coin(rows[UID.name], seed=seed, stage=stage, purpose="sample")
             name, drawn = SAMPLE_RANK.name, pa.array(coin_N)
+        reason = first_of(masks)
         drawn = pc.if_else(reason.is_null(), drawn, None)
         return rows.select(IDENTITY).append_column(REASON.name, reason).append_column(name, drawn)
 
@@ -265,12 +258,12 @@ def placed(rows: Shards, ctx: Context) -> Shards:
     """Adds PLACE, SIZE and OFFSET to the rows, in partitions; drops VALUE."""
     rows_B = np.asarray(ctx.reduce(rows_by_bucket, rows, added)["rows"], np.int64)
     count_B = (-(-rows_B // SLICE_ROWS)).astype(np.uint64)
-    cut = Slices(seed=ctx.worker.seed, stage=ctx.worker.stage, count=count_B)
-    met = ctx.shuffle(ctx.map_shards(partial(with_unit, cut), rows), "unit")
+    slices = Slices(seed=ctx.worker.seed, stage=ctx.worker.stage, count=count_B)
+    met = ctx.shuffle(ctx.map_shards(partial(with_unit, slices), rows), "unit")
     known: Known = {}
     if (count_B > 1).any():
-        known = known_slices(ctx.reduce(partial(slices_of, cut), met, joined))
-    return ctx.map_shards(partial(with_place, cut, known), met)
+        known = known_slices(ctx.reduce(partial(slices_of, slices), met, joined))
+    return ctx.map_shards(partial(with_place, slices, known), met)
 
 
 def rows_by_bucket(rows: pa.Table) -> State:
@@ -286,11 +279,11 @@ def bucket_of(values: pa.ChunkedArray) -> NDArray[np.int64]:
     return (hashed.to_numpy() % np.uint64(BUCKETS)).astype(np.int64)
 
 
-def with_unit(cut: Slices, rows: pa.Table) -> pa.Table:
+def with_unit(slices: Slices, rows: pa.Table) -> pa.Table:
     """Adds the bucket and slice in which rows meet; rows without a value are spread."""
-    bits_N = cut.bits(rows[UID.name])
+    bits_N = slices.bits(rows[UID.name])
     bucket_N = bucket_of(rows[VALUE])
-    slice_N = (bits_N >> np.uint64(32)) * cut.count[bucket_N] >> np.uint64(32)
+    slice_N = (bits_N >> np.uint64(32)) * slices.count[bucket_N] >> np.uint64(32)
     unit_N = slice_N.astype(np.int64) * BUCKETS + bucket_N
     has_none_N = rows[VALUE].is_null().to_numpy()
     spread_N = -1 - (bits_N >> np.uint64(44)).astype(np.int64)
@@ -308,20 +301,19 @@ class Ranked:
     offset: NDArray[np.float64]  # (G,) a coin of each slice's first row
 
     @classmethod
-    def of(cls, cut: Slices, met: pa.Table) -> "Ranked":
-        code = met[VALUE].combine_chunks().dictionary_encode()
-        code = code.combine_chunks() if isinstance(code, pa.ChunkedArray) else code
+    def of(cls, slices: Slices, met: pa.Table) -> "Ranked":
+        code = met[VALUE].dictionary_encode().combine_chunks()
         code_N = code.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         unit_N = met["unit"].to_numpy()
-        order = in_order(met, unit_N, code_N, cut.bits(met[UID.name]))
+        order = in_order(met, unit_N, code_N, slices.bits(met[UID.name]))
         order = order[code_N[order] >= 0]
         key_N2 = np.stack([unit_N[order], code_N[order]], axis=1)
         begins_N = np.append(True, (key_N2[1:] != key_N2[:-1]).any(axis=1))[: len(order)]
         start_G = np.flatnonzero(begins_N)
         firsts = met[UID.name].take(pa.array(order[start_G]))
-        offset_G = coin(firsts, seed=cut.seed, stage=cut.stage, purpose="offset")
+        offset_G = coin(firsts, seed=slices.seed, stage=slices.stage, purpose="offset")
         slice_G, bucket_G = np.divmod(key_N2[start_G, 0], BUCKETS)
-        sliced = np.flatnonzero(cut.count[bucket_G] > 1)
+        sliced = np.flatnonzero(slices.count[bucket_G] > 1)
         values = code.dictionary.take(pa.array(key_N2[start_G[sliced], 1])).to_pylist()
         of_slices = zip(sliced.tolist(), values, slice_G[sliced].tolist(), strict=True)
         digests = {g: key_of(value, number) for g, value, number in of_slices}
@@ -335,9 +327,9 @@ def key_of(value: object, number: int) -> bytes:
     return digest + np.uint64(number).tobytes()
 
 
-def slices_of(cut: Slices, met: pa.Table) -> State:
+def slices_of(slices: Slices, met: pa.Table) -> State:
     """Returns the slices of sliced values; each lies in one partition."""
-    ranked = Ranked.of(cut, met)
+    ranked = Ranked.of(slices, met)
     sliced = [*ranked.digest]
     key_M3 = np.frombuffer(b"".join(ranked.digest.values()), np.uint64).reshape(-1, 3)
     return {
@@ -348,26 +340,26 @@ def slices_of(cut: Slices, met: pa.Table) -> State:
     }
 
 
-def known_slices(slices: State) -> Known:
+def known_slices(found: State) -> Known:
     """Returns by slice of a frequent value the rows before it, its value's rows and offset."""
-    order = np.lexsort((slices["slice"], slices["digest"][:, 1], slices["digest"][:, 0]))
-    digest_M2, slice_M = slices["digest"][order], slices["slice"][order]
-    rows_M = np.asarray(slices["rows"], np.int64)[order]
+    order = np.lexsort((found["slice"], found["digest"][:, 1], found["digest"][:, 0]))
+    digest_M2, slice_M = found["digest"][order], found["slice"][order]
+    rows_M = np.asarray(found["rows"], np.int64)[order]
     _, first_M, value_M = np.unique(digest_M2, axis=0, return_index=True, return_inverse=True)
     value_M = value_M.reshape(-1)
     ends_M = np.cumsum(rows_M)
     begins_V = (ends_M - rows_M)[first_M]
     before_M = ends_M - rows_M - begins_V[value_M]
     total_V = np.bincount(value_M, rows_M, len(begins_V)).astype(np.int64)
-    offset_V = slices["offset"][order][first_M]
+    offset_V = found["offset"][order][first_M]
     keys = (d.tobytes() + n.tobytes() for d, n in zip(digest_M2, slice_M, strict=True))
     values = before_M.tolist(), total_V[value_M].tolist(), offset_V[value_M].tolist()
     return dict(zip(keys, zip(*values, strict=True), strict=True))
 
 
-def with_place(cut: Slices, known: Known, met: pa.Table) -> pa.Table:
+def with_place(slices: Slices, known: Known, met: pa.Table) -> pa.Table:
     """Adds each row's place among the rows of its value, their number, and the value's coin."""
-    ranked = Ranked.of(cut, met)
+    ranked = Ranked.of(slices, met)
     before_G, total_G = np.zeros(len(ranked.rows), np.int64), ranked.rows.copy()
     offset_G = ranked.offset.copy()
     for g, digest in ranked.digest.items():

@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.stage import (
-    NUMBERS,
-    DatasetStage,
-    NonEmpty,
-    Parts,
-    Threshold,
-    Verdicts,
-    need_types,
-)
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts, need_types
 from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
@@ -94,8 +86,7 @@ class Where(DatasetStage):
         for conjunct in self.conjuncts:
             sql.check(conjunct, no_row)
         if self.top:
-            do = "name a column of numbers"
-            need_types(types, [self.top.column], NUMBERS, "key `top.column`", do)
+            need_types(types, [self.top.column], "key `top.column`", "name a column of numbers")
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
         """Returns advice on a column: quotes for a text, `any` or `all` for captions' fields."""

@@ -45,9 +45,7 @@ def joined(*states: State) -> State:
     return {name: np.concatenate([state[name] for state in filled]) for name in filled[0]}
 
 
-def with_reason(
-    rows: pa.Table, made: Mapping[str, Any], reason: pa.Array | pa.ChunkedArray
-) -> pa.Table:
+def with_reason(rows: pa.Table, made: Mapping[str, Any], reason: pa.Array) -> pa.Table:
     """Returns the rows' identity, the stage's columns, and the reason."""
     identity = {name: rows[name] for name in IDENTITY}
     return pa.table({**identity, **made, REASON.name: reason.cast(REASON_TYPE)})

@@ -46,8 +46,7 @@ def from_matrix(
     if null_N is None:
         null_N = np.isnan(row_ND).any(axis=1)
     values = pa.array(np.ascontiguousarray(row_ND, np.float32).reshape(-1))
-    mask = pa.array(null_N, pa.bool_())
-    return pa.FixedSizeListArray.from_arrays(values, row_ND.shape[1], mask=mask)
+    return pa.FixedSizeListArray.from_arrays(values, row_ND.shape[1], mask=pa.array(null_N))
 
 
 def unusable(row_ND: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -68,8 +67,14 @@ def refuse_column(
     """Applies `refuse_unusable` to a shard's column that a model made, without missing rows."""
     where = f"column '{column}'" + (f", of the model {model}" if model else "")
     do = "embed with a model that is whole; where rows have no vector, write null"
-    known_N = ~missing_N
-    refuse_unusable(int((known_N & bad_N).sum()), int(known_N.sum()), where, do)
+    refuse_unusable(int((bad_N & ~missing_N).sum()), int((~missing_N).sum()), where, do)
+
+
+def refuse_widths(image_ND: NDArray, text_ND: NDArray, where: str) -> None:
+    """Raises StageError if images and captions have vectors of two widths."""
+    if image_ND.shape[1] != text_ND.shape[1]:
+        found = f"image embeddings {image_ND.shape[1]} wide, and texts {text_ND.shape[1]} wide"
+        raise StageError(found, where, "embed both with one model")
 
 
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
