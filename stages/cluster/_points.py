@@ -12,8 +12,6 @@ from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
-    REASON,
-    REASON_TYPE,
     UID,
     Column,
 )
@@ -21,7 +19,7 @@ from clipmill.pipeline.dataset import Context, Inputs, Shards
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster._rounds import Space, Tree
 from clipmill.stages.cluster._split import merge_surveyed, surveyed
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, with_reason
 from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.centroids import Metric
 from clipmill.stages.ops.vectors.matrices import (
@@ -57,7 +55,7 @@ def points_of(
     `model` made are unusable.
     """
     row_ND, defined_N, reason = _points(column, metric, shard)
-    missing = pc.is_in(reason.cast(pa.string()), pa.array([DROPPED, "no_embedding"]))
+    missing = pc.is_in(reason, pa.array([DROPPED, "no_embedding"]))
     refuse_column(missing.to_numpy(zero_copy_only=False), ~defined_N, column, model)
     if width is not None and row_ND.shape[1] != width and defined_N.any():
         found = f"centroids {width} wide, and embeddings {row_ND.shape[1]} wide"
@@ -83,7 +81,7 @@ def _points(
     bad_N = ~np.isfinite(row_ND).all(axis=1)
     undefined = pc.make_struct(dropped_before(shard), shard[column].is_null(), pa.array(bad_N))
     reason = pc.case_when(undefined, DROPPED, "no_embedding", why)
-    return row_ND, reason.is_null().to_numpy(zero_copy_only=False), reason.cast(REASON_TYPE)
+    return row_ND, reason.is_null().to_numpy(zero_copy_only=False), reason
 
 
 def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -> pa.Table:
@@ -98,14 +96,13 @@ def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -
         near_ND = tree.centre[index_Nm[some_N, column_m]]
         cosine_Nm[some_N, column_m] = cosines(row_ND[some_N], near_ND, metric)
     columns = {
-        **{name: shard[name] for name in IDENTITY},
-        CLUSTER_ID.name: _values(index_Nm[:, 0], index_Nm[:, 0] < 0),
-        CENTROID_COSINE.name: _values(cosine_Nm[:, 0], np.isnan(cosine_Nm[:, 0])),
+        CLUSTER_ID.name: pa.array(index_Nm[:, 0], mask=index_Nm[:, 0] < 0),
+        CENTROID_COSINE.name: pa.array(cosine_Nm[:, 0], mask=np.isnan(cosine_Nm[:, 0])),
     }
     if m > 1:
         columns[NEAREST_CLUSTERS.name] = _lists(index_Nm, index_Nm < 0, defined_N)
         columns[NEAREST_COSINES.name] = _lists(cosine_Nm, np.isnan(cosine_Nm), defined_N)
-    return pa.table({**columns, REASON.name: reason})
+    return with_reason(shard, columns, reason)
 
 
 def cosines(a_ND: NDArray, b_ND: NDArray, metric: Metric) -> NDArray[np.float32]:
@@ -116,10 +113,6 @@ def cosines(a_ND: NDArray, b_ND: NDArray, metric: Metric) -> NDArray[np.float32]
     if metric == "euclidean":
         a_ND, b_ND = unit_rows(a_ND), unit_rows(b_ND)
     return np.clip(row_dot(a_ND, b_ND), -1, 1)
-
-
-def _values(value_N: NDArray, null_N: NDArray) -> pa.Array:
-    return pa.array(value_N, mask=null_N)
 
 
 def _lists(value_Nm: NDArray, null_Nm: NDArray, defined_N: NDArray) -> pa.Array:

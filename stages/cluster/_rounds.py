@@ -200,24 +200,15 @@ class Tree:
 
         In two levels they are the nearest among the children of the row's nearest parents.
         """
-        if self.parent is not None:
-            return self._near_parents(row_ND, m)
         index_Nm = np.full((len(row_ND), m), -1, np.int32)
-        if len(row_ND) and len(self.centre):
+        if not len(row_ND) or not len(self.centre):
+            return index_Nm
+        if self.parent is None or self.first is None:
             near_Nm = self._top_m(row_ND, self.centre, m)
             index_Nm[:, : near_Nm.shape[1]] = near_Nm
-        return index_Nm
-
-    def _top_m(self, row_ND: NDArray, centre_KD: NDArray, m: int) -> NDArray[np.int32]:
-        return nearest(row_ND, centre_KD, "euclidean", m, device=self.device)[0]
-
-    def _near_parents(self, row_ND: NDArray, m: int) -> NDArray[np.int32]:
-        assert self.parent is not None
-        assert self.first is not None
+            return index_Nm
         searched = min(SEARCHED, len(self.parent))
         candidate_NC = np.full((len(row_ND), searched * m), -1, np.int32)
-        if not len(row_ND) or not searched:
-            return np.full((len(row_ND), m), -1, np.int32)
         parent_NS = self._top_m(row_ND, self.parent, searched)
         order = np.argsort(parent_NS, axis=None, kind="stable")
         sorted_parent = parent_NS.reshape(-1)[order]
@@ -233,6 +224,9 @@ class Tree:
             columns = place[:, None] * m + np.arange(some)
             candidate_NC[row[:, None], columns] = first + near
         return self._best(row_ND, np.sort(candidate_NC, axis=1), m)
+
+    def _top_m(self, row_ND: NDArray, centre_KD: NDArray, m: int) -> NDArray[np.int32]:
+        return nearest(row_ND, centre_KD, "euclidean", m, device=self.device)[0]
 
     def _best(self, row_ND: NDArray, candidate_NC: NDArray, m: int) -> NDArray[np.int32]:
         """Returns the m nearest of ascending candidates in float64, the first of equals."""

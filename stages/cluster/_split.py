@@ -83,22 +83,22 @@ def children_of(
     """Returns the centres under each parent of a partition, and rows and inertia by round."""
     parent_N = rows[PARENT].to_numpy()
     order_N = np.argsort(parent_N, kind="stable")
-    cuts = np.flatnonzero(np.diff(parent_N[order_N])) + 1
+    parent_P, begin_P = np.unique(parent_N[order_N].astype(np.int64), return_index=True)
     width = rows.schema.field("unit").type.list_size
-    parents, centres, by_round = [], [np.empty((0, width), np.float32)], []
-    for index in np.split(order_N, cuts) if len(order_N) else []:
-        parent = int(parent_N[index[0]])
+    centres, by_round = [np.empty((0, width), np.float32)], []
+    groups = np.split(order_N, begin_P[1:])  # without rows one, of no parent
+    for parent, index in zip(parent_P.tolist(), groups, strict=False):
         members = rows.take(pa.array(index))
         start_KD = in_memory(members, int(children_P[parent]), parent=parent, **settings)
         state = settled(space, start_KD, as_matrix(members["unit"]), rounds)
-        parents.append(np.full(len(start_KD), parent))
         centres.append(state["centre_KD"])
         last = rounds - len(state["round_R2"])  # constant from there on
         by_round.append(np.pad(state["round_R2"], ((0, last), (0, 0)), mode="edge"))
+    count_P = np.array([*map(len, centres[1:])], np.int64)
     return {
-        "parent_K": np.concatenate(parents or [np.empty(0, np.int64)]),
+        "parent_K": np.repeat(parent_P, count_P),
         "centre_KD": np.concatenate(centres),
-        "parent_P": np.array(list(dict.fromkeys(parent for p in parents for parent in p[:1]))),
+        "parent_P": parent_P,
         "round_PR2": np.array(by_round).reshape(len(by_round), rounds, 2),
     }
 
@@ -189,8 +189,7 @@ def drawn_by_coin(number: int, rows: pa.Table) -> State:
 
 
 def merge_drawn(number: int, a: State, b: State) -> State:
-    states = [state for state in (a, b) if len(state["coin_K"])] or [a]  # empty: no width
-    return _lowest(number, {name: np.concatenate([state[name] for state in states]) for name in a})
+    return _lowest(number, joined(a, b))
 
 
 def _lowest(number: int, rows: State) -> State:
@@ -208,7 +207,7 @@ def surveyed(number: int, rows: pa.Table) -> State:
     """Returns the rows of lowest coins; the number, greatest value and squared length of all."""
     row_ND = as_matrix(rows["unit"])
     squares_N = squared(row_ND, np.zeros((1, row_ND.shape[1])), np.zeros(len(row_ND), np.int64))
-    return drawn(rows["coin"].to_numpy(), number, rows) | {
+    return drawn_by_coin(number, rows) | {
         "rows": np.array(len(rows)),
         "greatest": np.array([np.abs(row_ND).max(initial=0), squares_N.max(initial=0)]),
     }
@@ -307,7 +306,7 @@ def in_memory(
 ) -> NDArray:
     """Returns the first centres among rows of one parent."""
     many = number if start == "sampled" else IN_MEMORY * number
-    lowest = drawn(rows["coin"].to_numpy(), many, rows)["unit_KD"]
+    lowest = drawn_by_coin(many, rows)["unit_KD"]
     if start == "sampled":
         return lowest
     coin_K = step_coins(number, seed, stage, parent + 1)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.stages.ops.compiled import compiled
+from clipmill.stages.ops.vectors.matrices import blocks
 
 # Shapes: N vectors in order, U distinct ones of them, D their width; B rows of a block, C columns
 # of a strip, G groups of columns; P pairs of a row and a group.
@@ -86,7 +87,7 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     """
     U, D = row_UD.shape
     unit_UD = np.empty((U, D), np.float32)
-    for part in _parts(U):
+    for part in blocks(U):
         np.divide(row_UD[part], length_U[part, None], out=unit_UD[part], casting="same_kind")
     off = (D + 4) * FLOAT_BITS
     if precision == "float32":
@@ -101,7 +102,7 @@ def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
     rest_UD = torch.from_numpy(unit_UD)
     half_UD = rest_UD.bfloat16()
     longest = float(rest_UD.norm(dim=1).max())
-    lost = max(float((half_UD[p].float() - rest_UD[p]).norm(dim=1).max()) for p in _parts(U))
+    lost = max(float((half_UD[p].float() - rest_UD[p]).norm(dim=1).max()) for p in blocks(U))
 
     def scores(strip: slice, block: slice) -> NDArray[np.float32]:
         return (half_UD[strip] @ half_UD[block].T).float().add_(shift_U1[strip]).numpy()
@@ -148,12 +149,7 @@ def _decide(row_UD, length_U, group_P, row_P, width, cosine_U, earlier_U):
 
 def _lengths(row_ND) -> NDArray[np.float64]:
     length_N = np.empty(len(row_ND))
-    for part in _parts(len(row_ND)):
+    for part in blocks(len(row_ND)):
         wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow in their own
         length_N[part] = np.sqrt(np.vecdot(wide_BD, wide_BD))
     return length_N
-
-
-def _parts(rows: int) -> list[slice]:
-    """Returns slices of rows so small that a float64 copy of one stays in the processor's cache."""
-    return [slice(start, start + 256) for start in range(0, rows, 256)]

@@ -11,21 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import (
-    DUPLICATE_OF,
-    IDENTITY,
-    POSITION,
-    REASON,
-    REASON_TYPE,
-    SHARD,
-    UID,
-    Column,
-)
+from clipmill.metadata.schema import DUPLICATE_OF, POSITION, SHARD, UID, Column
 from clipmill.pipeline.dataset import Context, Shards, State
 from clipmill.stages.ops.compiled import compiled
 from clipmill.stages.ops.tables.combined import Concatenated, Zipped
 from clipmill.stages.ops.tables.keeper import PREFERENCE, best_first
-from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.tables.rows import added, with_reason
 
 # Shapes: N rows, V nodes (distinct values), E edges or pointers between them, T answers.
 
@@ -183,22 +174,15 @@ def settled(equal: float, joined_at: Column, members: pa.Table) -> pa.Table:
     height_N = np.where(is_best_N, height_V[node_N], np.float32(equal))
     never = np.isnan(height_N)
     keeper = uid.take(pa.array(best_V[root_V[node_N]], mask=never))
-    return pa.table(
-        {
-            **{name: rows[name] for name in IDENTITY},
-            joined_at.name: pa.array(np.abs(height_N), mask=never).cast(joined_at.dtype),
-            DUPLICATE_OF.name: keeper,
-            REASON.name: pa.nulls(len(rows), pa.string()).cast(REASON_TYPE),
-        }
-    )
+    height = pa.array(np.abs(height_N), mask=never).cast(joined_at.dtype)
+    made = {joined_at.name: height, DUPLICATE_OF.name: keeper}
+    return with_reason(rows, made, pa.nulls(len(rows), pa.string()))
 
 
 def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Array) -> pa.Table:
     """Returns the rows that have a reason, with null for both values."""
-    rows = shard.select(IDENTITY)
-    for column in (joined_at, DUPLICATE_OF):
-        rows = rows.append_column(column.name, pa.nulls(len(rows), column.dtype))
-    return rows.append_column(REASON.name, reason.cast(REASON_TYPE)).filter(reason.is_valid())
+    made = {c.name: pa.nulls(len(shard), c.dtype) for c in (joined_at, DUPLICATE_OF)}
+    return with_reason(shard, made, reason).filter(reason.is_valid())
 
 
 def numbered(

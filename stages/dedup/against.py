@@ -10,16 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.schema import (
-    IDENTITY,
-    IMAGE_EMBEDDING,
-    PHASH,
-    REASON,
-    REASON_TYPE,
-    TEXT,
-    UID,
-    Column,
-)
+from clipmill.metadata.schema import IMAGE_EMBEDDING, PHASH, TEXT, UID, Column
 from clipmill.pipeline.dataset import Context, Inputs, State, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
@@ -34,7 +25,7 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.models import image_text, images
 from clipmill.stages.ops.outside import need_folder
-from clipmill.stages.ops.tables.rows import added, put_json
+from clipmill.stages.ops.tables.rows import added, put_json, with_reason
 from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
@@ -256,14 +247,12 @@ def nearest_of_all(
     value = pa.array(near_TN[task_N, row_N], mask=~defined_N)
     by_task = pa.FixedSizeListArray.from_arrays(pa.array(near_TN.T.reshape(-1)), len(names))
     columns = {
-        **{name: shard[name] for name in IDENTITY},
         stage.way.writes.name: value.cast(stage.way.writes.dtype),
         EVAL_TASK.name: pa.array(names).take(pa.array(task_N, mask=has_none_N)),
         EVAL_KEY.name: keys.take(pa.array(first_T[task_N] + which_N, mask=has_none_N)),
-        REASON.name: reason.cast(REASON_TYPE),
         BY_TASK: by_task,
     }
-    return pa.table(columns)
+    return with_reason(shard, columns, reason)
 
 
 def counted(way: Way, tasks: int, rows: pa.Table) -> State:

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, SHA256, TEXT_IMAGES, TEXTS, UID
+from clipmill.metadata.schema import IDENTITY, SHA256, TEXT_IMAGES, TEXTS, UID
 from clipmill.metadata.uid import from_hex
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage
+from clipmill.stages.ops.tables.rows import with_reason
 
 ID = pa.binary(16)
 
@@ -67,7 +68,9 @@ def filed(exact: bool, shard: pa.Table) -> pa.Table:
     uid = out[UID.name].combine_chunks()
     image = uid
     if SHA256.name in shard.column_names:
-        image = pc.coalesce(image_ids(shard[SHA256.name]).take(pa.array(row_T)), uid)
+        # The first 128 bits of each digest; null if it is no hex, or shorter.
+        image = from_hex(pc.utf8_slice_codeunits(shard[SHA256.name], 0, 32))
+        image = pc.coalesce(image.take(pa.array(row_T)), uid)
     return (
         out.append_column("place", pa.array(place_T, pa.int32()))
         .append_column("is_text", digest.is_valid())
@@ -82,11 +85,6 @@ def digests(texts: pa.Array) -> pa.Array:
     # A loop: hashlib takes one at a time; each different text once.
     digest = [hashlib.blake2b(t.as_buffer(), digest_size=16).digest() for t in coded.dictionary]
     return pa.array(digest, ID).take(coded.indices)
-
-
-def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
-    """Returns the first 128 bits of each digest; null if it is no hex, or shorter."""
-    return from_hex(pc.utf8_slice_codeunits(sha256, 0, 32))
 
 
 def counted(partition: pa.Table) -> pa.Table:
@@ -117,6 +115,5 @@ def gathered(partition: pa.Table) -> pa.Table:
         offset_N.astype(np.int32), images, type=TEXT_IMAGES.dtype, mask=pa.array(none_N)
     )
     reason = pc.if_else(pa.array(none_N), SharedCaptions.reasons[0], None)
-    out = texts.select(IDENTITY).take(pa.array(start_N))
-    out = out.append_column(TEXT_IMAGES.name, lists)
-    return out.append_column(REASON.name, reason.cast(REASON_TYPE))
+    rows = texts.select(IDENTITY).take(pa.array(start_N))
+    return with_reason(rows, {TEXT_IMAGES.name: lists}, reason)

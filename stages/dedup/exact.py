@@ -11,23 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipmill.metadata.schema import (
-    DUPLICATE_OF,
-    IDENTITY,
-    IMAGE,
-    REASON,
-    REASON_TYPE,
-    SHA256,
-    TEXT,
-    UID,
-    URL,
-    Column,
-)
+from clipmill.metadata.schema import DUPLICATE_OF, IMAGE, REASON, SHA256, TEXT, UID, URL, Column
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.ops.tables.keeper import PREFERENCE, KeepsBest, best_first, preference
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, with_reason
 
 # Column to compare, and reasons: for a missing value, and for a value that gives no key.
 READS = {
@@ -93,9 +82,8 @@ def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
     undefined = pc.make_struct(dropped_before(shard), absent, key.is_null())
     reason = pc.case_when(undefined, DROPPED, stage.reasons[1], stage.reasons[-1])
     key = pc.if_else(reason.is_null(), key, None)
-    rows = shard.select(IDENTITY).append_column("key", key)
-    rows = rows.append_column(PREFERENCE.name, preference(stage.keep, shard))
-    return rows.append_column(REASON.name, reason.cast(REASON_TYPE))
+    made = {"key": key, PREFERENCE.name: preference(stage.keep, shard)}
+    return with_reason(shard, made, reason)
 
 
 def together(values: list[pa.Array]) -> pa.StructArray:
@@ -142,13 +130,8 @@ def name_keeper(partition: pa.Table) -> pa.Table:
     place = np.full(len(partition), -1)
     place[out["row"].to_numpy()] = np.arange(len(out))
     named = out["keeper"].to_arrow().cast(pa.binary()).cast(DUPLICATE_OF.dtype)
-    return pa.table(
-        {
-            **{name: partition[name] for name in IDENTITY},
-            DUPLICATE_OF.name: named.take(pa.array(place, mask=place < 0)),
-            REASON.name: partition[REASON.name],
-        }
-    )
+    made = {DUPLICATE_OF.name: named.take(pa.array(place, mask=place < 0))}
+    return with_reason(partition, made, partition[REASON.name])
 
 
 UNRESERVED = string.ascii_letters + string.digits + "-._~"  # RFC 3986: %41 and A are one

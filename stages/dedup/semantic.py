@@ -11,10 +11,8 @@ import pyarrow.compute as pc
 from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
-    IDENTITY,
     IMAGE_EMBEDDING,
     REASON,
-    REASON_TYPE,
     UID,
     Column,
 )
@@ -28,7 +26,7 @@ from clipmill.stages.ops.tables.keeper import (
     best_first,
     preference,
 )
-from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before, with_reason
 from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_column, unusable
 
 if TYPE_CHECKING:
@@ -101,18 +99,18 @@ def with_order(column: str, order: Order, model: str | None, shard: pa.Table) ->
     cluster = shard[CLUSTER_ID.name]
     undefined = pc.make_struct(dropped, shard[column].is_null(), pa.array(bad_N), cluster.is_null())
     reason = pc.case_when(undefined, *SemanticDuplicate.reasons)
-    rows = shard.select(IDENTITY)
-    rows = rows.append_column(PREFERENCE.name, preference(order, shard))
-    rows = rows.append_column(CLUSTER_ID.name, pc.if_else(reason.is_null(), cluster, None))
-    rows = rows.append_column("vector", shard[column])
-    return rows.append_column(REASON.name, reason.cast(REASON_TYPE))
+    made = {
+        PREFERENCE.name: preference(order, shard),
+        CLUSTER_ID.name: pc.if_else(reason.is_null(), cluster, None),
+        "vector": shard[column],
+    }
+    return with_reason(shard, made, reason)
 
 
 def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     """Returns earlier_cosine and earlier_uid of every row; each cluster is in one partition."""
-    from clipmill.stages.dedup._earlier import (
-        most_similar_earlier,
-    )  # compiled: not while a recipe is planned
+    # Compiled: not while a recipe is planned.
+    from clipmill.stages.dedup._earlier import most_similar_earlier
 
     cosine_N = np.full(len(partition), np.nan, np.float32)
     earlier_N = np.full(len(partition), -1)
@@ -125,13 +123,6 @@ def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     for rows in np.split(order_N, starts)[1:]:
         cosine_N[rows], place = most_similar_earlier(vector_ND[rows], precision)
         earlier_N[rows] = np.where(place < 0, -1, rows[place])
-    undefined_N = np.isnan(cosine_N)
     uid = partition[UID.name].combine_chunks().take(pa.array(earlier_N, mask=earlier_N < 0))
-    return pa.table(
-        {
-            **{name: partition[name] for name in IDENTITY},
-            EARLIER_COSINE.name: pa.array(cosine_N, mask=undefined_N),
-            EARLIER_UID.name: uid,
-            REASON.name: partition[REASON.name],
-        }
-    )
+    made = {EARLIER_COSINE.name: pa.array(cosine_N, mask=np.isnan(cosine_N)), EARLIER_UID.name: uid}
+    return with_reason(partition, made, partition[REASON.name])

@@ -151,7 +151,8 @@ class CaptionScores(RowStage):
         from clipmill.stages.score._values import Lookups, rarity
         from clipmill.stages.score._words import words_of
 
-        prompts, digest = prompt_texts(shipped() if self.prompts is None else self.prompts)
+        shipped = sorted(map(str, CAPTION.glob("*/*.yaml")))
+        prompts, digest = prompt_texts(shipped if self.prompts is None else self.prompts)
         worker.pin("the texts of prompts", digest)
         lookups = Lookups(
             predict=predictor("lid.176.ftz", None, f"stage '{worker.stage}'"),
@@ -245,11 +246,6 @@ def clip_scores(
 
 
 CAPTION = Path(__file__).parents[1] / "caption"  # its banks/ and prompts/ come with clipmill
-
-
-def shipped() -> list[str]:
-    """Returns the prompt and bank files that come with clipmill."""
-    return sorted(str(file) for file in CAPTION.glob("*/*.yaml"))
 
 
 def prompt_texts(files: Sequence[str]) -> tuple[list[str], str]:

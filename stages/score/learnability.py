@@ -58,14 +58,11 @@ class Learnability(RowStage):
 
 def learnability(batch: pa.Table, *, settings: Learnability) -> pa.Table:
     """Returns the difference of losses of every row, or a reason."""
-    losses = [
-        pc.divide(pc.negate(batch[name].cast(pa.float64())), tau)
-        for name, tau in (
-            (settings.learner, settings.learner_tau),
-            (settings.reference, settings.reference_tau),
-        )
-    ]
-    value = pc.subtract(*losses)
+    learner, reference = (
+        batch[name].cast(pa.float64()) for name in (settings.learner, settings.reference)
+    )
+    gained = pc.divide(reference, settings.reference_tau)  # minus the loss
+    value = pc.subtract(gained, pc.divide(learner, settings.learner_tau))
     undefined = pc.invert(pc.is_finite(value).fill_null(False))
     score = pc.if_else(undefined, None, value).cast(pa.float32())
     reason = pc.if_else(undefined, Learnability.reasons[0], None).cast(REASON_TYPE)

@@ -14,8 +14,6 @@ from clipmill.metadata.schema import (
     CAPTIONS,
     IDENTITY,
     KEEP,
-    REASON,
-    REASON_TYPE,
     TEXT,
     TEXT_CLIP_SCORE,
     TEXT_FIELDS,
@@ -28,7 +26,7 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
-from clipmill.stages.ops.tables.rows import dropped_before
+from clipmill.stages.ops.tables.rows import dropped_before, with_reason
 from clipmill.stages.ops.texts.lists import listed
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
@@ -281,16 +279,13 @@ def judged(
     kept = np.flatnonzero(kept_T)
     kept_N = np.bincount(texts.row_T[kept], minlength=len(shard))
     why = pc.make_struct(pa.array(texts.count_N == 0), pa.array(kept_N == 0))
-    return pa.table(
-        {
-            **{column: shard[column] for column in IDENTITY},
-            TEXTS.name: listed(texts.values.take(pa.array(kept)), kept_N),
-            TEXT_SCORES.name: listed(texts.scores.take(pa.array(kept)), kept_N),
-            TEXT_REASONS.name: listed(pa.array(reason_T, pa.string()), texts.count_N),
-            FELL_BACK.name: pa.array(fell_back_N),
-            REASON.name: pc.case_when(why, *SelectCaptions.reasons).cast(REASON_TYPE),
-        }
-    )
+    made = {
+        TEXTS.name: listed(texts.values.take(pa.array(kept)), kept_N),
+        TEXT_SCORES.name: listed(texts.scores.take(pa.array(kept)), kept_N),
+        TEXT_REASONS.name: listed(pa.array(reason_T, pa.string()), texts.count_N),
+        FELL_BACK.name: pa.array(fell_back_N),
+    }
+    return with_reason(shard, made, pc.case_when(why, *SelectCaptions.reasons))
 
 
 def broken_rules(stage: SelectCaptions, texts: Texts) -> Broken:

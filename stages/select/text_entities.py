@@ -77,7 +77,7 @@ class TextEntities(DatasetStage):
 
     def judged(self, rows: pa.Table) -> pa.Table:
         """Returns keep, entity and reason of every row."""
-        words = Words.of(self.wordnet)
+        words = opened(self.wordnet)
         texts = rows[TEXT.name].to_pylist()  # a loop: the rule takes one word after another
         found = [next(filter(words.counts, (text or "").split()), None) for text in texts]
         entity = pa.array(found, ENTITY.dtype)
@@ -105,11 +105,6 @@ class Words:
                 self.irregular[part][form] = bases
         self.counts = lru_cache(2**20)(self._counts)
 
-    @classmethod
-    @cache  # for every shard
-    def of(cls, folder: str) -> "Words":
-        return cls(folder)
-
     def _counts(self, word: str) -> bool:
         form = word.lower()
         for part, first in self.first.items():
@@ -121,6 +116,9 @@ class Words:
                 if base in first:
                     return first[base] in self.classes
         return False
+
+
+opened = cache(Words)  # once for all shards
 
 
 @cache
