@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,11 +73,11 @@ class TextEntities(DatasetStage):
         return digest([listing_digest(f"{self.wordnet.rstrip('/')}/{name}") for name in FILES])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        ctx.restore(ctx.map_shards(self.judged, inputs.rows))
+        ctx.restore(ctx.map_shards(partial(self.judged, self.outside()), inputs.rows))
 
-    def judged(self, rows: pa.Table) -> pa.Table:
+    def judged(self, files: str, rows: pa.Table) -> pa.Table:
         """Returns keep, entity and reason of every row."""
-        words = opened(self.wordnet)
+        words = opened(self.wordnet, files)
         texts = rows[TEXT.name].to_pylist()  # a loop: the rule takes one word after another
         found = [next(filter(words.counts, (text or "").split()), None) for text in texts]
         entity = pa.array(found, ENTITY.dtype)
@@ -118,7 +118,10 @@ class Words:
         return False
 
 
-opened = cache(Words)  # once for all shards
+@lru_cache(maxsize=1)  # once for all shards
+def opened(folder: str, files: str) -> Words:
+    """Reads WordNet. `files`, its digest, is a key of the cache only: they may change."""
+    return Words(folder)
 
 
 @cache

@@ -1,5 +1,7 @@
 """TextEntities: which words count, on a few of WordNet's, and files that do not do."""
 
+import re
+
 import pyarrow as pa
 import pytest
 
@@ -43,6 +45,18 @@ def test_a_row_stays_for_its_first_word_that_counts(wordnet, memory_context, mem
     assert out["entity"].to_pylist() == ["mice", None, None, None, "dogs", "dogs"]
     reasons = [None, *["names_no_class"] * 3, "dropped_before", "undefined:image_bytes"]
     assert out["reason"].to_pylist() == reasons
+
+
+def test_files_that_change_between_two_runs_of_a_process_are_read_again(
+    tmp_path, wordnet, memory_context, memory_shards
+):
+    rows = pa.table({"uid": pa.array([bytes(16)], pa.binary(16)), "text": ["mice"]})
+    for kept in (True, False):
+        ctx = memory_context()
+        TextEntities(wordnet=wordnet).run(Inputs(rows=memory_shards(rows)), ctx)
+        assert ctx.stored[0]["keep"].to_pylist() == [kept]
+        nouns = tmp_path / "wordnet" / "index.noun"
+        nouns.write_text(re.sub("(?m)^mouse .*\n", "", nouns.read_text()))
 
 
 def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path, monkeypatch):
