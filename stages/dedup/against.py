@@ -145,8 +145,12 @@ class AgainstEvaluation(DatasetStage):
         rows = ctx.shuffle(ctx.map_shards(nearest, inputs.rows), UID.name)
         if len(inputs.rows):
             leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
-            within = dict(zip(names, leaks["rows_TL"].tolist(), strict=True))
-            ctx.map(partial(put_json, LEAKS), [self.report(numbers, within)])
+            # A task without samples has no row within any limit.
+            within = dict.fromkeys(numbers, [0] * len(self.way.limits))
+            within |= dict(zip(names, leaks["rows_TL"].tolist(), strict=True))
+            tasks = {name: {**count, "rows": within[name]} for name, count in numbers.items()}
+            content = {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
+            ctx.map(partial(put_json, LEAKS), [content])
         ctx.restore(rows)
 
     def nothing(self, where: str, numbers: dict[str, dict[str, int]]) -> StageError:
@@ -157,16 +161,6 @@ class AgainstEvaluation(DatasetStage):
             found += f": all captions ({short}) have fewer than {self.size} {self.unit}s"
             do = "lower `size`, or set `unit: character` for scripts without spaces"
         return StageError(found, f"{where}: {redacted(self.tasks)}", do)
-
-    def report(
-        self, numbers: dict[str, dict[str, int]], rows: dict[str, list[int]]
-    ) -> dict[str, Any]:
-        """Returns leaks.json: each task's samples, and the number of rows within each limit."""
-        no_rows = [0] * len(self.way.limits)  # for a task without samples
-        tasks = {
-            name: {**count, "rows": rows.get(name, no_rows)} for name, count in numbers.items()
-        }
-        return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
 
 
 def prepared(

@@ -211,7 +211,7 @@ class Mix(DatasetStage):
         return least(KNOTS, {"hash": hash_N[some], "values": value_KN[:, some].T})
 
     def counted(self, knots: Mapping[str, NDArray[np.float64]], rows: pa.Table) -> State:
-        """Counts by column the values below each knot and above the last one, and those at it."""
+        """Counts by column, for each knot, the values between the last one and it, and at it."""
         value_KN = self.usable(rows)
         state: dict[str, NDArray[Any]] = {}
         for name, knot_M in knots.items():

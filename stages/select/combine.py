@@ -120,7 +120,8 @@ class Combine(DatasetStage):
 def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
     """Returns keep, reason and repeats of every row."""
     rule = stage.ask()
-    keep_NK = np.stack([kept(rows, read) for read in stage.reads], axis=1)
+    kept = (rows[read].fill_null(False).to_numpy() for read in stage.reads)
+    keep_NK = np.stack([*kept], axis=1)
     combination_N = keep_NK @ (1 << np.arange(len(rule.names)))
     has_image_N = np.ones(len(rows), bool)
     if IMAGE_BYTES.name in rows.column_names:
@@ -141,11 +142,6 @@ def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
             )
         made[REPEATS.name] = pa.array(times_N.astype(np.int32), REPEATS.dtype, mask=~stays_N)
     return with_reason(rows, made, reason)
-
-
-def kept(rows: pa.Table, read: str) -> NDArray[np.bool_]:
-    """Returns (N,) whether the select keeps each row."""
-    return np.asarray(rows[read].fill_null(False).to_numpy())
 
 
 def times(stage: Combine, rows: pa.Table, keep_NK: NDArray[np.bool_]) -> NDArray[np.int64]:
