@@ -167,6 +167,10 @@ def affine(stack: list[Layer]) -> Score:
         weight_DD, bias_D = next_DD @ weight_DD, next_DD @ bias_D + next_D
 
     def score(unit_ND: NDArray[np.float32]) -> NDArray[np.floating]:
+        if len(unit_ND) and unit_ND.shape[1] != weight_DD.shape[1]:
+            found = f"vectors {unit_ND.shape[1]} wide: the head reads {weight_DD.shape[1]}"
+            do = "embed by the head's own model, or bind its column by `read`"
+            raise StageError(found, "`image_embedding`", do)
         dot_N = np.empty(len(unit_ND))
         for part in blocks(len(unit_ND)):
             dot_N[part] = np.vecdot(unit_ND[part].astype(np.float64), weight_DD[0])

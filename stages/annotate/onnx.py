@@ -171,7 +171,7 @@ class Onnx(RowStage):
     def open(self, worker: Worker) -> RowFunction:
         network = open_network(self.file, worker)
         there = [port.name for port in network.outputs]
-        for lost in self.outputs.keys() - {*there}:
+        for lost in sorted(self.outputs.keys() - {*there}):
             do = f"it has {', '.join(there)}: mend `outputs`"
             raise StageError(f"a network without an output {lost!r}", network.uri, do)
         shape, side = network.input.shape[1:], self.side or 1
@@ -196,12 +196,14 @@ class Onnx(RowStage):
         columns: dict[str, pa.Array] = {}
         values = network(inputs, [*self.outputs])
         for names, value_N in zip(self.columns.values(), values, strict=True):
-            row_ND = np.full((len(batch), sum(width or 1 for width in names.values())), np.nan)
-            row_ND[known_N] = flat(value_N, row_ND.shape[1], network.uri)
+            numbers = sum(width or 1 for width in names.values())
+            row_ND = np.full((len(batch), numbers), np.nan, np.float32)
+            with np.errstate(over="ignore"):  # a float64 past float32's range is infinite
+                row_ND[known_N] = flat(value_N, numbers, network.uri)
             row_ND[~np.isfinite(row_ND)] = np.nan
             start = 0
             for name, width in names.items():
-                some_ND = row_ND[:, start : start + (width or 1)].astype(np.float32)
+                some_ND = row_ND[:, start : start + (width or 1)]
                 start += width or 1
                 columns[name] = (
                     from_matrix(some_ND)

@@ -20,6 +20,7 @@ FEATURES_WIDTH = 1280
 Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
 TURNS = (8.0, -8.0)  # degrees; each finds copies turned by some four more or less, too
 VIEWS = 1 + len(TURNS)
+REFUSED, TAKEN = 2**15 - 1, 2**12  # pixels: of a side that OpenCV does not turn, and its new length
 
 
 def width(model: str) -> int | None:
@@ -67,6 +68,9 @@ def _turned(rgb: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
     """Turns a picture about its centre, on a white canvas that holds all of it."""
     import cv2
 
+    if (longest := max(rgb.shape)) >= REFUSED:
+        size = [max(1, side * TAKEN // longest) for side in rgb.shape[1::-1]]
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     height, width = rgb.shape[:2]
     turn_23 = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     cosine, sine = np.abs(turn_23[0, :2])

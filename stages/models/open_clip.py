@@ -50,27 +50,28 @@ def parts(name: str) -> tuple[str, str | None, Path | None]:
 def load(name: str, device: str, threads: int) -> "OpenClip":
     """Loads the network with its weights; raises StageError if either cannot be loaded."""
     network, tag, file = parts(name)
-    width(name)
+    embedded = width(name)
     if file is not None and not file.is_file():
         raise StageError("no such file", str(file), "copy the weights there, or mend the path")
     import torch
 
     torch.set_num_threads(threads)
-    return OpenClip(network, tag, file, device)
+    return OpenClip(network, tag, file, embedded, device)
 
 
 class OpenClip:
     """Both towers in float32, with the network's own preprocessing and tokenizer."""
 
-    def __init__(self, network: str, tag: str | None, file: Path | None, device: str) -> None:
+    def __init__(
+        self, network: str, tag: str | None, file: Path | None, width: int, device: str
+    ) -> None:
         import open_clip
 
         from clipmill.stages.models.saved import weights_digest
 
-        self.network = network
+        self.network, self.width = network, width
         self.model, self.preprocess = _created(open_clip, network, tag, file, device)
         self.tokenize = open_clip.get_tokenizer(network)
-        self.width = width(f"{network}/{tag or file}")
         self.sha256 = weights_digest(self.model.state_dict())
         self.scale = self.model.logit_scale.exp().item()
         self.device = device

@@ -27,17 +27,17 @@ def pictures(batch: pa.Table) -> list[RGB | None]:
     return [filled(rgb, boxes) if boxes and rgb is not None else rgb for rgb, boxes in pairs]
 
 
-def filled(rgb: RGB, boxes: Sequence[Sequence[float]]) -> RGB:
+def filled(rgb: RGB, boxes: Sequence[Sequence[float] | None]) -> RGB:
     """Returns the picture with each quadrilateral in the mean colour of a ring round it.
 
-    Corners are x and y in turn, in fractions of the sides; a box that is not finite is left out.
+    Corners are x and y in turn, in fractions of the sides; a null or not finite box is left out.
     Other boxes are in no ring; without a pixel in the ring, the mean is of all outside the boxes,
     or of the picture.
     """
     import cv2
 
     height, width = rgb.shape[:2]
-    box_K42 = np.array(boxes, np.float64).reshape(-1, 4, 2)
+    box_K42 = np.array([box for box in boxes if box], np.float64).reshape(-1, 4, 2)
     box_K42 = box_K42[np.isfinite(box_K42).all((1, 2))].clip(-1, 2) * [width, height]
     corners_K42 = np.round(box_K42).astype(np.int32)
     text_HW = np.zeros((height, width), np.uint8)

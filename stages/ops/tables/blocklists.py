@@ -155,12 +155,8 @@ def opened(lists: Lists, sha256: tuple[str, ...]) -> Blocked:
 
 def _entries(name: str, path: str) -> NDArray[np.uint64]:
     """Returns the entries of a file; StageError if it has none, or a line that is none."""
-
     kind, where = KINDS[name], f"key `lists.{name}`: {redacted(path)}"
-    text = _lines(_bytes(path))
-    is_header = len(text) > 0 and not text.head(1).str.contains(kind.pattern).item()
-    if is_header:
-        text = _column(_bytes(path), text[0], kind, where)
+    text, is_header = _lines(_bytes(path), kind, where)
     if name == "hosts":
         text = _ascii(text.str.strip_prefix("*.").str.strip_chars("."))
     wrong = (~text.str.contains(kind.pattern) & (text != "")).arg_true()
@@ -179,42 +175,36 @@ def _entries(name: str, path: str) -> NDArray[np.uint64]:
     return np.unique(numbers, axis=0)
 
 
-def _lines(body: bytes) -> Any:
-    """Returns the lines of a text, in lower case, without spaces around."""
+def _lines(body: bytes, kind: Kind, where: str) -> tuple[Any, bool]:
+    """Returns a list's lines, or its column in CSV, and whether a header goes before them.
+
+    In lower case, without spaces around.
+    """
     import polars as pl
+
+    def column(**form: Any) -> pl.Series:
+        source = io.BytesIO(body)
+        frame = pl.read_csv(source, infer_schema=False, encoding="utf8-lossy", **form)
+        text = frame.to_series().fill_null("").str.strip_chars("\ufeff")
+        return text.str.strip_chars().str.to_lowercase()
 
     if not body.strip():
-        return pl.Series([], dtype=pl.String)
-    frame = pl.read_csv(
-        io.BytesIO(body),
-        has_header=False,
-        separator="\x01",
-        quote_char=None,
-        infer_schema=False,
-        encoding="utf8-lossy",
-    )
-    return frame.to_series().fill_null("").str.strip_chars(" \t\r\ufeff").str.to_lowercase()
-
-
-def _column(body: bytes, header: str, kind: Kind, where: str) -> Any:
-    """Returns the column of a CSV file that its header names."""
-    import polars as pl
-
-    separator = max(",;\t", key=header.count)
-    names = [name.strip(' "') for name in header.split(separator)]
-    column = next((names.index(name) for name in kind.columns if name in names), None)
-    if column is None:
-        do = f"write {kind.words} on each line, or a CSV with a column {' or '.join(kind.columns)}"
-        raise StageError("its first line is no entry, and no header that is known", where, do)
-    frame = pl.read_csv(
-        io.BytesIO(body),
-        separator=separator,
-        infer_schema=False,
-        columns=[column],
-        truncate_ragged_lines=True,
-        encoding="utf8-lossy",
-    )
-    return frame.to_series().fill_null("").str.strip_chars().str.to_lowercase()
+        return pl.Series([], dtype=pl.String), False
+    try:
+        text = column(has_header=False, separator="\x01", quote_char=None)
+        if text.head(1).str.contains(f"{kind.pattern}|^$").item():
+            return text, False
+        separator = max(",;\t", key=text[0].count)
+        names = [name.strip(' "') for name in text[0].split(separator)]
+        place = next((names.index(name) for name in kind.columns if name in names), None)
+        if place is not None:
+            form = {"columns": [place], "truncate_ragged_lines": True}
+            return column(separator=separator, **form), True
+    except pl.exceptions.PolarsError as error:
+        found = f"no text of lines, and no CSV: {str(error).splitlines()[0]}"
+        raise StageError(found, where, f"write {kind.words} on each line") from None
+    do = f"write {kind.words} on each line, or a CSV with a column {' or '.join(kind.columns)}"
+    raise StageError("its first line is no entry, and no header that is known", where, do)
 
 
 def _plain(url: Any) -> Any:

@@ -184,8 +184,12 @@ def rows_at_once(
         for group in groups
         for column in range(parquet.metadata.num_columns)
     )
-    unbounded = {name for name, bytes_ in width_of.items() if bytes_ is None}
-    each = [chunk.total_uncompressed_size for chunk in chunks if _top(chunk) in unbounded]
+    unbounded = tuple(f"{name}." for name, bytes_ in width_of.items() if bytes_ is None)
+    each = [
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if f"{chunk.path_in_schema}.".startswith(unbounded)
+    ]
     fixed = sum(bytes_ for bytes_ in width_of.values() if bytes_ is not None)
     worst = max([*each, fixed], default=0)
     if worst * rows <= most:
@@ -202,11 +206,6 @@ def width(dtype: pa.DataType) -> int | None:
     if pa.types.is_primitive(dtype) or pa.types.is_fixed_size_binary(dtype):
         return -(-dtype.bit_width // 8)
     return None
-
-
-def _top(chunk: pq.ColumnChunkMetaData) -> str:
-    """Returns the column that a chunk is part of."""
-    return str(chunk.path_in_schema.partition(".")[0])
 
 
 def _bytes_of_all(rows: pa.Table | pa.RecordBatch) -> int:

@@ -3,6 +3,7 @@
 A piece of the file is read at a time, so that a list may be as long as its pool.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +42,8 @@ class UidList:
     @property
     def uids(self) -> int:
         """Returns the number of uids; for a text file, the most that its bytes can hold."""
-        return (self.bounds[-1] - self.bounds[0]) // (33 if self.is_text else 16)
+        size = self.bounds[-1] - self.bounds[0]
+        return (size + 1) // 33 if self.is_text else size // 16  # the last line may lack its end
 
     def table(self, index: int) -> pa.Table:
         start, stop = self.bounds[index : index + 2]
@@ -92,7 +94,7 @@ def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Arra
     begin = max(0, start - 1)  # a line begins behind the end of another
     file.seek(begin)
     data = file.read(stop - begin + LINE_BYTES)
-    first = data.find(b"\n") + 1 if start else 0
+    first = data.find(b"\n") + 1 if start else data.startswith(BOM_UTF8) * len(BOM_UTF8)
     last = data.find(b"\n", stop - begin - 1)
     text = data[first : None if last < 0 else last].decode("latin-1")
     lines = pc.split_pattern(pa.array([text]), "\n").flatten()

@@ -110,6 +110,10 @@ def test_rows_without_a_direction_say_so_and_spare_their_neighbours(tmp_path):
     assert out["reason"] == ["no_embedding", lost, lost, None, None]
     assert out["aesthetic"][:3] == [None] * 3
     assert out["aesthetic"][3] == pytest.approx(out["aesthetic"][4])
+    short = pa.table({"image_embedding": pa.array([None, [1.0] * 512], pa.list_(pa.float32()))})
+    assert answer(short[:1])["reason"].to_pylist() == ["no_embedding"]
+    with pytest.raises(StageError, match="vectors 512 wide: the head reads 768"):
+        answer(short)
 
 
 def test_a_file_of_another_head_is_refused_by_name(tmp_path):

@@ -31,6 +31,16 @@ def test_heads_over_a_stored_embedding_are_numpys(tmp_path):
     assert out["a"].null_count == 2
 
 
+def test_a_number_past_the_range_of_float32_is_not_finite(tmp_path):
+    wide = helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE)
+    times = helper.make_node("Mul", ["wide", "large"], ["y"])
+    network = model_of([wide, times], {"x": ["n", 1]}, {"y": ["n", 1]}, large=np.array([1e300]))
+    network.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    batch = pa.table({"emb": pa.array([[1.0], [0.0]], pa.list_(pa.float32(), 1))})
+    out = opened(tmp_path, network, input="emb", outputs={"y": "a"})(batch)
+    assert out["reason"].to_pylist() == ["not_finite", None]
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 def test_pictures_are_scaled_and_shifted_as_said(tmp_path, layout, fit):

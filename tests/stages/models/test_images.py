@@ -49,5 +49,8 @@ def test_views_hold_the_whole_picture_turned_either_way():
     assert ((left > 127) != (right[:, ::-1] > 127)).mean() < 0.02  # but for pixels at the edge
     height, width = left.shape[:2]  # 40 cos 8 + 20 sin 8, and the other way round
     assert (abs(height - 42), abs(width - 25)) <= (2, 2)
+    line = np.zeros((2, 40_000, 3), np.uint8)  # longer than OpenCV turns
+    line[:, ::2] = 200
+    assert all(view.shape[1] > 4000 for view in views(line))
     dark = [int((view < 128).all(2).sum()) for view in (left, right)]
     assert all(abs(count - 40 * 20) < 120 for count in dark)

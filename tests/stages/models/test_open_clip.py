@@ -64,8 +64,8 @@ def test_the_width_is_known_from_the_packages_configuration_and_is_the_models(ne
 
 def test_the_digest_is_that_of_the_values_whatever_the_file(model, network, file, tmp_path):
     weights = torch.load(file, weights_only=True)
-    torch.save(dict(reversed(weights.items())), tmp_path / "again.pt")
-    assert load(f"open_clip:{network}@{tmp_path}/again.pt").sha256 == model.sha256
+    torch.save(dict(reversed(weights.items())), tmp_path / "again@home.pt")
+    assert load(f"open_clip:{network}@{tmp_path}/again@home.pt").sha256 == model.sha256
     weights["logit_scale"] += 1
     torch.save(weights, tmp_path / "other.pt")
     assert load(f"open_clip:{network}@{tmp_path}/other.pt").sha256 != model.sha256

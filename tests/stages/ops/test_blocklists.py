@@ -29,11 +29,12 @@ def read(tmp_path):
         f"{MD5}\n{SHA}\n",
         f"  {MD5.upper()} \r\n\r\n\t{SHA.upper()}\r\n",
         f"\ufeff{MD5}\n{SHA}",
+        f"\n{MD5}\n{SHA}\n",
         f"sha256\n{SHA}\n{MD5}\n",
         f'id,"MD5",note\n1,{MD5.upper()},a\n2," {SHA} ","b, c"\n3,,\n',
         f"note;hash\na;{SHA}\nb;{MD5}\n",
     ],
-    ids=["lines", "upper case, spaces", "mark", "header", "csv", "semicolons"],
+    ids=["lines", "upper case, spaces", "mark", "blank first line", "header", "csv", "semicolons"],
 )
 def test_a_list_is_read_in_each_form(read, text):
     blocked = read(digests=text)
@@ -119,6 +120,8 @@ def test_a_hash_of_several_words_is_near_by_the_sum_of_their_bits(read):
         ({"digests": f"{SHA}\n{SHA[:-1]}\n"}, "line 2 is no entry"),
         ({"phashes": f"hash\n{SHA[:16]}\n0x12\n"}, "line 3 is no entry"),
         ({"pdq": f"{SHA}\n{SHA[:16]}\n"}, "line 2 is no entry"),
+        ({"links": 'url,note\n"http://a.test/1.jpg,1\nhttp://a.test/2.jpg,2\n'}, "and no CSV"),
+        ({"links": "http://a.test/1.jpg\nhttp://a.test/2.jpg\x01a\n"}, "no text of lines"),
         ({"hosts": "http://bad.test/\n"}, "its first line is no entry, and no header"),
         ({"digests": "name,size\na,1\n"}, "its first line is no entry, and no header"),
     ],

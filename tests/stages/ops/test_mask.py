@@ -62,7 +62,7 @@ def test_a_turned_box_is_filled_along_its_sides():
 def test_thin_pictures_and_boxes_outside_do_no_harm():
     for rgb in drawn((1, 1), (1, 500), (500, 1)):
         assert filled(rgb, [box(0.1, 0.1, 0.9, 0.9)]).shape == rgb.shape
-        for nowhere in (box(1.5, 1.5, 2, 2), box(0, 0, np.nan, 1), box(-1e30, -9, -1, -1)):
+        for nowhere in (box(1.5, 1.5, 2, 2), box(0, 0, np.nan, 1), box(-1e30, -9, -1, -1), None):
             np.testing.assert_array_equal(filled(rgb, [nowhere]), rgb)
 
 

@@ -87,6 +87,9 @@ def test_vectors_of_one_width_are_read_whole_batches_at_a_time(tmp_path, monkeyp
         assert rows_of(64 * 1032) == 64
         assert rows_of(64 * 1032 - 1) == 32
         assert rows_at_once(file, [0], ["text"], 64, 64) == 16  # one value may be all of them
+    pq.write_table(pa.table({"text.en": ["a"] * 1000}), tmp_path / "1.parquet")
+    with pq.ParquetFile(tmp_path / "1.parquet") as file:
+        assert rows_at_once(file, [0], ["text.en"], 64, 64) == 16, "a column whose name has a dot"
 
 
 @pytest.mark.parametrize(

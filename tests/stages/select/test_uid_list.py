@@ -118,7 +118,7 @@ def test_what_export_uid_list_wrote_is_what_it_writes_again(
 
 def test_lines_may_end_as_on_windows_be_in_capitals_blank_or_without_an_end(tmp_path, listed):
     first, second = uid(0).hex(), uid(1).hex().upper()
-    (tmp_path / "it.txt").write_bytes(f"{first}\r\n\n {second} \n\n{first}".encode())
+    (tmp_path / "it.txt").write_text(f"\ufeff{first}\r\n\n {second} \n\n{first}")
     found, told = listed(str(tmp_path / "it.txt"), table(range(2)))
     assert [repeats for _, repeats, _ in found] == [2, 1]
     assert told["listed"] == 3
