@@ -27,11 +27,11 @@ from clipmill.stages.ops.compiled import compiled
 # Shapes: N texts, B bytes and C characters of all texts, E patterns.
 
 Bytes = NDArray[np.uint8]
-Codes = NDArray[np.uint32]  # code points
 
 SPACE = 32
 END = 0xFF  # closes every text: no byte of UTF-8, so nothing matches across it
-WRAPPED, BLANKS = b",.;:?!`", b"\t\n\r"
+KIND = np.zeros(256, np.uint8)  # of a byte: 1 gets spaces around it, 2 becomes a space
+KIND[[*b",.;:?!`"]], KIND[[*b"\t\n\r"]] = 1, 2
 NO_SPACES = (  # scripts without spaces, as MetaCLIP 2 lists them
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2EBEF)),
     *((0xF900, 0xFAFF), (0x2E80, 0x2FDF), (0x2FF0, 0x2FFF)),
@@ -55,7 +55,7 @@ def spaced(texts: pa.Array, rule: str) -> Texts:
     if rule == "words":
         utf8 = _folded(texts)
         return Texts(utf8, np.flatnonzero(utf8 == END))
-    return Texts(*_wrapped(*utf8_of(pc.fill_null(texts, "")), _kinds()))
+    return Texts(*_wrapped(*utf8_of(pc.fill_null(texts, "")), KIND))
 
 
 def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
@@ -118,21 +118,13 @@ def _wrapped(utf8, offset, kind):
     return out, ends
 
 
-@cache
-def _kinds() -> Bytes:
-    """Returns (256,) the kind of each byte: 1 gets spaces around it, 2 becomes a space, else 0."""
-    kind = np.zeros(256, np.uint8)
-    kind[list(WRAPPED)] = 1
-    kind[list(BLANKS)] = 2
-    return kind
-
-
 def _folded(texts: pa.Array) -> Bytes:
     """Folds texts by the rule `words`, each between two spaces and closed by END."""
     # A NUL before each text: no character composes with it, so one call folds all texts.
     plain = pc.replace_substring(pc.fill_null(texts, ""), "\0", " ").to_pylist()
     whole = unicodedata.normalize("NFKC", "\0".join(["", *plain]))
-    codes_C = _codes(unicodedata.normalize("NFKC", whole.casefold()))
+    folded = unicodedata.normalize("NFKC", whole.casefold())
+    codes_C = np.frombuffer(folded.encode("utf-32-le"), "<u4").astype(np.uint32)  # code points
     codes_C = codes_C[_classes()[codes_C] != NO_WIDTH]
     class_C = np.where(codes_C == 0, WORD, _classes()[codes_C])
     again_C = (class_C == BLANK) & _before(class_C == BLANK)
@@ -141,7 +133,9 @@ def _folded(texts: pa.Array) -> Bytes:
     symbol_C, space_C, start_C = class_C == SYMBOL, codes_C == SPACE, codes_C == 0
     edge_C = space_C | start_C
     apart_C = (symbol_C | _before(symbol_C)) & ~edge_C & ~_before(edge_C)
-    # A NUL becomes the space after one text, its END, and the space before the next.
+    # Each character gets a place, after a space if it is `apart`, and a NUL three: the space after
+    # one text, its END, the space before the next. END is a NUL until all is UTF-8, and the first
+    # two places, which stand before the first text, are cut off.
     last_C = np.cumsum(1 + apart_C + 2 * start_C.astype(np.int64)) - 1
     out = np.full(len(codes_C) and last_C[-1] + 3, SPACE, np.uint32)
     out[last_C[~start_C]] = codes_C[~start_C]
@@ -151,10 +145,6 @@ def _folded(texts: pa.Array) -> Bytes:
     utf8 = np.frombuffer(text.encode(), np.uint8).copy()
     utf8[utf8 == 0] = END
     return utf8
-
-
-def _codes(text: str) -> Codes:
-    return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint32)
 
 
 def _before(is_C: NDArray[np.bool_]) -> NDArray[np.bool_]:

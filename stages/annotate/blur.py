@@ -8,15 +8,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from msgspec import Meta
 
-from clipmill.metadata.schema import (
-    FACE_BBOXES,
-    HEIGHT,
-    IMAGE,
-    IMAGE_BYTES,
-    REASON,
-    REASON_TYPE,
-    WIDTH,
-)
+from clipmill.metadata.schema import FACE_BBOXES, HEIGHT, IMAGE, IMAGE_BYTES, REASON, WIDTH
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 from clipmill.stages.ops.images.blur import BAD_BOX, NO_BOXES, Boxes, fault, soft
 
@@ -58,9 +50,8 @@ def written(batch: pa.Table, settings: Blur) -> pa.Table:
     """Returns the picture of every row, or a reason."""
     pairs = zip(batch[IMAGE.name].to_pylist(), batch[FACE_BBOXES.name].to_pylist(), strict=True)
     rows = [of_row(body, boxes, settings) for body, boxes in pairs]
-    columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in Blur.writes}
-    reason = pa.array([r.get(REASON.name) for r in rows], REASON_TYPE)
-    return pa.table({**columns, REASON.name: reason})
+    types = pa.schema([(c.name, c.dtype) for c in (*Blur.writes, REASON)])
+    return pa.Table.from_pylist(rows, types)
 
 
 def of_row(body: bytes | None, boxes: Boxes | None, settings: Blur) -> dict[str, object]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.metadata.schema import REASON, TEXT, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 CAPTION_WORDS = Column(
@@ -88,5 +88,5 @@ def caption(batch: pa.Table) -> pa.Table:
         text.contains(FILENAME).alias(CAPTION_IS_FILENAME.name),
         pl.when(pl.col(TEXT.name).is_null()).then(pl.lit("no_text")).alias(REASON.name),
     )
-    types = [*((c.name, c.dtype) for c in Caption.writes), (REASON.name, REASON_TYPE)]
-    return counted.to_arrow().cast(pa.schema(types))
+    types = pa.schema([(c.name, c.dtype) for c in (*Caption.writes, REASON)])
+    return counted.to_arrow().cast(types)

@@ -59,12 +59,10 @@ def annotate(batch: pa.Table) -> pa.Table:
         {} if rgb is None else {**shape(body), **look(rgb)}
         for body, rgb in zip(image.to_pylist(), rows_of(pixels), strict=True)
     ]
-    columns = {
-        c.name: pa.array([row.get(c.name) for row in rows], c.dtype) for c in AnnotateImage.writes
-    }
+    types = pa.schema([(c.name, c.dtype) for c in AnnotateImage.writes])
     undefined = pc.make_struct(image.is_null(), pixels.is_null())
     reason = pc.case_when(undefined, *AnnotateImage.reasons).cast(REASON_TYPE)
-    return pa.table({**columns, REASON.name: reason})
+    return pa.Table.from_pylist(rows, types).append_column(REASON.name, reason)
 
 
 def shape(body: bytes) -> dict[str, str | int | float]:

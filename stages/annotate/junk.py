@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.metadata.schema import REASON, TEXT, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def junk(batch: pa.Table, weights: dict[str, int]) -> pa.Table:
         boilerplate(text).cast(pl.Float32).alias(CAPTION_BOILERPLATE.name),
         pl.when(text.is_null()).then(pl.lit("no_text")).alias(REASON.name),
     )
-    types = [*((c.name, c.dtype) for c in Junk.writes), (REASON.name, REASON_TYPE)]
-    return scored.to_arrow().cast(pa.schema(types))
+    types = pa.schema([(c.name, c.dtype) for c in (*Junk.writes, REASON)])
+    return scored.to_arrow().cast(types)
 
 
 def spam(text: "pl.Expr", weights: dict[str, int]) -> "pl.Expr":

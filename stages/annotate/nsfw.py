@@ -51,15 +51,12 @@ class Nsfw(RowStage):
 
 def scored(batch: pa.Table, network: Network) -> pa.Table:
     """Returns the score of every row, or a reason."""
-    rgb = rows_of(batch[PIXELS.name])
-    known_N = np.array([picture is not None for picture in rgb], bool)
+    known_N = batch[PIXELS.name].is_valid().to_numpy()
     side = SCALED - 2 * MARGIN
-    pictures = [picture for picture in rgb if picture is not None]
-    row_NSS3 = np.empty((len(pictures), side, side, 3), np.float32)
-    for row_SS3, picture in zip(row_NSS3, pictures, strict=True):
-        row_SS3[:] = prepared(picture)
+    pictures = [prepared(rgb) for rgb in rows_of(batch[PIXELS.name]) if rgb is not None]
+    row_NSS3 = np.array(pictures, np.float32).reshape(-1, side, side, 3)
     (chance_N2,) = network(row_NSS3, [network.outputs[0].name])
-    score_N = np.zeros(len(rgb), np.float32)
+    score_N = np.zeros(len(batch), np.float32)
     score_N[known_N] = chance_N2[:, -1]  # safe, not safe
     score = pa.array(score_N, mask=~known_N)
     reason = pa.array([None if known else Nsfw.reasons[0] for known in known_N], REASON_TYPE)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT_BOXES, Column
+from clipmill.metadata.schema import REASON, TEXT_BOXES, Column
 from clipmill.pipeline.extras import missing
 from clipmill.pipeline.stage import Gpus, OneUp, RowFunction, RowStage, Worker, location
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
@@ -68,13 +68,10 @@ class TextBoxes(RowStage):
     def annotate(self, batch: pa.Table, reader: Any) -> pa.Table:
         """Returns the boxes of every row, or a reason."""
         rgb = rows_of(batch[PIXELS.name])
-        rows = [{} if picture is None else self.found(picture, reader) for picture in rgb]
-        columns = {
-            column.name: pa.array([row.get(column.name) for row in rows], column.dtype)
-            for column in self.writes
-        }
-        reason = pa.array([None if row else self.reasons[0] for row in rows], REASON_TYPE)
-        return pa.table({**columns, REASON.name: reason})
+        lost = {REASON.name: self.reasons[0]}
+        rows = [lost if picture is None else self.found(picture, reader) for picture in rgb]
+        types = pa.schema([(column.name, column.dtype) for column in (*self.writes, REASON)])
+        return pa.Table.from_pylist(rows, types)
 
     def found(self, rgb: RGB, reader: Any) -> dict[str, Any]:
         """Returns boxes, their share and text of one picture."""

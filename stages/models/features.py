@@ -66,8 +66,8 @@ def efficientnet() -> Any:
 def fused(network: Any) -> Any:
     """Folds every batch norm of the network into the convolution before it."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    names = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
     for block in network._blocks:
-        names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
         pairs += [(block, conv, norm) for conv, norm in names if hasattr(block, conv)]
     for owner, conv, norm in pairs:
         setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))

@@ -47,7 +47,6 @@ SUMMED = 4096  # rows in float64 at a time
 
 Texts: TypeAlias = pa.ChunkedArray | pl.Series | list[str]
 Rows: TypeAlias = slice | NDArray[np.intp]
-ALL = slice(None)
 
 
 class FilterNetwork(nn.Module):
@@ -348,7 +347,7 @@ class Embedder:
         def embed(head: FilterNetwork, rows: Rows) -> NDArray[np.float32]:
             return self._in_batches(head.embed_images, image_NI[rows])
 
-        return embed(self.heads[0], ALL) if fold_N is None else self._by_fold(embed, fold_N, 0)
+        return self._by_fold(embed, fold_N, 0)
 
     def embed_texts(
         self, text_NT: NDArray[np.float32], captions: Texts, fold_N: NDArray[np.int64] | None = None
@@ -361,14 +360,16 @@ class Embedder:
             with torch.inference_mode():
                 return head.with_words(text_ND, texts[rows]).cpu().numpy()
 
-        return embed(self.heads[0], ALL) if fold_N is None else self._by_fold(embed, fold_N, 1)
+        return self._by_fold(embed, fold_N, 1)
 
     def _by_fold(
         self,
         embed: Callable[[FilterNetwork, Rows], NDArray[np.float32]],
-        fold_N: NDArray[np.int64],
+        fold_N: NDArray[np.int64] | None,
         image_or_text: int,
     ) -> NDArray[np.float32]:
+        if fold_N is None:
+            return embed(self.heads[0], slice(None))
         end_K2 = self.ends[image_or_text]
         root_K = np.sqrt(1 - np.vecdot(end_K2, end_K2))  # of the slope
         out_ND = np.empty((len(fold_N), self.width), np.float32)

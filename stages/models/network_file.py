@@ -4,7 +4,6 @@ A file is read once: its digest is of the bytes that run, so ONNX weights beside
 """
 
 import hashlib
-from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -38,13 +37,12 @@ ADVICE = {  # words of onnxruntime's errors, and what to do
 RGB = NDArray[np.uint8]  # (H, W, 3)
 
 
-@dataclass(frozen=True)
 class Port:
     """An input or output of a network; a size that varies is None."""
 
-    name: str
-    shape: tuple[int | None, ...]  # rows first
-    dtype: Any
+    def __init__(self, port: Any) -> None:
+        self.name, self.dtype = port.name, port.type
+        self.shape = tuple(n if isinstance(n, int) else None for n in port.shape)  # rows first
 
 
 class Network:
@@ -52,7 +50,8 @@ class Network:
 
     def __init__(self, session: Any, uri: str, sha256: str, on_gpu: bool) -> None:
         self.session, self.uri, self.sha256 = session, uri, sha256
-        self.inputs, self.outputs = map(_ports, (session.get_inputs(), session.get_outputs()))
+        self.inputs = [*map(Port, session.get_inputs())]
+        self.outputs = [*map(Port, session.get_outputs())]
         if len(self.inputs) != 1 or self.input.dtype not in TYPES:
             names = ", ".join(f"{port.name!r} of {port.dtype}" for port in self.inputs)
             do = "export a network of one input: tensor(float), tensor(float16) or tensor(uint8)"
@@ -119,11 +118,10 @@ def open_packaged(module: str, file: str, known: str, worker: Worker) -> Network
     return network
 
 
-def look_at(uri: str, key: str = "file") -> None:
-    """Raises StageError where a setting names no file, or one that is plainly no ONNX file."""
+def look_at(uri: str) -> None:
+    """Raises StageError where `file` names no file, or one that is plainly no ONNX file."""
     store, path = open_uri(uri)
-    info = store.get_file_info(path)
-    where = f"key `{key}`"
+    info, where = store.get_file_info(path), "key `file`"
     if not info.is_file:
         raise StageError(f"no file '{redacted(uri)}'", where, "copy the weights there, or mend it")
     if info.size >= LARGEST:
@@ -172,13 +170,6 @@ def from_bytes(body: bytes, uri: str, worker: Worker) -> Network:
         do = "install the CUDA and cuDNN that its onnxruntime-gpu asks for; or leave out `gpus`"
         raise StageError("onnxruntime could not load CUDA", f"stage '{worker.stage}'", do)
     return Network(session, uri, hashlib.sha256(body).hexdigest(), on_gpu)
-
-
-def _ports(values: list[Any]) -> list[Port]:
-    return [
-        Port(v.name, tuple(n if isinstance(n, int) else None for n in v.shape), v.type)
-        for v in values
-    ]
 
 
 def _words(error: Exception) -> str:

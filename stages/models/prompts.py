@@ -80,17 +80,12 @@ def load_prompt(
 
 
 HERE = Path(__file__).parents[1]  # stages
-ENDINGS = (".yaml", ".yml")
-
-
-def is_path(name: str) -> bool:
-    """Returns whether a setting names a user's file, not one of ours."""
-    return name.endswith(ENDINGS)
+ENDINGS = (".yaml", ".yml")  # of a user's file, not one of ours
 
 
 def stem(name: str) -> str:
     """Returns a file's name without folder and ending, for a `prompt_id`."""
-    return Path(name).stem if is_path(name) else name
+    return Path(name).stem if name.endswith(ENDINGS) else name
 
 
 def prompt_id(name: str, template: str) -> str:
@@ -100,7 +95,7 @@ def prompt_id(name: str, template: str) -> str:
 
 def path_of(name: str, folder: str, key: str) -> str:
     """Returns the path of a named file; raises RecipeError if it is neither ours nor a path."""
-    if is_path(name):
+    if name.endswith(ENDINGS):
         return name
     ours = sorted(file.stem for file in (HERE / folder).glob("*.yaml"))
     if name not in ours:

@@ -1,6 +1,5 @@
 """Starts a model server of our own beside the worker: on a Unix socket, with a random key."""
 
-import contextlib
 import http.client
 import secrets
 import socket
@@ -82,9 +81,6 @@ class OverSocket(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        with contextlib.ExitStack() as stack:
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(self.timeout)
-            sock.connect(str(self._path))
-            self.sock = sock
-            stack.pop_all()
+        self.sock = socket.socket(socket.AF_UNIX)  # `close` closes it if it cannot connect, too
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

@@ -93,9 +93,6 @@ def minilm(weights: dict[str, Tensor], token_BT: Tensor) -> Tensor:
         weight, bias = weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"]
         return functional.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
-    def by_head(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
     T = token_BT.shape[1]
     real_BT = token_BT != 0
     real_BT[:, 0] = True  # for rows that fill a batch: attention over no token is NaN
@@ -105,7 +102,9 @@ def minilm(weights: dict[str, Tensor], token_BT: Tensor) -> Tensor:
     for layer in range(LAYERS):
         path = f"encoder.layer.{layer}"
         query, key, value = (
-            by_head(linear(x_BTE, f"{path}.attention.self.{name}"))
+            linear(x_BTE, f"{path}.attention.self.{name}")
+            .unflatten(-1, (HEADS, -1))
+            .transpose(1, 2)
             for name in ("query", "key", "value")
         )
         heads = functional.scaled_dot_product_attention(query, key, value, real_BT[:, None, None])

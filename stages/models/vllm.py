@@ -65,17 +65,14 @@ def look(name: str) -> None:
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """Pins the digest of a local model, and starts the server."""
     environments(name)
-    folder = Path(name).expanduser()
-    is_local = _is_local(name)
-    if is_local:
+    model = identity = name
+    if is_local := _is_local(name):
         look(name)
-        identity = digest(folder)
+        folder = Path(name).expanduser()
+        model, identity = str(folder), digest(folder)
         worker.pin(f"model {name}", identity)
-    else:
-        identity = name
     on_gpu = worker.device == "cuda"
     python = worker.environment(CUDA if on_gpu else CPU)
-    model = str(folder) if is_local else name
     flags = ["--served-model-name", "model", "--enable-prefix-caching", "--max-model-len", "auto"]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1  # the worker's own
     flags += ["--tensor-parallel-size", str(gpus)] if on_gpu else FLAGS_ON_CPU

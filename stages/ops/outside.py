@@ -4,6 +4,7 @@ Files and folders that settings name are looked up at plan and at each run, with
 """
 
 import os
+from functools import partial
 
 from pyarrow.fs import FileType
 
@@ -30,22 +31,8 @@ def listing_digest(setting: str | None) -> str:
     return digest([info.size, info.mtime_ns])
 
 
-def need_file(uri: str, key: str, do: str) -> None:
-    """Raises StageError if a setting names no file."""
-    _need(uri, key, "file", do)
-
-
-def need_folder(uri: str, key: str, do: str) -> None:
-    """Raises StageError if a setting names no folder."""
-    _need(uri, key, "folder", do)
-
-
-def need_either(uri: str, key: str, do: str) -> None:
-    """Raises StageError if a setting names neither a file nor a folder."""
-    _need(uri, key, "file or folder", do)
-
-
-def _need(uri: str, key: str, expected: str, do: str) -> None:
+def _need(expected: str, uri: str, key: str, do: str) -> None:
+    """Raises StageError if a setting names nothing, or something else than is expected."""
     kinds = {FileType.File: "file", FileType.Directory: "folder"}
     store, path = open_uri(uri)
     kind = kinds.get(store.get_file_info(path).type)
@@ -53,6 +40,10 @@ def _need(uri: str, key: str, expected: str, do: str) -> None:
         name = f"'{redacted(uri)}'"
         found = f"{name} is a {kind}, not a {expected}" if kind else f"no {expected} {name}"
         raise StageError(found, f"key `{key}`", do)
+
+
+need_file, need_folder = partial(_need, "file"), partial(_need, "folder")
+need_either = partial(_need, "file or folder")
 
 
 def need_weights(what: str, sha256: str, known: str, package: str) -> None:

@@ -47,7 +47,9 @@ def filled(rgb: RGB, boxes: Sequence[Sequence[float] | None]) -> RGB:
     elsewhere_3 = mean_of(rgb, rest_HW if rest_HW.any() else np.ones_like(rest_HW))
     out = rgb.copy()
     for corner_42 in corners_K42:
-        ring = max(LEAST_RING, math.ceil(RING * shorter(corner_42)))
+        first, second, third, _ = corner_42
+        shorter = min(math.dist(first, second), math.dist(second, third))
+        ring = max(LEAST_RING, math.ceil(RING * shorter))
         low, high = corner_42.min(0) - ring, corner_42.max(0) + ring + 1
         x, y = (slice(max(0, low[n]), max(0, high[n])) for n in (0, 1))
         inside_HW = np.zeros_like(text_HW[y, x])
@@ -64,11 +66,6 @@ def filled(rgb: RGB, boxes: Sequence[Sequence[float] | None]) -> RGB:
 def mean_of(rgb: RGB, mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Returns (3,) the mean colour of masked pixels, rounded."""
     return np.round(rgb[mask_HW].mean(0)).astype(np.uint8)
-
-
-def shorter(corner_42: NDArray[np.int32]) -> float:
-    """Returns the shorter of the first two sides of a quadrilateral."""
-    return min(math.dist(corner_42[0], corner_42[1]), math.dist(corner_42[1], corner_42[2]))
 
 
 def cut_out(rgb: RGB) -> RGB:

@@ -206,12 +206,11 @@ def _lists(values: Values) -> pa.Array:
             if pa.types.is_floating(number) or pa.types.is_integer(number):
                 return array
         values = [None if value is None else [] for value in array.to_pylist()]
-    numbers = (int, float)
-    every = [value if value is None or isinstance(value, list) else [] for value in values]
-    every = [
-        value if value is None or all(isinstance(item, numbers) for item in value) else []
-        for value in every
-    ]
+
+    def are_numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(item, (int, float)) for item in value)
+
+    every = [value if value is None or are_numbers(value) else [] for value in values]
     return pa.array(every, pa.list_(pa.float64()))
 
 

@@ -91,21 +91,19 @@ def _bounds(start: int, stop: int) -> tuple[int, ...]:
 
 def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Array:
     """Returns the uids of the lines that begin between two offsets, blank lines left out."""
-    begin = max(0, start - 1)  # a line begins behind the end of another
+    begin = max(0, start - 1)  # with the end of the line before: the first line begins behind it
     file.seek(begin)
-    data = file.read(stop - begin + LINE_BYTES)
+    data = file.read(stop - begin + LINE_BYTES)  # to the end of the last line
     first = data.find(b"\n") + 1 if start else data.startswith(BOM_UTF8) * len(BOM_UTF8)
     last = data.find(b"\n", stop - begin - 1)
     text = data[first : None if last < 0 else last].decode("latin-1")
-    lines = pc.split_pattern(pa.array([text]), "\n").flatten()
-    uid = from_hex(pc.utf8_trim_whitespace(lines))
-    is_bad = pc.and_(uid.is_null(), pc.not_equal(pc.utf8_trim_whitespace(lines), ""))
-    row = is_bad.index(True).as_py()
+    lines = pc.utf8_trim_whitespace(pc.split_pattern(pa.array([text]), "\n").flatten())
+    uid = from_hex(lines)
+    row = pc.and_(uid.is_null(), pc.not_equal(lines, "")).index(True).as_py()
     if row >= 0:
+        where = f"{where}, line {_newlines(file, begin + first) + row + 1}"
         raise StageError(
-            found=f"{lines[row].as_py()[:40]!r} is no uid",
-            where=f"{where}, line {_newlines(file, begin + first) + row + 1}",
-            do="write 32 hex digits a line",
+            f"{lines[row].as_py()[:40]!r} is no uid", where, "write 32 hex digits a line"
         )
     return uid.drop_null()
 

