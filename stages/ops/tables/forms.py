@@ -201,20 +201,22 @@ def as_row(item: Raw) -> Mapping[str, Any]:
 
 
 def named(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns each name with its captions or its fields; of columns, their rows."""
+    """Returns each name with its captions or its fields, if null without; of columns, their rows."""
     if is_columns(values):
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     texts = {name: [value] if isinstance(value, str) else value for name, value in values.items()}
     texts = {name: value for name, value in texts.items() if isinstance(value, list)}
     objects = {name: value for name, value in values.items() if isinstance(value, dict)}
     if any(texts.values()):
-        return [{"file_name": name, "caption": texts[name]} for name in texts]
+        names = [name for name in values if name not in objects]
+        return [{"file_name": name, "caption": texts.get(name)} for name in names]
     if len(objects) < 2:
         raise ValueError("neither an array of objects nor captions")
     keys = [*next(iter(objects.values()))]
     if all(map(str.isdecimal, keys)):  # of the rows, in columns, as pandas writes them
         return [{name: objects[name].get(key) for name in objects} for key in keys]
-    return [{"file_name": name, **objects[name]} for name in objects]
+    names = [name for name in values if name in objects or values[name] is None]
+    return [{"file_name": name, **objects.get(name, {})} for name in names]
 
 
 def is_columns(arrays: Mapping[str, Any]) -> bool:

@@ -199,7 +199,7 @@ def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
 def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Sample | Finding]:
     """Yields one instance's candidates; its cue becomes DataComp's prompt, `A cue` or `An isle`."""
     candidates, right = row["candidates"] or [], set(row["associations"] or [])
-    cue = (row[CUE] or "").lower()
+    cue = row[CUE].lower() if isinstance(row[CUE], str) else ""
     pictures = row["candidate_images"] or []
     is_whole = bool(cue) and len(candidates) == len(pictures) > 1
     if not is_whole or not 0 < sum(name in right for name in candidates) < len(candidates):

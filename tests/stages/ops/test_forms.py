@@ -145,6 +145,18 @@ def test_nan_in_a_document_is_null_and_in_its_captions_a_word(tmp_path):
     assert rows_of(tmp_path / "it.json") == rows
 
 
+def test_a_name_without_captions_or_fields_is_a_row(tmp_path):
+    (tmp_path / "texts.json").write_text('{"a.jpg": "a dog", "b.jpg": null, "c.jpg": 3}')
+    none = [{"file_name": name, "caption": None} for name in ("b.jpg", "c.jpg")]
+    found = rows_of(tmp_path / "texts.json")
+    assert found == [{"file_name": "a.jpg", "caption": ["a dog"]}, *none]
+    (tmp_path / "fields.json").write_text(
+        '{"a.jpg": null, "b.jpg": {"t": "x"}, "c.jpg": {"t": "y"}}'
+    )
+    rows = [("a.jpg", None), ("b.jpg", "x"), ("c.jpg", "y")]
+    assert rows_of(tmp_path / "fields.json") == [{"file_name": n, "t": t} for n, t in rows]
+
+
 def test_a_document_that_ends_within_a_text_of_many_quotes_is_refused_at_once(tmp_path):
     (tmp_path / "it.json").write_text('[{"w": NaN}, {"c": "' + 60_000 * '\\"')
     with pytest.raises(pa.ArrowInvalid):
