@@ -280,7 +280,7 @@ def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:
             "stage": cut.stage,
             "text": cut.text,
             "rows": rule_counts.both(place, place),
-            "alone": rule_counts.alone(place),
+            "alone": rule_counts.rows[1 << place],
             "both": [rule_counts.both(place, other) for other in range(len(cuts))],
         }
         for place, cut in enumerate(cuts)

@@ -201,7 +201,7 @@ def as_row(item: Raw) -> Mapping[str, Any]:
 
 
 def named(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns each name with its captions or its fields, if null without; of columns, their rows."""
+    """Returns each name with its captions or fields, if null without; of columns, their rows."""
     if is_columns(values):
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     texts = {name: [value] if isinstance(value, str) else value for name, value in values.items()}
