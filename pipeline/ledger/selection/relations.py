@@ -110,6 +110,10 @@ class RuleCounts:
         """Returns the rows that break both rules; of equal rules, the rows that break it."""
         return sum(rows for bits, rows in self.rows.items() if bits >> a & 1 and bits >> b & 1)
 
+    def alone(self, place: int) -> int:
+        """Returns the rows that break this rule and no other."""
+        return self.rows[1 << place]
+
     def sets(self) -> tuple[Broken, ...]:
         """Returns the rows of each set of rules, most frequent first."""
         ranked = sorted(self.rows.items(), key=lambda item: (-item[1], item[0]))
@@ -234,7 +238,7 @@ class RelationCounts:
                     stage=rule.stage,
                     text=rule.text,
                     rows=self.rule_counts.both(place, place),
-                    alone=self.rule_counts.rows[1 << place],
+                    alone=self.rule_counts.alone(place),
                 )
                 for place, rule in enumerate(self.rules)
             ),

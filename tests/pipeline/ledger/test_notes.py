@@ -97,7 +97,7 @@ def test_what_a_stage_says_stands_at_the_end_of_a_run_beside_what_its_pool_shows
     assert "\nnotes\n  learn: 4 rows are few\n" in said
     assert "learn: 4 rows are few" in Page(report(latest("run"))).text
     monkeypatch.setattr(notes_, "MOST_ROWS", 3)  # a large pool is not looked through
-    monkeypatch.setattr(notes_, "stored", None)
+    monkeypatch.setattr(notes_, "tables", None)
     assert notes(latest("run"))["learn"] == (own,)
 
 
