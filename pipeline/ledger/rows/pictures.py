@@ -109,16 +109,12 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
     bound = {"image": (source, IMAGE.name), "reason": (source, REASON.name)}
     rows = rows_at(state, bound | ({"text": text} if text else {}), stored)
     unsafe = unsafe_at(state, state.plan.stages[stage].root or stage, stored)
-    by_place = {
-        place: {**row, "is_unsafe": is_unsafe}
-        for place, row, is_unsafe in zip(stored, rows, unsafe, strict=True)
-    }
+    by_place = dict(zip(stored, zip(rows, unsafe, strict=True), strict=True))
     answer = {}
     for digits, uid in whole.items():
         place = places.get(uid)
-        row = by_place.get(place, {}) if place else {}
-        image = row.get("image")
-        missing = None
+        row, is_unsafe = by_place.get(place, ({}, False)) if place else ({}, False)
+        image, text, missing = row.get("image"), row.get("text"), None
         if place is None:
             missing = NO_ROW
         elif not row:
@@ -126,11 +122,7 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
         elif image is None:
             missing = in_words(row["reason"]) if row["reason"] else f"'{source}' stored none"
         answer[digits] = StoredImage(
-            uid=uid,
-            image=image,
-            text=row.get("text"),
-            missing=missing,
-            is_unsafe=row.get("is_unsafe", False),
+            uid=uid, image=image, text=text, missing=missing, is_unsafe=is_unsafe
         )
     return answer
 

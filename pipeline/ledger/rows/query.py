@@ -169,12 +169,11 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
     if dropped is True:
         return frozenset()
     codes = [dropped] if isinstance(dropped, str) else list(dropped)
-    own = drops(state, stage)
+    own, root = drops(state, stage), state.plan.stages[stage].root
+    over = [name for name, planned in state.plan.stages.items() if planned.root == root]
     for code in codes:
         if code in (*own, NOT_SELECTED, BEFORE):
             continue
-        root = state.plan.stages[stage].root
-        over = [name for name, planned in state.plan.stages.items() if planned.root == root]
         others = [name for name in over if name != stage and code in drops(state, name)]
         stage_state = state.stages[stage]
         if others and not (stage_state.complete and all(stage_state.columns["counts"].to_pylist())):

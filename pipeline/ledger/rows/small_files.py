@@ -59,12 +59,13 @@ def frames(
         names |= {REASON.name: None}
     stages = list(dict.fromkeys([query.source(name)[0] for name in names]))
     groups = [*_groups(query, stages, shards)]
+    states = {stage: query.state.stages[stage] for stage in stages}
     with ThreadPoolExecutor(DISK_READERS if query.state.run.is_local else READERS) as pool:
 
         def submit(group: Sequence[int]) -> Files:
             return {
-                stage: [pool.submit(_sound, *_file(query, stage, shard)) for shard in group]
-                for stage in stages
+                stage: [pool.submit(_sound, s.folder, s.shards[n].files[0]) for n in group]
+                for stage, s in states.items()
             }
 
         following = submit(groups[0])
@@ -146,11 +147,6 @@ def _rows(query: Query, shard: int) -> int:
 def _size(query: Query, stage: str, shard: int) -> int:
     """Returns the bytes of a shard's first file."""
     return query.state.stages[stage].scan.records[shard][0].size_bytes
-
-
-def _file(query: Query, stage: str, shard: int) -> tuple[Storage, str]:
-    stage_state = query.state.stages[stage]
-    return stage_state.folder, stage_state.shards[shard].files[0]
 
 
 def _sound(folder: Storage, name: str) -> str | bytes:

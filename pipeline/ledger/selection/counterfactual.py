@@ -102,8 +102,7 @@ def threshold_of(planned: PlannedStage, vary: Vary) -> Threshold:
         raise RecipeError(
             f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
             planned.where,
-            "name the one by its sign: "
-            + " or ".join(f"{vary.name}{threshold.sign}…" for threshold in named),
+            f"name the one by its sign: {' or '.join(f'{vary.name}{t.sign}…' for t in named)}",
         )
     names = ", ".join(dict.fromkeys(threshold.name for threshold in known))
     raise RecipeError(

@@ -206,7 +206,9 @@ class RelationCounts:
         self.number_CM.append(number_CN[:, sampled_M])
         self.keep_M.append(keep_N[sampled_M])
         for name, group in groups.items():
-            names = group.take(pa.array(sampled_M)).cast(pa.string())  # a dictionary is a shard's
+            names = group.take(pa.array(sampled_M)).cast(
+                pa.string()
+            )  # without a shard's dictionary
             self.group_M.setdefault(name, []).extend(names.chunks)
 
     def add(self, other: "RelationCounts") -> None:

@@ -251,11 +251,7 @@ def survey(state: RunState, end: str) -> Survey:
             if len(tally) > 1
         },
         readers={
-            by: tuple(
-                planned.name
-                for planned in selects_up_to(state, end)
-                if where in planned.bindings[0].values()
-            )
+            by: tuple(p.name for p in selects_up_to(state, end) if where in p.bindings[0].values())
             for by, where in groups.items()
         },
         samples={

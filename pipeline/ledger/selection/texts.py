@@ -134,9 +134,9 @@ def _bound(state: RunState, planned: PlannedStage, is_last: bool) -> dict[str, B
             read = [bindings[TEXT.name], *read]  # the pool's caption, which no list of `texts` has
         columns = [TEXTS.name, REASONS]
     else:
-        columns = [*_own_texts(planned), CAPTIONS_MISSING.name] if _lists(planned) else []
+        made = [*_own_texts(planned), CAPTIONS_MISSING.name, REASON.name]
+        columns = made if _lists(planned) else []
         own[REASON.name] = (name, REASON.name)
-        columns += [REASON.name] if columns else []
     bound = {column: own[column] for column in columns if column in own}
     return bound | ({f"<{n}": source for n, source in enumerate(read)} if bound else {})
 

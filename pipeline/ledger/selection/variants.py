@@ -93,6 +93,7 @@ def _tried(run: Storage, variant: Variant, differs: Changes, scans: dict[str, Sc
     except ClipmillError as error:  # a missing own stage, or a setting of another version
         refused = f"{error.args[0]} ({error.args[1]})"
     stages = state.stages if state else {}
+    left = {name: _so_far(stage) for name, stage in stages.items() if not stage.complete}
     return Tried(
         number=variant.number,
         recipe=variant.ran["name"],
@@ -101,10 +102,10 @@ def _tried(run: Storage, variant: Variant, differs: Changes, scans: dict[str, Sc
         is_last=variant.is_last,
         changes=differs,
         stages=len(variant.ran["stages"]),
-        left={name: _so_far(stage) for name, stage in stages.items() if not stage.complete},
+        left=left,
         ends=kept_by_ends(state) if state else (),
         refused=refused,
-        again=run_again(run, variant) if any(not s.complete for s in stages.values()) else "",
+        again=run_again(run, variant) if left else "",
     )
 
 

@@ -5,6 +5,7 @@ canonical rows that stages name, and how many rows name it.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,6 +72,14 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
     for copy in copies:
         first.setdefault(copy.root, copy.place)
     sample = copies[0]
+    shard, position = sample.place
+    found = partial(
+        Why,
+        uid=sample.uid.hex(),
+        shard=shard,
+        position=position,
+        copies=max(Counter(copy.root for copy in copies).values()),
+    )
     rows = [
         stage_row(state, planned, first[planned.root])
         for planned in state.plan.stages.values()
@@ -78,34 +87,24 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
         and planned.root in first
         and first[planned.root][0] in state.stages[planned.name].shards
     ]
-    shard, position = sample.place
-    copied = max(Counter(copy.root for copy in copies).values())
     if listed := [replace(row, values={}) for row in rows if row.reason == LISTED]:
-        return Why(
-            uid=sample.uid.hex(),
-            shard=shard,
-            position=position,
-            copies=copied,
+        return found(
             stages=tuple(listed),
             ends=tuple(
                 Verdict(
-                    stage=row.stage,
+                    stage=n,
                     kept=False,
-                    cause=row.stage,
+                    cause=n,
                     reason=LISTED,
-                    sentence=f"dropped by '{row.stage}': {LISTED}",
+                    sentence=f"dropped by '{n}': {LISTED}",
                 )
-                for row in listed
+                for n in (row.stage for row in listed)
             ),
             exported=(),
             picture=PicturePlace(),
         )
     by_stage = {row.stage: row for row in _with_keepers(state, rows, sample.uid, first)}
-    return Why(
-        uid=sample.uid.hex(),
-        shard=shard,
-        position=position,
-        copies=copied,
+    return found(
         stages=tuple(by_stage.values()),
         ends=tuple(
             verdict(state, name, by_stage, first[state.plan.stages[name].root], sample.uid)
