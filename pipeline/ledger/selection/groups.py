@@ -35,12 +35,8 @@ RANGES = (
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
     """Returns the stored columns for grouping rows: language, source of a union, domain, size."""
-    columns = {
-        "language": LANGUAGE.name,
-        "source": SOURCE.name,
-        "domain": URL.name,
-        "size": MIN_SIDE,
-    }
+    columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
+    columns |= {"size": MIN_SIDE}
     bound = {name: binding(state, stage, column) for name, column in columns.items()}
     return {name: where for name, where in bound.items() if where is not None}
 

@@ -110,10 +110,6 @@ class RuleCounts:
         """Returns the rows that break both rules; of equal rules, the rows that break it."""
         return sum(rows for bits, rows in self.rows.items() if bits >> a & 1 and bits >> b & 1)
 
-    def alone(self, place: int) -> int:
-        """Returns the rows that break this rule and no other."""
-        return self.rows[1 << place]
-
     def sets(self) -> tuple[Broken, ...]:
         """Returns the rows of each set of rules, most frequent first."""
         ranked = sorted(self.rows.items(), key=lambda item: (-item[1], item[0]))
@@ -206,9 +202,7 @@ class RelationCounts:
         self.number_CM.append(number_CN[:, sampled_M])
         self.keep_M.append(keep_N[sampled_M])
         for name, group in groups.items():
-            names = group.take(pa.array(sampled_M)).cast(
-                pa.string()
-            )  # without a shard's dictionary
+            names = group.take(pa.array(sampled_M)).cast(pa.string())  # a dictionary is a shard's
             self.group_M.setdefault(name, []).extend(names.chunks)
 
     def add(self, other: "RelationCounts") -> None:
@@ -240,7 +234,7 @@ class RelationCounts:
                     stage=rule.stage,
                     text=rule.text,
                     rows=self.rule_counts.both(place, place),
-                    alone=self.rule_counts.alone(place),
+                    alone=self.rule_counts.rows[1 << place],
                 )
                 for place, rule in enumerate(self.rules)
             ),

@@ -160,7 +160,7 @@ def test_sets_of_rules_add_up_over_shards_and_pairs_are_told_from_them():
     assert sum(of.rows for of in rule_counts.sets()) == 400
     for a in range(5):
         others_N = np.delete(broken_RN, a, axis=0).any(axis=0)
-        assert rule_counts.alone(a) == (broken_RN[a] & ~others_N).sum()
+        assert rule_counts.rows[1 << a] == (broken_RN[a] & ~others_N).sum()
         for b in range(5):
             assert rule_counts.both(a, b) == (broken_RN[a] & broken_RN[b]).sum()
     RuleCounts().count([])
