@@ -118,14 +118,20 @@ def population(shard: pa.Table) -> pa.Table:
         UNDEFINED[1]: pc.fill_null(pc.is_nan(cosine), True),
     }
     reason = first_of(masks)
+    made = {CENTROID_COSINE.name: pc.if_else(reason.is_null(), cosine, None)}
+    return keyed_by_cluster(shard, reason, made)
+
+
+def keyed_by_cluster(shard: pa.Table, reason: pa.Array, made: Mapping[str, Any]) -> pa.Table:
+    """Returns identity, cluster (null with a reason), columns, reason, and the key to shuffle by.
+
+    Rows without a cluster are spread by position: together they would fill one partition.
+    """
     cluster = pc.if_else(reason.is_null(), shard[CLUSTER_ID.name], None)
-    # Rows that are not ranked are spread by position: together they would fill one partition.
     elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
     columns = {name: shard[name] for name in IDENTITY}
     columns["key"] = pc.coalesce(cluster.cast(pa.int64()), elsewhere)
-    columns[CLUSTER_ID.name] = cluster
-    columns[CENTROID_COSINE.name] = pc.if_else(reason.is_null(), cosine, None)
-    return pa.table(columns | {REASON.name: reason})
+    return pa.table({**columns, CLUSTER_ID.name: cluster, **made, REASON.name: reason})
 
 
 def refuse_strangers(number_K: NDArray[np.integer], centroids: int, where: str) -> None:

@@ -13,10 +13,8 @@ import pyarrow.compute as pc
 from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
-    IDENTITY,
     IMAGE_BYTES,
     KEEP,
-    POSITION,
     REASON,
     UID,
     Column,
@@ -29,7 +27,7 @@ from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.tables.rows import DROPPED, added
 from clipmill.stages.ops.vectors.centroids import look_for
-from clipmill.stages.select._clustered import SizedSelect, refuse_strangers
+from clipmill.stages.select._clustered import SizedSelect, keyed_by_cluster, refuse_strangers
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -157,8 +155,8 @@ class BalancedTree(SizedSelect):
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
     """Returns identity, cluster and preference in it; for rows without a cluster, the reason."""
-    cluster = shard[CLUSTER_ID.name]
-    reason = first_of({**left_out(shard), f"undefined:{CLUSTER_ID.name}": cluster.is_null()})
+    has_none = shard[CLUSTER_ID.name].is_null()
+    reason = first_of({**left_out(shard), f"undefined:{CLUSTER_ID.name}": has_none})
     if order == "random":
         coin_N = coin_hash(shard[UID.name], seed=seed, stage=stage, purpose="leaf")
         end_N = pa.array(np.arange(len(shard) + 1, dtype=np.int32))
@@ -166,13 +164,7 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
     else:
         by = Keep(column=CENTROID_COSINE.name, order="desc" if order == "nearest" else "asc")
         first = preference(by, shard)
-    cluster = pc.if_else(reason.is_null(), cluster, None)
-    # Rows without a cluster are spread by position: together they would fill one partition.
-    elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
-    columns = {name: shard[name] for name in IDENTITY}
-    columns["key"] = pc.coalesce(cluster.cast(pa.int64()), elsewhere)
-    columns |= {PREFERENCE.name: first, CLUSTER_ID.name: cluster, REASON.name: reason}
-    return pa.table(columns)
+    return keyed_by_cluster(shard, reason, {PREFERENCE.name: first})
 
 
 def counted(clusters: int, where: str, rows: pa.Table) -> State:
