@@ -59,7 +59,7 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, lookups: Lookups) -> 
         schema.TEXT_LANGUAGE: language,
         schema.TEXT_LANGUAGE_CONFIDENCE: confidence,
         schema.TEXT_FOREIGN: _foreign(language, own_language, confidence, lookups.languages),
-        schema.TEXT_REPETITION: _nullable(repetition(text)),
+        schema.TEXT_REPETITION: pa.array(repetition(text)),
         schema.TEXT_IS_REFUSAL: is_refusal(plain),
         schema.TEXT_PROMPT_LEAK: _nullable(leak(words, lookups.prompts, words_of(beside))),
         schema.TEXT_HAS_DISCLAIMER: has_disclaimer(plain),

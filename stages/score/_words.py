@@ -50,7 +50,7 @@ def copy_ratio(text: Words, source: Words) -> NDArray[np.float32]:
 
 
 def repetition(texts: pl.Series) -> NDArray[np.float32]:
-    """Returns (N,) the share of words that repeat, or of characters in runs; NaN without words.
+    """Returns (N,) the share of words that repeat, or of characters in runs; 0 without words.
 
     A word repeats in a run of AGAIN words that occurred before in the text, or in one or two words
     that follow themselves twice or more. Fewer than FEW repeating words count as none.
