@@ -40,9 +40,9 @@ class Unlisted(DatasetStage):
 
     Links, hosts and digests of links need no download: put it before, and `only: NAME` into the
     stage that downloads. Digests are also those of pictures, by `sha256` of the pool or a download.
-    Nothing that is stored says which list has a row, or which entry: the reason is `listed`, and
-    out/lists.json counts the rows of each list. `why`, `show`, pages and exports of lost rows show
-    no text, link or picture of a listed row.
+    Nothing that is stored says which list has a row, or which entry: the reason is `listed`, of a
+    row that an earlier select dropped too, and out/lists.json counts the rows of each list. `why`,
+    `show`, pages and exports of lost rows show no text, link or picture of a listed row.
 
     Source: Re-LAION-5B (2024), for lists before any link is opened; PDQ (Meta 2019), for 31 of 256
         bits, a share that other hashes get too, and for the quality below which none is compared.
@@ -57,11 +57,11 @@ class Unlisted(DatasetStage):
     max_distance: Annotated[int, Meta(ge=0, le=16)] = 7  # most bits that a perceptual hash differs
     max_pdq_distance: Annotated[int, Meta(ge=0, le=64)] = later(31)  # most bits that a PDQ differs
 
-    version = 1
+    version = 2
     determinism = "exact"
     optional_reads = (KEEP, URL, SHA256)  # of the last two `digests` needs either
     writes = (KEEP,)
-    reasons = (DROPPED, LISTED)
+    reasons = (LISTED, DROPPED)
 
     def __post_init__(self) -> None:
         if not self.lists.paths:
@@ -116,7 +116,7 @@ def found_on(rows: pa.Table, settings: Unlisted, sha256: tuple[str, ...]) -> pa.
         code_NW = words_of("".join(pdq.filter(pa.array(counts_N)).to_pylist()), WORDS["pdq"])
         masks["pdq"][counts_N] = blocked.near("pdq", code_NW, settings.max_pdq_distance)
     listed = pa.array(np.any([*masks.values()], axis=0))
-    reason = first_of({DROPPED: dropped_before(rows), LISTED: listed})
+    reason = first_of({LISTED: listed, DROPPED: dropped_before(rows)})  # what is listed is hidden
     found = {name: pa.array(mask) for name, mask in masks.items()}
     return pa.table({**{n: rows[n] for n in IDENTITY}, REASON.name: reason, **found})
 

@@ -53,11 +53,11 @@ def test_a_row_on_any_list_is_dropped_and_lists_are_counted(lists, judged):
     assert counts == {"rows": 4, "links": 1, "hosts": 2, "digests": 1}
 
 
-def test_what_an_earlier_select_dropped_stays_dropped_for_its_own_reason(lists, judged):
-    table = rows(range(2), url=URLS[:2], keep=[False, True])
+def test_what_an_earlier_select_dropped_is_listed_too_so_that_nothing_shows_it(lists, judged):
+    table = rows(range(3), url=URLS[:3], keep=[False, True, False])
     reasons, counts = judged(Unlisted(lists=lists(links="a.test/1\nb.test/2")), table)
-    assert reasons == ["dropped_before", "listed"]
-    assert counts["rows"] == 1
+    assert reasons == ["listed", "listed", "dropped_before"]
+    assert counts["rows"] == counts["links"] == 2
 
 
 def test_a_near_perceptual_hash_is_dropped_and_a_row_without_one_stays(lists, judged):
