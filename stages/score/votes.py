@@ -65,9 +65,10 @@ class Votes(DatasetStage):
         need_types(types, self.rules, "key `rules`", do, kinds=(pa.types.is_boolean,))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        good_P = np.empty(0)
+        count_P, good_P = np.zeros(0, np.int64), np.empty(0)
         if len(inputs.rows):
             count_P = ctx.reduce(self.counted, inputs.rows, added)["rows"].astype(np.int64)
+        if count_P.any():
             vote_MJ = votes_of(np.flatnonzero(count_P), len(self.rules))
             count_M = count_P[count_P > 0]
             for name, vote_M in zip(self.rules, vote_MJ.T, strict=True):

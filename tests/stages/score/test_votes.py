@@ -80,3 +80,9 @@ def test_rules_that_tell_nothing_apart_are_refused(scored):
         Votes(rules=RULES).check({"a": pa.bool_(), "b": pa.float64(), "c": pa.bool_()})
     with pytest.raises(RecipeError, match="a rule stands twice"):
         Votes(rules=("a", "b", "a"))
+
+
+def test_a_pool_of_no_rows_has_no_rule_that_tells_nothing_apart(memory_context, memory_shards):
+    ctx = memory_context()
+    Votes(rules=RULES).run(Inputs(rows=memory_shards(table([]))), ctx)
+    assert sum(map(len, ctx.stored)) == 0
