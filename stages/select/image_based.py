@@ -236,10 +236,11 @@ def put_summary(
     from clipmill.stages.select._targets import target_counts
 
     near = target_counts(targets)
-    by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
+    by_task = zip(about["tasks"].items(), near.by_task, about["kept_T"], strict=True)
     tasks = {
         name: {"targets": count, "centroids": int(near_K.sum()), "kept": kept}
         for (name, count), near_K, kept in by_task
     }
-    whole = {"centroids": len(near.count), "near": int((near.count >= at_least).sum())}
-    return put_json(SUMMARY, {**about, **whole, "tasks": tasks}, task)
+    whole = {name: value for name, value in about.items() if name not in ("tasks", "kept_T")}
+    whole |= {"centroids": len(near.count), "near": int((near.count >= at_least).sum())}
+    return put_json(SUMMARY, {**whole, "tasks": tasks}, task)

@@ -15,7 +15,7 @@ from clipmill.stages.models.reference import Reference
 from clipmill.stages.ops.images.decode import decode
 from clipmill.stages.ops.vectors import targets
 from clipmill.stages.ops.vectors.matrices import from_matrix
-from clipmill.stages.select import _targets
+from clipmill.stages.select import _targets, image_based
 from clipmill.stages.select.image_based import ImageBased
 from tests.stages.select.targets import MODEL, D, coarse, datacomp, pool, write_targets
 from tests.stages.task_folders import picture
@@ -320,3 +320,13 @@ def test_a_shard_without_rows_or_without_an_embedding_is_no_mistake(files, selec
     out, told = selected(pool(nothing[:0]), pool(nothing), **places)
     assert out["reason"].to_pylist() == ["undefined:image_embedding"] * 2
     assert told["kept"] == 0
+
+
+def test_a_summary_that_could_not_be_stored_is_the_same_at_the_next_try(monkeypatch):
+    near = _targets.TargetCounts(np.array([2]), np.ones((1, 1), bool))
+    monkeypatch.setattr(_targets, "target_counts", lambda targets: near)
+    monkeypatch.setattr(image_based, "put_json", lambda name, value, task: value)
+    item = {"column": "image_embedding", "rows": 3, "kept": 1, "kept_T": [1], "tasks": {"a": 2}}
+    first, second = (image_based.put_summary(None, 1, item, None) for _ in range(2))
+    assert first == second
+    assert first["tasks"] == {"a": {"targets": 2, "centroids": 1, "kept": 1}}
