@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import FACE_BBOXES, REASON, REASON_TYPE, Column
+from clipmill.metadata.schema import FACE_BBOXES, REASON, Column
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
     Between0And1,
@@ -74,11 +74,9 @@ class Faces(RowStage):
             if boxes[row] is None and picture is not None:
                 found = faces(picture, network, self.side, self.min_confidence)
                 boxes[row], scores[row] = found[:, :4].tolist(), found[:, 4].tolist()
-        reason = pa.array([self.reasons[0] if row is None else None for row in boxes], REASON_TYPE)
-        columns = zip(self.writes, (boxes, scores), strict=True)
-        return pa.table(
-            {**{c.name: pa.array(rows, c.dtype) for c, rows in columns}, REASON.name: reason}
-        )
+        reason = [self.reasons[0] if row is None else None for row in boxes]
+        columns = {FACE_BBOXES.name: boxes, FACE_SCORES.name: scores, REASON.name: reason}
+        return pa.table(columns, pa.schema([(c.name, c.dtype) for c in (*self.writes, REASON)]))
 
 
 def faces(rgb: RGB, network: Network, side: int, least: float) -> NDArray[np.float32]:

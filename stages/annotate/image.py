@@ -86,8 +86,7 @@ def look(rgb_HW3: NDArray[np.uint8]) -> dict[str, float]:
     grey_HW = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2GRAY)
     share_L = np.bincount(grey_HW.reshape(-1), minlength=256) / grey_HW.size
     bits_L = np.log2(share_L, where=share_L > 0, out=np.zeros(256))
-    steps = [COLOR_STEPS] * 3, [0, 256] * 3
-    colors = cv2.calcHist([rgb_HW3], [0, 1, 2], None, *steps)
+    colors = cv2.calcHist([rgb_HW3], [0, 1, 2], None, [COLOR_STEPS] * 3, [0, 256] * 3)
     return {
         MEAN_LUMA.name: float(grey_HW.mean()),
         LUMA_STD.name: float(grey_HW.std()),

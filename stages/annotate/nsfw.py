@@ -8,8 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import NSFW_SCORE, REASON, REASON_TYPE
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.extras import install
 from clipmill.pipeline.stage import Gpus, RowFunction, RowStage, Worker, location
-from clipmill.stages.models.network_file import Network, in_package, open_packaged, square_of
+from clipmill.stages.models.network_file import Network, in_package, open_network, square_of
 from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N pictures, S side of what the network reads.
@@ -45,7 +47,11 @@ class Nsfw(RowStage):
         in_package(*PACKAGED)
 
     def open(self, worker: Worker) -> RowFunction:
-        network = open_packaged(*PACKAGED, SHA256, worker)
+        module, file = PACKAGED
+        network = open_network(in_package(*PACKAGED), worker, f"{module}/{file}")
+        if network.sha256 != SHA256:
+            found = f"{file} has digest {network.sha256[:12]}, and {SHA256[:12]} is known"
+            raise StageError(found, f"the package {module}", f"{install(module)} --force-reinstall")
         return lambda batch: scored(batch, network)
 
 

@@ -196,20 +196,15 @@ class Onnx(RowStage):
         columns: dict[str, pa.Array] = {}
         values = network(inputs, [*self.outputs])
         for names, value_N in zip(self.columns.values(), values, strict=True):
-            numbers = sum(width or 1 for width in names.values())
-            row_ND = np.full((len(batch), numbers), np.nan, np.float32)
+            ends = np.cumsum([width or 1 for width in names.values()])
+            row_ND = np.full((len(batch), ends[-1]), np.nan, np.float32)
             with np.errstate(over="ignore"):  # a float64 past float32's range is infinite
-                row_ND[known_N] = flat(value_N, numbers, network.uri)
+                row_ND[known_N] = flat(value_N, ends[-1], network.uri)
             row_ND[~np.isfinite(row_ND)] = np.nan
-            start = 0
-            for name, width in names.items():
-                some_ND = row_ND[:, start : start + (width or 1)]
-                start += width or 1
-                columns[name] = (
-                    from_matrix(some_ND)
-                    if width
-                    else pa.array(some_ND[:, 0], mask=np.isnan(some_ND[:, 0]))
-                )
+            parts = np.split(row_ND, ends[:-1], axis=1)
+            for (name, width), part_ND in zip(names.items(), parts, strict=True):
+                number_N = pa.array(part_ND[:, 0], from_pandas=True)  # NaN is null
+                columns[name] = from_matrix(part_ND) if width else number_N
         null = [pa.array(~known_N), *(column.is_null() for column in columns.values())]
         texts = [self.reasons[0], *[NOT_FINITE] * len(columns)]
         reason = pc.case_when(pc.make_struct(*null), *texts).cast(REASON_TYPE)

@@ -188,7 +188,7 @@ class Client:
         try:
             return await asyncio.shield(paid)
         except asyncio.CancelledError:
-            last_s = opened.loop.time() + min(seconds, LAST_S)
+            last_s = opened.loop.time() + min(seconds, LAST_S)  # its time-out now, if not sooner
             with contextlib.suppress(RuntimeError):  # the request has not begun, or is over
                 limit.reschedule(min(last_s, limit.when() or last_s))
             while not paid.done():  # a row is cancelled by its batch, and again by the batch's end
@@ -230,12 +230,12 @@ class Client:
         """Returns the reason as an answer; raises StageError if the server is to blame."""
         self.failed += reply.reason in (*TRANSIENT, "bad_request")
         self.is_doubted = reply.reason in ("bad_request", "no_form", "unsent")
-        is_early = not self.is_settled or self.failed < FAILED_IN_A_ROW
-        if not reply.is_refused and is_early:
-            return Generated(reason=reply.reason)
-        found = f"the server at {self.endpoint.url} is gone: {reply.message}"
-        if not reply.is_refused:
+        if reply.is_refused:
+            found = f"the server at {self.endpoint.url} is gone: {reply.message}"
+        elif self.is_settled and self.failed >= FAILED_IN_A_ROW:
             found = f"{self.failed} requests in a row had no answer; the last: {reply.message}"
+        else:
+            return Generated(reason=reply.reason)
         do = "start the server again, or mend it, and run again: what is stored stays"
         error = StageError(found, self.where, do)
         self._end(error)

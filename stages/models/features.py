@@ -32,11 +32,10 @@ class ImageFeatures:
     def __init__(self, precision: Precision, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.dtype, self.device = dtype_of(precision, device), device
-        kind = {"dtype": self.dtype, "memory_format": torch.channels_last}
         network = efficientnet()
         self.sha256 = weights_digest(network.state_dict())
         need_weights("EfficientNet-Lite0", self.sha256, EFFICIENTNET_SHA256, EFFICIENTNET)
-        self.network = fused(network).to(device, **kind)
+        self.network = fused(network).to(device, self.dtype, memory_format=torch.channels_last)
 
     def __call__(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Returns (N, D), the mean over the cells of the last layer."""

@@ -109,15 +109,6 @@ def in_package(module: str, file: str) -> str:
     return str(Path(spec.submodule_search_locations[0], file))
 
 
-def open_packaged(module: str, file: str, known: str, worker: Worker) -> Network:
-    """Opens a network that comes in a package; StageError where its digest is not the known one."""
-    network = open_network(in_package(module, file), worker, f"{module}/{file}")
-    if network.sha256 != known:
-        found = f"{file} has digest {network.sha256[:12]}, and {known[:12]} is known"
-        raise StageError(found, f"the package {module}", f"{install(module)} --force-reinstall")
-    return network
-
-
 def look_at(uri: str) -> None:
     """Raises StageError where `file` names no file, or one that is plainly no ONNX file."""
     store, path = open_uri(uri)

@@ -5,7 +5,6 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from clipmill.pipeline.errors import StageError
@@ -40,7 +39,17 @@ def serve(
             f"stage '{worker.stage}'",
             "set TMPDIR to a folder with a shorter path",
         )
-    is_healthy = partial(is_well, path)
+
+    def is_healthy() -> bool:
+        connection = OverSocket(path)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
     helper = worker.start_helper(
         command(path), is_healthy=is_healthy, wait_s=wait_s, env={**env, key_env: key}
     )
@@ -59,18 +68,6 @@ def serve(
         revive=revive,
         concurrency=concurrency,
     )
-
-
-def is_well(path: Path) -> bool:
-    """Returns whether the server on a Unix socket reports good health."""
-    connection = OverSocket(path)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 class OverSocket(http.client.HTTPConnection):

@@ -58,7 +58,8 @@ def _windows(rgb: RGB, turns: Sequence[float]) -> list[RGB]:
     windows = []
     for degrees in turns:
         turn_23: NDArray[np.float64] = np.array(cv2.getRotationMatrix2D(centre, degrees, scale))
-        turn_23[:, 2] += SIDE / 2 - centre[0], SIDE / 2 - centre[1]
+        turn_23[:, 2] += SIDE / 2 - centre[0], SIDE / 2 - centre[1]  # the centre to the window's
+        # It is of pixels of `rgb`, and is given those of `drawn`, which are larger.
         turn_23[:, :2] *= rgb.shape[1] / drawn.shape[1], rgb.shape[0] / drawn.shape[0]
         turned = cv2.warpAffine(drawn, turn_23, (SIDE, SIDE), borderValue=(255, 255, 255))
         windows.append(turned.astype(np.uint8, copy=False))

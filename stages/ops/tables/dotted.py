@@ -12,7 +12,10 @@ import pyarrow.compute as pc
 
 
 def flat(paths: Sequence[str], table: pa.Table) -> pa.Table:
-    """Returns the columns at the paths that are there; a path into another type gives none."""
+    """Returns the columns at the paths that are there; a path into another type gives none.
+
+    Where no path is there, all columns: a table without any has no rows.
+    """
     columns = {}
     for path in paths:
         name, *below = [path] if path in table.column_names else path.split(".")

@@ -22,15 +22,14 @@ def summary_of(
         dataset: dict[str, Any] = json.loads(Outputs(Storage(data)).read(SUMMARY))
     except FileNotFoundError:
         dataset = {}
+    where = f"stage '{stage}', key `{key}`: {Storage(data)}"
     if dataset.get("format") not in formats:
         named = " or ".join(f"export.{name}" for name in formats)
         found = f"a {dataset['format']} export" if dataset else "no Parquet export"
-        where = f"stage '{stage}', key `{key}`: {Storage(data)}"
         raise StageError(found, where, f"name a stage of {named}")
     files = [part["file"] for file in dataset["files"] for part in (file, file.get("pixels", file))]
     if strange := [name for name in files if "/" in name or "\\" in name]:
         found = f"{SUMMARY} names a file {strange[0]!r}, which is no name"
-        where = f"stage '{stage}', key `{key}`: {Storage(data)}"
         raise StageError(found, where, "name an export that clipmill wrote")
     return dataset
 
