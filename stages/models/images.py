@@ -9,13 +9,15 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.image_text import load, width_of
 from clipmill.stages.models.watched import Watched, pictures
 
 # Shapes: N images, D width of the embedding.
 
-FEATURES = "features"  # or features:float32
+FEATURES = "features"
+PRECISIONS = "", "bfloat16", "float32"  # after features:
 FEATURES_WIDTH = 1280
 Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
 TURNS = (8.0, -8.0)  # degrees; each finds copies turned by some four more or less, too
@@ -28,7 +30,11 @@ def width(model: str) -> int | None:
 
     Raises RecipeError if there is no such model. Imports no framework.
     """
-    return FEATURES_WIDTH if model.partition(":")[0] == FEATURES else width_of(model)
+    kind, _, precision = model.partition(":")
+    if kind == FEATURES and precision not in PRECISIONS:
+        do = "write features, or features:float32"
+        raise RecipeError(f"features have no precision {precision!r}", f"model '{model}'", do)
+    return FEATURES_WIDTH if kind == FEATURES else width_of(model)
 
 
 def embedder(model: str, worker: Worker) -> Embed:

@@ -27,7 +27,9 @@ def test_features_are_those_of_the_frozen_network_whose_weights_are_pinned(worke
 
 
 def test_an_unknown_scheme_is_refused_and_features_are_known():
-    width("features")
+    assert width("features") == width("features:float32")
+    with pytest.raises(RecipeError, match="no precision 'float16'"):
+        width("features:float16")
     width("reference")
     with pytest.raises(RecipeError, match="did you mean 'reference'"):
         width("refrence")
