@@ -293,7 +293,7 @@ def database(storage: Storage, path: str) -> Iterator["Sql | Workbook"]:
         yield source
 
 
-SQLITE_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+SQLITE_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
 DUCKDB_TABLES = (
     "SELECT table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
     " AND table_schema = 'main'"

@@ -35,8 +35,8 @@ def database(tmp_path):
         connection.execute("CREATE INDEX other_order ON one (name DESC, body)")
         rows = [("a", b"\xff\x00"), ("b", "text"), ("c", 12), (None, None)]
         connection.executemany("INSERT INTO one VALUES (?, ?)", rows)
-        connection.execute('CREATE TABLE "t""w; o" (x PRIMARY KEY) WITHOUT ROWID')
-        connection.execute('INSERT INTO "t""w; o" VALUES (1)')
+        connection.execute('CREATE TABLE "sqlite t""w; o" (x PRIMARY KEY) WITHOUT ROWID')
+        connection.execute('INSERT INTO "sqlite t""w; o" VALUES (1)')
         connection.execute("CREATE VIEW seen AS SELECT upper(name) AS name FROM one")
     return path
 
@@ -60,12 +60,12 @@ def test_conversations_that_all_have_two_turns_have_answers_too():
 def test_sqlite_is_read_in_the_order_of_its_rows(database):
     assert [row["name"] for row in rows_of(database, "one")] == ["a", "b", "c", None]
     assert [*rows_of(database, "one", ["name"])[0]] == ["name"]
-    assert rows_of(database, 't"w; o') == [{"x": 1}]
+    assert rows_of(database, 'sqlite t"w; o') == [{"x": 1}]
     assert rows_of(database, "seen")[0] == {"name": "A"}
 
 
 def test_of_several_tables_one_is_named(database):
-    assert names_in(Storage(str(database.parent)), "it.db") == ["one", 't"w; o']
+    assert names_in(Storage(str(database.parent)), "it.db") == ["one", 'sqlite t"w; o']
     with pytest.raises(StageError, match="2 tables: 'one'") as error:
         rows_of(database)
     assert "`table: NAME`" in str(error.value)
