@@ -1,9 +1,9 @@
 """Lists of what a pool must not hold: links, hosts, digests, perceptual hashes.
 
-A list is text of one entry a line, or CSV with a header. Case and spaces around do not count, nor
-does http or https. In memory an entry takes 8 bytes, the first 64 bits of a hash or digest: by
-chance a text is on a list with 2^-64 an entry; one of PDQ 32. Reading one takes some four times its
-file.
+A list is text of one entry a line, or CSV with a header. Case, spaces and quotes around do not
+count, nor does http or https. In memory an entry takes 8 bytes, the first 64 bits of a hash or
+digest: by chance a text is on a list with 2^-64 an entry; one of PDQ 32. Reading one takes some
+four times its file.
 """
 
 import hashlib
@@ -27,6 +27,8 @@ from clipmill.stages.ops.outside import need_file
 WORDS = {"phashes": 1, "pdq": 4}  # of a perceptual hash
 ANY_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?([^/?#:]+)"  # of a link
 
+LABEL = r'[^\s/:@.,;"]+'  # of a host; in any script
+
 
 class Kind(NamedTuple):
     """The columns that hold a list in CSV, a pattern of all entries, and what an entry is."""
@@ -38,7 +40,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "links": Kind(("url", "link"), r"^\S+[./]\S*$", "a link"),
-    "hosts": Kind(("domain", "host"), r"^[^\s/:@.]+(\.[^\s/:@.]+)+$", "a host name"),
+    "hosts": Kind(("domain", "host"), rf"^{LABEL}(\.{LABEL})+$", "a host name"),
     "digests": Kind(
         ("sha256", "md5", "digest", "hash"),
         r"^(?:[0-9a-f]{32}|[0-9a-f]{64})$",
@@ -178,15 +180,15 @@ def _entries(name: str, path: str) -> NDArray[np.uint64]:
 def _lines(body: bytes, kind: Kind, where: str) -> tuple[Any, bool]:
     """Returns a list's lines, or its column in CSV, and whether a header goes before them.
 
-    In lower case, without spaces around.
+    In lower case, without spaces and quotes around.
     """
     import polars as pl
 
     def column(**form: Any) -> pl.Series:
         source = io.BytesIO(body)
         frame = pl.read_csv(source, infer_schema=False, encoding="utf8-lossy", **form)
-        text = frame.to_series().fill_null("").str.strip_chars("\ufeff")
-        return text.str.strip_chars().str.to_lowercase()
+        text = frame.to_series().fill_null("").str.to_lowercase()
+        return text.str.strip_chars(' \t\r\n"\ufeff')
 
     if not body.strip():
         return pl.Series([], dtype=pl.String), False

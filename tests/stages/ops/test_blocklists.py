@@ -30,11 +30,21 @@ def read(tmp_path):
         f"  {MD5.upper()} \r\n\r\n\t{SHA.upper()}\r\n",
         f"\ufeff{MD5}\n{SHA}",
         f"\n{MD5}\n{SHA}\n",
+        f'"{MD5}"\n"{SHA}"\n',
         f"sha256\n{SHA}\n{MD5}\n",
         f'id,"MD5",note\n1,{MD5.upper()},a\n2," {SHA} ","b, c"\n3,,\n',
         f"note;hash\na;{SHA}\nb;{MD5}\n",
     ],
-    ids=["lines", "upper case, spaces", "mark", "blank first line", "header", "csv", "semicolons"],
+    ids=[
+        "lines",
+        "upper case, spaces",
+        "mark",
+        "blank first line",
+        "quotes",
+        "header",
+        "csv",
+        "semicolons",
+    ],
 )
 def test_a_list_is_read_in_each_form(read, text):
     blocked = read(digests=text)
@@ -123,6 +133,7 @@ def test_a_hash_of_several_words_is_near_by_the_sum_of_their_bits(read):
         ({"links": 'url,note\n"http://a.test/1.jpg,1\nhttp://a.test/2.jpg,2\n'}, "and no CSV"),
         ({"links": "http://a.test/1.jpg\nhttp://a.test/2.jpg\x01a\n"}, "no text of lines"),
         ({"hosts": "http://bad.test/\n"}, "its first line is no entry, and no header"),
+        ({"hosts": "1,bad.test\n2,other.test\n"}, "its first line is no entry, and no header"),
         ({"digests": "name,size\na,1\n"}, "its first line is no entry, and no header"),
     ],
 )
