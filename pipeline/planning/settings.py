@@ -13,7 +13,7 @@ from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.planning.remembered import stand_in
-from clipmill.pipeline.planning.takes import at_path, comments_of, in_words
+from clipmill.pipeline.planning.takes import at_path, comments_of, in_words, setting_types
 from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from clipmill.pipeline.terminal import cut
 
@@ -67,10 +67,19 @@ def stage_class(uses: str, where: str) -> type[Stage]:
         raise RecipeError(f"{shown} is no dataclass of its own", where, do)
     for name in TUPLES:
         value = getattr(cls, name)
-        if isinstance(value, str | Column):  # a comma was forgotten
+        if isinstance(value, str | Column | None):  # a comma was forgotten
             value = f"the column '{value.name}'" if isinstance(value, Column) else repr(value)
             do = f"write a tuple, even of one: {name} = (…,)"
             raise RecipeError(f"{shown} has {name} = {value}", where, do)
+    if isinstance(cls.writes, tuple) and not all(isinstance(each, Column) for each in cls.writes):
+        do = 'write a Column: Column(name="mine", dtype=pa.float32(), unit="", doc="What it says.")'
+        raise RecipeError(f"{shown} has writes = {cut(repr(cls.writes))}", where, do)
+    try:
+        if module_name.startswith(own_code.NAME):  # ours are tested
+            setting_types(cls)
+    except (NameError, TypeError) as error:
+        do = "import what its fields name, and give them types that a recipe can hold"
+        raise RecipeError(f"{shown} has a setting of no type: {error}", where, do) from None
     missing = [name for name in ("version", "determinism") if not hasattr(cls, name)]
     missing += sorted(cls.__abstractmethods__)
     if missing:

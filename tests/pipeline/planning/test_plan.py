@@ -379,6 +379,23 @@ BAD_STAGES = {
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    reads = (TEXT)\n",
         "reads = the column 'text'",
     ),
+    **{
+        name: (
+            "from dataclasses import dataclass\nfrom clipmill.pipeline.stage import RowStage\n"
+            f"@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    {line}\n",
+            said,
+        )
+        for name, line, said in (
+            ("column by name", "writes = ('mine',)", "has writes = ('mine',)"),
+            ("no reads", "reads = None", "has reads = None"),
+            ("unknown type", "path: 'Path' = None", "name 'Path' is not defined"),
+            (
+                "two lists",
+                "a: tuple[int, ...] | list[int] = ()",
+                "a setting of no type: Type unions",
+            ),
+        )
+    },
     "determinism": (
         "from dataclasses import dataclass\nfrom clipmill.pipeline.stage import DatasetStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(DatasetStage):\n"
