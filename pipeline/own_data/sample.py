@@ -284,12 +284,16 @@ def records_sample(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Returns values as an array of their type, of texts and lists as lists; else as text."""
+    """Returns values as an array of their type, of texts and lists as lists; else as text.
+
+    Half of a surrogate pair, as a cut emoji leaves it, becomes a question mark.
+    """
     lists = [[value] if isinstance(value, str) else value for value in values]
     for alike in (values, lists):
-        with suppress(pa.ArrowException, OverflowError):
+        with suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
             return pa.array(alike)
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+    texts = [None if value is None else str(value).encode(errors="replace") for value in values]
+    return pa.array(texts, pa.binary()).cast(pa.string())
 
 
 def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) -> tuple[int, bool]:

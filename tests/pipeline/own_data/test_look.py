@@ -117,6 +117,11 @@ def test_json_lines_with_a_bad_line_and_numbers(alt, tmp_path):
     assert found.scores == ("score",)
 
 
+def test_half_an_emoji_in_json_lines_is_read(tmp_path):
+    put(tmp_path, **{"a.jsonl": '{"link": "https://a.test/1", "alt": "a dog \\ud83d"}\n'})
+    assert look(tmp_path / "a.jsonl").columns == {"url": "link", "caption": "alt"}
+
+
 def test_pictures_with_texts_or_metadata_or_without(tmp_path):
     put(tmp_path / "a", **{"1.jpg": "", "1.txt": "one", "2.PNG": "", "2.txt": "", "3.jpg": ""})
     found = look(tmp_path / "a")
