@@ -87,6 +87,8 @@ def _build(options: argparse.Namespace) -> None:
 
     chosen = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
     least = build.Thresholds(**{name: value for name, value in chosen.items() if value is not None})
+    if least.max_entries < 1:
+        raise RecipeError(f"--max-entries {least.max_entries}", "the arguments", "give 1 or more")
     try:
         parts = [_load(options.list).table] if options.list else []
         if options.wordnet:

@@ -8,6 +8,7 @@ import pytest
 
 from clipmill.metadata.concepts.load import load
 
+ALL = ("--corpus", "few.txt", "--min-unigram-count", "1")
 WORDNET = b"00001740 03 n 02 %s 0 thing 0 000 | it\n"
 
 
@@ -76,6 +77,7 @@ def test_what_a_list_holds_for_nothing_is_shown(clipmill, tmp_path):
         (("build", "it.parquet", "--list", "."), "name a file"),
         (("build", "it.parquet", "--wordnet", "nowhere"), "nowhere"),
         (("build", "it.parquet", "--corpus", "few.txt"), "gave no entry"),
+        (("build", "it.parquet", *ALL, "--max-entries", "-1"), "--max-entries -1"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_nothing_is_written(
