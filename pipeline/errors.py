@@ -47,17 +47,14 @@ def did_you_mean(word: str, known: Iterable[str], known_are: str = "there are") 
     lower = word[:100].lower()
     by_lower = {known.lower(): known for known in reversed(words)}
     near = difflib.get_close_matches(lower, by_lower, n=2, cutoff=NEAR)
-    near += [other for other in by_lower if _is_part(lower, other) and other not in near]
+    parts = [other for other in by_lower if other in lower or lower in other]
+    near += [other for other in parts if min(len(lower), len(other)) >= 3 and other not in near]
     if lower in by_lower:
         near = [lower]
     if near:
         return f"did you mean {' or '.join(repr(by_lower[other]) for other in near[:2])}?"
     more = f", … and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
     return f"{known_are}: {', '.join(words[:MOST_NAMED]) or 'none'}{more}"
-
-
-def _is_part(word: str, other: str) -> bool:
-    return min(len(word), len(other)) >= 3 and (word in other or other in word)
 
 
 class RecipeError(ClipmillError):

@@ -101,8 +101,14 @@ def export(
     target = Storage(out) if out is not None else None
     if target:
         _refuse_other_files(target, None)
-    elif same := _equal_stage(state, plan.stages[name]):
-        plan, name = make_plan(state.plan.recipe, until=same), same
+    else:
+        for other, planned in state.plan.stages.items():
+            if (
+                planned.fingerprint == plan.stages[name].fingerprint
+                and state.stages[other].complete
+            ):
+                plan, name = make_plan(state.plan.recipe, until=other), other
+                break
     with lock.held(state.run) as owned:
         today = RunState(plan, owned)
         reporter = LiveReporter(today, owned, watcher)
@@ -131,14 +137,6 @@ def export(
     return dataclasses.replace(
         result, dropped=request.dropped, out=result.out if out is None else redacted(out)
     )
-
-
-def _equal_stage(state: RunState, planned: PlannedStage) -> str | None:
-    """Returns the recipe's complete stage that is the same export, or None."""
-    for name, other in state.plan.stages.items():
-        if other.fingerprint == planned.fingerprint and state.stages[name].complete:
-            return name
-    return None
 
 
 def _run_and_copy(
@@ -344,7 +342,8 @@ def _check_map(stage: str, visible: list[str], request: ExportRequest) -> None:
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:
     """Yields names of the columns of a stage and those before it, then each as `stage.column`."""
-    line = [name for name in plan.stages if name in plan.needs_of(stage)]
+    needed = plan.needs_of(stage)
+    line = [name for name in plan.stages if name in needed]
     for is_whole in (False, True):
         for name in line:
             for column in columns_of(plan.stages[name].stage):

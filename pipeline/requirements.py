@@ -8,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from clipmill.pipeline.extras import EXTRAS
+from clipmill.pipeline.own_code import parsed
 
 HERE = Path(__file__).parents[1]  # the folder imported as clipmill
 
@@ -30,7 +31,7 @@ def extras_of(sources: Iterable[bytes]) -> set[str]:
     seen: set[str] = set()
     waiting = list(sources)
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop())):
+        for node in ast.walk(parsed(waiting.pop())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

@@ -15,6 +15,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import install
 from clipmill.pipeline.own_data.data import UnsureError
+from clipmill.pipeline.terminal import plural
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
@@ -74,9 +75,8 @@ def layout_of(path: str) -> Layout:
     except OSError as error:
         if not path.startswith(WEB):
             raise
-        raise RecipeError(
-            f"no answer that helps: {error}", shown, "look at it in a browser"
-        ) from None
+        do = "look at it in a browser"
+        raise RecipeError(f"no answer that helps: {error}", shown, do) from None
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
         what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
@@ -95,36 +95,26 @@ def layout_of(path: str) -> Layout:
     every = _by_kind(files_of(storage.uri)) if has_more else by_kind
     captions = captions_of([file.name for file in by_kind.get("pictures", ())], every)
     beside = _beside(every, captions)
-    kinds = {
-        kind: data_files
-        for kind, every in by_kind.items()
-        if (data_files := [file for file in every if file.name not in beside])
-    }
+    kinds: dict[str, list[FoundFile]] = {}
+    for kind, of_kind in by_kind.items():
+        if others := [file for file in of_kind if file.name not in beside]:
+            kinds[kind] = others
     data = {kind: kinds[kind] for kind in kinds if kind in ("pictures", *TARS, *FORMS)}
     if not data:
         kind = max(kinds, key=lambda kind: len(kinds[kind])) if kinds else ""
-        raise RecipeError(
-            found=f"no data that can be read: {counted(_counts(kinds))}",
-            where=shown,
-            do=INSTEAD.get(kind, f"give {KNOWN}"),
-        )
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in _counts(kinds).items())
+        do = INSTEAD.get(kind, f"give {KNOWN}")
+        raise RecipeError(f"no data that can be read: {counts or 'nothing'}", shown, do)
     tables: list[FoundFile] = []
     question = None
     if "pictures" in data and pattern == "**":
         tables = [file for file in files if file.name in beside and is_metadata(file.name)]
         tables += [file for kind, own in data.items() if kind != "pictures" for file in own]
     if len(data) > 1:
-        paths = {
-            _path(path, kind, files): f"{len(files):,} file{'s' * (len(files) > 1)}"
-            for kind, files in data.items()
-        }
-        question = UnsureError(
-            ask="data",
-            candidates=paths,
-            where=shown,
-            do=f"give one of them: {'  or  '.join(paths)}"
-            + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
-        )
+        globs_of = {_path(path, kind, data[kind]): plural(len(data[kind]), "file") for kind in data}
+        do = f"give one of them: {'  or  '.join(globs_of)}"
+        do += f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""
+        question = UnsureError("data", globs_of, shown, do)
         if not tables or not set(data) <= {"pictures", *FORMS}:
             raise question
     kind = "pictures" if tables else next(iter(data))
@@ -162,11 +152,6 @@ def below(path: str, name: str) -> str:
     """Returns the path of a file in a folder, before the options of a URI."""
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     return f"{head.rstrip('/')}/{name}".rstrip("/") + mark + query
-
-
-def counted(counts: Mapping[str, int]) -> str:
-    """Returns counts in words: `300 .jpg, 2 .pdf`."""
-    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "nothing"
 
 
 def suffix_of(name: str) -> str:

@@ -28,6 +28,7 @@ ROLES = {
     "width": "pictures' width",
     "height": "pictures' height",
 }
+PLAIN = ("table", "keep", "score", "model")  # options that are no paths
 FORMS = ("parquet", "webdataset", "huggingface")
 ROLE_OF = {"no_url": "url", "no caption": "caption", "no_image": "image"}  # of a cause
 HUB = re.compile(  # its pages, not `resolve/…`, which is a file
@@ -119,12 +120,9 @@ def started(
             path=_whole_path(options.data),
             columns={role: getattr(options, role) for role in ROLES if getattr(options, role)},
             pictures=options.pictures and _whole_path(options.pictures),
-            table=options.table,
-            score=options.score,
-            model=options.model,
             trusted=options.trusted and _whole_path(options.trusted),
-            keep=options.keep,
             captions=options.captions,
+            **{name: getattr(options, name) for name in PLAIN},
             to=tuple(dict.fromkeys(options.to or Request.to)),
             folder=os.path.abspath(recipe.parent),
             moving=frozenset(_whole_path(path) for path in given if _is_relative(path)),
@@ -141,8 +139,7 @@ def started(
 def command(options: argparse.Namespace, verb: str) -> str:
     """Returns the command with all options, with answers given on the terminal."""
     words = ["clipmill", verb, options.data]
-    names = (*ROLES, "pictures", "table", "keep", "score", "model", "trusted", "captions")
-    for name in names:
+    for name in (*ROLES, "pictures", *PLAIN, "trusted", "captions"):
         value = getattr(options, name)
         words += [f"--{name}", f"{value:g}" if name == "keep" else value] if value else []
     words += ["--to", *options.to] if options.to else []

@@ -1,6 +1,7 @@
 """`clipmill report`: writes a run's report, one HTML page."""
 
 import argparse
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,19 +62,14 @@ def text(results: "Results", each_task: bool = True) -> str:
     """Returns a table of the arms, best first: headline, difference to each baseline with verdict,
     and every task; then notes."""
     top = results.shown[0]
-    ranked = [cell for cell in top.cells if cell.result]
-    ranked.sort(key=lambda cell: -cell.result.value if cell.result else 0)
-    lines = [["in points of 100", top.task], ["", top.metric]]
-    for base in results.baselines if len(results.arms) > 1 else ():
-        lines[0].append(f"against {base}")
-        lines[1].append("")
+    ranked = [(-cell.result.value, cell) for cell in top.cells if cell.result]
+    bases = results.baselines if len(results.arms) > 1 else ()
     others = [row for row in results.tasks if row is not top and each_task]
-    lines[0] += [row.task for row in others]
-    lines[1] += [row.metric for row in others]
-    for cell in ranked:
-        verdicts = (
-            [_verdict(comparison) for comparison in cell.against] if len(results.arms) > 1 else []
-        )
+    against = [f"against {base}" for base in bases]
+    lines = [["in points of 100", top.task, *against, *(row.task for row in others)]]
+    lines.append(["", top.metric, *("" for _ in bases), *(row.metric for row in others)])
+    for _, cell in sorted(ranked, key=itemgetter(0)):
+        verdicts = map(_verdict, cell.against) if bases else ()
         by_task = [{c.arm: c.result for c in row.cells}[cell.arm] for row in others]
         lines.append([cell.arm, _points(cell.result), *verdicts, *map(_points, by_task)])
     named = [line for line in lines if any(line)]  # without a metric the second line is empty

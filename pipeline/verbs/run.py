@@ -216,6 +216,8 @@ def scored(state: "RunState") -> str:
 
 def text(outcome: "Outcome") -> str:
     """Returns that the run is done, or what stopped it and which shards failed."""
+    from clipmill.pipeline.run_folder import live
+
     state = outcome.state
     if outcome.complete:
         return f"done: {plural(len(state.stages), 'stage')} in {state.run}"
@@ -233,6 +235,6 @@ def text(outcome: "Outcome") -> str:
     ]
     if waiting:
         lines.append(f"not complete: {', '.join(waiting)}")
-    if failures := status.failures(state):
+    if failures := status.causes(live.live_run(state, "complete")):
         lines += [*failures, ""]
     return "\n".join([*lines, "finished shards are kept: mend the cause and run again"])

@@ -112,7 +112,8 @@ def text(answer: "Show") -> str:
         lines.append(f"not complete: {unfinished_note(answer.unfinished)}")
     for group in answer.groups:
         if group.cut:
-            lines += ["", f"{which(group)}: {count_of(group)}"]
+            which = f"{'kept' if group.kept else 'dropped'} at {one_line(group.cut.text)}"
+            lines += ["", f"{which}: {_count_of(group)}"]
         lines += ["", *_table(group)] if group.lines else []
     return "\n".join(lines)
 
@@ -138,15 +139,8 @@ def what(answer: "Show") -> str:
     return "; ".join([f"{rows} {whose}{where}", *([", ".join(how)] if how else [])])
 
 
-def which(group: "Lines") -> str:
-    """Returns a threshold in the stage's words, and which side of it the rows are on."""
-    assert group.cut
-    return f"{'kept' if group.kept else 'dropped'} at {one_line(group.cut.text)}"
-
-
-def count_of(group: "Lines") -> str:
+def _count_of(group: "Lines") -> str:
     """Returns how many rows are on this side of the threshold, and how many are shown."""
-    assert group.cut
     if not group.lines:
         return "no row"
     rows = plural(group.rows, "row")

@@ -13,7 +13,6 @@ from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
     from clipmill.pipeline.run_folder.live import LiveRun
-    from clipmill.pipeline.run_folder.state import RunState
 
 HELP = "how far a run is, whether it works, and what failed"
 EXAMPLES = """\
@@ -90,7 +89,7 @@ def text(live: "LiveRun", now: float) -> str:
     width = max(PAGE, shutil.get_terminal_size((PAGE, 24)).columns)
     lines = as_text(board(live, now, bars=False), width)
     notes = [f"note: {note}" for note in live.notes]
-    return "\n".join([headline(live, now), *notes, "", lines, *_causes(live)])
+    return "\n".join([headline(live, now), *notes, "", lines, *causes(live)])
 
 
 def workers(live: "LiveRun", now: float) -> str:
@@ -123,14 +122,7 @@ def headline(live: "LiveRun", now: float) -> str:
     return f"{live.run}: {live.recipe}, {words}"
 
 
-def failures(state: "RunState") -> list[str]:
-    """Returns lines on every failed shard: what, where, and what to do."""
-    from clipmill.pipeline.run_folder.live import live_run
-
-    return _causes(live_run(state, "complete"))
-
-
-def _causes(live: "LiveRun") -> list[str]:
+def causes(live: "LiveRun") -> list[str]:
     """Returns lines on every failure: what, where, and what to do."""
     lines = []
     for name, stage in live.stages.items():
