@@ -58,7 +58,8 @@ def digest_of(uri: str, where: str) -> str:
             "name the folder of a finished export stage, RUN/stages/NAME-…, or one that"
             " `clipmill export --to parquet` wrote",
         )
-    sizes = {entry.name: entry.size for entry in folder.entries(outputs.inside.rstrip("/"))}
+    entries = folder.entries(outputs.inside.rstrip("/"), below=True)
+    sizes = {entry.name: entry.size for entry in entries}
     bad = [name for name, size in sorted(outputs.sizes.items()) if sizes.get(name) != size]
     if bad:
         what = "has another size" if bad[0] in sizes else "is not there"

@@ -1,5 +1,6 @@
 """`data: "export:…"`: an export of another run, read where it lies, and what is wrong with one."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.cli import main
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.elsewhere import digest_of
 from tests.stages.clip.exported import row
 
 FIRST = """
@@ -119,6 +122,19 @@ def test_one_that_is_missing_or_half_there_is_refused_before_anything_runs(
     assert said.code == 2, said.err
     assert found in said.err
     assert f"stage 'hub', key 'data': {export}" in said.err
+
+
+def test_files_in_folders_of_an_export_are_found(tmp_path):
+    """As those of a Hugging Face dataset lie."""
+    name = "data/train-00000-of-00001.parquet"
+    (tmp_path / "data").mkdir()
+    (tmp_path / name).write_bytes(b"rows")
+    listed = {"file": name, "bytes": 4, "sha256": hashlib.sha256(b"rows").hexdigest()}
+    (tmp_path / "dataset.json").write_text(json.dumps({"counts": {}, "files": [listed]}))
+    assert len(digest_of(str(tmp_path), "here")) == 64
+    (tmp_path / name).write_bytes(b"row")
+    with pytest.raises(StageError, match="has another size"):
+        digest_of(str(tmp_path), "here")
 
 
 def test_a_changed_byte_is_met_where_the_file_is_read(read, export):
