@@ -51,7 +51,7 @@ def captioner(model: str) -> Captioner:
 def _offered(server: str, port: int) -> list[Captioner]:
     """Returns the models of a server at its default port; none if it does not answer as one."""
     host = os.environ.get("OLLAMA_HOST", "") if server == "ollama" else ""
-    named = re.fullmatch(r"(?:http://)?(?:127\.0\.0\.1|localhost):(\d+)/?", host)
+    named = re.fullmatch(r"(?:http://)?(?:127\.0\.0\.1|localhost|0\.0\.0\.0|):(\d+)/?", host)
     base = f"http://127.0.0.1:{named[1] if named else port}"
     listed = _json(f"{base}/v1/models").get("data")
     items = listed if isinstance(listed, list) else []

@@ -106,10 +106,11 @@ def test_of_servers_the_one_whose_model_sees_is_taken_and_several_are_asked_abou
         assert captioner(AUTO).model.endswith("#llava")
 
 
-def test_ollama_is_looked_for_where_its_variable_says(ports, monkeypatch):
+@pytest.mark.parametrize("host", ["127.0.0.1", "http://localhost", "0.0.0.0", ""])
+def test_ollama_is_looked_for_where_its_variable_says(host, ports, monkeypatch):
     with answering(ollama("llava")) as port:
         ports()
-        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{port}")
+        monkeypatch.setenv("OLLAMA_HOST", f"{host}:{port}")
         assert captioner(AUTO).sees
 
 
