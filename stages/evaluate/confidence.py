@@ -121,7 +121,7 @@ def measured(
 
     def cosines(name: str) -> tuple[Floats, NDArray[Any]]:
         vector_ND, label_N = read(name, "label")
-        good_N = ~unusable(vector_ND)
+        good_N = ~unusable(vector_ND) & (~unusable(class_CD)).any()  # else no confidence at all
         cosine_NC = vector_ND[good_N].astype(np.float64) @ class_CD.T.astype(np.float64)
         return np.where(np.isnan(cosine_NC), -np.inf, cosine_NC), label_N[good_N]
 

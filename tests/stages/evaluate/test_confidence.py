@@ -60,7 +60,7 @@ def test_pairs_are_told_as_scikit_learn_tells_them(sklearn):
 def judged(memory_context, tmp_path):
     """Results of the stage over two tasks of one model: vectors, labels, the model's scale."""
 
-    def run(scale=20.0, without=None, **settings):
+    def run(scale=20.0, without=None, class_CD=CLASS_CD, **settings):
         rng = np.random.default_rng(1)
         (tmp_path / "out").mkdir(exist_ok=True)
         for name, noise in {"near": 0.3, "far": 9.0}.items():
@@ -69,7 +69,7 @@ def judged(memory_context, tmp_path):
             image_ND[7] = np.nan
             own = {"label": label_N, "embedding": from_matrix(image_ND)}
             scales = pa.array([scale] * 4, pa.float64())
-            classes = {"embedding": from_matrix(CLASS_CD), "scale": scales}
+            classes = {"embedding": from_matrix(class_CD), "scale": scales}
             for suffix, columns in {"": own, ".classes": classes}.items():
                 path = tmp_path / "out" / f"seed-3.{name}{suffix}.parquet"
                 pq.write_table(pa.table(columns).drop_columns(without or []), path)
@@ -94,6 +94,12 @@ def test_each_task_has_its_error_and_each_pair_its_figures(judged):
     assert found["notes"][0] == f"near: ECE {near['ece']:.3f}"
     assert found["notes"][1].startswith("near beside far: AUROC 0.")
     assert judged(scale=None)["models"][0]["tasks"]["near"]["scale"] == 100
+
+
+def test_a_model_without_a_vector_of_any_class_has_no_figures(judged):
+    found = judged(pairs={"near": ("far",)}, class_CD=np.full((4, 6), np.nan))
+    near = found["models"][0]["tasks"]["near"]
+    assert (near["pictures"], near["ece"], near["pairs"]) == (0, None, {"far": None})
 
 
 def test_it_reads_what_zero_shot_stores(memory_context, tasks, monkeypatch):
