@@ -97,13 +97,12 @@ CELL_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Cells:
-    """The location of centroids, and the number of cells that a row searches."""
+    """The location of the cells' centroids."""
 
     folder: str | None
     setting: str
     digest: str  # of the file, as a key of the worker's cache
     where: str
-    probes: int
 
 
 @lru_cache(maxsize=1)
@@ -142,10 +141,7 @@ def distinct_sorted(texts: pa.Table) -> pa.Array:
 
 
 NEAR = {"row": pl.Int64, "text": pl.String, "cosine": pl.Float64}
-
-
-def none_near() -> pl.DataFrame:
-    return pl.DataFrame(schema=NEAR)
+NONE_NEAR = pl.DataFrame(schema=NEAR)
 
 
 def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.DataFrame:
@@ -154,7 +150,7 @@ def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.Da
     All must be unit vectors, and texts be sorted by bytes: ties go to the first text.
     """
     if not len(texts) or not len(row_ND):
-        return none_near()
+        return NONE_NEAR
     which_Nm, cosine_Nm = nearest_exact(row_ND, as_matrix(texts[VECTOR]), m)
     text = pl.Series(texts["text"])
     return pl.DataFrame(

@@ -32,6 +32,7 @@ from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, OneUp, Ze
 from clipmill.stages.caption._corpus import (
     CELL,
     CELL_SCHEMA,
+    NONE_NEAR,
     VECTOR,
     Cells,
     ParquetTexts,
@@ -41,7 +42,6 @@ from clipmill.stages.caption._corpus import (
     in_cells,
     nearest_distinct,
     nearest_texts,
-    none_near,
 )
 from clipmill.stages.ops.outside import listing_digest, need_either
 from clipmill.stages.ops.tables.combined import Concatenated, Zipped
@@ -145,9 +145,7 @@ class Retrieve(DatasetStage):
             local = texts if self.corpus else ctx.keep_local(texts)
             near = ctx.map_shards(partial(among_all, self, local), inputs.rows)
         else:
-            cells = Cells(
-                inputs.centroids, self.centroids, listing_digest(self.centroids), where, self.cells
-            )
+            cells = Cells(inputs.centroids, self.centroids, listing_digest(self.centroids), where)
             queries = ctx.map_shards(partial(queries_of, self, cells), inputs.rows)
             in_cell = Zipped(partial(in_cells, cells), (texts,))
             by_cell = ctx.shuffle(Concatenated((queries, in_cell)), CELL)
@@ -194,7 +192,7 @@ def among_all(stage: Retrieve, texts: Shards, shard: pa.Table) -> pa.Table:
     """Returns the nearest of all texts for each row of a shard."""
     row_ND, reason = vectors_of(stage, shard)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
-    near = none_near()
+    near = NONE_NEAR
     for index in range(len(texts) if len(some) else 0):
         for block in texts.batches(index, BLOCK):
             # One more than `most`, here and in cells: one may be the row's own caption.
@@ -210,7 +208,7 @@ def queries_of(stage: Retrieve, cells: Cells, shard: pa.Table) -> pa.Table:
     centre_KD = centres_of(cells)
     some = np.flatnonzero(reason.is_null().to_numpy(zero_copy_only=False))
     check_width(row_ND[some], centre_KD, cells.where)
-    cell_Nc, _ = nearest(row_ND[some], centre_KD, m=cells.probes)
+    cell_Nc, _ = nearest(row_ND[some], centre_KD, m=stage.cells)
     none = np.flatnonzero(reason.is_valid().to_numpy(zero_copy_only=False))
     row_Q = np.append(np.repeat(some, cell_Nc.shape[1]), none)
     cell_Q = np.append(cell_Nc.reshape(-1), np.full(len(none), -1, np.int32))
@@ -238,7 +236,7 @@ def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
         if cell >= 0 and start < stop:
             some = nearest_texts(row_ND[rows], texts.slice(start, stop - start), most + 1)
             near.append(some.with_columns(row=pl.Series(rows).gather(some["row"])))
-    return with_found(queries, queries[REASON.name], pl.concat([none_near(), *near]), most)
+    return with_found(queries, queries[REASON.name], pl.concat([NONE_NEAR, *near]), most)
 
 
 def merged(most: int, rows: pa.Table) -> pa.Table:

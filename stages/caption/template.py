@@ -95,9 +95,8 @@ def templated(stage: Template, seed: int, name: str, batch: pa.Table) -> pa.Tabl
 
 def drawn(values: pl.DataFrame, stage: Template, bits_N: NDArray[np.uint64]) -> pl.DataFrame:
     """Returns `each` texts of every value, by the templates with the least hashes, in order."""
-    templates = pl.DataFrame({"prompt_id": [*dict.fromkeys(stage.templates)]}).with_row_index(
-        "number"
-    )
+    templates = pl.DataFrame({"prompt_id": [*dict.fromkeys(stage.templates)]})
+    templates = templates.with_row_index("number")
     values = values.with_columns(place=pl.int_range(pl.len(), dtype=pl.UInt64).over("row"))
     texts = values.join(templates, how="cross", maintain_order="left_right")
     number_T = texts.select(pl.col("place") * len(templates) + pl.col("number")).to_series()
