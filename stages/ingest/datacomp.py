@@ -142,26 +142,25 @@ class DataComp(DatasetStage):
 
     def _refuse(self, names: Set[str], unfit: Mapping[str, str | None], where: str) -> None:
         """Raises a StageError where a column that stages read is missing or of another type."""
-        types = {}
-        for name in sorted(names & unfit.keys()):
-            types[name] = unfit[name] or ""
-            if not types[name]:
-                do = "give a pool that has it, or leave out what reads it"
-                raise StageError(f"no column '{name}', and a stage reads it", where, do)
+        types = {name: unfit[name] or "" for name in sorted(names & unfit.keys())}
+        if missing := [name for name, found in types.items() if not found]:
+            do = "give a pool that has it, or leave out what reads it"
+            raise StageError(f"no column '{missing[0]}', and a stage reads it", where, do)
         if not types:
             return
+        # Beside these stand the scores that do fit, as one setting has to be right for all.
         said = str(SCORE_TYPES[self.score_type])
         types |= {c.name: said for c in SCORES if c.name in names and c.name not in unfit}
         kinds = {str(dtype): kind for kind, dtype in SCORE_TYPES.items()}
-        if not set(types.values()) <= kinds.keys():
+        held = set(types.values())
+        if not held <= kinds.keys():
             do = "store it as float32 or float64: a cut is held in the type that is stored"
-        elif len(set(types.values())) > 1:
+        elif len(held) > 1:
             extra = ", ".join(f"{name}: {found}" for name, found in types.items())
             do = f"read each in its own type: ingest.parquet with extra: {{{extra}}}"
         else:
-            (held,) = set(types.values())
-            do = f"write score_type: {kinds[held]}, in which cuts are then held"
-        found = " and ".join(f"'{name}' is {held}" for name, held in types.items())
+            do = f"write score_type: {kinds[held.pop()]}, in which cuts are then held"
+        found = " and ".join(f"'{name}' is {dtype}" for name, dtype in types.items())
         raise StageError(f"{found}, and score_type is {self.score_type}", where, do)
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
