@@ -4,7 +4,6 @@ import codecs
 import csv
 import hashlib
 import io
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,20 +182,19 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
     mark = len(BOM) if block.startswith(BOM) else 0
     if dialect.columns:
         return list(dialect.columns), mark
-    starts, _ = row_starts(io.BytesIO(block), 1, dialect.quoted)
-    # Carriage returns alone end the rows of an old Mac's file; Arrow reads these, too.
-    alone = re.search(rb"\r(?!\n|$)", block) if len(starts) == 1 else None
-    size = starts[1] if len(starts) > 1 else alone.end() if alone else len(block)
-    encoding = dialect.encoding if dialect.encoding and not wide(dialect.encoding) else "utf-8"
-    text = io.StringIO(block[mark:size].decode(encoding, errors="replace"), newline="")
+    # A character a byte, so that the row's end is a place of the file; carriage returns alone end
+    # the rows of an old Mac's.
+    text = io.StringIO(block[mark:].decode("latin-1"), newline="")
     quoting: Any = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     try:
         header = next(csv.reader(text, delimiter=dialect.delimiter or ",", quoting=quoting), [])
     except csv.Error:  # not text: as a header without names
-        return [], size
+        header = []
     if len(header) == 1 and "://" in header[0]:
         return [URL.name], mark
-    return header, size
+    encoding = dialect.encoding if dialect.encoding and not wide(dialect.encoding) else "utf-8"
+    names = [name.encode("latin-1").decode(encoding, errors="replace") for name in header]
+    return names, mark + text.tell()
 
 
 def open_range(

@@ -75,7 +75,9 @@ def test_a_row_of_any_width_keeps_its_place_however_the_blocks_fall(rows):
         (b'"' + b"x" * (1 << 18), [], (1 << 18) + 1),
         (b"url,text\r\na,b\r\n", ["url", "text"], 10),
         (b"url,text\ra,b\rc,d\r", ["url", "text"], 9),
+        (b"url,text\ra,b\r\nc,d\r\n", ["url", "text"], 9),
         (b"url,text\r\n", ["url", "text"], 10),
+        (b'url,wide"\na,b\nc,d\n', ["url", 'wide"'], 10),
     ],
 )
 def test_the_header_is_the_first_row(data, names, size):
