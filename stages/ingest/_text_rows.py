@@ -30,6 +30,7 @@ TEXT_SUFFIXES = tuple(
     f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)
 )
 HEAD_BYTES = 4 << 20  # read of a file of which the first rows are asked for
+HEADER_BYTES = 1 << 20  # no header of a CSV file is longer
 BLOCK_BYTES = 16 << 20  # no row of a CSV file may be longer
 MAX_LINE_BYTES = 16 << 20  # of JSON, with its end: a link and captions, not pictures
 BOM = b"\xef\xbb\xbf"
@@ -178,7 +179,7 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
     The names stand in the first row, or are given. A first row that is one link is no header: the
     file is a plain list, and its column is `url`.
     """
-    block = stream.read(BLOCK_BYTES)
+    block = stream.read(HEADER_BYTES)
     mark = len(BOM) if block.startswith(BOM) else 0
     if dialect.columns:
         return list(dialect.columns), mark
