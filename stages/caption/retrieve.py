@@ -241,8 +241,8 @@ def within_cells(most: int, by_cell: pa.Table) -> pa.Table:
 
 def merged(most: int, rows: pa.Table) -> pa.Table:
     """Merges the texts from a row's cells; returns each row once, with its nearest."""
-    row = pl.DataFrame(rows.select([SHARD.name, POSITION.name]))
-    number = row.select(pl.struct(pl.all()).rank("dense").cast(pl.Int64) - 1).to_series()
+    place = pl.DataFrame(rows.select([SHARD.name, POSITION.name]))  # equal in all parts of a row
+    number = place.select(pl.struct(pl.all()).rank("dense").cast(pl.Int64) - 1).to_series()
     texts = pl.DataFrame(rows.select([FOUND, COSINES])).with_columns(row=number)
     texts = texts.explode(FOUND, COSINES).filter(pl.col(FOUND).is_not_null())
     first = np.unique(number.to_numpy(), return_index=True)[1]

@@ -173,6 +173,7 @@ class Stored:
 
     def take(self, row_K: NDArray[np.int64]) -> pa.Table:
         """Returns (K,) rows by number, unchanged."""
+        # From each batch apart: of a table, Arrow joins all vectors before it takes a few.
         batch_K = np.searchsorted(self._end_B, row_K, side="right")
         parts, place_K = [], np.empty(len(row_K), np.int64)
         taken = 0

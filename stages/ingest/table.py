@@ -227,7 +227,7 @@ def read(
         with failing_its_shard(where, UnicodeError):
             for rows, unparsed in batches:
                 table = pa.table({name: column(rows[name]) for name in rows})
-                for part, bodies, paths, more in pictures.loaded(table):
+                for part, bodies, paths, more in pictures.loaded(table):  # in order, in parts
                     first, unparsed = unparsed[: len(part)], unparsed[len(part) :]
                     if is_tried and more:
                         pictures.refuse(paths, more, where)
