@@ -60,7 +60,8 @@ class Hold:
         """Raises LostLockError if the lock is released, another's or, on a store, not renewed."""
         for _ in range(LOOKS):
             now = time.time()
-            if now < self.good_until and not self.is_over:
+            is_recent = 0 < self.good_until - now <= self.every_s  # a clock may be set back
+            if is_recent and not self.is_over:
                 return
             lease = self.run.read_json(NAME, Lease)
             if lease is None:  # a renewal between two requests of one read makes the read fail

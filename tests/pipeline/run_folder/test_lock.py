@@ -193,6 +193,16 @@ def test_a_lock_that_is_read_while_it_is_renewed_is_read_again(run, monkeypatch)
     assert torn == []
 
 
+def test_a_clock_that_is_set_back_does_not_hide_that_the_lock_is_lost(run, monkeypatch):
+    with lock.held(run) as owned:
+        owned.put("mine", b"1", point="record")
+        write_lease(run)
+        now = time.time() - 3600
+        monkeypatch.setattr(time, "time", lambda: now)
+        with pytest.raises(LostLockError):
+            owned.put("mine", b"2", point="record")
+
+
 def test_what_still_runs_of_a_run_that_has_ended_writes_nothing_more(run):
     with lock.held(run) as owned:
         owned.put("mine", b"1", point="record")
