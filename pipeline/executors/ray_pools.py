@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import sysconfig
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -141,6 +142,7 @@ class ActorPools:
         self.pools: dict[Resources, Pool] = {}
         self.launches: list[Launch] = []
         self.events: Any = None  # queue of events, from the first worker on
+        self._birth = threading.Lock()
         self._session = session
         self._most_actors = workers or sys.maxsize
         self._env = dict(env)
@@ -327,10 +329,11 @@ class ActorPools:
     def new(self, resources: Resources, need: Need, **options: Any) -> Any:
         """Requests a new process on a node where `need` is free; Ray queues it until then."""
         env = self._environment(resources)
-        if self.events is None:
-            own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
-            queue = ray.remote(EventQueue).options(num_cpus=0, max_restarts=-1, runtime_env=own)
-            self.events = queue.remote()  # on another node where its own is lost
+        with self._birth:  # a launch's thread may be here, too
+            if self.events is None:
+                own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
+                queue = ray.remote(EventQueue).options(num_cpus=0, max_restarts=-1, runtime_env=own)
+                self.events = queue.remote()  # on another node where its own is lost
         return (
             ray.remote(Worker)
             .options(

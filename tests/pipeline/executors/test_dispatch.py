@@ -1,18 +1,21 @@
 """What the driver does for an item on Ray, counted: the same however many actors there are."""
 
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 from clipmill.pipeline import executors
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors import Step, ray_pools
 from clipmill.pipeline.executors import ray as on_ray
 from clipmill.pipeline.executors.ray import why_ended
+from clipmill.pipeline.executors.telling import EventQueue
 from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.fake_actors import fake_executor
 
@@ -138,6 +141,25 @@ def test_a_launch_whose_ray_dies_leaves_and_the_executor_closes(monkeypatch):
         is_closed = not closing.is_alive()
         cluster.check_alive = waited.set  # else this test would not end
     assert is_closed
+
+
+def test_workers_of_a_stream_and_of_a_launch_tell_their_progress_to_one_queue(monkeypatch):
+    both, made = threading.Barrier(2), []
+
+    def remote(kind):
+        if kind is EventQueue:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.1)
+            made.append(kind)
+        return mock.MagicMock()
+
+    monkeypatch.setattr(ray_pools, "ray", SimpleNamespace(remote=remote))
+    pools = ray_pools.ActorPools(mock.Mock(), 2, {})
+    new = threading.Thread(target=pools.new, args=(ONE, {"CPU": 1, "memory": 1}))
+    new.start()
+    pools.new(ONE, {"CPU": 1, "memory": 1})
+    new.join()
+    assert made == [EventQueue]
 
 
 def test_an_item_costs_the_driver_no_more_where_there_are_more_items():
