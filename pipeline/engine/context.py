@@ -266,7 +266,7 @@ class RunContext:
         alone = {unit.input.shards[0]: unit for unit in left}
         again: list[Unit] = []  # single shards of failed units, filled by the first answers
         answers = partial(self.calls.answers, f"{self.calls.name}/{call}", work)
-        count = len(inputs) if stops is None else len(stops)
+        count = len(inputs) if stops is None else int(np.searchsorted(stops, len(inputs))) + 1
         for answer in chain(answers(units, count - len(units)), answers(again, count)):
             done = answer.unit.input
             if isinstance(done, Together) and isinstance(answer.error, ShardError):

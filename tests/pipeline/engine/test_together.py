@@ -3,6 +3,10 @@
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.live import LiveReporter
 from tests.engine_stages.harness import meaning
 
 TOGETHER = "numbers.together=2"
@@ -42,6 +46,16 @@ def test_a_group_is_read_by_one_call_and_not_again(engine, groups_read):
     assert groups_read() == [[0, 12], [0], [0]]
     assert engine.run("", TOGETHER).complete
     assert groups_read() == []
+
+
+def test_of_a_pool_whose_first_shards_alone_are_made_the_others_are_not_told_as_done(
+    engine, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(LiveReporter, "unit", lambda self, *given: told.append(given[1:4]))
+    folder = Storage(str(engine.folder / "run"))
+    run_plan(engine.plan("", TOGETHER), folder, LocalExecutor(0), Lines(), most_shards=1)
+    assert [given for given in told if given[0] == "shards"] == [("shards", 0, 1), ("shards", 1, 1)]
 
 
 def test_only_the_shards_of_a_group_that_are_not_stored_are_asked_for(engine, groups_read):
