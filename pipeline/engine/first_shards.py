@@ -4,16 +4,17 @@ With a server that is down, a wrong column or a setting that forbids what the re
 rest of the pool would fail likewise. Only reasons of faults count: see `Stage.advice`.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.run_folder.state import RunState
-from clipmill.pipeline.run_folder.words import as_sets
 
 FIRST = 3  # shards with rows; all if a pool has fewer
 MOST = 0.95  # of their rows
+SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice: `key: value`
 
 
 @dataclass
@@ -56,7 +57,7 @@ class FirstShards:
         planned = self.state.plan.stages[self.stage]
         stage = planned.stage
         do = stage.advice.get(reason, "mend the cause")
-        options = as_sets(self.stage, do)  # a `--set` for each setting that the advice names
+        options = [f"--set {self.stage}.{key}={value}" for key, value in re.findall(SETTING, do)]
         options += [f"--retry {reason}"] if reason in stage.transient else []
         again = f" with {' '.join(options)}" if options else ""
         return StageError(

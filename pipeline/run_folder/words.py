@@ -7,7 +7,6 @@ from clipmill.metadata.passes import NOT_SELECTED
 UNDEFINED = "undefined:"  # a select's reason, followed by the column that has no value
 BEFORE = "dropped_before"
 DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"  # followed by a select that select.combine reads
-SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice
 LONG = 80  # characters of a rule that fits one line
 KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
@@ -48,19 +47,16 @@ def apart(before: str, after: str) -> tuple[str, str] | None:
 
 
 def _conjuncts(rule: str) -> list[str]:
-    """Splits a rule at each AND outside of parentheses and quotes."""
+    """Splits a rule at each AND outside of parentheses and quotes, unless an OR stands there."""
     parts, depth, start = [], 0, 0
-    for token in re.finditer(r"'[^']*'|\"[^\"]*\"|[()]|\bAND\b", rule, re.IGNORECASE):
+    for token in re.finditer(r"'[^']*'|\"[^\"]*\"|[()]|\b(AND|OR)\b", rule, re.IGNORECASE):
         depth += {"(": 1, ")": -1}.get(token[0], 0)
+        if token[0].upper() == "OR" and not depth:  # of which an AND is a part
+            return [" ".join(rule.split())]
         if token[0].upper() == "AND" and not depth:
             parts.append(rule[start : token.start()])
             start = token.end()
     return [" ".join(part.split()) for part in (*parts, rule[start:])]
-
-
-def as_sets(stage: str, advice: str) -> list[str]:
-    """Returns `--set STAGE.key=value` for each setting that advice names as `key: value`."""
-    return [f"--set {stage}.{key}={value}" for key, value in re.findall(SETTING, advice)]
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,8 @@ LONG = "caption_letters >= 3 AND NOT caption_is_filename AND caption_mojibake < 
         (f"a = 'x AND y' and {LONG}", f"a = 'z' and {LONG}", ("a = 'x AND y'", "a = 'z'")),
         (LONG, LONG.replace(" AND ", "\n  AND "), None),
         (f"a BETWEEN 1 AND 2 AND {LONG}", LONG, None),
+        (f"{LONG} AND a > 2 OR b > 3", f"{LONG} AND a > 5 OR b > 3", None),
+        (f"{LONG} AND (a > 2 OR b > 3)", LONG, ("(a > 2 OR b > 3)", "")),
         (LONG, "score > 3", None),
         ("a > 3 AND b > 4", "a > 3", None),
     ],
