@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,13 @@ from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
 from clipmill.metadata.shard import ShardWriter, store
 from clipmill.pipeline.engine.chain import Chain, ShardItem
 from clipmill.pipeline.engine.declared import stored_schema
-from clipmill.pipeline.engine.functions import Batch, Functions, read_ahead
+from clipmill.pipeline.engine.functions import Batch, Functions, read_ahead, read_batches
 from clipmill.pipeline.engine.partial_results import PartialResults
 from clipmill.pipeline.executors.telling import MORE_ROWS, ROWS, ProgressReporter
-from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.provided import ignored
 from clipmill.pipeline.run_folder.done import parents_of
-from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows
+from clipmill.pipeline.run_folder.rows import StoredColumns
 from clipmill.pipeline.stage import RowStage
 
 # Shapes: N rows of the shard, K those of a batch that are computed.
@@ -49,17 +49,14 @@ class Computation:
         """
         began = time.monotonic()
         inside = {planned.name for planned in stages}
-        reading = {
-            f"{stage}.{column}": (stage, column)
-            for planned in stages
-            for stage, column in planned.bindings[0].values()
-            if stage not in inside
-        }
+        bindings = (binding for planned in stages for binding in planned.bindings[0].values())
+        outside = [binding for binding in bindings if binding[0] not in inside]
         with ExitStack() as stack:
             known = self.item.states.get(stages[0].root)
             tell = stack.enter_context(self._progress(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
-            batches = stack.enter_context(closing(ahead(self._read(stages[0], reading), stages)))
+            read = read_batches(self.chain, self.item.states, stages[0], outside)
+            batches = stack.enter_context(closing(ahead(read, stages)))
             partials = [stack.enter_context(self._partials(planned)) for planned in stages]
             for planned, (_, writer), rows in zip(stages, files, partials, strict=True):
                 through = self._through(planned, batches, writer, rows)
@@ -85,8 +82,7 @@ class Computation:
         due_N = rows_due(stored, records, mask, self.chain.retry)
         if records and not due_N.any():
             return self._empty_pass(planned, records, mask)
-        reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-        due = self._due(planned, reading, due_N, bool(records))
+        due = self._due(planned, due_N, bool(records))
         with (
             closing(ahead(due, [planned])) as batches,
             self._progress([planned], int(np.count_nonzero(due_N)), bool(records)) as tell,
@@ -109,24 +105,12 @@ class Computation:
                 partials.drop()
             return {planned.name: record}
 
-    def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
-        """Yields the shard batch by batch."""
-        assert isinstance(planned.stage, RowStage)
-        rows, start = planned.stage.batch_rows, 0
-        for table in read_rows(self.chain.stored, self.item.states, reading, planned.root, rows):
-            columns = {binding: table[name] for name, binding in reading.items()}
-            yield Batch(start=start, whole=table[UID.name], columns=columns)
-            start += len(table)
-
     def _due(
-        self,
-        planned: PlannedStage,
-        reading: Mapping[str, Binding],
-        due_N: NDArray[np.bool_],
-        is_sparse: bool,
+        self, planned: PlannedStage, due_N: NDArray[np.bool_], is_sparse: bool
     ) -> Generator[Batch]:
         """Yields batches cut to the rows of `due_N`; if sparse, without the empty ones."""
-        for batch in self._read(planned, reading):
+        bindings = planned.bindings[0].values()
+        for batch in read_batches(self.chain, self.item.states, planned, bindings):
             row_K = np.flatnonzero(due_N[batch.start : batch.start + len(batch.whole)])
             if len(row_K) or not is_sparse:
                 yield batch if len(row_K) == len(batch.whole) else batch.only(row_K)

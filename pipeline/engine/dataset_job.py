@@ -65,7 +65,10 @@ class DatasetJob:
 
         began, began_ns = time.monotonic(), time.time_ns()
         try:
-            self._begin_journal(context)
+            if not planned.is_root and context.calls.name not in stage.folder.folders():
+                for name in (OUT, NOTES):  # their files were made from other inputs
+                    stage.folder.delete_folder(name)
+                stage.folder.put(f"{context.calls.name}/begun.json", b"{}", point="journal")
             mask, plan = state.mask(planned), self.running.plan
             place = stage.folder, f"{context.calls.name}/rows"
             inputs = Inputs(
@@ -146,11 +149,3 @@ class DatasetJob:
                 page_checksums=before.page_checksums if before and is_remade else True,
             )
         )
-
-    def _begin_journal(self, context: RunContext) -> None:
-        """Begins a new journal with an empty out/, whose files were made from other inputs."""
-        folder = self.running.state.stages[self.planned.name].folder
-        if not self.planned.is_root and context.calls.name not in folder.folders():
-            folder.delete_folder(OUT)
-            folder.delete_folder(NOTES)
-            folder.put(f"{context.calls.name}/begun.json", b"{}", point="journal")

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.metadata.record import ShardState
 from clipmill.metadata.schema import UID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
@@ -28,6 +29,7 @@ from clipmill.pipeline.engine.worker import free_gpu, worker_of
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.provided import Usage, ignored
+from clipmill.pipeline.run_folder.rows import read_rows
 from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.stage import RowFunction, RowStage, StreamFunction
 
@@ -86,6 +88,22 @@ class Batch:
         if (derive, binding) not in self.derived:
             self.derived[derive, binding] = (compute or derive)(self.columns[binding])
         return self.derived[derive, binding]
+
+
+def read_batches(
+    chain: Chain,
+    states: Mapping[str, ShardState],
+    planned: PlannedStage,
+    bindings: Iterable[Binding],
+) -> Generator[Batch]:
+    """Yields a shard's batches with these columns, cut as the stage wants them."""
+    assert isinstance(planned.stage, RowStage)
+    reading, start = {f"{stage}.{column}": (stage, column) for stage, column in bindings}, 0
+    batch_rows = planned.stage.batch_rows
+    for table in read_rows(chain.stored, states, reading, planned.root, batch_rows):
+        columns = {binding: table[name] for name, binding in reading.items()}
+        yield Batch(start=start, whole=table[UID.name], columns=columns)
+        start += len(table)
 
 
 def read_ahead(

@@ -28,7 +28,7 @@ from clipmill.pipeline.engine.budget import FOLDER as BUDGET
 from clipmill.pipeline.engine.budget import close_accounts
 from clipmill.pipeline.engine.chain import Chain
 from clipmill.pipeline.engine.chain_compute import rows_due
-from clipmill.pipeline.engine.functions import Batch, Functions
+from clipmill.pipeline.engine.functions import Functions, read_batches
 from clipmill.pipeline.engine.prediction import Pace, Predicted, hours, pace, rest
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.plan import Plan
@@ -286,23 +286,16 @@ def answered(
 def _rows(chain: Chain, states: States, places: Sequence[Place]) -> list[pa.Table]:
     """Reads the rows at `places`, each as a table of its own with the columns the stage reads."""
     (planned,) = chain.stages
-    assert isinstance(planned.stage, RowStage)
-    reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-    batch_rows = planned.stage.batch_rows
     rows: dict[Place, pa.Table] = {}
     for shard, own in states.items():
         position_K = np.sort([position for of_shard, position in places if of_shard == shard])
-        start = 0
-        for table in read_rows(chain.stored, own, reading, planned.root, batch_rows):
-            end = start + len(table)
-            here_K = position_K[(position_K >= start) & (position_K < end)]
+        for batch in read_batches(chain, own, planned, planned.bindings[0].values()):
+            end = batch.start + len(batch.whole)
+            here_K = position_K[(position_K >= batch.start) & (position_K < end)]
             if len(here_K):
-                columns = {binding: table[name] for name, binding in reading.items()}
-                batch = Batch(start=start, whole=table[UID.name], columns=columns)
-                inputs = batch.only(here_K - start).inputs(planned)
+                inputs = batch.only(here_K - batch.start).inputs(planned)
                 for number, position in enumerate(here_K.tolist()):
                     rows[shard, position] = inputs.slice(number, 1)
-            start = end
     return [rows[place] for place in places]
 
 

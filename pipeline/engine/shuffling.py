@@ -22,13 +22,7 @@ from clipmill.metadata.schema import SHARD
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.own_shards import neighbours
 from clipmill.pipeline.engine.units import UnitTask
-from clipmill.pipeline.run_folder.partitions import (
-    CHANGED,
-    OFFSET,
-    index_of,
-    read_ranges,
-    tables_of,
-)
+from clipmill.pipeline.run_folder import partitions
 
 RUN_ROWS = 7_500_000
 FEW_RUNS, MANY_RUNS = 16, 64  # least runs of a small and of a large pool, for workers to share
@@ -65,13 +59,13 @@ def split_run(
     with task.folder.scratch(name) as path:
         with path.open("w+b") as file:
             places, heads = [], []
-            for rows in segments(tables_of(over, *run), most_bytes):
+            for rows in segments(partitions.tables_of(over, *run), most_bytes):
                 offsets, crcs, head = write_segment(file, rows, key, count)
                 places.append(offsets + crcs)
                 heads.append(head)
             end = file.tell()
             sizes = [len(head) for head in heads]
-            numbers = np.array([*np.ravel(places), *sizes], OFFSET)
+            numbers = np.array([*np.ravel(places), *sizes], partitions.OFFSET)
             table = b"".join((numbers.tobytes(), *heads))
             file.write(table)
             size = file.tell()
@@ -151,7 +145,7 @@ def put_index(folder: Storage, data: str, results: list[dict[str, Any]], count: 
     name = f"{data}/{digest([result['digest'] for result in results])[:16]}.index"
     sizes = sizes_in(folder, data)
     if results and all(sizes.get(result["file"]) == result["size"] for result in results):
-        index = index_of(*ends_of(folder, results, count))
+        index = partitions.index_of(*ends_of(folder, results, count))
         if sizes.get(name) != len(index):
             folder.put(name, index, point="index")
     return name
@@ -171,11 +165,11 @@ def ends_of(
     """
     ends = [(result["file"], result["at"], result["size"] - result["at"]) for result in results]
     places, heads = [], []
-    for result, end in zip(results, read_ranges(folder, ends), strict=True):
+    for result, end in zip(results, partitions.read_ranges(folder, ends), strict=True):
         if hashlib.sha256(end).hexdigest()[:32] != result["digest"]:
-            raise DamagedError(folder.uri, result["file"], CHANGED)
+            raise DamagedError(folder.uri, result["file"], partitions.CHANGED)
         number = result["segments"]
-        numbers = np.frombuffer(end, OFFSET, number * (2 * count + 3))
+        numbers = np.frombuffer(end, partitions.OFFSET, number * (2 * count + 3))
         places.append(numbers[:-number].reshape(number, 2, count + 1))
         stops = np.append(0, numbers[-number:].cumsum()) + numbers.nbytes
         heads += [end[a:b] for a, b in pairwise(stops.tolist())]

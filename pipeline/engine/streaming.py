@@ -10,7 +10,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import StreamFunction
 
 THREAD = "event loop"
-Begun = tuple[asyncio.AbstractEventLoop, asyncio.Event]  # a loop, and the event that ends it
 END_S = 5.0  # for an event loop to close: a DNS look-up can hang for minutes
 
 
@@ -27,10 +25,13 @@ class EventLoop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        started: Future[Begun] = Future()
-        self._thread = threading.Thread(target=_live, args=(started,), name=THREAD, daemon=True)
+        self.loop, self._stop = asyncio.new_event_loop(), asyncio.Event()
+        self._thread = threading.Thread(target=self._live, name=THREAD, daemon=True)
         self._thread.start()
-        self.loop, self._stop = started.result()
+
+    def _live(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+            runner.run(self._stop.wait())
 
     def close(self) -> None:
         """Cancels the loop's tasks and closes its async generators, and with them open sessions.
@@ -41,21 +42,6 @@ class EventLoop:
             self.loop.call_soon_threadsafe(self._stop.set)
             if self._thread is not threading.current_thread():  # garbage collection may call us
                 self._thread.join(END_S)
-
-
-def _live(started: "Future[Begun]") -> None:
-    async def wait() -> None:
-        stop = asyncio.Event()
-        started.set_result((asyncio.get_running_loop(), stop))
-        await stop.wait()
-
-    try:
-        loop = asyncio.new_event_loop()
-    except OSError as error:  # too many open files
-        started.set_exception(error)
-        return
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(wait())
 
 
 def streamed(

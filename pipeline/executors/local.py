@@ -29,14 +29,8 @@ from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import sweep_scratch
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
-from clipmill.pipeline.executors import Item, Step, machine
-from clipmill.pipeline.executors.local_worker import (
-    GONE,
-    LocalWorker,
-    end_early,
-    end_workers,
-    start_worker,
-)
+from clipmill.pipeline.executors import Item, Step, local_worker, machine
+from clipmill.pipeline.executors.local_worker import GONE, LocalWorker
 from clipmill.pipeline.executors.ranks import Ends, as_rank, free_address
 from clipmill.pipeline.executors.streams import LOOK_UP_S, TURN_S, Dispatcher, Stream
 from clipmill.pipeline.executors.telling import connect
@@ -110,7 +104,7 @@ class LocalExecutor(Dispatcher):
 
     def close(self) -> None:
         super().close()
-        end_early()
+        local_worker.end_early()
         sweep_scratch()  # of those that were killed
 
     # Who gets a worker
@@ -199,7 +193,7 @@ class LocalExecutor(Dispatcher):
                 return []
             staying.remove(spare.pop())
         self._end([worker for worker in self._living if worker not in staying])
-        started = [start_worker(resources, cpus, own, self.with_main) for own in gpus]
+        started = [local_worker.start_worker(resources, cpus, own, self.with_main) for own in gpus]
         self._living += started
         return started
 
@@ -371,7 +365,7 @@ class LocalExecutor(Dispatcher):
     def _end(self, workers: Sequence[LocalWorker]) -> None:
         for worker in workers:
             self._living.remove(worker)
-        end_workers(workers)
+        local_worker.end_workers(workers)
 
     def _end_workers_of(self, stream: Stream | None) -> None:
         self._end([w for w in self._living if stream is None or (w.job and w.job[0] is stream)])

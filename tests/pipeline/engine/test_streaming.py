@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+import tracemalloc  # noqa: F401  # pytest imports it to tell of a half-made loop: no file opens then
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
