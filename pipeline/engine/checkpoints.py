@@ -4,14 +4,13 @@ Checkpoints lie in the stage's journal, which belongs to the stage's inputs: wor
 finds none, and they are deleted with the journal. A file is named by its step and digest.
 """
 
-import hashlib
 import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from clipmill.metadata.outputs import digest_of
-from clipmill.metadata.storage import BLOCK_BYTES, Storage
+from clipmill.metadata.storage import Storage
 
 FOLDER = "checkpoints"  # within a journal
 NAME = re.compile(r"(\d{12})-([0-9a-f]{32})")
@@ -36,7 +35,8 @@ class StoredCheckpoints:
             for name in names:
                 step, sha256 = name.split("-")
                 with suppress(FileNotFoundError):  # replaced by a newer one
-                    if self._copied(name, copy).startswith(sha256):
+                    self.folder.download(f"{self.place}/{name}", copy)
+                    if digest_of(copy).startswith(sha256):
                         return int(step), copy
             if names == self._names():
                 break
@@ -47,12 +47,3 @@ class StoredCheckpoints:
         """Lists the checkpoints, newest first."""
         names = [entry.name for entry in self.folder.entries(self.place)]
         return sorted(filter(NAME.fullmatch, names), reverse=True)
-
-    def _copied(self, name: str, path: Path) -> str:
-        """Copies a checkpoint to `path`; returns its SHA-256."""
-        total = hashlib.sha256()
-        with self.folder.open(f"{self.place}/{name}") as source, path.open("wb") as sink:
-            while block := source.read_buffer(BLOCK_BYTES):
-                total.update(block)
-                sink.write(block)
-        return total.hexdigest()

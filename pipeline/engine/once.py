@@ -8,6 +8,7 @@ Entries are found only by key, so a missing or damaged one can simply be made ag
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,11 @@ def place_of(name: str, sha256: str) -> str:
 def whole(cache: Storage) -> dict[str, Any] | None:
     """Returns the content of `made.json`; None if it or any of its files is missing or damaged."""
     entry = read_sealed(cache, MADE)
-    if entry is None:
-        return None
-    for name, file in entry["files"].items():
-        try:
-            if cache.sha256(place_of(name, file["sha256"])) != file["sha256"]:
-                return None
-        except FileNotFoundError:
-            return None
-    return entry
+    files = entry["files"].items() if entry else ()
+    with suppress(FileNotFoundError):
+        if all(cache.sha256(place_of(n, file["sha256"])) == file["sha256"] for n, file in files):
+            return entry
+    return None
 
 
 def _put(cache: Storage, files: dict[str, dict[str, Any]], name: str, path: Path) -> None:

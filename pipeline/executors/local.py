@@ -87,7 +87,7 @@ class LocalExecutor(Dispatcher):
             self._ask(lambda: self._leave(stream))
 
     def places(self, resources: Resources) -> int:
-        """How many workers with these resources run at once, where nothing else runs; 0: none."""
+        """Returns how many workers with these resources have room where nothing else runs."""
         most = max(1, int(max(1, self.workers) / self._cpus(resources, 1) + ROUNDING))
         return next((n for n in range(most, 0, -1) if self._room(resources, n, []) is not None), 0)
 
@@ -179,7 +179,7 @@ class LocalExecutor(Dispatcher):
         return False
 
     def _workers_for(self, stream: Stream, resources: Resources) -> list[LocalWorker]:
-        """A worker for an item, or one for each rank; none where CPUs or other things lack."""
+        """Returns a worker for an item, or one for each rank; none where CPUs or others lack."""
         count, cpus = stream.ranks or 1, self._cpus(resources, stream.ranks or 1)
         if _cpus_of(self._living) + count * cpus > max(1, self.workers) + ROUNDING:
             return []
@@ -198,7 +198,7 @@ class LocalExecutor(Dispatcher):
         return started
 
     def _waits_for_items(self, stream: Stream, resources: Resources) -> bool:
-        """Whether the stream would get its workers if no item were in hand."""
+        """Returns whether the stream would get its workers if no item were in hand."""
         count = stream.ranks or 1
         launched = [worker for worker in self._living if worker.job and worker.job[0].ranks]
         ending = self._may_end(
@@ -214,7 +214,7 @@ class LocalExecutor(Dispatcher):
     def _may_end(
         self, workers: Sequence[LocalWorker], stream: Stream, resources: Resources
     ) -> list[LocalWorker]:
-        """The workers that may end to make room for these resources; the first to end is last.
+        """Returns workers that may end to make room for these resources, the first to end last.
 
         A profile with items waiting keeps its workers for a while, lest models load in turn. For
         more workers of a profile that has some, only those go that no open stream uses.
@@ -231,13 +231,13 @@ class LocalExecutor(Dispatcher):
         return sorted(ending, key=lambda w: (w.resources not in used, bool(w.gpus)))
 
     def _cpus(self, resources: Resources, beside: int) -> float:
-        """The CPUs that each of `beside` workers takes while it is busy."""
+        """Returns the CPUs that each of `beside` workers takes while it is busy."""
         return min(float(resources.cpus), max(1, self.workers) / beside)
 
     def _room(
         self, resources: Resources, count: int, living: Sequence[LocalWorker]
     ) -> list[tuple[str, ...]] | None:
-        """The GPUs of each of `count` workers beside these; None where GPUs or memory lack."""
+        """Returns the GPUs of each of `count` workers beside these; None where any lack room."""
         wanted_gb = count * resources.memory_gb + sum(w.resources.memory_gb for w in living)
         if wanted_gb > self._memory_gb:
             return None

@@ -182,8 +182,10 @@ class ActorPools:
         for pool in pools:
             opening, up = len(pool.opening), len(pool.up)
             yields = self._is_gpu_idle and "GPU" not in pool.need
+            # A first actor needs room beside other first ones; more wait for pools without any.
             may_open = not (starved or yields) if up else self._fits_beside(pool, pending)
             if pool.resources in used and not launching and may_open:
+                # As many again as are up; a first one even before it has items, if nobody is short.
                 due = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
                 for _ in range(min(due - opening, self._most_actors - opening - up)):
                     actor = Actor(self.new(pool.resources, pool.need))

@@ -91,7 +91,7 @@ class _Compiling:
 
     def notify(self, event: Any) -> None:
         self._depth += 1 if event.is_start else -1
-        if self._depth == (1 if event.is_start else 0):
+        if self._depth == int(event.is_start):  # the outermost of nested ones
             all = float(event.is_start)
             tell(ProgressEvent(self.stages, COMPILING, all=all, what=COMPILING))
 
