@@ -509,7 +509,7 @@ class LiveReporter:
             self.watcher.noticed(event)
             return
         with self._lock:
-            for name in event.stages:
+            for name in self.live.stages.keys() & event.stages:  # workers may tell of a run before
                 stage = self.live.stages[name]
                 if not event.all:
                     stage.pieces.pop(event.key, None)

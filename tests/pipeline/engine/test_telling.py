@@ -159,6 +159,12 @@ def test_a_word_that_comes_after_a_stage_stopped_does_not_start_it_again(telling
     assert telling.look().stages["square"].status == "running"
 
 
+def test_a_word_of_a_run_before_with_the_same_workers_is_passed_over(telling):
+    before = repr(telling.look())
+    telling.on_event(ProgressEvent(("a stage of another recipe",), "0", 3.0, 12.0, "rows"))
+    assert repr(telling.look()) == before
+
+
 def test_what_was_looked_at_stays_as_it_is(telling):
     before = telling.look()
     seen = repr(before)
