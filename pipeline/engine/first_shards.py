@@ -5,7 +5,7 @@ rest of the pool would fail likewise. Only reasons of faults count: see `Stage.a
 """
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from clipmill.metadata.passes import NOT_SELECTED
@@ -29,7 +29,7 @@ class FirstShards:
 
     def __post_init__(self) -> None:
         planned = self.state.plan.stages[self.stage]
-        self._left = sorted(self.state.stages[planned.root].shards)
+        self._left = deque(sorted(self.state.stages[planned.root].shards))
         self._faults = {*planned.stage.advice, *planned.stage.transient}
 
     def is_open(self) -> bool:
@@ -39,7 +39,7 @@ class FirstShards:
             shard = self._left[0]
             if shard not in self.settled:
                 return True
-            del self._left[0]
+            self._left.popleft()
             if shard not in shards:
                 continue  # set aside as a whole
             counts = Counter(self.state.counts(self.stage, shard))
