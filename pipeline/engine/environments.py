@@ -41,7 +41,8 @@ def python_of(environment: Environment) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place):
-            if not place.is_dir():  # else another worker made it while we waited
+            if not _python(place).exists():  # else another worker made it while we waited
+                shutil.rmtree(place, ignore_errors=True)  # made of a Python that is gone
                 _make(environment, place)
     except OSError as error:
         raise StageError(
@@ -56,8 +57,8 @@ def made(environment: Environment) -> Path | None:
     """Returns a Python that has the packages already; None if one is to be made first."""
     if all(map(_is_here, environment.packages)) and not any(map(_is_here, environment.without)):
         return Path(sys.executable)
-    place = _place(environment)
-    return _python(place) if place.is_dir() else None
+    python = _python(_place(environment))  # a link to the Python that made it
+    return python if python.exists() else None
 
 
 def all_made() -> dict[Path, str]:

@@ -73,6 +73,22 @@ def test_the_cache_is_the_users_or_the_one_that_is_named(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / ".cache/clipmill/environments"
 
 
+def test_an_environment_whose_python_is_gone_is_made_again(tmp_path, monkeypatch):
+    environment = Environment(packages=("nosuch-package",))
+    place = environments._place(environment)
+
+    def make(environment, place):
+        (place / "bin").mkdir(parents=True)
+        (place / "bin/python").symlink_to(tmp_path / "python")
+
+    monkeypatch.setattr(environments, "_make", make)
+    make(environment, place)  # of a Python that was removed
+    assert made(environment) is None
+    (tmp_path / "python").touch()
+    (place / "bin/python").unlink()
+    assert python_of(environment) == made(environment) == place / "bin/python"
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(cache):
     cache.write_text("a file")
     with pytest.raises(StageError, match=r"CLIPMILL_ENVIRONMENTS") as error:
