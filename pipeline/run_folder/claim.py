@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from clipmill.metadata.fingerprint import digest, plain
+from clipmill.metadata.record import MANIFEST
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError
@@ -88,11 +89,6 @@ def remembered_in(run: Storage) -> dict[str, Remembered]:
     return stored.stages if stored else {}
 
 
-def is_at_hand(stage: Remembered) -> bool:
-    """Returns whether all own files that made a stage exist, changed or not."""
-    return stage.files.keys() <= own_code.own().keys()
-
-
 def other_code(plan: Plan, run: Storage) -> list[str]:
     """Returns a sentence on each stage whose own files have changed since it stored data."""
     own = own_files(plan)
@@ -140,9 +136,11 @@ def _stored(run: Storage) -> Claim | None:
 
 
 def _is_begun(run: Storage, folder: str) -> bool:
-    """Returns whether a stage's folder has data, such as a shard or a checkpoint."""
-    entries = run.child(folder).entries(below=True)
-    return any(not entry.name.endswith(".json") for entry in entries)
+    """Returns whether a stage is complete, or its folder has data, such as a shard."""
+    stage = run.child(folder)  # a large one that is finished is not listed
+    return stage.has(MANIFEST) or any(
+        not entry.name.endswith(".json") for entry in stage.entries(below=True)
+    )
 
 
 def own_files(plan: Plan) -> dict[str, dict[str, str]]:

@@ -21,10 +21,11 @@ from clipmill.metadata.scan import Scan, glance
 from clipmill.metadata.schema import LISTED, REASON, UID
 from clipmill.metadata.stage_seal import SEAL, Seal
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline import own_code
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe
-from clipmill.pipeline.run_folder.claim import is_at_hand, remembered_in
+from clipmill.pipeline.run_folder.claim import remembered_in
 from clipmill.pipeline.run_folder.done import parents_of, standing
 from clipmill.pipeline.run_folder.masks import SelectMask
 from clipmill.pipeline.run_folder.ran import RanRecipe, newest_recipe
@@ -479,7 +480,8 @@ def plan_of(ran: RanRecipe, run: Storage) -> Plan:
 
     A stage whose own code is missing is planned as the run remembers it.
     """
-    known = {name: remembered_in(run).get(folder) for name, folder in ran["folders"].items()}
+    own, there = remembered_in(run), own_code.own().keys()
+    known = {name: own[folder] for name, folder in ran["folders"].items() if folder in own}
     return make_plan(
         Recipe(
             name=ran["name"],
@@ -488,6 +490,6 @@ def plan_of(ran: RanRecipe, run: Storage) -> Plan:
             stages=ran["stages"],
             overrides=tuple(ran["overrides"]),
             folders=ran["folders"],
-            remembered={name: old for name, old in known.items() if old and not is_at_hand(old)},
+            remembered={name: old for name, old in known.items() if old.files.keys() - there},
         )
     )
