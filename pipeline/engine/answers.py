@@ -148,21 +148,19 @@ class StoredAnswers:
             if not self._is_open:
                 self._read_new("")
                 self._read_new("")  # a listing during a merge may show neither old nor new files
-                self._packed = tuple(
-                    opened(self.folder, f"{PACKED}/{entry.name}", entry.size)
-                    for entry in self.folder.entries(PACKED)
-                )
+                files = [file for file in all_files(self.folder) if file.name.startswith(PACKED)]
+                self._packed = tuple(_all_opened(self.folder, files))
                 self._is_open = True
 
     def _read_new(self, prefix: str) -> None:
         """Copies unseen files in new/ whose names begin with `prefix` to scratch disk."""
         while True:
-            all_names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
-            mine = [name for name in all_names if name.startswith(f"{NEW}/{prefix}")]
+            names = [file.name for file in all_files(self.folder)]
+            mine = [name for name in names if name.startswith(f"{NEW}/{prefix}")]
             unseen = [name for name in mine if name not in self._seen]
             if not unseen:
                 return
-            names: list[str] = []
+            names = []
             files: list[AnswersFile] = []
             for name in unseen:
                 names.append(name)

@@ -117,7 +117,8 @@ def end(folder: Storage, name: str) -> None:
 
 def of_shards(folder: Storage) -> set[int]:
     """Returns the row stage's shards with a count: a worker is at them, or died of them."""
-    return {int(entry.name.partition(".")[0]) for entry in folder.entries(FOLDER)}
+    names = (entry.name for entry in folder.entries(FOLDER))
+    return {int(name.partition(".")[0]) for name in names if name[0] != "."}  # `.DS_Store`, say
 
 
 def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:

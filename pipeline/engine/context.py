@@ -160,9 +160,8 @@ class RunContext:
         call, folder = self.calls.next_call("iterate"), self.run.folder
         begin = 0
         for entry in folder.entries(call):
-            number = int(entry.name.removesuffix(".npz"))
             stored = states.read_state(folder, f"{call}/{entry.name}")
-            if stored is not None and number > begin:
+            if stored is not None and (number := int(entry.name.removesuffix(".npz"))) > begin:
                 begin, state = number, stored
         for number in range(begin, rounds):
             if until is not None and number and until(state):

@@ -36,6 +36,19 @@ def names(folder: Storage, below: str) -> list[str]:
     return [entry.name for entry in folder.entries(below)]
 
 
+def test_what_a_file_manager_leaves_among_the_answers_is_passed_over(folder, capsys):
+    store = StoredAnswers(folder)
+    put(store, range(3))
+    store.flush()
+    pack(folder)
+    put(store, range(3, 6))
+    store.flush()
+    for below in ("new", "packed"):
+        folder.put(f"{below}/.DS_Store", b"\0\0\0\1Bud1", "rename")
+    assert got(StoredAnswers(folder), range(6))
+    assert not capsys.readouterr().err
+
+
 def test_an_answer_is_there_at_once_for_its_worker_and_after_a_flush_for_all(folder):
     mine, other = StoredAnswers(folder), StoredAnswers(folder)
     put(mine, range(9))

@@ -19,6 +19,13 @@ from clipmill.pipeline.errors import (
 from clipmill.pipeline.executors import machine
 
 
+def test_what_a_file_manager_leaves_among_the_counts_is_passed_over(tmp_path):
+    folder = Storage(str(tmp_path))
+    for name in ("000012.attempt", "000007.chain.attempt", ".DS_Store", "._000012.attempt"):
+        folder.put(f"{attempts.FOLDER}/{name}", b"", "attempt")
+    assert attempts.of_shards(folder) == {7, 12}
+
+
 class KilledError(BaseException):
     """The end of a process, as far as one in this process can be."""
 
