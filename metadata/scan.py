@@ -115,9 +115,14 @@ def _manifest(folder: Storage) -> Manifest | None:
 
 
 def _outputs(folder: Storage, manifest: Manifest) -> tuple[tuple[str, int], ...]:
-    """Returns name and bytes of each file in out/, if the manifest has some."""
+    """Returns name and bytes of each file in out/, if the manifest has some.
+
+    Without `.DS_Store` and the like, which a file manager leaves where somebody looks.
+    """
     entries = folder.entries("out", below=True) if manifest.outputs else []
-    return tuple(sorted((entry.name, entry.size) for entry in entries))
+    known = {name for name, _ in manifest.outputs}
+    ours = (e for e in entries if e.name in known or not e.name.rpartition("/")[2].startswith("."))
+    return tuple(sorted((entry.name, entry.size) for entry in ours))
 
 
 def _read_records(folder: Storage, names: list[str]) -> dict[str, Record | None]:

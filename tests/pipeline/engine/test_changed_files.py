@@ -30,6 +30,16 @@ READ = f"""{MADE}
 """
 
 
+def test_a_file_that_a_file_manager_leaves_in_out_makes_nothing_again(engine):
+    before = engine.run(MADE)
+    (out,) = (engine.folder / "run").glob("stages/files-*/out")
+    (out / ".DS_Store").write_bytes(b"Bud1")
+    after = engine.run(MADE)
+    assert after.complete
+    assert after.written("files") == before.written("files")
+    assert (out / ".DS_Store").exists()
+
+
 def data_files(run: Path, stage: str) -> list[Path]:
     """The stage's data files, in the order of their shards."""
     return sorted(run.glob(f"stages/{stage}-*/*-*.parquet"))
