@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]  # (description, done, total)
 T = TypeVar("T")
 R = TypeVar("R")
 
-LAYOUT = 1  # raise it when a kind and seed would give other bytes
+LAYOUT = 2  # raise it when a kind and seed would give other bytes
 UNFINISHED = "unfinished"  # marks a folder as ours until pool.json is written
 FOLDERS = ("metadata", "trusted", "eval", "www", "packages", "held_out")
 GENERATED_ROWS = 600

@@ -3,7 +3,7 @@
 import io
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clipmill.pipeline.pools.captions import with_tags
@@ -41,6 +41,15 @@ class EvaluationSet:
             {drawing.key: number for number, drawing in enumerate(drawings)},
             [drawing.words["en"].label for drawing in drawings],
         )
+
+    def with_more(self, drawings: Sequence[Drawing]) -> "EvaluationSet":
+        """Returns the set with a second picture of each class whose key a drawing has."""
+        images, classes = dict(self.images), dict(self.classes)
+        for drawing in drawings:
+            if drawing.key in self.classes:
+                images[f"{drawing.key}_v1"] = drawing.image
+                classes[f"{drawing.key}_v1"] = self.classes[drawing.key]
+        return replace(self, images=images, classes=classes)
 
 
 def evaluation_captions(drawing: Drawing) -> list[str]:

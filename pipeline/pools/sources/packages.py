@@ -66,5 +66,5 @@ def drawings(kind: Literal["demo", "full"], progress: Progress) -> Published:
         progress(f"reading {kind} packages", number, len(sources))
         pool_drawings += source()
     progress(f"reading {kind} packages", len(sources), len(sources))
-    names = [*sources, *CAPTIONS, openclipart.TITLES, noto.PACKAGE[0]]
+    names = [*sources, *CAPTIONS, openclipart.TITLES, noto.PACKAGE[0], noto.OLDER[0]]
     return Published(pool_drawings, cached_versions(names))

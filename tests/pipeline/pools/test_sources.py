@@ -5,6 +5,7 @@ import json
 import zipfile
 
 import pytest
+from PIL import Image
 
 from clipmill.pipeline.pools.sources import (
     emoji_svg,
@@ -19,6 +20,7 @@ from clipmill.pipeline.pools.sources import (
     tuxpaint,
 )
 from clipmill.pipeline.pools.sources.emojibase import normal_hex, squashed
+from clipmill.pipeline.pools.sources.packages import DEMO, FULL
 from clipmill.pipeline.pools.sources.texts import image_tags, language_of, name_words, one_line
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
@@ -37,6 +39,18 @@ GROUPS = {
     "groups": {"1": "people-body", "3": "animals-nature", "9": "flags"},
     "subgroups": {"16": "hand-fingers-open", "34": "animal-mammal", "98": "country-flag"},
 }
+
+
+def png(color: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 64), color).save(out, "PNG")
+    return out.getvalue()
+
+
+def square(color: str) -> dict[str, str]:
+    return {"body": f'<path fill="{color}" d="M0 0h16v16H0z"/>'}
+
+
 PACKAGES = {
     "emojibase-data": {
         "en/data.json": ENGLISH,
@@ -68,14 +82,25 @@ PACKAGES = {
             "height": 32,
         }
     },
+    "@iconify-json/noto-v1": {
+        "icons.json": {
+            "icons": {
+                "fox-face": square("red"),
+                "waving-hand": square("#f0f"),
+                "unknown": square("red"),
+            }
+        }
+    },
     "@iconify-json/game-icons": {"icons.json": {"icons": {"3d-fast-arrow": {"body": "<g/>"}}}},
     "emoji-datasource-google": {
         "emoji.json": [
             {"unified": "1F98A", "image": "a.png", "has_img_google": True, "added_in": "3.0"},
+            {"unified": "1F44B", "image": "w.png", "has_img_google": True, "added_in": "3.0"},
             {"unified": "1F1EB-1F1F7", "image": "f.png", "has_img_google": True, "added_in": "2.0"},
             {"unified": "1F1E8-1F1F5", "image": "i.png", "has_img_google": True, "added_in": "2.0"},
         ],
-        "img/google/64/a.png": b"fox",
+        "img/google/64/a.png": png("white"),
+        "img/google/64/w.png": png("#f0f"),
         "img/google/64/f.png": b"tricolour",
         "img/google/64/i.png": b"tricolour",
     },
@@ -168,9 +193,24 @@ def test_identical_flags_are_one_class_named_by_the_shorter_label():
     sets = {one.name: one for one in vendor.sets}
     assert list(sets["emoji_flags"].classnames) == ["flag: France"]
     assert list(sets["emoji_nature"].classnames) == ["fox"]
-    assert list(sets["emoji_groups"].classnames) == ["animals and nature", "flags"]
+    names = ["animals and nature", "flags", "people and body"]
+    assert list(sets["emoji_groups"].classnames) == names
     assert sets["emoji_retrieval"].captions["1F98A"] == ["fox", "fox, animal"]
-    assert len(vendor.drawings) == 3
+    assert len(vendor.drawings) == 4
+
+
+def test_an_older_drawing_is_a_second_picture_of_its_class_and_in_no_pool():
+    vendor = noto.evaluation()
+    sets = {one.name: one for one in vendor.sets}
+    older = sets["emoji_retrieval_v1"]
+    assert dict(older.captions) == {"1F98A": ["fox", "fox, animal"]}  # the hand has not changed
+    for name in ("emoji_nature", "emoji_groups"):
+        assert sets[name].classes["1F98A_v1"] == sets[name].classes["1F98A"]
+        assert sets[name].images["1F98A_v1"] == older.images["1F98A"] != sets[name].images["1F98A"]
+    assert "1F44B_v1" not in sets["emoji_groups"].images
+    assert "1F98A_v1" not in sets["emoji_retrieval"].images
+    assert not [name for name in DEMO | FULL if "noto" in name]
+    assert {drawing.source for drawing in vendor.drawings} == {noto.PACKAGE[0]}
 
 
 def test_openclipart_takes_titles_but_not_those_of_collections(packages):
