@@ -63,7 +63,7 @@ def vectors(rows: int) -> np.ndarray:
 
 def ours(shards: list[pa.Table], centre_KD: np.ndarray, precision: str) -> float:
     """The inertia after a training and the assignment."""
-    with patch.object(kernel, "best_precision", lambda work: precision):
+    with patch.object(kernel, "best_precision", lambda _: precision):
         for _ in range(ROUNDS):
             sums = reduce(added, (cell_sums(centre_KD, rows) for rows in shards))
             centre_KD = moved_centres(centre_KD, sums)["centre_KD"]

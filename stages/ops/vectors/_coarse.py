@@ -6,10 +6,9 @@ does, or as -|x - c|^2: m is the mean of the centres, `longest` their greatest d
 differ in the first of the digits that are kept.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,25 +18,13 @@ from numpy.typing import NDArray
 
 Metric = Literal["cosine", "euclidean", "dot"]
 Precision = Literal["float32", "bfloat16"]
-Bits = NDArray[np.uint16] | NDArray[np.uint32]
+Products = Callable[[NDArray[Any]], NDArray[np.float32]]  # (D, B) rows to (C, B)
 
 STRIP = 1024  # centres: with a block of 256 rows their scores stay in a core's second cache
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
-LITTLE = 2**24  # N * K * D products, below which NumPy is done before torch has begun
-WORTH_TORCH, AHEAD = 2**36, 8  # products, that an import takes as long as; calls expected
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
 TINY = 2.0**-200  # less than any distance of float32 vectors but 0
-
-
-def is_little(work: int) -> bool:
-    """Returns whether NumPy computes so many products sooner; importing torch takes a second.
-
-    A process that has no torch imports it once its calls, and 8 more like this, would repay it.
-    """
-    if "torch" in sys.modules:
-        return work <= LITTLE
-    return Scores.done + AHEAD * work <= WORTH_TORCH
 
 
 @cache
@@ -48,10 +35,10 @@ def processor() -> frozenset[str]:
     return frozenset(name for name, has in get_host_cpu_features().items() if has)
 
 
-def best_precision(work: int) -> Precision:
-    """Returns bfloat16 if the processor multiplies it and there is work for it, else float32."""
-    has_bfloat16 = processor() & {"avx512bf16", "amx-bf16"}
-    return "bfloat16" if has_bfloat16 and not is_little(work) else "float32"
+def best_precision(wanted: Precision | None) -> Precision:
+    """Returns bfloat16 if the processor multiplies it and float32 is not wanted."""
+    has_bfloat16 = "avx512bf16" in processor()
+    return "bfloat16" if has_bfloat16 and wanted != "float32" else "float32"
 
 
 @dataclass(frozen=True)
@@ -119,27 +106,22 @@ def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
 class Scores:
     """Centres prepared to be multiplied with rows on this processor."""
 
-    done = 0  # products that this process has computed
-
-    def __init__(
-        self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision, work: int
-    ) -> None:
-        from clipmill.stages.ops.vectors._sift import halve_rows, shift_rows
+    def __init__(self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision) -> None:
+        from clipmill.stages.ops.vectors._sift import TALL, halve_rows, pairs_of, shift_rows, tiled
 
         self.frame, self.precision, self.lost = frame, precision, 0.0
-        self.strips: list[tuple[int, Callable[[NDArray], Bits]]] = []  # first centre and products
+        self.strips: list[tuple[int, Products]] = []  # by their first centre
         for part in _parts(len(centre_KD)):
             unit_CD = np.empty((part.stop - part.start, centre_KD.shape[1]), np.float32)
             longest_C = np.full(len(unit_CD), frame.longest)
             shift_rows(centre_KD[part], frame.middle_D, longest_C, unit_CD)
+            products: Products = partial(np.matmul, unit_CD)
             if precision == "bfloat16":
                 half_CD, lost_C = np.empty(unit_CD.shape, np.uint16), np.empty(len(unit_CD))
                 halve_rows(unit_CD, unit_CD.view(np.uint32), half_CD, lost_C)
                 self.lost = max(self.lost, float(lost_C.max()))
-                self.strips.append((part.start, _half_products(half_CD)))
-            else:
-                self.strips.append((part.start, _float_products(unit_CD, work)))
-        Scores.done += work
+                products = partial(tiled, pairs_of(half_CD, TALL), len(half_CD))
+            self.strips.append((part.start, products))
 
     def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """Returns the rows prepared, their (B,) ratio, and their two (B,) gaps."""
@@ -162,29 +144,3 @@ class Scores:
 
 def _parts(rows: int) -> Iterator[slice]:
     return (slice(start, min(start + STRIP, rows)) for start in range(0, rows, STRIP))
-
-
-def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
-    import torch  # multiplies bfloat16
-
-    def tensor(half: NDArray) -> "torch.Tensor":
-        return torch.from_numpy(half.view(np.int16)).view(torch.bfloat16)
-
-    strip = tensor(half_CD)
-    return lambda half_BD: (strip @ tensor(half_BD).T).view(torch.int16).numpy().view(np.uint16)
-
-
-def _float_products(unit_CD: NDArray[np.float32], work: int) -> Callable[[NDArray], Bits]:
-    if is_little(work) or "avx512f" not in processor():
-        return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
-    import torch  # its oneDNN uses all of the processor, NumPy's OpenBLAS half of some
-
-    if torch.get_float32_matmul_precision() != "highest":  # oneDNN may then round to bfloat16
-        return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
-    linear, strip = torch.nn.functional.linear, torch.from_numpy(unit_CD).to_mkldnn()
-
-    def products(unit_BD: NDArray) -> Bits:
-        scores = linear(strip, torch.from_numpy(unit_BD).to_mkldnn()).to_dense()
-        return scores.numpy().view(np.uint32)
-
-    return products

@@ -3,19 +3,24 @@
 Every sum in float64 has one order (`LANES`), so it has the same bits on every machine.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from clipmill.stages.ops.compiled import compiled
 
-# Shapes: N rows, B of a block, D width; K centres, C of a strip, G groups of them; M nearest are
-# asked for; S sums side by side.
+# Shapes: N rows, B of a block, D width, P pairs in it; K centres, C of a strip, G groups of them; M
+# nearest are asked for; S sums side by side.
 
 GROUP = 32  # centres whose best score decides whether they are looked at one by one
 LANES = 32  # sums that float64 keeps side by side
 NEAR = 64  # centres near to a row that are kept before float64 decides among them
+WIDE, TALL = 4, 6  # of a tile of sums, which 24 registers hold: registers of 16 rows, centres
+PANEL = 16 * WIDE  # rows of a tile
 
 
 class Pairs(NamedTuple):
@@ -85,22 +90,14 @@ def halve_rows(row_ND, bits_ND, half_ND, lost_N):
 
 
 @compiled()
-def sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs):
-    """Adds to `near` a strip's centres whose score comes within the gap of the M best so far.
-
-    `bits_CB` is float32's bits of the scores, or bfloat16's if `is_half`.
-    """
-    C, B = bits_CB.shape
+def sift(product_CB, first, weight_C, ratio_B, best_GB, near, pairs):
+    """Adds to `near` a strip's centres whose score comes within the gap of the M best so far."""
+    C, B = product_CB.shape
     M = near.top_BM.shape[1]
     best_B = np.full(B, -np.inf, np.float32)
     for begin in range(0, C, GROUP):
-        _best_of_group(
-            bits_CB[begin : begin + GROUP],
-            is_half,
-            weight_C[begin:],
-            ratio_B,
-            best_GB[begin // GROUP],
-        )
+        group_CB = product_CB[begin : begin + GROUP]
+        _best_of_group(group_CB, weight_C[begin:], ratio_B, best_GB[begin // GROUP])
         _greater(best_GB[begin // GROUP], best_B)
     if M == 1:
         _greater(best_B, near.top_BM[:, 0])
@@ -111,7 +108,7 @@ def sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs):
             if best_GB[begin // GROUP, b] < near.top_BM[b, M - 1] - near.gap_B[b]:
                 continue
             for c in range(begin, min(begin + GROUP, C)):
-                score = _score(bits_CB[c, b], is_half, weight_C[c], ratio_B[b])
+                score = product_CB[c, b] - weight_C[c] * ratio_B[b]
                 if score >= near.top_BM[b, M - 1] - near.gap_B[b]:
                     if M > 1:
                         _raise_top(near.top_BM[b], score)
@@ -152,30 +149,19 @@ def add_rows(row_ND, order_N, begin_K, scale, sum_KD):
 
 
 @compiled()
-def _best_of_group(bits_CB, is_half, weight_C, ratio_B, best_B):
+def _best_of_group(product_CB, weight_C, ratio_B, best_B):
     best_B[:] = -np.inf
-    for c in range(len(bits_CB)):
-        bits_B, weight = bits_CB[c], weight_C[c]
-        if is_half:  # apart, so that each is a loop over many values at a time
-            for b in range(len(ratio_B)):
-                score = _score(bits_B[b], True, weight, ratio_B[b])
-                best_B[b] = score if score > best_B[b] else best_B[b]
-        else:
-            for b in range(len(ratio_B)):
-                score = _score(bits_B[b], False, weight, ratio_B[b])
-                best_B[b] = score if score > best_B[b] else best_B[b]
+    for c in range(len(product_CB)):
+        product_B, weight = product_CB[c], weight_C[c]
+        for b in range(len(ratio_B)):
+            score = product_B[b] - weight * ratio_B[b]
+            best_B[b] = score if score > best_B[b] else best_B[b]
 
 
 @compiled()
 def _greater(a_B, b_B):
     for b in range(len(b_B)):
         b_B[b] = a_B[b] if a_B[b] > b_B[b] else b_B[b]
-
-
-@compiled()
-def _score(bits, is_half, weight, ratio):
-    whole = np.uint32(bits) << np.uint32(16) if is_half else np.uint32(bits)
-    return np.uint32(whole).view(np.float32) - weight * ratio
 
 
 @compiled()
@@ -280,3 +266,80 @@ def _wide(a_D, b_D, is_distance, lane_S):
             lane_S[s] += lane_S[s + half]
         half //= 2
     return lane_S[0]
+
+
+def tiled(pair_CP, centres: int, half_DB: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Returns (centres, B) products in bfloat16; `pair_CP` is `pairs_of` centres, TALL at a time.
+
+    For a processor with `avx512bf16`: NumPy has no bfloat16, and importing torch takes a second.
+    """
+    pair_BP = pairs_of(half_DB.T, PANEL)
+    panel_GPB = pair_BP.reshape(-1, PANEL, pair_BP.shape[1]).transpose(0, 2, 1).copy()
+    product_CB = np.empty((len(pair_CP), len(pair_BP)), np.float32)
+    _multiply(panel_GPB, pair_CP, product_CB)
+    return np.ascontiguousarray(product_CB[:centres, : half_DB.shape[1]])
+
+
+def pairs_of(half_ND: NDArray[np.uint16], at_once: int) -> NDArray[np.uint32]:
+    """Returns pairs of numbers: at least one a vector, and a multiple of `at_once` vectors."""
+    N, D = half_ND.shape
+    short = -N % at_once, D % 2 if D else 2
+    return (np.pad(half_ND, ((0, short[0]), (0, short[1]))) if any(short) else half_ND).view("u4")
+
+
+@intrinsic
+def _tile(typing, panel, centre, product, pairs, to_next):
+    """Stores the products of a panel and TALL centres.
+
+    Takes addresses of the panel, the first centre and the first product, the pairs of a vector, and
+    the bytes from a centre's products to the next one's.
+    """
+    place, number, value = ir.IntType(64), ir.IntType(32), ir.FloatType()
+    lanes = ir.VectorType(value, 16)
+    kind = ir.FunctionType(lanes, [lanes] * 3)
+    step = ir.InlineAsm(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0")  # LLVM's name for it changes
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> None:
+        binding.initialize_native_asmparser()
+        panel, centre, product, pairs, to_next = arguments
+
+        def spot(address: Any, times: Any, size: Any, kind: Any) -> Any:
+            moved = builder.add(address, builder.mul(times, size))
+            return builder.inttoptr(moved, kind.as_pointer())
+
+        before, loop, after = builder.block, *map(builder.append_basic_block, ("loop", "after"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        p, *sums = [builder.phi(kind) for kind in [place, *[lanes] * (TALL * WIDE)]]
+        first = builder.mul(p, place(WIDE))
+        rows = [spot(panel, builder.add(first, place(w)), place(64), lanes) for w in range(WIDE)]
+        rows = [builder.load(row, align=4) for row in rows]
+        more, none, zeros = [], lanes(ir.Undefined), ir.VectorType(number, 16)([0] * 16)
+        for c in range(TALL):
+            pair = spot(centre, builder.add(builder.mul(pairs, place(c)), p), place(4), value)
+            lane = builder.insert_element(none, builder.load(pair), number(0))
+            every = builder.shuffle_vector(lane, none, zeros)
+            more += [builder.call(step, [rows[w], every, sums[c * WIDE + w]]) for w in range(WIDE)]
+        next_p = builder.add(p, place(1))
+        builder.cbranch(builder.icmp_signed("<", next_p, pairs), loop, after)
+        zero = [place(0), *[lanes([0.0] * 16)] * len(sums)]
+        for phi, start, later in zip([p, *sums], zero, [next_p, *more], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(later, loop)
+        builder.position_at_end(after)
+        for index, total in enumerate(more):
+            here = builder.add(product, place(index % WIDE * 64))
+            builder.store(total, spot(here, place(index // WIDE), to_next, lanes), align=4)
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@compiled()
+def _multiply(panel_GPB, pair_CP, product_CB):
+    """Fills in the products of panels of rows and of centres; both have at least a pair."""
+    to_next = 4 * product_CB.shape[1]
+    for g in range(len(panel_GPB)):
+        panel = panel_GPB[g].ctypes.data
+        for c in range(0, len(pair_CP), TALL):
+            centre, product = pair_CP[c].ctypes.data, product_CB[c, g * PANEL :].ctypes.data
+            _tile(panel, centre, product, pair_CP.shape[1], to_next)  # type: ignore[call-arg]

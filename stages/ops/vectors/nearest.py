@@ -123,10 +123,9 @@ def _lent(vector_ND) -> NDArray[np.float32]:
 def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance, valued):
     from clipmill.stages.ops.vectors._sift import GROUP, LANES, Pairs, nothing_near, settle, sift
 
-    N, work = len(row_ND), len(row_ND) * centre_UD.size
+    N = len(row_ND)
     which_Nm, sure_Nm = np.empty((N, m), np.int32), np.empty((N, m))
-    scores = Scores(centre_UD, measures, precision or best_precision(work), work)
-    is_half = scores.precision == "bfloat16"
+    scores = Scores(centre_UD, measures, best_precision(precision))
     best_GB, lane_S = np.empty((-(-STRIP // GROUP), BLOCK), np.float32), np.empty(LANES)
     for start in range(0, N, BLOCK):
         block = slice(start, start + BLOCK)
@@ -134,9 +133,9 @@ def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance,
         ready_BD, ratio_B, gap_B, sure_gap_B = scores.block(pairs.row_BD)
         near = nothing_near(gap_B, sure_gap_B, m)
         for first, products in scores.strips:
-            bits_CB = products(ready_BD)
-            weight_C = measures.weight_K[first : first + len(bits_CB)]
-            sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs)
+            product_CB = products(ready_BD.T)
+            weight_C = measures.weight_K[first : first + len(product_CB)]
+            sift(product_CB, first, weight_C, ratio_B, best_GB, near, pairs)
         settle(near, pairs, valued)
         which_Nm[block], sure_Nm[block] = near.place_BM, near.sure_BM
     return which_Nm, sure_Nm
