@@ -202,15 +202,16 @@ def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
 def scored(state: "RunState") -> str:
     """Returns the arms' headline as `clipmill report` prints it; empty if none was evaluated, or if
     their pictures are so many that intervals would take long."""
-    from clipmill.pipeline.ledger.proof.results import compared
     from clipmill.pipeline.ledger.proof.trials import arms
-    from clipmill.pipeline.verbs.report import text
 
     every = arms(state)
     trials = [trial for arm in every for trial in arm.trials]
     pictures = sum(task.pictures for trial in trials for task in trial.tasks.values())
     if not every or pictures > MOST_PICTURES:
         return ""
+    from clipmill.pipeline.ledger.proof.results import compared
+    from clipmill.pipeline.verbs.report import text
+
     return text(compared(every, [every[0].name]), each_task=False)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from clipmill.stages.ops.vectors import centroids
 from clipmill.stages.ops.vectors.centroids import Metric
 from clipmill.stages.ops.vectors.matrices import (
     as_matrix,
+    blocks,
     from_matrix,
     refuse_column,
     row_dot,
@@ -64,7 +66,7 @@ def points_of(
     rows = shard.select(IDENTITY)
     rows = rows.append_column("coin", pa.array(coins(shard[UID.name])))
     rows = rows.append_column("unit", from_matrix(row_ND, ~defined_N))
-    return rows.filter(pa.array(defined_N))
+    return rows if defined_N.all() else rows.filter(pa.array(defined_N))
 
 
 def _points(
@@ -87,14 +89,14 @@ def _points(
 def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -> pa.Table:
     """Returns the nearest centres and cosines of every row, or a reason."""
     row_ND, defined_N, reason = _points(column, metric, shard)
-    some_ND = row_ND[defined_N]
+    some_ND = row_ND if defined_N.all() else row_ND[defined_N]
     index_Nm = np.full((len(row_ND), m), -1, np.int32)
     cosine_Nm = np.full((len(row_ND), m), np.nan, np.float32)
     index_Nm[defined_N] = tree.nearest(some_ND, m)
-    for column_m in range(m):
-        some_N = index_Nm[:, column_m] >= 0
-        near_ND = tree.centre[index_Nm[some_N, column_m]]
-        cosine_Nm[some_N, column_m] = cosines(row_ND[some_N], near_ND, metric)
+    for column_m, part in product(range(m), blocks(len(row_ND))):
+        some_N = index_Nm[part, column_m] >= 0
+        near_ND = tree.centre[index_Nm[part, column_m][some_N]]
+        cosine_Nm[part, column_m][some_N] = cosines(row_ND[part][some_N], near_ND, metric)
     columns = {
         CLUSTER_ID.name: pa.array(index_Nm[:, 0], mask=index_Nm[:, 0] < 0),
         CENTROID_COSINE.name: pa.array(cosine_Nm[:, 0], mask=np.isnan(cosine_Nm[:, 0])),

@@ -15,6 +15,7 @@ from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, later
 from clipmill.stages.export._documents import describe
 from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
+from clipmill.stages.ops.tables.combined import Gathered
 from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows.
@@ -61,7 +62,8 @@ class UidList(DatasetStage):
         counts = ctx.map(partial(counted, inputs.rows, takes), spans)
         total = summed(counts, takes)
         bits = bits_for(total["exported"], RANGE_ROWS)
-        by_range = ranged(ctx, ctx.map_shards(partial(in_ranges, takes, bits), inputs.rows), bits)
+        rows = ctx.map_shards(partial(in_ranges, takes, bits), inputs.rows)
+        by_range = ranged(ctx, rows, bits) if bits else Gathered(rows)
         ids = sum(count["samples"] for count in counts)
         (file,) = ctx.map(partial(write_uids, by_range, ids), [UIDS])
         describe(ctx, "uid_list", total, [["uid", "u8,u8"]], [file], **takes.about)
@@ -86,7 +88,7 @@ def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:
     )
 
 
-def write_uids(by_range: Ranges, ids: int, name: str, task: Task) -> dict[str, Any]:
+def write_uids(by_range: Ranges | Gathered, ids: int, name: str, task: Task) -> dict[str, Any]:
     """Writes all ranges in order, each sorted in memory."""
     path = task.worker.scratch / name
     with path.open("wb") as file:

@@ -18,6 +18,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(loop: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, **options)(loop)
+        dispatcher._compilation_chain_init_hook = lambda: None  # which looks through all packages
         with suppress(RuntimeError):  # raised if no folder can be written
             dispatcher._cache = _Cache(loop)
         return dispatcher

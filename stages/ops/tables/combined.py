@@ -60,6 +60,20 @@ class Concatenated(Combined):
 
 
 @dataclass(frozen=True)
+class Gathered(Combined):
+    """One shard with the rows of all, if any: instead of a shuffle, where they fit in memory."""
+
+    over: Shards
+
+    def __len__(self) -> int:
+        return min(1, len(self.over))
+
+    def table(self, index: int) -> pa.Table:
+        every = [self.over.table(shard) for shard in range(len(self.over))]
+        return pa.concat_tables(every, promote_options="default").unify_dictionaries()
+
+
+@dataclass(frozen=True)
 class Zipped(Combined):
     """Shards computed from shard i of every member; members are shuffles by the same keys.
 

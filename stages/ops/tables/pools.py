@@ -111,7 +111,8 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
         return _fit_vectors(values, dtype)
     if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
-        values = values.cast(pa.large_binary())  # not checked to be UTF-8 yet: _cast does
+        is_long = values.type == pa.large_string()  # not checked to be UTF-8 yet: _cast does
+        values = values.cast(pa.large_binary() if is_long else pa.binary())
     try:
         array = _whole(pa.array(values) if isinstance(values, list) else values)
         return _cast(array, dtype), pa.array(np.zeros(len(array), bool))

@@ -42,6 +42,14 @@ def test_uids_with_one_beginning_are_sorted_by_their_end(memory_shards, memory_c
     np.testing.assert_array_equal(export(memory_context(), memory_shards(table(uids))), plain(uids))
 
 
+def test_uids_that_fit_in_memory_are_not_shuffled(memory_shards, memory_context):
+    ctx = memory_context()
+    ctx.shuffle = None
+    uids = [bytes([number]) * 16 for number in (3, 1, 2)]
+    out = export(ctx, memory_shards(table(uids[:1]), table(uids[1:])))
+    np.testing.assert_array_equal(out, plain(uids))
+
+
 @pytest.mark.parametrize("range_rows", [2**21, 50, 3])
 def test_the_list_equals_a_plain_sort_in_however_many_pieces(
     range_rows, pool, memory_shards, memory_context, monkeypatch
