@@ -73,7 +73,7 @@ def _written(plan: Plan, stage: str) -> list[str]:
 
 
 def line_of(plan: Plan, stage: str, by: Edges = attrgetter("parents")) -> set[str]:
-    """Returns the stage and those before it: its parents, or what else of a stage `by` names."""
+    """Returns the stage and all that come before it, along the edges that `by` gives of each."""
     line = {stage}
     for planned in reversed(plan.stages.values()):
         if planned.name in line:

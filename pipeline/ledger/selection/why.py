@@ -92,13 +92,13 @@ def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
             stages=tuple(listed),
             ends=tuple(
                 Verdict(
-                    stage=n,
+                    stage=row.stage,
                     kept=False,
-                    cause=n,
+                    cause=row.stage,
                     reason=LISTED,
-                    sentence=f"dropped by '{n}': {LISTED}",
+                    sentence=f"dropped by '{row.stage}': {LISTED}",
                 )
-                for n in (row.stage for row in listed)
+                for row in listed
             ),
             exported=(),
             picture=PicturePlace(),
