@@ -27,7 +27,7 @@ from clipmill.stages.ops.outside import need_file
 WORDS = {"phashes": 1, "pdq": 4}  # of a perceptual hash
 ANY_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?([^/?#:]+)"  # of a link
 
-LABEL = r'[^\s/:@.,;"]+'  # of a host; in any script
+LABEL = r'[^\s/:@.,;"\uFFFD]+'  # of a host; in any script, but in UTF-8
 
 
 class Kind(NamedTuple):

@@ -134,6 +134,7 @@ def test_a_hash_of_several_words_is_near_by_the_sum_of_their_bits(read):
         ({"links": "http://a.test/1.jpg\nhttp://a.test/2.jpg\x01a\n"}, "no text of lines"),
         ({"hosts": "http://bad.test/\n"}, "its first line is no entry, and no header"),
         ({"hosts": "1,bad.test\n2,other.test\n"}, "its first line is no entry, and no header"),
+        ({"hosts": "a.test\nm\ufffdnchen.test\n"}, "line 2 is no entry"),
         ({"digests": "name,size\na,1\n"}, "its first line is no entry, and no header"),
     ],
 )
