@@ -206,6 +206,7 @@ def _refuse_other_files(target: Storage, files: Collection[str] | None) -> None:
         return
     ours = files if files is not None else filter(_may_be_exported, present)
     named = [name.rpartition("/") for name in ours]
+    # Looks at the top, and into the folders that files of ours lie in.
     for folder in dict.fromkeys(("", *(folder for folder, _, _ in named))):
         names = {name for parent, _, name in named if parent == folder}
         names |= {parent for parent, _, _ in named} if not folder else set()

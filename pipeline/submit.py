@@ -278,7 +278,7 @@ def _paths(plan: Plan, out: str, is_here: bool) -> tuple[str, list[str]]:
 
     Raises RecipeError for a relative path if the cluster has other machines.
     """
-    places = [("--out", "", out)]
+    places = [("--out", "", out)]  # where it is said, key of its `--set` (none for --out), path
     for name, planned in plan.stages.items():
         for field in settings_fields(planned.stage):
             value = getattr(planned.stage, field.name)

@@ -66,7 +66,7 @@ def bind(draft: Draft, name: str, stage: Stage, parents: list[str]) -> dict[str,
             stored = column.source if isinstance(column, Derived) else column
             source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
             find = partial(_find, draft, name, stage, source, line)
-            # What the recipe names itself must be there.
+            # What the recipe names itself must be there, if only before the stage that it names.
             binding = find(is_required) or find(read in chosen)
             if binding is None:
                 continue

@@ -105,11 +105,11 @@ def _kept(plan: Plan, seen: Mapping[str, Seen], planned: PlannedStage) -> int | 
     """Returns the most rows that a stage keeps of those that reach it."""
     most = _most_rows(plan, seen, planned)
     size: int | None = getattr(planned.stage, "rows", None) if planned.is_select else None
-    return most if size is None else size if most is None else min(size, most)
+    return min((rows for rows in (most, size) if rows is not None), default=None)
 
 
 def _look(planned: PlannedStage, names: Set[str], seen: Seen, until: float) -> None:
-    stage, is_done = planned.stage, seen.rows is not None
+    stage, is_done = planned.stage, seen.rows is not None  # `look` knows the rows of one that is
     try:
         with contextlib.suppress(ShardError):  # a damaged file costs its shards, not the run
             if not is_done:
