@@ -18,7 +18,7 @@ from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.parquet_file import opened
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import put_sealed, read_sealed_as
-from clipmill.metadata.storage import Storage
+from clipmill.metadata.storage import Storage, is_hidden
 
 OUT = "out"
 NOTES = "out-notes"  # an object for each file in out/, until the manifest lists them
@@ -102,8 +102,10 @@ def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
 
     A file from before `began_ns` was left by a run that was killed: its bytes are read, too.
     """
-    noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES, below=True)]
-    entries = {entry.name: entry for entry in folder.entries(OUT, below=True)}
+    notes = [entry.name for entry in folder.entries(NOTES, below=True)]
+    noted = {name.removesuffix(".json") for name in notes if name.endswith(".json")}
+    there = folder.entries(OUT, below=True)
+    entries = {e.name: e for e in there if e.name in noted or not is_hidden(e.name)}
 
     def check(name: str) -> Noted:
         note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)
@@ -115,6 +117,6 @@ def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
             raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
         return note or Noted(entry.size, folder.sha256(f"{OUT}/{name}"))
 
-    names = sorted(entries.keys() | set(noted))
+    names = sorted(entries.keys() | noted)
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
         return dict(zip(names, pool.map(check, names), strict=True))

@@ -17,7 +17,7 @@ from clipmill.metadata.record import FAILED, MANIFEST, Failure, Manifest, Record
 from clipmill.metadata.records import RECORD, Records, records_of, table_of
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.stage_seal import Seal, SealedRecords, is_large, read_seal
-from clipmill.metadata.storage import Storage
+from clipmill.metadata.storage import Storage, is_hidden
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
 FEW = 64  # files that are read from a disk sooner than threads start
@@ -115,13 +115,10 @@ def _manifest(folder: Storage) -> Manifest | None:
 
 
 def _outputs(folder: Storage, manifest: Manifest) -> tuple[tuple[str, int], ...]:
-    """Returns name and bytes of each file in out/, if the manifest has some.
-
-    Without `.DS_Store` and the like, which a file manager leaves where somebody looks.
-    """
+    """Returns name and bytes of each file in out/, if the manifest has some."""
     entries = folder.entries("out", below=True) if manifest.outputs else []
     known = {name for name, _ in manifest.outputs}
-    ours = (e for e in entries if e.name in known or not e.name.rpartition("/")[2].startswith("."))
+    ours = (entry for entry in entries if entry.name in known or not is_hidden(entry.name))
     return tuple(sorted((entry.name, entry.size) for entry in ours))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +68,18 @@ def put_item(item, task):
     path.write_text(item)
     task.put_file(item, path)
     return {"item": item}
+
+
+def puts_where_somebody_looks(inputs, ctx):
+    ctx.map(put_item, ["a"])
+    for folder in ("out", "out-notes"):
+        Path(ctx.folder, folder, ".DS_Store").touch()
+    store(inputs.rows, ctx)
+
+
+def test_what_a_file_manager_leaves_in_out_is_none_of_a_stages_files(program):
+    ran = program("puts_where_somebody_looks")
+    assert [name for name, _ in ran.outcome.state.stages["it"].outputs] == ["a"]
 
 
 def test_a_unit_whose_file_in_out_was_deleted_is_done_again(program, engine, monkeypatch):
