@@ -9,6 +9,7 @@ import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.run_folder import pins
 from tests.engine_stages.harness import clipmill_run, meaning
 
 WEIGHED = "  weighed: {{uses: toy.weighed, from: numbers, weights: {}}}\n"
@@ -93,6 +94,14 @@ def test_a_digest_of_an_older_run_is_held_to(engine, file):
     pin.write_text(json.dumps({"what": "the weights", "sha256": "4e07408562be" + "0" * 52}))
     shutil.rmtree(pin.parents[1] / "pins-copy")
     assert "had 4e07408562be at first use" in engine.run(stages).error("weighed")
+
+
+def test_what_a_file_manager_leaves_among_the_digests_is_no_damage(tmp_path):
+    folder = Storage(str(tmp_path))
+    pins.pin(folder, "weighed", "the weights", "4e07408562be" + "0" * 52)
+    for place in (pins.PINS, pins.COPIES):
+        folder.put(f"{place}/.DS_Store", b"Bud1", "pin")
+    assert not list(pins.wrong_pins(folder))
 
 
 @pytest.mark.parametrize("way", ["gone", "torn", "flipped", "copy flipped", "both torn"])
