@@ -12,7 +12,7 @@ in FOLDER, as in `filter_abroad`.
 
 A second table cuts by `fit_rank` of `score.chance` at one value: the share of fault-free rows kept
 of each vendor by heads that met no row of it, and by five folds of the pool; and the faulty among
-the kept.
+the kept. A third draws the folds again: how far shares kept are apart, by copies and by concepts.
 """
 
 import time
@@ -25,6 +25,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from clipmill.metadata.uid import from_hex
 from clipmill.stages.models import filter_network as fn
@@ -52,6 +53,7 @@ FOLDS = 2, 5, 10
 FIT = 0.9
 TAU, PARTNERS = 0.03, 4096
 GROUPS = 1, 4, 8
+DRAWS = 8
 BINS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, 10**9)}
 CONCEPTS = {"1": (1, 1), "2-5": (2, 5), "6-20": (6, 20), "more": (21, 10**9)}
 
@@ -94,14 +96,9 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
         found.append(auc_of["swapped"])
         good = (rows.rows["fault"] == "").to_numpy()
         is_kept = score_N > np.quantile(score_N, 1 - KEPT_AT_HOME)
-        kept = [
-            is_kept[good & facts[column].is_between(*bounds).to_numpy()].mean()
-            for column, bins in (("copies", BINS), ("rows", CONCEPTS))
-            for bounds in bins.values()
-        ]
         print(
             f"| {name} | {found[-1]:.3f} | {auc_of['own group']:.3f} |",
-            *(f"{it:.3f} |" for it in kept),
+            *(f"{it:.3f} |" for part in shares(good, is_kept, facts) for it in part),
             end=" ",
         )
         print(f"{(~good)[is_kept].mean():.3f} | {seconds:.0f} |", flush=True)
@@ -118,7 +115,40 @@ def compare(pool: Path, cache: Path, folds: tuple[int, ...]) -> str:
     print(f"| all | | | {told(rows, at_home)} |")
     if len(folds) > 1:
         print(f"| in {GROUPS[-1]} groups | | | {told(rows, fit_rank(rows, *home, GROUPS[-1]))} |")
+        draw_again(rows, facts)
     return f"AUC of swapped captions {found[0]:.2f} learnt from, {found[1]:.2f} left out"
+
+
+def shares(good_N: NDArray, is_kept_N: NDArray, facts: pl.DataFrame) -> list[list[float]]:
+    """Shares of the fault-free rows that are kept, by a drawing's rows and by a concept's."""
+    return [
+        [
+            is_kept_N[good_N & facts[column].is_between(*it).to_numpy()].mean()
+            for it in bins.values()
+        ]
+        for column, bins in (("copies", BINS), ("rows", CONCEPTS))
+    ]
+
+
+def draw_again(rows: Pairs, facts: pl.DataFrame) -> None:
+    """Prints how far shares kept in GROUPS[-1] groups are apart, by other draws of the folds."""
+    good_N = (rows.rows["fault"] == "").to_numpy()
+    print(f"\n| {DRAWS} draws | apart by copies | by concepts |\n|---|---:|---:|")
+    ranks = [
+        fit_rank(rows, *vectors(rows, FOLDS[1], seed=seed), groups=GROUPS[-1])
+        for seed in range(DRAWS)
+    ]
+    for name, cut in (("70 % of all", None), (f"fit_rank < {FIT}", FIT)):
+        apart_D2 = [
+            [
+                np.ptp(part)
+                for part in shares(good_N, rank < (cut or np.quantile(rank, KEPT_AT_HOME)), facts)
+            ]
+            for rank in ranks
+        ]
+        half_2 = student_t.ppf(0.975, DRAWS - 1) * np.std(apart_D2, 0, ddof=1) / DRAWS**0.5
+        both = zip(np.mean(apart_D2, 0), half_2, strict=True)
+        print(f"| {name} |", *(f"{mean:.3f} ± {half:.3f} |" for mean, half in both), flush=True)
 
 
 def beside_partners(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]:
@@ -171,10 +201,10 @@ def left_out(rows: Pairs, folds: int, drawing: str = "dup_cluster") -> NDArray[n
 
 
 def vectors(
-    rows: Pairs, folds: int, drawing: str = "dup_cluster"
+    rows: Pairs, folds: int, drawing: str = "dup_cluster", seed: int = 0
 ) -> tuple[NDArray, NDArray, NDArray[np.int64]]:
     """Each row's vectors by the heads of its fold, and the fold."""
-    fold_N = fn.fold_of(from_hex(rows.rows[drawing].to_arrow()), folds, 0)
+    fold_N = fn.fold_of(from_hex(rows.rows[drawing].to_arrow()), folds, seed)
     weight_N = 1 / rows.rows.select(pl.len().over(drawing)).to_series().to_numpy()
     captions = pa.chunked_array([rows.rows["text"].fill_null("").to_arrow()])
     width = TrainedFilterNetwork().width
