@@ -126,7 +126,8 @@ class AnswersFile:
             whole = b""
             if len(head) == HEAD.size and head[:4] == MAGIC:
                 _, count, _, packed_bytes, _ = HEAD.unpack(head)
-                whole = self._read_at(offset, HEAD.size + KEY_BYTES * count + packed_bytes)
+                stated = HEAD.size + KEY_BYTES * count + packed_bytes
+                whole = self._read_at(offset, min(stated, self.size - offset))  # may be damaged
             if block := _opened(whole):
                 firsts.append(_prefix(block[2]))
                 starts.append(offset)

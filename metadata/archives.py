@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from clipmill.metadata.keys import split_options
 from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import scratch_folder
 
@@ -29,9 +30,9 @@ BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeError
 
 def split(uri: str) -> tuple[str, str] | None:
     """Returns the part of a path up to `.zip`, and the rest; None if it names no zip."""
-    head, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    head, options = split_options(uri)
     found = re.match(r"(.+?\.zip)(?:/(.*))?$", head, re.IGNORECASE)
-    return (found[1] + mark + query, (found[2] or "").strip("/")) if found else None
+    return (found[1] + options, (found[2] or "").strip("/")) if found else None
 
 
 def opened(uri: str, filesystem: fs.FileSystem, path: str) -> fs.FileSystem | None:
@@ -43,14 +44,14 @@ def opened(uri: str, filesystem: fs.FileSystem, path: str) -> fs.FileSystem | No
     if not info.is_file:
         return None
     key = uri, info.size, info.mtime_ns
-    if key not in _opened:
+    if (files := _opened.get(key)) is None:  # not looked up again: another thread may drop it
         is_local = isinstance(filesystem, fs.LocalFileSystem)
         with as_os_errors(path):
             archive = zipfile.ZipFile(path if is_local else filesystem.open_input_file(path))
         while len(_opened) >= KEPT:
             _opened.pop(next(iter(_opened)), None)
-        _opened[key] = fs.PyFileSystem(ZipFiles(archive))
-    return _opened[key]
+        files = _opened[key] = fs.PyFileSystem(ZipFiles(archive))
+    return files
 
 
 class MemberError(PermissionError):

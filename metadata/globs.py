@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 from clipmill.metadata.elsewhere import UriError
-from clipmill.metadata.storage import Storage
+from clipmill.metadata.keys import split_options
+from clipmill.metadata.storage import Storage, folder_of
 
 ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 DATABASES = (".sqlite", ".sqlite3", ".db", ".duckdb")
@@ -29,19 +30,15 @@ def open_pool(path: str) -> tuple[Storage, str]:
     `*` matches any part of a name, `**/` any folders. Without a star, a folder means all files
     below it, and a file means itself.
     """
-    # Options follow a URI's `?`, for example the address of an S3 server.
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    head, options = split_options(path)
     head = head.rstrip("/") or "/"
-    if "*" in head:
-        folder = head[: head.index("*")].rpartition("/")[0]
-        pattern = head[len(folder) :].lstrip("/")
-    else:
-        whole = Storage(head + mark + query)
-        if whole.fs.get_file_info(whole.path).is_file:
-            folder, _, pattern = head.rpartition("/")
-        else:
-            folder, pattern = head, "**"
-    return Storage(folder + mark + query), pattern
+    start, star, rest = head.partition("*")
+    if star:
+        storage, name = folder_of(start + options)
+        return storage, name + star + rest
+    whole = Storage(head + options)
+    is_file = whole.fs.get_file_info(whole.path).is_file
+    return folder_of(head + options) if is_file else (whole, "**")
 
 
 def files_of(path: str) -> list[FoundFile]:
@@ -52,7 +49,8 @@ def files_of(path: str) -> list[FoundFile]:
         is_file = info.type == fs.FileType.File and not pattern.startswith(".")
         return [FoundFile(pattern, info.size or 0, info.mtime_ns)] if is_file else []
     glob = _glob(pattern)
-    selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
+    is_deep = "/" in pattern or "**" in pattern
+    selector = fs.FileSelector(storage.path, recursive=is_deep, allow_not_found=True)
     try:
         files = [
             FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size or 0, info.mtime_ns)

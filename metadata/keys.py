@@ -19,6 +19,12 @@ SECRET = re.compile(
 )
 
 
+def split_options(uri: str) -> tuple[str, str]:
+    """Splits a URI before its `?`, which an S3 server's address may follow; a path has no such."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return place, mark + options
+
+
 def without_keys(text: str) -> str:
     """Returns a text whose URIs have neither a password nor secrets in their query."""
     return URI.sub(_without, text) if "://" in text else text
@@ -26,7 +32,7 @@ def without_keys(text: str) -> str:
 
 def redacted(uri: str) -> str:
     """Returns a URI without keys and query, for logs and errors."""
-    return without_keys(uri).partition("?")[0] if "://" in uri else uri
+    return split_options(without_keys(uri))[0]
 
 
 def _without(match: re.Match[str]) -> str:

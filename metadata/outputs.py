@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
@@ -32,6 +32,20 @@ class Noted:
     sha256: str
 
 
+class ExportedFile(TypedDict):
+    """What the dataset.json of an export says of a file, beside its rows."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Exported(TypedDict):
+    """What is read of an export's dataset.json; other programs have files of that name."""
+
+    files: list[ExportedFile]
+
+
 class Outputs:
     """A stage's files; reading a changed one raises DamagedError. Old manifests hold sizes only."""
 
@@ -42,8 +56,8 @@ class Outputs:
         if manifest := read_sealed_as(folder, MANIFEST, Manifest):
             self.sizes = dict(manifest.outputs)
             self._sha256 = {name: manifest.output_sha256.get(name, "") for name in self.sizes}
-        elif dataset := folder.read_json(SUMMARY, dict[str, Any]):
-            self.inside, files = "", dataset.get("files", ())
+        elif dataset := folder.read_json(SUMMARY, Exported):
+            self.inside, files = "", dataset["files"]
             self.sizes = {file["file"]: file["bytes"] for file in files}
             self._sha256 = {file["file"]: file["sha256"] for file in files}
 

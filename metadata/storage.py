@@ -29,7 +29,7 @@ from pyarrow import fs
 from clipmill.metadata import archives, elsewhere
 from clipmill.metadata.elsewhere import UriError
 from clipmill.metadata.faults import reached
-from clipmill.metadata.keys import redacted
+from clipmill.metadata.keys import redacted, split_options
 from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.metadata.scratch import scratch_folder
 
@@ -327,6 +327,15 @@ class Storage:
         raise AssertionError("unreachable")
 
 
+def folder_of(uri: str) -> tuple[Storage, str]:
+    """Returns the folder of a file, given its URI or path, and the file's name."""
+    place, options = split_options(uri)
+    folder, slash, name = place.rpartition("/")
+    if folder in ("", "file://"):  # of `/a`, the root; of `a`, the current folder
+        folder += slash
+    return Storage(folder + options), name
+
+
 def _is_final(error: OSError) -> bool:
     """Returns whether the store refused, rather than failed to answer."""
     return wants_keys(error) or "NO_SUCH_BUCKET" in str(error)
@@ -346,19 +355,19 @@ def _name_of(info: fs.FileInfo) -> str:
 
 def _list_local(path: str, below: bool, prefix: str = "") -> list[Entry]:
     """Lists by scandir: six times as fast as pyarrow's selector for 20,000 files."""
-    try:
-        with os.scandir(path) as entries:
-            listed = []
-            for entry in entries:
-                name = f"{prefix}{entry.name}"
-                if entry.is_file() and not entry.name.startswith(HIDDEN):
+    listed: list[Entry] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if below and entry.is_dir(follow_symlinks=False):
+                listed += _list_local(entry.path, below, f"{name}/")
+            elif entry.is_file() and not entry.name.startswith(HIDDEN):
+                try:
                     stat = entry.stat()
-                    listed.append(Entry(name, stat.st_size, stat.st_mtime_ns))
-                elif below and entry.is_dir(follow_symlinks=False):
-                    listed += _list_local(entry.path, below, f"{name}/")
-            return listed
-    except FileNotFoundError:
-        return []
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
+                listed.append(Entry(name, stat.st_size, stat.st_mtime_ns))
+    return listed
 
 
 def is_hidden(name: str) -> bool:

@@ -161,7 +161,10 @@ def synset_names(files: Iterable[bytes]) -> list[str]:
     for data in files:
         for line in data.decode("latin-1").splitlines():
             if not line.startswith(LICENCE):
-                word = MARKER.sub("", line.split(" ", 5)[4])
+                fields = line.split(" ", 5)
+                if len(fields) < 6:
+                    raise ValueError(f"a line that is no synset of WordNet's: {line[:60]!r}")
+                word = MARKER.sub("", fields[4])
                 names.add(word.lower().partition(".")[0].replace("_", " "))
     return sorted(names - {""})
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import PARSE_ERRORS
-from clipmill.metadata.storage import Storage, open_uri
+from clipmill.metadata.storage import folder_of, open_uri
 
 SCHEMA = pa.schema(
     [
@@ -125,10 +125,8 @@ def save(concepts: ConceptList, uri: str) -> None:
     sink = pa.BufferOutputStream()
     table = concepts.table.replace_schema_metadata({DIGEST: concepts.digest.encode()})
     pq.write_table(table, sink, compression="zstd")
-    folder, _, name = uri.rpartition("/")
-    Storage(folder or ("/" if uri.startswith("/") else ".")).put(
-        name, sink.getvalue().to_pybytes(), point="rename"
-    )
+    folder, name = folder_of(uri)
+    folder.put(name, sink.getvalue().to_pybytes(), point="rename")
 
 
 def digest_of(table: pa.Table) -> str:

@@ -11,6 +11,7 @@ from clipmill.metadata.answers import (
     AnswersFile,
     from_bytes,
     merged,
+    open_local,
     write_answers,
     write_scratch,
 )
@@ -100,6 +101,15 @@ def test_a_file_that_is_cut_keeps_the_blocks_that_are_whole(cut):
     assert told
     assert dict(file).items() <= dict(some).items()
     assert len(list(file)) > 500
+
+
+def test_a_block_that_states_a_huge_size_costs_no_memory(tmp_path):
+    data = bytearray(packed(pairs(range(1000))))
+    data[7] = 0xFF  # the first block's number of answers: its keys would take 137 GB
+    (tmp_path / "answers").write_bytes(data[: -END.size])  # and the index is gone
+    file = open_local(str(tmp_path / "answers"), print)
+    assert dict(file).items() <= dict(pairs(range(1000))).items()
+    assert len(list(file)) > 900
 
 
 def test_what_is_no_file_of_answers_has_none():

@@ -1,13 +1,16 @@
 """A folder of whole objects on a local disk; on an object store: tests/chaos/test_s3.py."""
 
+import os
 import pickle
+from contextlib import nullcontext
 
 import pytest
 
 from clipmill.metadata import storage
 from clipmill.metadata.elsewhere import UriError
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
-from clipmill.metadata.storage import Storage, local_path
+from clipmill.metadata.storage import Storage, folder_of, local_path
 
 SECRET = "s3://KEY:SECRET@bucket/run?endpoint_override=127.0.0.1:1&scheme=http"
 
@@ -52,6 +55,32 @@ def test_a_listing_names_objects_and_folders_apart_and_goes_no_deeper(folder):
     assert folder.folders("x") == ["y"]
     assert folder.entries("none") == []
     assert folder.folders("none") == []
+
+
+def test_a_file_that_is_deleted_during_a_listing_hides_no_other(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def deleting(path):
+        entries = list(scandir(path))
+        (tmp_path / "b").unlink()
+        return nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert {entry.name for entry in Storage(str(tmp_path)).entries()} == {"a", "c"}
+
+
+def test_the_folder_of_a_file_keeps_the_options_of_its_uri_and_may_be_the_root():
+    folder, name = folder_of("s3://bucket/a/b.parquet?endpoint_override=http://127.0.0.1:9")
+    assert (folder.path, name) == ("bucket/a", "b.parquet")
+    assert folder.uri.endswith("?endpoint_override=http://127.0.0.1:9")
+    assert [(folder_of(uri)[0].path, folder_of(uri)[1]) for uri in ("/a", "file:///a", "a")] == [
+        ("/", "a"),
+        ("/", "a"),
+        (os.getcwd(), "a"),
+    ]
+    assert [open_pool(glob)[0].path for glob in ("/*.parquet", "*.parquet")] == ["/", os.getcwd()]
 
 
 @pytest.mark.parametrize("is_local", [True, False])

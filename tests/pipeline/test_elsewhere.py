@@ -103,6 +103,12 @@ def torn(export):
     (export / "out" / "00001.parquet").write_bytes(data[:-1])
 
 
+def foreign(export):
+    shutil.rmtree(export)
+    export.mkdir()
+    (export / "dataset.json").write_text('{"files": ["a.csv"]}')  # another program's
+
+
 @pytest.mark.parametrize(
     ("harm", "found"),
     [
@@ -110,9 +116,10 @@ def torn(export):
         (lambda export: (export / "manifest.json").unlink(), "an export that is not finished"),
         (lambda export: (export / "out" / "00001.parquet").unlink(), "00001.parquet is not there"),
         (torn, "00001.parquet has another size"),
+        (foreign, "no export"),
         (lambda export: (export / "out" / "dataset.json").write_text("{"), "dataset.json"),
     ],
-    ids=["missing", "unfinished", "half there", "torn", "no json"],
+    ids=["missing", "unfinished", "half there", "torn", "foreign", "no json"],
 )
 def test_one_that_is_missing_or_half_there_is_refused_before_anything_runs(
     harm, found, read, export

@@ -1,5 +1,7 @@
 """Synset names out of WordNet's files, as NLTK names them and MetaCLIP cuts them."""
 
+import pytest
+
 from clipmill.metadata.concepts.build import synset_names
 
 NOUN = b"""  1 This is the licence, and no synset.
@@ -22,3 +24,8 @@ def test_a_synset_is_named_by_its_first_word_in_small_letters_each_once():
 
 def test_marks_of_adjectives_are_no_part_of_a_name():
     assert synset_names([ADJECTIVE]) == ["aglow", "former", "galore"]
+
+
+def test_a_line_that_is_cut_is_named():
+    with pytest.raises(ValueError, match="no synset of WordNet's: '0174'"):
+        synset_names([NOUN + b"0174"])
