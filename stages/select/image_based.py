@@ -85,11 +85,9 @@ class ImageBased(DatasetStage):
         if self.model is not None:
             images.width(self.model)  # an unknown scheme stops the plan, not the run
         if self.model is not None and self.targets.startswith(STAGE):
-            raise RecipeError(
-                "`model` embeds pictures, and an export has embeddings",
-                "key `model`",
-                "leave it out, or name a folder of tasks in `targets`",
-            )
+            do = "leave it out, or name a folder of tasks in `targets`"
+            found = "`model` embeds pictures, and an export has embeddings"
+            raise RecipeError(found, "key `model`", do)
 
     @property
     def reads(self) -> tuple[Column, ...]:
@@ -200,8 +198,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     from clipmill.stages.select._targets import opened, target_counts
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
-    has_none_N = unusable(row_ND)
-    broken = {**left_out(rows), stage.reasons[2]: pa.array(has_none_N)}
+    broken = {**left_out(rows), stage.reasons[2]: pa.array(unusable(row_ND))}
     undefined_N = first_of(broken).is_valid().to_numpy(zero_copy_only=False)
     defined = np.flatnonzero(~undefined_N)
     wide = cells.vector.shape[1]
