@@ -18,7 +18,7 @@ from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.parquet_file import opened
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import put_sealed, read_sealed_as
-from clipmill.metadata.storage import Storage, is_hidden
+from clipmill.metadata.storage import Storage
 
 OUT = "out"
 NOTES = "out-notes"  # an object for each file in out/, until the manifest lists them
@@ -119,7 +119,7 @@ def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
     notes = [entry.name for entry in folder.entries(NOTES, below=True)]
     noted = {name.removesuffix(".json") for name in notes if name.endswith(".json")}
     there = folder.entries(OUT, below=True)
-    entries = {e.name: e for e in there if e.name in noted or not is_hidden(e.name)}
+    entries = {e.name: e for e in there if e.name in noted or "/." not in f"/{e.name}"}
 
     def check(name: str) -> Noted:
         note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)

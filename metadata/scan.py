@@ -17,7 +17,7 @@ from clipmill.metadata.record import FAILED, MANIFEST, Failure, Manifest, Record
 from clipmill.metadata.records import RECORD, Records, records_of, table_of
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.stage_seal import Seal, SealedRecords, is_large, read_seal
-from clipmill.metadata.storage import Storage, is_hidden
+from clipmill.metadata.storage import Storage
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
 FEW = 64  # files that are read from a disk sooner than threads start
@@ -118,7 +118,8 @@ def _outputs(folder: Storage, manifest: Manifest) -> tuple[tuple[str, int], ...]
     """Returns name and bytes of each file in out/, if the manifest has some."""
     entries = folder.entries("out", below=True) if manifest.outputs else []
     known = {name for name, _ in manifest.outputs}
-    ours = (entry for entry in entries if entry.name in known or not is_hidden(entry.name))
+    # A file manager leaves `.DS_Store` where somebody looks.
+    ours = (e for e in entries if e.name in known or "/." not in f"/{e.name}")
     return tuple(sorted((entry.name, entry.size) for entry in ours))
 
 

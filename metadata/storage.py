@@ -370,11 +370,6 @@ def _list_local(path: str, below: bool, prefix: str = "") -> list[Entry]:
     return listed
 
 
-def is_hidden(name: str) -> bool:
-    """Returns whether a file manager may have left a file: `.DS_Store` where somebody looked."""
-    return name.rpartition("/")[2].startswith(".")
-
-
 def local_path(uri: str) -> Path | None:
     """Returns the path of a local URI; None for others."""
     if "://" not in uri:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import OUT
 from clipmill.metadata.record import Failure
-from clipmill.metadata.storage import Storage, is_hidden
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.failures import explained
 from clipmill.pipeline.errors import (
     ClipmillError,
@@ -118,7 +118,7 @@ def end(folder: Storage, name: str) -> None:
 def of_shards(folder: Storage) -> set[int]:
     """Returns the row stage's shards with a count: a worker is at them, or died of them."""
     names = (entry.name for entry in folder.entries(FOLDER))
-    return {int(name.partition(".")[0]) for name in names if not is_hidden(name)}
+    return {int(name.partition(".")[0]) for name in names if name[0] != "."}  # `.DS_Store`, say
 
 
 def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:

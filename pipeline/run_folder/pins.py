@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.sealed import put_sealed, read_sealed
-from clipmill.metadata.storage import Storage, is_hidden
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 
 PINS, COPIES = "pins", "pins-copy"
@@ -80,4 +80,5 @@ def _read(folder: Storage, name: str) -> dict[str, str] | None:
 
 
 def _names(folder: Storage, place: str) -> set[str]:
-    return {entry.name for entry in folder.entries(place) if not is_hidden(entry.name)}
+    names = (entry.name for entry in folder.entries(place))
+    return {name for name in names if name[0] != "."}  # `.DS_Store`, of a file manager
