@@ -289,15 +289,10 @@ def pairs_of(half_ND: NDArray[np.uint16], at_once: int) -> NDArray[np.uint32]:
 
 @intrinsic
 def _tile(typing, panel, centre, product, pairs, to_next):
-    """Stores the products of a panel and TALL centres.
-
-    Takes addresses of the panel, the first centre and the first product, the pairs of a vector, and
-    the bytes from a centre's products to the next one's.
-    """
+    """Stores products of a panel and TALL centres, at addresses; `to_next` is in bytes."""
     place, number, value = ir.IntType(64), ir.IntType(32), ir.FloatType()
     lanes = ir.VectorType(value, 16)
-    kind = ir.FunctionType(lanes, [lanes] * 3)
-    step = ir.InlineAsm(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0")  # LLVM's name for it changes
+    step = ir.InlineAsm(ir.FunctionType(lanes, [lanes] * 3), "vdpbf16ps $2, $1, $0", "=v,v,v,0")
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> None:
         binding.initialize_native_asmparser()
@@ -311,9 +306,8 @@ def _tile(typing, panel, centre, product, pairs, to_next):
         builder.branch(loop)
         builder.position_at_end(loop)
         p, *sums = [builder.phi(kind) for kind in [place, *[lanes] * (TALL * WIDE)]]
-        first = builder.mul(p, place(WIDE))
-        rows = [spot(panel, builder.add(first, place(w)), place(64), lanes) for w in range(WIDE)]
-        rows = [builder.load(row, align=4) for row in rows]
+        begin = spot(panel, p, place(4 * PANEL), lanes)
+        rows = [builder.load(builder.gep(begin, [number(w)]), align=4) for w in range(WIDE)]
         more, none, zeros = [], lanes(ir.Undefined), ir.VectorType(number, 16)([0] * 16)
         for c in range(TALL):
             pair = spot(centre, builder.add(builder.mul(pairs, place(c)), p), place(4), value)
