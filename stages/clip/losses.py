@@ -73,7 +73,8 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
 def _fits(value: Any, default: Any) -> bool:
     """Returns whether a value has the type of the setting's default; an int is a float too."""
     if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(_fits(item, default[0]) for item in value)
+        is_list = isinstance(value, list | tuple)
+        return is_list and (not default or all(_fits(item, default[0]) for item in value))
     return type(value) is type(default) or (type(default), type(value)) == (float, int)
 
 
@@ -151,8 +152,8 @@ def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
     constants = {
         target.id: node.value
         for node in body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name) and target.id in CONSTANTS
     }
     return functions[-1], constants

@@ -9,6 +9,7 @@ from clipmill.metadata.limits import PARSE_ERRORS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import missing
 
+PARTS = {"embed_dim": int, "text_cfg": dict, "vision_cfg": dict}  # of every configuration
 DROPS = ("timm_drop", "timm_drop_path", "patch_dropout")  # random dropout of an image tower
 
 
@@ -38,13 +39,15 @@ def config_of(model: str, where: str = "key `model`", context: int | None = None
         raise RecipeError(found, where, did_you_mean(model, known, "it has")) from None
     except PARSE_ERRORS as error:
         raise RecipeError(f"no JSON: {error}", f"{where}: {file}", "mend the file") from None
-    config = config.get("model_cfg", config)  # of an open_clip_config.json
-    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
-        found = f"no network of open_clip's: {', '.join(sorted(missing))} missing"
+    if isinstance(config, dict):
+        config = config.get("model_cfg", config)  # of an open_clip_config.json
+    held = config if isinstance(config, dict) else {}
+    if missing := [name for name, kind in PARTS.items() if not isinstance(held.get(name), kind)]:
+        found = f"no network of open_clip's: {', '.join(missing)} missing"
         do = "write the sections that open_clip's own model_configs have"
         raise RecipeError(found, f"{where}: {file}", do)
     own = {} if context is None else {"context_length": context}
-    return {**config, "text_cfg": {**config["text_cfg"], **own}}
+    return {**held, "text_cfg": {**held["text_cfg"], **own}}
 
 
 def check_trainable(model: str, config: dict[str, Any]) -> None:

@@ -53,9 +53,9 @@ def check_start(start: str, model: str) -> None:
     if network := parts(start)[1]:
         from clipmill.stages.clip.open_clip_config import config_of
 
-        quick = {name for name in (network, model) if config_of(name).get("quick_gelu")}
+        quick = [name for name in (network, model) if config_of(name).get("quick_gelu")]
         if len(quick) == 1:
-            found = f"{quick.pop()!r} has quick_gelu, the other has not"
+            found = f"{quick[0]!r} has quick_gelu, the other has not"
             raise RecipeError(found, "keys `start`, `model`", f"write model: {network}")
 
 

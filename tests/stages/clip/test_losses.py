@@ -57,6 +57,16 @@ def test_what_a_loss_asks_for_is_read_without_running_it(mine):
     assert declared_by("clip", {}) == Declared(settings={"smoothing": 0.0})
 
 
+def test_a_constant_may_have_a_type_and_a_list_of_a_setting_may_be_empty(mine):
+    name = mine(
+        "NEEDS: tuple[str, ...] = ('average',)\nBIAS: float\n\n"
+        "def loss(batch, *, names: Sequence[str] = ()):\n    return 1\n"
+    )
+    declared = declared_by(name, {"names": ["a"]})
+    assert (declared.needs, declared.bias) == (("average",), None)
+    assert declared.settings == {"names": ["a"]}
+
+
 @pytest.mark.parametrize("name", ["clap", "clip/../clip", "_tiled", "losses.clip", ""])
 def test_an_unknown_loss_is_refused_with_the_nearest(name):
     with pytest.raises(RecipeError) as error:

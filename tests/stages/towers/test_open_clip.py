@@ -144,6 +144,9 @@ def test_a_file_without_the_sections_is_refused(tmp_path):
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ('{"embed_dim": 3}', "text_cfg, vision_cfg missing"),
+        ('{"embed_dim": 3, "text_cfg": {}, "vision_cfg": null}', "vision_cfg missing"),
+        ('{"model_cfg": "ViT-B-32"}', "embed_dim, text_cfg, vision_cfg missing"),
+        ("[]", "embed_dim, text_cfg, vision_cfg missing"),
     ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(RecipeError, match=found):

@@ -17,7 +17,7 @@ from clipmill.pipeline.planning.settings import typed_settings
 from clipmill.stages.clip.loop import Schedule, Trainer
 from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.patches import Patches
-from clipmill.stages.clip.start import Start, load_start, start_of, stretched
+from clipmill.stages.clip.start import Start, check_start, load_start, start_of, stretched
 from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
 from clipmill.stages.train.clip import ClipTraining
@@ -226,6 +226,11 @@ def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(
     torch.save(weights, tmp_path / "narrow.pt")
     with pytest.raises(StageError, match=r"size mismatch for visual.proj: \(32, 8\)"):
         trained(start=f"open_clip:{TINY_OPEN_CLIP}@{tmp_path}/narrow.pt", model=TINY_OPEN_CLIP)
+
+
+def test_two_networks_with_the_same_activation_fit():
+    check_start("open_clip:ViT-B-32-quickgelu@f", "ViT-B-32-quickgelu")
+    check_start("open_clip:ViT-B-32@f", "ViT-B-16")
 
 
 def test_weights_that_change_after_the_stage_began_are_refused(first):
