@@ -83,7 +83,7 @@ class AnswersFile:
             return None
         count, raw_bytes, keys, packed = block
         offset = keys.find(key)
-        while offset % KEY_BYTES and offset > 0:  # a match across two keys
+        while offset > 0 and offset % KEY_BYTES:  # a match across two keys
             offset = keys.find(key, offset + 1)
         if offset < 0:
             return None

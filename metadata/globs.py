@@ -12,6 +12,7 @@ from clipmill.metadata.storage import Storage, folder_of
 ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 DATABASES = (".sqlite", ".sqlite3", ".db", ".duckdb")
 SHEETS = (".xlsx", ".xlsm")
+STARS = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}  # of a glob, as regular expressions
 FORMS = (*ARROW, *DATABASES, *SHEETS)  # of tables beside text and Parquet
 
 
@@ -48,7 +49,8 @@ def files_of(path: str) -> list[FoundFile]:
         info = storage.fs.get_file_info(storage.locate(pattern))
         is_file = info.type == fs.FileType.File and not pattern.startswith(".")
         return [FoundFile(pattern, info.size or 0, info.mtime_ns)] if is_file else []
-    glob = _glob(pattern)
+    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+    glob = re.compile("".join(STARS.get(part) or re.escape(part) for part in parts), re.DOTALL)
     is_deep = "/" in pattern or "**" in pattern
     selector = fs.FileSelector(storage.path, recursive=is_deep, allow_not_found=True)
     try:
@@ -71,9 +73,3 @@ def files_of(path: str) -> list[FoundFile]:
         and not file.name.startswith(runs)
     )
     return sorted(visible, key=lambda file: file.name)
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    patterns = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
-    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    return re.compile("".join(patterns.get(part) or re.escape(part) for part in parts), re.DOTALL)

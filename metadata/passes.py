@@ -131,14 +131,11 @@ def taken(table: pa.Table, index: Any, is_outside: Any) -> pa.Table:
     rows = table.take(pa.array(index, mask=is_outside))
     if is_outside is None or not is_outside.any():
         return rows
-    columns = {}
-    for name in rows.column_names:
-        column = rows[name]
-        if name == UID.name:
-            column = table[name].take(pa.array(index))
-        elif name == REASON.name:
-            column = reason_where(is_outside, NOT_SELECTED, column)
-        columns[name] = column
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    if UID.name in columns:
+        columns[UID.name] = table[UID.name].take(pa.array(index))
+    if REASON.name in columns:
+        columns[REASON.name] = reason_where(is_outside, NOT_SELECTED, columns[REASON.name])
     return pa.table(columns)
 
 

@@ -321,7 +321,8 @@ class Storage:
             except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
                 raise
             except OSError as error:
-                if self.is_local or wait_s is None or _is_final(error):
+                is_refusal = wants_keys(error) or "NO_SUCH_BUCKET" in str(error)
+                if self.is_local or wait_s is None or is_refusal:
                     raise
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
@@ -334,11 +335,6 @@ def folder_of(uri: str) -> tuple[Storage, str]:
     if folder in ("", "file://"):  # of `/a`, the root; of `a`, the current folder
         folder += slash
     return Storage(folder + options), name
-
-
-def _is_final(error: OSError) -> bool:
-    """Returns whether the store refused, rather than failed to answer."""
-    return wants_keys(error) or "NO_SUCH_BUCKET" in str(error)
 
 
 def wants_keys(error: OSError) -> bool:

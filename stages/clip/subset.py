@@ -86,17 +86,13 @@ class Subset:
     weights: NDArray[np.float32] | None = None  # (K,)
     texts: pa.Array | None = None  # (K,) lists of text
 
-    @property
-    def has_places(self) -> bool:
-        return self.keys.dtype == np.int64
-
     def find(self, data: str, file: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Returns (N,) the entry of each row of a file, and (N,) whether it has one."""
         outputs = Outputs(Storage(data))
         with outputs.parquet(file) as parquet:
             uid_N = _as_bytes(parquet.read([UID.name])[UID.name])
         key_N: NDArray[Any] = uid_N
-        if self.has_places:
+        if self.keys.dtype == np.int64:  # places
             try:
                 key_N = place_keys(*read_places(outputs, places_name(file)).T)
             except FileNotFoundError:

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from clipmill.stages.clip.embedded import Embedded
 
-# Shapes: N rows and M texts of this process, G rows and H texts of the whole batch, D width of the
-# embedding.
+# Shapes: N rows and M texts of this process, G rows of the whole batch, D width of the embedding.
 
 
 def whole(
@@ -32,8 +31,3 @@ def whole(
 def texts_of_row(batch: Embedded) -> Tensor:
     """Returns (G,) the number of texts of each row."""
     return torch.bincount(batch.image_of_H, minlength=len(batch.image_GD))
-
-
-def share_of_text(batch: Embedded) -> Tensor:
-    """Returns (H,) each text's weight: one over the number of texts of its row."""
-    return (1 / texts_of_row(batch).to(batch.text_HD.dtype))[batch.image_of_H]

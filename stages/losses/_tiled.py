@@ -41,31 +41,6 @@ def log_sum_exps(
     return by_row_N, by_column_G
 
 
-def sigmoid_costs(
-    row_ND: Tensor,
-    column_GD: Tensor,
-    weight_G: Tensor | None,
-    scale: Tensor,
-    bias: Tensor,
-    row_N: Tensor,
-    owner_G: Tensor,
-    tile: int,
-) -> Tensor:
-    """Returns (N,) nats: the sum over columns of -log sigmoid(z logit), each column times its
-    weight; z is 1 if `owner_G` is the row's number, else -1."""
-    cost_N: Tensor = _SigmoidCosts.apply(
-        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile
-    )
-    return cost_N
-
-
-def attended(query_ND: Tensor, key_GD: Tensor, value_GE: Tensor, scale: float, tile: int) -> Tensor:
-    """Returns (N, E) the mean of the values, weighted by each query's softmax over the keys; only
-    the values get gradients."""
-    mean_NE: Tensor = _Attended.apply(query_ND, key_GD, value_GE, scale, tile)
-    return mean_NE
-
-
 class _LogSumExps(Function):
     @staticmethod
     def forward(
@@ -99,7 +74,10 @@ class _LogSumExps(Function):
         return to_scaled_ND * scale, to_column_GD, (to_scaled_ND * row_ND).sum(), None, None
 
 
-class _SigmoidCosts(Function):
+class SigmoidCosts(Function):
+    """`apply` returns (N,) nats: the sum over columns of -log sigmoid(z logit), each column times
+    its weight, by default 1; z is 1 if `owner_G` is the row's number, else -1."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = inputs
@@ -135,7 +113,10 @@ class _SigmoidCosts(Function):
         return to_scaled_ND * scale, to_column_GD, None, to_scale, to_bias, None, None, None
 
 
-class _Attended(Function):
+class Attended(Function):
+    """`apply` returns (N, E) the mean of the values, weighted by each query's softmax over the
+    keys; only the values get gradients."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         query_ND, key_GD, value_GE, scale, tile = inputs

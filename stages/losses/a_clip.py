@@ -60,7 +60,10 @@ class Attention(nn.Module):
         for module in average.module.eval().modules():
             if isinstance(module, nn.MultiheadAttention):
                 hooks += [
-                    module.register_forward_pre_hook(_with_weights, with_kwargs=True),
+                    module.register_forward_pre_hook(
+                        lambda _, inputs, more: (inputs, {**more, "need_weights": True}),
+                        with_kwargs=True,
+                    ),
                     module.register_forward_hook(
                         lambda _, __, out: seen.append(out[1][:, 0, 1:].float())
                     ),
@@ -75,10 +78,6 @@ class Attention(nn.Module):
         self.target_VD, attention_VP = map(torch.cat, zip(*parts, strict=True))
         for patches in trainer.patches:
             patches.kept_NK = attended(attention_VP, patches.share)
-
-
-def _with_weights(_: Any, inputs: Any, keywords: dict[str, Any]) -> Any:
-    return inputs, {**keywords, "need_weights": True}
 
 
 def rising(decay: float, done: float) -> float:

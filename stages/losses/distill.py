@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.clip.embedded import Embedded
 from clipmill.stages.losses import clip
-from clipmill.stages.losses._tiled import attended, log_sum_exp
+from clipmill.stages.losses._tiled import Attended, log_sum_exp
 
 # Shapes: N local rows, G rows of the whole batch, D width of the student, E of a teacher.
 
@@ -76,6 +76,6 @@ def _mimicked(
         shares = [(s * a_NE @ b_GE.T).softmax(1) for a_NE, b_GE, s in teachers]
         logit_NG = batch.scale * row_ND @ column_GD.T
         return cross_entropy(logit_NG, torch.stack(shares).mean(0), reduction="none")
-    means = [attended(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers]
+    means = [Attended.apply(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers]
     cosine_N = (row_ND * torch.stack(means).mean(0)).sum(1)
     return log_sum_exp(row_ND, column_GD, batch.scale, batch.tile) - batch.scale * cosine_N

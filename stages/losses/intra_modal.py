@@ -1,5 +1,7 @@
 """CLIP's loss, and that of telling an image's, or a text's, other view from all others."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -41,17 +43,13 @@ def simclr(
 
     Source: SimCLR (Chen et al. 2020), with both views of other rows as negatives.
     """
+    without_self = partial(torch.scatter, dim=1, index=row_N[:, None], value=-torch.inf)
     both_ways = [
         cross_entropy(
-            torch.cat([own_ND @ other_GD.T, _others(own_ND @ own_GD.T, row_N)], 1) / temperature,
+            torch.cat([own_ND @ other_GD.T, without_self(own_ND @ own_GD.T)], 1) / temperature,
             row_N,
             reduction="none",
         )
         for (own_ND, own_GD), (_, other_GD) in ((a, b), (b, a))
     ]
     return (both_ways[0] + both_ways[1]) / 2
-
-
-def _others(cosine_NG: Tensor, row_N: Tensor) -> Tensor:
-    """Masks each row's cosine to itself."""
-    return cosine_NG.scatter(1, row_N[:, None], -torch.inf)

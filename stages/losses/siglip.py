@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from clipmill.stages.clip.embedded import Embedded
-from clipmill.stages.losses._tiled import sigmoid_costs
+from clipmill.stages.losses._tiled import SigmoidCosts
 
 # Shapes: N local rows, H texts of the whole batch.
 
@@ -31,7 +31,7 @@ def costs(batch: Embedded, weight_H: Tensor | None = None) -> Tensor:
     image_ND, text_HD, row_N = batch.image_ND, batch.text_HD, batch.row_N
     if batch.tile is not None:
         sides = image_ND, text_HD, weight_H, batch.scale, bias
-        return sigmoid_costs(*sides, row_N, batch.image_of_H, batch.tile)
+        return SigmoidCosts.apply(*sides, row_N, batch.image_of_H, batch.tile)
     logit_NH = batch.scale * image_ND @ text_HD.T + bias
     is_own_NH = row_N[:, None] == batch.image_of_H
     cost_NH = -logsigmoid(torch.where(is_own_NH, logit_NH, -logit_NH))
