@@ -251,8 +251,9 @@ class Storage:
             return _list_local(path, below)
         selector = fs.FileSelector(path, allow_not_found=True, recursive=below)
         infos = self._retried(lambda: self.fs.get_file_info(selector))
+        start = len(path.strip("/"))  # names in a zip have no slash before them
         return [
-            Entry(info.path[len(path.rstrip("/")) + 1 :], info.size, info.mtime_ns)
+            Entry(info.path.lstrip("/")[start:].lstrip("/"), info.size, info.mtime_ns)
             for info in infos
             if info.type == fs.FileType.File
         ]
@@ -282,12 +283,11 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Removes an object, if it is there."""
-        if self.is_local:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.locate(name))
-            return
         with contextlib.suppress(FileNotFoundError):
-            self._retried(lambda: self.fs.delete_file(self.locate(name)))
+            if self.is_local:
+                os.unlink(self.locate(name))
+            else:
+                self._retried(lambda: self.fs.delete_file(self.locate(name)))
 
     def delete_folder(self, name: str) -> None:
         """Removes a folder and all below, if it is there."""

@@ -84,13 +84,7 @@ def of_entries(
 ) -> pa.Table:
     """Returns rows of SCHEMA for entries without counts."""
     rows = len(entries)
-    columns = {
-        "entry": pa.array(entries, pa.string()),
-        "source": pa.array([source] * rows, pa.string()),
-        "count": pa.nulls(rows, pa.int64()),
-        "language": pa.array([language] * rows, pa.string()),
-    }
-    return pa.table(columns).cast(SCHEMA)
+    return pa.table([entries, [source] * rows, [None] * rows, [language] * rows], schema=SCHEMA)
 
 
 def load(uri: str) -> ConceptList:

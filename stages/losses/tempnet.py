@@ -39,17 +39,12 @@ def loss(batch: Embedded, *, rho: float = 8.0, gamma: float = 0.8) -> Tensor:
     assert index_N is not None
     images = own.image(batch.image_ND.detach()), batch.image_ND @ batch.text_HD.T
     texts = own.text(batch.text_MD.detach()), batch.text_MD @ batch.image_GD.T
-    cost_2N, mean_2N = zip(
-        *(
-            _robust(t_N, cosine_NG, batch.row_N, log_R[index_N], rho, gamma)
-            for (t_N, cosine_NG), log_R in ((images, own.log_image), (texts, own.log_text))
-        ),
-        strict=True,
-    )
-    index_G = batch.gather(index_N)
-    for log_R, mean_N in zip((own.log_image, own.log_text), mean_2N, strict=True):
+    index_G, costs = batch.gather(index_N), []
+    for (t_N, cosine_NG), log_R in ((images, own.log_image), (texts, own.log_text)):
+        cost_N, mean_N = _robust(t_N, cosine_NG, batch.row_N, log_R[index_N], rho, gamma)
         log_R[index_G] = batch.gather(mean_N).to(log_R.dtype)
-    return (cost_2N[0] + cost_2N[1]) / 2
+        costs.append(cost_N)
+    return (costs[0] + costs[1]) / 2
 
 
 def _robust(

@@ -42,6 +42,14 @@ def test_a_zip_is_a_folder(below, names, packed):
     assert [file.name for file in files_of(f"file://{packed}{below}")] == names
 
 
+def test_a_storage_lists_the_names_in_a_zip_and_below_a_folder_of_it(packed):
+    storage, pictures = Storage(str(packed)), ["1.jpg", "b/2.jpg"]
+    every = {"a/1.jpg", "a/b/2.jpg", "__MACOSX/a/._1.jpg"}
+    assert {entry.name for entry in storage.entries(below=True)} == every
+    assert [entry.name for entry in storage.entries("a", below=True)] == pictures
+    assert [entry.name for entry in storage.child("a").entries()] == ["1.jpg"]
+
+
 def test_members_are_read_at_once_and_in_parts(packed, monkeypatch):
     storage = Storage(str(packed))
     for most in (1 << 20, 100):  # in memory, and on scratch disk
