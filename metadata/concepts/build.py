@@ -212,7 +212,7 @@ def _as_rows(frame: pl.DataFrame) -> pa.Table:
 
 
 def _hour(path: Path, project: str) -> pl.DataFrame:
-    line = re.compile(rf"^{re.escape(project)} ([^ \n]+) (\d+) ", re.MULTILINE)
+    line = re.compile(rf"^{re.escape(project)} ([^ \n]+) ([0-9]{{1,18}}) ", re.MULTILINE)
     with _opened(path) as file:
         titles = line.findall(file.read())
     views = pl.DataFrame(titles, schema={"entry": pl.String, "count": pl.String}, orient="row")

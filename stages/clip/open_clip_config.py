@@ -32,7 +32,7 @@ def config_of(model: str, where: str = "key `model`", context: int | None = None
     file = Path(model).expanduser() if model.endswith(".json") else folder / f"{model}.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         known = sorted(path.stem for path in folder.glob("*.json"))
         is_file = model.endswith(".json")
         found = f"no such file: {file}" if is_file else f"open_clip has no network {model!r}"

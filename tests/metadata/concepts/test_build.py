@@ -86,7 +86,8 @@ def test_titles_add_up_over_hours_of_fifty_views_and_more(tmp_path):
     first = tmp_path / "pageviews-1"
     first.write_text(
         "en Big_Ben 50 0\nen Small 49 0\nde Berlin 900 0\nen Talk:Ben 80 0\nen.m X 99 0\n"
-        "en \u3000Tor\u00a0Bay 80 0\nen Tor\u00a0Bay 80 0\n",
+        "en \u3000Tor\u00a0Bay 80 0\nen Tor\u00a0Bay 80 0\n"
+        "en Broken 99999999999999999999 0\nen Arabic \u0663\u0664\u0665 0\n",  # no counts
         encoding="utf-8",
     )
     with gzip.open(tmp_path / "pageviews-2.gz", "wt") as file:

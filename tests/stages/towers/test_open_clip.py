@@ -151,6 +151,9 @@ def test_a_file_without_the_sections_is_refused(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(RecipeError, match=found):
             reads(str(tmp_path / "a.json"))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(RecipeError, match=r"no such file: .*/folder\.json"):
+        reads(str(tmp_path / "folder.json"))
 
 
 def test_the_scales_networks_are_known():
