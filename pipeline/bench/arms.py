@@ -129,6 +129,8 @@ class ArmWriter:
             for size, below in zip(todo, self._bounds(todo, self.parts[parent]), strict=True):
                 rows = Chance(below, self.seed, self.parts[parent])
                 self._put(names[size], rows, [size, *of_parent])
+            for name in names.values():  # by size, whichever files an earlier bench has left
+                self.written[name] = self.written.pop(name)
 
     def _bounds(self, sizes: list[int], parent: Rows) -> list[int]:
         """Returns, for each size, the hash below which this many rows of the parent lie.

@@ -46,6 +46,8 @@ def split(bench: Bench, by: str) -> Bench:
         found = f"split by {bench.by}" if bench.by else f"{len(wholes)} arms of runs"
         raise RecipeError(f"a bench {found}", where, "name one arm to split, and a new --out")
     column, _, named = by.partition(":")
+    if not column:
+        raise RecipeError("no column", where, "write --by COLUMN, or --by COLUMN:A,B")
     source = bench.rows[wholes[0]]
     counts = _counts(wholes[0], source, column)
     values = named.split(",") if named else sorted(counts)
@@ -104,9 +106,7 @@ def with_learnt(prepared: Prepared, state: RunState) -> Bench:
         return bench
     mixture = Source(kind="mix", shares=shares)
     return replace(
-        bench,
-        rows=bench.rows | {LEARNT: mixture},
-        arms=bench.arms | {LEARNT: Arm(rows=LEARNT)},
+        bench, rows=bench.rows | {LEARNT: mixture}, arms=bench.arms | {LEARNT: Arm(rows=LEARNT)}
     )
 
 

@@ -1,6 +1,6 @@
 """Opens the runs that all arms choose from, and checks that they share a pool and pictures."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,6 @@ class Choice:
 class Runs:
     """The runs that arms come from, each opened once."""
 
-    open: Callable[[str], RunState] = latest
     states: dict[str, RunState] = field(default_factory=dict)
 
     def choice(self, arm: str, run: str, stage: str, column: str = "", value: str = "") -> Choice:
@@ -95,7 +94,7 @@ class Runs:
     def opened(self, arm: str, run: str) -> RunState:
         """Returns the state of a run; RecipeError if the run is at work."""
         storage = Storage(run)
-        state = self.states[run] = self.open(run)
+        state = self.states[run] = latest(run)
         if lease := lock.holder(storage):
             done = [summary(stage) for stage in state.stages.values()]
             raise RecipeError(
@@ -149,11 +148,6 @@ def _selects(choice: Choice) -> list[str]:
         names.append(deciding[0])
         planned = choice.state.plan.stages[deciding[0]]
     return names
-
-
-def raw_of(choice: Choice) -> str:
-    """Returns the stage whose export has every picture: the one that gives them."""
-    return choice.image[0]
 
 
 def are_of_one_pool(first: Choice, second: Choice) -> bool:
@@ -221,9 +215,6 @@ class RawRows:
     pool: PoolShards  # uids only
     there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
     held_out: list[str] = field(default_factory=list)  # what limits them to a ground
-
-    def __len__(self) -> int:
-        return len(self.pool)
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,7 @@ Nothing is trained here, and no picture is copied: arms read the exports in the 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,10 @@ from clipmill.pipeline.bench.pool import (
     choices_of,
     ground_of,
     parents_of,
-    raw_of,
     raw_rows,
 )
 from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
-from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
+from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.pipeline.export import Exported, ExportRequest, export
 from clipmill.pipeline.planning.plan import Plan, make_plan
@@ -76,13 +75,14 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
     runs = Runs()
     choices = choices_of(bench, runs)
     first = next(iter(choices.values()))
-    trusted = _own(bench, runs, first)
-    if TRUSTED in bench.rows and trusted is None:
-        source = bench.rows[TRUSTED]
-        choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
+    trusted: Choice | None = None  # of another pool, so with an export of its own
+    if (source := bench.rows.get(TRUSTED)) and source.kind == "own":
+        trusted = runs.choice(TRUSTED, source.run, source.stage)
+        if are_of_one_pool(first, trusted):
+            choices[TRUSTED], trusted = trusted, None
     ground = ground_of(bench, [*choices.values()]) if bench.hold_out or bench.hold_in else None
     trainings = _trainings(bench, path)
-    raw = _exported(first, raw_of(first), executor, watcher)
+    raw = _exported(first, first.image[0], executor, watcher)  # holds every picture
     export_folder = Storage(raw.out)
     with lock.held(out) as owned:
         writer = ArmWriter(
@@ -117,7 +117,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         plan = make_plan(recipe_of(stages, path))
         claim(plan, owned)
         owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
-        owned.put(SPEC, json.dumps(as_json(bench), indent=1).encode(), point="bench")
+        owned.put(SPEC, json.dumps(asdict(bench), indent=1).encode(), point="bench")
     return Prepared(bench=bench, plan=plan, arms=arms, rows=written, parents=parents)
 
 
@@ -125,15 +125,6 @@ def _file(out: Storage, name: str) -> str:
     """Returns the path of an arm's subset file, as the recipe names it."""
     file = subset_name(name)
     return str(Path(out.path, file)) if out.is_local else f"{out.uri.rstrip('/')}/{file}"
-
-
-def _own(bench: Bench, runs: Runs, first: Choice) -> Choice | None:
-    """Returns the trusted rows if they are of another pool, and so need their own export."""
-    source = bench.rows.get(TRUSTED)
-    if source is None or source.kind != "own":
-        return None
-    choice = runs.choice(TRUSTED, source.run, source.stage)
-    return None if are_of_one_pool(first, choice) else choice
 
 
 def _trainings(bench: Bench, path: str) -> dict[str, Any]:

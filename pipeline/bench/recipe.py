@@ -30,18 +30,11 @@ class Data:
 
 def arms_of(bench: Bench, random: list[str]) -> dict[str, Arm]:
     """Returns every arm in order: raw, the arms of the bench, random ones."""
-    return {
-        RAW: Arm(rows=RAW),
-        **bench.arms,
-        **{name: Arm(rows=name) for name in random},
-    }
+    return {RAW: Arm(rows=RAW), **bench.arms, **{name: Arm(rows=name) for name in random}}
 
 
 def stages_of(
-    bench: Bench,
-    arms: Mapping[str, Arm],
-    data: Mapping[str, Data],
-    sizes: Mapping[str, int | None],
+    bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data], sizes: Mapping[str, int | None]
 ) -> dict[str, Any]:
     """Returns the recipe's stages; `data` is by the rows' name.
 

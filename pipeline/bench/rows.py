@@ -131,7 +131,7 @@ def listed(uid_N2: NDArray[np.uint64]) -> Listed:
 class Chance:
     """The rows with the least hashes of an arm: a smaller sample is part of a larger one."""
 
-    below: int  # hash of the first row left out; 2**64 for none
+    below: int  # hash of the first row left out
     seed: int
     parent: Rows
 
@@ -141,8 +141,7 @@ class Chance:
 
     def of(self, shard: pa.Table, number: int) -> pa.Table:
         rows = self.parent.of(shard, number)
-        bits_N = chances(rows, self.seed)
-        is_in_N = bits_N < np.uint64(self.below) if self.below < 2**64 else bits_N == bits_N
+        is_in_N = chances(rows, self.seed) < np.uint64(self.below)
         return rows.filter(pa.array(is_in_N))
 
 

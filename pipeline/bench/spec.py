@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from clipmill.metadata.keys import without_keys
@@ -13,7 +13,7 @@ from clipmill.pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE, LEARNT = "raw", "trusted", "oracle", "learnt"
-RANDOM = re.compile(r"random_of_\d+(_in_.*)?|leaks_\d+|pixels_\d+")
+RANDOM = re.compile(r"random_of_.*|leaks_\d+|pixels_\d+")
 SCORES, PROBES = "_scores", "_probes"  # suffixes of the stages that evaluate an arm's models
 ZERO_SHOT, PROBE = "zero_shot", "probe"
 TAKEN = ("pixels", "leaks", RAW, LEARNT)
@@ -150,10 +150,6 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         rows=rows,
         arms=arms,
     )
-
-
-def as_json(bench: Bench) -> dict[str, Any]:
-    return asdict(bench)
 
 
 def _sources(arguments: Arguments) -> list[tuple[str, Source]]:

@@ -72,6 +72,7 @@ def test_each_value_is_an_arm_and_counts_add_up(place, tmp_path):
     ("more", "found"),
     [
         ({"by": "sauce"}, "sauce"),
+        ({"by": ":pool,web"}, "no column"),
         ({"by": "source:pool"}, "1 values; 2 to 6 can be compared"),
         ({"by": "source:pool,pool"}, "2 values; 2 to 6"),
         ({"by": "source:pool,sea"}, "no row whose source is 'sea'"),

@@ -207,15 +207,18 @@ def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn
     listed = tmp_path / "uids.txt"
     uids = pq.read_table(out / "arms" / "long.parquet")["uid"].to_pylist()
     listed.write_text("\n".join(uid.hex() for uid in [*uids[:5], *uids[:3], b"\0" * 16]))
-    more = prepare(out, before=first.bench, lists=(f"few={listed}",), oracle=str(listed), seeds=3)
+    lists = (f"few={listed}", f"trusted={listed}")
+    more = prepare(out, before=first.bench, lists=lists, oracle=str(listed), seeds=3)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (more.rows["few"].rows, more.rows["few"].samples) == (5, 8)
     assert (more.rows["few"].lacking, more.rows["few"].unknown) == (0, 1)
     assert "uids of no row of the pool: 1" in arms_page(more)
-    assert more.rows["oracle"] == more.rows["few"]
+    assert more.rows["oracle"] == more.rows["trusted"] == more.rows["few"]
+    assert list(more.arms)[-2:] == ["random_of_5", f"random_of_{len(LONG)}"]  # as in a new folder
     same = {name: keys for name, keys in more.plan.recipe.stages.items() if name in stages}
     assert same["long"] == {**stages["long"], "seeds": [0, 1, 2]}
-    assert list(json.loads((out / "bench.json").read_text())["arms"]) == ["long", "few", "oracle"]
+    names = ["few", "trusted", "oracle"]
+    assert list(json.loads((out / "bench.json").read_text())["arms"]) == ["long", *names]
 
 
 @pytest.mark.parametrize("harm", ["torn", "gone", "changed", "without its facts"])

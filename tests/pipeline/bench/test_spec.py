@@ -55,6 +55,7 @@ def test_what_is_added_stands_beside_what_was_there():
         ({"arms": ("best=subset",)}, "names no stage of a run"),
         ({"arms": ("raw=/run:a",)}, "'raw' as an arm's name"),
         ({"arms": ("random_of_7=/run:a",)}, "'random_of_7' as an arm's name"),
+        ({"arms": ("random_of_mine=/run:a",)}, "'random_of_mine' as an arm's name"),
         ({"arms": ("a_scores=/run:a",)}, "'a_scores' as an arm's name"),
         ({"arms": ("a_probes=/run:a",)}, "'a_probes' as an arm's name"),
         ({"arms": ("random_of_7_in_a=/run:a",)}, "'random_of_7_in_a' as an arm's name"),
