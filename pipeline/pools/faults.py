@@ -34,12 +34,7 @@ FATAL_LINKS = {
     "hang": 0.0015,
     "redirect_loop": 0.0015,
 }
-HARMLESS_LINKS = {
-    "redirect": 0.025,
-    "slow": 0.010,
-    "wrong_content_type": 0.012,
-    "503_once": 0.008,
-}
+HARMLESS_LINKS = {"redirect": 0.025, "slow": 0.010, "wrong_content_type": 0.012, "503_once": 0.008}
 LINK_ISSUES = FATAL_LINKS | HARMLESS_LINKS
 NO_FILE = frozenset(  # no file is ever read
     ("404", "403", "410", "500", "unresolvable", "refused", "hang", "redirect_loop")

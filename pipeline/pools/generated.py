@@ -48,38 +48,23 @@ def _regular(corners: int, inner: float = 1.0) -> str:
 SHAPES = {
     '<circle r="38"/>': ("circle", "Kreis", "cercle"),
     '<rect x="-34" y="-34" width="68" height="68"/>': ("square", "Quadrat", "carré"),
-    '<rect x="-42" y="-20" width="84" height="40"/>': (
-        "rectangle",
-        "Rechteck",
-        "rectangle",
-    ),
+    '<rect x="-42" y="-20" width="84" height="40"/>': ("rectangle", "Rechteck", "rectangle"),
     _regular(3): ("triangle", "Dreieck", "triangle"),
     _regular(4): ("diamond", "Raute", "losange"),
     _regular(5): ("pentagon", "Fünfeck", "pentagone"),
     _regular(6): ("hexagon", "Sechseck", "hexagone"),
     _regular(5, 0.4): ("star", "Stern", "étoile"),
     _regular(10, 0.7): ("sun", "Sonne", "soleil"),
-    '<path d="M-13-40h26v27h27v26H13v27h-26V13h-27v-26h27z"/>': (
-        "cross",
-        "Kreuz",
-        "croix",
-    ),
+    '<path d="M-13-40h26v27h27v26H13v27h-26V13h-27v-26h27z"/>': ("cross", "Kreuz", "croix"),
     '<path d="M-42-10H8v-20l34 30L8 30V10h-50z"/>': ("arrow", "Pfeil", "flèche"),
     '<path d="M0 38C-60-5-35-42 0-18 35-42 60-5 0 38z"/>': ("heart", "Herz", "cœur"),
-    '<path d="M12-38A39 39 0 1 0 12 38 30 30 0 1 1 12-38z"/>': (
-        "crescent",
-        "Sichel",
-        "croissant",
-    ),
+    '<path d="M12-38A39 39 0 1 0 12 38 30 30 0 1 1 12-38z"/>': ("crescent", "Sichel", "croissant"),
     '<ellipse rx="42" ry="22"/>': ("ellipse", "Ellipse", "ellipse"),
 }
 SHAPE_LIST, COLOR_LIST = list(SHAPES.items()), list(COLORS.items())
 STYLES = {
     "solid": ('fill="{}"', ("solid", "gefüllt", "plein")),
-    "outlined": (
-        'fill="none" stroke-width="9" stroke="{}"',
-        ("outline", "Umriss", "contour"),
-    ),
+    "outlined": ('fill="none" stroke-width="9" stroke="{}"', ("outline", "Umriss", "contour")),
     "pale": (
         'fill-opacity=".6" stroke="#333" stroke-width="3" fill="{}"',
         ("pale", "blass", "pâle"),

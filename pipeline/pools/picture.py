@@ -28,12 +28,7 @@ UNTOUCHED = 0.6  # share of bitmaps that stay as published
 MAX_SIDE_PX = 512  # of re-encoded bitmaps
 MAX_PIXELS = 40_000_000  # larger bitmaps are decompression bombs: never decoded
 
-EXTENSIONS = {
-    b"\x89PNG": "png",
-    b"GIF8": "gif",
-    b"\xff\xd8\xff": "jpg",
-    b"RIFF": "webp",
-}
+EXTENSIONS = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
 
 def picture_of(drawing: Drawing, width_px: int) -> Image.Image:

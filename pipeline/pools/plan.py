@@ -24,11 +24,7 @@ from clipmill.pipeline.pools.picture import MAX_PIXELS, size_px
 SITES = 40
 FULL_CONCEPTS = 0.25  # share of concepts that keep every image
 KEPT_IMAGES = 0.85
-REPOSTS = (
-    (0.004, 12),
-    (0.012, 5),
-    (0.050, 2),
-)  # (cumulative share of concepts, reposts per image)
+REPOSTS = ((0.004, 12), (0.012, 5), (0.050, 2))  # (cumulative share of concepts, reposts per image)
 EXACT_COPIES, NEAR_COPIES = 0.06, 0.10  # of images
 CONTAMINATION = 0.014  # of all rows
 ENGLISH = 0.62  # if there are translations
@@ -203,11 +199,7 @@ def _swap(row: Row, captioned: Sequence[Drawing], by_group: dict[str, list[Drawi
             assert lang is not None
             text = _caption(other, lang, row.chance)
             if text != row.text_true:
-                row.text, row.lang, row.swapped_in_group = (
-                    text,
-                    lang,
-                    other.group == own.group,
-                )
+                row.text, row.lang, row.swapped_in_group = text, lang, other.group == own.group
                 return
     row.text_issue = None  # a pool of one concept has no swaps
 
@@ -241,8 +233,7 @@ def _draw_image_issues(
 def _complete(rows: Sequence[Row]) -> None:
     """Gives each link issue that was not drawn to a row without one: small pools have all."""
     spare = sorted(
-        (row for row in rows if row.link_issue is None),
-        key=lambda row: row.chance.u("spare"),
+        (row for row in rows if row.link_issue is None), key=lambda row: row.chance.u("spare")
     )
     missing = sorted(LINK_ISSUES.keys() - {row.link_issue for row in rows})
     for row, issue in zip(spare, missing, strict=False):

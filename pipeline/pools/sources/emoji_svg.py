@@ -16,8 +16,7 @@ TWEMOJI = ("@twemoji/svg", "15.0.0")
 def openmoji() -> Iterator[Drawing]:
     """Yields OpenMoji, with its own emojis beyond Unicode, in English by its labels and tags."""
     files = npm_files(
-        *OPENMOJI,
-        lambda path: path.startswith("color/svg/") or path == "data/openmoji.json",
+        *OPENMOJI, lambda path: path.startswith("color/svg/") or path == "data/openmoji.json"
     )
     extra = {entry["hexcode"]: entry for entry in json.loads(files.pop("data/openmoji.json"))}
     known = emojibase().by_hex

@@ -68,8 +68,7 @@ def _entries(properties: bytes) -> dict[str, dict[str, str]]:
 def fritzing() -> Iterator[Drawing]:
     """Yields electronic parts in their breadboard view."""
     files = debian_files(
-        FRITZING,
-        lambda path: path.startswith((f"{PARTS}core/", f"{PARTS}svg/core/breadboard/")),
+        FRITZING, lambda path: path.startswith((f"{PARTS}core/", f"{PARTS}svg/core/breadboard/"))
     )
     for path, data in sorted(files.items()):
         if not path.endswith(".fzp"):

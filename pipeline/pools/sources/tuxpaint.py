@@ -17,8 +17,7 @@ ARTICLES = ("a ", "an ", "the ", "some ")
 def tuxpaint() -> Iterator[Drawing]:
     """Yields few pictures with many captions; each is reposted at least three times."""
     files = debian_files(
-        SOURCE,
-        lambda path: path.startswith(STAMPS) and path.endswith((".png", ".svg", ".txt")),
+        SOURCE, lambda path: path.startswith(STAMPS) and path.endswith((".png", ".svg", ".txt"))
     )
     for path, text in sorted(files.items()):
         stem = path.removesuffix(".txt")
