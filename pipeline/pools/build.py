@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
@@ -33,18 +35,16 @@ from clipmill.pipeline.pools.plan import Row, pool_rows
 from clipmill.pipeline.pools.render import Made, make_files
 from clipmill.pipeline.pools.server import BEHAVIOUR
 from clipmill.pipeline.pools.trusted import trusted_pairs, without, write_trusted
-from clipmill.pipeline.pools.truth import write_metadata, write_truth
+from clipmill.pipeline.pools.truth import truth_table, write_metadata
 from clipmill.pipeline.target import refuse_others
 from clipmill.pipeline.terminal import bars
 
 Kind = Literal["demo", "full", "generated"]
 Progress = Callable[[str, int, int], None]  # (description, done, total)
-T = TypeVar("T")
-R = TypeVar("R")
 
 LAYOUT = 2  # raise it when a kind and seed would give other bytes
 UNFINISHED = "unfinished"  # marks a folder as ours until pool.json is written
-FOLDERS = ("metadata", "trusted", "eval", "www", "packages", "held_out")
+FOLDERS = ("metadata", "trusted", "eval", "www", "packages", "held_out", "lists")
 GENERATED_ROWS = 600
 PARALLEL_FROM = 3_000  # rows; with fewer, starting workers costs more than it saves
 
@@ -120,22 +120,19 @@ def _material(kind: Kind, seed: int, rows: int | None, progress: Progress) -> Ma
             bombs=1,
             rows=count,
         )
-    from clipmill.pipeline.pools.sources import (
-        noto,
-        packages,
-    )  # late: a generated pool needs no package
+    from clipmill.pipeline.pools.sources import noto, packages  # late: a drawn pool needs none
 
-    published = packages.drawings(kind, progress)
-    vendor = noto.evaluation()
+    drawings, names = packages.drawings(kind, progress)
+    evaluation, sets = noto.evaluation()
     return Material(
-        drawings=published.drawings,
-        evaluation=vendor.drawings,
-        sets=vendor.sets,
+        drawings=drawings,
+        evaluation=evaluation,
+        sets=sets,
         trusted_sources=packages.TRUSTED,
         trusted=2_000,
         oversized=2,
         bombs=4 if kind == "demo" else 8,
-        packages=published.packages,
+        packages=names,
     )
 
 
@@ -178,8 +175,12 @@ def _build(
     rows = [row for group in groups for row in group if row.uid in files]
     write_metadata([_metadata(row, files[row.uid], port) for row in rows], out / "metadata")
     write_metadata([pair for pair in trusted if pair], out / "trusted" / "metadata")
-    truth = write_truth(rows, files, out / "truth.parquet")
-    _write_behaviour(rows, files, www)
+    truth = truth_table(sorted(rows, key=lambda row: row.uid), files)
+    pq.write_table(truth, out / "truth.parquet")
+    acts: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        acts |= behaviour(row.link_issue, files[row.uid].path, row.chance)
+    (www / BEHAVIOUR).write_text(json.dumps(acts, indent=0, sort_keys=True) + "\n")
     for evaluation in material.sets:
         write_set(evaluation, out / "eval")
     return {
@@ -213,13 +214,6 @@ def _metadata(row: Row, file: Made, port: int) -> dict[str, object]:
     }
 
 
-def _write_behaviour(rows: Iterable[Row], files: dict[str, Made], www: Path) -> None:
-    acts: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        acts |= behaviour(row.link_issue, files[row.uid].path, row.chance)
-    (www / BEHAVIOUR).write_text(json.dumps(acts, indent=0, sort_keys=True) + "\n")
-
-
 def stored_counts(out: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the counts of a complete pool in `out`, or None; RecipeError for another pool."""
     try:
@@ -245,6 +239,7 @@ def clear(out: Path, folders: Sequence[str] = FOLDERS) -> None:
     (out / UNFINISHED).touch()
     for folder in folders:
         shutil.rmtree(out / folder, ignore_errors=True)
+    (out / "truth.parquet").unlink(missing_ok=True)  # another kind of pool may write none
     (out / "www").mkdir(exist_ok=True)
 
 

@@ -16,31 +16,19 @@ ROWS_PER_FILE = 5_000
 
 METADATA = pa.schema(
     [
-        ("uid", pa.string()),
-        ("url", pa.string()),
-        ("text", pa.string()),
-        ("original_width", pa.int64()),
-        ("original_height", pa.int64()),
+        *((name, pa.string()) for name in ("uid", "url", "text")),
+        *((name, pa.int64()) for name in ("original_width", "original_height")),
         ("sha256", pa.string()),
     ]
 )
 TRUTH = pa.schema(
     [
-        ("uid", pa.string()),
-        ("source", pa.string()),
-        ("image_key", pa.string()),
-        ("concept", pa.string()),
-        ("group", pa.string()),
-        ("lang", pa.string()),
-        ("text_true", pa.string()),
-        ("text_issue", pa.string()),
+        *((name, pa.string()) for name in ("uid", "source", "image_key", "concept", "group")),
+        *((name, pa.string()) for name in ("lang", "text_true", "text_issue")),
         ("swapped_in_group", pa.bool_()),
         ("image_issue", pa.string()),
         ("drawn_script", pa.string()),  # only of pools with words drawn over pictures
-        ("link_issue", pa.string()),
-        ("dup_kind", pa.string()),
-        ("near_op", pa.string()),
-        ("dup_cluster", pa.string()),
+        *((name, pa.string()) for name in ("link_issue", "dup_kind", "near_op", "dup_cluster")),
         ("cluster_size", pa.int32()),
         ("eval_near", pa.bool_()),
         ("usable", pa.bool_()),
@@ -63,20 +51,11 @@ def truth_table(rows: Sequence[Row], files: Mapping[str, Made]) -> pa.Table:
     table = pa.Table.from_pylist(
         [
             {
-                "uid": row.uid,
+                **vars(row),  # of which the schema takes its columns
                 "source": row.drawing.source,
                 "image_key": row.drawing.key,
                 "concept": row.drawing.concept,
                 "group": row.drawing.group,
-                "lang": row.lang,
-                "text_true": row.text_true,
-                "text_issue": row.text_issue,
-                "swapped_in_group": row.swapped_in_group,
-                "image_issue": row.image_issue,
-                "drawn_script": row.drawn_script,
-                "link_issue": row.link_issue,
-                "dup_kind": row.dup_kind,
-                "near_op": row.near_op,
                 "dup_cluster": clusters[row.uid],
                 "cluster_size": sizes[clusters[row.uid]],
                 "eval_near": row.is_evaluation,
@@ -139,10 +118,3 @@ def write_metadata(
     for number, start in enumerate(range(0, len(ordered), ROWS_PER_FILE)):
         part = list(ordered[start : start + ROWS_PER_FILE])
         pq.write_table(pa.Table.from_pylist(part, schema), folder / f"{number:08d}.parquet")
-
-
-def write_truth(rows: Sequence[Row], files: Mapping[str, Made], file: Path) -> pa.Table:
-    """Writes the truth by uid, and returns it."""
-    table = truth_table(sorted(rows, key=lambda row: row.uid), files)
-    pq.write_table(table, file)
-    return table

@@ -216,9 +216,9 @@ def trusted_of(pool: Path, cache: Path) -> pl.DataFrame:
         of_two = given.with_columns(source=vendor_of("uid"), file=file)
         of_two = of_two.filter(pl.col("source").is_in(VENDORS[:2])).sort("uid")
         return of_two.select("uid", "text", family_expr(), "file")
-    evaluation = noto.evaluation().drawings
+    evaluation, _ = noto.evaluation()
     forbidden = frozenset(it for drawing in evaluation for it in evaluation_captions(drawing))
-    drawings = packages.drawings(facts["kind"], lambda *_: None).drawings
+    drawings, _ = packages.drawings(facts["kind"], lambda *_: None)
     pairs = trusted_pairs(drawings, packages.TRUSTED, 2_000, forbidden, facts["seed"])
     return pl.DataFrame([row for pair in pairs for row in written(pair, cache)]).sort("uid")
 

@@ -26,7 +26,7 @@ def main(*words: str) -> str:
     facts = json.loads((there(pool) / "pool.json").read_text())
     theirs = {  # no pool says whose its trusted pairs are: of these vendors, by their drawings
         hex_id(str(facts["seed"]), drawing.source, drawing.key, "trusted")
-        for drawing in packages.drawings(facts["kind"], lambda *_: None).drawings
+        for drawing in packages.drawings(facts["kind"], lambda *_: None)[0]
         if drawing.source in vendors
     }
     trusted = pl.read_parquet(f"{pool}/trusted/metadata/*.parquet")["uid"].to_list()

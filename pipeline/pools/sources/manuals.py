@@ -4,6 +4,7 @@ Licences: GFDL, BSD-3. Alt texts that are a file name, or of a navigation icon, 
 boilerplate, as on the web. Pictures without an alt text are left out.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -12,7 +13,7 @@ from posixpath import normpath
 
 from clipmill.pipeline.packages import debian_files
 from clipmill.pipeline.pools.drawing import Drawing, Words
-from clipmill.pipeline.pools.sources.texts import image_tags, is_file_name, name_words
+from clipmill.pipeline.pools.sources.texts import image_tags, name_words
 
 GIMP_LANGUAGES = ("en", "de", "fr", "ja", "ru")
 SKLEARN = "python-sklearn-doc"
@@ -20,6 +21,7 @@ MAX_USES = 50  # of a file in one language: manuals have arrows on every page
 NAVIGATION = frozenset(
     ("prev", "next", "up", "home", "note", "tip", "warning", "caution", "important")
 )
+FILE_NAME = re.compile(r"^\S*\.(png|jpe?g|gif|svg)$", re.IGNORECASE)
 BITMAPS = (".png", ".jpg", ".jpeg", ".gif")
 
 
@@ -77,7 +79,7 @@ def _uses(files: Mapping[str, bytes], root: str) -> Iterator[tuple[int, str, str
 
 def _drawing(source: str, key: str, image: str, data: bytes, alt: str, language: str) -> Drawing:
     place = PurePosixPath(image)
-    is_junk = is_file_name(alt) or place.stem in NAVIGATION
+    is_junk = FILE_NAME.match(alt) is not None or place.stem in NAVIGATION
     return Drawing(
         source=source,
         key=key,

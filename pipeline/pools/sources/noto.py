@@ -6,7 +6,7 @@ contamination of a pool. Older ones, of noto-v1 (Apache 2.0), are more pictures 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -31,16 +31,8 @@ FINE_SETS = {
 }
 
 
-@dataclass(frozen=True)
-class Vendor:
-    """Noto's drawings without skin-tone variants, and the sets made from them."""
-
-    drawings: Sequence[Drawing]
-    sets: Sequence[EvaluationSet]
-
-
-def evaluation() -> Vendor:
-    """Reads all drawings, about 1,900 of 64 px with alpha, and makes the sets."""
+def evaluation() -> tuple[list[Drawing], list[EvaluationSet]]:
+    """Returns all drawings without skin tones, about 1,900 of 64 px with alpha, and their sets."""
     files = npm_files(*PACKAGE, lambda path: path.startswith(IMAGES) or path == "emoji.json")
     known = emojibase().by_hex
     drawings, versions = [], {}
@@ -51,7 +43,7 @@ def evaluation() -> Vendor:
             drawings.append(emoji_drawing(PACKAGE[0], hexcode, hexcode, image))
             versions[hexcode] = float(entry["added_in"])
     drawings.sort(key=lambda drawing: drawing.key)
-    return Vendor(drawings, _sets(drawings, versions))
+    return drawings, _sets(drawings, versions)
 
 
 def _older(drawings: Sequence[Drawing]) -> list[Drawing]:

@@ -1,11 +1,11 @@
 """Lists the packages of each pool, and reads their drawings."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
 from clipmill.pipeline.packages import cached_versions
+from clipmill.pipeline.pools.build import Progress
 from clipmill.pipeline.pools.drawing import Drawing
 from clipmill.pipeline.pools.sources import (
     emoji_svg,
@@ -22,7 +22,6 @@ from clipmill.pipeline.pools.sources import (
 
 TRUSTED = frozenset({emoji_svg.OPENMOJI[0], emoji_svg.TWEMOJI[0], iconify.EMOJIONE[0]})
 
-Progress = Callable[[str, int, int], None]  # (description, done, total)
 Source = Callable[[], Iterable[Drawing]]
 DEMO: dict[str, Source] = {
     emoji_svg.OPENMOJI[0]: emoji_svg.openmoji,
@@ -50,16 +49,8 @@ FULL: dict[str, Source] = {
 CAPTIONS = [name for name, _ in emojibase.PACKAGES]
 
 
-@dataclass(frozen=True)
-class Published:
-    """The drawings of a pool's packages, and the packages' file names with versions."""
-
-    drawings: Sequence[Drawing]
-    packages: Sequence[str]
-
-
-def drawings(kind: Literal["demo", "full"], progress: Progress) -> Published:
-    """Reads a pool's drawings, fetching packages that are not cached."""
+def drawings(kind: Literal["demo", "full"], progress: Progress) -> tuple[list[Drawing], list[str]]:
+    """Reads a pool's drawings, fetching packages that are not cached; and names their files."""
     sources = DEMO if kind == "demo" else DEMO | FULL
     pool_drawings: list[Drawing] = []
     for number, source in enumerate(sources.values()):
@@ -67,4 +58,4 @@ def drawings(kind: Literal["demo", "full"], progress: Progress) -> Published:
         pool_drawings += source()
     progress(f"reading {kind} packages", len(sources), len(sources))
     names = [*sources, *CAPTIONS, openclipart.TITLES, noto.PACKAGE[0], noto.OLDER[0]]
-    return Published(pool_drawings, cached_versions(names))
+    return pool_drawings, cached_versions(names)

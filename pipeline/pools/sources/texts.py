@@ -7,7 +7,6 @@ from html import unescape
 IMAGE_TAG = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
 ATTRIBUTE = re.compile(r"""\b(src|alt)\s*=\s*"([^"]*)\"""", re.IGNORECASE)
 MARKUP = re.compile(r"<style\b.*?(?:</style>|$)|<[^>]*>", re.IGNORECASE | re.DOTALL)
-FILE_NAME = re.compile(r"^\S*\.(png|jpe?g|gif|svg)$", re.IGNORECASE)
 
 
 def name_words(name: str) -> str:
@@ -38,8 +37,3 @@ def image_tags(html: str) -> Iterator[tuple[str, str]]:
         attributes = {name.lower(): unescape(value) for name, value in ATTRIBUTE.findall(tag)}
         if "src" in attributes:
             yield attributes["src"], " ".join(attributes.get("alt", "").split())
-
-
-def is_file_name(text: str) -> bool:
-    """Returns whether a text is a file name, not a caption."""
-    return bool(FILE_NAME.match(text))

@@ -267,6 +267,8 @@ def test_an_interrupted_build_starts_over(small, tmp_path):
     out = tmp_path / "pool"
     (out / "www" / "s00").mkdir(parents=True)
     (out / "www" / "s00" / "left.png").write_bytes(b"over")
+    (out / "lists").mkdir()  # of a pool of photos
+    (out / "lists" / "swapped_0.txt").touch()
     (out / "unfinished").touch()
     build_pool("generated", out, rows=SMALL)
     assert digests(out) == digests(small)

@@ -93,7 +93,11 @@ def rows(folder) -> dict[str, dict]:
 def test_a_pool_of_manuals_names_what_it_lacks_and_holds_whole_packages_out(tmp_path):
     out = tmp_path / "pool"
     packages = ["foxes-doc", "gone-doc", "cut-doc", "empty-doc"]
+    out.mkdir()
+    for left in ("unfinished", "truth.parquet"):  # by another kind of pool
+        (out / left).touch()
     counts = build_docs(out, 8_000, packages, ["hares-doc"])
+    assert not (out / "truth.parquet").exists()
     own, held = rows(out / "metadata"), rows(out / "held_out/metadata")
     assert counts["missing"].keys() == {"gone-doc", "cut-doc", "empty-doc"}
     assert "Unable to locate package gone-doc" in counts["missing"]["gone-doc"]

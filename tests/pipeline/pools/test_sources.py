@@ -189,19 +189,19 @@ def test_icons_are_matched_by_squashed_name_or_dropped():
 
 
 def test_identical_flags_are_one_class_named_by_the_shorter_label():
-    vendor = noto.evaluation()
-    sets = {one.name: one for one in vendor.sets}
+    drawings, made = noto.evaluation()
+    sets = {one.name: one for one in made}
     assert list(sets["emoji_flags"].classnames) == ["flag: France"]
     assert list(sets["emoji_nature"].classnames) == ["fox"]
     names = ["animals and nature", "flags", "people and body"]
     assert list(sets["emoji_groups"].classnames) == names
     assert sets["emoji_retrieval"].captions["1F98A"] == ["fox", "fox, animal"]
-    assert len(vendor.drawings) == 4
+    assert len(drawings) == 4
 
 
 def test_an_older_drawing_is_a_second_picture_of_its_class_and_in_no_pool():
-    vendor = noto.evaluation()
-    sets = {one.name: one for one in vendor.sets}
+    drawings, made = noto.evaluation()
+    sets = {one.name: one for one in made}
     older = sets["emoji_retrieval_v1"]
     assert dict(older.captions) == {"1F98A": ["fox", "fox, animal"]}  # the hand has not changed
     for name in ("emoji_nature", "emoji_groups"):
@@ -210,7 +210,7 @@ def test_an_older_drawing_is_a_second_picture_of_its_class_and_in_no_pool():
     assert "1F44B_v1" not in sets["emoji_groups"].images
     assert "1F98A_v1" not in sets["emoji_retrieval"].images
     assert not [name for name in DEMO | FULL if "noto" in name]
-    assert {drawing.source for drawing in vendor.drawings} == {noto.PACKAGE[0]}
+    assert {drawing.source for drawing in drawings} == {noto.PACKAGE[0]}
 
 
 def test_openclipart_takes_titles_but_not_those_of_collections(packages):
