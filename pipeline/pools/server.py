@@ -58,8 +58,8 @@ def start_server(directory: Path, port: int = 0) -> Iterator[str]:
     """Serves in a thread, and yields the URL; port 0 takes a free one."""
     app = web_app(directory)
     loop = asyncio.new_event_loop()
-    # Hanging requests end with the server: no grace period.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    # A hanging request ends with its client or with the server: no grace period.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     try:
         loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, HOST, port, backlog=1024)

@@ -1,5 +1,7 @@
+import gc
 import http.client
 import json
+import socket
 import time
 from urllib.parse import urlsplit
 
@@ -73,6 +75,17 @@ def test_a_hanging_answer_never_comes_and_does_not_hold_the_others(get):
     with pytest.raises(TimeoutError):
         get("/s00/never.png", timeout_s=0.2)
     assert get("/s00/plain.png")[0] == 200
+
+
+def test_a_client_that_left_a_hanging_answer_leaves_nothing_behind(folder, caplog):
+    with start_server(folder) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"GET /s00/never.png HTTP/1.1\r\nHost: here\r\n\r\n")
+            time.sleep(0.1)
+        time.sleep(0.1)
+    gc.collect()
+    assert not [line.message for line in caplog.records if line.name == "asyncio"]
 
 
 def test_type_and_headers_are_as_asked(get):
