@@ -27,7 +27,7 @@ class Variants:
         run = columns.state.run
         known, _ = variants(run)
         if self.shown is None:
-            own_file, own_recipe = newest_recipe(run)[0], newest_recipe(run)[1]
+            own_file, own_recipe = newest_recipe(run)
         else:
             current = variant(run, self.shown)
             own_file, own_recipe = current.file, current.ran

@@ -27,8 +27,7 @@ class Cache(Generic[K, V]):
         with self._lock:
             self._values[key] = value, nbytes
             self._values.move_to_end(key)
-            while len(self._values) > 1 and self._total() > self.most_bytes:
-                self._values.popitem(last=False)
-
-    def _total(self) -> int:
-        return sum(nbytes for _, nbytes in self._values.values())
+            total = sum(size for _, size in self._values.values())
+            while len(self._values) > 1 and total > self.most_bytes:
+                _, (_, size) = self._values.popitem(last=False)
+                total -= size

@@ -72,9 +72,8 @@ class Masks:
             mask_N = equal_to_one(numbers, [v for v in filter.values if isinstance(v, float)])
             return np.asarray(mask_N | ~numbers.is_there if wants_none else mask_N)
         codes = self.columns.codes(filter.column)
-        values = [str(value) for value in filter.values if value is not None]
-        table = np.isin([*codes.names, ""], values)
-        table[-1] = wants_none
+        values = {str(value) for value in filter.values if value is not None}
+        table = np.array([*(name in values for name in codes.names), wants_none])
         return table[codes.code]  # -1, a missing value, is the last
 
     def _says(self, filter: questions.Says) -> Bools:

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import re
 import shlex
 from decimal import Decimal
 from pathlib import Path
@@ -43,9 +42,10 @@ def changed(columns: Columns, moved: questions.Threshold) -> Changed:
     recipe = dataclasses.replace(before, stages=copy.deepcopy(before.stages), sets={})
     override(recipe, setting)
     make_plan(recipe)
+    run, rule = (" ".join(text.split()) for text in (str(state.run), threshold.text))
     head = (
-        f"# The recipe of {_one_line(str(state.run))}, but for '{planned.name}':\n"
-        f"# {threshold.name} is put at {value:f}, where `{_one_line(threshold.text)}` stood\n"
+        f"# The recipe of {run}, but for '{planned.name}':\n"
+        f"# {threshold.name} is put at {value:f}, where `{rule}` stood\n"
     )
     body = yaml.safe_dump(
         {"seed": recipe.seed, "stages": recipe.stages},
@@ -90,7 +90,3 @@ def _setting(planned: PlannedStage, threshold: Threshold, value: Decimal) -> str
         planned.where,
         f"change the recipe by hand: {threshold.text}",
     )
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text)

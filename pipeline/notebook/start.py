@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import Outcome, run_plan
-from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.executors import Executor
 from clipmill.pipeline.planning.looks import look, refuse_missing
 from clipmill.pipeline.planning.plan import Plan, check_retry
@@ -40,7 +40,7 @@ def started(
     finally:
         chosen.close()
     if not outcome.complete:
-        raise _stopped(outcome) from _cause(outcome)
+        raise _stopped(outcome) from next(filter(None, outcome.stopped.values()), None)
     return outcome.state
 
 
@@ -59,10 +59,6 @@ def executor_of(name: str, workers: int | None, address: str | None = None) -> E
     from clipmill.pipeline.executors.local import LocalExecutor
 
     return LocalExecutor(workers, with_main=False)  # workers must not run the caller's script
-
-
-def _cause(outcome: Outcome) -> ClipmillError | None:
-    return next((error for error in outcome.stopped.values() if error), None)
 
 
 def _stopped(outcome: Outcome) -> StageError:

@@ -12,7 +12,6 @@ from clipmill.pipeline.ledger.rows.stored import Place
 from clipmill.pipeline.ledger.selection.causes import KEPT
 from clipmill.pipeline.ledger.selection.funnel import End
 from clipmill.pipeline.ledger.selection.relations import (
-    Broken,
     GroupSpread,
     Quantiles,
     Relations,
@@ -205,8 +204,12 @@ def relation_section(related: Relations) -> dict[str, Any] | None:
 
 
 def _overlap(related: Relations) -> dict[str, Any] | None:
-    """Returns the broken rules, numbered, and the sets of them; None for fewer than two."""
-    numbers = {place: n for n, place in enumerate(_broken(related), start=1)}
+    """Returns the broken rules, numbered, and the sets of them; None for fewer than two.
+
+    The share of a set is against the largest.
+    """
+    places = (place for place, rule in enumerate(related.rules) if rule.rows)
+    numbers = {place: n for n, place in enumerate(places, start=1)}
     if len(numbers) < 2:
         return None
     free = sum(broken.rows for broken in related.broken if not broken.rules)
@@ -214,26 +217,20 @@ def _overlap(related: Relations) -> dict[str, Any] | None:
     return {
         "rules": [{**vars(related.rules[place]), "number": n} for place, n in numbers.items()],
         "unbroken": len(related.rules) - len(numbers),
-        "sets": [_set(broken, list(numbers), sets[0].rows) for broken in sets[:MOST_SETS]],
+        "sets": [
+            {
+                "breaks": [place in broken.rules for place in numbers],
+                "rows": broken.rows,
+                "share": broken.rows / sets[0].rows,
+            }
+            for broken in sets[:MOST_SETS]
+        ],
         "more": {"sets": len(sets[MOST_SETS:]), "rows": sum(b.rows for b in sets[MOST_SETS:])},
         "several": sum(broken.rows for broken in sets if len(broken.rules) > 1),
         "any": sum(broken.rows for broken in sets),
         "free": free,
         "kept": related.free_kept,
         "else": free - related.free_kept,
-    }
-
-
-def _broken(related: Relations) -> list[int]:
-    return [place for place, rule in enumerate(related.rules) if rule.rows]
-
-
-def _set(broken: Broken, places: Sequence[int], most: int) -> dict[str, Any]:
-    """Returns a line: which of the rules it breaks, and its rows against the largest set's."""
-    return {
-        "breaks": [place in broken.rules for place in places],
-        "rows": broken.rows,
-        "share": broken.rows / most,
     }
 
 
@@ -272,7 +269,7 @@ def _strip(quantiles: Quantiles | None, scale: Scale) -> dict[str, Any] | None:
     }
 
 
-def _from_middle(r: float | None) -> dict[str, Any]:
+def _from_middle(r: float) -> dict[str, Any]:
     """Returns a bar from the middle of a strip, to the left if r is below 0."""
-    width = round(50 * abs(r or 0.0), 1)
-    return {"left": 50.0 if (r or 0) >= 0 else 50.0 - width, "width": width}
+    width = round(50 * abs(r), 1)
+    return {"left": 50.0 if r >= 0 else 50.0 - width, "width": width}

@@ -177,10 +177,10 @@ def test_nan_and_null_are_told_apart_in_a_column_that_is_held():
 
 
 def test_rows_without_a_value_are_others_than_those_of_the_word_none():
-    codes = Codes(np.array([0, 1, -1], np.int32), ["None", "a"])
+    codes = Codes(np.array([0, 1, -1, 2], np.int32), ["None", "a", "a\0"])
     column = SimpleNamespace(kind="text")
     masks = Masks(SimpleNamespace(column=lambda name: column, codes=lambda name: codes))
-    for value, row in (("None", 0), ("a", 1), (None, 2)):
+    for value, row in (("None", 0), ("a", 1), (None, 2), ("a\0", 3)):
         assert np.flatnonzero(masks.of(OneOf("pool.text", [value]))).tolist() == [row]
 
 
