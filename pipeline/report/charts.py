@@ -96,10 +96,7 @@ def bands(
     low, high = min(xs), max(xs)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    least, most = (0.0 if from_zero else min(ys)), max(ys)
-    if least == most:
-        most = least + 1
-    box = frame(low, high, least, most, from_zero)
+    box = frame(low, high, 0.0 if from_zero else min(ys), max(ys), from_zero)
 
     def dots(x_values: Sequence[float], y_values: Sequence[float]) -> list[dict[str, float]]:
         return [
@@ -127,8 +124,7 @@ def scatter(points: Sequence[Point]) -> dict[str, Any]:
     ys = [y for point in points for y in (point.low, point.y, point.high)] or [0.0]
     room = max((max(xs) - min(xs)) / 8, 0.1)
     low, high = min(xs) - room, max(xs) + room
-    least, most = min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1
-    box = frame(low, high, least, most, from_zero=False)
+    box = frame(low, high, min(ys), max(ys), from_zero=False)
     scale = (box["y_bottom"], box["y_top"])
     marks: list[dict[str, Any]] = []
     taken: list[tuple[float, float, float]] = []  # left, right and height of the names
@@ -172,6 +168,8 @@ def frame(
 ) -> dict[str, Any]:
     """Returns the plot's box and the ticks of both axes; the y axis ends at a tick, and begins
     at one unless it begins at zero."""
+    if most - least <= 1e-12 * max(abs(least), abs(most)):  # equal, but for rounding
+        most = least + max(1.0, abs(least) / 2**20)
     y_ticks = ticks(least, most, 4)
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else most - least
     top = step * ceil(most / step - 1e-9)

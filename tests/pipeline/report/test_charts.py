@@ -1,5 +1,7 @@
 """Charts: round ticks, bars that fill their bins, marks where the values are."""
 
+from math import nextafter
+
 import pytest
 
 from clipmill.pipeline.report.charts import (
@@ -9,8 +11,10 @@ from clipmill.pipeline.report.charts import (
     RIGHT,
     TOP,
     WIDTH,
+    Point,
     histogram,
     lines,
+    scatter,
     ticks,
 )
 from clipmill.pipeline.report.charts import short as shown
@@ -81,3 +85,11 @@ def test_lines_go_through_their_points_and_nothing_is_still_a_chart():
     assert line["dots"] == [{"x": LEFT, "y": HEIGHT - BOTTOM}, {"x": WIDTH - RIGHT, "y": TOP}]
     assert lines([("one", [3], [2])])["lines"][0]["dots"][0]["y"] == TOP
     assert lines([("none", [], [])])["lines"][0]["dots"] == []
+
+
+@pytest.mark.parametrize("high", [100 / 3, 1e6, 1e17])
+def test_values_that_are_equal_but_for_rounding_are_a_chart(high):
+    low = nextafter(high, 0)
+    points = [Point("a", "s1", 10, low, low, low), Point("b", "s1", 20, high, high, high)]
+    assert len(scatter(points)["marks"]) == 2
+    assert lines([("a", [0, 1], [low, high])], from_zero=False)["lines"]
