@@ -94,7 +94,7 @@ class Runs:
     def opened(self, arm: str, run: str) -> RunState:
         """Returns the state of a run; RecipeError if the run is at work."""
         storage = Storage(run)
-        state = self.states[run] = latest(run)
+        state = latest(run)
         if lease := lock.holder(storage):
             done = [summary(stage) for stage in state.stages.values()]
             raise RecipeError(
@@ -103,6 +103,7 @@ class Runs:
                 f"arm '{arm}', run {storage}",
                 "wait until it has ended, or stop it",
             )
+        self.states[run] = state
         return state
 
 
@@ -123,22 +124,18 @@ def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
 def parents_of(choices: Mapping[str, Choice]) -> dict[str, str]:
     """Returns for each arm the nearest arm whose select decides before its own; else `raw`.
 
-    Of a part it is the arm that it is a part of.
+    The parent of a part (an arm with a `value`) is the arm with all rows of the same select.
     """
     selects = {name: _selects(choice) or [""] for name, choice in choices.items()}
     runs = {name: str(choice.state.run) for name, choice in choices.items()}
-    last = {(runs[name], selects[name][0]): name for name, c in choices.items() if not c.value}
-    return {
-        name: next(
-            (
-                last[runs[name], select]
-                for select in selects[name][0 if choice.value else 1 :]
-                if (runs[name], select) in last
-            ),
-            RAW,
-        )
-        for name, choice in choices.items()
-    }
+    whole = {(runs[name], selects[name][0]): name for name, c in choices.items() if not c.value}
+
+    def parent_of(name: str) -> str:
+        before = selects[name] if choices[name].value else selects[name][1:]
+        found = ((runs[name], select) for select in before)
+        return next((whole[place] for place in found if place in whole), RAW)
+
+    return {name: parent_of(name) for name in choices}
 
 
 def _selects(choice: Choice) -> list[str]:
@@ -214,7 +211,7 @@ class RawRows:
 
     pool: PoolShards  # uids only
     there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
-    held_out: list[str] = field(default_factory=list)  # what limits them to a ground
+    held_out: list[str] = field(default_factory=list)  # fingerprint, digests of a ground's select
 
     @property
     def rows(self) -> int:
@@ -245,12 +242,12 @@ def raw_rows(choice: Choice, export: Storage, ground: "Ground | None" = None) ->
     return RawRows(pool, exported, [home.fingerprint, *_digests(choice, home.name)])
 
 
-Ground = tuple[PlannedStage, bool]  # a select; True: the rows that it keeps, else the others
+Ground = tuple[PlannedStage, bool]  # a select; True: rows it keeps (hold in), False: the others
 
 
 def ground_of(bench: Bench, choices: Sequence[Choice]) -> Ground:
-    """Returns the rows that arms are limited to; RecipeError if an arm of a run rests on what
-    learnt from those that are held out."""
+    """Returns the rows that arms are limited to: `hold_in` those a select keeps, `hold_out` the
+    others; RecipeError if a stage before an arm learnt from these others."""
     name, flag = bench.hold_out or bench.hold_in, "--hold-out" if bench.hold_out else "--hold-in"
     home = choices[0].state.plan.stages.get(name)
     for choice in choices:
@@ -287,7 +284,7 @@ def _ancestors(planned: PlannedStage, stages: Mapping[str, PlannedStage]) -> lis
 def _learns_at(
     home: str, planned: PlannedStage, choice: Choice, stages: Mapping[str, PlannedStage]
 ) -> bool:
-    """Returns whether a stage learns from rows alone that the select `home` keeps."""
+    """Returns whether all rows of the arm's pool that a stage learns from are kept by `home`."""
     reads: Iterable[dict[str, Binding]] = planned.bindings  # of one root each
     if planned.data:
         reads = [planned.mask] if planned.mask else stages[planned.data].bindings
@@ -295,7 +292,7 @@ def _learns_at(
         if all(stages[stage].root != choice.root for stage, _ in read.values()):
             continue
         deciding = read.get(planned.stage.learns or "")
-        while deciding and deciding[0] != home:
+        while deciding and deciding[0] != home:  # go back to the select before it
             deciding = next(iter(stages[deciding[0]].bindings), {}).get(KEEP.name)
         if deciding is None:
             return False

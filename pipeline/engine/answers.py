@@ -43,9 +43,9 @@ class StoredAnswers:
 
     Sees answers stored before the first look-up, its own, and those that a dead worker stored for
     the current shard. Its own are stored every second as a small file, and stay in memory (`fresh`)
-    until a shard's small files are merged into one.
-
-    Whoever needs both locks takes `_storing` first. A look-up takes none, as each read is atomic.
+    until a shard's small files are merged into one. Who needs both locks takes `_storing` first.
+    Once open, a look-up takes none: it reads `_fresh` before `_copies`, and a merge adds to
+    `_copies` before it drops from `_fresh`.
     """
 
     def __init__(self, folder: Storage) -> None:
@@ -155,12 +155,12 @@ class StoredAnswers:
     def _read_new(self, prefix: str) -> None:
         """Copies unseen files in new/ whose names begin with `prefix` to scratch disk."""
         while True:
-            names = [file.name for file in all_files(self.folder)]
-            mine = [name for name in names if name.startswith(f"{NEW}/{prefix}")]
-            unseen = [name for name in mine if name not in self._seen]
+            listed = [file.name for file in all_files(self.folder)]
+            matching = [name for name in listed if name.startswith(f"{NEW}/{prefix}")]
+            unseen = [name for name in matching if name not in self._seen]
             if not unseen:
                 return
-            names = []
+            names: list[str] = []
             files: list[AnswersFile] = []
             for name in unseen:
                 names.append(name)

@@ -55,7 +55,7 @@ States = Mapping[int, Mapping[str, ShardState]]  # shard -> stage -> its state
 class Probed:
     """The usage of a sample of a stage's rows, and a prediction for the rows left."""
 
-    left: int  # rows without a result after the probe
+    left: int  # rows without a result that were not drawn
     shards: int  # that hold rows without a result
     workers: int
     took: tuple[tuple[Usage, ...], ...]  # of each row drawn, by answer
@@ -242,8 +242,8 @@ def _not_computed(
         states = state.shard_states(planned, shard)
         failure = mine.failures.get(shard)
         if shard in mine.shards or states is None or (failure and failure.crashed):
-            continue
-        digests = {name: state.digest for name, state in states.items()}
+            continue  # a run does not try a shard again that crashed its worker
+        digests = {name: parent.digest for name, parent in states.items()}
         parents = parents_of(planned, digests, models)
         records = current(mine.scan.records.get(shard, []), parents)
         mask = states[planned.only] if planned.only else None

@@ -37,7 +37,7 @@ from clipmill.pipeline.executors.telling import connect
 from clipmill.pipeline.stage import Resources
 
 ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
-EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
+EARLY_DEATHS = 3  # times the number of workers, in a row before a step starts: then it fails
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCH_S = 0.2  # between looks at what workers take
 LOOPBACK = "127.0.0.1"  # where ranks meet
@@ -48,7 +48,7 @@ class LocalExecutor(Dispatcher):
     """Runs steps on `workers` CPUs of this machine; in the caller's thread where that is 0.
 
     With 0 an item that crashes ends the run: it is for a debugger. `with_main`: workers import the
-    module that this process runs, as a function of it needs; a script without a guard runs again.
+    main module, so that its functions can be steps; without a `__main__` guard it runs again.
     """
 
     def __init__(self, workers: int | None = None, with_main: bool = True) -> None:
@@ -122,11 +122,11 @@ class LocalExecutor(Dispatcher):
                 self._hear(worker)
 
     def _end_one_too_large(self) -> None:
-        """Where workers take too much memory together, ends the one that is least in its rights.
+        """Where all workers take too much memory, ends the busy one most above what it declared.
 
-        What a worker started is its own, a model's server too: a stage declares memory for both.
-        They are looked at a few times a second, a twentieth of the time at most; what is taken
-        sooner is the kernel's to answer.
+        What a worker started counts as its own, a model's server too: a stage declares memory for
+        both. Looks every WATCH_S, less often if looking would take over a twentieth of the time;
+        if memory runs out between two looks, the kernel ends a process.
         """
         now_s = time.monotonic()
         if now_s < self._next_look_s:
@@ -160,7 +160,7 @@ class LocalExecutor(Dispatcher):
     def _place_one(self) -> bool:
         """Gives one item, or all ranks of a launch, to workers; false where nothing fits.
 
-        Whoever has no worker at all and waits for items of others to end holds the others back.
+        A stream without a worker, which gets one when others' items end, stops those after it.
         """
         for stream, number in self._by_turn():
             resources = stream.steps[number].resources
@@ -179,7 +179,7 @@ class LocalExecutor(Dispatcher):
         return False
 
     def _workers_for(self, stream: Stream, resources: Resources) -> list[LocalWorker]:
-        """Returns a worker for an item, or one for each rank; none where CPUs or others lack."""
+        """Returns a worker for an item, or one for each rank; none if there is no room for all."""
         count, cpus = stream.ranks or 1, self._cpus(resources, stream.ranks or 1)
         if _cpus_of(self._living) + count * cpus > max(1, self.workers) + ROUNDING:
             return []
@@ -214,10 +214,10 @@ class LocalExecutor(Dispatcher):
     def _may_end(
         self, workers: Sequence[LocalWorker], stream: Stream, resources: Resources
     ) -> list[LocalWorker]:
-        """Returns workers that may end to make room for these resources, the first to end last.
+        """Returns workers that may end to make room for these resources; its last ends first.
 
-        A profile with items waiting keeps its workers for a while, lest models load in turn. For
-        more workers of a profile that has some, only those go that no open stream uses.
+        Workers that no open stream can use may always end. Others end only for a launch or for the
+        first worker of these resources, if items wait only after TURN_S, lest models load in turn.
         """
         used = {step.resources for stream in self._streams for step in stream.steps}
         is_first = stream.ranks or all(w.resources != resources for w in self._living)
@@ -239,7 +239,7 @@ class LocalExecutor(Dispatcher):
     ) -> list[tuple[str, ...]] | None:
         """Returns the GPUs of each of `count` workers beside these; None where any lack room."""
         wanted_gb = count * resources.memory_gb + sum(w.resources.memory_gb for w in living)
-        if wanted_gb > self._memory_gb:
+        if wanted_gb > self._memory_gb + ROUNDING:
             return None
         used: Counter[str] = Counter()
         for worker in living:
@@ -345,10 +345,10 @@ class LocalExecutor(Dispatcher):
                 stream.fail(StageError(found, where, "run with --workers 0 to see why"))
 
     def _is_killed(self, worker: LocalWorker) -> bool:
-        """Returns whether somebody else killed a worker: not its work, we or the kernel.
+        """Returns whether a worker was killed from outside: not by its work, us or the kernel.
 
-        The kernel's killer sends the same signal, but counts; what it ended is told as ours is.
-        Where nothing counts, it may have been the kernel.
+        The kernel, out of memory, sends the same signal but counts its kills: if the count rose,
+        `worker.ended` is set to say so. Without a count, it may have been the kernel: False.
         """
         if worker.ended or -(worker.process.returncode or 0) not in FROM_OUTSIDE:
             return False
@@ -377,8 +377,8 @@ class LocalExecutor(Dispatcher):
 def _taken(
     families: Mapping[LocalWorker, Sequence[int]], shared_once: bool
 ) -> dict[LocalWorker, list[int]]:
-    """Returns the memory of each process of each worker's family; a worker alone is counted whole,
-    with what a fork shares with this process."""
+    """Returns the memory of each process of each worker's family. With `shared_once`, what several
+    share counts once; a worker without children counts whole, with what it shares with us."""
     return {
         worker: [machine.resident_bytes(pid, shared_once and len(pids) > 1) for pid in pids]
         for worker, pids in families.items()

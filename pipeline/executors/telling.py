@@ -81,7 +81,7 @@ class Notice:
 
 
 class _Compiling:
-    """A listener of Numba's: reports as progress that code is compiled, once for an install.
+    """A listener of Numba's: reports compiling as progress; an install compiles code once.
 
     The stages are those whose shard or unit began last in this process.
     """
@@ -160,7 +160,7 @@ def _send_late() -> None:
         with _lock:
             events = list(_late.items())
             _late.clear()
-            _sender = 0  # if sending raises, the next event starts a new thread
+            _sender = 0  # this thread ends if there are no events, or if sending raises
             for reporter, event in events:
                 reporter._sent_s = time.monotonic()
                 tell(event)

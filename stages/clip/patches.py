@@ -16,7 +16,7 @@ from clipmill.metadata.uid import mixed, uniform
 class Patches(nn.Module):
     """Drops a share of each picture's patches in a training's first steps, and no class token.
 
-    Source: FLIP (Li et al. 2023), as open_clip's PatchDropout; the last steps without as recalled.
+    Source: FLIP (Li et al. 2023), as open_clip's PatchDropout. Recalled: its last steps see all.
     """
 
     def __init__(self, patches: int, share: float, steps: int, seed: int) -> None:
@@ -32,8 +32,8 @@ class Patches(nn.Module):
         noise_NP = uniform(mixed(coin_N1 ^ patch_P)).astype(np.float32)
         self.noise_NP = torch.from_numpy(noise_NP).to(device)
         count = max(1, int(self.patches * (1 - self.share)))
-        self.kept_NK = self.noise_NP.topk(count).indices  # which A-CLIP chooses itself
-        self.place = 0  # the first row of the piece that comes next
+        self.kept_NK = self.noise_NP.topk(count).indices  # A-CLIP sets its own, by noise_NP
+        self.place = 0  # row at which the next piece begins; who cuts the pieces moves it
         self.drops = step < self.steps
 
     def forward(self, x_NPW: Tensor) -> Tensor:

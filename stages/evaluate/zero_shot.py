@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.evaluated import prefix_of
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.outputs import OUT
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Put, Task
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, later, location
@@ -77,7 +78,7 @@ class ZeroShot(DatasetStage):
         if not self.model.startswith(STORED):
             return listed
         model = Storage(self.model.removeprefix(STORED))
-        entries = (sorted(map(astuple, model.entries(folder))) for folder in ("", "out"))
+        entries = (sorted(map(astuple, model.entries(place))) for place in ("", OUT))
         return digest([listed, *entries])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -147,7 +148,7 @@ def evaluate(
         return {**result, "sha256": item["sha256"]}
 
     of_seed = prefix_of(item.get("card", ""))
-    if weights is None:  # the reference has no digest to identify it
+    if weights is None:  # no digest identifies the model (`reference`): scored every time
         return score(lambda name, path: task.put_file(of_seed + name, path))
     device = task.worker.device.partition(":")[0]
     facts = [rules(), ZeroShot.version, device, weights, described.name, item["sha256"]]

@@ -12,10 +12,10 @@ from clipmill.stages.clip.embedded import Embedded
 from clipmill.stages.losses import clip
 from clipmill.stages.losses._tiled import Attended, log_sum_exp
 
-# Shapes: N local rows, G rows of the whole batch, D width of the student, E of a teacher.
+# Shapes: N local images, M = N texts, G and H of the whole batch; width D student's, E teacher's.
 
 TEXTS = "first"  # a row's stored text vector is of its caption
-TEACHER = ("images", "texts")
+TEACHER = ("images", "texts")  # settings that name columns of a teacher's vectors
 
 Teacher = tuple[Tensor, Tensor, float]  # (N, E) rows, (G, E) of the other side, scale
 
@@ -28,7 +28,7 @@ def loss(
     scales: Sequence[float] = (100.0,),  # one per teacher, or one for all
     w_clip: float = 0.0,
     w_distill: float = 1.0,
-    temperature: float = 1.0,  # divides all logits of the second part, which counts its square
+    temperature: float = 1.0,  # divides all logits of the second part; its square multiplies it
 ) -> Tensor:
     """Returns (N,) nats: w_clip of CLIP's loss and w_distill of the cross-entropy to the teachers.
 
@@ -41,7 +41,7 @@ def loss(
     batch is what is trained on.
     Error: one text a row, its first: MobileCLIP adds a second loss with a synthetic caption.
     """
-    if len(images) != len(texts) or len(scales) not in (1, len(images)):
+    if not images or len(images) != len(texts) or len(scales) not in (1, len(images)):
         raise RecipeError(
             f"{len(images)} images, {len(texts)} texts and {len(scales)} scales",
             "key `loss_settings`",
@@ -77,5 +77,5 @@ def _mimicked(
         logit_NG = batch.scale * row_ND @ column_GD.T
         return cross_entropy(logit_NG, torch.stack(shares).mean(0), reduction="none")
     means = [Attended.apply(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers]
-    cosine_N = (row_ND * torch.stack(means).mean(0)).sum(1)
+    cosine_N = (row_ND * torch.stack(means).mean(0)).sum(1)  # mean over the targets
     return log_sum_exp(row_ND, column_GD, batch.scale, batch.tile) - batch.scale * cosine_N

@@ -134,7 +134,7 @@ def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
     made = {KEEP.name: pa.array(stays_N)}
     if stage.repeats:
         times_N = times(stage, rows, keep_NK)
-        if times_N.max(initial=0) > np.iinfo(np.int32).max:
+        if times_N[stays_N].max(initial=0) > np.iinfo(np.int32).max:
             raise StageError(
                 f"a row counts {times_N.max():,} times",
                 f"stage '{name}', key `repeats`",
@@ -165,7 +165,7 @@ DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"
 
 @cache
 def condition(text: str) -> Condition:
-    """Parses a condition; RecipeError if it is invalid, keeps no row, or rows no select keeps."""
+    """Parses a condition; RecipeError if invalid, or if it keeps no row or one no select keeps."""
     words = [bracket or name or other for bracket, name, other in TOKEN.findall(text)]
     names = tuple(dict.fromkeys(word for word in words if NAME.fullmatch(word)))
     _check_number(names, "where")
@@ -204,9 +204,8 @@ def _decided(names: tuple[str, ...], holds_C: Bools) -> Condition:
     combination_C = np.arange(len(holds_C))
     bit_K = 1 << np.arange(len(names))
     flips_C = np.where(holds_C, 0, len(names) + 1)
-    for _ in names:
-        for bit in bit_K:
-            flips_C = np.minimum(flips_C, flips_C[combination_C ^ bit] + 1)
+    for bit in bit_K:  # flips commute, so trying each bit once finds the fewest
+        flips_C = np.minimum(flips_C, flips_C[combination_C ^ bit] + 1)
     blamed_C = (flips_C[combination_C[:, None] ^ bit_K] < flips_C[:, None]).argmax(axis=1)
     is_kept_C = (combination_C >> blamed_C & 1).astype(bool)
     codes = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]

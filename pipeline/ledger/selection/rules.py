@@ -54,8 +54,8 @@ Rule = Condition | Cut
 
 
 def rules(state: RunState, end: str, columns: Sequence[ScoreColumn]) -> list[Rule]:
-    """Returns the first `MOST_RULES` in deciding order: conditions of stages that state theirs, and
-    thresholds of all others.
+    """Returns the first `MOST_RULES` in deciding order: of stages that state conditions, these and
+    the thresholds on sizes; of all others, every threshold.
 
     Conditions on lists, vectors and bytes are left out, as they take long to read.
     """

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Literal
 
 from clipmill.pipeline.packages import cached_versions
-from clipmill.pipeline.pools.build import Progress
 from clipmill.pipeline.pools.drawing import Drawing
 from clipmill.pipeline.pools.sources import (
     emoji_svg,
@@ -22,6 +21,7 @@ from clipmill.pipeline.pools.sources import (
 
 TRUSTED = frozenset({emoji_svg.OPENMOJI[0], emoji_svg.TWEMOJI[0], iconify.EMOJIONE[0]})
 
+Progress = Callable[[str, int, int], None]  # (description, done, total)
 Source = Callable[[], Iterable[Drawing]]
 DEMO: dict[str, Source] = {
     emoji_svg.OPENMOJI[0]: emoji_svg.openmoji,

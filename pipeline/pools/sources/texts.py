@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from html import unescape
 
 IMAGE_TAG = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
-ATTRIBUTE = re.compile(r"""\b(src|alt)\s*=\s*"([^"]*)\"""", re.IGNORECASE)
+ATTRIBUTE = re.compile(r'(?<![\w-])(src|alt)\s*=\s*"([^"]*)"', re.IGNORECASE)
 MARKUP = re.compile(r"<style\b.*?(?:</style>|$)|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 

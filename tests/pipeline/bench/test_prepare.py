@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.pool import Runs
 from clipmill.pipeline.bench.prepare import Prepared, prepared
 from clipmill.pipeline.bench.recipe import Data, stages_of
 from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
@@ -332,6 +333,10 @@ def test_a_run_that_is_at_work_or_not_done_is_refused_with_numbers(drawn_run, tm
     with lock.held(Storage(str(run))), pytest.raises(RecipeError) as error:
         prepare(tmp_path / "bench", arms=(f"a={run}:long",))
     assert "a run that is at work: 7 of 7 stages are done" in error.value.args[0]
+    runs = Runs()
+    for _ in range(2):  # a second question is refused as the first
+        with lock.held(Storage(str(run))), pytest.raises(RecipeError, match="at work"):
+            runs.choice("a", str(run), "long")
     long = latest(str(run)).stages["long"].folder
     for name in ("000001.json", "records.parquet"):
         (Path(long.path) / name).unlink(missing_ok=True)

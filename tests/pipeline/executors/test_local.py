@@ -181,6 +181,8 @@ def test_as_many_workers_have_a_place_as_cpus_memory_and_gpus_allow(monkeypatch)
         Resources(gpus=4, memory_gb=1): 0,
     }
     assert {resources: executor.places(resources) for resources in places} == places
+    executor._memory_gb = 0.3
+    assert executor._room(Resources(memory_gb=0.1), 3, []) == [()] * 3
     executor.close()
 
 

@@ -83,3 +83,5 @@ def test_columns_of_the_export_are_what_its_settings_name():
 def test_teachers_that_lack_a_side_are_refused():
     with pytest.raises(RecipeError, match="2 images, 1 texts and 1 scales"):
         distill.loss(drawn(3), images=("image_a", "image_b"), texts=("text_a",))
+    with pytest.raises(RecipeError, match="0 images, 0 texts and 0 scales"):
+        distill.loss(drawn(3), images=(), texts=(), scales=())

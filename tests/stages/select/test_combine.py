@@ -114,6 +114,8 @@ def test_a_count_past_32_bits_is_refused(combined):
     highest = (1 << 31) - 1
     out = combined({"a": [True]}, times={"a": [highest]}, repeats={"a": 1})
     assert out["repeats"].to_pylist() == [highest]
+    out = combined({"a": [True]}, times={"a": [1 << 30]}, image=[None], repeats={"a": 2})
+    assert out["repeats"].to_pylist() == [None]
 
 
 def test_it_answers_the_protocol_and_has_no_threshold():
