@@ -178,7 +178,7 @@ def fit_rank(
         columns["unmet_fold"] = pa.array(fold_N, pa.int32())
     read = partial(chance.usable, seed=0, stage="chance", grouped=groups > 1)
     table = pa.table(columns)
-    shuffled = chance.chance_of(chance.least(read(table), most=chance.drawn_of(groups)), groups)
+    shuffled = chance.chance_of(chance.least(chance.drawn_of(groups), read(table)), groups)
     table = chance.measured(table, read=read, chance=shuffled)
     rank_GB = shuffled.ranks(chance.counted(table, groups=groups)["rows"])
     return chance.above(table, chance=shuffled, rank_GB=rank_GB)["fit_rank"].to_numpy()
