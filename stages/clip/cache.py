@@ -87,21 +87,15 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
     `chosen` is the digest of a choice. Pictures that export.pixels has decoded stay where they are.
     Rows without negatives are counted.
     """
-    choose, teacher, negatives = reading.choose, reading.teacher, reading.negatives
     exported, target, name = Outputs(Storage(reading.data)), Storage(reading.folder), file["file"]
-    chosen = choose(name) if choose else None
+    chosen = reading.choose(name) if reading.choose else None
     counts: Counter[str] = Counter()
     exported.check(name)
     with exported.parquet(name) as parquet:
         where = f"{exported.folder}/{exported.inside}{name}"
         names = columns_of(parquet.schema_arrow, reading, where)
         batches = (
-            usable(
-                prepared(batch, chosen, file["first"], start, negatives),
-                teacher,
-                counts,
-                reading.reference,
-            )
+            usable(prepared(batch, reading, chosen, file["first"], start), reading, counts)
             for batch, start in _batches(parquet, names)
         )
         if "pixels" in file:
@@ -116,29 +110,25 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
     arrays = _arrays(table, reading)
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
-    for column in teacher:
+    for column in reading.teacher:
         with target.scratch(f"cache/{name}.{column}.npy") as path:
             with path.open("wb") as opened:
                 np.save(opened, as_matrix(table[column]))
             target.commit(path, f"cache/{name}.{column}.npy")
     entry: dict[str, Any] = {"file": name, "rows": len(table)}
-    entry |= {"teacher": list(teacher)} if teacher else {}
+    entry |= {"teacher": list(reading.teacher)} if reading.teacher else {}
     entry |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
-    entry |= {"no_negative": int((arrays["negatives"] == 0).sum())} if negatives else {}
+    if reading.negatives:
+        entry["no_negative"] = int((arrays["negatives"] == 0).sum())
     if reading.gain:
         entry["concept_lists"] = pc.unique(table[CONCEPT_LIST.name]).drop_null().to_pylist()
-    return entry | left_out(counts, chosen, teacher, reading.reference)
+    return entry | left_out(counts, chosen, reading)
 
 
-def left_out(
-    counts: Counter[str],
-    chosen: Chosen | None,
-    teacher: Sequence[str],
-    reference: str | None = None,
-) -> dict[str, Any]:
+def left_out(counts: Counter[str], chosen: Chosen | None, reading: Reading) -> dict[str, Any]:
     """Returns `left_out`, a file's rows by reason, and of a choice its digest, `chosen`."""
-    reasons = [*LEFT_OUT, *([NO_TEACHER] if teacher else [])]
-    reasons += [NO_REFERENCE] if reference else []
+    reasons = [*LEFT_OUT, *([NO_TEACHER] if reading.teacher else [])]
+    reasons += [NO_REFERENCE] if reading.reference else []
     left = {reason: counts[reason] for reason in reasons}
     if chosen is None:
         return {"left_out": left}
@@ -167,6 +157,10 @@ def columns_of(schema: pa.Schema, reading: Reading, where: str) -> list[str]:
             which = "the loss" if column in of_loss else "`sampling`"
             found = f"no column '{column}', which {which} asks for"
             raise StageError(found, where, f"add '{column}' to the export's `columns`")
+    for column in reading.teacher:
+        if not pa.types.is_nested(schema.field(column).type):
+            found = f"'{column}' holds {schema.field(column).type}, not vectors"
+            raise StageError(found, where, "name columns of vectors, as embed.clip writes them")
     if negatives and schema.field(negatives).type not in (TEXTS.dtype, pa.string()):
         found = f"'{negatives}' holds {schema.field(negatives).type}, not texts"
         raise StageError(found, where, "name a column of texts, as caption.swap writes `negatives`")
@@ -180,13 +174,13 @@ def columns_of(schema: pa.Schema, reading: Reading, where: str) -> list[str]:
 
 
 def prepared(
-    rows: pa.Table, chosen: Chosen | None, first: int, start: int, negatives: str | None = None
+    rows: pa.Table, reading: Reading, chosen: Chosen | None, first: int, start: int
 ) -> pa.Table:
     """Returns rows with texts as lists of strings, and with their row number and sample_index.
 
     `start` rows of the file and `first` rows of the export come before. A choice is applied.
     """
-    for name in (TEXTS.name, *([negatives] if negatives else [])):
+    for name in (TEXTS.name, *([reading.negatives] if reading.negatives else [])):
         place = rows.column_names.index(name)
         texts = rows[name]
         if pa.types.is_string(texts.type):  # a false text a row, as HQ-CLIP's long_negative
@@ -201,9 +195,7 @@ def prepared(
     return rows if chosen is None else chosen.of(rows, start)
 
 
-def usable(
-    batch: pa.Table, teacher: Sequence[str], counts: Counter[str], reference: str | None = None
-) -> pa.Table:
+def usable(batch: pa.Table, reading: Reading, counts: Counter[str]) -> pa.Table:
     """Returns the rows that have an image, a text, every stored vector and a reference's loss;
     counts the others."""
     left_N = np.zeros(len(batch), bool)
@@ -216,10 +208,11 @@ def usable(
         leave("no_image", batch[IMAGE.name].is_null().to_numpy())
     texts = batch[TEXTS.name].to_pylist()
     leave("no_text", np.array([not texts_there(row) for row in texts], bool))
-    for column in teacher:
+    for column in reading.teacher:
+        leave(NO_TEACHER, batch[column].is_null().to_numpy())  # alone they have no width
         leave(NO_TEACHER, ~np.isfinite(as_matrix(batch[column]).sum(axis=1)))
-    if reference:
-        leave(NO_REFERENCE, ~np.isfinite(batch[reference].cast(pa.float64()).to_numpy()))
+    if reading.reference:
+        leave(NO_REFERENCE, ~np.isfinite(batch[reading.reference].cast(pa.float64()).to_numpy()))
     return batch.filter(pa.array(~left_N))
 
 

@@ -60,9 +60,9 @@ def prepare(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any
 
     Reads no picture: one that does not decode is found when its batch is made.
     """
-    choose, teacher, negatives = reading.choose, reading.teacher, reading.negatives
+    negatives = reading.negatives
     exported, name = Outputs(Storage(reading.data)), file["file"]
-    chosen = choose(name) if choose else None
+    chosen = reading.choose(name) if reading.choose else None
     counts: Counter[str] = Counter()
     rows, start, without, groups = 0, 0, 0, []
     with exported.parquet(name) as parquet:
@@ -71,8 +71,8 @@ def prepare(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any
         names = [column for column in columns if column != IMAGE.name]
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, names, use_threads=False)
-            there = prepared(table, chosen, file["first"], start, negatives)
-            left = usable(there, teacher, counts)
+            there = prepared(table, reading, chosen, file["first"], start)
+            left = usable(there, reading, counts)
             start, rows = start + len(table), rows + len(left)
             groups.append(int(left[REPEATS.name].fill_null(1).to_numpy().sum()))
             without += (
@@ -80,7 +80,7 @@ def prepare(reading: Reading, file: dict[str, Any], task: Task) -> dict[str, Any
             )
     entry = {"file": name, "first": file["first"], "rows": rows, "groups": groups}
     entry |= {"no_negative": without} if negatives else {}
-    return entry | left_out(counts, chosen, teacher)
+    return entry | left_out(counts, chosen, reading)
 
 
 def picture_of(reading: Reading, body: bytes, coin: int) -> RGB:
@@ -266,8 +266,8 @@ class Streamed:
         start = sum(sizes[: piece.group])
         chosen = self.choose(name) if self.choose else None
         plain = table.drop_columns([IMAGE.name])
-        plain = prepared(plain, chosen, shard["first"], start, self.reading.negatives)
-        rows = usable(plain, self.reading.teacher, Counter())
+        plain = prepared(plain, self.reading, chosen, shard["first"], start)
+        rows = usable(plain, self.reading, Counter())
         images = table[IMAGE.name].take(pa.array(rows[ROW].to_numpy() - start))
         group = Group(rows, images, shard["first"], *extra, where)
         if len(group.order) != counted[piece.group]:

@@ -5,12 +5,14 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from clipmill.metadata.schema import TEXTS
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.batch import SHIFT
-from clipmill.stages.clip.cache import instead_of_single_words
+from clipmill.stages.clip.batch import SHIFT, Reading
+from clipmill.stages.clip.cache import instead_of_single_words, usable
 from clipmill.stages.readers.cached import diverse, gain_of
 from clipmill.stages.towers.nano import token_bags
 from tests.stages.clip.exported import TINY, batches_of, caption, row
@@ -208,6 +210,19 @@ def test_stored_vectors_go_along_and_a_row_without_a_finite_one_is_left_out(cach
     shutil.rmtree(tmp_path / "export")
     with pytest.raises(StageError, match="no column 'other', which the loss asks for"):
         cached([row(9)], teacher=("other",))
+
+
+def test_a_batch_whose_rows_all_lack_a_vector_has_no_usable_row():
+    text = pa.array([[{"text": "a text"}]], TEXTS.dtype)
+    rows = pa.table({"texts": text, "vector": pa.array([None], pa.list_(pa.float32()))})
+    reading = Reading(data="", folder="", size=8, tokenize=None, teacher=("vector",))
+    assert len(usable(rows, reading, counts := Counter())) == 0
+    assert counts["no_teacher"] == 1
+
+
+def test_a_teacher_of_texts_is_refused(cached):
+    with pytest.raises(StageError, match="'repeats' holds int32, not vectors"):
+        cached([row(0)], teacher=("repeats",))
 
 
 @pytest.mark.parametrize("size", [1, 24, 100])
