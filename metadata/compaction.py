@@ -72,12 +72,9 @@ def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
     A record is valid if its object has the copied size and time. Parts hold no times: there, the
     object must be older than the part.
     """
-    parts, has_whole = {}, False
-    for name in listing["name"].filter(pc.starts_with(listing["name"], "records")).to_pylist():
-        has_whole |= name == COMPACTED
-        if match := PART.fullmatch(name):
-            parts[int(match[1])] = name
-    names = [*([COMPACTED] if has_whole else []), *(parts[number] for number in sorted(parts))]
+    there = listing["name"].filter(pc.starts_with(listing["name"], "records")).to_pylist()
+    parts = sorted((int(match[1]), match[0]) for match in map(PART.fullmatch, there) if match)
+    names = [*(name for name in there if name == COMPACTED), *(name for _, name in parts)]
 
     def read(name: str) -> bytes:
         try:
@@ -100,7 +97,7 @@ def read_compacted(folder: Storage, listing: pa.RecordBatch) -> Compacted:
             is_single = is_single and is_whole and len(valid[-1]) == len(copied)
     records = valid[0] if len(valid) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *valid]))
     changed = _last(pa.concat_tables(changed_parts))
-    return Compacted(records, changed, max(parts, default=-1) + 1, is_single)
+    return Compacted(records, changed, parts[-1][0] + 1 if parts else 0, is_single)
 
 
 def _are_as_listed(records: pa.Table, listing: pa.RecordBatch, compaction: str) -> pa.BooleanArray:

@@ -86,8 +86,8 @@ def _merged(
         parts = [batch]
         offset = len(batch)
         for sparse in later:
-            rows = sparse.take(start, start + len(batch))
-            if len(rows):
+            if found := sparse.take(start + len(batch)):
+                rows = pa.concat_tables(found)
                 position = rows[POSITION.name].to_numpy() - start
                 index[position] = offset + np.arange(len(rows))
                 parts.append(rows.drop_columns([POSITION.name]).select(batch.column_names))
@@ -108,22 +108,19 @@ class _Sparse:
         self._batches = read_file(folder, name, [POSITION.name, *columns], 1024, types)
         self._held: pa.Table | None = next(self._batches, None)
 
-    def take(self, start: int, stop: int) -> pa.Table:
-        """Returns the rows at positions in [start, stop); each call starts after the last."""
+    def take(self, stop: int) -> list[pa.Table]:
+        """Returns the rows at positions below `stop` that no earlier call has returned."""
         parts = []
         while self._held is not None:
             position = self._held[POSITION.name].to_numpy()
             upto = int(np.searchsorted(position, stop))
-            parts.append(self._held.slice(0, upto))
+            if upto:
+                parts.append(self._held.slice(0, upto))
             if upto < len(position):
                 self._held = self._held.slice(upto)
                 break
             self._held = next(self._batches, None)
-        return (
-            pa.concat_tables(parts)
-            if parts
-            else pa.table({POSITION.name: pa.array([], pa.int32())})
-        )
+        return parts
 
 
 def taken(table: pa.Table, index: Any, is_outside: Any) -> pa.Table:

@@ -93,7 +93,9 @@ def shards_with(folder: Storage, run: Run, ranges: Sequence[Range]) -> list[int]
     """
     if not sum(run.rows):
         return []
-    low_K, high_K = (_first_halves([each[end] for each in ranges]) for end in (0, 1))
+    low_K, high_K = (
+        halves(pa.array([each[end] for each in ranges], pa.binary(16)))[:, 0] for end in (0, 1)
+    )
     order = np.argsort(low_K)
     low_K = low_K[order] & ~_SHARD
     high_K = np.maximum.accumulate(high_K[order] | _SHARD)  # ranges may be nested
@@ -153,7 +155,3 @@ def _crcs(key_N: NDArray[np.uint64]) -> NDArray[np.uint32]:
 
 def _crc(data: bytes) -> bytes:
     return np.array(zlib.crc32(data), _CRC).tobytes()
-
-
-def _first_halves(uids: list[bytes]) -> NDArray[np.uint64]:
-    return halves(pa.array(uids, pa.binary(16)))[:, 0]
