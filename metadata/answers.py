@@ -134,7 +134,7 @@ class AnswersFile:
                 offset += len(whole)
                 continue
             window = self._read_at(offset + 1, PIECE_BYTES)
-            distance = window.find(MAGIC)
+            distance = window.find(MAGIC)  # which may lie across this window's end
             offset += 1 + (distance if distance >= 0 else max(1, len(window) - len(MAGIC) + 1))
         return firsts, array("Q", [*starts, self.size])
 

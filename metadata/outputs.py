@@ -123,13 +123,13 @@ def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
 
     def check(name: str) -> Noted:
         note = read_sealed_as(folder, f"{NOTES}/{name}.json", Noted)
-        entry = entries.get(name)
-        is_as_noted = entry is not None and (note is None or note.size_bytes == entry.size)
-        if is_as_noted and note and entry and entry.mtime_ns < began_ns:
-            is_as_noted = folder.sha256(f"{OUT}/{name}") == note.sha256
-        if entry is None or not is_as_noted:
-            raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
-        return note or Noted(entry.size, folder.sha256(f"{OUT}/{name}"))
+        entry, path = entries.get(name), f"{OUT}/{name}"
+        if entry is not None:
+            is_new = entry.mtime_ns >= began_ns
+            now = Noted(entry.size, note.sha256 if note and is_new else folder.sha256(path))
+            if note in (None, now):
+                return now
+        raise DamagedError(folder.uri, path, "it changed before its stage was done")
 
     names = sorted(entries.keys() | noted)
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network

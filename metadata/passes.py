@@ -82,7 +82,7 @@ def _merged(
     )
     start = 0
     for batch in base:
-        index = np.arange(len(batch))
+        index = np.arange(len(batch))  # in all parts, of the row that stands at each position
         parts = [batch]
         offset = len(batch)
         for sparse in later:

@@ -85,6 +85,7 @@ def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
 
 
 def _trained(work: Work, seed: int, task: Task, ranks: "Ranks") -> dict[str, Any]:
+    # By `any` rank 0 tells the others: true where it makes a model, false where that is stored.
     result: dict[str, Any] = {}
     has_begun = False
 

@@ -55,7 +55,7 @@ def loss(
     place_K[there_C] = torch.arange(len(there), device=own_Nm.device)
     is_own_NC = own_Nm.new_zeros((len(own_Nm), len(there) + 1), dtype=torch.bool)
     is_own_NC = is_own_NC.scatter(1, place_K[own_Nm], True)[:, :-1]
-    is_other_NC = ~is_own_NC & ((~is_own_NC).cumsum(1) <= others)
+    is_other_NC = ~is_own_NC & ((~is_own_NC).cumsum(1) <= others)  # the first not its own
     far_NC = logit_NC.masked_fill(~is_other_NC, -torch.inf)
     return _one_more(near_N) + _one_more(far_NC)
 
