@@ -249,13 +249,11 @@ class Storage:
         path = f"{self.path}/{folder}" if folder else self.path
         if self.is_local:
             return _list_local(path, below)
-        selector = fs.FileSelector(path, allow_not_found=True, recursive=below)
-        infos = self._retried(lambda: self.fs.get_file_info(selector))
         start = len(path.strip("/"))  # names in a zip have no slash before them
         return [
             Entry(info.path.lstrip("/")[start:].lstrip("/"), info.size, info.mtime_ns)
-            for info in infos
-            if info.type == fs.FileType.File
+            for info in self._infos(path, below)
+            if info.is_file
         ]
 
     def listing(self) -> pa.RecordBatch:
@@ -263,9 +261,7 @@ class Storage:
 
         Unlike scandir, it does not block threads that list other folders.
         """
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        infos = self._retried(lambda: self.fs.get_file_info(selector))
-        files = [info for info in infos if info.is_file]
+        files = [info for info in self._infos(self.path) if info.is_file]
         columns = [
             pa.array(map(_name_of, files), pa.string()),
             pa.array((info.size for info in files), pa.int64()),
@@ -277,9 +273,12 @@ class Storage:
     def folders(self, folder: str = "") -> list[str]:
         """Returns the names of the folders in a folder."""
         path = f"{self.path}/{folder}" if folder else self.path
-        selector = fs.FileSelector(path, allow_not_found=True)
-        infos = self._retried(lambda: self.fs.get_file_info(selector))
+        infos = self._infos(path)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+    def _infos(self, path: str, below: bool = False) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=below)
+        return self._retried(lambda: self.fs.get_file_info(selector))
 
     def delete(self, name: str) -> None:
         """Removes an object, if it is there."""

@@ -35,7 +35,7 @@ from clipmill.metadata.schema import (
     UID,
 )
 from clipmill.metadata.scratch import scratch_folder, shared_scratch
-from clipmill.metadata.storage import BLOCK_BYTES, Storage
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.batch import Reading
@@ -321,9 +321,7 @@ def mapped(storage: Storage, name: str) -> NDArray[Any]:
     path = (shared_scratch("arrays") or scratch_folder()) / f"{key}.npy"
     if not path.exists():
         new = path.with_name(f"{key}-{uuid.uuid4().hex}")
-        with storage.open(name) as source, new.open("wb") as sink:
-            while block := source.read(BLOCK_BYTES):
-                sink.write(block)
+        storage.download(name, new)
         os.replace(new, path)
     copy: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return copy
