@@ -85,8 +85,10 @@ class Trainer:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.locked_norms = [m for m in norms if m.affine and not m.weight.requires_grad]
         self.patches = [m for m in model.modules() if isinstance(m, Patches)]
-        if execution.accumulate > 1:
-            refuse_batch_norm(model)
+        if execution.accumulate > 1 and norms:  # they would see a piece instead of the batch
+            found = "a model with batch norm: in pieces it would be another model"
+            do = "write accumulate: 1 and more `ranks`, or take a model with layer norms (a ViT)"
+            raise StageError(found, "key `accumulate`", do)
         if execution.checkpoint_activations:
             _checkpointed(model)
         self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
@@ -373,12 +375,3 @@ def text_pieces(token_T: Tensor, starts_N: Tensor, pieces: int) -> list[tuple[Te
         (token_T[int(starts[0]) : end], starts - starts[0])
         for starts, end in zip(starts_N.chunk(pieces), ends, strict=True)
     ]
-
-
-def refuse_batch_norm(model: nn.Module) -> None:
-    """Refuses batch norms: they would see a piece instead of the batch, which is another model."""
-    for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            found = "a model with batch norm: in pieces it would be another model"
-            do = "write accumulate: 1 and more `ranks`, or take a model with layer norms (a ViT)"
-            raise StageError(found, "key `accumulate`", do)

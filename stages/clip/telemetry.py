@@ -82,9 +82,12 @@ class Log:
 
 
 def read_lines(folder: str, prefix: str) -> list[Line]:
-    """Reads the lines that a stopped training left."""
+    """Reads the lines that a stopped training left; none if they are torn: no weight needs them."""
     stored = Storage(folder).read_if_there(f"{FOLDER}/{prefix}{NAME}") or b""
-    return [json.loads(line) for line in stored.splitlines()]
+    try:
+        return [json.loads(line) for line in stored.splitlines()]
+    except ValueError:
+        return []
 
 
 def store_lines(lines: Sequence[Line], folder: str, prefix: str) -> None:

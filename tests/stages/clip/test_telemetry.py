@@ -52,6 +52,8 @@ def test_a_training_that_goes_on_takes_back_the_lines_after_its_checkpoint(tmp_p
     log = Log(steps=9, batch_size=1, lines=read_lines(str(tmp_path), "seed-1."), step=2)
     assert log.lines == [{"step": 1}, {"step": 2}]
     assert read_lines(str(tmp_path), "") == []
+    (tmp_path / "log" / "log.jsonl").write_text('{"step": 1}\n{"st')  # torn by a power cut
+    assert read_lines(str(tmp_path), "") == []
 
 
 @pytest.fixture(scope="module")
