@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from codecs import BOM_UTF8
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,8 @@ def _of_npy(data: bytes) -> NDArray[np.uint64]:
 
 
 def _of_text(data: bytes) -> NDArray[np.uint64]:
-    lines = pc.split_pattern(pa.array([data.decode("latin-1")]), "\n").flatten()
+    text = data.removeprefix(BOM_UTF8).decode("latin-1")  # some editors write that mark first
+    lines = pc.split_pattern(pa.array([text]), "\n").flatten()
     line = pc.utf8_trim_whitespace(lines)
     uid = from_hex(line)
     bad = pc.and_(uid.is_null(), pc.not_equal(line, "")).index(True).as_py()

@@ -71,7 +71,7 @@ class Stored:
     stage: str
     name: str
     kind: Kind
-    dtype: str
+    type: str
     doc: str
     better: str | None = None
     is_cluster: bool = False
@@ -115,12 +115,12 @@ class Columns:
             return None
         if column.kind == "number":
             return self.numbers(column.id).as_arrow()
-        if column.dtype == "bool":
+        if column.type == "bool":
             parts: dict[int, pa.ChunkedArray | None] = {}
             self.each_shard(lambda shard, _: parts.update({shard: self.read(where, shard)}))
             chunks = [part for shard in self.shards if (part := parts[shard]) is not None]
             return pa.chunked_array(chain.from_iterable(part.chunks for part in chunks), pa.bool_())
-        if column.dtype != "string" or column.name == REASON.name:  # reasons are stored as codes
+        if column.type != "string" or column.name == REASON.name:  # reasons are stored as codes
             return None
         cached = self._cache.get(column.id)
         return None if cached is None else cached.as_arrow()
@@ -180,7 +180,7 @@ class Columns:
                     values = self._codes(column)
                 else:
                     raise RecipeError(
-                        f"'{name}' holds {column.dtype}: it is shown, and not asked",
+                        f"'{name}' holds {column.type}: it is shown, and not asked",
                         "the question",
                         "let a stage write a number of it",
                     )
@@ -264,7 +264,7 @@ def stored_columns(state: RunState, root: str) -> Iterator[Stored]:
                 stage=name,
                 name=column.name,
                 kind=kind_of(dtype),
-                dtype=str(dtype),
+                type=str(dtype),
                 doc=column.doc,
                 better=column.better,
                 is_cluster=column.names == "cluster",

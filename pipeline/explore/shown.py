@@ -54,19 +54,7 @@ def root_facts(columns: Columns) -> dict[str, Any]:
         "root": root,
         "rows": len(columns),
         "ends": ends_of(state, root),
-        "columns": [
-            {
-                "id": column.id,
-                "stage": column.stage,
-                "name": column.name,
-                "kind": column.kind,
-                "type": column.dtype,
-                "doc": column.doc,
-                "better": column.better,
-                "is_cluster": column.is_cluster,
-            }
-            for column in columns.stored.values()
-        ],
+        "columns": [{"id": name, **vars(column)} for name, column in columns.stored.items()],
         "thresholds": [vars(cut) for cut in cuts_of(columns)],
         "pictures": next(image_stages(state, root), None),
         "text": ".".join(text) if text else None,

@@ -3,7 +3,6 @@
 Each class is a dataclass of the ledger with an HTML view.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -97,20 +96,8 @@ class Status(live.LiveRun):
         return render(TEMPLATE, part="status", status=self)
 
 
-class Images(Mapping[str, StoredImage]):
+class Images(dict[str, StoredImage]):
     """Pictures by uid."""
-
-    def __init__(self, images: Mapping[str, StoredImage]) -> None:
-        self._found = images
-
-    def __getitem__(self, uid: str) -> StoredImage:
-        return self._found[uid]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
 
     def __repr__(self) -> str:
         missing = sum(image.missing is not None for image in self.values())

@@ -97,13 +97,13 @@ def build_docs(
     write_metadata(own, out / "metadata", ROWS)
     write_metadata(strangers, out / HELD / "metadata", ROWS)
     (out / "www" / BEHAVIOUR).write_text("{}\n")
-    counts = {"rows": len(own), "held_out": len(strangers), "figures": len(figures.images)}
-    counts |= Counter(row["text_kind"] for row in own)
-    facts |= {"packages": cached_versions(names), "held_out": [*held_out]}
-    facts |= {"counts": {**counts, "missing": missing}}
+    counts: dict[str, Any] = {"rows": len(own), "held_out": len(strangers)}
+    counts |= {"figures": len(figures.images), **Counter(row["text_kind"] for row in own)}
+    counts["missing"] = missing
+    facts |= {"packages": cached_versions(names), "held_out": [*held_out], "counts": counts}
     (out / "pool.json").write_text(json.dumps(facts, indent=1) + "\n")
     (out / UNFINISHED).unlink()
-    return {**counts, "missing": missing}
+    return counts
 
 
 def _package_rows(name: str, out: Path) -> list[dict[str, Any]]:

@@ -74,19 +74,16 @@ STYLES = {
 
 def generated_drawings(count: int, seed: int) -> list[Drawing]:
     """Generates `count` drawings of one or two shapes; the first shapes are far more frequent."""
-    return [_drawing(Chance(seed, SOURCE, f"{number:06d}"), SOURCE) for number in range(count)]
+    return [_drawing(Chance(seed, SOURCE, f"{number:06d}")) for number in range(count)]
 
 
 def generated_evaluation(count: int, seed: int) -> list[Drawing]:
     """Generates evaluation drawings in a look that the pool lacks: framed, as PNG."""
-    return [
-        _drawing(Chance(seed, EVALUATION_SOURCE, f"{number:06d}"), EVALUATION_SOURCE)
-        for number in range(count)
-    ]
+    return [_drawing(Chance(seed, EVALUATION_SOURCE, f"{number:06d}")) for number in range(count)]
 
 
-def _drawing(chance: Chance, source: str) -> Drawing:
-    for_evaluation = source == EVALUATION_SOURCE
+def _drawing(chance: Chance) -> Drawing:
+    for_evaluation = chance.source == EVALUATION_SOURCE
     # Squared: the first shape is many times as frequent as the last, as on the web.
     power = 1 if for_evaluation else 2
     shape, names = SHAPE_LIST[int(chance.u("shape") ** power * len(SHAPE_LIST))]
@@ -119,7 +116,7 @@ def _drawing(chance: Chance, source: str) -> Drawing:
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{body}</svg>'
     as_png = for_evaluation or chance.u("bitmap") < BITMAPS
     return Drawing(
-        source=source,
+        source=chance.source,
         key=chance.key,
         concept=SENTENCES["en"].format(color=color_names[0], shape=names[0]),
         group=names[0],

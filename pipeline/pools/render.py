@@ -61,7 +61,8 @@ def crawled_files(group: Sequence[Row]) -> list[bytes]:
 
 
 def _crawled(row: Row, base: bytes, clean: Callable[[], Image.Image]) -> bytes:
-    printable = _english(row)
+    words = row.drawing.words.get("en")  # Pillow's own font has Latin letters only
+    printable = words.label if words else row.drawing.concept
     if row.dup_kind == "repost":
         return clean_file(row.drawing, row.chance)[0]
     if row.near_op is not None:
@@ -73,12 +74,6 @@ def _crawled(row: Row, base: bytes, clean: Callable[[], Image.Image]) -> bytes:
     if row.drawn_script and PHRASES[row.drawn_script]:
         printable = chance.pick("phrase", PHRASES[row.drawn_script])
     return faulty_file(row.image_issue, clean(), printable, chance)
-
-
-def _english(row: Row) -> str:
-    """Returns the text to print into a picture: Pillow's own font has Latin letters only."""
-    words = row.drawing.words.get("en")
-    return words.label if words else row.drawing.concept
 
 
 def _store(row: Row, file: bytes, www: Path) -> Made:

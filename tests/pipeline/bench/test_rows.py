@@ -12,6 +12,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.subset_file import check_subset
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.bench.arms import ArmWriter
+from clipmill.pipeline.bench.listed import read_list
 from clipmill.pipeline.bench.rows import Chance, Every, Mixed, chances, listed, once
 
 
@@ -46,6 +47,12 @@ def test_a_list_names_rows_as_often_as_it_does_in_any_order():
     assert rows["position"].to_pylist() == [6, 18]
     assert rows["repeats"].to_pylist() == [1, 3]
     assert len(listed(np.empty((0, 2), np.uint64)).of(table, 0)) == 0
+
+
+def test_a_list_of_text_may_begin_with_the_mark_of_an_editor(tmp_path):
+    for mark in ("", "\ufeff"):
+        (tmp_path / "list.txt").write_text(f"{mark}{'0' * 31}1\r\n{'0' * 32}\n")
+        assert read_list(str(tmp_path / "list.txt"), "a")[0].tolist() == [[0, 1], [0, 0]]
 
 
 def test_chance_takes_the_least_coins_so_that_a_smaller_draw_lies_in_a_larger():
