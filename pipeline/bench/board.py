@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.record import MANIFEST, Manifest
@@ -207,8 +208,6 @@ def _leaks(prepared: Prepared, state: RunState, name: str) -> dict[tuple[str, st
 
 def _uids(state: RunState, rows: str, leaks: pa.Table) -> pa.Array:
     """Returns the uids of the leaks that are among an arm's rows."""
-    from pyarrow import parquet as pq
-
     parts = [pa.array([], UID.dtype)]
     leaked = pc.unique(leaks[UID.name])
     with state.run.open(subset_name(rows)) as source:

@@ -129,13 +129,12 @@ def parents_of(choices: Mapping[str, Choice]) -> dict[str, str]:
     selects = {name: _selects(choice) or [""] for name, choice in choices.items()}
     runs = {name: str(choice.state.run) for name, choice in choices.items()}
     whole = {(runs[name], selects[name][0]): name for name, c in choices.items() if not c.value}
-
-    def parent_of(name: str) -> str:
-        before = selects[name] if choices[name].value else selects[name][1:]
-        found = ((runs[name], select) for select in before)
-        return next((whole[place] for place in found if place in whole), RAW)
-
-    return {name: parent_of(name) for name in choices}
+    parents = {}
+    for name, choice in choices.items():
+        before = selects[name] if choice.value else selects[name][1:]
+        arms = (whole.get((runs[name], select)) for select in before)
+        parents[name] = next(filter(None, arms), RAW)
+    return parents
 
 
 def _selects(choice: Choice) -> list[str]:

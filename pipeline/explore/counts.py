@@ -15,7 +15,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import questions
 from clipmill.pipeline.explore.against import Variants
 from clipmill.pipeline.explore.cache import Cache
-from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
+from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
 from clipmill.pipeline.ledger.selection.relations import Moments, RuleCounts, quantiles
@@ -170,14 +170,12 @@ class Counts:
         key = f"{sort.descending} {sort.column}"
         order_N = self._order.get(key)
         if order_N is None:
-            column = self.columns.column(sort.column)
-            column_values: Numbers | Codes
-            if column.kind == "number":
-                column_values = self.columns.numbers(sort.column)
-                value_N, is_there_N = column_values.values, column_values.is_there
+            if self.columns.column(sort.column).kind == "number":
+                numbers = self.columns.numbers(sort.column)
+                value_N, is_there_N = numbers.values, numbers.is_there
             else:
-                column_values = self.columns.codes(sort.column)
-                value_N, is_there_N = column_values.code, column_values.code >= 0
+                code_N = self.columns.codes(sort.column).code
+                value_N, is_there_N = code_N, code_N >= 0
             present = np.flatnonzero(is_there_N)
             value_N = value_N[present]
             if sort.descending:  # reversed twice, so that ties keep their order

@@ -1,6 +1,7 @@
 """Computes which rows meet a filter."""
 
 import re
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -32,7 +33,6 @@ class Masks:
         self.counterfactuals = Counterfactuals(columns)
         self._cache = Cache[bytes, Bools](CACHE_BYTES)
         self._lost = Cache[str, Lost](CACHE_BYTES)
-        self._uid: NDArray[np.uint64] | None = None
 
     def of(self, filter: questions.Filter) -> Bools:
         """Returns (N,) whether each row meets the filter."""
@@ -97,9 +97,7 @@ class Masks:
             problem = f"'{digits}' begins no uid"
             raise RecipeError(problem, "the search", "give its hex digits, 32 at most")
         low, high = (int(digits.ljust(32, end), 16) for end in "0f")
-        if self._uid is None:
-            self._uid = self._first_halves()
-        top_N = self._uid
+        top_N = self._first_halves
         mask_N = (top_N >= np.uint64(low >> 64)) & (top_N <= np.uint64(high >> 64))
         if len(digits) > 16:
             for row in np.flatnonzero(mask_N).tolist():
@@ -108,6 +106,7 @@ class Masks:
                 mask_N[row] = uid.startswith(digits)
         return mask_N
 
+    @cached_property
     def _first_halves(self) -> NDArray[np.uint64]:
         """Returns (N,) the first 64 bits of each uid."""
         top_N = np.zeros(len(self.columns), np.uint64)

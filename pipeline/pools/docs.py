@@ -129,7 +129,7 @@ def _texts(name: str) -> dict[str, Texts]:
     texts: dict[str, Texts] = defaultdict(dict)
     links: dict[str, str] = {}
     for page, file in debian_stream(name, lambda path: path.lower().endswith(PAGES)):
-        if isinstance(file, str):
+        if isinstance(file, str):  # of a page or a picture
             links[page] = file
             continue
         for use in uses_of(file[:MAX_PAGE_BYTES]):

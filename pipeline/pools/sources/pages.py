@@ -125,8 +125,8 @@ class _Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if self.caption is not None:
             self.caption_open[tag] -= 1
-            is_of_box = tag in BOXES and self.caption_open[tag] < 0
-            if self.caption_open[self.caption_tag] and not is_of_box:
+            ends_box = tag in BOXES and self.caption_open[tag] < 0  # one open before the caption
+            if self.caption_open[self.caption_tag] and not ends_box:
                 return
             self.end_caption()
         if tag in BLOCKS:
