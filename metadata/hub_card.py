@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 
 # The Hub's size categories: of fewer than 10^3 rows, than 10^4 and so on, and the last.
-SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-SIZES += ("100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T")
+SIZES = (
+    *("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"),
+    *("100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T"),
+)
 
 DATA_FILES = {  # format to the only files that `load_dataset(folder)` shall read
     "parquet": "*.parquet",
