@@ -77,6 +77,7 @@ class Derived(Column):
 
 
 REASON_TYPE = pa.dictionary(pa.int32(), pa.string())
+FLOATS, COUNTS, FLAGS = pa.list_(pa.float32()), pa.list_(pa.int32()), pa.list_(pa.bool_())
 
 UID = Column("uid", pa.binary(16), "128 bits", "The sample's id: the pool's own, or a hash.")
 UID_HEX = Column("uid_hex", pa.string(), "32 hex digits", "The sample's id as text.")
@@ -106,21 +107,15 @@ CONCEPT_IDS = Column(
     "concept_ids", pa.list_(pa.int32()), "places in a list", "The caption's concepts, ascending."
 )
 CONCEPT_LIST = Column("concept_list", pa.string(), "digest", "The list that concept_ids number.")
-IMAGE_EMBEDDING = Column(
-    "image_embedding", pa.list_(pa.float32()), "model space", "Embedding of the image."
-)
-TEXT_EMBEDDING = Column(
-    "text_embedding", pa.list_(pa.float32()), "model space", "Embedding of the caption."
-)
+IMAGE_EMBEDDING = Column("image_embedding", FLOATS, "model space", "Embedding of the image.")
+TEXT_EMBEDDING = Column("text_embedding", FLOATS, "model space", "Embedding of the caption.")
 PHASH = Column("phash", pa.uint64(), "64 bits", "A hash of which near copies differ in few bits.")
 PDQ = Column("pdq", pa.string(), "64 hex digits", "Meta's hash: copies differ in few of 256 bits.")
 PDQ_QUALITY = Column("pdq_quality", pa.uint8(), "0 to 100", "How much it sees: 50 and more count.")
 IMAGE_FEATURES = Column(
-    "image_features", pa.list_(pa.float32()), "model space", "What a frozen network sees of it."
+    "image_features", FLOATS, "model space", "What a frozen network sees of it."
 )
-TEXT_FEATURES = Column(
-    "text_features", pa.list_(pa.float32()), "model space", "What a frozen network reads in it."
-)
+TEXT_FEATURES = Column("text_features", FLOATS, "model space", "What a frozen network reads in it.")
 FACE_BBOXES = Column(
     "face_bboxes", pa.list_(pa.list_(pa.float64())), "0 to 1", "Faces: x0, y0, x1, y1 of each."
 )
@@ -174,46 +169,36 @@ TEXTS = Column(
     "texts", TEXT_LIST, "captions", "Every caption of the image, with where it comes from."
 )
 # Parallel to `texts`: score.caption and dedup.captions write an item for each text.
-TEXT_CLIP_SCORE = Column(
-    "text_clip_score", pa.list_(pa.float32()), "cosine, -1 to 1", "Similarity to the image."
-)
-TEXT_WORDS = Column("text_words", pa.list_(pa.int32()), "words", "Pieces between white space.")
+TEXT_CLIP_SCORE = Column("text_clip_score", FLOATS, "cosine, -1 to 1", "Similarity to the image.")
+TEXT_WORDS = Column("text_words", COUNTS, "words", "Pieces between white space.")
 TEXT_COPY_RATIO = Column(
-    "text_copy_ratio", pa.list_(pa.float32()), "0 to 1", "Share of words, in order, of its source."
+    "text_copy_ratio", FLOATS, "0 to 1", "Share of words, in order, of its source."
 )
 TEXT_LANGUAGE = Column(
     "text_language", pa.list_(pa.string()), "ISO 639 code", "Most likely language."
 )
-TEXT_LANGUAGE_CONFIDENCE = Column(
-    "text_language_confidence", pa.list_(pa.float32()), "0 to 1", "Its probability."
-)
+TEXT_LANGUAGE_CONFIDENCE = Column("text_language_confidence", FLOATS, "0 to 1", "Its probability.")
 TEXT_FOREIGN = Column(
-    "text_foreign", pa.list_(pa.float32()), "0 to 1", "That it is in a language nobody asked for."
+    "text_foreign", FLOATS, "0 to 1", "That it is in a language nobody asked for."
 )
 TEXT_REPETITION = Column(
-    "text_repetition", pa.list_(pa.float32()), "0 to 1", "Share that says again what stands before."
+    "text_repetition", FLOATS, "0 to 1", "Share that says again what stands before."
 )
-TEXT_IS_REFUSAL = Column(
-    "text_is_refusal", pa.list_(pa.bool_()), "verdict", "Whether it declines to answer."
-)
+TEXT_IS_REFUSAL = Column("text_is_refusal", FLAGS, "verdict", "Whether it declines to answer.")
 TEXT_PROMPT_LEAK = Column(
-    "text_prompt_leak", pa.list_(pa.float32()), "0 to 1", "Share of words that the prompt has."
+    "text_prompt_leak", FLOATS, "0 to 1", "Share of words that the prompt has."
 )
 TEXT_HAS_DISCLAIMER = Column(
-    "text_has_disclaimer", pa.list_(pa.bool_()), "verdict", "Whether it speaks of who wrote it."
+    "text_has_disclaimer", FLAGS, "verdict", "Whether it speaks of who wrote it."
 )
 TEXT_MARKUP = Column(
-    "text_markup", pa.list_(pa.int32()), "pieces", "Markup, JSON, labels and openings of an answer."
+    "text_markup", COUNTS, "pieces", "Markup, JSON, labels and openings of an answer."
 )
-TEXT_GARBLED = Column(
-    "text_garbled", pa.list_(pa.int32()), "pieces", "Characters and tokens that are no text."
-)
+TEXT_GARBLED = Column("text_garbled", COUNTS, "pieces", "Characters and tokens that are no text.")
 TEXT_INVENTED = Column(
-    "text_invented", pa.list_(pa.int32()), "pieces", "Numbers and names that nothing else has."
+    "text_invented", COUNTS, "pieces", "Numbers and names that nothing else has."
 )
-TEXT_IS_CUT = Column(
-    "text_is_cut", pa.list_(pa.bool_()), "verdict", "Whether it breaks off in the middle."
-)
+TEXT_IS_CUT = Column("text_is_cut", FLAGS, "verdict", "Whether it breaks off in the middle.")
 TEXT_IMAGES = Column(
     "text_images", pa.list_(pa.int64()), "images, 1 up", "Different images with this very text."
 )
