@@ -129,7 +129,7 @@ def guarded(token: str) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = request.headers.get("Host", "").rpartition(":")[0] or request.headers.get("Host")
-        request_token = request.path.split("/")[1]
+        request_token = request.path.removeprefix("/").partition("/")[0]
         is_known = hmac.compare_digest(request_token.encode(), token.encode())
         if name not in NAMES or not is_known:
             return refused(403, "not for you", "this address", "open the one that was printed")

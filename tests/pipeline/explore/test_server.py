@@ -53,6 +53,7 @@ def test_who_has_no_token_or_comes_under_another_name_is_refused(client):
         for host in ("evil.test", f"evil.test:{client.at.port}", "127.0.0.1.evil.test", "0.0.0.0"):
             assert client.ask(method, f"{t}{path}", b"{}", host)[0] == 403, host
     assert client.ask("GET", t, host="localhost:1234")[0] == 200  # through a tunnel
+    assert client.ask("OPTIONS", "*")[0] == 403
 
 
 def test_every_answer_tells_the_browser_what_it_may_do(client):
