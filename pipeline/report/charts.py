@@ -79,12 +79,10 @@ def histogram(
     return {**box, "bars": bars, "towers": towers, "cuts": marks}
 
 
-def lines(
-    series: Sequence[Line], marks: Sequence[dict[str, Any]] = (), from_zero: bool = True
-) -> dict[str, Any]:
-    """Returns a line per series over one x axis, with vertical marks."""
+def lines(series: Sequence[Line], marks: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Returns a line per series over one x axis, from zero up, with vertical marks."""
     level = [Band(name, x, y, y, y) for name, x, y in series]
-    return {**bands(level, marks, from_zero), "bands": []}
+    return {**bands(level, marks, from_zero=True), "bands": []}
 
 
 def bands(

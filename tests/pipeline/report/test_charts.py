@@ -11,7 +11,9 @@ from clipmill.pipeline.report.charts import (
     RIGHT,
     TOP,
     WIDTH,
+    Band,
     Point,
+    bands,
     histogram,
     lines,
     scatter,
@@ -64,7 +66,7 @@ def test_a_bar_that_towers_over_all_others_is_cut_off_and_says_its_rows():
 
 
 def test_the_axis_ends_at_a_tick_above_all_values():
-    chart = lines([("loss", [0, 1], [4.83, 3.12])], from_zero=False)
+    chart = bands([Band("loss", [0, 1], *3 * [[4.83, 3.12]])])
     texts = [tick["text"] for tick in chart["y_ticks"]]
     assert (float(texts[0]), float(texts[-1])) == (3.0, 5.0)
     assert chart["y_ticks"][-1]["at"] == TOP
@@ -92,4 +94,4 @@ def test_values_that_are_equal_but_for_rounding_are_a_chart(high):
     low = nextafter(high, 0)
     points = [Point("a", "s1", 10, low, low, low), Point("b", "s1", 20, high, high, high)]
     assert len(scatter(points)["marks"]) == 2
-    assert lines([("a", [0, 1], [low, high])], from_zero=False)["lines"]
+    assert len(bands([Band("a", [0, 1], *3 * [[low, high]])])["lines"]) == 1
