@@ -92,7 +92,8 @@ class Outputs:
 
 def note_output(folder: Storage, name: str, path: Path, sha256: str = "") -> None:
     """Notes size and digest of a file stored in out/, until the manifest lists it."""
-    _note(folder, name, Noted(path.stat().st_size, sha256 or digest_of(path)))
+    noted = asdict(Noted(path.stat().st_size, sha256 or digest_of(path)))
+    put_sealed(folder, f"{NOTES}/{name}.json", noted, point="digest")
 
 
 def digest_of(path: Path) -> str:
@@ -103,12 +104,8 @@ def digest_of(path: Path) -> str:
 
 def put_output(folder: Storage, name: str, noted: Noted, source: Storage, source_name: str) -> None:
     """Copies a file of another folder to `out/<name>`, and notes its size and digest."""
-    _note(folder, name, noted)
-    folder.put_copy(f"{OUT}/{name}", source, source_name)
-
-
-def _note(folder: Storage, name: str, noted: Noted) -> None:
     put_sealed(folder, f"{NOTES}/{name}.json", asdict(noted), point="digest")
+    folder.put_copy(f"{OUT}/{name}", source, source_name)
 
 
 def noted_outputs(folder: Storage, began_ns: int = 0) -> dict[str, Noted]:
