@@ -178,10 +178,11 @@ def relation_section(related: Relations) -> dict[str, Any] | None:
         return None
     return {
         "overlap": overlap,
-        "pairs": [
-            {**vars(pair), **_from_middle(pair.r)}
+        "pairs": [  # each with a bar from the middle of a strip, to the left if r is below 0
+            {**vars(pair), "left": min(50.0, 50.0 + bar), "width": abs(bar)}
             for pair in related.pairs[:MOST_PAIRS]
             if pair.r is not None
+            for bar in [round(50 * pair.r, 1)]
         ],
         "spreads": [
             {
@@ -267,9 +268,3 @@ def _strip(quantiles: Quantiles | None, scale: Scale) -> dict[str, Any] | None:
         "half": (first, round(max(third - first, 1.0), 1)),
         "middle": middle,
     }
-
-
-def _from_middle(r: float) -> dict[str, Any]:
-    """Returns a bar from the middle of a strip, to the left if r is below 0."""
-    width = round(50 * abs(r), 1)
-    return {"left": 50.0 if r >= 0 else 50.0 - width, "width": width}

@@ -6,7 +6,7 @@ boilerplate, as on the web. Pictures without an alt text are left out.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
 from posixpath import normpath
@@ -16,6 +16,7 @@ from clipmill.pipeline.pools.drawing import Drawing, Words
 from clipmill.pipeline.pools.sources.texts import image_tags, name_words
 
 GIMP_LANGUAGES = ("en", "de", "fr", "ja", "ru")
+GIMP_ROOT = "usr/share/gimp/3.0/help/{}/"
 SKLEARN = "python-sklearn-doc"
 MAX_USES = 50  # of a file in one language: manuals have arrows on every page
 NAVIGATION = frozenset(
@@ -27,54 +28,40 @@ BITMAPS = (".png", ".jpg", ".jpeg", ".gif")
 
 def gimp_help(language: str) -> Iterator[Drawing]:
     """Yields every use of a picture in a manual; an alt of the English manual counts as English."""
-    package, files = _gimp_files(language)
+    package = f"gimp-help-{language}"
     english = frozenset() if language == "en" else _english_alts()
-    for number, image, path, alt in _uses(files, _gimp_root(language)):
+    for number, image, data, alt in _uses(package, GIMP_ROOT.format(language)):
         own_language = "en" if alt in english else language
-        key = f"{language}/{image}#{number}"
-        yield _drawing(package, key, image, files[path], alt, own_language)
+        yield _drawing(package, f"{language}/{image}#{number}", image, data, alt, own_language)
 
 
 def sklearn_doc() -> Iterator[Drawing]:
     """Yields plots and gallery pictures, each with all its different alts."""
-    root = "usr/share/doc/python-sklearn-doc/html/"
-    files = debian_files(
-        SKLEARN, lambda path: path.startswith(root) and path.endswith((*BITMAPS, ".html"))
-    )
     seen = set()
-    for number, image, path, alt in _uses(files, root):
+    for number, image, data, alt in _uses(SKLEARN, "usr/share/doc/python-sklearn-doc/html/"):
         if (image, alt) not in seen:
             seen.add((image, alt))
-            yield _drawing(SKLEARN, f"{image}#{number}", image, files[path], alt, "en")
-
-
-def _gimp_root(language: str) -> str:
-    return f"usr/share/gimp/3.0/help/{language}/"
-
-
-def _gimp_files(language: str) -> tuple[str, dict[str, bytes]]:
-    package, root = f"gimp-help-{language}", _gimp_root(language)
-    return package, debian_files(
-        package, lambda path: path.startswith(root) and path.endswith((*BITMAPS, ".html"))
-    )
+            yield _drawing(SKLEARN, f"{image}#{number}", image, data, alt, "en")
 
 
 @lru_cache(maxsize=1)
 def _english_alts() -> frozenset[str]:
     """Returns the English manual's alts, which unfinished translations repeat."""
-    _, files = _gimp_files("en")
-    return frozenset(alt for _, _, _, alt in _uses(files, _gimp_root("en")))
+    return frozenset(alt for *_, alt in _uses("gimp-help-en", GIMP_ROOT.format("en")))
 
 
-def _uses(files: Mapping[str, bytes], root: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yields (number of the use, name below the root, path, alt) for every use of a picture."""
+def _uses(package: str, root: str) -> Iterator[tuple[int, str, bytes, str]]:
+    """Yields (number of the use, name below the root, picture, alt) for every use of a picture."""
+    files = debian_files(
+        package, lambda path: path.startswith(root) and path.endswith((*BITMAPS, ".html"))
+    )
     uses: Counter[str] = Counter()
     for page in sorted(path for path in files if path.endswith(".html")):
         for link, alt in image_tags(files[page].decode("utf-8", "replace")):
             path = normpath(f"{PurePosixPath(page).parent}/{link}")
             if alt and path in files and path.endswith(BITMAPS) and uses[path] < MAX_USES:
                 uses[path] += 1
-                yield uses[path], path.removeprefix(root), path, alt
+                yield uses[path], path.removeprefix(root), files[path], alt
 
 
 def _drawing(source: str, key: str, image: str, data: bytes, alt: str, language: str) -> Drawing:
