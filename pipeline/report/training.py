@@ -31,11 +31,12 @@ def _chart(uses: str, curves: Sequence[LossCurve]) -> dict[str, Any]:
         steps = min(len(curve.step) for curve in seeds)
         if not steps:
             continue
-        loss_SN = np.array([curve.loss[:steps] for curve in seeds])
-        every = slice(None, None, max(1, steps // POINTS))
+        loss_SN = np.array([curve.loss[:steps] for curve in seeds], np.float64)
+        # A training that diverged stores NaN or infinity, which no axis has room for.
+        drawn_N = np.flatnonzero(np.isfinite(loss_SN).all(axis=0))[:: max(1, steps // POINTS)]
         mean_N, low_N, high_N = loss_SN.mean(0), loss_SN.min(0), loss_SN.max(0)
-        x = seeds[0].step[:steps][every]
-        drawn.append(Band(stage, x, *(y_N[every].tolist() for y_N in (mean_N, low_N, high_N))))
+        x = np.array(seeds[0].step)[drawn_N].tolist()
+        drawn.append(Band(stage, x, *(y_N[drawn_N].tolist() for y_N in (mean_N, low_N, high_N))))
         last = float(mean_N[-max(1, steps // 20) :].mean())
         ends.append({"stage": stage, "seeds": len(seeds), "steps": steps, "last": last})
     return {"uses": uses, "chart": bands(drawn), "ends": ends}

@@ -40,3 +40,10 @@ def test_more_trainings_than_colours_have_more_charts():
     charts = training_charts([curve(f"arm_{n}", "", [2.0, 1.0]) for n in range(12)])
     assert [len(chart["chart"]["lines"]) for chart in charts] == [5, 5, 2]
     assert [end["stage"] for end in charts[2]["ends"]] == ["arm_10", "arm_11"]
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), None])
+def test_a_training_that_diverged_is_drawn_as_far_as_it_has_a_loss(lost):
+    (chart,) = training_charts([curve("raw", "", [2.0, 1.0, lost, lost]), curve("b", "", [lost])])
+    assert [len(line["dots"]) for line in chart["chart"]["lines"]] == [2, 0]
+    assert [end["last"] < 2 for end in chart["ends"]] == [False, False]
