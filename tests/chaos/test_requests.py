@@ -81,8 +81,8 @@ def kinds(proxy) -> Counter:
 
 STARTS = {"start": latest, "status": status}
 OF_RUN = {  # beside those of the stages
-    "start": Counter(HEAD=5, GET=3, LIST=1),
-    "status": Counter(HEAD=8, GET=5, LIST=1),
+    "start": Counter(HEAD=3, GET=2, LIST=1),
+    "status": Counter(HEAD=6, GET=4, LIST=1),
 }
 # Manifest, compaction, manifest again; of a sealed stage manifest, seal, and of the compaction its
 # end, its columns and its size, and two of each shard that is drawn.
