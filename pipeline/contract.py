@@ -169,7 +169,7 @@ class Declared:
 
 def not_frozen(subject: Declared) -> str | None:
     fields = dataclasses.fields(subject.cls)  # type: ignore[arg-type]  # checked by the plan
-    is_frozen = subject.cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    is_frozen = subject.cls.__dataclass_params__.frozen  # type: ignore[attr-defined]  # private
     if not is_frozen:
         return "it can be changed"
     return None if all(f.kw_only for f in fields) else "its settings have places, not only names"

@@ -122,7 +122,7 @@ def fork_early(count: int) -> int:
 def _serve_early(pipe: Connection, driver: int) -> NoReturn:
     """Serves, and ends here: what the caller of `main` does next, at exit too, is the driver's."""
     atexit._clear()
-    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]  # private, as below
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     code = 1
     try:
@@ -141,7 +141,7 @@ def _serve_early(pipe: Connection, driver: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:  # as at the end of a process, with what the worker itself has to close
-        threading._shutdown()  # type: ignore[attr-defined]
+        threading._shutdown()  # type: ignore[attr-defined]  # private
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

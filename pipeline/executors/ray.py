@@ -340,6 +340,7 @@ def why_ended(error: Exception, actor: str) -> str | None:
 
 def lost_nodes() -> list[dict[str, Any]]:
     """Returns the nodes that the cluster had and has no more, as Ray describes them."""
+    # Ray gives its function no types.
     return [node for node in ray.nodes() if not node["Alive"]]  # type: ignore[no-untyped-call]
 
 

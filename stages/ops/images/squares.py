@@ -23,6 +23,7 @@ def square(rgb: RGB, size: int, upscale: int = cv2.INTER_CUBIC) -> RGB:
     if scale < 1:
         rgb = shrink(rgb, width, height)
     elif scale > 1:
+        # OpenCV says only that it is an array: it stays of bytes.
         rgb = cv2.resize(rgb, (width, height), interpolation=upscale)  # type: ignore[assignment]
     return in_white_square(rgb, size)
 

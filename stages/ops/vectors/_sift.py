@@ -336,4 +336,5 @@ def _multiply(panel_GPB, pair_CP, product_CB):
         panel = panel_GPB[g].ctypes.data
         for c in range(0, len(pair_CP), TALL):
             centre, product = pair_CP[c].ctypes.data, product_CB[c, g * PANEL :].ctypes.data
+            # Numba itself gives the intrinsic's first argument.
             _tile(panel, centre, product, pair_CP.shape[1], to_next)  # type: ignore[call-arg]
