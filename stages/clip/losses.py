@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline import own_code
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
-CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "VIEWS", "NEEDS", "BIAS", "SCALE")
+CONSTANTS = ("TEXTS", "TEACHER", "NEGATIVES", "VIEWS", "NEEDS", "BIAS", "SCALE", "POSITIVE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,14 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
         do = f"write one of: {', '.join(TEXTS)}"
         raise RecipeError(f"TEXTS is {declared['texts']!r}", f"stages/losses/{name}.py", do)
     settings = defaults | dict(settings)
+    for key in declared.pop("positive", ()):
+        if key not in defaults:
+            do = did_you_mean(key, defaults, "its settings")
+            raise RecipeError(f"POSITIVE names '{key}'", f"stages/losses/{name}.py", do)
+        numbers = settings[key] if isinstance(defaults[key], tuple) else [settings[key]]
+        if not all(0 < number < inf for number in numbers):
+            do = "write a number above 0"
+            raise RecipeError(f"{key} is {settings[key]!r}", "key `loss_settings`", do)
     named = [settings.get(word, word) for word in declared.pop("teacher", ())]
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
     if word := declared.get("negatives"):

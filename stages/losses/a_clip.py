@@ -19,6 +19,7 @@ from clipmill.stages.losses.intra_modal import simclr
 TEXTS = "one"
 VIEWS = ("image",)
 NEEDS = ("average", "patch_dropout")
+POSITIVE = ("temperature",)
 BLOCKS = 7  # a side, as near as the patches allow
 
 

@@ -16,6 +16,7 @@ from clipmill.stages.losses._tiled import Attended, log_sum_exp
 
 TEXTS = "first"  # a row's stored text vector is of its caption
 TEACHER = ("images", "texts")  # settings that name columns of a teacher's vectors
+POSITIVE = ("scales", "temperature")
 
 Teacher = tuple[Tensor, Tensor, float]  # (N, E) rows, (G, E) of the other side, scale
 

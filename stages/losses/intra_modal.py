@@ -13,6 +13,7 @@ from clipmill.stages.losses import clip
 
 TEXTS = "one"
 VIEWS = ("image", "text")
+POSITIVE = ("temperature",)
 
 
 def loss(
