@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline import own_code
@@ -51,27 +50,21 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
         argument.arg: _plain(default, argument.arg, name)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
-    for key, value in settings.items():
+    declared = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
+    positive = declared.pop("positive", ())
+    for key in (*settings, *positive):
         if key not in defaults:
             do = did_you_mean(key, defaults, f"'{name}' knows")
             found = f"the loss '{name}' has no setting '{key}'"
             raise RecipeError(found, "key `loss_settings`", do)
-        if not _fits(value, defaults[key]):
+    for key, value in settings.items():
+        if not _fits(value, defaults[key], key in positive):
             do = f"write a value like {defaults[key]!r}"
             raise RecipeError(f"{key} is {value!r}", "key `loss_settings`", do)
-    declared = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
     if declared.get("texts", "one") not in TEXTS:
         do = f"write one of: {', '.join(TEXTS)}"
         raise RecipeError(f"TEXTS is {declared['texts']!r}", f"stages/losses/{name}.py", do)
     settings = defaults | dict(settings)
-    for key in declared.pop("positive", ()):
-        if key not in defaults:
-            do = did_you_mean(key, defaults, "its settings")
-            raise RecipeError(f"POSITIVE names '{key}'", f"stages/losses/{name}.py", do)
-        numbers = settings[key] if isinstance(defaults[key], tuple) else [settings[key]]
-        if not all(0 < number < inf for number in numbers):
-            do = "write a number above 0"
-            raise RecipeError(f"{key} is {settings[key]!r}", "key `loss_settings`", do)
     named = [settings.get(word, word) for word in declared.pop("teacher", ())]
     columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
     if word := declared.get("negatives"):
@@ -79,12 +72,13 @@ def declared_by(name: str, settings: Mapping[str, Value]) -> Declared:
     return Declared(**declared, teacher=(*dict.fromkeys(columns),), settings=settings)
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(value: Any, default: Any, is_positive: bool) -> bool:
     """Returns whether a value has the type of the setting's default; an int is a float too."""
     if isinstance(default, tuple):
         is_list = isinstance(value, list | tuple)
-        return is_list and (not default or all(_fits(item, default[0]) for item in value))
-    return type(value) is type(default) or (type(default), type(value)) == (float, int)
+        return is_list and all(_fits(item, default[0], is_positive) for item in value if default)
+    is_number = (type(default), type(value)) == (float, int)
+    return (type(value) is type(default) or is_number) and (not is_positive or value > 0)
 
 
 def find_loss(

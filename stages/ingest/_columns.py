@@ -155,9 +155,7 @@ def refuse_misfits(
     bad = [value for value, is_bad in pairs if is_bad and value is not None]
     if not is_most(len(bad), present):
         return
-    example = shortened(
-        repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
-    )
+    example = shortened(bad[0])
     dtype = source.column.dtype
     is_vector = pa.types.is_fixed_size_list(dtype)
     what = what or f"no {f'vectors of {dtype.list_size} numbers' if is_vector else dtype}"
@@ -170,9 +168,10 @@ def is_most(bad: int, values: int) -> bool:
     return bad * 2 > values and (values >= MANY or 3 <= bad == values)
 
 
-def shortened(example: str) -> str:
-    """Returns the first 60 characters."""
-    return example if len(example) <= 60 else f"{example[:60]}..."
+def shortened(value: Any) -> str:
+    """Returns the first 60 characters of a value as Python writes it, of bytes as of their text."""
+    text = repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def refuse_uids(
@@ -248,10 +247,8 @@ def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
         try:
             dtype = type_of(text)
         except (OverflowError, *PARSE_ERRORS) as error:
-            do = (
-                "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
-                " list<item: string>, fixed_size_list<item: float>[512], ..."
-            )
+            do = "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
+            do += " list<item: string>, fixed_size_list<item: float>[512], ..."
             why = "" if str(error) == f"'{text}' is none" else f": {error}"
             raise RecipeError(f"'{text:.80}' is no Arrow type{why}", where, do) from error
         stored = comes_back(dtype)

@@ -59,9 +59,7 @@ class Dialect:
 
     def check(self) -> None:
         """Raises RecipeError for a delimiter or an encoding that there is not."""
-        if self.delimiter is not None and (
-            len(self.delimiter) != 1 or not self.delimiter.isascii()
-        ):
+        if self.delimiter and (len(self.delimiter) != 1 or not self.delimiter.isascii()):
             do = 'write one character, as delimiter: ";" or delimiter: "\\t"'
             raise RecipeError(repr(self.delimiter), "key `delimiter`", do)
         try:
@@ -115,7 +113,8 @@ def scan_text(
         if not is_packed and not wide(dialect.encoding):
             stop = file["size"] if shard_rows else min(file["size"], start + HEAD_BYTES)
             with open_range(storage, file["path"], start, stop) as stream:
-                starts, size = row_starts(stream, shard_rows or 1, dialect.quoted)
+                delimiter = (dialect.delimiter or ",") if dialect.quoted else None
+                starts, size = row_starts(stream, shard_rows or 1, delimiter)
             if shard_rows:
                 offsets = [*(start + offset for offset in starts), start + size]
             elif stop < file["size"] and len(starts) > 1:
@@ -140,8 +139,7 @@ def text_rows(
     kind = kind_of(source["path"])
     dialect = dialect.of(source["path"], source["header"])
     encoding = source.get("encoding") or dialect.encoding
-    place = source["path"], source["start"], source["stop"]
-    with open_range(storage, *place, encoding) as stream:
+    with open_range(storage, source["path"], source["start"], source["stop"], encoding) as stream:
         if kind in JSON_LINES:
             yield from json_rows(stream, columns, dialect.max_line_bytes)
         else:
@@ -149,28 +147,46 @@ def text_rows(
 
 
 def row_starts(
-    stream: IO[bytes], every: int, quoted: bool, block_bytes: int = BLOCK_BYTES
+    stream: IO[bytes], every: int, delimiter: str | None, block_bytes: int = BLOCK_BYTES
 ) -> tuple[list[int], int]:
     """Returns the offsets at which rows 0, every, 2 * every … start, and the stream's length.
 
-    A row ends at a line feed with an even number of quotes before it: a quoted field may hold line
-    feeds, and an escaped quote counts twice. Memory is one block.
+    A row ends at a line feed; with a `delimiter`, at one that no quoted field holds. Memory is one
+    block.
     """
-    starts, rows, offset, quotes = [0], 0, 0, 0
-    while block := stream.read(block_bytes):
-        byte = np.frombuffer(block, np.uint8)
-        end = np.flatnonzero(byte == ord("\n"))
-        if quoted:
-            quote = np.flatnonzero(byte == ord('"'))
-            end = end[(np.searchsorted(quote, end) + quotes) % 2 == 0]
-            quotes += len(quote)
+    starts, rows, offset, is_open = [0], 0, 0, False
+    while block := stream.read(block_bytes) + stream.readline(BLOCK_BYTES):
+        byte_N = np.frombuffer(block, np.uint8)
+        end = np.flatnonzero(byte_N == ord("\n"))
+        if delimiter:
+            bounds = _bounds_of_fields(byte_N, delimiter, is_open)
+            end = end[(np.searchsorted(bounds, end) + is_open) % 2 == 0]
+            is_open ^= bool(len(bounds) % 2)
         first = (-rows - 1) % every  # the end after which row k * every starts
         starts += (offset + end[first::every] + 1).tolist()
         rows += len(end)
         offset += len(block)
-    if len(starts) > 1 and starts[-1] == offset:
-        starts.pop()
-    return starts, offset
+    return [start for start in starts if start < offset] or [0], offset
+
+
+def _bounds_of_fields(byte_N: np.ndarray, delimiter: str, is_open: bool) -> np.ndarray:
+    """Returns the places of quotes that open and close fields, in turns, of a block of whole lines.
+
+    A quote opens a field at its start alone, a doubled one closes it and opens it again; any other
+    quote outside is text, as in `a 5" screen`. `is_open`: the block begins within a quoted field.
+    """
+    place = np.flatnonzero(byte_N == ord('"'))
+    before = byte_N[place - 1]
+    is_start = (place == 0) | np.isin(before, [*f"{delimiter}\n\r".encode()])
+    if (is_start | (before == ord('"')))[int(is_open) :: 2].all():
+        return place  # no quote is text
+    bounds, closed = [], -1
+    for quote, opens in zip(place.tolist(), is_start.tolist(), strict=True):
+        if is_open or opens or closed == quote - 1:
+            closed = quote if is_open else -1
+            is_open = not is_open
+            bounds.append(quote)
+    return np.array(bounds, np.int64)
 
 
 def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str], int]:
@@ -281,20 +297,14 @@ def json_rows(
     lines = (line for line in lines_of(stream, max_line_bytes) if line.strip())
     for batch in in_batches(lines, len):
         # A parser of blocks would fail at one bad line.
-        objects = [None if isinstance(line, str) else json_object(line) for line in batch]
-        raw = [
-            (line if isinstance(line, str) else line.decode(errors="replace"))
-            if row is None
-            else None
-            for line, row in zip(batch, objects, strict=True)
-        ]
-        yield (
-            {name: [value_at(row, name) if row else None for row in objects] for name in columns},
-            pa.array(raw, pa.string()),
-        )
+        objects = [json_object(line) for line in batch]
+        pairs = zip(batch, objects, strict=True)
+        raw = [line.decode(errors="replace") if row is None else None for line, row in pairs]
+        values = {n: [value_at(row, n) if row else None for row in objects] for n in columns}
+        yield values, pa.array(raw, pa.string())
 
 
-def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes | str]:
+def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes]:
     """Yields each line; for one above `max_bytes` its size and hash, as it is not held in memory.
 
     A few packed kilobytes may hold gigabytes without an end of line.
@@ -308,7 +318,7 @@ def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes | str]:
             size += len(line)
             whole.update(line)
         digest = whole.hexdigest()
-        yield f"a line of {size:,} bytes, at most {max_bytes:,} are read, SHA-256 {digest}"
+        yield f"a line of {size:,} bytes, at most {max_bytes:,} are read, SHA-256 {digest}".encode()
 
 
 def unparsed_nowhere(table: pa.Table) -> Rows:

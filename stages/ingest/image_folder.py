@@ -207,7 +207,7 @@ def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str
             names, _ = read_header(file, Dialect(delimiter=","))
         else:
             lines = islice(lines_of(file, MAX_LINE_BYTES), LOOKED_AT)
-            objects = (json_object(line) or {} for line in lines if isinstance(line, bytes))
+            objects = (json_object(line) or {} for line in lines)
             names = list(dict.fromkeys(path for record in objects for path in paths_in(record)))
     if names:
         do = f"give each row the path of its image as `{FILE_NAME}`"

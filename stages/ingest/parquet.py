@@ -199,13 +199,10 @@ def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str
         raise StageError(f"'{stage.image_col}' is {dtype}, not images", where, do)
     for key in ("image_embedding_col", "text_embedding_col"):
         dtype = type_at(schema, name) if (name := getattr(stage, key)) else None
-        if (
-            dtype
-            and pa.types.is_fixed_size_list(dtype)
-            and dtype.list_size != stage.embedding_width
-        ):
-            do = f"write embedding_width: {dtype.list_size}"
-            raise StageError(f"'{name}' has vectors of {dtype.list_size} numbers", where, do)
+        width = getattr(dtype, "list_size", stage.embedding_width)
+        if width != stage.embedding_width:
+            do = f"write embedding_width: {width}"
+            raise StageError(f"'{name}' has vectors of {width} numbers", where, do)
     return {"groups": groups}
 
 

@@ -92,7 +92,7 @@ class UrlList(DatasetStage):
     Example: {path: list.csv, caption_col: caption}
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ()
     reasons = ("unparsable", "bad_uid", "no_url", "bad_value")
@@ -256,6 +256,6 @@ def refuse_unparsed(stage: UrlList, unparsed: pa.Array, where: str) -> None:
         if kind_of(where) in DELIMITER:
             do = "a row has as many fields as the first, or as `columns` has: see `delimiter` and"
             do += " `quoted`, which is false for files with stray quotes"
-        example = shortened(repr(bad[0].as_py()))
+        example = shortened(bad[0].as_py())
         found = f"{len(bad)} of the first {len(unparsed)} rows cannot be read: {example}"
         raise StageError(found, where, do)

@@ -98,16 +98,17 @@ def test_a_wrong_setting_is_refused(mine, settings, found, do):
 @pytest.mark.parametrize(
     ("name", "settings", "found"),
     [
-        ("a_clip", {"temperature": 0}, "temperature is 0"),
-        ("intra_modal", {"temperature": -0.1}, "temperature is -0.1"),
-        ("distill", {"temperature": math.nan}, "temperature is nan"),
-        ("distill", {"scales": [1, 0]}, "scales is [1, 0]"),
+        ("a_clip", {"temperature": 0}, ("temperature is 0", "0.1")),
+        ("intra_modal", {"temperature": -0.1}, ("temperature is -0.1", "0.1")),
+        ("distill", {"temperature": math.nan}, ("temperature is nan", "1.0")),
+        ("distill", {"scales": [1, 0]}, ("scales is [1, 0]", "(100.0,)")),
     ],
 )
 def test_a_setting_that_divides_must_be_above_zero(name, settings, found):
     with pytest.raises(RecipeError) as error:
         declared_by(name, settings)
-    assert error.value.args == (found, "key `loss_settings`", "write a number above 0")
+    value, like = found
+    assert error.value.args == (value, "key `loss_settings`", f"write a value like {like}")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_setting_that_divides_must_be_above_zero(name, settings, found):
     [
         ("def los(batch):\n    return 1\n", "holds no function `loss`"),
         ("\nBIAS = float('nan')\n\ndef loss(batch):\n    return 1\n", "must be computed"),
-        ("\nPOSITIVE = ('a',)\n\ndef loss(batch, *, b=1.0):\n    return 1\n", "POSITIVE names 'a'"),
+        ("\nPOSITIVE = ('a',)\n\ndef loss(batch, *, b=1.0):\n    return 1\n", "no setting 'a'"),
         ("\nTEXTS = 'both'\n\ndef loss(batch):\n    return 1\n", "TEXTS is 'both'"),
         ("\ndef loss(batch):\n    return (\n", "cannot be read: '(' was never closed"),
     ],

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipmill.stages.ingest._text_rows import Dialect, csv_rows, lines_of, read_header, row_starts
@@ -25,11 +25,29 @@ def written(rows: list[list[str]], delimiter: str = ",") -> bytes:
 @given(rows=TABLE, every=st.integers(1, 4), block=st.integers(1, 9))
 def test_cuts_fall_where_the_csv_module_ends_every_nth_row(rows, every, block):
     data = written(rows)
-    starts, size = row_starts(io.BytesIO(data), every, quoted=True, block_bytes=block)
+    assert read_in_parts(data, every, block) == [
+        rows[i : i + every] for i in range(0, len(rows), every)
+    ]
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from('a,"\n'), max_size=30), block=st.integers(1, 9))
+@example(text='a 5" screen,b\n"c\nd",e\n', block=7)
+def test_a_quote_within_a_field_is_text_and_no_cut_falls_in_a_quoted_field(text, block):
+    assert [row for part in read_in_parts(text.encode(), 1, block) for row in part] == [
+        *csv.reader(lines(text))
+    ]
+
+
+def read_in_parts(data: bytes, every: int, block: int) -> list[list[list[str]]]:
+    starts, size = row_starts(io.BytesIO(data), every, ",", block_bytes=block)
     assert size == len(data)
     parts = [data[a:b].decode() for a, b in zip(starts, [*starts[1:], size], strict=True)]
-    read = [list(csv.reader(io.StringIO(part, newline=""))) for part in parts]
-    assert read == [rows[i : i + every] for i in range(0, len(rows), every)]
+    return [[*csv.reader(lines(part))] for part in parts]
+
+
+def lines(text: str) -> io.StringIO:
+    return io.StringIO(text, newline="")
 
 
 def read_all(data: bytes, delimiter: str = ",", **settings) -> list[list[str] | None]:
@@ -99,7 +117,7 @@ class Endless:
 
 def test_a_line_above_the_limit_is_not_held_in_memory():
     stream: Any = Endless(20_000_000)
-    assert [line[:25] for line in lines_of(stream, 1000)] == ["a line of 20,000,000 bytes"[:25]]
+    assert [line[:25] for line in lines_of(stream, 1000)] == [b"a line of 20,000,000 bytes"[:25]]
     assert (stream.left, stream.most) == (0, 1 << 20)
 
 
