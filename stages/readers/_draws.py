@@ -47,8 +47,8 @@ class Draws:
         self.groups, self.batch_size, self.seed = groups, batch_size, seed  # no shard is empty
         self.sampling = sampling
         self._samples_F = np.array([sum(sizes) for sizes in groups], np.int64)
-        self._first = lru_cache(2 * STREAMS)(self._draw)
-        self._epoch = lru_cache(2)(self._order)
+        self._first = lru_cache(2 * STREAMS)(partial(drawn_shards, self._samples_F, seed))
+        self._epoch = lru_cache(2)(partial(shards_in_order, self._samples_F, seed))
 
     @property
     def streams(self) -> int:
@@ -98,22 +98,13 @@ class Draws:
                 return shard_D, end_D
             draws *= 2
 
-    def _draw(self, stream: int, draws: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        coin_D = self._coins(draws, f"stream {stream}")
-        shard_D = (coin_D % np.uint64(len(self.groups))).astype(np.int64)
-        return shard_D, np.cumsum(self._samples_F[shard_D])
-
-    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (F,) the shards in an epoch's order, and (F,) the end of each one's samples."""
-        shard_F = np.argsort(self._coins(len(self.groups), f"epoch {epoch}"), kind="stable")
-        return shard_F, np.cumsum(self._samples_F[shard_F])
-
     def _groups(
         self, shard: int, purpose: str, start: int, stop: int
     ) -> Iterator[tuple[int, int, int]]:
         """Yields row groups and the range of each, for samples `start` to `stop` of a shard."""
         size_R = np.array(self.groups[shard], np.int64)
-        order_R = np.argsort(self._coins(len(size_R), f"{purpose} shard {shard}"), kind="stable")
+        coin_R = hash_of_numbers(len(size_R), self.seed, f"{purpose} shard {shard}")
+        order_R = np.argsort(coin_R, kind="stable")
         end_R = np.cumsum(size_R[order_R])
         for turn, group in enumerate(order_R):
             begin = int(end_R[turn] - size_R[group])
@@ -121,10 +112,28 @@ class Draws:
             if low < high:
                 yield int(group), low - begin, high - begin
 
-    def _coins(self, count: int, purpose: str) -> NDArray[np.uint64]:
-        """Returns (count,) a random hash for each number from 0."""
-        number_N2 = np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1)
-        return coin_hash(from_halves(number_N2), seed=self.seed, stage=STAGE, purpose=purpose)
+
+def drawn_shards(
+    samples_F: NDArray[np.int64], seed: int, stream: int, draws: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns (D,) the shards that a stream draws first, and (D,) the end of each one's samples."""
+    coin_D = hash_of_numbers(draws, seed, f"stream {stream}")
+    shard_D = (coin_D % np.uint64(len(samples_F))).astype(np.int64)
+    return shard_D, np.cumsum(samples_F[shard_D])
+
+
+def shards_in_order(
+    samples_F: NDArray[np.int64], seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns (F,) the shards in an epoch's order, and (F,) the end of each one's samples."""
+    shard_F = np.argsort(hash_of_numbers(len(samples_F), seed, f"epoch {epoch}"), kind="stable")
+    return shard_F, np.cumsum(samples_F[shard_F])
+
+
+def hash_of_numbers(count: int, seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Returns (count,) a random hash for each number from 0."""
+    number_N2 = np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1)
+    return coin_hash(from_halves(number_N2), seed=seed, stage=STAGE, purpose=purpose)
 
 
 class Group:

@@ -7,7 +7,7 @@ stage's name: two subsets trained under one seed differ by their rows alone.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import heapify, heappop, heapreplace
 from itertools import pairwise
 from typing import Any
@@ -74,7 +74,9 @@ class Batches:
         if (reading.gain or reading.reference) and len(self.row_E) < least:
             found = f"{len(self.row_E):,} samples, and a batch is chosen from {least:,}"
             raise StageError(found, "key `super_batch`", "select more rows, or lower it")
-        self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, unless epochs are tiny
+        # A batch spans at most two, unless epochs are tiny. No method: a circle would keep the maps
+        # of all pictures after the training.
+        self._order = lru_cache(2)(partial(order_of, self.uid, self.row_E, self.copy_E, seed))
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
         self.index_N = np.concatenate([shard.index for shard in self.shards])
         self.texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
@@ -214,16 +216,19 @@ class Batches:
         target = math.ceil(len(concept_C) / self.reading.super_batch / distinct)
         return np.array(diverse(concept_C, start_S, self.rarity, target, self.size))
 
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Returns (E,) the rows in the order of one epoch."""
-        purposes = [f"epoch {epoch} copy {copy}" for copy in range(int(self.copy_E.max()) + 1)]
-        uid_E = self.uid.take(pa.array(self.row_E))
-        coin_E = coin_hash_by(uid_E, self.copy_E, seed=self.seed, stage=STAGE, purposes=purposes)
-        return self.row_E[np.lexsort((self.row_E, self.copy_E, coin_E))]
-
     def coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:
         uid = self.uid.take(pa.array(row_B))
         return coin_hash(uid, seed=self.seed, stage=STAGE, purpose=purpose)
+
+
+def order_of(
+    uid: pa.Array, row_E: NDArray[np.int64], copy_E: NDArray[np.int64], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Returns (E,) the rows in the order of one epoch; `copy_E` numbers the samples of a row."""
+    purposes = [f"epoch {epoch} copy {copy}" for copy in range(int(copy_E.max()) + 1)]
+    uid_E = uid.take(pa.array(row_E))
+    coin_E = coin_hash_by(uid_E, copy_E, seed=seed, stage=STAGE, purposes=purposes)
+    return row_E[np.lexsort((row_E, copy_E, coin_E))]
 
 
 @compiled()

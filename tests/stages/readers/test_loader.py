@@ -83,7 +83,7 @@ def test_each_copy_of_a_row_has_its_place_by_a_coin_of_its_own(cached):
                     batches.uid[number : number + 1], seed=3, stage="train.clip", purpose=purpose
                 )
                 coins.append((coin, copy, number))
-        assert batches._epoch(epoch).tolist() == [number for *_, number in sorted(coins)]
+        assert batches._order(epoch).tolist() == [number for *_, number in sorted(coins)]
 
 
 def test_pictures_are_shifted_by_up_to_four_pixels_into_white(batches):

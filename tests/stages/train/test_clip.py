@@ -1,5 +1,6 @@
 """train.clip: what it stores, what decides it, what it refuses, and a kill that changes nothing."""
 
+import gc
 import json
 import os
 import shutil
@@ -538,3 +539,28 @@ def test_batches_by_loss_are_those_of_a_training_that_never_stopped(trained, res
     assert weights(resumed(**jest)[0]) == whole != weights(trained(**way))
     with pytest.raises(StageError, match="no column 'none', which `sampling` asks for"):
         trained(**{**jest, "reference_loss": "none"})
+
+
+OURS = ("clipmill.stages.clip", "clipmill.stages.readers", "clipmill.stages.towers", "numpy")
+
+
+@pytest.mark.parametrize("way", [{}, {"sampling": "shards"}, {"sampling": "jest"}])
+def test_a_training_leaves_no_model_and_no_pictures_to_a_search_for_garbage(trained, tmp_path, way):
+    rows = [row(i, easy=i / 9) for i in range(20)]
+    way = {"data": write_export(tmp_path / "more", rows[:7], rows[7:]), "loss": "siglip", **way}
+    way |= {"super_batch": 2, "reference_loss": "easy"} if "jest" in way.values() else {}
+    trained(**way)  # what is imported and compiled stays
+    gc.collect()
+
+    def living() -> set[str]:
+        return {
+            f"{type(it)} {id(it)}" for it in gc.get_objects() if f"{type(it)}"[8:].startswith(OURS)
+        }
+
+    gc.disable()
+    try:
+        before = living()
+        trained(**way, snapshots=2)
+        assert living() <= before
+    finally:
+        gc.enable()
