@@ -1,5 +1,6 @@
 """Estimates the cost of a bench before it starts, from rates of its trainings or a few steps."""
 
+import re
 import tarfile
 from dataclasses import dataclass
 from math import ceil
@@ -16,6 +17,7 @@ from clipmill.pipeline.bench.spec import LEARNT, RAW
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
 
+WHOLE = re.compile(r"(seed-\d+\.)?model\.json")  # of a whole training, not of a snapshot or average
 DECODE_S = 0.001  # per evaluated picture; at 512 pixels a side 0.002 to 0.004
 
 
@@ -89,7 +91,7 @@ def _trained(state: RunState) -> dict[str, int]:
             continue
         stage: Any = planned.stage
         if manifest.outside == stage.outside():
-            models = sum(name.endswith("model.json") for name, _ in manifest.outputs)
+            models = sum(bool(WHOLE.fullmatch(name)) for name, _ in manifest.outputs)
             seeds[arm] = max(models, seeds.get(arm, 0))
     return seeds
 

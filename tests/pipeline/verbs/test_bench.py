@@ -144,11 +144,14 @@ def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, caps
     run_of(tmp_path)
     tasks_of(tmp_path / "tasks")
     arguments = (f"long={tmp_path}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
-    assert bench(tmp_path, *arguments, "--out", tmp_path / "bench") == 0
+    snapshots = ("--set", "snapshots=2")  # which are no trainings
+    assert bench(tmp_path, *arguments, *snapshots, "--out", tmp_path / "bench") == 0
     run_over(tmp_path / "pool", tmp_path / "run", STAGES.replace("words >= 4", "words >= 2"))
     capsys.readouterr()
     assert bench(tmp_path, "--out", tmp_path / "bench", "--estimate") == 0
     assert "2 trainings" in capsys.readouterr().out  # `long`, and as many rows by chance
+    assert bench(tmp_path, "--out", tmp_path / "bench", "--seeds", "2", "--estimate") == 0
+    assert "5 trainings" in capsys.readouterr().out
 
 
 @chaos
