@@ -2,10 +2,12 @@
 
 import re
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.record import MANIFEST, Manifest
@@ -99,19 +101,23 @@ def _trained(state: RunState) -> dict[str, int]:
 def pictures(tasks: str) -> int:
     """Returns the pictures of all tasks: those of a task's first shard times its shards.
 
-    Error: takes a row of a Parquet file for one picture; an association's has a dozen.
+    Error: takes a row of a Parquet file for one picture; an association's has a dozen. A shard that
+    cannot be read counts none: the evaluation names it.
     """
     folder, total = Storage(tasks), 0
     for task in folder.folders():
         names = [entry.name for entry in folder.entries(f"{task}/test")]
         shards = [name for name in names if name.endswith((".tar", ".parquet"))]
         if shards:
-            with folder.open(f"{task}/test/{min(shards)}") as file:
-                if min(shards).endswith(".tar"):
-                    with tarfile.open(fileobj=file) as tar:
-                        names = [member.name.rpartition("/")[2] for member in tar]
-                    found = len({name.partition(".")[0] for name in names} - {""})
-                else:
-                    found = pq.ParquetFile(file).metadata.num_rows
-            total += found * len(shards)
+            with suppress(tarfile.TarError, pa.ArrowException):
+                total += _pictures_in(folder, f"{task}/test/{min(shards)}") * len(shards)
     return total
+
+
+def _pictures_in(folder: Storage, path: str) -> int:
+    with folder.open(path) as file:
+        if path.endswith(".parquet"):
+            return int(pq.ParquetFile(file).metadata.num_rows)
+        with tarfile.open(fileobj=file) as tar:
+            names = [member.name.rpartition("/")[2] for member in tar]
+    return len({name.partition(".")[0] for name in names} - {""})

@@ -185,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
             with watcher() as watch, session(out, ready.plan.recipe.name):
                 outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
             if not outcome.complete:
-                print(runs.text(outcome))
+                print(runs.text(outcome), file=stream)
                 return FAILED
             bench = with_learnt(ready, outcome.state)
     ranked = by_column(board(ready, outcome.state), ready, outcome.state)

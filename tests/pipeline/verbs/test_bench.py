@@ -220,6 +220,18 @@ def test_snapshots_give_each_arm_a_curve_and_no_arm_of_their_own(place, tmp_path
 
 
 @chaos
+def test_a_bench_that_fails_prints_no_text_where_json_is_asked_for(place, tmp_path, capsys):
+    tasks_of(tmp_path / "tasks")
+    for shard in (tmp_path / "tasks" / "words").rglob("*.tar"):
+        shard.write_bytes(b"no tar")
+    arguments = (f"long={place}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
+    assert bench(place, *arguments, "--out", tmp_path / "bench", "--json") == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "words" in said.err
+
+
+@chaos
 def test_one_seed_claims_nothing(place, capsys):
     arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "1")
     assert bench(place, *arguments, "--out", place / "one") == 0
