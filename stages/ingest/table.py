@@ -121,7 +121,7 @@ class Table(Parquet):
     Example: {path: pairs.csv, image_col: filepath, caption_col: title}
     """
 
-    version = 5
+    version = 4
     determinism = "exact"
     takes = ()
     reasons = ("unparsable", *OF_FILES, *Parquet.reasons)  # type: ignore[assignment]  # more

@@ -92,7 +92,7 @@ class UrlList(DatasetStage):
     Example: {path: list.csv, caption_col: caption}
     """
 
-    version = 2
+    version = 1
     determinism = "exact"
     takes = ()
     reasons = ("unparsable", "bad_uid", "no_url", "bad_value")
