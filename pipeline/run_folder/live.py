@@ -102,7 +102,7 @@ class Live:
     call_moved: float = 0.0  # its last progress
     units: int = 0
     all_units: int = 0
-    units_found: int = 0  # units stored earlier: they took this run no time
+    units_found: int = 0  # units before `call_began`, as those stored earlier
     pieces: dict[str, Piece] = field(default_factory=dict)
     began: float | None = None
     ended: float | None = None
@@ -394,6 +394,7 @@ class LiveReporter:
                 stage.status = "waiting"
             stage.pieces, stage.call, stage.units, stage.all_units = {}, "", 0, 0
         self._reporting: set[str] = set()  # stages with progress inside units of their call
+        self._moving: set[str] = set()  # stages of whose call a unit has ended
         self._lock = threading.Lock()
 
     def look(self) -> LiveRun:
@@ -495,8 +496,13 @@ class LiveReporter:
             stage.call_moved = time.time()
             is_new = stage.call != words or not done
             if is_new:
-                stage.call_began, stage.units_found = stage.call_moved, done
+                self._moving.discard(name)
                 self._reporting.discard(name)
+            # Until its first unit ends, a call may wait for a worker that others keep busy.
+            if is_new or name not in self._moving | self._reporting:
+                stage.call_began, stage.units_found = stage.call_moved, done
+            if not is_new:
+                self._moving.add(name)
             if is_new or done == total:
                 stage.pieces = {}
             stage.call, stage.units, stage.all_units = words, done, total

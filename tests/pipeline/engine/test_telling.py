@@ -61,9 +61,10 @@ def test_units_of_earlier_runs_took_none_of_a_calls_time(telling):
     square = telling.live.stages["square"]
     square.is_row = False
     telling.unit("square", "map", 90, 100, "comparing")
-    telling.unit("square", "map", 91, 100, "comparing")
+    telling.unit("square", "map", 91, 100, "comparing")  # from here the time counts
+    telling.unit("square", "map", 92, 100, "comparing")
     square.call_began = square.call_moved - 10
-    assert square.left_s(time.time()) == pytest.approx(90)
+    assert square.left_s(time.time()) == pytest.approx(80)
 
 
 def test_a_unit_that_another_stage_has_made_took_none_of_a_calls_time_either(telling):
@@ -74,6 +75,18 @@ def test_a_unit_that_another_stage_has_made_took_none_of_a_calls_time_either(tel
     telling.on_event(ProgressEvent(("square",), "1", 1.0, 100.0, "steps"))
     square.call_began -= 10
     assert square.left_s(time.time()) == pytest.approx(990)
+
+
+def test_the_time_that_a_call_waits_before_its_first_unit_is_not_counted(telling):
+    square = telling.live.stages["square"]
+    square.is_row = False
+    telling.unit("square", "map", 0, 112, "evaluating")
+    square.call_began -= 260  # while trainings have the workers
+    telling.unit("square", "map", 1, 112, "evaluating")
+    assert square.left_s(time.time()) is None
+    square.call_began -= 10
+    telling.unit("square", "map", 2, 112, "evaluating")
+    assert square.left_s(time.time()) == pytest.approx(1100, rel=0.01)
 
 
 def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
