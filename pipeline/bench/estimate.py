@@ -10,12 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipmill.metadata.outputs import OUT
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.board import rate_of
 from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.bench.spec import LEARNT, RAW
+from clipmill.pipeline.engine.dataset_job import outside_of
+from clipmill.pipeline.engine.journal import journal_of
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
 
@@ -60,41 +63,65 @@ class Estimate:
 
 
 def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate:
-    """Estimates the cost of the trainings that are left."""
+    """Estimates the cost of the trainings that are left, each by its arm's own settings.
+
+    Error: takes all arms of one network to train as fast as the slowest so far.
+    """
     state = RunState(prepared.plan, out)
-    trained = _trained(state)
-    bench = prepared.bench
-    cells = sum(max(0, bench.seeds - trained.get(name, 0)) for name in prepared.arms)
-    is_most = bool(cells and bench.by and LEARNT not in prepared.arms)
-    cells += 2 * bench.seeds if is_most else 0
-    training: Any = prepared.plan.stages[RAW].stage
-    samples = training.steps * training.batch_size
-    known = [rate for name in prepared.arms if (rate := rate_of(state, name))]
-    sample_s, picture_s = (0.0, 0.0) if not cells else training.probe()
-    if known:
-        sample_s = 1 / min(known)
+    trained, bench = _trained(state), prepared.bench
+    left = {name: max(0, bench.seeds - trained.get(name, 0)) for name in prepared.arms}
+    is_most = bool(any(left.values()) and bench.by and LEARNT not in prepared.arms)
+    left[RAW] += 2 * bench.seeds if is_most else 0
+    stages: dict[str, Any] = {name: prepared.plan.stages[name].stage for name in left}
+    rates: dict[str, list[float]] = {}  # by network
+    for name, stage in stages.items():
+        if rate := rate_of(state, name):
+            rates.setdefault(stage.fixed.model, []).append(rate)
+    shown = pictures(bench.tasks)
+    costs: dict[str, tuple[float, float]] = {}  # seconds of a sample, and of a model's evaluation
+    training_s = evaluation_s = 0.0
+    for name, seeds in left.items():
+        stage = stages[name]
+        network = stage.fixed.model
+        if seeds and network not in costs:
+            sample_s, picture_s = stage.probe()
+            known = rates.get(network)
+            costs[network] = 1 / min(known) if known else sample_s, shown * (picture_s + DECODE_S)
+        if seeds:
+            training_s += seeds * stage.steps * stage.batch_size * costs[network][0]
+            evaluation_s += seeds * stage.snapshots * costs[network][1]
+    cells = sum(left.values())
     return Estimate(
         trainings=cells,
-        training_s=samples * sample_s,
-        evaluation_s=pictures(bench.tasks) * (picture_s + DECODE_S),
+        training_s=training_s / max(1, cells),
+        evaluation_s=evaluation_s / max(1, cells),
         workers=workers,
-        is_measured=bool(known),
+        is_measured=costs.keys() <= rates.keys(),
         is_most=is_most,
     )
 
 
 def _trained(state: RunState) -> dict[str, int]:
-    """Counts by arm the seeds already trained on its current rows, including older stages."""
+    """Counts by arm the seeds already trained on its current rows, including those of older stages
+    and of one that was stopped."""
     seeds: dict[str, int] = {}
     for folder in state.run.folders("stages"):
-        planned = state.plan.stages.get(arm := folder.rpartition("-")[0])
-        manifest = read_sealed_as(state.run, f"stages/{folder}/{MANIFEST}", Manifest)
-        if planned is None or manifest is None or manifest.inputs != state.inputs_digest(planned):
+        planned = state.plan.stages.get(folder.rpartition("-")[0])
+        if planned is None or planned.uses != "train.clip":
             continue
-        stage: Any = planned.stage
-        if manifest.outside == stage.outside():
-            models = sum(bool(WHOLE.fullmatch(name)) for name, _ in manifest.outputs)
-            seeds[arm] = max(models, seeds.get(arm, 0))
+        if (inputs := state.inputs_digest(planned)) is None:
+            continue
+        stored = state.run.child("stages").child(folder)
+        manifest = read_sealed_as(stored, MANIFEST, Manifest)
+        outside = outside_of(planned, manifest)
+        made_of = Manifest(shards=0, rows=0, inputs=inputs, outside=outside).made_of
+        names: list[str] = []
+        if manifest is None and journal_of(made_of) in stored.folders():
+            names = [entry.name for entry in stored.entries(OUT)]
+        elif manifest is not None and manifest.made_of == made_of:
+            names = [name for name, _ in manifest.outputs]
+        models = sum(bool(WHOLE.fullmatch(name)) for name in names)
+        seeds[planned.name] = max(models, seeds.get(planned.name, 0))
     return seeds
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import NOTES, OUT, noted_outputs
-from clipmill.metadata.record import MANIFEST
+from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.engine.context import RunContext
 from clipmill.pipeline.engine.failures import raised, storage_error
@@ -18,6 +18,21 @@ from clipmill.pipeline.planning.elsewhere import digest_of, is_gone
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.rows import PoolShards
 from clipmill.pipeline.stage import DatasetStage
+
+
+def outside_of(planned: PlannedStage, manifest: Manifest | None) -> str:
+    """Returns the digest of inputs from outside the run, followed by that of an export.
+
+    A finished stage no longer needs the export: if it is gone, its stored digest counts.
+    """
+    assert isinstance(planned.stage, DatasetStage)
+    outside = planned.stage.outside()
+    if planned.elsewhere is None:
+        return outside
+    if manifest and is_gone(planned.elsewhere):
+        return f"{outside} {manifest.outside.rpartition(' ')[2]}"
+    where = f"stage '{planned.name}', key `data`"
+    return f"{outside} {digest_of(planned.elsewhere, where)}"
 
 
 @dataclass
@@ -42,7 +57,7 @@ class DatasetJob:
         assert isinstance(planned.stage, DatasetStage)
         state.resolve(planned.name)
         try:
-            outside = self._outside()
+            outside = outside_of(planned, state.stages[planned.name].manifest)
         except OSError as error:
             raise storage_error(error, planned.where, state.run) from error
         stage = state.stages[planned.name]
@@ -118,21 +133,6 @@ class DatasetJob:
                 "look for what else writes or deletes there, then run again",
             )
         return []
-
-    def _outside(self) -> str:
-        """Returns the digest of inputs from outside the run, followed by that of an export.
-
-        A finished stage no longer needs the export: if it is gone, its stored digest counts.
-        """
-        planned, manifest = self.planned, self.running.state.stages[self.planned.name].manifest
-        assert isinstance(planned.stage, DatasetStage)
-        outside = planned.stage.outside()
-        if planned.elsewhere is None:
-            return outside
-        if manifest and is_gone(planned.elsewhere):
-            return f"{outside} {manifest.outside.rpartition(' ')[2]}"
-        where = f"stage '{planned.name}', key `data`"
-        return f"{outside} {digest_of(planned.elsewhere, where)}"
 
     def _context(self, made_of: dict[str, str], home: PoolShards | None) -> RunContext:
         stage = self.running.state.stages[self.planned.name]

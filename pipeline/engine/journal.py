@@ -8,7 +8,7 @@ as does another version that cuts calls differently.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import metadata
@@ -54,15 +54,18 @@ class StageRun:
     page_checksums: bool
 
 
+def journal_of(made_of: Mapping[str, str]) -> str:
+    """Returns the folder of a stage's journal; it holds hashes and formats of these versions."""
+    versions = f"{pa.__version__} {version('polars')} {UNITS}"
+    return f"calls-{digest([*made_of.values(), versions])[:12]}"
+
+
 class Journal:
     """The numbered calls of a dataset stage, with their stored results."""
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
-        # A journal holds hashes and formats of these versions.
-        versions = f"{pa.__version__} {version('polars')} {UNITS}"
-        key = digest([*run.made_of.values(), versions])[:12]
-        self.name = "calls" if run.planned.is_root else f"calls-{key}"
+        self.name = "calls" if run.planned.is_root else journal_of(run.made_of)
         self.words = ""  # the stage's own text for progress
         self._prefix = self._round = ""
         self._count = 0

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench import estimate
 from clipmill.pipeline.bench.pool import Runs
 from clipmill.pipeline.bench.prepare import Prepared, prepared
 from clipmill.pipeline.bench.recipe import Data, stages_of
@@ -74,6 +75,20 @@ def test_chance_is_an_arm_of_each_size_once(made):
     assert random == [f"random_of_{size}" for size in sorted(sizes)]  # none as large as raw
     for size in sizes:
         assert len(places(out, f"random_of_{size}")) == size
+
+
+def test_what_is_left_is_estimated_by_each_arms_own_samples_and_snapshots(
+    drawn_run, tmp_path, monkeypatch
+):
+    longer = "longer=long,samples_seen=120,snapshots=4"
+    arms = prepare(tmp_path / "bench", arms=(f"long={drawn_run}:long",), again=(longer,), seeds=2)
+    monkeypatch.setattr(estimate, "pictures", lambda tasks: 3)
+    monkeypatch.setattr(estimate, "DECODE_S", 0.5)
+    monkeypatch.setattr(type(arms.plan.stages["raw"].stage), "probe", lambda stage: (2.0, 0.5))
+    left = estimate.estimated(arms, Storage(str(tmp_path / "bench")), 1)
+    assert left.trainings == 8  # raw, long, longer, and as many by chance
+    assert left.training_s == 2 * (12 + 12 + 120 + 12) / 4
+    assert left.evaluation_s == 3 * (1 + 1 + 4 + 1) / 4
 
 
 NESTED = """

@@ -8,8 +8,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.cli import main
+from clipmill.pipeline.engine.journal import journal_of
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
@@ -144,8 +147,16 @@ def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, caps
     run_of(tmp_path)
     tasks_of(tmp_path / "tasks")
     arguments = (f"long={tmp_path}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
-    snapshots = ("--set", "snapshots=2")  # which are no trainings
-    assert bench(tmp_path, *arguments, *snapshots, "--out", tmp_path / "bench") == 0
+    # Snapshots are no trainings, and these ones read the export itself.
+    sets = ("--set", "snapshots=2", "--set", "sampling=shards")
+    assert bench(tmp_path, *arguments, *sets, "--out", tmp_path / "bench") == 0
+    (sealed,) = tmp_path.glob("bench/stages/raw-*/manifest.json")
+    manifest = read_sealed_as(Storage(str(sealed.parent)), sealed.name, Manifest)
+    sealed.unlink()  # as if killed behind its last seed
+    (sealed.parent / journal_of(manifest.made_of)).mkdir()
+    capsys.readouterr()
+    assert bench(tmp_path, "--out", tmp_path / "bench", "--estimate") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
     run_over(tmp_path / "pool", tmp_path / "run", STAGES.replace("words >= 4", "words >= 2"))
     capsys.readouterr()
     assert bench(tmp_path, "--out", tmp_path / "bench", "--estimate") == 0
