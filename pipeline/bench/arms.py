@@ -33,6 +33,7 @@ from clipmill.pipeline.bench.rows import (
 from clipmill.pipeline.bench.spec import RAW, Bench
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.terminal import plural
 
 FOLDER = "arms"
 BINS = 20  # leading bits of the hash histogram, so that few hashes are held at once
@@ -219,7 +220,7 @@ class ArmWriter:
             lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
             lacking += f"; uids of no row of the pool: {arm.unknown:,}" if arm.unknown else ""
             raise RecipeError(
-                f"{arm.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
+                f"{plural(arm.rows, 'row')} with a picture and a caption{lacking}; a batch has {batch:,}",
                 f"arm '{name}'",
                 "leave the arm out, or train in smaller batches: --set batch_size=N",
             )

@@ -21,6 +21,7 @@ from clipmill.pipeline.engine.dataset_job import outside_of
 from clipmill.pipeline.engine.journal import journal_of
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import duration
+from clipmill.pipeline.terminal import plural
 
 WHOLE = re.compile(r"(seed-\d+\.)?model\.json")  # of a whole training, not of a snapshot or average
 DECODE_S = 0.001  # per evaluated picture; at 512 pixels a side 0.002 to 0.004
@@ -56,7 +57,7 @@ class Estimate:
         each = f"{duration(self.training_s)} and {duration(self.evaluation_s)} to evaluate"
         cost = f", {usd_per_hour * self.seconds / 3600:.2f} USD" if usd_per_hour else ""
         return (
-            f"{self.trainings} trainings{' at most' if self.is_most else ''}, about {each} each,"
+            f"{plural(self.trainings, 'training')}{' at most' if self.is_most else ''}, about {each} each,"
             f" by {how};"
             f" on {where}: about {duration(self.seconds)}{cost}, and decoding"
         )

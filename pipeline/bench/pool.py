@@ -81,9 +81,9 @@ class Runs:
             raise RecipeError(problem, f"arm '{arm}', run {state.run}", do)
         columns = (column,) if column else ()
         request = ExportRequest(to="parquet", stage=stage, columns=columns)
-        plan, name = planned_export(state.plan, stage, request)
-        planned = plan.stages[name]
         try:
+            plan, name = planned_export(state.plan, stage, request)
+            planned = plan.stages[name]
             check_done(state, planned)
         except RecipeError as error:
             raise RecipeError(
@@ -94,7 +94,11 @@ class Runs:
     def opened(self, arm: str, run: str) -> RunState:
         """Returns the state of a run; RecipeError if the run is at work."""
         storage = Storage(run)
-        state = latest(run)
+        try:
+            state = latest(run)
+        except RecipeError as error:
+            do = error.args[2].replace("check --run", "name another")
+            raise RecipeError(error.args[0], f"arm '{arm}', run {storage}", do) from None
         if lease := lock.holder(storage):
             done = [summary(stage) for stage in state.stages.values()]
             raise RecipeError(

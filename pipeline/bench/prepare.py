@@ -133,11 +133,12 @@ def _trainings(bench: Bench, path: str) -> dict[str, Any]:
     arms = arms_of(bench, [])
     data = {name: nowhere for name in (RAW, *bench.rows)}
     stages = stages_of(bench, arms, data, dict.fromkeys(arms))
-    plan = make_plan(recipe_of(stages, path))
     try:
+        plan = make_plan(recipe_of(stages, path))
         plan.stages[f"{RAW}{SCORES}"].stage.look()
     except ClipmillError as error:
         where = error.args[1].replace("key `tasks`:", "--tasks")
+        where = where.replace(f"{path}, stage", "--set or --arm, arm")  # no such file yet
         raise RecipeError(error.args[0], where, error.args[2]) from None
     return {name: plan.stages[name].stage for name in arms}
 

@@ -131,12 +131,12 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
     ):
         if before and value and value != stored:
             raise RecipeError(
-                f"{key} {value}, and this bench has {stored or 'none'}",
+                f"{key} {_words(value)}, and this bench has {_words(stored) or 'none'}",
                 out,
                 "arms are compared at equal training: give another --out",
             )
     if arguments.seeds is not None and arguments.seeds < (before.seeds if before else 1):
-        had = f", and {before.seeds} are trained" if before else ""
+        had = f", and this bench has {before.seeds}" if before else ""
         raise RecipeError(f"--seeds {arguments.seeds}{had}", "the arguments", "give more")
     tasks = _whole(arguments.tasks, "--tasks") if arguments.tasks else bench.tasks
     if not tasks:
@@ -150,6 +150,10 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         rows=rows,
         arms=arms,
     )
+
+
+def _words(value: str | dict[str, Any]) -> str:
+    return value if isinstance(value, str) else ", ".join(f"{k}={v}" for k, v in value.items())
 
 
 def _sources(arguments: Arguments) -> list[tuple[str, Source]]:

@@ -87,8 +87,8 @@ def test_what_cannot_be_compared_is_refused(more, found):
     [
         (Arguments(arms=("best=/run:other",)), "'best' stands for other rows"),
         (Arguments(scale="small"), "--scale small, and this bench has nano"),
-        (Arguments(sets=("batch_size=64",)), "--set {'batch_size': 64}, and this bench has none"),
-        (Arguments(seeds=1), "--seeds 1, and 2 are trained"),
+        (Arguments(sets=("batch_size=64",)), "--set batch_size=64, and this bench has none"),
+        (Arguments(seeds=1), "--seeds 1, and this bench has 2"),
         (Arguments(hold_out="home"), "--hold-out home, and this bench has none"),
         (Arguments(hold_in="home"), "--hold-in home, and this bench has none"),
         (Arguments(hold_out="a", hold_in="b"), "--hold-out and --hold-in together"),

@@ -315,6 +315,9 @@ def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_
         (("--add", "long={}/run:long"), "no bench there to add to"),
         (("long={}/run:lnog", "--tasks", "{}/tasks"), "did you mean 'long'?"),
         (("long={}/run:nothing", "--tasks", "{}/tasks"), "0 rows with a picture"),
+        (("long={}/gone:long", "--tasks", "{}/tasks"), "arm 'long', run {}/gone"),
+        (("long={}/run:long", "--tasks", "{}/tasks", "--by", "no"), "arm 'long', run {}/run"),
+        (("long={}/run:long", "--tasks", "{}/tasks", "--set", "no=1"), "--arm, arm 'raw', key"),
         (("long={}/run:long", "--tasks", "{}/pool"), "--tasks"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--seeds", "0"), "--seeds 0"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--power"), "with other arms or seeds"),
@@ -325,7 +328,7 @@ def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, 
     given = (one.format(place) for one in arguments)
     said = clipmill("bench", *given, "--out", tmp_path / "b", *sets)
     assert said.code == 2
-    assert found in said.err
+    assert found.format(place) in said.err
 
 
 def test_the_next_commands_can_be_pasted_from_a_folder_with_a_space(tmp_path):
