@@ -83,7 +83,8 @@ def board(prepared: Prepared, state: RunState) -> Board:
     named_arms = trained_arms(prepared, state)
     results = results_of(prepared, named_arms)
     training: Any = prepared.plan.stages[RAW].stage
-    cells = {cell.arm: cell for cell in results.shown[0].cells}
+    top = results.shown[0]
+    cells = {cell.arm: cell for cell in top.cells}
     rates = _rates(prepared, state)
     lines = [_line(prepared, state, results, cells[name], rates[name]) for name in prepared.arms]
     ranked = sorted(lines, key=lambda line: -(line.result.value if line.result else -1.0))
@@ -92,7 +93,7 @@ def board(prepared: Prepared, state: RunState) -> Board:
         samples_seen=training.steps * training.batch_size,
         lines=tuple(ranked),
         results=results,
-        curves=tuple(curves(named_arms, results.fine)),
+        curves=tuple(curves(named_arms, results.fine or [top.task])),
     )
 
 

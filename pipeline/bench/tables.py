@@ -139,8 +139,10 @@ def legend(board: Board) -> str:
         f"Ranked by the {board.title}" + (f" ({fine})" if fine else ""),
         f"{board.samples_seen:,} samples seen by each model, seeds an arm:"
         f" {' to '.join(map(str, seeds[:1] + seeds[1:][-1:]))}",
-        "points of 100, with half of a 95 % interval that holds the noise of seeds and of items",
+        "points of 100",
     ]
+    if any(line.result and line.result.high is not None for line in board.lines):
+        parts[-1] += ", with half of a 95 % interval that holds the noise of seeds and of items"
     visible = top.visible
     if visible is not None:
         parts.append(f"the smallest difference it could have seen: {100 * visible:.1f}")
@@ -258,8 +260,9 @@ def share(line: Line) -> str:
     """Returns `61 % (40 to 85)` of the way from raw to the oracle."""
     if line.share is None or line.share.low is None or line.share.high is None:
         return ""
-    low, high = 100 * line.share.low, 100 * line.share.high
-    return f"{100 * line.share.value:.0f} % ({low:.0f} to {high:.0f})".replace("-", MINUS)
+    ends = line.share.value, line.share.low, line.share.high
+    value, low, high = (round(100 * end) for end in ends)  # whole numbers: never -0
+    return f"{value} % ({low} to {high})".replace("-", MINUS)
 
 
 def epochs(line: Line) -> str:

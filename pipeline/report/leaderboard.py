@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.board import Board, Line
 from clipmill.pipeline.bench.spec import RAW
 from clipmill.pipeline.bench.tables import (
@@ -56,14 +57,17 @@ def _curves(board: Board) -> dict[str, Any] | None:
     names = [*names[: LINES - 1], RAW]
     drawn = []
     for curve in map(curves.__getitem__, names):
-        points = [
-            [r.value, *(r.value if end is None else end for end in (r.low, r.high))]
-            for r in curve.result
-        ]
-        edges = [[100 * value for value in values] for values in zip(*points, strict=True)]
         samples = [share * board.samples_seen for share in curve.share]
-        drawn.append(Band(curve.arm, samples, *edges))
-    return {"names": names, "plot": bands(drawn)}
+        drawn.append(Band(curve.arm, samples, *zip(*map(_points, curve.result), strict=True)))
+    has_intervals = any(band.low != band.high for band in drawn)
+    return {"names": names, "plot": bands(drawn), "has_intervals": has_intervals}
+
+
+def _points(result: Estimate) -> tuple[float, float, float]:
+    """Returns a mean and the ends of its interval, in points of 100: no share lies beyond."""
+    ends = (result.value if end is None else end for end in (result.low, result.high))
+    low, high = (100 * min(max(end, 0.0), 1.0) for end in ends)
+    return 100 * result.value, low, high
 
 
 def _chart(
@@ -74,10 +78,7 @@ def _chart(
     for line in board.lines:
         x, result = x_of(line), line.result
         if x and result:
-            value = 100 * result.value
-            ends = (value if end is None else 100 * end for end in (result.low, result.high))
-            low, high = (min(max(end, 0.0), 100.0) for end in ends)  # no share lies beyond
-            points.append(Point(line.arm, _kind(line.arm), x, value, low, high))
+            points.append(Point(line.arm, _kind(line.arm), x, *_points(result)))
     if not points:
         return None
     has_intervals = any(line.result and line.result.low is not None for line in board.lines)

@@ -38,7 +38,8 @@ def _environment() -> Environment:
         "count": "{:,}".format,
         "percent": "{:.1%}".format,
         "points": lambda share: f"{100 * share:.1f}".replace("-", MINUS),
-        "signed": lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
+        # + 0.0: never -0.0
+        "signed": lambda share: f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS),
         "short": short,
         "size": size,
         "lasting": duration,

@@ -1,5 +1,7 @@
 """The leaderboard as text: the way to the oracle, each model's score, whose chance it is."""
 
+import re
+
 import pytest
 
 from clipmill.metadata.stats import Estimate
@@ -110,6 +112,28 @@ def test_the_course_says_after_how_many_samples_each_arm_has_raws_last_score():
     assert course(below)[1] == ["best", "", "10.0", "11.0", "never"]
     assert course(board()) == []
     assert "samples seen of" not in leaderboard(board(), "a bench")
+
+
+def test_no_interval_is_drawn_beyond_0_and_100_or_claimed_without_one():
+    points = Estimate(0.2, -0.9, 1.4), Estimate(0.3, 0.2, 0.4)
+    curve = Curve(arm="raw", share=(0.5, 1), result=points)
+    page = Board(**{**vars(board()), "curves": (curve,)})
+    html = leaderboard(page, "a bench")
+    assert html.count("with 95 % intervals") == 1
+    (corners,) = re.findall('polygon .*points="(.*?) "', html)
+    assert {float(point.split(",")[1]) for point in corners.split()} >= {16.0, 156.0}  # 100, 0
+    one = Curve(arm="raw", share=(0.5, 1), result=(Estimate(0.2), Estimate(0.3)))
+    page = Board(**{**vars(board()), "curves": (one,)})
+    assert "95 %" not in leaderboard(page, "a bench") + markdown(page)
+
+
+def test_a_difference_that_rounds_to_none_has_one_sign_in_every_form():
+    apart = Comparison(arm="best", baseline="raw", seeds=(2, 2), apart=Estimate(-0.0001))
+    least = Estimate(-0.002, -0.004, 0.5)
+    page = Board(**{**vars(board()), "lines": (line("best", raw=apart, share=least), line("raw"))})
+    for said in (markdown(page), text(page), leaderboard(page, "a bench")):
+        assert "+0.0" in said
+        assert "\N{MINUS SIGN}0" not in said
 
 
 def test_chance_is_named_by_the_arm_that_it_is_drawn_from():

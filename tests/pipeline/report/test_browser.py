@@ -1,5 +1,6 @@
 """The report in a browser: nothing off screen, all legible, every link leads somewhere."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.ledger.proof.curves import Curve
 from clipmill.pipeline.report.build import report
+from clipmill.pipeline.report.leaderboard import leaderboard
 from tests.legible import LEADING_NOWHERE, faults, looks
+from tests.pipeline.bench.test_tables import board
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,26 @@ def test_nothing_is_off_screen_and_all_is_legible(pages, tab):
             assert shown[2, 2] < 60 if scheme == "dark" else shown[2, 2] > 200
             assert len(np.unique(shown)) > 50  # text, bars and charts
     assert bad == []
+
+
+def test_a_leaderboard_breaks_long_names_of_arms_on_a_phone(tab, tmp_path):
+    name = "_".join(["an_arm_of_many_rules"] * 5)
+    plain = board()
+    lines = [
+        replace(line, arm=f"{name}_{line.arm}", warnings=("one seed",)) for line in plain.lines
+    ]
+    curve = (Estimate(0.1, -0.4, 1.2), Estimate(0.2))
+    curves = [Curve(arm=arm, share=(0.5, 1.0), result=curve) for arm in (lines[0].arm, "raw")]
+    cells = [replace(c, arm=line.arm) for c, line in zip(plain.results.tasks[0].cells, lines)]
+    task = replace(plain.results.tasks[0], cells=tuple(cells))
+    results = replace(plain.results, tasks=(task,))
+    page = replace(plain, lines=tuple(lines), curves=tuple(curves), results=results)
+    (tmp_path / "board.html").write_text(leaderboard(page, "a bench"))
+    bad = [fault for _ in looks(tab, tmp_path / "board.html") for fault in faults(tab)]
+    assert bad == []
+    cells = '[...document.querySelectorAll("th[scope=row]")]'
+    assert max(tab.value(f"{cells}.map((e) => e.getBoundingClientRect().right)")) <= 420
+    assert max(tab.value(f"{cells}.map((e) => e.scrollWidth)")) <= 420
 
 
 def test_what_is_off_screen_or_faint_is_seen(tab, tmp_path):
