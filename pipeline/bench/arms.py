@@ -220,7 +220,8 @@ class ArmWriter:
             lacking = f", and {arm.lacking:,} without" if arm.lacking else ""
             lacking += f"; uids of no row of the pool: {arm.unknown:,}" if arm.unknown else ""
             raise RecipeError(
-                f"{plural(arm.rows, 'row')} with a picture and a caption{lacking}; a batch has {batch:,}",
+                f"{plural(arm.rows, 'row')} with a picture and a caption{lacking};"
+                f" a batch has {batch:,}",
                 f"arm '{name}'",
                 "leave the arm out, or train in smaller batches: --set batch_size=N",
             )

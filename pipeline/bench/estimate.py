@@ -57,8 +57,8 @@ class Estimate:
         each = f"{duration(self.training_s)} and {duration(self.evaluation_s)} to evaluate"
         cost = f", {usd_per_hour * self.seconds / 3600:.2f} USD" if usd_per_hour else ""
         return (
-            f"{plural(self.trainings, 'training')}{' at most' if self.is_most else ''}, about {each} each,"
-            f" by {how};"
+            f"{plural(self.trainings, 'training')}{' at most' if self.is_most else ''},"
+            f" about {each} each, by {how};"
             f" on {where}: about {duration(self.seconds)}{cost}, and decoding"
         )
 

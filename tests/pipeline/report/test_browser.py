@@ -64,8 +64,9 @@ def test_a_leaderboard_breaks_long_names_of_arms_on_a_phone(tab, tmp_path):
     ]
     curve = (Estimate(0.1, -0.4, 1.2), Estimate(0.2))
     curves = [Curve(arm=arm, share=(0.5, 1.0), result=curve) for arm in (lines[0].arm, "raw")]
-    cells = [replace(c, arm=line.arm) for c, line in zip(plain.results.tasks[0].cells, lines)]
-    task = replace(plain.results.tasks[0], cells=tuple(cells))
+    (task,) = plain.results.tasks
+    renamed = (replace(cell, arm=f"{name}_{cell.arm}") for cell in task.cells)
+    task = replace(task, cells=tuple(renamed))
     results = replace(plain.results, tasks=(task,))
     page = replace(plain, lines=tuple(lines), curves=tuple(curves), results=results)
     (tmp_path / "board.html").write_text(leaderboard(page, "a bench"))

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -145,11 +146,13 @@ def test_stored_trainings_say_what_more_seeds_would_see_and_nothing_is_trained(p
 @chaos
 def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, capsys):
     run_of(tmp_path)
-    tasks_of(tmp_path / "tasks")
+    write_tasks(tmp_path / "tasks")
+    shutil.rmtree(tmp_path / "tasks" / "words")
     arguments = (f"long={tmp_path}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
     # Snapshots are no trainings, and these ones read the export itself.
     sets = ("--set", "snapshots=2", "--set", "sampling=shards")
     assert bench(tmp_path, *arguments, *sets, "--out", tmp_path / "bench") == 0
+    assert "6 seen" in (tmp_path / "bench" / "leaderboard.md").read_text()  # by five classes
     (sealed,) = tmp_path.glob("bench/stages/raw-*/manifest.json")
     manifest = read_sealed_as(Storage(str(sealed.parent)), sealed.name, Manifest)
     sealed.unlink()  # as if killed behind its last seed
