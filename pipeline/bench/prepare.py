@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench.arms import ArmRows, ArmWriter, by_chance, random_name, subset_name
+from clipmill.pipeline.bench.arms import (
+    FOLDER,
+    ArmRows,
+    ArmWriter,
+    by_chance,
+    random_name,
+    subset_name,
+)
 from clipmill.pipeline.bench.pool import (
     Choice,
     Runs,
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.run_folder.live import Watcher
 
 SPEC = "bench.json"
-OURS = (SPEC, FILE, "arms", lock.NAME)  # the only files of a folder in which nothing has run
+OURS = (SPEC, FILE, FOLDER, lock.NAME)  # the only files of a folder in which nothing has run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ class Prepared:
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
     """Writes missing files and plans the recipe; RecipeError if the arms cannot be compared."""
-    if not out.has("run.json"):
+    if not (out.has("run.json") and FOLDER in out.folders()):  # a run that is no bench's either
         refuse_others(out, OURS, "give --out a new folder, or an empty one")
     path = str(Path(out.path, FILE)) if out.is_local else f"{out}/{FILE}"
     runs = Runs()
@@ -138,7 +145,7 @@ def _trainings(bench: Bench, path: str) -> dict[str, Any]:
         plan.stages[f"{RAW}{SCORES}"].stage.look()
     except ClipmillError as error:
         where = error.args[1].replace("key `tasks`:", "--tasks")
-        where = where.replace(f"{path}, stage", "--set or --arm, arm")  # no such file yet
+        where = where.replace(f"{path}, stage", "the arguments, arm")  # no such file yet
         raise RecipeError(error.args[0], where, error.args[2]) from None
     return {name: plan.stages[name].stage for name in arms}
 

@@ -369,3 +369,6 @@ def test_a_folder_of_something_else_is_left_alone(drawn_run, tmp_path):
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(RecipeError, match=r"other files: photo\.jpg"):
         prepare(tmp_path, arms=(f"a={drawn_run}:long",))
+    with pytest.raises(RecipeError, match="holds other files"):
+        prepare(drawn_run, arms=(f"a={drawn_run}:long",))  # its recipe would no longer be the last
+    assert not (drawn_run / "bench.json").exists()

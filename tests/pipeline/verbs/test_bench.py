@@ -320,7 +320,7 @@ def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_
         (("long={}/run:nothing", "--tasks", "{}/tasks"), "0 rows with a picture"),
         (("long={}/gone:long", "--tasks", "{}/tasks"), "arm 'long', run {}/gone"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--by", "no"), "arm 'long', run {}/run"),
-        (("long={}/run:long", "--tasks", "{}/tasks", "--set", "no=1"), "--arm, arm 'raw', key"),
+        (("long={}/run:long", "--tasks", "{}/tasks", "--set", "no=1"), "arguments, arm 'raw', key"),
         (("long={}/run:long", "--tasks", "{}/pool"), "--tasks"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--seeds", "0"), "--seeds 0"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--power"), "with other arms or seeds"),
