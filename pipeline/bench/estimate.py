@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
@@ -69,7 +70,7 @@ def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate
     Error: takes all arms of one network to train as fast as the slowest so far.
     """
     state = RunState(prepared.plan, out)
-    trained, bench = _trained(state), prepared.bench
+    trained, bench = _trained(state, prepared.arms), prepared.bench
     left = {name: max(0, bench.seeds - trained.get(name, 0)) for name in prepared.arms}
     is_most = bool(any(left.values()) and bench.by and LEARNT not in prepared.arms)
     left[RAW] += 2 * bench.seeds if is_most else 0
@@ -102,13 +103,13 @@ def estimated(prepared: Prepared, out: Storage, workers: int | None) -> Estimate
     )
 
 
-def _trained(state: RunState) -> dict[str, int]:
+def _trained(state: RunState, arms: Container[str]) -> dict[str, int]:
     """Counts by arm the seeds already trained on its current rows, including those of older stages
     and of one that was stopped."""
     seeds: dict[str, int] = {}
     for folder in state.run.folders("stages"):
         planned = state.plan.stages.get(folder.rpartition("-")[0])
-        if planned is None or planned.uses != "train.clip":
+        if planned is None or planned.name not in arms:
             continue
         if (inputs := state.inputs_digest(planned)) is None:
             continue

@@ -204,7 +204,8 @@ class Measured:
 def measured(trials: Sequence[Trial], drawing: Drawing | None = None) -> list[Measured]:
     """Returns every metric of every task, tasks in order of first occurrence.
 
-    Tasks of one name with different content or rules stay apart and are never compared.
+    Tasks of one name with different content or rules stay apart and are never compared. Of tasks
+    with equal content only the first is fine: the items of both would count as independent.
     """
     by_task: dict[tuple[str, str], dict[int, Task]] = {}
     for number, trial in enumerate(trials):
@@ -212,11 +213,15 @@ def measured(trials: Sequence[Trial], drawing: Drawing | None = None) -> list[Me
             by_task.setdefault((name, task.digest), {})[number] = task
     names = [name for name, _ in by_task]
     metrics: list[Measured] = []
+    first: dict[tuple[str, str | None], str] = {}  # name by content
     with ThreadPoolExecutor(READERS) as pool:
         for (name, digest), models in by_task.items():
             ranks = dict(zip(models, pool.map(_ranks, models.values()), strict=True))
             label = f"{name} ({digest})" if names.count(name) > 1 else name
-            metrics += _of_task(label, models, ranks, drawing)
+            task = next(iter(models.values()))
+            files = task.content, task.kind  # a probe is no copy
+            is_copy = bool(task.content) and first.setdefault(files, name) != name
+            metrics += _of_task(label, is_copy, models, ranks, drawing)
     return metrics
 
 
@@ -246,6 +251,7 @@ def mean_of(tasks: Sequence[Measured]) -> Measured:
 
 def _of_task(
     name: str,
+    is_copy: bool,
     models: dict[int, Task],
     ranks: dict[int, pa.Table | None],
     drawing: Drawing | None,
@@ -261,8 +267,11 @@ def _of_task(
             metric=metric,
             chance=next(iter(having.values())).metrics[metric].get("chance"),
             is_main=metric == main,
-            is_fine=first.kind == "retrieval"
-            or (first.kind != "probe" and (first.classes or 0) > FEW_CLASSES),
+            is_fine=not is_copy
+            and (
+                first.kind == "retrieval"
+                or (first.kind != "probe" and (first.classes or 0) > FEW_CLASSES)
+            ),
             models=tuple(having),
             value_S=np.array([task.metrics[metric]["value"] for task in having.values()]),
             draw_SD=_draws(metric, having, ranks, drawing),

@@ -30,6 +30,7 @@ class Task:
     """One model's scores on one task. `digest` separates tasks of one name."""
 
     digest: str
+    content: str  # digest of its files alone; empty of older evaluations
     kind: str | None  # "retrieval", "classification", …
     main: str | None  # the main metric
     classes: int | None
@@ -182,6 +183,7 @@ def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]
             name,
             Task(
                 digest=rules,
+                content=entry.get("sha256") or "",
                 kind=entry.get("kind"),
                 main=entry.get("metric"),
                 classes=entry.get("classes"),

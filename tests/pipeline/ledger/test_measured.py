@@ -121,9 +121,10 @@ def test_what_ranks_do_not_tell_has_no_draws():
     assert terms("acc1", {"value": 0.5}, pa.table({"text_rank": [0]})) is None
 
 
-def task(kind="classification", classes=20, digest="0", main=None, **metrics) -> Task:
+def task(kind="classification", classes=20, digest="0", main=None, content="", **metrics) -> Task:
     return Task(
         digest=digest,
+        content=content,
         kind=kind,
         main=main,
         classes=classes,
@@ -155,6 +156,12 @@ def test_the_headline_is_the_mean_of_each_models_fine_tasks():
 def test_tasks_of_one_name_with_other_pictures_are_two():
     found = measured([trial(a=task(digest="1", acc1=0.3)), trial(a=task(digest="2", acc1=0.4))])
     assert [(one.task, one.models) for one in found] == [("a (1)", (0,)), ("a (2)", (1,))]
+
+
+def test_a_second_folder_of_the_same_files_does_not_count_twice_in_the_headline():
+    tasks = {name: task(content="same", acc5=0.3) for name in ("a", "copy")}
+    found = measured([trial(**tasks, other=task(content="more", acc5=0.4))])
+    assert [one.is_fine for one in found] == [True, False, True]
 
 
 def test_the_metric_that_the_rules_name_tells_a_task():
