@@ -124,6 +124,17 @@ def _opened(source: Any) -> pq.ParquetFile:
     return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
 
 
+def read_group(folder: Storage, size: int, shards: int, group: int) -> Records | None:
+    """Reads a row group of the compaction; None where it is not that of its shards."""
+    try:
+        with folder.open(COMPACTED) as source, _opened(source) as file:
+            table = file.read_row_group(group, RECORD.names, use_threads=False).cast(RECORD)
+    except (*UNREADABLE, FileNotFoundError):
+        return None
+    due = np.arange(group * size, min((group + 1) * size, shards))
+    return Records(table) if np.array_equal(table["shard"], due) else None
+
+
 class SealedRecords(Records):
     """The records of a sealed stage, read from its compaction when they are asked for."""
 
@@ -134,7 +145,7 @@ class SealedRecords(Records):
         self.folder, self.seal, self.listed = folder, seal, listed
         self._is_read = False
         self._shard_N: NDArray[np.int64] = np.arange(shards)
-        self._group = lru_cache(4)(self._read_group)
+        self._group = lru_cache(4)(partial(read_group, folder, seal.group, shards))  # no circle
 
     def __getitem__(self, shard: int) -> list[Record]:
         part = self._part(shard)
@@ -164,16 +175,6 @@ class SealedRecords(Records):
         if part is None:
             self._settle()
         return part
-
-    def _read_group(self, group: int) -> Records | None:
-        start, size = group * self.seal.group, self.seal.group
-        try:
-            with self.folder.open(COMPACTED) as source, _opened(source) as file:
-                table = file.read_row_group(group, RECORD.names, use_threads=False).cast(RECORD)
-        except (*UNREADABLE, FileNotFoundError):
-            return None
-        due = np.arange(start, min(start + size, len(self._shard_N)))
-        return Records(table) if np.array_equal(table["shard"], due) else None
 
     def _settle(self) -> None:
         if not self._is_read:

@@ -79,11 +79,11 @@ class Lists:
     """The concepts to match, by language or for all; a finder is built when first used."""
 
     def __init__(self, concepts: ConceptList, rule: str, by_language: bool) -> None:
-        self.digest, self.rule, self.entries = concepts.digest, rule, concepts.entries
+        self.digest, self.rule = concepts.digest, rule
         self.ids: dict[str | None, pa.Int32Array] = dict(concepts.by_language())
         if not by_language:
             self.ids = {None: pa.array(range(len(concepts)), pa.int32())}
-        self.finder = cache(self._built)
+        self.finder = cache(partial(finder_of, concepts.entries, self.ids, rule))  # no circle
 
     def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
         """Returns list positions of each text's concepts, ascending; empty without any."""
@@ -93,11 +93,15 @@ class Lists:
         end_N = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
         return pa.ListArray.from_arrays(end_N, self.ids[language].take(pa.array(place_M)))
 
-    def _built(self, language: str | None):
-        from clipmill.stages.annotate._spacing import padded  # compiled: imported late
-        from clipmill.stages.annotate._substrings import Finder
 
-        return Finder(padded(self.entries.take(self.ids[language]), self.rule))
+def finder_of(
+    entries: pa.StringArray, ids: dict[str | None, pa.Int32Array], rule: str, language: str | None
+):
+    """Returns what finds a language's entries in texts."""
+    from clipmill.stages.annotate._spacing import padded  # compiled: imported late
+    from clipmill.stages.annotate._substrings import Finder
+
+    return Finder(padded(entries.take(ids[language]), rule))
 
 
 def matched(batch: pa.Table, *, by_language: bool, lists: Lists) -> pa.Table:

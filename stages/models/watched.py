@@ -68,9 +68,9 @@ class WatchedModel:
         self.width: int = model.width
         self.sha256: str | None = model.sha256
         of_prompts = "embed_prompts" if hasattr(model, "embed_prompts") else "embed_texts"
-        self.embed_images = Watched(self._embed("embed_images"), pictures, name)
-        self.embed_texts = Watched(self._embed("embed_texts"), texts, name)
-        self.embed_prompts = Watched(self._embed(of_prompts), texts, name)
+        self.embed_images = Watched(embed(model, "embed_images"), pictures, name)
+        self.embed_texts = Watched(embed(model, "embed_texts"), texts, name)
+        self.embed_prompts = Watched(embed(model, of_prompts), texts, name)
 
     @property
     def network(self) -> Any:
@@ -82,8 +82,10 @@ class WatchedModel:
         """The factor of its cosines that it has learnt; None if it has none."""
         return getattr(self.inside, "scale", None)
 
-    def _embed(self, method: str) -> Callable[..., NDArray[np.float32]]:
-        return lambda inputs: getattr(self.inside, method)(inputs)  # late: some embed no texts
+
+def embed(model: Any, method: str) -> Callable[..., NDArray[np.float32]]:
+    """Returns a model's method, looked up when it is called: some embed no texts."""
+    return lambda inputs: getattr(model, method)(inputs)  # not of the wrapper: that is a circle
 
 
 def pictures() -> Inputs:

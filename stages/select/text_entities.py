@@ -90,7 +90,6 @@ class Words:
 
     def __init__(self, folder: str) -> None:
         storage = Storage(folder)
-        self.classes = classes()
         self.first: dict[str, dict[str, int]] = {part: {} for part in ENDINGS}
         self.irregular: dict[str, dict[str, list[str]]] = {part: {} for part in ENDINGS}
         for part, first in self.first.items():
@@ -103,19 +102,23 @@ class Words:
             for line in storage.read(f"{part}.exc").decode("latin-1").splitlines():
                 form, *bases = line.split()
                 self.irregular[part][form] = bases
-        self.counts = lru_cache(2**20)(self._counts)
+        self.counts = lru_cache(2**20)(partial(is_class, self.first, self.irregular))  # no circle
 
-    def _counts(self, word: str) -> bool:
-        form = word.lower()
-        for part, first in self.first.items():
-            bases = self.irregular[part].get(form)
-            if bases is None:
-                ends = (pair.split(":") for pair in ENDINGS[part].split())
-                bases = [form.removesuffix(end) + new for end, new in ends if form.endswith(end)]
-            for base in (form, *bases):
-                if base in first:
-                    return first[base] in self.classes
-        return False
+
+def is_class(
+    first: dict[str, dict[str, int]], irregular: dict[str, dict[str, list[str]]], word: str
+) -> bool:
+    """Returns whether a word's first synset is of a class, by its lemma's part of speech."""
+    form = word.lower()
+    for part, synset_of in first.items():
+        bases = irregular[part].get(form)
+        if bases is None:
+            ends = (pair.split(":") for pair in ENDINGS[part].split())
+            bases = [form.removesuffix(end) + new for end, new in ends if form.endswith(end)]
+        for base in (form, *bases):
+            if base in synset_of:
+                return synset_of[base] in classes()
+    return False
 
 
 @lru_cache(maxsize=1)  # once for all shards

@@ -1,12 +1,13 @@
 """A sealed stage: taken without a listing, and still no damage goes unseen."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipmill.metadata import compaction, stage_seal
-from clipmill.metadata.scan import scan
+from clipmill.metadata.scan import glance, scan
 from clipmill.metadata.stage_seal import SEAL, read_seal
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.verify import repair, verify
@@ -169,3 +170,12 @@ def test_a_changed_pool_outdates_what_is_sealed_after_it(engine):
     good = {name: sorted(stage.shards) for name, stage in RunState(plan, run).stages.items()}
     assert good.pop("numbers") == [0, 1, 2, 3]
     assert good == {"square": [2, 3], "shared": [], "chosen": [], "cube": []}
+
+
+def test_records_that_are_used_no_more_are_gone_without_a_search_for_garbage(engine):
+    engine.run(STAGES)
+    records = glance(folder_of(engine, "square")).records
+    assert records.state(0, None)
+    gone = weakref.ref(records)
+    del records
+    assert gone() is None

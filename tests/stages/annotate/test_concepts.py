@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import pyarrow as pa
 import pytest
@@ -119,3 +120,11 @@ def test_no_list_or_a_bad_one_stops_the_stage_with_what_to_do(data, matched, tmp
 def test_a_caption_of_ten_megabytes_is_matched_like_any_other(matched):
     out = matched(["dog " * 2_500_000 + "The", "red dog"])
     assert out["concept_ids"] == [[0, 1], [0, 2]]
+
+
+def test_finders_that_are_used_no_more_are_gone_without_a_search_for_garbage(listed, worker):
+    function = Concepts(concepts=listed(), by_language=False).open(worker)
+    function(pa.table({"text": ["a dog"]}))
+    gone = weakref.ref(function.keywords["lists"])
+    del function
+    assert gone() is None

@@ -1,10 +1,13 @@
 """Watched models: a tenth of vectors without a direction, the probes, what is counted."""
 
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.models.watched import PROBES, Watched, pictures, texts
+from clipmill.stages.models.watched import PROBES, Watched, WatchedModel, pictures, texts
 
 
 def given(row_ND):
@@ -44,3 +47,10 @@ def test_probes_are_different_pictures_and_texts():
     (images,), (captions,) = pictures(), texts()
     assert len({image.tobytes() for image in images}) == len({*captions}) == PROBES
     assert {(image.shape, image.dtype) for image in images} == {((32, 32, 3), np.dtype(np.uint8))}
+
+
+def test_a_model_that_is_used_no_more_is_gone_without_a_search_for_garbage():
+    model = WatchedModel(SimpleNamespace(width=3, sha256=None), "it")
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None

@@ -1,6 +1,7 @@
 """TextEntities: which words count, on a few of WordNet's, and files that do not do."""
 
 import re
+import weakref
 
 import pyarrow as pa
 import pytest
@@ -69,3 +70,11 @@ def test_files_that_are_missing_or_of_another_version_are_refused(tmp_path, monk
     monkeypatch.setattr(text_entities, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="the package 'timm' is not installed"):
         TextEntities(wordnet=other).look()
+
+
+def test_words_that_are_used_no_more_are_gone_without_a_search_for_garbage(wordnet):
+    words = Words(wordnet)
+    assert words.counts("dog")
+    gone = weakref.ref(words)
+    del words
+    assert gone() is None
