@@ -6,15 +6,18 @@ their faults are few and fast: what is stored depends on the stages, and on no e
 
 import contextlib
 import csv
+import gc
 import hashlib
 import io
 import json
 import struct
 import tarfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -197,10 +200,41 @@ def served(generated: Path, folder: Path) -> Iterator[int]:
 def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -> Finished:
     """Every stage over the rows, in so many source files, in another order for each number."""
     plan = make_plan(load_recipe(str(write_run(generated, folder, port, files, shard_rows))))
-    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+    with left_to_a_search() as left:
+        outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
+    (folder / "left").write_text("\n".join(left))
     (folder / "port").write_text(str(port))
     return Finished(outcome.state, port, port)
+
+
+@contextlib.contextmanager
+def left_to_a_search() -> Iterator[list[str]]:
+    """Lists what only a search for garbage would free: objects of ours, networks, maps of files.
+
+    Without what a first import left: errors that libraries keep hold the stack they were raised in.
+    """
+    left: list[str] = []
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield left
+        gc.collect()
+        alone = {id(it): it for it in gc.garbage}
+        of_stacks = [it for it in gc.garbage if isinstance(it, FrameType)]
+        while of_stacks:
+            held = (alone.pop(id(it), None) for it in gc.get_referents(*of_stacks))
+            of_stacks = [it for it in held if it is not None]
+        kinds = Counter(f"{type(it).__module__}.{type(it).__qualname__}" for it in alone.values())
+        of_ours = ("clipmill.", "numpy.", "onnxruntime.", "torch.nn.")
+        left += sorted(
+            f"{count} {kind}" for kind, count in kinds.items() if kind.startswith(of_ours)
+        )
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def whole(generated: Path, port: int) -> Callable[[Path], Finished]:

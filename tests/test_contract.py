@@ -73,6 +73,11 @@ def test_a_new_stage_is_in_the_run_by_its_example(tmp_path, monkeypatch):
     assert new["from"] in given.stages
 
 
+def test_no_step_leaves_a_model_or_a_map_to_a_search_for_garbage(every_stage):
+    """Workers make one rarely: an object in a circle would stay from step to step."""
+    assert Path(every_stage.state.run.path).with_name("left").read_text() == ""
+
+
 # What classes declare
 
 
