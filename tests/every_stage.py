@@ -222,7 +222,7 @@ def left_to_a_search() -> Iterator[list[str]]:
         yield left
         gc.collect()
         alone = {id(it): it for it in gc.garbage}
-        of_stacks = [it for it in gc.garbage if isinstance(it, FrameType)]
+        of_stacks = [it for it in gc.garbage if type(it) is FrameType]  # a proxy may point nowhere
         while of_stacks:
             held = (alone.pop(id(it), None) for it in gc.get_referents(*of_stacks))
             of_stacks = [it for it in held if it is not None]
