@@ -117,11 +117,14 @@ def test_a_pid_that_another_process_has_by_now_is_dead(run):
 
 
 def test_a_process_whose_name_is_no_unicode_holds_its_lock(run):
-    named = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xd0\\xba\\xd0'); print(input())"
+    named = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"\\xd0\\xba\\xd0")
+print("named", flush=True)
+sys.stdin.read()  # it lives until it was looked at
+"""
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", named], **pipe) as process:
-        process.stdin.write(b"named\n")
-        process.stdin.flush()
         assert process.stdout.readline() == b"named\n"
         write_lease(run, host=socket.gethostname(), pid=process.pid)
         assert lock.holder(run).pid == process.pid

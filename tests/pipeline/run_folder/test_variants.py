@@ -2,13 +2,14 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.run_folder.sessions import session
+from clipmill.pipeline.run_folder import sessions
 from clipmill.pipeline.run_folder.state import latest
 from clipmill.pipeline.run_folder.variants import Change, Changes, changes, variant, variants
 
@@ -57,9 +58,10 @@ def test_a_variant_last_ran_when_its_last_session_began(tmp_path, monkeypatch):
     write(run, "20261101T120000", n=1)  # 1 again; 2 had run until 11:30
     for hour, minute in ((10, 0), (11, 20), (12, 0), (13, 40)):
         began = 1793491200 + 3600 * hour + 60 * minute
-        clock = iter([began - 1, began + 60])
-        monkeypatch.setattr(time, "time", lambda clock=clock: next(clock))
-        with session(run, "it"):
+        clock = SimpleNamespace(time=iter([began - 1, began + 60]).__next__)
+        clock.gmtime, clock.strftime = time.gmtime, time.strftime
+        monkeypatch.setattr(sessions, "time", clock)  # of no other thread
+        with sessions.session(run, "it"):
             pass
         monkeypatch.undo()
     one, two = variants(run)[0]
