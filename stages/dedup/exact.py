@@ -33,7 +33,7 @@ class ExactDuplicate(KeepsBest):
 
     `by: pixels` compares the decoded images (upright, on white), `url` links in RFC 3986's normal
     form, `caption` texts in NFKC, lower case and with single spaces; `columns` instead compares the
-    values of all the columns it names, none of them null.
+    values of all the columns it names, none of them null or NaN (in a list, both equal themselves).
 
     Source: none needed; equal SHA-256 is taken as equal bytes, 128 bits of BLAKE2 as equal pixels.
     Error: keeps the least uid of each set without `keep`, which is the best sample by no score.
@@ -46,7 +46,7 @@ class ExactDuplicate(KeepsBest):
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
     columns: tuple[NonEmpty, ...] = ()  # compare the values of these instead
 
-    version = 2
+    version = 3
     writes = (DUPLICATE_OF,)
 
     def __post_init__(self) -> None:
@@ -87,8 +87,8 @@ def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
 
 
 def together(values: list[pa.Array]) -> pa.StructArray:
-    """Returns one value per row from all columns; null if any of them is null."""
-    missing_N = np.any([value.is_null() for value in values], axis=0)
+    """Returns one value per row from all columns; null if any of them is null or NaN."""
+    missing_N = np.any([value.is_null(nan_is_null=True) for value in values], axis=0)
     names = [str(number) for number in range(len(values))]
     return pa.StructArray.from_arrays(values, names, mask=pa.array(missing_N))
 

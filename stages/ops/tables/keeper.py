@@ -17,7 +17,7 @@ PREFERENCE = Column(
     "preference",
     pa.list_(pa.uint64()),
     "0 up",
-    "A number for each column of `keep`: the lowest stays; the greatest stands for null.",
+    "Numbers for each column of `keep`: the lowest stay; the greatest stands for null.",
 )
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
@@ -76,15 +76,17 @@ class KeepsBest(DatasetStage):
 
 def preference(order: Order, rows: pa.Table) -> pa.ListArray:
     """Returns a list of integers for each row; the lowest stays. Exact: no value is rounded."""
-    keeps = in_turn(order)
-    rank_NK = np.empty((len(rows), len(keeps)), np.uint64)
-    for k, keep in enumerate(keeps):
-        rank_NK[:, k] = _ranks(keep, rows[keep.column].combine_chunks())
-    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(keeps)))
+    rank_KN = [
+        rank_N
+        for keep in in_turn(order)
+        for rank_N in _ranks(keep, rows[keep.column].combine_chunks())
+    ]
+    rank_NK = np.array(rank_KN, np.uint64).reshape(len(rank_KN), len(rows)).T
+    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(rank_KN)))
     return pa.ListArray.from_arrays(end_N, pa.array(rank_NK.reshape(-1)))
 
 
-def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
+def _ranks(keep: Keep, value: pa.Array) -> list[NDArray[np.uint64]]:
     if pa.types.is_floating(value.type):
         value_N = value.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # no -0.0
         bits_N = value_N.view(np.uint64)
@@ -96,8 +98,11 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
     else:
         signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
         rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
-    rank_N = np.minimum(rank_N, WORST - 1)  # WORST is for rows without a value alone
-    return np.where(missing_N, WORST, WORST - 1 - rank_N if keep.order == "desc" else rank_N)
+    rank_N = WORST - rank_N if keep.order == "desc" else rank_N
+    ranks = [np.where(missing_N, WORST, np.minimum(rank_N, WORST - 1))]
+    if value.type in (pa.int64(), pa.uint64()):  # which have a value for WORST: last but for null
+        ranks.append((rank_N == WORST).astype(np.uint64))
+    return ranks
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:

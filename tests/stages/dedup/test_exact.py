@@ -167,6 +167,17 @@ def test_any_columns_can_be_compared(memory_shards, memory_context):
         assert reasons == [None] * 4 + ["no_value" if len(columns) > 1 else None]
 
 
+def test_nan_is_no_value_but_in_a_list(memory_shards, memory_context):
+    nan = float("nan")
+    vectors = [[nan, None], [nan, None], [0.0], [-0.0]]
+    rows = lettered(score=pa.array([nan, nan, 0.0, -0.0]), vector=pa.array(vectors))
+    wanted = {"score": ([None] * 3, "no_value"), "vector": ([None, "a", None], None)}
+    for column, (want, first) in wanted.items():
+        named, reasons = keepers(memory_context(), rows, memory_shards, columns=(column,))
+        assert named == [*want, "c"]
+        assert reasons == [first, first, None, None]
+
+
 def test_values_that_only_run_together_are_not_equal(memory_shards, memory_context):
     rows = lettered(a=pa.array(["x", "xy", "x"]), b=pa.array(["yz", "z", "yz"]))
     named, _ = keepers(memory_context(), rows, memory_shards, columns=("a", "b"))
