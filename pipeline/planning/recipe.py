@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ class _Loader(yaml.SafeLoader):
             raise self._refused(node, what, PLAIN) from None
         if isinstance(scalar, str) and NO_TEXT.search(scalar):
             raise self._refused(node, "a character that no text holds", "take it out")
-        if scalar != scalar or (isinstance(scalar, int) and abs(scalar) >= 2**63):
+        is_too_large = isinstance(scalar, int) and abs(scalar) >= 2**63
+        is_too_large |= scalar in (inf, -inf) and "inf" not in node.value.lower()  # such as 1e400
+        if scalar != scalar or is_too_large:
             raise self._refused(node, f"{node.value} as a number", "write one of at most 64 bits")
         return scalar
 
@@ -99,8 +102,12 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
-    re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)\Z"),
+    re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)\Z"),
     list("-+0123456789"),
+)
+_Loader.add_constructor(  # 007 is 7, not octal
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value, 0 if node.value.lstrip("+-")[1:2] in ("x", "b") else 10),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

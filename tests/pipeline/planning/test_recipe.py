@@ -139,6 +139,16 @@ def test_a_path_that_begins_with_a_dot_begins_at_the_recipes_folder(
     assert load_recipe("b/mine.yaml", ["pool.path=./c"]).stages["pool"]["path"] == "./c"
 
 
-@pytest.mark.parametrize(("text", "number"), [("010", 10), ("-012", -12), ("0", 0), ("0x1f", 31)])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("010", 10), ("-012", -12), ("0", 0), ("0x1f", 31), ("+08", 8), ("1_000", 1000)],
+)
 def test_a_number_with_a_zero_in_front_is_no_octal(text, number):
     assert value_of(text, "here") == number
+    assert isinstance(value_of(text, "here"), int)
+
+
+@pytest.mark.parametrize("text", ["1e400", "-1e400", "1__0", "0x_"])
+def test_a_number_that_would_be_read_as_another_is_refused(text):
+    with pytest.raises(RecipeError, match=r"as a number|cannot read the value"):
+        value_of(text, "here")
