@@ -37,6 +37,7 @@ FORM = re.compile(
     r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
 )
 MAX_VALUES = 1000
+DIGITS = 30  # before or after a number's point: polars reads 38
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def parse(vary: str) -> Vary:
         start, stop, step = map(Decimal, texts)
     except InvalidOperation:
         raise RecipeError("a range is three numbers", where, "write START:STOP:STEP") from None
-    if not all(number.is_finite() for number in (start, stop, step)):
-        raise RecipeError("a range is finite", where, "write three plain numbers")
+    for number in (start, stop, step):
+        if not number.is_finite() or abs(number.adjusted()) > DIGITS:
+            found = f"a range is finite, and of at most {DIGITS} digits"
+            raise RecipeError(found, where, "write three plain numbers")
     if step <= 0 or stop < start:
         raise RecipeError("the range is empty", where, "START is at most STOP, STEP is above 0")
     count = int((stop - start) / step) + 1
