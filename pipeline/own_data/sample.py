@@ -23,6 +23,7 @@ from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.own_data.data import UnsureError
 from clipmill.pipeline.own_data.layouts import PACKED
 from clipmill.pipeline.own_data.roles import PATH
+from clipmill.pipeline.planning.recipe import NO_TEXT
 from clipmill.pipeline.planning.settings import stage_class
 
 ROWS = 1000
@@ -278,8 +279,11 @@ def _json_table(text: str) -> pa.Table:
 
 
 def records_sample(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Returns JSON objects as a table of their keys, of objects in them by dotted paths."""
-    names = dict.fromkeys(name for row in rows for name in row)
+    """Returns JSON objects as a table of keys, of objects in them by dotted paths.
+
+    A key that no recipe can name is left out.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if not NO_TEXT.search(name))
     return _plain(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
 

@@ -118,7 +118,10 @@ def test_json_lines_with_a_bad_line_and_numbers(alt, tmp_path):
 
 
 def test_half_an_emoji_in_json_lines_is_read(tmp_path):
-    put(tmp_path, **{"a.jsonl": '{"link": "https://a.test/1", "alt": "a dog \\ud83d"}\n'})
+    line = (
+        '{"link": "https://a.test/1", "alt": "a dog \\ud83d", "\\ud83d": 1, "m": {"\\ud83d": 1}}\n'
+    )
+    put(tmp_path, **{"a.jsonl": line})
     assert look(tmp_path / "a.jsonl").columns == {"url": "link", "caption": "alt"}
 
 
