@@ -241,16 +241,17 @@ def raw_rows(choice: Choice, export: Storage, ground: "Ground | None" = None) ->
     home, is_home = ground
     kept = stored(choice.state, choice.root, {KEEP.name: (home.name, KEEP.name)})
     for shard, there_N in enumerate(exported):
-        there_N &= kept.table(shard)[KEEP.name].fill_null(False).to_numpy() == is_home
+        there_N &= pc.equal(kept.table(shard)[KEEP.name], is_home).fill_null(False).to_numpy()
     return RawRows(pool, exported, [home.fingerprint, *_digests(choice, home.name)])
 
 
-Ground = tuple[PlannedStage, bool]  # a select; True: rows it keeps (hold in), False: the others
+Ground = tuple[PlannedStage, bool]  # a select; True: rows it keeps (hold in), False: that it drops
 
 
 def ground_of(bench: Bench, choices: Sequence[Choice]) -> Ground:
-    """Returns the rows that arms are limited to: `hold_in` those a select keeps, `hold_out` the
-    others; RecipeError if a stage before an arm learnt from these others."""
+    """Returns the rows that arms are limited to: `hold_in` those a select keeps, `hold_out` those
+    it drops; without a verdict a row is neither. RecipeError if a stage before an arm learnt from
+    rows that are dropped."""
     name, flag = bench.hold_out or bench.hold_in, "--hold-out" if bench.hold_out else "--hold-in"
     home = choices[0].state.plan.stages.get(name)
     for choice in choices:

@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.bench import estimate
+from clipmill.pipeline.bench import estimate, pool
 from clipmill.pipeline.bench.pool import Runs
 from clipmill.pipeline.bench.prepare import Prepared, prepared
 from clipmill.pipeline.bench.recipe import Data, stages_of
@@ -20,6 +23,7 @@ from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.state import latest
 from clipmill.pipeline.verbs.bench import arms_page
+from tests.memory import MemoryShards
 from tests.pipeline.bench.conftest import ROWS, STAGES, caption, draw_pool, run_of, run_over
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")
@@ -156,6 +160,19 @@ def test_arms_have_the_rows_alone_that_nothing_learnt_from(tmp_path):
     assert inside.what("raw") == "every row that 'home' keeps"
     with pytest.raises(RecipeError, match="no select 'caption' over its rows"):
         prepare(tmp_path / "no", arms=(f"high={run}:high",), hold_out="caption", seeds=1)
+
+
+def test_a_row_without_a_verdict_is_neither_at_home_nor_a_stranger(monkeypatch):
+    rows = MemoryShards(pa.table({"uid": [b"u"] * 4, "keep": [True, False, None, False]}))
+    monkeypatch.setattr(pool, "stored", lambda *_: rows)
+    monkeypatch.setattr(pool, "is_places", bool)
+    monkeypatch.setattr(pool, "Outputs", lambda _: SimpleNamespace(names=["places"]))
+    monkeypatch.setattr(pool, "read_places", lambda *_: np.array([[0, 0], [0, 1], [0, 2]]))
+    monkeypatch.setattr(pool, "_digests", lambda *_: [])
+    choice = SimpleNamespace(state=None, root="pool")
+    for is_home, there in (True, [True, False, False, False]), (False, [False, True, False, False]):
+        ground = SimpleNamespace(name="home", fingerprint=""), is_home
+        assert pool.raw_rows(choice, None, ground).there[0].tolist() == there
 
 
 def test_the_recipe_is_an_ordinary_one_in_which_an_arm_trains_and_is_scored(made):
