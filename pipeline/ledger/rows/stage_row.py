@@ -15,12 +15,12 @@ LONG = 200  # characters of a value that are shown
 @dataclass(frozen=True, kw_only=True)
 class Keeper:
     """Another row that a stage names in `column`; `dropped_by` are the select stages that dropped
-    that row too."""
+    that row too. Its place is null if it is not in the pool."""
 
     column: str
     uid: str
-    shard: int
-    position: int
+    shard: int | None
+    position: int | None
     text: str | None
     dropped_by: tuple[str, ...]
 

@@ -85,14 +85,15 @@ def rows_by_digits(state: RunState, prefixes: Sequence[str]) -> dict[str, list[U
 
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:
-    """Returns the place of a row of each uid, other than `besides` if there is one."""
+    """Returns the place of a row of each uid that the root has, other than `besides` if there is
+    one."""
     places: dict[bytes, Place] = {}
+    own: dict[bytes, Place] = {}
     for row in rows_of_uids(state, root, uids):
-        if row.place != besides:
-            places.setdefault(row.uid, row.place)
-            if len(places) == len(uids):
-                break
-    return dict.fromkeys(uids, besides) | places
+        (own if row.place == besides else places).setdefault(row.uid, row.place)
+        if len(places) == len(uids):
+            break
+    return own | places
 
 
 def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:

@@ -277,8 +277,8 @@ def _other(stage: Stage, row: StageRow) -> str:
     return ""
 
 
-def where(shard: int, position: int) -> str:
-    return f"shard {shard}, position {position}"
+def where(shard: int | None, position: int | None) -> str:
+    return "no row of the pool" if shard is None else f"shard {shard}, position {position}"
 
 
 def count(rows: int | None) -> str:

@@ -153,7 +153,7 @@ def _with_keepers(
     for row in rows:
         column = named.get(row.stage)
         if column and (keeper := row.values[column.name]):
-            place = places[state.plan.stages[row.stage].root][bytes.fromhex(keeper)]
+            place = places[state.plan.stages[row.stage].root].get(bytes.fromhex(keeper))
             row = replace(
                 row, keeper=_keeper(state, row.stage, column.name, keeper, place, selects)
             )
@@ -164,8 +164,10 @@ def _with_keepers(
 
 
 def _keeper(
-    state: RunState, stage: str, column: str, uid: str, place: Place, selects: Sequence[str]
+    state: RunState, stage: str, column: str, uid: str, place: Place | None, selects: Sequence[str]
 ) -> Keeper:
+    if place is None:
+        return Keeper(column=column, uid=uid, shard=None, position=None, text=None, dropped_by=())
     root, text = state.plan.stages[stage].root, binding(state, stage, TEXT.name)
     (row,) = rows_at(state, {"text": text} if text else {}, [place])
     dropped_by = [

@@ -13,6 +13,7 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.rows import uids
 from clipmill.pipeline.ledger.rows.stage_row import Keeper
 from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.planning.plan import make_plan
@@ -224,6 +225,15 @@ def test_of_a_uid_that_repeats_the_keeper_is_the_other_row(tmp_path):
     assert (found.copies, found.position) == (2, 0)
     keeper = found.stages[1].keeper
     assert (keeper.uid, keeper.position, keeper.text) == (number(0), 2, "second")
+
+
+def test_a_keeper_that_the_pool_does_not_have_is_said_to_be_gone(named, monkeypatch):
+    monkeypatch.setattr(uids, "rows_of_uids", lambda *_: iter(()))
+    found = why(named, number(2))
+    assert found.ends[-1].sentence.endswith("is 00000000… (no row of the pool)")
+    keeper = {stage.stage: stage.keeper for stage in found.stages}["same"]
+    assert (keeper.uid, keeper.shard, keeper.position) == (number(0), None, None)
+    assert "which is               no row of the pool\n" in text(found, True)
 
 
 def test_a_column_of_that_name_that_holds_no_uids_names_nobody(tmp_path):
