@@ -12,6 +12,7 @@ Behaviour of a path, all keys optional:
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import threading
 from collections import Counter
@@ -119,8 +120,10 @@ def web_app(directory: Path) -> web.Application:
             return web.Response(status=302, headers={**headers, "Location": act["redirect"]})
         if "status" in act and served[path] <= act.get("times", served[path]):
             return web.Response(status=act["status"], headers=headers, text=str(act["status"]))
-        file = (www / path).resolve()
-        if path == BEHAVIOUR or not file.is_relative_to(www) or not file.is_file():
+        file = www / path
+        # Unlike Path.is_file, it answers no for what is no name at all, such as \0.
+        is_there = os.path.isfile(file) and (file := file.resolve()).is_relative_to(www)
+        if not is_there or file == www / BEHAVIOUR:
             return web.Response(status=404, text="404")
         async with open_files:
             body = await asyncio.to_thread(file.read_bytes)

@@ -93,7 +93,13 @@ def test_type_and_headers_are_as_asked(get):
     assert (headers["Content-Type"], headers["X-Robots-Tag"]) == ("text/plain", "noai")
 
 
-@pytest.mark.parametrize("path", ["/none.png", "/_behaviour.json", "/../truth.parquet", "/s00"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/none.png", "/_behaviour.json", "/../truth.parquet", "/s00"),
+        *("/%00", "/s00/%00.png", f"/{'a' * 300}", "/s00/../_behaviour.json"),
+    ],
+)
 def test_only_pictures_are_given_out(get, path):
     assert get(path)[0] == 404
 
