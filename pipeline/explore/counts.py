@@ -258,7 +258,8 @@ def beyond(numbers: Numbers, cut: CutAt) -> Bools:
     """Returns (N,) whether each row is on the dropped side; false without a value."""
     values = numbers.values
     own = values.dtype.type if values.dtype.kind == "f" else float
-    return np.asarray(GOES[cut.sign](values, own(cut.value or 0)) & numbers.is_there)
+    with np.errstate(over="ignore"):  # 1e39 is infinity in float32
+        return np.asarray(GOES[cut.sign](values, own(cut.value or 0)) & numbers.is_there)
 
 
 def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:

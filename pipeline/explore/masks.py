@@ -2,6 +2,7 @@
 
 import re
 from functools import cached_property
+from math import ceil, floor
 from typing import Any
 
 import msgspec
@@ -135,12 +136,14 @@ def equal_to_one(numbers: Numbers, choices: list[float]) -> Bools:
 
 
 def within(numbers: Numbers, low: float | None, high: float | None) -> Bools:
-    """Returns (N,) whether each value is in range; floats compare in their type, as in `where`."""
+    """Returns (N,) whether each value is in range; floats compare in their type, as in `where`, and
+    integers exactly."""
     mask_N = numbers.is_there
     values_N: Any = numbers.values
-    own = values_N.dtype.type if values_N.dtype.kind == "f" else float
-    if low is not None:
-        mask_N = mask_N & (values_N >= own(low))
-    if high is not None:
-        mask_N = mask_N & (values_N <= own(high))
+    own = values_N.dtype.type if values_N.dtype.kind == "f" else None
+    with np.errstate(over="ignore"):  # 1e39 is infinity in float32
+        if low is not None:
+            mask_N = mask_N & (values_N >= (own or ceil)(low))
+        if high is not None:
+            mask_N = mask_N & (values_N <= (own or floor)(high))
     return mask_N

@@ -12,7 +12,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.columns import Codes, Numbers
 from clipmill.pipeline.explore.counts import binned
 from clipmill.pipeline.explore.masks import Masks
-from clipmill.pipeline.explore.questions import OneOf
+from clipmill.pipeline.explore.questions import OneOf, Range
 from clipmill.pipeline.explore.session import Session
 from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.ledger.selection.funnel import funnel
@@ -174,6 +174,20 @@ def test_nan_and_null_are_told_apart_in_a_column_that_is_held():
     values = np.array([1.5, 0, np.nan, -np.inf], np.float32)
     held = Numbers(values, np.array([True, False, False, True]))  # a null is stored as 0
     assert str(held.as_arrow().to_pylist()) == "[1.5, None, nan, -inf]"
+
+
+def test_a_range_past_float32_or_past_whole_floats_is_exact():
+    for dtype, values, low, high, within_range in (
+        (np.float32, [1, np.inf, -np.inf], -1e39, 1e39, [True, True, True]),
+        (np.float32, [3e38, 1], 1e39, None, [False, False]),
+        (np.int64, [2**53, 2**53 + 1], None, 2.0**53, [True, False]),
+        (np.int64, [-(2**53), -(2**53) - 1, 0], -(2.0**53), 0.5, [True, False, True]),
+        (np.uint64, [2**64 - 1, 0], 1e19, 1e39, [True, False]),
+        (np.uint8, [0, 255], 0.5, 1e39, [False, True]),
+    ):
+        held = Numbers(np.array(values, dtype), np.ones(len(values), bool))
+        masks = Masks(SimpleNamespace(numbers=lambda name, held=held: held))
+        assert masks.of(Range("pool.x", low, high)).tolist() == within_range, (dtype, values)
 
 
 def test_rows_without_a_value_are_others_than_those_of_the_word_none():
