@@ -58,7 +58,7 @@ class ZeroShot(DatasetStage):
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
     embeddings: bool = later(False)  # store them, for evaluate.probe and evaluate.confidence
 
-    version = 5
+    version = 6
     determinism = "exact"
     proofs = (("tasks", proof),)
     takes = ("model",)
@@ -165,7 +165,7 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 ALL, LANGUAGE = "average", "language_"
-TONGUE = re.compile(r"\.([a-z]{2}(?:-[A-Za-z]{2,4})?)$")  # at the end of a task's name
+TONGUE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z]{2,4})?)$")  # ISO 639 at the end of a task's name
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -116,11 +116,13 @@ def test_a_pair_that_is_none_is_refused(scored, tmp_path, more, found):
 
 
 def test_tasks_of_a_language_have_a_mean(scored, tmp_path):
-    for name, wrong in {"a.de": {0, 1, 2}, "b.de": set(), "b.zh-Hans": {4}, "b.v2": {0}}.items():
+    tasks = {"a.de": {0, 1, 2}, "b.de": set(), "b.zh-Hans": {4}, "b.v2": {0}, "b.fil": {0}}
+    for name, wrong in tasks.items():
         grouped(tmp_path / "eval" / name, 6, [[0]] * 12, right_but(wrong))
     averages = scored()[0]["averages"]
     assert {name: (a["value"], a["tasks"]) for name, a in averages.items()} == {
         "language_de": (pytest.approx((9 / 12 + 1) / 2), 2),
+        "language_fil": (pytest.approx(11 / 12), 1),
         "language_zh-Hans": (pytest.approx(11 / 12), 1),
     }
 
