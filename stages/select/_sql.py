@@ -4,7 +4,8 @@ Nulls follow SQL: a comparison with null is null. The tree is rewritten where po
 
 - NaN counts as null, in a column and out of arithmetic (polars ranks it above infinity);
 - a float32 column meets a literal in float32, as in NumPy, in every form of comparison;
-- integers are 64 bits wide, so that width * height and LENGTH(a) - LENGTH(b) don't wrap;
+- integers are 64 bits wide, so that width * height and LENGTH(a) - LENGTH(b) don't wrap, and
+  unsigned ones of 64 bits 128, in arithmetic: a difference may be below 0;
 - a CAST that fails gives null: one bad row doesn't stop the others;
 - a uid is its 32 hex digits, in lower case.
 
@@ -306,7 +307,10 @@ def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
         if _may_be_nan(node) and not _is_mended_around(node):
             node.replace(exp.Nullif(this=node.copy(), expression=NAN.copy()))
     for node in list(root.find_all(exp.Column)):
-        node.replace(exp.column(full_name(node)))
+        column: Tree = exp.column(full_name(node))
+        if schema.get(full_name(node)) == pl.UInt64 and node.find_ancestor(*ARITHMETIC, exp.Neg):
+            column = exp.cast(column, "INT128", dialect=Postgres)
+        node.replace(column)
     return root.sql(dialect=PolarsSQL, identify=True, comments=False)
 
 

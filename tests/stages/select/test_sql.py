@@ -231,6 +231,10 @@ def test_integers_neither_wrap_nor_lose_their_sign():
     frame = as_frame(pa.table({"width": pa.array([70_000], pa.int32()), "a": ["x"], "b": ["xyz"]}))
     assert truth(conjuncts("width * width > 4000000000")[0], frame).to_list() == [True]
     assert truth(conjuncts("LENGTH(a) - LENGTH(b) < 0")[0], frame).to_list() == [True]
+    unsigned = as_frame(pa.table({"u": pa.array([1, 2**64 - 1], pa.uint64())}))
+    for where in ("u - 3 < 0", "-u >= -1", "ABS(u - 3) = 2", "GREATEST(u - 3, 0) = 0"):
+        assert truth(conjuncts(where)[0], unsigned).to_list() == [True, False], where
+    assert truth(conjuncts("u + 1 > 2")[0], unsigned).to_list() == [False, True]
 
 
 def test_a_cast_that_fails_is_null_for_its_row_alone():
