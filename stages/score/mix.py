@@ -181,7 +181,7 @@ class Mix(DatasetStage):
 
     def values(self, rows: pa.Table, over: str | None) -> tuple[NDArray, NDArray[np.bool_]]:
         """Returns (K, N) the columns, NaN for null, and (N,) which rows of `over` have them all."""
-        columns = [rows[name].cast(pa.float64()).to_numpy() for name in self.columns]
+        columns = [rows[name].cast(pa.float64(), safe=False).to_numpy() for name in self.columns]
         there = [truth(rows, over)] if over else []
         there += [np.isfinite(c_N) for c_N in columns]
         return np.stack(columns), np.logical_and.reduce(there)

@@ -100,7 +100,7 @@ class DrawingSelect(DatasetStage):
 
     def scored(self, rows: pa.Table) -> pa.Table:
         """Returns identity, the reason to stay outside the draws, and the scores in float64."""
-        scores = {name: rows[name].cast(pa.float64()) for name in self.weights}
+        scores = {name: rows[name].cast(pa.float64(), safe=False) for name in self.weights}
         masks = left_out(rows)
         for name, score in scores.items():
             masks[f"undefined:{name}"] = pc.invert(pc.is_finite(score).fill_null(False))
@@ -135,7 +135,12 @@ class DrawingSelect(DatasetStage):
                     f"'{name}' is {value_N[0]:g} in all {len(value_N):,} rows, and tells none apart"
                 )
                 raise StageError(found, f"stage '{stage}', key `weights`", "leave the column out")
-            score_N += weight * (value_N - value_N.mean()) / value_N.std()
+            with np.errstate(over="ignore", invalid="ignore"):
+                deviation = value_N.std()
+            if not 0 < deviation < np.inf:  # out of float64: values of 1e200, or of 1e-200
+                found = f"the deviation of '{name}' in {len(value_N):,} rows is {deviation:g}"
+                raise StageError(found, f"stage '{stage}', key `weights`", "scale the column")
+            score_N += weight * (value_N - value_N.mean()) / deviation
         return score_N
 
     @abstractmethod

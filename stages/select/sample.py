@@ -222,9 +222,14 @@ class Sample(DatasetStage):
 
 
 def groupable(value: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the values with equal ones made identical: NaN is null and -0.0 is 0.0."""
+    """Returns the values with equal ones made identical: NaN is null and -0.0 is 0.0.
+
+    Times become whole numbers: Arrow can make no empty dictionary of times.
+    """
     if pa.types.is_dictionary(value.type):
         value = value.cast(value.type.value_type)
+    if pa.types.is_temporal(value.type):
+        value = value.cast(f"int{value.type.bit_width}")
     if pa.types.is_float16(value.type):
         value = value.cast(pa.float32())
     if pa.types.is_floating(value.type):

@@ -120,7 +120,8 @@ def _ranked(
             keep = pc.fill_null(batch[KEEP.name], False)
             lost = pc.is_in(batch[REASON.name].cast(pa.string()), pa.array(codes, pa.string()))
             rows = batch.filter(pc.or_(keep, lost))
-            number = rows["value"].cast(pa.float64())
+            number = rows["value"]
+            number = number.cast(pa.float64()) if pa.types.is_floating(number.type) else number
             is_less = pc.less(rows[UID.name].cast(pa.binary()), pa.scalar(uid, pa.binary()))
             is_above = pc.or_(pc.greater(number, value), pc.and_(pc.equal(number, value), is_less))
             ranked += len(rows)

@@ -83,6 +83,12 @@ def test_an_affine_change_of_a_column_changes_no_order(drawn, mixed):
         assert order(exact, how) == order(1000 * exact - 7, how)
 
 
+def test_whole_numbers_past_2_53_are_mixed(mixed):
+    near, far = (table(a=pa.array([n, n + 4096, n + 8192])) for n in (0, 2**60))
+    stage = Mix(weights={"a": 1}, scale="min_max")
+    assert mixed(stage, near)[0].equals(mixed(stage, far)[0])
+
+
 @pytest.mark.parametrize("how", ["z", "rank", "min_max"])
 def test_scales_and_weights_are_those_of_the_rows_that_over_names(how, drawn, mixed):
     home = np.arange(ROWS) % 3 > 0

@@ -150,6 +150,8 @@ def test_rows_without_a_score_and_dropped_ones_are_not_drawn(ran):
     ("stage", "columns", "found"),
     [
         (SOFT, {"a": [0.25] * ROWS}, "'a' is 0.25 in all 600 rows, and tells none apart"),
+        (SOFT, {"a": [1e300, 0.0] * (ROWS // 2)}, "the deviation of 'a' in 600 rows is inf"),
+        (SOFT, {"a": [1e-200, 0.0] * (ROWS // 2)}, "the deviation of 'a' in 600 rows is 0"),
         (SoftCap(weights={"a": 1}, rows=9000), {}, "a round of 9,000 rows, and 600 have a score"),
         (
             HardCap(weights={"a": 1}, rows=6000, at_most=9),
@@ -162,6 +164,11 @@ def test_what_cannot_be_drawn_is_said(stage, columns, found, ran):
     with pytest.raises(StageError) as raised:
         ran(stage, pool(**columns))
     assert found in str(raised.value)
+
+
+def test_whole_numbers_past_2_53_are_drawn_by(ran):
+    near, far = (pool(a=pa.array(range(n, n + 1000 * ROWS, 1000))) for n in (0, 2**60))
+    assert ran(SOFT, near).equals(ran(SOFT, far))
 
 
 @pytest.mark.parametrize("weight", [0, float("nan"), float("inf")])

@@ -209,6 +209,7 @@ def test_rows_of_one_uid_share_their_coin_and_a_number_is_still_exact(sampled):
         ([0.5, 0.5, 1.5, float("nan")], pa.float16(), 2),
         (["a", "a", "b", None], pa.dictionary(pa.int32(), pa.string()), 2),
         ([b"a" * 16, b"a" * 16, b"b" * 16, None], pa.binary(16), 2),
+        ([1, 1, 2, None], pa.date32(), 2),
     ],
     ids=lambda case: str(case)[:30],
 )
