@@ -72,7 +72,7 @@ class SemanticDuplicate(KeepsBest):
     precision: Literal["float32", "bfloat16"] = location("float32")
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     writes = (EARLIER_COSINE, EARLIER_UID)
     reasons = (DROPPED, "no_embedding", "zero_or_nan_embedding", "no_cluster")
 
@@ -115,12 +115,12 @@ def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     cosine_N = np.full(len(partition), np.nan, np.float32)
     earlier_N = np.full(len(partition), -1)
     vector_ND = as_matrix(partition["vector"])
-    cluster_N = partition[CLUSTER_ID.name].fill_null(-1).to_numpy()
+    cluster_N = partition[CLUSTER_ID.name].fill_null(0).to_numpy()
     order_N = best_first(partition)
+    order_N = order_N[partition[CLUSTER_ID.name].is_valid().to_numpy()[order_N]]
     order_N = order_N[np.argsort(cluster_N[order_N], kind="stable")]
-    ordered_N = cluster_N[order_N]
-    starts = np.flatnonzero(np.diff(ordered_N, prepend=-1))  # rows of no cluster come before
-    for rows in np.split(order_N, starts)[1:]:
+    starts = np.flatnonzero(np.diff(cluster_N[order_N])) + 1
+    for rows in filter(len, np.split(order_N, starts)):
         cosine_N[rows], place = most_similar_earlier(vector_ND[rows], precision)
         earlier_N[rows] = np.where(place < 0, -1, rows[place])
     uid = partition[UID.name].combine_chunks().take(pa.array(earlier_N, mask=earlier_N < 0))

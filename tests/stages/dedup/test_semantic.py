@@ -138,6 +138,14 @@ def test_rows_without_a_direction_are_null_with_a_reason_and_nobodys_neighbour(
     assert out["reason"].to_pylist() == ["no_embedding", *bad, None, "no_cluster", None]
 
 
+def test_a_number_below_0_is_a_cluster_too(memory_shards, memory_context):
+    rows = table([[1, 0]] * 7, [-1, -5, -1, None, -5, None, 0])  # HDBSCAN's noise is -1
+    out = deduplicated(memory_context(), memory_shards(rows))
+    assert out["earlier_cosine"].to_pylist() == [-1, -1, 1, None, 1, None, -1]
+    none = "no_cluster"
+    assert out["reason"].to_pylist() == [None, None, None, none, None, none, None]
+
+
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 def test_where_more_than_a_tenth_have_no_direction_the_column_is_refused(
     memory_shards, memory_context, bad
