@@ -100,6 +100,8 @@ def _beside(rule: "Deciding") -> str:
 
 
 def _number(number: float) -> str:
+    if isinstance(number, int):  # a format of floats would round it
+        return f"{number:,}"
     return f"{number:.6g}" if abs(number) < 1e6 else f"{number:,.0f}"
 
 

@@ -123,7 +123,8 @@ def _ranked(
             number = rows["value"]
             number = number.cast(pa.float64()) if pa.types.is_floating(number.type) else number
             is_less = pc.less(rows[UID.name].cast(pa.binary()), pa.scalar(uid, pa.binary()))
-            is_above = pc.or_(pc.greater(number, value), pc.and_(pc.equal(number, value), is_less))
+            own = pa.scalar(value, number.type)  # Python's would be of int64
+            is_above = pc.or_(pc.greater(number, own), pc.and_(pc.equal(number, own), is_less))
             ranked += len(rows)
             kept += pc.sum(rows[KEEP.name]).as_py() or 0
             above += pc.sum(is_above).as_py() or 0

@@ -120,6 +120,18 @@ def test_of_equal_values_the_smaller_uid_ranks_first(own_stages, tmp_path):
     assert (ranks[first], ranks[second]) == (2, 3)
 
 
+def test_whole_numbers_up_to_2_64_are_ranked_and_shown_as_they_are(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    lines = (tmp_path / "pool.jsonl").read_text()
+    large = re.sub(r'"a": (\d+)', lambda a: f'"a": {2**64 - 20 + int(a[1])}', lines)
+    (tmp_path / "pool.jsonl").write_text(large)
+    stages = "pool: {uses: ingest.url_list, path: none, extra: {a: uint64}}\n"
+    stages += "best: {uses: select.where, from: pool, top: {column: a, rows: 6}}"
+    said = text(why(numbered.run(tmp_path, stages), numbered.uid(7)))
+    assert f"a {2**64 - 13:,} is 7 below {2**64 - 6:,}, the least" in said
+    assert "it ranks 13 of 19, and 6 stay" in said
+
+
 def test_a_picture_that_the_run_holds_lies_in_a_row_of_a_file(own_stages, tmp_path):
     for number in range(3):
         pixels = np.full((40, 40, 3), 60 * number, np.uint8)
