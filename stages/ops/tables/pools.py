@@ -219,8 +219,7 @@ def _one(value: Any, dtype: pa.DataType) -> Any:
     """Returns the value as this type, also from a number written as text; None if it is unfit."""
     errors = (pa.ArrowException, ValueError, TypeError, OverflowError)
     with suppress(*errors):
-        if isinstance(value, int) and abs(value) >= 2**63:  # Arrow takes none such without its type
-            value = str(value)
+        value = str(value) if isinstance(value, int) and abs(value) >= 2**63 else value  # exact
         if isinstance(value, bytes) and not pa.types.is_binary(dtype):
             value = value.decode()
         return pa.scalar(value).cast(dtype).as_py()
