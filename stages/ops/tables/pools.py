@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from math import isnan
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -105,7 +104,7 @@ def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[l
 def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     """Returns the values as this type, and which of them are unfit and null.
 
-    NaN in an integer column, which is how pandas writes a missing integer, is null and fits. A
+    NaN in a column of no floats, which is how pandas writes a missing value, is null and fits. A
     vector fits if it has the width of a fixed-size list of floats, and finite numbers only.
     """
     if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
@@ -119,9 +118,10 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         pass  # one value is bad, or all are: each is tried
     python = values if isinstance(values, list) else values.to_pylist()
+    if not pa.types.is_floating(dtype):
+        python = [item if item == item else None for item in python]  # NaN is not
     fitted = pa.array([_one(value, dtype) for value in python], dtype)
-    missing = [item is None or (isinstance(item, float) and isnan(item)) for item in python]
-    present = pc.invert(pa.array(missing, pa.bool_()))
+    present = pa.array([item is not None and item == item for item in python], pa.bool_())
     return fitted, pc.and_(present, fitted.is_null())
 
 
@@ -172,7 +172,7 @@ def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
-    if pa.types.is_floating(array.type) and pa.types.is_integer(dtype):
+    if pa.types.is_floating(array.type) and not pa.types.is_floating(dtype):
         array = pc.if_else(pc.is_nan(array), None, array)
     if array.type in (pa.binary(), pa.large_binary()) and not pa.types.is_binary(dtype):
         array = array.cast(pa.string())  # checks UTF-8
