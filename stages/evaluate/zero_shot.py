@@ -165,7 +165,8 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 ALL, LANGUAGE = "average", "language_"
-TONGUE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z]{2,4})?)$")  # ISO 639 at the end of a task's name
+# At the end of a task's name; XM3600's two of three letters, as `.val` is no language.
+TONGUE = re.compile(r"\.((?:[a-z]{2}|fil|quz)(?:-[A-Za-z]{2,4})?)$")
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -116,7 +116,7 @@ def test_a_pair_that_is_none_is_refused(scored, tmp_path, more, found):
 
 
 def test_tasks_of_a_language_have_a_mean(scored, tmp_path):
-    tasks = {"a.de": {0, 1, 2}, "b.de": set(), "b.zh-Hans": {4}, "b.v2": {0}, "b.fil": {0}}
+    tasks = {"a.de": {0, 1, 2}, "b.de": set(), "b.zh-Hans": {4}, "b.val": {0}, "b.fil": {0}}
     for name, wrong in tasks.items():
         grouped(tmp_path / "eval" / name, 6, [[0]] * 12, right_but(wrong))
     averages = scored()[0]["averages"]
