@@ -71,9 +71,12 @@ def pool_rows(
     """
     drawn = [drawing for drawing in drawings if in_pool(drawing, seed)]
     groups = [list(_rows_of(drawing, seed)) for drawing in drawn]
-    if rows is not None:
-        groups = _first(groups, rows - round(rows * CONTAMINATION))
-    groups += _contamination(evaluation, sum(map(len, groups)), seed)
+    if rows is None:
+        copies = round(sum(map(len, groups)) * CONTAMINATION / (1 - CONTAMINATION))
+    else:
+        copies = round(rows * CONTAMINATION)
+        groups = _first(groups, rows - copies)
+    groups += _contamination(evaluation, copies, seed)
     every = [row for group in groups for row in group]
     _draw_texts(every, drawn)
     _draw_image_issues(groups, oversized, bombs, overlaid)
@@ -129,9 +132,8 @@ def _first(groups: list[list[Row]], rows: int) -> list[list[Row]]:
     return cut
 
 
-def _contamination(evaluation: Sequence[Drawing], others: int, seed: int) -> list[list[Row]]:
-    """Returns copies of evaluation pictures, half of them exact, as a share of all rows."""
-    count = round(others * CONTAMINATION / (1 - CONTAMINATION))
+def _contamination(evaluation: Sequence[Drawing], count: int, seed: int) -> list[list[Row]]:
+    """Returns copies of so many evaluation pictures, half of them exact."""
     chosen = sorted(evaluation, key=lambda d: Chance(seed, d.source, d.key).u("contamination"))
     groups = []
     for drawing in chosen[:count]:

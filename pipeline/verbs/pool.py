@@ -69,9 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             help="of pictures with words or a mark drawn over them (default: none)",
         )
         if kind == "generated":
-            build.add_argument(
-                "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
-            )
+            build.add_argument("--rows", type=int, metavar="N", help="rows (default: 600)")
     serve = add_kind(kinds, "serve", "serve a pool's images over loopback HTTP")
     serve.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     serve.add_argument(

@@ -23,7 +23,7 @@ from clipmill.pipeline.pools.faults import (
     PHRASES,
     TEXT_ISSUES,
 )
-from clipmill.pipeline.pools.generated import generated_drawings
+from clipmill.pipeline.pools.generated import generated_drawings, generated_evaluation
 from clipmill.pipeline.pools.plan import pool_rows
 from clipmill.pipeline.pools.server import start_server
 from clipmill.pipeline.pools.truth import is_usable
@@ -51,6 +51,13 @@ def test_metadata_has_as_many_rows_as_asked_for_sorted_by_uid(pool):
         *("uid", "url", "text", "original_width", "original_height", "sha256")
     }
     assert len({row["url"] for row in pool.metadata.values()}) == ROWS
+
+
+def test_a_pool_of_any_size_has_as_many_rows_as_asked_for():
+    drawings, evaluation = generated_drawings(110, 0), generated_evaluation(3, 0)
+    for rows in (1, 36, 40, 107):
+        planned = pool_rows(drawings, evaluation, 0, 1, 1, rows)
+        assert sum(map(len, planned)) == rows
 
 
 def test_text_and_link_faults_have_the_shares_asked_for(pool):
