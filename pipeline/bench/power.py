@@ -16,7 +16,7 @@ from clipmill.pipeline.ledger.proof.results import Results
 from clipmill.pipeline.ledger.proof.trials import Arm
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.run_folder.state import RunState
-from clipmill.pipeline.terminal import aligned
+from clipmill.pipeline.terminal import aligned, plural
 
 SEEDS = 3, 5, 10, 20, 40
 LEAST_SEEDS, MOST_SEEDS = 3, 1000  # of two the test sees less than is predicted
@@ -59,10 +59,15 @@ class Power:
 
 
 def stored_results(prepared: Prepared, out: Storage) -> Results:
-    """Returns the newest evaluations, of fewer seeds too than the bench has been promised since."""
+    """Returns the newest evaluations, of fewer seeds too than the bench has been promised since.
+
+    Those of one seed are returned only if no arm has two.
+    """
     recipe = prepared.plan.recipe
     arms: list[Arm] = []
-    for seeds in range(prepared.bench.seeds, 1, -1):
+    for seeds in range(prepared.bench.seeds, 0, -1):
+        if seeds == 1 and arms:
+            break
         stages = {
             name: keys | {"seeds": list(range(seeds))} if "seeds" in keys else keys
             for name, keys in recipe.stages.items()
@@ -81,11 +86,13 @@ def power_of(results: Results, differences: Sequence[float]) -> Power:
     df = sum(len(scores) - 1 for scores in values)
     variance = float(sum(np.var(scores) * len(scores) for scores in values)) / max(1, df)
     if not variance:
-        raise StageError(
-            found=f"too few stored trainings: of {len(cells)} arms none has two that differ",
-            where="clipmill bench --power",
-            do="train two seeds of each arm or more, by --seeds 2 in the place of --power",
-        )
+        found = "nothing is trained and evaluated there yet"
+        if cells:
+            found = f"one training of each of {plural(len(cells), 'arm')}: no spread of seeds"
+        if df:
+            found = f"all seeds of each of {plural(len(values), 'arm')} score the same: no spread"
+        do = "train more seeds first, two of each arm or more: --seeds N in the place of --power"
+        raise StageError(found, "clipmill bench --power", do)
     row = results.shown[0]
     page = cells if results.headline else [c for task in results.tasks for c in task.cells]
     comparisons = sum(comparison is not None for cell in page for comparison in cell.against)

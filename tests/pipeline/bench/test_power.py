@@ -1,17 +1,21 @@
 """What a bench would see with more seeds: against simulated benches, and forty stored trainings."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from clipmill.pipeline.bench import power
 from clipmill.pipeline.bench.power import power_of, text
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
 from clipmill.pipeline.ledger.proof.noise import welch
 from clipmill.pipeline.ledger.proof.results import Cell, MetricRow, Results
+from clipmill.pipeline.planning.recipe import Recipe
 from tests.pipeline.ledger.test_null_experiments import answers, part, trained  # noqa: F401
 
+RECIPE = Recipe(name="bench", path="bench.yaml", seed=0, stages={"a": {"seeds": [0, 1, 2]}})
 SIGMA, ITEMS, DRAWS, BENCHES = 0.02, 0.005, 60, 1_000
 
 
@@ -94,12 +98,29 @@ def test_three_stored_trainings_of_each_arm_foretell_what_all_forty_say(trained)
     assert np.median([found.value for found in few]) == pytest.approx(every.value, rel=0.15)
 
 
-@pytest.mark.parametrize("arms", [0, 2])
-def test_one_seed_an_arm_or_none_predicts_nothing(arms):
+def test_one_seed_an_arm_or_none_or_equal_ones_predict_nothing_and_say_why():
     rng = np.random.default_rng(3)
     page = results(raw=models(rng, 1), best=models(rng, 1))
-    with pytest.raises(StageError, match=f"too few stored trainings: of {arms} arms none"):
-        power_of(page if arms else replace(page, tasks=()), [])
+    same = Scored(seeds=(0, 1), value_S=np.array([0.5, 0.5]), draw_SD=None)
+    for stored, found in (
+        (page, "one training of each of 2 arms"),
+        (replace(page, tasks=()), "nothing is trained and evaluated there"),
+        (results(raw=same, best=same), "all seeds of each of 2 arms score the same"),
+    ):
+        with pytest.raises(StageError, match=found) as error:
+            power_of(stored, [])
+        assert "--seeds N" in error.value.args[2]
+
+
+def test_one_seed_of_each_arm_is_found_only_where_none_has_two(monkeypatch):
+    bench = SimpleNamespace(seeds=3)
+    prepared = SimpleNamespace(bench=bench, arms="ab", plan=SimpleNamespace(recipe=RECIPE))
+    monkeypatch.setattr(power, "make_plan", lambda recipe: recipe.stages["a"]["seeds"])
+    monkeypatch.setattr(power, "RunState", lambda seeds, out: len(seeds))
+    monkeypatch.setattr(power, "results_of", lambda prepared, arms: arms)
+    for stored, found in (({1: "ab"}, "ab"), ({1: "ab", 2: "a"}, "a"), ({2: "a", 3: ""}, "a")):
+        monkeypatch.setattr(power, "trained_arms", lambda _, n, stored=stored: [*stored.get(n, "")])
+        assert power.stored_results(prepared, None) == [*found]
 
 
 @pytest.mark.parametrize(("ranks", "items"), [(True, 0.0), (False, None)])
