@@ -97,7 +97,7 @@ class Runs:
         try:
             state = latest(run)
         except RecipeError as error:
-            do = error.args[2].replace("check --run", "name another")
+            do = error.args[2].replace("check --run", "bring it back, or name another")
             raise RecipeError(error.args[0], f"arm '{arm}', run {storage}", do) from None
         if lease := lock.holder(storage):
             done = [summary(stage) for stage in state.stages.values()]

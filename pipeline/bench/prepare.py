@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.run_folder.live import Watcher
 
 SPEC = "bench.json"
+LEADERBOARD = "leaderboard.md"
 OURS = (SPEC, FILE, FOLDER, lock.NAME)  # the only files of a folder in which nothing has run
 
 
@@ -80,7 +81,13 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         refuse_others(out, OURS, "give --out a new folder, or an empty one")
     path = str(Path(out.path, FILE)) if out.is_local else f"{out}/{FILE}"
     runs = Runs()
-    choices = choices_of(bench, runs)
+    try:
+        choices = choices_of(bench, runs)
+    except RecipeError as error:
+        if not out.has(LEADERBOARD):
+            raise
+        do = f"{error.args[2]}; the leaderboard as it was last is {out}/{LEADERBOARD}"
+        raise RecipeError(error.args[0], error.args[1], do) from None
     first = next(iter(choices.values()))
     trusted: Choice | None = None  # of another pool, so with an export of its own
     if (source := bench.rows.get(TRUSTED)) and source.kind == "own":

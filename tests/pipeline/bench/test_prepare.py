@@ -376,6 +376,18 @@ def test_a_run_that_is_at_work_or_not_done_is_refused_with_numbers(drawn_run, tm
         prepare(tmp_path / "bench", arms=(f"a={run}:long",))
 
 
+def test_where_a_run_is_gone_the_leaderboard_of_before_is_named(tmp_path):
+    (tmp_path / "bench" / "arms").mkdir(parents=True)
+    (tmp_path / "bench" / "run.json").touch()
+    for there, end in ((False, "holds run.json"), (True, f"{tmp_path}/bench/leaderboard.md")):
+        if there:
+            (tmp_path / "bench" / "leaderboard.md").touch()
+        with pytest.raises(RecipeError, match="no run") as error:
+            prepare(tmp_path / "bench", arms=("long=/gone:long",))
+        assert error.value.args[2].startswith("bring it back, or name another: ")
+        assert error.value.args[2].endswith(end)
+
+
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(drawn_run, tmp_path):
     with pytest.raises(RecipeError, match="learning_rat"):
         prepare(tmp_path / "bench", arms=(f"a={drawn_run}:long",), again=("b=a,learning_rat=1",))
