@@ -1,6 +1,7 @@
 """`clipmill bench`: trains on several subsets and compares them, with the noise of chance."""
 
 import argparse
+import math
 import shlex
 import sys
 from dataclasses import fields
@@ -137,6 +138,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prepares and runs what is missing, and prints the leaderboard."""
+    _check(options)
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.bench import tables
     from clipmill.pipeline.bench.board import board
@@ -176,11 +178,12 @@ def run(options: argparse.Namespace) -> int:
                 return answered(power_of(stored_results(ready, out), points), options, power_text)
             stream = sys.stderr if options.json else sys.stdout
             print(arms_page(ready), file=stream)
-            cost = estimated(ready, out, getattr(workers, "workers", None))
-            print(f"\n{cost.words(options.usd_per_hour)}\n", file=stream, flush=True)
+            places = getattr(workers, "workers", None)
+            cost = estimated(ready, out, places, options.usd_per_hour)
+            print(f"\n{cost.words()}\n", file=stream, flush=True)
             if options.estimate:
                 print(_next(options.out, out), file=stream)
-                return DONE
+                return answered(cost.figures(), options, "".format) if options.json else DONE
             refuse_missing(ready.plan, look(ready.plan, out))
             with watcher() as watch, session(out, ready.plan.recipe.name):
                 outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
@@ -193,6 +196,22 @@ def run(options: argparse.Namespace) -> int:
     return answered(
         ranked, options, lambda ranked: f"{tables.text(ranked)}\n\n{out}/leaderboard.html"
     )
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises RecipeError for numbers that no price or difference has, and for two answers."""
+    prices = [] if options.usd_per_hour is None else [options.usd_per_hour]
+    for flag, values, most in (
+        ("--usd-per-hour", prices, math.inf),
+        ("--power", options.power or (), 100),
+    ):
+        for value in values:
+            if not 0 < value <= most or value == math.inf:
+                do = "give a number above 0" + f", to {most}" * (most < math.inf)
+                raise RecipeError(f"{flag} {value:g}", "the arguments", do)
+    if options.power is not None and options.estimate:
+        do = "ask for them apart: both train nothing"
+        raise RecipeError("--power and --estimate together", "the arguments", do)
 
 
 def _put(ranked: "Board", out: "Storage") -> None:

@@ -82,13 +82,12 @@ class ZeroShot(DatasetStage):
         return digest([listed, *entries])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        folder = Storage(self.tasks)
         tasks = self.names(f"stage '{ctx.worker.stage}', key `tasks`")
         trained = inputs.model
         if trained is None and self.model.startswith(STORED):
             trained = self.model.removeprefix(STORED)
         models = self.models(trained)
-        digests = {name: content_digest(folder, name) for name in tasks}
+        digests = self.task_digests()
         # A changed task or model is a new item, and only new items are evaluated again.
         more = {"embeddings": True} if self.embeddings else {}
         items = [
@@ -106,6 +105,11 @@ class ZeroShot(DatasetStage):
         """Returns the names of the tasks to score; raises StageError if there is none."""
         folder = Storage(self.tasks)
         return need_some([name for name in names(folder) if is_scored(name)], folder, where)
+
+    def task_digests(self) -> dict[str, str]:
+        """Returns a digest of each task's files, by name: one that has changed is scored anew."""
+        folder = Storage(self.tasks)
+        return {name: content_digest(folder, name) for name in names(folder) if is_scored(name)}
 
     def models(self, folder: str | None) -> list[dict[str, Any]]:
         """Returns card, seed and weights' digest of each model in a folder, or else the setting."""

@@ -20,4 +20,4 @@ def test_pictures_are_those_of_tars_and_of_parquet_files(tmp_path):
     (tmp_path / "tars" / "test" / "1.tar").touch()
     table = pa.table({"image": [b""] * 3, "caption": ["a"] * 3})
     pq.write_table(table, tmp_path / "tables" / "test" / "test.parquet")
-    assert pictures(str(tmp_path)) == 2 * 2 + 3
+    assert pictures(str(tmp_path)) == {"tars": 2 * 2, "tables": 3}

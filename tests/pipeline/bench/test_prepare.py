@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.metadata.record import MANIFEST
+from clipmill.metadata.sealed import put_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench import estimate, pool
 from clipmill.pipeline.bench.pool import Runs
@@ -86,13 +88,45 @@ def test_what_is_left_is_estimated_by_each_arms_own_samples_and_snapshots(
 ):
     longer = "longer=long,samples_seen=120,snapshots=4"
     arms = prepare(tmp_path / "bench", arms=(f"long={drawn_run}:long",), again=(longer,), seeds=2)
-    monkeypatch.setattr(estimate, "pictures", lambda tasks: 3)
+    monkeypatch.setattr(estimate, "pictures", lambda tasks: {"words": 3})
     monkeypatch.setattr(estimate, "DECODE_S", 0.5)
     monkeypatch.setattr(type(arms.plan.stages["raw"].stage), "probe", lambda stage: (2.0, 0.5))
     left = estimate.estimated(arms, Storage(str(tmp_path / "bench")), 1)
     assert left.trainings == 8  # raw, long, longer, and as many by chance
     assert left.training_s == 2 * (12 + 12 + 120 + 12) / 4
     assert left.evaluation_s == 3 * (1 + 1 + 4 + 1) / 4
+    assert (left.rescored, left.usd) == (0, None)
+
+
+def test_evaluations_of_trained_models_on_other_tasks_than_before_are_estimated(made, monkeypatch):
+    folder, arms = made
+    stage = arms.plan.stages["raw"].stage
+    evaluation = arms.plan.stages["raw_scores"].stage
+    trained = {"model.json": "", "seed-1.model.json": "", "at-50.model.safetensors": "half"}
+    trained |= {"model.safetensors": "one", "seed-1.model.safetensors": "two"}
+    monkeypatch.setattr(estimate, "_trained", lambda state, arms: dict.fromkeys(arms, trained))
+    monkeypatch.setattr(estimate, "pictures", lambda tasks: {"words": 3})
+    monkeypatch.setattr(type(stage), "probe", lambda stage: (2.0, 0.499))
+    scores = Storage(str(folder)).child("stages").child("raw_scores-0")
+    scored = {"words": {"sha256": evaluation.task_digests()["words"]}}
+    models = [{"model": "one", "tasks": scored}, {"model": "two", "tasks": scored}]
+    scores.put("out/results.json", json.dumps({"models": models}).encode(), point="test")
+
+    def left(outside: str, **settings) -> estimate.Estimate:
+        put_sealed(scores, MANIFEST, {"outside": outside, "settings": settings}, point="test")
+        return estimate.estimated(arms, Storage(str(folder)), 2, 3600.0)
+
+    before = left(evaluation.outside())
+    assert (before.trainings, before.rescored, before.rescoring_s) == (0, 1, 1.5)  # "half"
+    assert (before.seconds, before.usd) == (0.75, 0.75)
+    assert "1 evaluation of models trained before; on 2 at a time: about 0.8 s, 0.75 USD" in (
+        before.words()
+    )
+    assert left("touched").rescored == 1
+    assert left(evaluation.outside(), embeddings=True).rescored == 3
+    (folder.parent / "eval" / "words" / "test" / "0.tar").write_bytes(b"changed")
+    assert left("touched").rescored == 3
+    (folder.parent / "eval" / "words" / "test" / "0.tar").write_bytes(b"")
 
 
 NESTED = """

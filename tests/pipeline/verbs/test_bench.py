@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ import pytest
 from clipmill.metadata.record import Manifest
 from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.estimate import Estimate
 from clipmill.pipeline.cli import main
 from clipmill.pipeline.engine.journal import journal_of
 from clipmill.pipeline.engine.run import run_plan
@@ -324,6 +326,9 @@ def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_
         (("long={}/run:long", "--tasks", "{}/pool"), "--tasks"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--seeds", "0"), "--seeds 0"),
         (("long={}/run:long", "--tasks", "{}/tasks", "--power"), "with other arms or seeds"),
+        (("--power", "--estimate"), "--power and --estimate together"),
+        *((("--power", "2", points), f"--power {points}") for points in ("-2", "0", "nan", "101")),
+        *((("--usd-per-hour", usd), f"--usd-per-hour {usd}") for usd in ("-3", "0", "nan", "inf")),
     ],
 )
 def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, found):
@@ -332,6 +337,18 @@ def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, 
     said = clipmill("bench", *given, "--out", tmp_path / "b", *sets)
     assert said.code == 2
     assert found.format(place) in said.err
+
+
+def test_an_estimate_is_json_where_that_is_asked_for(place, tmp_path, clipmill, monkeypatch):
+    cost = Estimate(trainings=3, training_s=50, evaluation_s=10, workers=2, is_measured=True)
+    name = "clipmill.pipeline.bench.estimate.estimated"
+    monkeypatch.setattr(name, lambda bench, out, workers, usd: replace(cost, usd_per_hour=usd))
+    given = (f"long={place}/run:long", "--tasks", f"{place}/tasks", "--out", tmp_path / "b")
+    sets = (word for one in SETS for word in ("--set", one))
+    said = clipmill("bench", *given, *sets, "--estimate", "--json", "--usd-per-hour", "30")
+    assert said.code == 0
+    assert said.json == {**asdict(replace(cost, usd_per_hour=30)), "seconds": 120, "usd": 1.0}
+    assert "3 trainings, about 50 s and 10 s to evaluate each" in said.err
 
 
 def test_the_next_commands_can_be_pasted_from_a_folder_with_a_space(tmp_path):
