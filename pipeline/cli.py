@@ -147,7 +147,9 @@ def _run(arguments: list[str], is_alone: bool = False) -> int:
         what = error.strerror or f"{type(error).__name__}: {error}"
         what, do = BAD_PATH.get(type(error), (what, "check that it is there and can be written"))
         do = KEYS if wants_keys(error) else f"{do}, and run again"
-        shown = ClipmillError(what, str(error.filename2 or error.filename or "the storage"), do)
+        named = re.search("'(.+?)'", str(error))  # by Arrow, in its message alone
+        place = error.filename2 or error.filename or (named[1] if named else "the storage")
+        shown = ClipmillError(what, str(place), do)
         is_wrong = type(error) in BAD_PATH or error.errno == errno.ENAMETOOLONG
         return _say(shown, WRONG if is_wrong else FAILED)
 

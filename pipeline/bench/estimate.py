@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.outputs import OUT, Outputs
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed, read_sealed_as
@@ -96,7 +97,11 @@ def estimated(
     """
     state = RunState(prepared.plan, out)
     trained, bench = _trained(state, prepared.arms), prepared.bench
-    left = {name: max(0, bench.seeds - _seeds(trained.get(name, ()))) for name in prepared.arms}
+    equal = {name: _models_of(prepared, name) for name in prepared.arms}
+    seeds: dict[str, int] = {}  # by models: an arm takes those of another
+    for name, files in trained.items():
+        seeds[equal[name]] = max(_seeds(files), seeds.get(equal[name], 0))
+    left = {name: max(0, bench.seeds - seeds.get(equal[name], 0)) for name in prepared.arms}
     is_most = bool(any(left.values()) and bench.by and LEARNT not in prepared.arms)
     left[RAW] += 2 * bench.seeds if is_most else 0
     stages: dict[str, Any] = {name: prepared.plan.stages[name].stage for name in left}
@@ -142,6 +147,12 @@ def estimated(
         ),
         usd_per_hour=usd_per_hour,
     )
+
+
+def _models_of(prepared: Prepared, name: str) -> str:
+    """Returns a digest of an arm's rows and settings; arms of one digest have the same models."""
+    arm = prepared.arms[name]
+    return digest([prepared.rows_of(name).sha256 or arm.rows, arm.settings])
 
 
 def _seeds(files: Iterable[str]) -> int:

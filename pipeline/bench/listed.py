@@ -27,7 +27,8 @@ def read_list(path: str, arm: str) -> tuple[NDArray[np.uint64], str]:
         uids = _of_npy(data) if data.startswith(b"\x93NUMPY") else _of_text(data)
     except (OSError, *PARSE_ERRORS) as error:
         do = "give a .npy of dtype u8,u8, as export.uid_list writes it, or text of one uid a line"
-        raise RecipeError(f"no list of uids: {error}", where, do) from None
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise RecipeError(f"no list of uids: {found}", where, do) from None
     return uids, hashlib.sha256(data).hexdigest()
 
 

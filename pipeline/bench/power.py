@@ -10,6 +10,7 @@ from clipmill.metadata.stats import Estimate
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.board import results_of, trained_arms
 from clipmill.pipeline.bench.prepare import Prepared
+from clipmill.pipeline.bench.spec import MOST_SEEDS
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.ledger.proof.noise import planned, variance_bounds
 from clipmill.pipeline.ledger.proof.results import Results
@@ -19,7 +20,7 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.terminal import aligned, plural
 
 SEEDS = 3, 5, 10, 20, 40
-LEAST_SEEDS, MOST_SEEDS = 3, 1000  # of two the test sees less than is predicted
+LEAST_SEEDS = 3  # of two the test sees less than is predicted
 FEW = 10  # degrees of freedom; with fewer, noise may be 1.75 times what is predicted, or more
 
 
@@ -87,11 +88,12 @@ def power_of(results: Results, differences: Sequence[float]) -> Power:
     variance = float(sum(np.var(scores) * len(scores) for scores in values)) / max(1, df)
     if not variance:
         found = "nothing is trained and evaluated there yet"
+        do = "train two seeds of each arm or more first: --seeds N in the place of --power"
         if cells:
             found = f"one training of each of {plural(len(cells), 'arm')}: no spread of seeds"
         if df:
             found = f"all seeds of each of {plural(len(values), 'arm')} score the same: no spread"
-        do = "train more seeds first, two of each arm or more: --seeds N in the place of --power"
+            do = "give tasks of more pictures, --tasks DIR, or train longer"
         raise StageError(found, "clipmill bench --power", do)
     row = results.shown[0]
     page = cells if results.headline else [c for task in results.tasks for c in task.cells]

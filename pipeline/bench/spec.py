@@ -11,6 +11,7 @@ from clipmill.metadata.storage import KEYS
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.recipe import value_of
 
+MOST_SEEDS = 1_000
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as for stages, since an arm is one
 RAW, TRUSTED, ORACLE, LEARNT = "raw", "trusted", "oracle", "learnt"
 RANDOM = re.compile(r"random_of_.*|leaks_\d+|pixels_\d+")
@@ -111,8 +112,8 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
             raise _other(name, "--arm")
     if not any(source.kind == "stage" for source in rows.values()):
         raise RecipeError(
-            "no arm of a run",
-            "the arguments",
+            "no arm of a run" + ("" if before else ", and no bench there"),
+            out,
             "name one, whose pool the others are of: NAME=RUN:STAGE",
         )
     settings = _settings(arguments.sets, "--set")
@@ -129,15 +130,17 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         ("--hold-out", hold_out, bench.hold_out),
         ("--hold-in", hold_in, bench.hold_in),
     ):
-        if before and value and value != stored:
+        if before and value and value not in (stored, _part(stored, value)):
             raise RecipeError(
                 f"{key} {_words(value)}, and this bench has {_words(stored) or 'none'}",
                 out,
                 "arms are compared at equal training: give another --out",
             )
-    if arguments.seeds is not None and arguments.seeds < (before.seeds if before else 1):
-        had = f", and this bench has {before.seeds}" if before else ""
-        raise RecipeError(f"--seeds {arguments.seeds}{had}", "the arguments", "give more")
+    least = before.seeds if before else 1
+    if arguments.seeds is not None and not least <= arguments.seeds <= MOST_SEEDS:
+        had = f", and this bench has {least}" if before else ""
+        do = f"give {least} to {MOST_SEEDS:,}"
+        raise RecipeError(f"--seeds {arguments.seeds}{had}", "the arguments", do)
     tasks = _whole(arguments.tasks, "--tasks") if arguments.tasks else bench.tasks
     if not tasks:
         raise RecipeError("no tasks", "the arguments", "give --tasks DIR: what models are asked")
@@ -150,6 +153,12 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         rows=rows,
         arms=arms,
     )
+
+
+def _part(stored: str | dict[str, Any], value: str | dict[str, Any]) -> object:
+    """Returns those of the stored settings that have a value's keys."""
+    pairs = stored.items() if isinstance(stored, dict) else ()
+    return {key: setting for key, setting in pairs if key in value}
 
 
 def _words(value: str | dict[str, Any]) -> str:

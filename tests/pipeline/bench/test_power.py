@@ -102,14 +102,14 @@ def test_one_seed_an_arm_or_none_or_equal_ones_predict_nothing_and_say_why():
     rng = np.random.default_rng(3)
     page = results(raw=models(rng, 1), best=models(rng, 1))
     same = Scored(seeds=(0, 1), value_S=np.array([0.5, 0.5]), draw_SD=None)
-    for stored, found in (
-        (page, "one training of each of 2 arms"),
-        (replace(page, tasks=()), "nothing is trained and evaluated there"),
-        (results(raw=same, best=same), "all seeds of each of 2 arms score the same"),
+    for stored, found, do in (
+        (page, "one training of each of 2 arms", "--seeds N"),
+        (replace(page, tasks=()), "nothing is trained and evaluated there", "--seeds N"),
+        (results(raw=same, best=same), "all seeds of each of 2 arms score the same", "--tasks DIR"),
     ):
         with pytest.raises(StageError, match=found) as error:
             power_of(stored, [])
-        assert "--seeds N" in error.value.args[2]
+        assert do in error.value.args[2]
 
 
 def test_one_seed_of_each_arm_is_found_only_where_none_has_two(monkeypatch):

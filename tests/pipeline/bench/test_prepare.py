@@ -87,15 +87,20 @@ def test_what_is_left_is_estimated_by_each_arms_own_samples_and_snapshots(
     drawn_run, tmp_path, monkeypatch
 ):
     longer = "longer=long,samples_seen=120,snapshots=4"
-    arms = prepare(tmp_path / "bench", arms=(f"long={drawn_run}:long",), again=(longer,), seeds=2)
+    both = f"long={drawn_run}:long", f"twin={drawn_run}:long"
+    arms = prepare(tmp_path / "bench", arms=both, again=(longer,), seeds=2)
     monkeypatch.setattr(estimate, "pictures", lambda tasks: {"words": 3})
     monkeypatch.setattr(estimate, "DECODE_S", 0.5)
     monkeypatch.setattr(type(arms.plan.stages["raw"].stage), "probe", lambda stage: (2.0, 0.5))
     left = estimate.estimated(arms, Storage(str(tmp_path / "bench")), 1)
-    assert left.trainings == 8  # raw, long, longer, and as many by chance
-    assert left.training_s == 2 * (12 + 12 + 120 + 12) / 4
-    assert left.evaluation_s == 3 * (1 + 1 + 4 + 1) / 4
+    assert left.trainings == 10  # raw, long, twin, longer, and as many by chance
+    assert left.training_s == 2 * (12 + 12 + 12 + 120 + 12) / 5
+    assert left.evaluation_s == 3 * (1 + 1 + 1 + 4 + 1) / 5
     assert (left.rescored, left.usd) == (0, None)
+    long = {"seed-0.model.json": "", "seed-1.model.json": ""}
+    monkeypatch.setattr(estimate, "_trained", lambda state, arms: {"long": long})
+    left = estimate.estimated(arms, Storage(str(tmp_path / "bench")), 1)
+    assert left.trainings == 6  # `twin` has equal models
 
 
 def test_evaluations_of_trained_models_on_other_tasks_than_before_are_estimated(made, monkeypatch):

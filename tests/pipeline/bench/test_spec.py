@@ -9,6 +9,8 @@ from clipmill.pipeline.errors import RecipeError
 
 ARGUMENTS = Arguments(arms=("best=/run:subset",), tasks="/eval", scale="nano", seeds=2)
 
+SETS = "batch_size=32", "warmup_steps=1"
+
 
 def asked(**more) -> Bench:
     return bench_of(replace(ARGUMENTS, **more), None, "/bench")
@@ -45,6 +47,8 @@ def test_what_is_added_stands_beside_what_was_there():
     assert bench_of(Arguments(), probed, "/bench").judges == ("zero_shot", "probe")
     assert bench_of(Arguments(), more, "/bench") == more
     assert bench_of(ARGUMENTS, before, "/bench") == before  # the same command goes on
+    set_too = asked(sets=SETS)
+    assert bench_of(Arguments(sets=SETS[1:]), set_too, "/bench") == set_too  # as it has them
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,7 @@ def test_what_is_added_stands_beside_what_was_there():
         ({"mixes": ("both=best:0.7,raw:-1",)}, "'raw:-1' has no weight"),
         ({"tasks": None}, "no tasks"),
         ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": 10**12}, "give 1 to 1,000"),
         ({"arms": ("best=s3://key:secret@bucket/run:a",)}, "a URI with keys"),
     ],
 )
@@ -89,6 +94,7 @@ def test_what_cannot_be_compared_is_refused(more, found):
         (Arguments(scale="small"), "--scale small, and this bench has nano"),
         (Arguments(sets=("batch_size=64",)), "--set batch_size=64, and this bench has none"),
         (Arguments(seeds=1), "--seeds 1, and this bench has 2"),
+        (Arguments(sets=("texts=first",)), "--set texts=first, and this bench has batch_size=32"),
         (Arguments(hold_out="home"), "--hold-out home, and this bench has none"),
         (Arguments(hold_in="home"), "--hold-in home, and this bench has none"),
         (Arguments(hold_out="a", hold_in="b"), "--hold-out and --hold-in together"),
@@ -96,5 +102,5 @@ def test_what_cannot_be_compared_is_refused(more, found):
 )
 def test_a_bench_stays_what_it_was(then, found):
     with pytest.raises(RecipeError) as error:
-        bench_of(then, asked(), "/bench")
+        bench_of(then, asked(sets=() if "none" in found else SETS), "/bench")
     assert found in error.value.args[0]
