@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from clipmill.pipeline.run_folder.live import Watcher
 
 SPEC = "bench.json"
-LEADERBOARD = "leaderboard.md"
 OURS = (SPEC, FILE, FOLDER, lock.NAME)  # the only files of a folder in which nothing has run
 
 
@@ -77,17 +76,12 @@ class Prepared:
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
     """Writes missing files and plans the recipe; RecipeError if the arms cannot be compared."""
-    if not (out.has("run.json") and FOLDER in out.folders()):  # a run that is no bench's either
+    is_bench = out.has(SPEC) or (out.has("run.json") and FOLDER in out.folders())
+    if not is_bench:  # a run's folder that is no bench's either
         refuse_others(out, OURS, "give --out a new folder, or an empty one")
     path = str(Path(out.path, FILE)) if out.is_local else f"{out}/{FILE}"
     runs = Runs()
-    try:
-        choices = choices_of(bench, runs)
-    except RecipeError as error:
-        if not out.has(LEADERBOARD):
-            raise
-        do = f"{error.args[2]}; the leaderboard as it was last is {out}/{LEADERBOARD}"
-        raise RecipeError(error.args[0], error.args[1], do) from None
+    choices = choices_of(bench, runs)
     first = next(iter(choices.values()))
     trusted: Choice | None = None  # of another pool, so with an export of its own
     if (source := bench.rows.get(TRUSTED)) and source.kind == "own":

@@ -4,6 +4,8 @@ import argparse
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.bench.board import Board
     from clipmill.pipeline.bench.prepare import Prepared
 
+PAGE = "leaderboard"
 HELP = "compare subsets: train on each, evaluate, say what is luck"
 EXAMPLES = """\
 clipmill bench best=run:subset --tasks pool/eval --out bench
@@ -171,7 +174,7 @@ def run(options: argparse.Namespace) -> int:
     ready = None
     with executor(options) as workers:
         while ready is None or bench != ready.bench:
-            with watcher() as watch:
+            with watcher() as watch, _shown_before(out, bench == before):
                 ready = prepared(bench, out, workers, watch)
             if options.power is not None:
                 points = [points / 100 for points in options.power]
@@ -193,9 +196,7 @@ def run(options: argparse.Namespace) -> int:
             bench = with_learnt(ready, outcome.state)
     ranked = by_column(board(ready, outcome.state), ready, outcome.state)
     _put(ranked, out)
-    return answered(
-        ranked, options, lambda ranked: f"{tables.text(ranked)}\n\n{out}/leaderboard.html"
-    )
+    return answered(ranked, options, lambda ranked: f"{tables.text(ranked)}\n\n{out}/{PAGE}.html")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -214,6 +215,18 @@ def _check(options: argparse.Namespace) -> None:
         raise RecipeError("--power and --estimate together", "the arguments", do)
 
 
+@contextmanager
+def _shown_before(out: "Storage", is_same: bool) -> Iterator[None]:
+    """Adds to an error where the leaderboard is, if only that is asked for and it is there."""
+    try:
+        yield
+    except RecipeError as error:
+        if not is_same or not out.has(f"{PAGE}.md"):
+            raise
+        found, where, do = error.args
+        raise RecipeError(found, where, f"{do}; the last leaderboard is {out}/{PAGE}.md") from None
+
+
 def _put(ranked: "Board", out: "Storage") -> None:
     """Stores the leaderboard as Parquet, Markdown and HTML, and each model's scores as CSV."""
     import pyarrow.csv
@@ -222,16 +235,16 @@ def _put(ranked: "Board", out: "Storage") -> None:
     from clipmill.pipeline.bench.tables import SCORES, markdown, scores, table
     from clipmill.pipeline.report.leaderboard import leaderboard
 
-    with out.scratch("leaderboard.parquet") as path:
+    with out.scratch(f"{PAGE}.parquet") as path:
         pq.write_table(table(ranked), path)
-        out.commit(path, "leaderboard.parquet")
+        out.commit(path, f"{PAGE}.parquet")
     with out.scratch(SCORES) as path:
         pyarrow.csv.write_csv(scores(ranked), path)
         out.commit(path, SCORES)
     title = out.path.rstrip("/").rpartition("/")[2]
     pages = {"md": markdown(ranked), "html": leaderboard(ranked, title)}
     for suffix, page in pages.items():
-        out.put(f"leaderboard.{suffix}", page.encode(), point="leaderboard")
+        out.put(f"{PAGE}.{suffix}", page.encode(), point=PAGE)
 
 
 def _next(uri: str, out: "Storage") -> str:

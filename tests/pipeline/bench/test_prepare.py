@@ -293,7 +293,7 @@ def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn
     assert list(json.loads((out / "bench.json").read_text())["arms"]) == ["long", *names]
 
 
-@pytest.mark.parametrize("harm", ["torn", "gone", "changed", "without its facts"])
+@pytest.mark.parametrize("harm", ["torn", "gone", "all gone", "changed", "without its facts"])
 def test_rows_of_an_arm_that_were_harmed_are_made_again(drawn_run, tmp_path, harm):
     out = tmp_path / "bench"
     asked = {"arms": (f"long={drawn_run}:long",), "seeds": 1}
@@ -302,6 +302,9 @@ def test_rows_of_an_arm_that_were_harmed_are_made_again(drawn_run, tmp_path, har
     before = {path.name: path.read_bytes() for path in (out / "arms").iterdir()}
     if harm == "torn":
         file.write_bytes(before[file.name][:300])
+    elif harm == "all gone":
+        shutil.rmtree(file.parent)
+        (out / "leaderboard.md").touch()  # it has been run: a folder of a bench by its list alone
     elif harm == "changed":
         pq.write_table(pq.read_table(file)[1:], file)
     else:
@@ -413,18 +416,6 @@ def test_a_run_that_is_at_work_or_not_done_is_refused_with_numbers(drawn_run, tm
         (Path(long.path) / name).unlink(missing_ok=True)
     with pytest.raises(RecipeError, match="stage 'long' is not done: "):
         prepare(tmp_path / "bench", arms=(f"a={run}:long",))
-
-
-def test_where_a_run_is_gone_the_leaderboard_of_before_is_named(tmp_path):
-    (tmp_path / "bench" / "arms").mkdir(parents=True)
-    (tmp_path / "bench" / "run.json").touch()
-    for there, end in ((False, "holds run.json"), (True, f"{tmp_path}/bench/leaderboard.md")):
-        if there:
-            (tmp_path / "bench" / "leaderboard.md").touch()
-        with pytest.raises(RecipeError, match="no run") as error:
-            prepare(tmp_path / "bench", arms=("long=/gone:long",))
-        assert error.value.args[2].startswith("bring it back, or name another: ")
-        assert error.value.args[2].endswith(end)
 
 
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(drawn_run, tmp_path):

@@ -342,6 +342,28 @@ def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, 
     assert found.format(place) in said.err
 
 
+def test_a_bench_whose_run_is_gone_says_where_its_last_leaderboard_is(tmp_path, clipmill):
+    rows = {"long": {"kind": "stage", "run": f"{tmp_path}/gone", "stage": "long"}}
+    stored = {
+        "scale": "nano",
+        "seeds": 1,
+        "tasks": "/t",
+        "rows": rows,
+        "arms": {"long": {"rows": "long"}},
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(stored))
+    before = clipmill("bench", "--out", tmp_path)
+    (tmp_path / "leaderboard.md").touch()
+    after, other = (
+        clipmill("bench", "--out", tmp_path),
+        clipmill("bench", "--out", tmp_path, "--seeds", 2),
+    )
+    assert {said.code for said in (before, after, other)} == {2}
+    assert f"arm 'long', run {tmp_path}/gone\n  do:    bring it back, or name another" in after.err
+    last = f"the last leaderboard is {tmp_path}/leaderboard.md"
+    assert [last in said.err for said in (before, after, other)] == [False, True, False]
+
+
 def test_an_estimate_is_json_where_that_is_asked_for(place, tmp_path, clipmill, monkeypatch):
     cost = Estimate(trainings=3, training_s=50, evaluation_s=10, workers=2, is_measured=True)
     name = "clipmill.pipeline.bench.estimate.estimated"
