@@ -81,9 +81,17 @@ def stored_results(prepared: Prepared, out: Storage) -> Results:
 
 
 def power_of(results: Results, differences: Sequence[float]) -> Power:
-    """Predicts for the metric that ranks the arms; StageError if no arm has two trainings."""
+    """Predicts for the metric that ranks the arms; StageError if no arm has two trainings.
+
+    Arms that score alike in all metrics have the same models, which count once.
+    """
     cells = results.shown[0].cells if results.shown else ()
-    values = [[value for _, value in cell.by_seed] for cell in cells if cell.seeds > 1]
+    scores: dict[str, list[tuple[tuple[int, float], ...]]] = {}
+    for metric in (*results.shown, *results.rows):
+        for cell in metric.cells:
+            scores.setdefault(cell.arm, []).append(cell.by_seed)
+    models = {tuple(scores[cell.arm]): cell for cell in cells if cell.seeds > 1}.values()
+    values = [[value for _, value in cell.by_seed] for cell in models]
     df = sum(len(scores) - 1 for scores in values)
     variance = float(sum(np.var(scores) * len(scores) for scores in values)) / max(1, df)
     if not variance:
@@ -92,7 +100,7 @@ def power_of(results: Results, differences: Sequence[float]) -> Power:
         if cells:
             found = f"one training of each of {plural(len(cells), 'arm')}: no spread of seeds"
         if df:
-            found = f"all seeds of each of {plural(len(values), 'arm')} score the same: no spread"
+            found = f"all seeds of each of {plural(len(cells), 'arm')} score the same: no spread"
             do = "give tasks of more pictures, --tasks DIR, or train longer"
         raise StageError(found, "clipmill bench --power", do)
     row = results.shown[0]
@@ -145,7 +153,8 @@ def text(power: Power) -> str:
     for needed in power.needed:
         found = (needed.seeds, needed.low, needed.high)
         seeds, low, high = (f"more than {MOST_SEEDS:,}" if n is None else str(n) for n in found)
-        parts.append(f"{100 * needed.difference:.1f} needs {seeds} seeds an arm, {low} to {high}")
+        interval = f", {low} to {high}" if needed.low else ""
+        parts.append(f"{100 * needed.difference:.1f} needs {seeds} seeds an arm{interval}")
     if power.items_variance is None:
         parts.append("no stored ranks: the noise of items comes on top")
     if power.df < FEW:

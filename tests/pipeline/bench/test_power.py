@@ -76,6 +76,18 @@ def test_few_stored_trainings_say_so():
     )
 
 
+def test_arms_of_the_same_models_count_once():
+    rng = np.random.default_rng(1)
+    raw, best = models(rng, 3), models(rng, 2)
+    once, twice = (
+        power_of(results(**arms), [])
+        for arms in (dict(raw=raw, best=best), dict(raw=raw, best=best, all=raw))
+    )
+    assert (twice.trainings, twice.arms, twice.df) == (5, 2, 3)
+    assert twice.seed_variance == once.seed_variance
+    assert (once.comparisons, twice.comparisons) == (1, 2)
+
+
 def test_the_seeds_that_a_difference_needs_are_the_fewest_that_would_see_it():
     rng = np.random.default_rng(2)
     stored = results(raw=models(rng, 20), best=models(rng, 20))
@@ -85,7 +97,7 @@ def test_the_seeds_that_a_difference_needs_are_the_fewest_that_would_see_it():
     assert five.low < five.seeds == 5 < five.high
     assert (never.seeds, never.low, never.high) == (None,) * 3  # endless seeds do not see it
     assert 0.001 < found.least_ever < least[40].value
-    assert "0.1 needs more than 1,000 seeds an arm" in text(found)
+    assert "\n0.1 needs more than 1,000 seeds an arm\n" in f"{text(found)}\n"
 
 
 def test_three_stored_trainings_of_each_arm_foretell_what_all_forty_say(trained):  # noqa: F811
