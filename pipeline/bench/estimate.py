@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.outputs import OUT, Outputs
+from clipmill.metadata.outputs import NOTES, OUT, Outputs
 from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.sealed import read_sealed, read_sealed_as
 from clipmill.metadata.storage import Storage
@@ -113,11 +113,11 @@ def estimated(
     scored = _scored(state, evaluation)
     there = pictures(bench.tasks)
     shown = {task: there.get(task, 0) for task in evaluation.names("--tasks")}
-    lacking = {  # a model and a task, of whichever arm: some share models
+    lacking = {  # a model and a task, of whichever arm: some share models; averages are not scored
         (model, task): name
         for name, files in trained.items()
         for file, model in files.items()
-        if model and file.endswith(WEIGHTS)
+        if model and file.endswith(WEIGHTS) and "/" not in file
         for task in shown
         if (model, task) not in scored
     }
@@ -175,7 +175,9 @@ def _trained(state: RunState, arms: Container[str]) -> dict[str, dict[str, str]]
         made_of = Manifest(shards=0, rows=0, inputs=inputs, outside=outside).made_of
         files: dict[str, str] = {}
         if manifest is None and journal_of(made_of) in stored.folders():
-            files = {entry.name: f"{folder}/{entry.name}" for entry in stored.entries(OUT)}
+            names = [entry.name for entry in stored.entries(OUT)]
+            notes = {name: read_sealed(stored, f"{NOTES}/{name}.json") for name in names}
+            files = {name: note["sha256"] if note else "" for name, note in notes.items()}
         elif manifest is not None and manifest.made_of == made_of:
             files = {name: manifest.output_sha256.get(name, "") for name, _ in manifest.outputs}
         if _seeds(files) >= _seeds(found.get(planned.name, ())):

@@ -109,6 +109,7 @@ def test_evaluations_of_trained_models_on_other_tasks_than_before_are_estimated(
     evaluation = arms.plan.stages["raw_scores"].stage
     trained = {"model.json": "", "seed-1.model.json": "", "at-50.model.safetensors": "half"}
     trained |= {"model.safetensors": "one", "seed-1.model.safetensors": "two"}
+    trained["seed-1.average/model.safetensors"] = "mean"  # is not evaluated
     monkeypatch.setattr(estimate, "_trained", lambda state, arms: dict.fromkeys(arms, trained))
     monkeypatch.setattr(estimate, "pictures", lambda tasks: {"words": 3})
     monkeypatch.setattr(type(stage), "probe", lambda stage: (2.0, 0.499))
