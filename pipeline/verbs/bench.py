@@ -192,6 +192,8 @@ def run(options: argparse.Namespace) -> int:
                 outcome = run_plan(ready.plan, out, workers, watch, tuple(options.retry))
             if not outcome.complete:
                 print(runs.text(outcome), file=stream)
+                do = f"to leave an arm out, delete {out}/{SPEC} and name the others again"
+                print(f"{do}: what is trained is found done", file=stream)
                 return FAILED
             bench = with_learnt(ready, outcome.state)
     ranked = by_column(board(ready, outcome.state), ready, outcome.state)

@@ -245,6 +245,7 @@ def test_a_bench_that_fails_prints_no_text_where_json_is_asked_for(place, tmp_pa
     said = capsys.readouterr()
     assert said.out == ""
     assert "words" in said.err
+    assert f"delete {tmp_path}/bench/bench.json and name the others again" in said.err
 
 
 @chaos
