@@ -97,8 +97,11 @@ def estimated(
     """
     state = RunState(prepared.plan, out)
     trained, bench = _trained(state, prepared.arms), prepared.bench
-    equal = {name: _models_of(prepared, name) for name in prepared.arms}
-    seeds: dict[str, int] = {}  # by models: an arm takes those of another
+    equal = {  # arms of one digest have the same models
+        name: digest([prepared.rows_of(name).sha256 or arm.rows, arm.settings])
+        for name, arm in prepared.arms.items()
+    }
+    seeds: dict[str, int] = {}
     for name, files in trained.items():
         seeds[equal[name]] = max(_seeds(files), seeds.get(equal[name], 0))
     left = {name: max(0, bench.seeds - seeds.get(equal[name], 0)) for name in prepared.arms}
@@ -149,12 +152,6 @@ def estimated(
     )
 
 
-def _models_of(prepared: Prepared, name: str) -> str:
-    """Returns a digest of an arm's rows and settings; arms of one digest have the same models."""
-    arm = prepared.arms[name]
-    return digest([prepared.rows_of(name).sha256 or arm.rows, arm.settings])
-
-
 def _seeds(files: Iterable[str]) -> int:
     return sum(bool(WHOLE.fullmatch(file)) for file in files)
 
@@ -194,8 +191,10 @@ def _scored(state: RunState, stage: Any) -> set[tuple[str, str]]:
         if not folder.rpartition("-")[0].endswith(SCORES):
             continue
         manifest = read_sealed(stored, MANIFEST)
-        if manifest is None or manifest["settings"].get("embeddings", False) != stage.embeddings:
-            continue  # none is stored, or not all that is wanted now
+        if manifest is None or manifest["version"] != stage.version:
+            continue
+        if manifest["settings"].get("embeddings", False) != stage.embeddings:
+            continue
         with suppress(DamagedError):
             models = json.loads(Outputs(stored).read(RESULTS))["models"]
             found |= {

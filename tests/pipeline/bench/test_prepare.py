@@ -119,7 +119,8 @@ def test_evaluations_of_trained_models_on_other_tasks_than_before_are_estimated(
     scores.put("out/results.json", json.dumps({"models": models}).encode(), point="test")
 
     def left(outside: str, **settings) -> estimate.Estimate:
-        put_sealed(scores, MANIFEST, {"outside": outside, "settings": settings}, point="test")
+        stored = {"outside": outside, "settings": settings, "version": evaluation.version}
+        put_sealed(scores, MANIFEST, stored, point="test")
         return estimate.estimated(arms, Storage(str(folder)), 2, 3600.0)
 
     before = left(evaluation.outside())
