@@ -36,6 +36,7 @@ from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.terminal import plural
 
 FOLDER = "arms"
+MOST_REPEATS = 1_000_000
 BINS = 20  # leading bits of the hash histogram, so that few hashes are held at once
 
 
@@ -108,6 +109,15 @@ class ArmWriter:
                 parts = {part: self.parts[part] for part in source.shares}
                 samples = {part: self.written[part].samples for part in parts}
                 mixed = Mixed(name, parts, source.shares, samples, self.seed)
+                most = max(parts, key=mixed.each)
+                if mixed.each(most) > MOST_REPEATS:
+                    found = (
+                        f"a row of '{most}' would stand {mixed.each(most):.3g} times in an epoch"
+                    )
+                    do = (
+                        f"give weights nearer to the arms' rows: {MOST_REPEATS:,} times is the most"
+                    )
+                    raise RecipeError(found, f"arm '{name}'", do)
                 self._put(
                     name, mixed, [[self.written[part].made_of for part in parts], source.shares]
                 )

@@ -175,6 +175,10 @@ class Mixed:
         """Returns the expected samples of an epoch."""
         return max(self.samples[name] / share for name, share in self.shares.items())
 
+    def each(self, name: str) -> float:
+        """Returns the expected repeats of a row that occurs once in a part."""
+        return self.shares[name] * self.total / self.samples[name]
+
     def of(self, shard: pa.Table, number: int) -> pa.Table:
         times_N = np.zeros(len(shard))
         weight_N = np.zeros(len(shard))
@@ -183,8 +187,7 @@ class Mixed:
         for name, part in self.parts.items():
             rows = part.of(shard, number)
             at_K = np.searchsorted(place_N, rows[POSITION.name].to_numpy())
-            each = self.shares[name] * self.total / self.samples[name]
-            expected_K = each * rows[REPEATS.name].to_numpy()
+            expected_K = self.each(name) * rows[REPEATS.name].to_numpy()
             times_N[at_K] += expected_K
             weight_N[at_K] += expected_K * rows[LOSS_WEIGHT.name].to_numpy()
             if part.has_texts:

@@ -41,7 +41,7 @@ class Source:
             part = f" where {self.column} is {self.value}" if self.column else ""
             return f"{self.run}:{self.stage}{part}"
         if self.kind == "mix":
-            return ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
+            return ", ".join(f"{name} {100 * share:.3g}%" for name, share in self.shares.items())
         return self.path
 
 

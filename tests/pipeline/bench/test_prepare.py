@@ -17,7 +17,7 @@ from clipmill.pipeline.bench import estimate, pool
 from clipmill.pipeline.bench.pool import Runs
 from clipmill.pipeline.bench.prepare import Prepared, prepared
 from clipmill.pipeline.bench.recipe import Data, stages_of
-from clipmill.pipeline.bench.spec import Arguments, Bench, bench_of
+from clipmill.pipeline.bench.spec import Arguments, Bench, Source, bench_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.recipe import load_recipe
@@ -72,6 +72,13 @@ def test_an_arm_has_the_rows_that_its_stage_keeps(made):
     assert arms.rows["raw"].rows == len(THERE)
     assert (arms.rows["long"].rows, arms.rows["long"].lacking) == (len(LONG), 0)
     assert set(places(out, "both")) == {*places(out, "long"), *places(out, "large")}
+
+
+def test_a_mixture_that_would_repeat_rows_without_end_is_refused(drawn_run, tmp_path):
+    both = (f"long={drawn_run}:long",), ("both=long:1e-12,raw:1",)
+    with pytest.raises(RecipeError, match=r"a row of 'raw' would stand 2\.82e\+11 times"):
+        prepare(tmp_path / "bench", arms=both[0], mixes=both[1])
+    assert str(Source(kind="mix", shares={"a": 0.001, "b": 0.999})) == "a 0.1%, b 99.9%"
 
 
 def test_chance_is_an_arm_of_each_size_once(made):
