@@ -130,7 +130,10 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         ("--hold-out", hold_out, bench.hold_out),
         ("--hold-in", hold_in, bench.hold_in),
     ):
-        if before and value and value not in (stored, _part(stored, value)):
+        both = (
+            {**stored, **value} if isinstance(value, dict) and isinstance(stored, dict) else value
+        )
+        if before and value and both != stored:
             raise RecipeError(
                 f"{key} {_words(value)}, and this bench has {_words(stored) or 'none'}",
                 out,
@@ -153,12 +156,6 @@ def bench_of(arguments: Arguments, before: Bench | None, out: str) -> Bench:
         rows=rows,
         arms=arms,
     )
-
-
-def _part(stored: str | dict[str, Any], value: str | dict[str, Any]) -> object:
-    """Returns those of the stored settings that have a value's keys."""
-    pairs = stored.items() if isinstance(stored, dict) else ()
-    return {key: setting for key, setting in pairs if key in value}
 
 
 def _words(value: str | dict[str, Any]) -> str:

@@ -203,15 +203,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises RecipeError for numbers that no price or difference has, and for two answers."""
-    prices = [] if options.usd_per_hour is None else [options.usd_per_hour]
-    for flag, values, most in (
-        ("--usd-per-hour", prices, math.inf),
-        ("--power", options.power or (), 100),
-    ):
-        for value in values:
-            if not 0 < value <= most or value == math.inf:
-                do = "give a number above 0" + f", to {most}" * (most < math.inf)
-                raise RecipeError(f"{flag} {value:g}", "the arguments", do)
+    points = [("--power", number) for number in options.power or ()]
+    for flag, number in [("--usd-per-hour", options.usd_per_hour), *points]:
+        if number is not None and not 0 < number < math.inf:
+            raise RecipeError(f"{flag} {number:g}", "the arguments", "give a number above 0")
     if options.power is not None and options.estimate:
         do = "ask for them apart: both train nothing"
         raise RecipeError("--power and --estimate together", "the arguments", do)

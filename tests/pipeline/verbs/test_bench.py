@@ -331,7 +331,7 @@ def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_
         (("a={}/run:long", "--tasks", "{}/tasks", "--import", "b={}/no"), "uids: no such file"),
         (("--seeds", "2"), "and no bench there"),
         (("--power", "--estimate"), "--power and --estimate together"),
-        *((("--power", "2", points), f"--power {points}") for points in ("-2", "0", "nan", "101")),
+        *((("--power", "2", points), f"--power {points}") for points in ("-2", "0", "nan", "inf")),
         *((("--usd-per-hour", usd), f"--usd-per-hour {usd}") for usd in ("-3", "0", "nan", "inf")),
     ],
 )
