@@ -93,7 +93,7 @@ def estimated(
     the evaluations that trained models lack.
 
     Error: takes all arms of one network to train as fast as the slowest so far; leaves out probes;
-    takes nothing of a stopped evaluation as done.
+    takes nothing of a stopped evaluation as done; counts equal arms apart until one is trained.
     """
     state = RunState(prepared.plan, out)
     trained, bench = _trained(state, prepared.arms), prepared.bench
