@@ -17,7 +17,8 @@ PREFERENCE = Column(
     "preference",
     pa.list_(pa.uint64()),
     "0 up",
-    "Numbers for each column of `keep`: the lowest stay; the greatest stands for null.",
+    "A number for each column of `keep`: the lowest stay, then null (of a value whose number is the"
+    " greatest), then the greatest, of rows without a value.",
 )
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
@@ -76,17 +77,16 @@ class KeepsBest(DatasetStage):
 
 def preference(order: Order, rows: pa.Table) -> pa.ListArray:
     """Returns a list of integers for each row; the lowest stays. Exact: no value is rounded."""
-    rank_KN = [
-        rank_N
-        for keep in in_turn(order)
-        for rank_N in _ranks(keep, rows[keep.column].combine_chunks())
-    ]
-    rank_NK = np.array(rank_KN, np.uint64).reshape(len(rank_KN), len(rows)).T
-    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(rank_KN)))
-    return pa.ListArray.from_arrays(end_N, pa.array(rank_NK.reshape(-1)))
+    ranks = [_ranks(keep, rows[keep.column].combine_chunks()) for keep in in_turn(order)]
+    rank_K2N = np.array(ranks, np.uint64).reshape(len(ranks), 2, len(rows))
+    rank_NK, is_worst_NK = rank_K2N[:, 0].T, rank_K2N[:, 1].T.astype(bool)
+    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(ranks)))
+    rank = pa.array(rank_NK.reshape(-1), mask=is_worst_NK.reshape(-1))
+    return pa.ListArray.from_arrays(end_N, rank)
 
 
-def _ranks(keep: Keep, value: pa.Array) -> list[NDArray[np.uint64]]:
+def _ranks(keep: Keep, value: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Returns (N,) ranks, WORST without a value, and (N,) which values have WORST nevertheless."""
     if pa.types.is_floating(value.type):
         value_N = value.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # no -0.0
         bits_N = value_N.view(np.uint64)
@@ -99,14 +99,15 @@ def _ranks(keep: Keep, value: pa.Array) -> list[NDArray[np.uint64]]:
         signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
         rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
     rank_N = WORST - rank_N if keep.order == "desc" else rank_N
-    ranks = [np.where(missing_N, WORST, np.minimum(rank_N, WORST - 1))]
-    if value.type in (pa.int64(), pa.uint64()):  # which have a value for WORST: last but for null
-        ranks.append((rank_N == WORST).astype(np.uint64))
-    return ranks
+    return np.where(missing_N, WORST, rank_N), (rank_N == WORST) & ~missing_N
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:
     """Returns (N,) row indices, the row that stays first: by preference, uid, place in the pool."""
-    rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
-    rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
-    return in_order(rows, *rank_NK.T)
+    rank = rows[PREFERENCE.name].combine_chunks().flatten()
+    shape = len(rows), len(rank) // max(1, len(rows))
+    rank_NK = rank.fill_null(WORST).to_numpy().reshape(shape)
+    if not rank.null_count:
+        return in_order(rows, *rank_NK.T)
+    is_valid_NK = rank.is_valid().to_numpy(False).reshape(shape)
+    return in_order(rows, *np.stack([rank_NK, is_valid_NK], axis=2).reshape(len(rows), -1).T)

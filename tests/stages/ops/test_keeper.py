@@ -1,17 +1,23 @@
 """The keep order: exact in every type, null and NaN last, then uid, then place."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.tables.keeper import WORST, Keep, best_first, preference
+from clipmill.stages.ops.tables.keeper import SIGN, WORST, Keep, best_first, preference
 
 NAN = float("nan")
 
 
 def ranked(values: pa.Array, order: str) -> list[int]:
-    rows = pa.table({"it": values})
-    rank = preference(Keep(column="it", order=order), rows).to_pylist()
-    return sorted(range(len(rank)), key=rank.__getitem__)
+    rank = preference(Keep(column="it", order=order), pa.table({"it": values}))
+    return best_first(in_place(rank)).tolist()
+
+
+def in_place(rank: pa.ListArray) -> pa.Table:
+    """Rows of one uid, in this order."""
+    uid, place = pa.array([bytes(16)] * len(rank), pa.binary(16)), np.arange(len(rank))
+    return pa.table({"uid": uid, "shard": place, "position": place, "preference": rank})
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -59,9 +65,16 @@ def test_each_column_in_turn_has_its_preference_and_none_is_none():
     rows = pa.table({"a": pa.array([3, 1], pa.uint64()), "b": [None, True]})
     a, b = Keep(column="a", order="asc"), Keep(column="b", order="desc")
     both = preference((a, b), rows)
-    ranks = [(*a, b == WORST) for *a, b in both.to_pylist()]
-    assert ranks == [(3, 0, True), (1, 0, False)]  # 64 bits take two numbers
+    assert [(x, y == WORST) for x, y in both.to_pylist()] == [(3, True), (1, False)]
     assert preference((), rows).to_pylist() == preference(None, rows).to_pylist() == [[], []]
+
+
+def test_rows_that_an_earlier_version_ranked_are_compared_with_later_ones():
+    """A killed stage goes on from its journal: one number a column, WORST without a value."""
+    earlier = pa.array([[WORST], [SIGN + 7], [WORST - 1]], pa.list_(pa.uint64()))
+    values = pa.array([6, None, 2**63 - 1])
+    later = preference(Keep(column="it", order="asc"), pa.table({"it": values}))
+    assert best_first(in_place(pa.concat_arrays([earlier, later]))).tolist() == [3, 1, 2, 5, 0, 4]
 
 
 def test_ties_go_to_the_least_uid_and_then_to_the_first_place():
