@@ -225,12 +225,21 @@ class Mix(DatasetStage):
 
     def scalings(self, ctx: Context, rows: Shards, span: State) -> list["Scaling"]:
         """Returns how each column is scaled; StageError for a constant one."""
-        low_K, high_K, count = np.array(span["low"]), np.array(span["high"]), int(span["rows"])
-        for number in np.flatnonzero(low_K == high_K)[:1]:
-            name, value = self.columns[number], low_K[number]
-            found = f"'{name}' is {value:g} in all {count:,} rows, and tells none apart"
+        low_K, high_K = np.array(span["low"], np.float64), np.array(span["high"], np.float64)
+        count = int(span["rows"])
+        with np.errstate(over="ignore", divide="ignore"):
+            steep_K = 1 / (high_K - low_K)  # 0 or infinite where a span is no float64
+        is_scaled_K = [name not in self.ranked for name in self.columns]
+        unfit_K = is_scaled_K & ((steep_K == 0) | np.isinf(steep_K)) | (low_K == high_K)
+        for number in np.flatnonzero(unfit_K)[:1]:
+            name, low, high = self.columns[number], low_K[number], high_K[number]
+            found = f"'{name}' is {low:g} in all {count:,} rows, and tells none apart"
+            do = "leave the column out"
+            if low < high:
+                found = f"'{name}' goes from {low:g} to {high:g}: float64 cannot scale that"
+                do = "scale the column by rank, or leave it out"
             where = f"stage '{ctx.worker.stage}', key `{'learn' if self.learn else 'weights'}`"
-            raise StageError(found, where, "leave the column out")
+            raise StageError(found, where, do)
         sums: Any = {}  # ranks need none
         if len(self.ranked) < len(self.columns):
             sums = ctx.reduce(partial(self.sums, low_K, high_K), rows, added)

@@ -26,6 +26,7 @@ from clipmill.metadata.schema import (
 )
 from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import NonEmpty, OneUp, Parts, Threshold, Verdicts
 from clipmill.stages.ops.outside import listing_digest
 from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
@@ -149,7 +150,7 @@ class Density(SizedSelect):
         """Returns the clusters with rows and their quotas."""
         where = f"stage '{ctx.worker.stage}'"
         count = len(read(inputs.centroids, self.centroids, where))
-        sums = ctx.reduce(sizes, rows, joined)
+        sums = ctx.reduce(partial(sizes, where), rows, joined)
         order_K = np.argsort(sums["cluster_K"])
         number_K, size_K, apart_K = (
             sums[name][order_K].astype(np.int64) for name in ("cluster_K", "size_K", "apart_K")
@@ -292,11 +293,15 @@ PAIRS = 2**12  # products in float64 at a time: 50 MB at D = 768
 BLOCKS = 256  # calls at most: each reads the centroids once
 
 
-def sizes(partition: pa.Table) -> State:
+def sizes(where: str, partition: pa.Table) -> State:
     """Counts the rows of each cluster and sums their distances, 1 - cosine, in fixed point."""
     ranked = partition.filter(partition[CLUSTER_ID.name].is_valid())
     cluster_K, index_N = np.unique(ranked[CLUSTER_ID.name].to_numpy(), return_inverse=True)
-    apart_N = np.rint((1 - ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)) * FIXED)
+    cosine_N = ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)
+    if len(odd := cosine_N[np.abs(cosine_N) > 1.01]):
+        do = "read a column of cosines, which lie between -1 and 1"
+        raise StageError(f"a cosine of {odd[0]:g}", f"{where}, `{CENTROID_COSINE.name}`", do)
+    apart_N = np.rint((1 - cosine_N) * FIXED)
     apart_K = np.zeros(len(cluster_K), np.int64)
     np.add.at(apart_K, index_N, apart_N.astype(np.int64))
     return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}

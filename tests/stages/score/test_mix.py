@@ -167,6 +167,11 @@ def test_learnt_weights_are_those_of_the_regression_and_ignore_noise(mixed):
 def test_what_cannot_be_mixed_is_refused(drawn, mixed):
     with pytest.raises(StageError, match="'side' is 4 in all 600 rows, and tells none apart"):
         mixed(Mix(weights={"side": 1}), table(side=np.full(ROWS, 4)))
+    for ends in ([-1e308, 1e308], [0, 1e-310]):
+        with pytest.raises(StageError, match="float64 cannot scale that"):
+            mixed(Mix(weights={"side": 1}), table(side=ends))
+        out, _ = mixed(Mix(weights={"side": 1}, scale="rank"), table(side=ends))
+        assert out["mix_score"].to_pylist() == [0.25, 0.75]
     learn = Learn(columns=("clip",), good="few")
     few = np.arange(ROWS) < 19
     with pytest.raises(StageError, match="19 good rows with all columns, and 20 are needed"):

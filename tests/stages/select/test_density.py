@@ -332,6 +332,13 @@ def test_centroids_of_other_clusters_are_refused(pruned):
         pruned([[1, 0], [0, 1]], rows_of([0, -3], [0.5] * 2), rows=1)
 
 
+@pytest.mark.parametrize("value", [7, float("-inf")])
+def test_a_column_that_holds_no_cosines_is_refused(value, pruned):
+    """They were distances below 0, or of any size: the cluster's share was another, unsaid."""
+    with pytest.raises(StageError, match=f"a cosine of {value}"):
+        pruned([[1, 0], [0, 1]], rows_of([0, 1], [0.5, value]), rows=1)
+
+
 def test_a_file_of_centroids_that_is_not_there_is_said_before_a_run():
     with pytest.raises(StageError, match=r"no file 'gone\.parquet'"):
         Density(centroids="gone.parquet", rows=1).look()
