@@ -17,8 +17,7 @@ Pixels = NDArray[np.uint8]
 # (T,) tokens of all texts, and (N + 1,) the first token of each
 Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
 Tokenize = Callable[[Sequence[str]], Tokens]
-FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of all cosines
-MAX_LOG_SCALE = math.log(MAX_SCALE)
+FIRST_SCALE, MAX_LOG_SCALE = 1 / 0.07, math.log(100)  # of all cosines
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
@@ -51,8 +50,8 @@ class Towers(nn.Module, ABC):
 
     @property
     def scale(self) -> Tensor:
-        """The factor of all cosines, 1 to 100."""
-        return self.log_scale.exp().clamp(1, MAX_SCALE)
+        """The factor of all cosines, 1 to 100; at either end it still learns."""
+        return self.log_scale.clamp(0, MAX_LOG_SCALE).exp()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Returns (T,) tokens of all texts, and (N + 1,) the first token of each."""

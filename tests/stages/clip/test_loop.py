@@ -151,6 +151,8 @@ def test_the_scale_is_brought_back_between_1_and_100(batches, start, end):
     learner.model.log_scale.data.fill_(start)
     learner.learn(batches()[0])
     assert learner.model.log_scale.item() == pytest.approx(end)
+    learner.learn(batches()[1])
+    assert learner.model.log_scale.grad  # from the end it may come back
 
 
 def test_a_loss_that_is_nan_stops_with_step_and_shard(cached):
