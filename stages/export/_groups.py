@@ -27,7 +27,7 @@ from clipmill.stages.export._leaving import Takes, Times, once, summed, tally
 
 # Shapes: N rows of a group, S its samples (of `groups_of`: source shards), K rows taken, B batches.
 
-COPY = "copy"  # number of a sample among those of its row
+COPY = "its copy"  # number of a sample among those of its row; unlike a pool's names
 BATCH_ROWS = 64  # encoded images in memory
 TALLIED_ROWS = 4096  # rows a batch, without images
 

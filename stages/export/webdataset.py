@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from msgspec import Meta
 
 from clipmill.metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, SAMPLE_INDEX, TEXTS, UID
 from clipmill.pipeline.dataset import Inputs, Task
+from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.export._columns import IF_PRESENT, as_json, finite
 from clipmill.stages.export._groups import COPY
@@ -22,6 +24,7 @@ from clipmill.stages.export._leaving import repeats
 from clipmill.stages.export._pictures import PictureExport
 from clipmill.stages.export._texts import captions_of, lists_in
 
+TEXT_KEY = re.compile(rf"{CAPTION.name}_\d+")  # of a row's texts after its first
 PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # each text's field: its list
 SAMPLES = 10_000  # as a key ends in four digits, after the number of its tar
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
@@ -114,6 +117,9 @@ def meta(stage: WebDataset, table: pa.Table, keys: Keys) -> pa.Table:
     texts = stage.texts(table)
     several = {}
     if lists_in(table.schema, stage.captions):
+        if taken := [name for name in stage.columns if TEXT_KEY.fullmatch(name)]:
+            found = f"'{taken[0]}', the key of a row's further text, is a column of the pool too"
+            raise StageError(found, "key `columns`", "leave it out, or write uses: export.parquet")
         several = {CAPTIONS.name: fields_of(texts, "text")}
         several |= {name: fields_of(texts, field) for field, name in PARALLEL.items()}
     known = [c.name for c in IF_PRESENT if c.name in table.column_names]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Shards, Task
 
-RANGE = "range"  # the leading bits of a uid
+RANGE = "its range"  # the leading bits of a uid; unlike a pool's names
 
 
 @dataclass(frozen=True)

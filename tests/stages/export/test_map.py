@@ -93,6 +93,12 @@ def test_columns_and_values_are_those_of_the_rows(clustered, memory_shards, memo
     assert "embedding-atlas map.parquet --x x" in (ctx.out / "README.md").read_text()
 
 
+def test_a_pools_own_column_named_range_leaves(clustered, memory_shards, memory_context):
+    rows = clustered.append_column("range", pa.array(np.arange(240) // 9))
+    found = exported(memory_context(), memory_shards(rows), columns=("range",), neighbors=1)
+    assert found["range"].to_pylist() == (on_map(clustered) // 9).tolist()
+
+
 def test_no_picture_that_a_stage_calls_unsafe_is_on_the_map(
     clustered, memory_shards, memory_context
 ):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipmill.metadata.schema import CAPTIONS, TEXT, TEXT_LIST
 from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.export._pictures import Exported
 from clipmill.stages.export._texts import as_text_list, first_texts, texts_of
 from clipmill.stages.export.huggingface import HuggingFace
@@ -147,6 +148,12 @@ def test_every_text_of_a_sample_stands_under_a_key_of_its_own(captioned):
         assert sample["caption_labels"] == ["original", "short"]
     beside = pq.read_table(tar.with_suffix(".parquet"))
     assert beside["captions"].to_pylist() == [[s["caption"], s["caption_1"]] for s in samples]
+
+
+def test_a_column_under_the_key_of_a_text_is_refused(pool, memory_shards, memory_context):
+    rows = pool_with(pool.append_column("caption_1", pool["url"]), texts=[made("star")] * 240)
+    with pytest.raises(StageError, match="'caption_1', the key of a row's further text"):
+        WebDataset(columns=("caption_1",)).run(Inputs(rows=memory_shards(rows)), memory_context())
 
 
 def members(tar, suffix: str) -> list[bytes]:

@@ -36,6 +36,13 @@ def test_webdataset_reads_every_sample_back(pool, leaving, memory_shards, memory
         assert sample["txt"].decode() == row["text"]
 
 
+def test_a_pools_own_column_named_copy_leaves(pool, leaving, memory_shards, memory_context):
+    pool = pool.append_column("copy", pool["url"])
+    tars = export(memory_context(), memory_shards(pool), columns=("copy",))
+    copies = [json.loads(sample["json"])["copy"] for sample in read(tars)]
+    assert sorted(copies) == sorted(leaving["url"].to_pylist())
+
+
 def test_keys_are_the_tars_number_and_four_digits_and_never_cross_tars(
     pool, memory_shards, memory_context
 ):
