@@ -48,6 +48,7 @@ from clipmill.stages.ops.vectors.matrices import as_matrix
 BATCH_ROWS = 256  # encoded images in memory
 ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
+NOT_KEPT = "not_kept"
 NO_TEACHER = "no_teacher"
 NO_REFERENCE = "no_reference_loss"
 CONCEPTS = (CONCEPT_IDS.name, CONCEPT_LIST.name)
@@ -126,14 +127,16 @@ def cache_shard(reading: Reading, file: dict[str, Any], task: Task) -> dict[str,
 
 
 def left_out(counts: Counter[str], chosen: Chosen | None, reading: Reading) -> dict[str, Any]:
-    """Returns `left_out`, a file's rows by reason, and of a choice its digest, `chosen`."""
+    """Returns `left_out`, a file's rows by reason, and of a choice its digest, `chosen`.
+
+    Rows that count no time are `not_kept`, named where there is a choice, or such a row.
+    """
     reasons = [*LEFT_OUT, *([NO_TEACHER] if reading.teacher else [])]
     reasons += [NO_REFERENCE] if reading.reference else []
     left = {reason: counts[reason] for reason in reasons}
-    if chosen is None:
-        return {"left_out": left}
-    not_kept = int(np.count_nonzero(chosen.times == 0))
-    return {"left_out": left | {"not_kept": not_kept}, "chosen": chosen.digest}
+    not_kept = counts[NOT_KEPT] if chosen is None else int(np.count_nonzero(chosen.times == 0))
+    left |= {NOT_KEPT: not_kept} if chosen or not_kept else {}
+    return {"left_out": left} | ({} if chosen is None else {"chosen": chosen.digest})
 
 
 def _batches(parquet: pq.ParquetFile, names: list[str]) -> Iterator[tuple[pa.Table, int]]:
@@ -196,14 +199,15 @@ def prepared(
 
 
 def usable(batch: pa.Table, reading: Reading, counts: Counter[str]) -> pa.Table:
-    """Returns the rows that have an image, a text, every stored vector and a reference's loss;
-    counts the others."""
+    """Returns the rows that count and have an image, a text, every stored vector and a reference's
+    loss; counts the others."""
     left_N = np.zeros(len(batch), bool)
 
     def leave(reason: str, missing_N: NDArray[np.bool_]) -> None:
         counts[reason] += int(np.count_nonzero(missing_N & ~left_N))
         left_N[missing_N] = True
 
+    leave(NOT_KEPT, pc.equal(batch[REPEATS.name], 0).fill_null(False).to_numpy())
     if IMAGE.name in batch.column_names:
         leave("no_image", batch[IMAGE.name].is_null().to_numpy())
     texts = batch[TEXTS.name].to_pylist()

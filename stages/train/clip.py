@@ -323,10 +323,9 @@ class ClipTraining(DatasetStage):
         else:
             ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
         cached = ctx.map(partial(own_code.load(reader, "key `data`").prepare, reading), files)
-        left_out = {
-            reason: sum(shard["left_out"][reason] for shard in cached)
-            for reason in cached[0]["left_out"]
-        }
+        left_out: dict[str, int] = {}
+        for reason, count in (pair for shard in cached for pair in shard["left_out"].items()):
+            left_out[reason] = left_out.get(reason, 0) + count
         rows = sum(shard["rows"] for shard in cached)
         self.refuse_few(rows, self.after_leaving_out(left_out, listed), stage)
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out, **listed}

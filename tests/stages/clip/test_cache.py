@@ -42,8 +42,9 @@ def test_a_row_is_its_picture_captions_repeats_and_weight(cached):
         ({"texts": [caption(None)]}, "no_text"),
         ({"texts": []}, "no_text"),
         ({"texts": None}, "no_text"),
+        ({"repeats": 0, "image": None}, "not_kept"),
     ],
-    ids=["no image", "a page", "hours of scans", "null caption", "no captions", "null captions"],
+    ids=["none", "a page", "hours of scans", "null text", "no texts", "null texts", "no times"],
 )
 def test_a_row_that_cannot_be_learnt_from_is_left_out_and_counted(cached, changes, reason):
     [part], [said] = cached([row(0), row(1, **changes), row(2)])

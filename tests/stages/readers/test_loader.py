@@ -214,7 +214,8 @@ def test_stored_vectors_go_along_and_a_row_without_a_finite_one_is_left_out(cach
 
 def test_a_batch_whose_rows_all_lack_a_vector_has_no_usable_row():
     text = pa.array([[{"text": "a text"}]], TEXTS.dtype)
-    rows = pa.table({"texts": text, "vector": pa.array([None], pa.list_(pa.float32()))})
+    none = {"vector": pa.nulls(1, pa.list_(pa.float32())), "repeats": pa.nulls(1, pa.int32())}
+    rows = pa.table({"texts": text, **none})
     reading = Reading(data="", folder="", size=8, tokenize=None, teacher=("vector",))
     assert len(usable(rows, reading, counts := Counter())) == 0
     assert counts["no_teacher"] == 1
