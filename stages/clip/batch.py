@@ -105,6 +105,9 @@ def shift_by(coin: Any) -> tuple[Any, Any]:
     return coin % places, coin // places % places
 
 
-def text_by(coin: Any, texts: Any) -> Any:
-    """Returns the index of the text to take; uses other bits of the hash than the shift."""
-    return (coin >> 32) % texts
+def text_by(coin: Any, texts: Any, view: int = 0) -> Any:
+    """Returns the index of the text to take, of a second view of another one; uses other bits of
+    the hash than the shift."""
+    others = np.maximum(np.asarray(texts, np.uint64), 2) - 1
+    more = 1 + (of_view(coin, view) >> 32) % others if view else 0
+    return ((coin >> 32) % texts + more) % texts

@@ -103,7 +103,7 @@ class Batches:
         coin_B = self.coins(row_B, f"batch {n}")
         views, reading = range(self.reading.text_views), self.reading
         coins = [of_view(coin_B, view) for view in views]
-        texts = [self._texts(row_B, coins[view]) for view in views]
+        texts = [self._texts(row_B, coin_B, view) for view in views]
         S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
         bags: list[list[list[NDArray[np.int32]]]] = [[[] for _ in row_B] for _ in views]
@@ -172,7 +172,7 @@ class Batches:
         return np.split(tokens, starts[1:-1])
 
     def _texts(
-        self, row_B: NDArray[np.int64], coin_B: NDArray[np.uint64]
+        self, row_B: NDArray[np.int64], coin_B: NDArray[np.uint64], view: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns (B,) the first text of each row that the step takes, and (B,) how many."""
         texts_B = self.texts_N[row_B]
@@ -180,7 +180,8 @@ class Batches:
             return np.zeros_like(texts_B), texts_B
         if self.reading.texts == "first":
             return np.zeros_like(texts_B), np.ones_like(texts_B)
-        return text_by(coin_B, texts_B.astype(np.uint64)).astype(np.int64), np.ones_like(texts_B)
+        text_B = text_by(coin_B, texts_B.astype(np.uint64), view)
+        return text_B.astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
         if self.reading.gain is not None:

@@ -95,12 +95,13 @@ def picture_of(reading: Reading, body: bytes, coin: int) -> RGB:
 def taken(reading: Reading, texts: list[str], coin: int) -> list[list[str]]:
     """Returns the texts of a row that the step takes, by view."""
     fit, views = instead_of_single_words(texts), list[list[str]]()
-    for coin_of_view in (int(of_view(coin, view)) for view in range(reading.text_views)):
+    for view in range(reading.text_views):
         some = fit[:1] if reading.texts == "first" else fit
         if reading.texts == "uniform":
-            some = [fit[text_by(coin_of_view, len(fit))]]
-        if reading.edits and len(views) + 1 == reading.text_views:
-            some = [reading.edits(text, of_view(coin_of_view, k)) for k, text in enumerate(some)]
+            some = [fit[text_by(coin, len(fit), view)]]
+        if reading.edits and view + 1 == reading.text_views:
+            coin = of_view(coin, view)
+            some = [reading.edits(text, of_view(coin, k)) for k, text in enumerate(some)]
         views.append(some)
     return views
 

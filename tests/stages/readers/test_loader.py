@@ -356,12 +356,16 @@ def test_a_super_batch_lies_within_an_epoch_and_has_no_row_twice(cached):
     assert {row for numbers in drawn for row in numbers} == {*range(16)}
 
 
+def bag_of(text) -> list[int]:
+    return token_bags([text], TINY.buckets, TINY.tokens)[0].tolist()
+
+
 def halves(values, views=2) -> list:
     return np.split(values, views)
 
 
 def test_a_second_view_is_shifted_and_drawn_by_itself_and_the_first_stays_what_it_was(cached):
-    rows = [row(i, texts=[caption(f"a thing {i} seen {k}") for k in range(9)]) for i in range(12)]
+    rows = [row(i, texts=[caption(f"a thing {i} seen {k}") for k in range(3)]) for i in range(12)]
     parts, _ = cached(rows[:5], rows[5:])
     plain, ours = batches_of(parts)[3], batches_of(parts, image_views=2, text_views=2)[3]
     assert (halves(ours.pixels)[0] == plain.pixels).all()
@@ -370,6 +374,12 @@ def test_a_second_view_is_shifted_and_drawn_by_itself_and_the_first_stays_what_i
     own = np.split(plain.tokens, plain.starts[1:])
     assert list(map(list, texts[:8])) == list(map(list, own))
     assert list(map(list, texts[8:])) != list(map(list, own))
+    bags = [[bag_of(text["text"]) for text in rows[i]["texts"]] for i in [*ours.index] * 2]
+    taken = [of.index(text.tolist()) for of, text in zip(bags, texts, strict=True)]
+    assert {(b - a) % 3 for a, b in zip(taken[:8], taken[8:], strict=True)} == {
+        1,
+        2,
+    }  # never the same
     parts_of_ranks = [
         batches_of(parts, image_views=2, text_views=2).of_rank(3, r, 2) for r in (0, 1)
     ]
@@ -387,8 +397,6 @@ def test_texts_are_edited_in_the_last_view_alone(cached):
         texts = list(map(list, np.split(batch.tokens, batch.starts[1:])))
         words = [rows[i]["texts"][0]["text"] for i in batch.rows]
         kinds = [words] * (views - 1) + [[text.replace("thing", "matter") for text in words]]
-        bags = [
-            token_bags([t], TINY.buckets, TINY.tokens)[0].tolist() for kind in kinds for t in kind
-        ]
+        bags = [bag_of(text) for kind in kinds for text in kind]
         assert texts[: 8 * views] == bags
         assert len(texts) == 8 * views + len(batch.negative_of)
