@@ -136,7 +136,7 @@ class ClipTraining(DatasetStage):
     # write a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
     tensorboard: bool = location(False)
 
-    version = 1
+    version = 2
     determinism = "exact"
     learns = "keep"
     takes = ("data", "start")
