@@ -191,17 +191,19 @@ def _sorted(rows: pa.Table) -> Subset:
     )
 
 
-def look_at(path: str) -> None:
-    """Checks that a path names a list or a subset file; raises StageError."""
+def look_at(path: str) -> bool:
+    """Returns whether a subset replaces texts; raises StageError if it is neither list nor file."""
     storage, name = open_pool(path)
     try:
         if _is_parquet(storage, name):
             with storage.open(name) as source:
-                check_subset(pq.read_schema(source))
-            return
+                schema = pq.read_schema(source)
+            check_subset(schema)
+            return TEXTS.name in schema.names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unfit(path, error) from None
     opened(path, KEY)
+    return False
 
 
 def _is_parquet(storage: Storage, name: str) -> bool:

@@ -262,8 +262,9 @@ class ClipTraining(DatasetStage):
         from clipmill.stages.readers._edits import read_edits
 
         read_edits(self.synonyms)
-        if self.subset is not None:
-            subset.look_at(self.subset)
+        if self.subset and subset.look_at(self.subset) and self.declared.texts == "first":
+            found = f"it replaces texts, of which '{self.loss}' reads the export's stored vectors"
+            raise RecipeError(found, f"{subset.KEY}: {self.subset}", "leave its texts out")
         if self.start is not None:
             start.look_at(self.start)
 
@@ -350,9 +351,8 @@ class ClipTraining(DatasetStage):
         work = Work(settings=self, facts=facts, start=start, samples=samples, **read)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
-        else:
-            for seed in self.seeds:
-                ctx.launch(partial(train_rank, work, seed), self.ranks)
+        for seed in self.seeds if self.ranks > 1 else ():
+            ctx.launch(partial(train_rank, work, seed), self.ranks)
         Storage(ctx.folder).delete_folder("cache")
 
     @property
@@ -360,10 +360,8 @@ class ClipTraining(DatasetStage):
         """The image_size of a usable export.pixels; None if pictures are decoded in training."""
         from clipmill.stages.clip.named import reads
 
-        fixed = self.fixed
-        if (fixed.augment, fixed.sampling) != ("shift", "epochs"):
-            return None
-        return reads(fixed.model).image_size
+        is_prepared = (self.fixed.augment, self.fixed.sampling) == ("shift", "epochs")
+        return reads(self.fixed.model).image_size if is_prepared else None
 
     def streams(self, layout: str, stage: str) -> bool:
         """Returns whether pictures are decoded during the training, not beforehand."""

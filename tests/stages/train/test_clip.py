@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.metadata.schema import TEXTS, UID
+from clipmill.metadata.subset_file import write_subset
 from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
@@ -217,6 +220,18 @@ def test_a_subset_whose_bytes_change_is_another_and_one_that_is_copied_is_not(tm
     assert ClipTraining().outside() == ""
 
 
+@pytest.mark.parametrize("loss", ["distill", "mod_x"])
+def test_texts_in_the_place_of_those_whose_vectors_a_loss_reads_are_refused(tmp_path, loss):
+    path = str(tmp_path / "other.parquet")
+    write_subset(
+        path, [pa.table({UID.name: pa.array([], UID.dtype), TEXTS.name: pa.array([], TEXTS.dtype)})]
+    )
+    ClipTraining(subset=path).look()
+    with pytest.raises(RecipeError, match=f"replaces texts, of which '{loss}' reads the export's"):
+        ClipTraining(subset=path, loss=loss).look()
+    ClipTraining(subset=listed(tmp_path / "list.txt", 1), loss=loss).look()
+
+
 def test_a_subset_smaller_than_a_batch_is_refused_before_anything_is_read(trained, data):
     os.remove(f"{data}/out/00001.parquet")
     with pytest.raises(StageError) as error:
@@ -356,7 +371,7 @@ def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(
         work = Work(settings=stage, reader="", reading=None, prepared=[], facts={"rows": 8})
         return work.key(0, device)
 
-    held = [1, torch.__version__]  # as the first stored trainings have it
+    held = [2, torch.__version__]  # as stored trainings of this version have it
     assert key() == digest([{"rows": 8}, settings_of(ClipTraining(**SMALL)), held])
     assert key("cuda:0") == key("cuda:1") != key()
     small, first = {"model": TINY_OPEN_CLIP}, key(model=TINY_OPEN_CLIP)
