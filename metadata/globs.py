@@ -1,7 +1,10 @@
 """Finds the files of a path: one file, all files below a folder, or those of a glob."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyarrow import fs
 
@@ -52,11 +55,10 @@ def files_of(path: str) -> list[FoundFile]:
     parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
     glob = re.compile("".join(STARS.get(part) or re.escape(part) for part in parts), re.DOTALL)
     is_deep = "/" in pattern or "**" in pattern
-    selector = fs.FileSelector(storage.path, recursive=is_deep, allow_not_found=True)
     try:
         files = [
             FoundFile(info.path[len(storage.path) :].lstrip("/"), info.size or 0, info.mtime_ns)
-            for info in storage.fs.get_file_info(selector)
+            for info in infos_of(storage, is_deep)
             if info.type == fs.FileType.File
         ]
     except UnicodeDecodeError as error:
@@ -73,3 +75,24 @@ def files_of(path: str) -> list[FoundFile]:
         and not file.name.startswith(runs)
     )
     return sorted(visible, key=lambda file: file.name)
+
+
+def infos_of(storage: Storage, is_deep: bool) -> Iterator[fs.FileInfo]:
+    """Yields what lies in a folder, and below; a link to a folder above it is not followed."""
+    waiting = [storage.path]
+    while waiting:
+        is_whole = is_deep and not storage.is_local
+        selector = fs.FileSelector(waiting.pop(), recursive=is_whole, allow_not_found=True)
+        infos = storage.fs.get_file_info(selector)
+        yield from infos
+        if is_deep and storage.is_local:
+            folders = (info.path for info in infos if info.type == fs.FileType.Directory)
+            waiting += [path for path in folders if not is_loop(path)]
+
+
+def is_loop(path: str) -> bool:
+    """Returns whether a symbolic link leads to a folder above it, whose files would come again."""
+    if not os.path.islink(path):
+        return False
+    target, folders = os.path.realpath(path), map(os.path.realpath, Path(path).parents)
+    return any(os.path.commonpath([target, folder]) == target for folder in folders)
