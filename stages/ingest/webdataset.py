@@ -236,7 +236,7 @@ def row_of(stage: WebDataset, place: str, parts: Members) -> dict[str, Any]:
         IMAGE_BYTES.name: len(image) if image is not None else None,
         TEXT.name: text if named is None else named,
         SHA256.name: hashed,
-        "place": values[URL.name] or place,
+        "place": place,
         "too_large": "too_large" in parts.values(),
         "unreadable": "unreadable" in parts.values(),
         "no_image": image is None,
@@ -253,7 +253,8 @@ def fitted(stage: WebDataset, tar: str, batch: list[tuple[str, Members]]) -> pa.
     texts, misfit = captions_of(column[TEXT.name], stage.all_captions)
     values = texts | {name: fitted for name, (fitted, _) in fits.items()}
     uid = uid_values(column[UID.name])
-    place, _ = fit(column["place"], pa.string())
+    pairs = zip(values[URL.name].to_pylist(), column["place"], strict=True)
+    place = pa.array([url or place for url, place in pairs], pa.string())
     stated = pa.array([item is not None for item in column[UID.name]], pa.bool_())
     masks = {
         **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:4]},

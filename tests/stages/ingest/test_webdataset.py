@@ -316,3 +316,9 @@ def test_keys_of_the_json_are_named_by_dotted_paths(rows_of):
     assert (first["text"], first["url"], first["uid"]) == ("two", "u", b"\x0f" * 16)
     assert [text["text"] for text in first["captions"]] == ["three"]
     assert (second["text"], second["captions"], second["reason"]) == ("x", None, None)
+
+
+@pytest.mark.parametrize("url", [float("nan"), ["http://a"], None, ""])
+def test_samples_whose_url_is_none_have_uids_of_their_own(url, rows_of):
+    rows = rows_of(*((f"{i}.{kind}", {"url": url}) for i in range(3) for kind in ("jpg", "json")))
+    assert [row["uid"] for row in rows] == [uid_of(f"00000.tar/{i}", None) for i in range(3)]
