@@ -73,9 +73,11 @@ def form_sample(storage: Storage, files: Sequence[FoundFile], table: str | None)
         if found is None:
             return None
         sampled.append(found)
-    rows = sum(rows for _, rows in sampled)
+    rows, first = sum(rows for _, rows in sampled), sampled[0][0]
+    columns = map(read.python, first.columns)  # a list is of values of several types
+    found = [_column(values) if isinstance(values, list) else values for values in columns]
     return Sample(
-        table=_plain(sampled[0][0]),
+        table=_plain(pa.table(found, names=first.column_names)),
         rows=round(rows * len(files) / len(sampled)),
         is_exact=len(files) == len(sampled),
     )

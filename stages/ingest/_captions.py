@@ -16,7 +16,7 @@ from clipmill.metadata.schema import (
     TEXT_LIST,
     TURNS,
 )
-from clipmill.stages.ops.tables.pools import Values, fit
+from clipmill.stages.ops.tables.pools import Values, fit, one_array, python
 
 # Shapes: N rows, T texts in all their lists.
 
@@ -29,10 +29,12 @@ def caption_of(values: Values) -> tuple[pa.Array, pa.Array]:
 
     An item may be a struct with a `text`, as in `texts` of an export; a list of empty ones is null.
     """
-    array = one_array(values)
-    if not _is_list(array.type):
-        return fit(_text_of(array), pa.string())
-    return _first(*_listed(array))[:2]
+    found = python(values)
+    if isinstance(found, list) and not any(isinstance(row, list) for row in found):
+        return fit([_text_in(row) for row in found], pa.string())
+    if not isinstance(found, list) and not _is_list(found.type):
+        return fit(_text_of(one_array(found)), pa.string())
+    return _first(*_listed(found))[:2]
 
 
 def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array], pa.Array]:
@@ -59,9 +61,11 @@ def captions_of(values: Values, all_captions: bool) -> tuple[dict[str, pa.Array]
     return {TEXT.name: caption, CAPTIONS.name: others}, bad
 
 
-def answers_of(values: Values) -> pa.Array:
+def answers_of(values: Values) -> Values:
     """Returns the answers in each conversation, a list of turns; other values as they are."""
-    array = one_array(values)
+    if isinstance(found := python(values), list):
+        return [_answers_in(row) if isinstance(row, list) else row for row in found]
+    array = one_array(found)
     turn = array.type.value_type if _is_list(array.type) else pa.null()
     if pa.types.is_fixed_size_list(array.type):  # polars has another type for these
         array = array.cast(pa.list_(turn))
@@ -74,21 +78,19 @@ def answers_of(values: Values) -> pa.Array:
     return array
 
 
+def _answers_in(turns: list[Any]) -> list[Any]:
+    said = ((turn, *names) for turn in turns if isinstance(turn, dict) for names in TURNS.items())
+    return [turn.get(what) for turn, who, what in said if turn.get(who) in ANSWERERS]
+
+
 def without_mark(text: pa.Array) -> pa.Array:
     """Returns texts without a byte-order mark before their first letter."""
     return pc.utf8_ltrim(text, MARK)
 
 
-def one_array(values: Values) -> pa.Array:
-    """Returns the values as one array."""
-    if isinstance(values, list):
-        return pa.array(values)
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-
-
 def _listed(values: Values) -> tuple[pa.Array, pa.Array, NDArray[np.int64], int]:
     """Returns the texts of all rows, which are invalid, the row of each, and the rows' number."""
-    if isinstance(values, list):
+    if isinstance(values := python(values), list):
         lists = [row if isinstance(row, list) else [] if row is None else [row] for row in values]
         row_T = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
         items: Any = [_text_in(item) for items in lists for item in items]

@@ -20,7 +20,7 @@ from clipmill.metadata.schema import REASON, UID, Column
 from clipmill.pipeline.dataset import Context, Task
 from clipmill.pipeline.errors import CrashedError, RecipeError, ShardError, StageError
 from clipmill.stages.ops.tables.parquet_rows import Source, groups_in, joined
-from clipmill.stages.ops.tables.pools import Values, first_rows, fit
+from clipmill.stages.ops.tables.pools import Values, first_rows, fit, python
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # most names of columns in an error
@@ -213,7 +213,7 @@ def _instead(source: SourceColumn, values: Values, bad: Sequence[Any], where: st
 
 def _python(values: Values) -> list[Any]:
     """Returns the values as Python objects; text as bytes, which may be no UTF-8."""
-    if isinstance(values, list):
+    if isinstance(values := python(values), list):
         return values
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = values.cast(pa.large_binary())

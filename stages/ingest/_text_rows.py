@@ -151,8 +151,7 @@ def row_starts(
 ) -> tuple[list[int], int]:
     """Returns the offsets at which rows 0, every, 2 * every … start, and the stream's length.
 
-    A row ends at a line feed; with a `delimiter`, at one that no quoted field holds. Memory is one
-    block.
+    A row ends at a line feed; with a `delimiter`, at one that no quoted field holds.
     """
     starts, rows, offset, is_open = [0], 0, 0, False
     while block := stream.read(block_bytes) + stream.readline(BLOCK_BYTES):
@@ -199,8 +198,7 @@ def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str],
     mark = len(BOM) if block.startswith(BOM) else 0
     if dialect.columns:
         return list(dialect.columns), mark
-    # A character a byte, so that the row's end is a place of the file; carriage returns alone end
-    # the rows of an old Mac's.
+    # A character a byte: the row's end is a place of the file, also after an old Mac's return.
     text = io.StringIO(block[mark:].decode("latin-1"), newline="")
     quoting: Any = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     try:
@@ -246,8 +244,7 @@ def csv_rows(
 ) -> Iterator[Rows]:
     """Yields columns as bytes, in batches; a row with too few or too many fields keeps its place.
 
-    An empty field is null, a quoted empty field is the empty string. Without `header`, the first
-    row is the header.
+    An empty field is null, a quoted one the empty string. Without `header` it is the first row.
     """
     bad: deque[tuple[int, str]] = deque()
     first = 1 if header else 2  # pyarrow counts from 1, and its own header too

@@ -34,7 +34,6 @@ from clipmill.stages.ingest._captions import (
     answers_of,
     caption_of,
     captions_of,
-    one_array,
     without_mark,
 )
 from clipmill.stages.ingest._columns import (
@@ -64,6 +63,7 @@ from clipmill.stages.ops.tables.pools import (
     first_reason,
     fit,
     list_files,
+    one_array,
     sizes_of,
     uid_column,
     uid_values,
@@ -248,8 +248,8 @@ def as_stored(
 ) -> pa.Table:
     """Returns rows of a file in the columns that the stage writes.
 
-    `place` gives, from these columns, what stands for a missing link in the uid; `more` are reasons
-    that are known already; `tried` is the `where` of `fitted`; `pictures` stand for `image_col`.
+    `place` gives of them what stands for a missing link in the uid; `more` are reasons that are
+    known; `tried` is the `where` of `fitted`; `pictures` stand for `image_col`.
     """
     values, misfits = fitted(stage.fitted_columns, rows, tried)
     if pictures is not None:
@@ -257,7 +257,8 @@ def as_stored(
     masks = {**more, **dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))}
     if stage.image_col:
         image, name = images_of(rows[stage.image_col])
-        digest, stated = digests_of(image), values.get(SHA256.name)
+        digests = [body and hashlib.sha256(body).hexdigest() for body in image.to_pylist()]
+        digest, stated = pa.array(digests, pa.string()), values.get(SHA256.name)
         values |= {IMAGE.name: image, SHA256.name: digest}
         values[IMAGE_BYTES.name] = pc.binary_length(image).cast(IMAGE_BYTES.dtype)
         values.setdefault(URL.name, name)
@@ -315,14 +316,6 @@ def refuse_unfit(
         refuse_misfits(without, paths, masks["no_image"], where, "without bytes: paths alone")
 
 
-BINARY_TYPES = (
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-)
-
-
 def images_of(values: Values) -> tuple[pa.Array, pa.Array]:
     """Returns each image's encoded bytes, and its path if the value is a struct that has one."""
     array = one_array(values)
@@ -339,12 +332,4 @@ def holds_images(dtype: pa.DataType) -> bool:
     """Returns whether a column of this type can hold images: bytes, or a struct with `bytes`."""
     if pa.types.is_struct(dtype) and dtype.get_field_index("bytes") >= 0:
         dtype = dtype.field("bytes").type
-    return any(is_one(dtype) for is_one in BINARY_TYPES)
-
-
-def digests_of(images: pa.Array) -> pa.Array:
-    """Returns SHA-256 of each image in hex; null without one."""
-    views = (
-        None if image is None else hashlib.sha256(image).hexdigest() for image in images.to_pylist()
-    )
-    return pa.array(list(views), pa.string())
+    return str(dtype).removeprefix("large_").removeprefix("fixed_size_").startswith("binary")

@@ -58,6 +58,7 @@ from clipmill.stages.ops.tables.pools import (
     in_batches,
     leads_out,
     list_files,
+    python,
     read_if_allowed,
     sizes_of,
 )
@@ -173,7 +174,7 @@ class Table(Parquet):
             first = next(form.tables(form.names), empty)
             return first.slice(0, rows), form.rows()
 
-    names_in, by_end = staticmethod(names_in), ByEnd  # for whoever describes data
+    names_in, by_end, python = staticmethod(names_in), ByEnd, staticmethod(python)  # for init
 
     def head(self, rows: int) -> pa.Table:
         first, tried = partial(scan, self, is_cut=False), partial(read, self, is_tried=True)
@@ -282,7 +283,9 @@ class Pictures:
             yield rows, None, pa.nulls(len(rows), pa.string()), {}
             return
         start = 0
-        for batch in in_batches(map(self.picture, values), lambda picture: len(picture[0] or b"")):
+        for batch in in_batches(
+            map(self.picture, python(values)), lambda picture: len(picture[0] or b"")
+        ):
             bodies, names, paths, reasons = zip(*batch, strict=True)
             fields = pa.array(bodies, IMAGE.dtype), pa.array(names, pa.string())
             pictures = pa.StructArray.from_arrays(fields, ["bytes", "path"])
@@ -290,17 +293,18 @@ class Pictures:
             yield rows.slice(start, len(batch)), pictures, pa.array(paths, pa.string()), masks
             start += len(batch)
 
-    def picture(self, value: pa.Scalar) -> tuple[bytes | None, str | None, str | None, str | None]:
+    def picture(self, value: Any) -> tuple[bytes | None, str | None, str | None, str | None]:
         """Returns bytes, name, the path of a file, and a reason if there are no bytes."""
-        found = value.as_py()
+        found = value.as_py() if isinstance(value, pa.Scalar) else value
         if isinstance(found, dict):
             if isinstance(found.get("bytes"), bytes) and found["bytes"]:
                 return found["bytes"], found.get("path"), None, None
             found = found.get("path")
         if isinstance(found, list) and len(found) == 1:
             [found] = found
-        text = found.decode(errors="replace") if isinstance(found, bytes) else str(found or "")
-        text = str(found) if isinstance(found, int) else text
+        text = str(found) if isinstance(found, int) else found or ""
+        data = text if isinstance(text, bytes) else str(text).encode(errors="replace")
+        text = data.decode(errors="replace")
         if encoded := BASE64.fullmatch(text):
             with suppress(ValueError):
                 return base64.b64decode(encoded[1] + "=="), None, None, None

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import json
 import re
 import tempfile
 from collections import defaultdict
@@ -26,7 +27,14 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import ClipmillError, StageError
 from clipmill.pipeline.extras import missing
 from clipmill.stages.ops.tables.dotted import flat, paths_in, paths_of, roots_of, value_at
-from clipmill.stages.ops.tables.pools import IMAGE_SUFFIXES, Values, in_batches, json_object
+from clipmill.stages.ops.tables.pools import (
+    IMAGE_SUFFIXES,
+    MIXED,
+    Values,
+    in_batches,
+    json_object,
+    one_array,
+)
 
 LOOKED_AT = 1000  # items from which the names of columns are taken
 MAX_ITEM_BYTES = 16 << 20  # of JSON
@@ -50,9 +58,7 @@ class Form:
 
     def rows(self) -> int:
         """Returns the number of all rows."""
-        if self.counted:
-            return self.counted()
-        return sum(map(len, self.tables(self.names[:1]))) if self.names else 0
+        return self.counted() if self.counted else sum(map(len, self.tables(self.names[:1])))
 
 
 def is_form(storage: Storage, path: str) -> bool:
@@ -95,26 +101,28 @@ def chosen(names: Sequence[str], table: str | None, where: str) -> str:
 
 
 def column(values: Values) -> pa.Array:
-    """Returns values as one array, texts among lists as lists; as text if no type has them all."""
+    """Returns values as one array, texts among lists as lists; MIXED if no type has them all."""
     if not isinstance(values, list):
-        return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    with suppress(pa.ArrowException, OverflowError):
-        return pa.array(values)
-    with suppress(pa.ArrowException, OverflowError):
-        return pa.array([[value] if isinstance(value, str) else value for value in values])
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return one_array(values)
+    lists = [[value] if isinstance(value, str) else value for value in values]
+    for alike in (values, lists):
+        with suppress(pa.ArrowException, OverflowError, UnicodeError):
+            return pa.array(alike)
+
+    def text(value: Any) -> str:
+        return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+    texts = [None if value is None else json.dumps(value, default=text) for value in values]
+    return pa.ExtensionArray.from_storage(MIXED, pa.array(texts, pa.string()))
 
 
 def in_tables(rows: Iterable[Sequence[Any]], names: Sequence[str]) -> Iterator[pa.Table]:
     """Yields rows as tables, cut after 32 MB."""
-    for batch in in_batches(rows, row_bytes):
+    for batch in in_batches(
+        rows, lambda row: sum(len(value) for value in row if isinstance(value, str | bytes))
+    ):
         columns = zip(*batch, strict=True)
         yield pa.table([column(list(values)) for values in columns], names=list(names))
-
-
-def row_bytes(row: Sequence[Any]) -> int:
-    """Returns about the bytes of a row, which may hold pictures."""
-    return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
 @contextmanager
@@ -309,7 +317,7 @@ def sqlite(place: Path) -> Any:
     uri = f"file:{quote(str(place))}?mode=ro" + ("&immutable=1" if is_still else "")
     connection = sqlite3.connect(uri, uri=True)
     connection.execute("PRAGMA trusted_schema = OFF")  # a view calls no function that acts
-    connection.text_factory = lambda text: text.decode(errors="replace")
+    connection.text_factory = lambda text: text.decode(errors="surrogateescape")
     return connection
 
 

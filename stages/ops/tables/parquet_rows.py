@@ -28,8 +28,7 @@ def scan_parquet(
 ) -> tuple[list[list[Source]], pa.Schema | None]:
     """Returns sources of `shard_rows` rows by the row group in which they start, and the schema.
 
-    If the file cannot be opened: one source without an end, and no schema. A file without rows is a
-    shard without rows, so that it keeps its place in the pool.
+    A file that cannot be opened is a source without an end; one without rows, a shard without rows.
     """
     source = {"path": file["path"], "digest": file["digest"]}
     try:
@@ -98,12 +97,11 @@ def parquet_rows(
 ) -> Iterator[Iterator[pa.Table]]:
     """Yields the rows of each source in turn, of the columns that the file has, streamed.
 
-    Of a dotted path into a struct, `caption.en`, the struct has that part alone.
-    The sources are of one file, in its order. Those that start in one row group read it once, from
-    its first row, because Parquet has no other way in. The last of them may reach into the next
-    group, of which only its rows are read. Batches are cut from the group's start, so that a source
-    has the same ones whether it is read alone or with others. `at_once` of them are read and
-    converted by `convert` before they are cut, so that these share the cost of a call.
+    Of a dotted path into a struct, `caption.en`, the struct has that part alone. The sources are of
+    one file, in its order. Those that start in one row group read it once, from its first row, for
+    there is no other way in; the last may reach into the next group, and reads its own rows there.
+    Batches are cut from the group's start, the same ones for a source alone or with others. Of
+    them, `at_once` are read and converted by `convert` together: they share the cost of a call.
     """
     path = sources[0]["path"]
     with storage.open(path) as opened, pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet:
@@ -130,8 +128,7 @@ def bounded(
 ) -> Iterator[pa.Table]:
     """Yields tables of `rows` rows, of fewer if they would take more than MAX_BATCH_BYTES.
 
-    pa.ArrowInvalid for a bomb: all together take MAX_PARQUET_RATIO times the `size` of the file.
-    Small files of a few words per column may do so: MAX_BATCH_BYTES are always allowed.
+    pa.ArrowInvalid for a bomb: above MAX_BATCH_BYTES, all is MAX_PARQUET_RATIO times the `size`.
     """
     most = limit("MAX_BATCH_BYTES")
     ratio = limit("MAX_PARQUET_RATIO")
@@ -174,8 +171,7 @@ def rows_at_once(
 ) -> int:
     """Returns `rows`, or a part of that if these may take more than `most` bytes.
 
-    Values of one width take what they take. No other value is larger than its column's chunk, and
-    one in a dictionary may stand in every row.
+    No value of any width is larger than its column's chunk; one of a dictionary may stand in all.
     """
     tops = {*columns, *(path.partition(".")[0] for path in columns)}
     width_of = {f.name: width(f.type) for f in parquet.schema_arrow if f.name in tops}
@@ -223,10 +219,7 @@ def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:
 
 
 class Positioned:
-    """Consecutive batches of a file, given out by rising ranges of rows.
-
-    They are cut after every `rows` rows.
-    """
+    """Batches of a file, given out by rising ranges of rows and cut after every `rows` rows."""
 
     def __init__(self, batches: Iterator[pa.Table], row: int, rows: int) -> None:
         self.batches, self.rows = batches, rows

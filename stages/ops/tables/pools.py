@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,13 @@ Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
+MIXED = pa.opaque(pa.string(), "mixed", "clipmill")  # JSON of values that no other type has
 
 
 def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
     """Returns the pool's files with these suffixes, by name: path, digest and size of each.
 
     The digest is name, size and time of change: reading all bytes would cost as much as the work.
-    Names that begin with a dot are skipped.
     """
     files = [
         {"path": file.name, "digest": f"{file.name} {file.size} {file.mtime_ns}", "size": file.size}
@@ -107,28 +108,45 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     NaN in a column of no floats, which is how pandas writes a missing value, is null and fits. A
     vector fits if it has the width of a fixed-size list of floats, and finite numbers only.
     """
+    values = python(values)
     if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
         return _fit_vectors(values, dtype)
     if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
-        is_long = values.type == pa.large_string()  # not checked to be UTF-8 yet: _cast does
-        values = values.cast(pa.large_binary() if is_long else pa.binary())
+        values = values.cast(pa.large_binary())  # not checked to be UTF-8 yet: _cast does
     try:
-        array = _whole(pa.array(values) if isinstance(values, list) else values)
+        array = one_array(values)
         return _cast(array, dtype), pa.array(np.zeros(len(array), bool))
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         pass  # one value is bad, or all are: each is tried
-    python = values if isinstance(values, list) else values.to_pylist()
+    items = values if isinstance(values, list) else values.to_pylist()
     if not pa.types.is_floating(dtype):
-        python = [item if item == item else None for item in python]  # NaN is not
-    fitted = pa.array([_one(value, dtype) for value in python], dtype)
-    present = pa.array([item is not None and item == item for item in python], pa.bool_())
+        items = [item if item == item else None for item in items]  # NaN is not
+    fitted = pa.array([_one(value, dtype) for value in items], dtype)
+    present = pa.array([item is not None and item == item for item in items], pa.bool_())
     return fitted, pc.and_(present, fitted.is_null())
+
+
+def python(values: Values) -> Values:
+    """Returns values of an extension's type as Python's, UUIDs as text; others as they are."""
+    if isinstance(values, list) or not isinstance(values.type, pa.BaseExtensionType):
+        return values
+    items = values.to_pylist()
+    if values.type == MIXED:
+        return [item and json.loads(item) for item in items]
+    return [str(item) if isinstance(item, UUID) else item for item in items]
+
+
+def one_array(values: Values) -> pa.Array:
+    """Returns the values as one array, copied if they lie in several."""
+    if not isinstance(values, pa.ChunkedArray):
+        return pa.array(values) if isinstance(values, list) else values
+    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
 
 
 def uid_values(values: Values) -> pa.Array:
     """Returns uids from 16 bytes or 32 hex digits; null if a value is neither."""
-    if not isinstance(values, list) and values.type == pa.binary(16):
-        return _whole(values)
+    if not isinstance(values, list) and values.type in (pa.binary(16), pa.uuid()):
+        return one_array(values).cast(pa.binary(16))
     return from_hex(fit(values, pa.string())[0])
 
 
@@ -165,12 +183,6 @@ def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
     return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *some]))
 
 
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies
-
-
 def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
     if pa.types.is_floating(array.type) and not pa.types.is_floating(dtype):
         array = pc.if_else(pc.is_nan(array), None, array)
@@ -199,8 +211,7 @@ def _fit_vectors(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array
 def _lists(values: Values) -> pa.Array:
     """Returns the values as lists of numbers; any other value as an empty list."""
     if not isinstance(values, list):
-        array = _whole(values)
-        kind = array.type
+        kind = (array := one_array(values)).type
         holds = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         if holds or pa.types.is_fixed_size_list(kind):
             number = kind.value_type

@@ -3,6 +3,9 @@
 import base64
 import hashlib
 import json
+import sqlite3
+from contextlib import closing
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -330,3 +333,55 @@ def test_no_link_leads_to_another_folder_of_the_pool(folder, pool_of):
     (folder / "other.jpg").write_bytes(b"other")
     put(folder / "imgs" / "pairs.csv", ["link.jpg"])
     assert pool_of(table(str(folder)))["reason"].to_pylist() == ["outside"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("shard_rows", [1, 100])
+def test_a_caption_beside_values_of_other_types_is_what_it_is_alone(
+    kind, shard_rows, folder, pool_of
+):
+    texts = {"a": "a", 5: "5", 1.0: "1", float("nan"): None, 2**70: str(2**70)}
+    found = [*texts, True, {"text": "d"}, [], ["e", "f"], {"z": 1}, [["g"]]]
+    rows = [{"filepath": NAMES[0], "title": value} for value in found]
+    lines = "\n".join(map(json.dumps, rows))
+    (folder / f"a.{kind}").write_text(lines if kind == "jsonl" else json.dumps(rows))
+    pool = pool_of(table(str(folder / f"a.{kind}"), shard_rows=shard_rows))
+    assert pool["text"].to_pylist() == [*texts.values(), "true", "d", None, "e", None, None]
+    assert pool["reason"].to_pylist() == [None] * 9 + ["bad_value"] * 2
+
+
+def test_a_row_that_fits_no_type_harms_no_other(folder, pool_of):
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]
+    rows = [{"url": "http://a.test", "talk": turns, "vector": [1, 2.5]} for _ in range(9)]
+    rows[3] |= {"url": "\ud800", "talk": [{"from": "gpt", "value": 5}], "vector": [1, "x"]}
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = {"image_embedding_col": "vector", "embedding_width": 2, "answers": True}
+    pool = pool_of(
+        Table(path=str(folder / "a.jsonl"), url_col="url", caption_col="talk", **own)
+    ).to_pylist()
+    bad = pool.pop(3)
+    assert (bad["url"], bad["text"], bad["image_embedding"]) == (None, "5", None)
+    found = [(row["text"], row["image_embedding"], row["reason"]) for row in pool]
+    assert found == [("a", [1, 2.5], None)] * 8
+
+
+def test_text_of_sqlite_that_is_no_utf8_is_refused_alone_and_bytes_are_text(folder, pool_of):
+    with closing(sqlite3.connect(folder / "a.db")) as connection, connection:
+        connection.execute("CREATE TABLE t (filepath, title)")
+        values = ["'a'", "x'62'", "x'ff'", "CAST(x'ff41' AS TEXT)", "5"]
+        for value in values:
+            connection.execute(f"INSERT INTO t VALUES ('{NAMES[0]}', {value})")
+    pool = pool_of(table(str(folder / "a.db")))
+    assert pool["text"].to_pylist() == ["a", "b", None, None, "5"]
+    assert pool["reason"].to_pylist() == [None, None, "bad_value", "bad_value", None]
+
+
+def test_uuids_are_uids_and_texts_never_sixteen_letters(folder, pool_of):
+    known = [UUID(bytes=b"sixteen letters!"), UUID(int=7)]
+    rows = pa.table({"url": ["http://a.test"] * 2, "id": pa.array(known), "text": pa.array(known)})
+    pq.write_table(rows, folder / "a.parquet")
+    pool = pool_of(
+        Table(path=str(folder / "a.parquet"), url_col="url", uid_col="id", caption_col="text")
+    )
+    assert pool["uid"].to_pylist() == [uuid.bytes for uuid in known]
+    assert pool["text"].to_pylist() == [*map(str, known)]

@@ -13,6 +13,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.ingest._captions import answers_of, captions_of
 from clipmill.stages.ops.tables.forms import names_in, opened
+from clipmill.stages.ops.tables.pools import python
 
 
 def rows_of(path, table=None, names=None) -> list[dict]:
@@ -24,7 +25,12 @@ def rows_of(path, table=None, names=None) -> list[dict]:
 
 
 def rows_in(table: pa.Table):
-    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+    columns = (python(column) for column in table.columns)
+    return zip(*([*map(as_py, column)] for column in columns), strict=True)
+
+
+def as_py(value):
+    return value.as_py() if isinstance(value, pa.Scalar) else value
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ def test_a_sheet_has_its_names_in_its_first_row_and_empty_rows_are_passed_over(t
             book.active.cell(number, place, value)
     book.create_sheet("empty")
     book.save(tmp_path / "it.xlsx")
-    assert rows_of(tmp_path / "it.xlsx") == [{"url": "a", "n": "1"}, {"url": "b", "n": "two"}]
+    assert rows_of(tmp_path / "it.xlsx") == [{"url": "a", "n": 1}, {"url": "b", "n": "two"}]
     book.create_sheet("more").append(["x", "x"])
     book.save(tmp_path / "it.xlsx")
     assert names_in(Storage(str(tmp_path)), "it.xlsx") == ["Sheet", "more"]
