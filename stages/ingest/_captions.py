@@ -79,8 +79,9 @@ def answers_of(values: Values) -> Values:
 
 
 def _answers_in(turns: list[Any]) -> list[Any]:
-    said = ((turn, *names) for turn in turns if isinstance(turn, dict) for names in TURNS.items())
-    return [turn.get(what) for turn, who, what in said if turn.get(who) in ANSWERERS]
+    said = [(t, *n) for t in turns if isinstance(t, dict) for n in TURNS.items() if n[0] in t]
+    answers = [turn.get(what) for turn, who, what in said if turn[who] in ANSWERERS]
+    return answers if said else turns
 
 
 def without_mark(text: pa.Array) -> pa.Array:

@@ -302,10 +302,7 @@ def json_rows(
 
 
 def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes]:
-    """Yields each line; for one above `max_bytes` its size and hash, as it is not held in memory.
-
-    A few packed kilobytes may hold gigabytes without an end of line.
-    """
+    """Yields each line; for one above `max_bytes` its size and hash: it may be of gigabytes."""
     for line in iter(partial(stream.readline, max_bytes + 1), b""):
         if len(line) <= max_bytes:
             yield line

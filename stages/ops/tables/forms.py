@@ -107,7 +107,7 @@ def column(values: Values) -> pa.Array:
     lists = [[value] if isinstance(value, str) else value for value in values]
     for alike in (values, lists):
         with suppress(pa.ArrowException, OverflowError, UnicodeError):
-            return pa.array(alike)
+            return one_array(alike)
 
     def text(value: Any) -> str:
         return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)

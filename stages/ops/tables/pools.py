@@ -138,6 +138,8 @@ def python(values: Values) -> Values:
 
 def one_array(values: Values) -> pa.Array:
     """Returns the values as one array, copied if they lie in several."""
+    if isinstance(values, list) and {float, bool} <= {*map(type, values)}:
+        raise pa.ArrowInvalid("truths among numbers, which Arrow takes for 0 and 1")
     if not isinstance(values, pa.ChunkedArray):
         return pa.array(values) if isinstance(values, list) else values
     return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()

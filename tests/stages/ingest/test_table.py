@@ -354,6 +354,7 @@ def test_a_row_that_fits_no_type_harms_no_other(folder, pool_of):
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]
     rows = [{"url": "http://a.test", "talk": turns, "vector": [1, 2.5]} for _ in range(9)]
     rows[3] |= {"url": "\ud800", "talk": [{"from": "gpt", "value": 5}], "vector": [1, "x"]}
+    rows[8]["talk"] = ["a"]
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     own = {"image_embedding_col": "vector", "embedding_width": 2, "answers": True}
     pool = pool_of(
@@ -363,6 +364,12 @@ def test_a_row_that_fits_no_type_harms_no_other(folder, pool_of):
     assert (bad["url"], bad["text"], bad["image_embedding"]) == (None, "5", None)
     found = [(row["text"], row["image_embedding"], row["reason"]) for row in pool]
     assert found == [("a", [1, 2.5], None)] * 8
+
+
+def test_truths_among_numbers_are_no_numbers(folder, pool_of):
+    rows = [{"filepath": NAMES[0], "title": value} for value in (1.5, True, False)]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert pool_of(table(str(folder / "a.jsonl")))["text"].to_pylist() == ["1.5", "true", "false"]
 
 
 def test_text_of_sqlite_that_is_no_utf8_is_refused_alone_and_bytes_are_text(folder, pool_of):
