@@ -213,10 +213,11 @@ def left_to_a_search() -> Iterator[list[str]]:
     """Lists networks, maps of files and what finds concepts that only a search would free.
 
     Without what a first import left: errors that libraries keep hold the stack they were raised in.
-    Openers of urllib are circles.
+    Openers of urllib are circles. What is there before is held: other tests may have left it.
     """
     left: list[str] = []
     gc.collect()
+    there = gc.get_objects()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -235,6 +236,7 @@ def left_to_a_search() -> Iterator[list[str]]:
         )
     finally:
         gc.set_debug(0)
+        del there
         gc.garbage.clear()
         gc.enable()
 
