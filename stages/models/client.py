@@ -19,13 +19,14 @@ import msgspec
 
 from clipmill.pipeline.errors import StageError, did_you_mean
 from clipmill.pipeline.stage import Usage
-from clipmill.stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
+from clipmill.stages.models.endpoint import TRANSIENT, Endpoint, Generated, answer_of
 from clipmill.stages.models.spending import Spending
 
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # cap, unless the server asks for more
 LAST_S = 30.0  # to finish a cancelled request, as its answer is paid for
 IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
+QUIET_S = 0.05  # of a connection before its next request, in which a second answer may come
 MAX_BODY_BYTES = 1_000_000  # of a response: the text and its metadata
 MAX_SAID = 300  # characters of a server's message
 TEMPLATE_TOKENS = 16  # reserved for the server's chat template, until it counts more
@@ -84,16 +85,11 @@ class Client:
     """A client of one endpoint; its session lives as long as the event loop that uses it."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        limits: Limits,
-        spending: Spending,
-        where: str,
-        took: Callable[[Usage], None],
+        self, endpoint: Endpoint, spending: Spending, took: Callable[[Usage], None]
     ) -> None:
-        self.endpoint, self.limits, self.spending, self.where = endpoint, limits, spending, where
-        self.took = took
-        self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
+        self.endpoint, self.spending, self.took = endpoint, spending, took
+        self.limits, self.where = spending.limits, spending.where
+        self.at_once = min(filter(None, (self.limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
         self.ended: StageError | None = None  # after which no request is sent
         self.is_settled = True  # chat or completion is known; until then a 404 is no error
@@ -232,7 +228,7 @@ class Client:
         self.is_doubted = reply.reason in ("bad_request", "no_form", "unsent")
         if reply.is_refused:
             found = f"the server at {self.endpoint.url} is gone: {reply.message}"
-        elif self.is_settled and self.failed >= FAILED_IN_A_ROW:
+        elif (self.is_settled or reply.reason in TRANSIENT) and self.failed >= FAILED_IN_A_ROW:
             found = f"{self.failed} requests in a row had no answer; the last: {reply.message}"
         else:
             return Generated(reason=reply.reason)
@@ -341,11 +337,9 @@ class Client:
         if status == 402 or "insufficient_quota" in message:
             do = "pay for more, and run again: what is stored stays"
             raise StageError(f"the account has no credit left: {message}", self.where, do)
-        if status == 429:
-            return Reply(reason="server_busy", message=message, retry_after_s=retry_after_s)
-        if status >= 500:
+        if status == 429 or status >= 500:
             return Reply(
-                reason="server_error",
+                reason="server_busy" if status == 429 else "server_error",
                 message=message,
                 retry_after_s=retry_after_s,
                 may_cost=status in (504, 524),  # a gateway timed out: the server may go on
@@ -402,12 +396,8 @@ class Client:
             headers = {"Content-Type": "application/json", "User-Agent": "clipmill"}
             if self.endpoint.key:
                 headers["Authorization"] = f"Bearer {self.endpoint.key}"
-            scheme, _, socket = self.endpoint.url.partition(":")
-            kind = (
-                partial(aiohttp.UnixConnector, socket) if scheme == "unix" else aiohttp.TCPConnector
-            )
             session = aiohttp.ClientSession(
-                connector=kind(limit=0, keepalive_timeout=IDLE_S),
+                connector=_connector(self.endpoint.url),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -419,6 +409,29 @@ class Client:
                 closing.__anext__().send(None)
             self.opened.closing = closing
         return self.opened
+
+
+def _connector(url: str) -> aiohttp.BaseConnector:
+    """Returns a connector, which reuses a connection only if its server has said no more.
+
+    A second answer to one request would else be taken for the answer to the next: another row's.
+    """
+    scheme, _, socket = url.partition(":")
+    kind = partial(aiohttp.UnixConnector, socket) if scheme == "unix" else aiohttp.TCPConnector
+    connector = kind(limit=0, keepalive_timeout=IDLE_S)
+    idle = connector._get  # the library looks for that when a request ends, and not again
+    now = connector._loop.time
+
+    async def get(key: Any, *given: Any) -> Any:
+        while (waiting := connector._conns.get(key)) and now() - waiting[0][1] >= QUIET_S:
+            connection = await idle(key, *given)
+            if not (connection and connection.protocol and connection.protocol.should_close):
+                return connection
+            connection.close()
+        return None
+
+    vars(connector)["_get"] = get
+    return connector
 
 
 async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
@@ -440,10 +453,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def _retry_after_s(header: str) -> float:
     """Parses Retry-After, seconds or a date; 0 if it is missing or cannot be read."""
-    try:
+    with contextlib.suppress(ValueError):
         return max(float(header), 0.0)
-    except ValueError:
-        pass
     try:
         return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone

@@ -100,9 +100,9 @@ class Generated:
 
 
 def answer_of(reply: Mapping[str, Any]) -> Generated:
-    """Parses a reply of `chat/completions` or `completions`; raises ValueError if it has no choice.
+    """Parses a reply of `chat/completions` or `completions`; raises ValueError without a choice.
 
-    Without `usage` the token counts are 0.
+    A choice that its server did not finish is none. Without `usage` the token counts are 0.
     """
     try:
         choice = reply["choices"][0]
@@ -110,6 +110,8 @@ def answer_of(reply: Mapping[str, Any]) -> Generated:
         text = message.get("content") if message else choice["text"]
         usage = reply.get("usage") or {}
         finish = choice.get("finish_reason")
+        if finish in ("abort", "error"):  # of vLLM, of gateways: the text is what there was of it
+            raise ValueError(finish)
         refused = finish == "content_filter" or bool(message.get("refusal"))
         text = (text or "").strip()
         return Generated(

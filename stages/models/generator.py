@@ -88,8 +88,7 @@ def open_asker(
 def environments_of(model: str) -> tuple[Environment, ...]:
     """Returns other Pythons that a model's server needs; raises RecipeError for an unknown one."""
     adapter, name = _adapter(model)
-    needed: tuple[Environment, ...] = adapter.environments(name)
-    return needed
+    return cast(tuple[Environment, ...], adapter.environments(name))
 
 
 def look_for(model: str) -> None:
@@ -127,7 +126,7 @@ class Asker:
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
         self.limits, self.took = limits, worker.took
-        self.client = Client(endpoint, limits, Spending(worker, limits, where), where, worker.took)
+        self.client = Client(endpoint, Spending(worker, limits, where), worker.took)
         settings = vars(decoding).items()
         self.decoding = {name: value for name, value in settings if value not in (None, ())}
         self.max_tokens = decoding.max_tokens
@@ -151,7 +150,7 @@ class Asker:
         """
         stored = None if self.client.is_settled else self.answers.get([self._form_key])[0]
         if stored is not None:
-            self.form, self.client.is_settled = cast(Form, stored.decode()), True
+            self.form = cast(Form, stored.decode())  # until another server answers at the URL
         form = self.form if prompt.image is None else "chat"
         answer = await self._asked(prompt, form, seed, candidate)
         if answer.reason in NO_FORM and prompt.image is None:
@@ -189,7 +188,7 @@ class Asker:
         key = self._key(question, form, prompt.image, candidate)
         while True:
             [stored] = self.answers.get([key])
-            if stored is not None:
+            if stored is not None and prompt is not PROBE:
                 answer = _loaded(stored)
                 into, out = answer.prompt_tokens, answer.completion_tokens
                 usd = self.limits.usd(into, out)

@@ -1,6 +1,8 @@
 """Asking a server that fails in every way: what is tried again, what ends a row, what the run."""
 
 import asyncio
+import contextlib
+import json
 import logging
 import pickle
 import threading
@@ -285,6 +287,44 @@ def test_the_form_that_a_server_takes_is_found_by_asking_once_and_stays(first, k
     assert [taken in body for body in server.bodies[usual:]] == [True]
 
 
+@pytest.mark.parametrize("first", ["chat", "completion"])
+def test_another_server_of_the_same_name_is_asked_in_the_form_that_it_takes(first):
+    at = worker()
+    for number, path in enumerate(["completions", "chat/completions", "completions"]):
+        with TextServer(paths=(f"/v1/{path}",)).running() as one:
+            given = {"decoding": Decoding(max_tokens=20), "limits": Limits(), "form": first}
+            asked = open_asker(f"openai:{one.url}#stand-in", at, **given)
+            [answer] = ask(asked, *prompts(1, f"a cat at door {number}, number"))
+            assert answer.text
+
+
+def test_a_second_answer_to_one_request_is_none_to_the_next():
+    async def twice(reader, writer):
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                size = int(head.lower().partition(b"content-length:")[2].split()[0])
+                body = json.loads(await reader.readexactly(size))
+                said = json.dumps({"choices": [{"text": body["prompt"]}]}).encode()
+                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
+                writer.write(answer)
+                await asyncio.sleep(0.002)
+                writer.write(answer)
+
+    async def asked():
+        async with await asyncio.start_server(twice, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            limits = Limits(concurrency=2)
+            given = {"decoding": Decoding(), "limits": limits, "form": "completion"}
+            one = open_asker(f"openai:{url}#m", worker(), **given)
+            answers = await asyncio.gather(*(one.ask(prompt, seed=0) for prompt in prompts(12)))
+            await asyncio.sleep(0.06)
+            return [*answers, await one.ask(*prompts(1, "late"), seed=0)]
+
+    assert [answer.text for answer in asyncio.run(asked())] == [
+        prompt.text for prompt in [*prompts(12), *prompts(1, "late")]
+    ]
+
+
 def test_a_helper_that_dies_is_revived_once_for_all_who_lost_it(server):
     revived = []
 
@@ -329,6 +369,14 @@ def test_a_helper_that_does_not_come_up_is_started_once_and_ends_the_stage(serve
         ask(Asker(endpoint, worker(), **given), *prompts(20))
     assert len(tried) == 1
     server.come_back()
+
+
+def test_a_server_that_fails_from_the_first_answer_of_a_worker_on_ends_the_stage_too(server):
+    at = worker()
+    ask(asker(server, at), *prompts(1))
+    server.script = lambda asked: "500"
+    with pytest.raises(StageError, match="64 requests in a row had no answer"):
+        ask(asker(server, at, retries=0), *prompts(70, "a dog"))
 
 
 def test_a_server_that_only_fails_ends_the_stage_and_says_why(server):

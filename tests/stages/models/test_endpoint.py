@@ -45,6 +45,12 @@ def test_a_choice_is_a_text_or_a_reason(choice, said):
     assert answer_of(reply(**choice)) == Generated(text=text, reason=reason, cut=cut, **tokens)
 
 
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_what_a_server_has_not_finished_is_no_answer(finish):
+    with pytest.raises(ValueError, match="no choice with a text"):
+        answer_of(reply(message={"content": "A cat on"}, finish_reason=finish))
+
+
 @pytest.mark.parametrize("tokens", [-3, None, 0, False])
 def test_tokens_that_cannot_be_do_not_count(tokens):
     value = {"choices": [{"text": "A"}], "usage": {"prompt_tokens": tokens}}
