@@ -6,7 +6,16 @@ from functools import partial
 
 import pyarrow as pa
 
-from clipmill.metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
+from clipmill.metadata.schema import (
+    CAPTIONS,
+    KEEP,
+    ORIGINAL,
+    REASON,
+    REPEATS,
+    UID,
+    Column,
+    Derived,
+)
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe
@@ -36,6 +45,9 @@ class Draft:
 def bind(draft: Draft, name: str, stage: Stage, parents: list[str]) -> dict[str, Binding]:
     """Returns stage and column for each name that the stage reads; else raises RecipeError."""
     recipe, line = draft.recipe, _line(draft, parents)
+    if name == ORIGINAL and parents and CAPTIONS in stage.writes:  # a text's source is its stage
+        found = f"the texts of a stage '{name}' would pass for the pool's own"
+        raise RecipeError(found, recipe.where(name), "give the stage another name")
     chosen = recipe.stages[name].get("read", {})
     if not isinstance(chosen, dict):
         do = "write {column: stage.column}"

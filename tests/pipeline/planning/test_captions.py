@@ -55,3 +55,9 @@ def test_chosen_texts_are_read_in_the_place_of_lists_that_stand_side_by_side():
 def test_a_named_column_that_is_no_list_of_captions_is_refused():
     with pytest.raises(RecipeError, match=r"'look\.frames' holds int32, and no list of captions"):
         lists("from: [stars, look], captions: [look.frames]")
+
+
+def test_made_texts_do_not_pass_for_the_pools_own():
+    with pytest.raises(RecipeError, match="'original' would pass for the pool's own"):
+        lists("from: original", "original: {uses: probe.says, from: pool}")
+    assert lists("from: original", "original: {uses: annotate.image, from: pool}") == {}
