@@ -52,9 +52,7 @@ class ScoreCut:
     def beyond(self, value: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Returns (N,) whether each row is on the dropped side; false without a value."""
         number_N = value.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy()
-        limit = self.limit
-        if pa.types.is_floating(value.type):
-            limit = float(value.type.to_pandas_dtype()(limit))  # as `where` compares
+        limit = as_compared(self.limit, value.type)
         return np.asarray(GOES[self.sign](number_N, limit) & ~np.isnan(number_N))
 
 
@@ -162,7 +160,7 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
                 is_size = threshold.is_size
                 column.cuts.append(
                     ScoreCut(
-                        text=f"{threshold.text}: from {value:.4g}" if is_size else threshold.text,
+                        text=f"{threshold.text}: from {value:.6g}" if is_size else threshold.text,
                         value=value + BESIDE.get(threshold.sign, 0.0) * column.is_whole,
                         stage=stage,
                         sign=">=" if is_size else threshold.sign,
@@ -233,6 +231,12 @@ def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[
     span = high - low or max(1.0, size / 2**20)  # of equal values
     margin = span / 40  # keeps cuts off the frame
     return np.linspace(low - margin, high + margin, BINS + 1)
+
+
+def as_compared(limit: float, dtype: pa.DataType) -> float:
+    """Returns a threshold as `where` compares it with a column of this type: in float32, as are
+    its values."""
+    return float(dtype.to_pandas_dtype()(limit)) if pa.types.is_floating(dtype) else limit
 
 
 def numbers(value: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -17,13 +17,14 @@ from clipmill.pipeline.ledger.rows.stage_row import Keeper, StageRow
 from clipmill.pipeline.ledger.rows.stored import Place, selects_up_to, stored
 from clipmill.pipeline.ledger.selection.causes import named_in, trace
 from clipmill.pipeline.ledger.selection.reasons import checked_columns
+from clipmill.pipeline.ledger.selection.scores import GOES, as_compared
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.selects import explanation, thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import UNDEFINED
 from clipmill.pipeline.stage import Stage, Threshold
 from clipmill.pipeline.terminal import cut, one_line
-from clipmill.pipeline.verdicts import Tells
+from clipmill.pipeline.verdicts import Conditions, Tells
 
 BATCH_ROWS = 65_536
 
@@ -32,9 +33,9 @@ BATCH_ROWS = 65_536
 class Deciding:
     """A row's value beside one threshold of a select `stage`: values `sign` the `limit` stay.
 
-    `apart` is the value minus the limit. For a top-k select, `rank` is the row's rank among the
-    `ranked` rows that reached it, of which the best `kept` stay, and `limit` the least value kept;
-    null if a row stays by its own value alone.
+    `apart` is the value minus the limit, 0 if the column's type holds them as one number. For a
+    top-k select, `rank` is the row's rank among the `ranked` rows that reached it, of which the
+    best `kept` stay, and `limit` the least value kept; null if a row stays by its own value alone.
     """
 
     stage: str
@@ -52,7 +53,8 @@ def deciding(
     state: RunState, end: str, rows: Mapping[str, StageRow], cause: str | None, uid: bytes
 ) -> Iterator[Deciding]:
     """Yields all thresholds up to this end for a kept row, whose `cause` is None; for others those
-    that the reason is about, of the select that dropped it."""
+    that the reason is about, of the select that dropped it. Comparisons that decided otherwise are
+    left out: parts of an OR, values of an IN."""
     chain = selects_up_to(state, end) if cause is None else iter([state.plan.stages[cause]])
     for planned in chain:
         if not planned.is_select or planned.name not in rows:
@@ -63,13 +65,17 @@ def deciding(
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if not threshold.is_size:
+                limit = as_compared(threshold.value, state.plan.schema(*source))
+                is_met = not GOES[threshold.sign](value, limit)
+                if is_met != rows[planned.name].values[KEEP.name]:  # by another part of its rule
+                    continue
                 yield Deciding(
                     stage=planned.name,
                     column=threshold.column,
                     value=value,
                     sign=threshold.sign,
                     limit=threshold.value,
-                    apart=value - threshold.value,
+                    apart=value - threshold.value if value != limit else 0.0,
                 )
             elif source[0] != planned.name:  # a select explains its own ranks itself
                 yield from _ranked(state, planned, threshold, source, value, uid)
@@ -81,6 +87,9 @@ def about(planned: PlannedStage, reason: str) -> list[Threshold]:
     thresholds = list(thresholds_of(planned))
     if not reason or reason.startswith(UNDEFINED):
         return [] if reason else thresholds
+    if isinstance(planned.stage, Conditions):  # a row that one drops has no rank
+        is_condition = any(reason == condition.text for condition in planned.stage.conjuncts)
+        thresholds = [t for t in thresholds if not (is_condition and t.is_size)]
     quoted = [t for t in thresholds if not t.is_size and t.text in reason]
     named = [t for t in thresholds if _names(reason, t.column)]
     if quoted or named:
@@ -102,14 +111,7 @@ def _ranked(
     uid: bytes,
 ) -> Iterator[Deciding]:
     """Yields the row's rank among rows that only the rank decided on; nothing if none is kept."""
-    others = [other.text for other in thresholds_of(planned) if not other.is_size]
-    codes = [
-        code
-        for code in planned.stage.reasons
-        if _names(code, threshold.column)
-        and not code.startswith(UNDEFINED)
-        and not any(text in code for text in others)
-    ]
+    codes = [code for code in planned.stage.reasons if threshold in about(planned, code)]
     root = planned.root
     bound = {name: (planned.name, name) for name in (KEEP.name, REASON.name)} | {"value": source}
     shards = stored(state, root, bound)

@@ -120,6 +120,32 @@ def test_of_equal_values_the_smaller_uid_ranks_first(own_stages, tmp_path):
     assert (ranks[first], ranks[second]) == (2, 3)
 
 
+def test_a_comparison_that_decided_otherwise_is_left_out(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    stages = "pool: {uses: ingest.url_list, path: none, extra: {a: int64}}\n"
+    where = "where: '(a > 5 AND a < 9) OR a IN (2, 12)'"
+    state = numbered.run(tmp_path, f"{stages}best: {{uses: select.where, from: pool, {where}}}")
+    found = {
+        row: {(it.sign, it.limit) for it in why(state, numbered.uid(row)).ends[-1].deciding}
+        for row in (2, 7, 10)
+    }
+    assert found[2] == {("=", 2), ("<", 9)}
+    assert found[7] == {(">", 5), ("<", 9)}
+    assert found[10] == {("<", 9)}  # the bounds that its rule quotes
+
+
+def test_a_row_that_a_condition_drops_has_no_rank(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    stages = "pool: {uses: ingest.url_list, path: none, extra: {a: int64}}\n"
+    where = "where: a % 2 = 0 AND NOT (a = 8), top: {column: a, rows: 6}"
+    state = numbered.run(tmp_path, f"{stages}best: {{uses: select.where, from: pool, {where}}}")
+    found = {row: why(state, numbered.uid(row)).ends[-1].deciding for row in (6, 7, 8)}
+    evens = [row for row in numbered.ROWS if row % 2 == 0 and row not in (8, 20)]
+    ranks = [(it.rank, it.ranked) for it in found[6] if it.rank]
+    assert ranks == [(evens[::-1].index(6) + 1, len(evens))]
+    assert not any(it.rank for row in (7, 8) for it in found[row])
+
+
 def test_whole_numbers_up_to_2_64_are_ranked_and_shown_as_they_are(own_stages, tmp_path):
     numbered.write_pool(tmp_path)
     lines = (tmp_path / "pool.jsonl").read_text()

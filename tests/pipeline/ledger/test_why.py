@@ -106,6 +106,20 @@ def test_a_rule_on_the_picture_itself_has_no_value_to_show(tmp_path):
     assert end.sentence == "dropped by 'none': image IS NULL"
 
 
+def test_a_value_on_the_threshold_is_at_it_in_the_columns_type(tmp_path):
+    numbered.write_pool(tmp_path)
+    stages = """
+pool: {uses: ingest.url_list, path: none, uid_col: id, extra: {a: float32}}
+tens: {uses: select.where, from: pool, where: a / 10 >= 0 AND a <> 0.3}
+"""
+    pool = (tmp_path / "pool.jsonl").read_text().replace('"a": 10}', '"a": 0.3}')
+    (tmp_path / "pool.jsonl").write_text(pool)
+    found = why(numbered.run(tmp_path, stages), numbered.uid(10))
+    (rule,) = found.ends[-1].deciding
+    assert (rule.apart, rule.value == rule.limit) == (0, False)  # float32 has no 0.3
+    assert "a 0.3 is at 0.3; 'tens' keeps <> 0.3" in text(found)
+
+
 def test_a_row_outside_a_mask_is_told_so(tmp_path):
     numbered.write_pool(tmp_path)
     wide = numbered.STAGES.replace("from: [first, late, one]", "from: [late, one]")
