@@ -43,6 +43,14 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """Formats a share: `12.3%`; `<0.1%` and `>99.9%` where rounding would say none or all."""
+    text = f"{share:.1%}"
+    if text == "0.0%" and share > 0:
+        return "<0.1%"
+    return ">99.9%" if text == "100.0%" and share < 1 else text
+
+
 def one_line(value: object) -> str:
     """Returns a value as text, `cut`, in one line: no value can imitate a line of ours."""
     return cut(" ".join(str(value).split()))

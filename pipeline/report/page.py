@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clipmill.pipeline.report.charts import short
 from clipmill.pipeline.run_folder.words import duration, in_words, size
-from clipmill.pipeline.terminal import cut
+from clipmill.pipeline.terminal import cut, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
@@ -36,7 +36,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "count": "{:,}".format,
-        "percent": "{:.1%}".format,
+        "percent": percent,
         "points": lambda share: f"{100 * share:.1f}".replace("-", MINUS),
         # + 0.0: never -0.0
         "signed": lambda share: f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import one_line, plural
+from clipmill.pipeline.terminal import one_line, percent, plural
 
 if TYPE_CHECKING:
     from clipmill.pipeline.ledger.summary import Ending, Lost, Summary
@@ -67,7 +67,7 @@ def _advice(lost: "Lost", summary: "Summary") -> str:
 
 def _ending(ending: "Ending", is_long: bool) -> list[str]:
     """Returns the rows kept, and the causes of the others unless the page is too long."""
-    share = f"{ending.kept / ending.rows:.1%}"
+    share = percent(ending.kept / ending.rows)
     head = f"{ending.kept:,} of {ending.rows:,} rows kept by '{ending.stage}' ({share})"
     if not ending.lost or is_long:
         return [head]
@@ -76,7 +76,7 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
     if rest := ending.lost[len(shown) :]:
         rows.append((sum(lost.rows for lost in rest), f"{len(rest)} other causes"))
     first = "lost first to" if ending.is_first else "lost to"
-    table = [f"  {count:>11,} {count / ending.rows:>6.1%}  {cause}" for count, cause in rows]
+    table = [f"  {count:>11,} {percent(count / ending.rows):>6}  {cause}" for count, cause in rows]
     return [f"{head}; {first}", *table]
 
 
@@ -99,8 +99,8 @@ def _warnings(summary: "Summary") -> list[str]:
         parts = sorted(passing.reasons.items(), key=lambda item: -item[1])
         named = ", ".join(f"{count:,} {reason}" for reason, count in parts)
         lines.append(
-            f"  {passing.stage}: {failed / passing.rows:.1%} of {passing.rows:,} rows failed for"
-            f" reasons that may be temporary: {named}"
+            f"  {passing.stage}: {percent(failed / passing.rows)} of {passing.rows:,} rows failed"
+            f" for reasons that may be temporary: {named}"
         )
     for stage, count in summary.set_aside.items():
         lines.append(f"  {stage}: {plural(count, 'shard')} failed")

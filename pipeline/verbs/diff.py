@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.terminal import aligned, cut, one_line, plural
+from clipmill.pipeline.terminal import aligned, cut, one_line, percent, plural
 from clipmill.pipeline.verbs._options import add_json, add_stages, answered
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _signed(sign: str, rows: int) -> str:
 
 
 def _side(selection: "Selection") -> str:
-    share = f" ({selection.kept / selection.rows:.1%})" if selection.rows else ""
+    share = f" ({percent(selection.kept / selection.rows)})" if selection.rows else ""
     return (
         f"{selection.run}, variant {selection.variant} ({one_line(selection.recipe)}):"
         f" '{selection.stage}' keeps {selection.kept:,} of {selection.rows:,} rows{share}"

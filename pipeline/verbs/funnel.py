@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.terminal import one_line, percent
 from clipmill.pipeline.verbs._options import add_json, add_variant, answered, opened
 
 if TYPE_CHECKING:
@@ -145,4 +145,4 @@ def _missing(stage: "StageRows", is_root: bool) -> Iterator[tuple[str, str, int]
 
 def _share(rows: int, total: int) -> str:
     """Formats a share of the rows in six columns."""
-    return f"{rows / total if total else 0:>6.1%}"
+    return f"{percent(rows / total if total else 0):>6}"

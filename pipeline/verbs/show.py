@@ -166,4 +166,4 @@ def _cell(value: Any) -> str:
     """Returns a value in one line; empty for null."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else one_line(value)
+    return f"{value:.6g}" if isinstance(value, float) else one_line(value)

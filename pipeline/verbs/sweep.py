@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmill.pipeline.terminal import aligned, one_line
+from clipmill.pipeline.terminal import aligned, one_line, percent
 from clipmill.pipeline.verbs._options import (
     add_json,
     add_show_unsafe,
@@ -58,7 +58,7 @@ def text(sweep: "Sweep") -> str:
     share = sweep.kept / sweep.rows if sweep.rows else 0.0
     lines = [
         f"{sweep.run}: '{sweep.stage}' keeps {sweep.kept:,} of {sweep.rows:,} rows"
-        f" ({share:.1%}) with {one_line(sweep.today)}",
+        f" ({percent(share)}) with {one_line(sweep.today)}",
         "",
     ]
     named = [
@@ -71,10 +71,11 @@ def text(sweep: "Sweep") -> str:
     rows = [[sweep.vary, "kept", "share", "common", "won", "lost", *heads]]
     for point in sweep.points:
         shares = (
-            f"{point.groups[group].get(name, 0) / max(1, point.kept):.1%}" for group, name in named
+            percent(point.groups[group].get(name, 0) / max(1, point.kept)) for group, name in named
         )
         counts = (f"{count:,}" for count in (point.common, point.won, point.lost))
-        rows.append([f"{point.value:g}", f"{point.kept:,}", f"{point.share:.1%}", *counts, *shares])
+        value, kept = f"{point.value:.15g}", f"{point.kept:,}"  # the steps, not rounded to one
+        rows.append([value, kept, percent(point.share), *counts, *shares])
     lines += aligned(rows, range(len(rows[0])))
     if named:
         lines += ["", "the last columns: share of the kept rows, of the groups largest today"]

@@ -38,10 +38,13 @@ def run(options: argparse.Namespace) -> int:
     from clipmill.pipeline.engine.verify import others, repair, verify
     from clipmill.pipeline.planning.plan import make_plan
     from clipmill.pipeline.progress import reading, watcher
+    from clipmill.pipeline.run_folder.claim import refuse_another_seed
     from clipmill.pipeline.run_folder.state import latest
 
     state = latest(options.run)
     plan, folder = state.plan, state.run
+    if folder.has("run.json"):  # else the next run writes it
+        refuse_another_seed(plan, folder)
     with reading() as on_bytes:
         stages = verify(folder, on_bytes)
     print(json.dumps(as_json(stages), indent=1) if options.json else text(stages))

@@ -1,6 +1,6 @@
 // Counts as clickable bars: causes of loss, values of a column.
 
-import { count, make, plain } from "./make.js";
+import { count, make, percent, plain } from "./make.js";
 
 // Each item: name, all rows, rows left, whether it is pressed, the action of a press.
 export function bars(list, each, all) {
@@ -15,7 +15,7 @@ function bar(one, most, all) {
   const [every, left] = track.children;
   every.style.width = `${(100 * one.rows) / most}%`;
   left.style.width = `${(100 * one.left) / most}%`;
-  const share = all ? ` (${((100 * one.rows) / all).toFixed(1)}%)` : "";
+  const share = all ? ` (${percent(one.rows / all)})` : "";
   const said = `${plain(one.name)}: ${count(one.left)} of ${count(one.rows)} rows${share}`;
   return make("li", {}, make(
     "button",

@@ -31,6 +31,13 @@ export function options(select, values, chosen, first) {
 
 export const count = (number) => number.toLocaleString("en-US");
 
+// Never none or all by rounding alone.
+export function percent(share) {
+  const text = `${(100 * share).toFixed(1)}%`;
+  if (text === "0.0%" && share > 0) return "<0.1%";
+  return text === "100.0%" && share < 1 ? ">99.9%" : text;
+}
+
 export function short(number) {
   if (Number.isInteger(number)) return Math.abs(number) < 1e6 ? String(number) : count(number);
   return String(Number(number.toPrecision(4)));

@@ -1,7 +1,7 @@
 // Clusters in a plane: a disc's area is proportional to its rows, its colour shows the share kept.
 
 import { ask } from "./ask.js";
-import { $, count, draw, make, options } from "./make.js";
+import { $, count, draw, make, options, percent } from "./make.js";
 import { aboutColumn, filterBy, root, view } from "./view.js";
 
 const HIGH = 60; // height of a plane 100 wide
@@ -51,7 +51,7 @@ function discs(map, end) {
   const drawn = map.drawn.map((each, index) => {
     const share = map.ends && each.kept.length ? each.kept[end] / each.rows : 0;
     const radius = Math.min(4.5, Math.max(0.4, Math.sqrt((FILLED * 100 * HIGH * each.rows) / rows / Math.PI)));
-    const said = `cluster ${each.number}: ${count(each.rows)} rows, ${(100 * share).toFixed(0)}% kept`;
+    const said = `cluster ${each.number}: ${count(each.rows)} rows, ${percent(share)} kept`;
     const disc = draw("circle", {
       cx: 5 + (xs[index] - left) / scale, cy: 5 + (ys[index] - top) / scale, r: radius, tabindex: 0, role: "button",
       class: `s${Math.min(SHADES - 1, Math.floor(SHADES * share))}`, "aria-label": said, "aria-pressed": String(pressed.includes(each.number)),

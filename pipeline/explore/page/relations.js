@@ -1,7 +1,7 @@
 // Tables of rules broken together, correlated scores, and scores by category.
 
 import { ask, newest } from "./ask.js";
-import { $, count, make, plain, short } from "./make.js";
+import { $, count, make, percent, plain, short } from "./make.js";
 import { view } from "./view.js";
 
 export const isOpen = () => $("show-relations").getAttribute("aria-pressed") === "true";
@@ -25,7 +25,7 @@ function overlap(rules, rows) {
     "Rows beyond each threshold, and beyond two at once",
     ["", "rows", "share", "alone", ...failing.map((rule) => plain(rule.text))],
     failing.map((rule) => [
-      `${rule.stage}: ${plain(rule.text)}`, count(rule.rows), `${((100 * rule.rows) / Math.max(1, rows)).toFixed(1)}%`, count(rule.alone),
+      `${rule.stage}: ${plain(rule.text)}`, count(rule.rows), percent(rule.rows / Math.max(1, rows)), count(rule.alone),
       ...failing.map((other) => (other === rule ? "" : count(rule.both[place(other)]))),
     ]),
   );

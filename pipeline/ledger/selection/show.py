@@ -99,7 +99,7 @@ def _cut(state: RunState, stage: str, threshold: Threshold, source: Binding) -> 
         if last is None:
             return None
         sign, limit = ("<=" if is_rank else ">="), last
-        text = f"{text}: {'to' if is_rank else 'from'} {last:.4g}"
+        text = f"{text}: {'to' if is_rank else 'from'} {last:.6g}"
     return NearCut(
         text=text,
         column=column,

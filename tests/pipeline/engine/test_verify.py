@@ -54,6 +54,14 @@ def test_a_run_as_it_was_stored_passes(engine, clipmill):
     assert page.out.splitlines()[-1] == "all 24 files are as they were stored"
 
 
+def test_a_run_whose_next_start_is_refused_is_not_as_it_was_stored(engine, clipmill):
+    engine.run(MADE)
+    flip(engine.folder / "run" / "run.json")
+    said = clipmill("verify", "--run", engine.folder / "run")
+    assert said.code == 2
+    assert "run/run.json" in said.err
+
+
 def test_every_kind_of_damage_is_named_and_repaired(engine, clipmill):
     engine.run(MADE)
     run = engine.folder / "run"

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +31,7 @@ from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.live import as_json, live_run
 from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.terminal import percent
 from clipmill.pipeline.verbs.funnel import text
 from tests import numbered
 
@@ -93,6 +95,15 @@ def test_the_page_says_the_same(found):
     assert "         4  20.0%  kept by 'last'" in page
     assert re.search(r"uids: 3 files, 1\.\d kB in ", page)
     assert "not complete" not in page
+
+
+def test_rounding_makes_no_share_none_or_all(found):
+    end = replace(found.ends[0], rows=10_000, kept=9_999, causes=found.ends[0].causes[:1])
+    end = replace(end, causes=(replace(end.causes[0], rows=1),))
+    page = text(replace(found, ends=(end,)), {"pool"})
+    assert "        -1  <0.1%  " in page
+    assert "     9,999 >99.9%  " in page
+    assert [*map(percent, (0, 0.0005, 0.9994, 1))] == ["0.0%", "0.1%", "99.9%", "100.0%"]
 
 
 def test_the_page_has_plain_words_and_the_shares_of_each_stage(found):

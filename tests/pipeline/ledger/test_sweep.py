@@ -327,6 +327,8 @@ def test_the_table_has_a_line_a_value_and_says_what_is_kept_today(ran):
     assert f"keeps {len(ran().kept)} of 400 rows" in page[0]
     assert page[0].endswith("with score >= 0.3")
     assert [line.split()[0] for line in page[3:6]] == ["0.1", "0.3", "0.5"]
+    far = text(ran().sweep("score=1000000:1000001:1")).splitlines()
+    assert [line.split()[0] for line in far[3:5]] == ["1000000", "1000001"]
 
 
 def test_the_page_draws_every_value_and_escapes_captions(ran):

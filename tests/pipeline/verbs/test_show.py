@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
+from clipmill.pipeline.ledger.selection.show import ShowQuery, show
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.verbs.show import text
 from tests.legible import LEADING_NOWHERE, faults, looks
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -121,6 +125,13 @@ def test_both_sides_of_a_cut_stand_side_by_side_on_the_page(run, clipmill, tmp_p
     side = "[...document.querySelectorAll('.side')].map((e) => e.getBoundingClientRect().left)"
     left, right = tab.value(side)
     assert right > left + 500
+
+
+def test_a_value_beside_its_threshold_is_not_rounded_onto_it(run):
+    answer = show(latest(str(run)), ShowQuery(stage="best", columns=("caption_words",), most=1))
+    (group,) = answer.groups
+    line = replace(group.lines[0], values={"caption_words": 0.29996})
+    assert "0.29996" in text(replace(answer, groups=(replace(group, lines=(line,)),)))
 
 
 def test_of_many_rows_the_page_holds_some_and_says_so(run, clipmill, tmp_path, monkeypatch):
