@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import Record, state_of
 from clipmill.metadata.scratch import scratch_folder
 from clipmill.pipeline.engine import attempts
@@ -165,4 +166,4 @@ class ChainRun:
             spent = item.spent.setdefault(name, Spent())
             spent.add(whole, 1 / len(records))
             spent.add(inside[name])
-            spent.rows += record.computed
+            spent.rows += record.computed - record.counts.get(NOT_SELECTED, 0)

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
+from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.record import Failure
+from clipmill.metadata.records import rows_by_reason
 from clipmill.pipeline.engine.budget import FOLDER, spent_in
 from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageWork:
-    """One stage: its good shards, the rows computed for them, and the cost.
+    """One stage: its good shards, the rows computed for them (inside its `only:`), and the cost.
 
     `seconds` sum over all workers, `rows_per_s` is that of one worker, null without rows. `bytes`
     are stored bytes. `retries` counts attempts past the first; `failures` holds failed shards.
@@ -45,7 +47,8 @@ def _work(name: str, stage: StageState) -> StageWork:
         sums = {name: pc.sum(records[name]).as_py() or 0 for name in names[:-1]}
         sums["records"] = len(records)
     is_recorded = stage.planned.stage.determinism == "recorded"
-    rows = sums["computed"]
+    counts = stage.seal.counts if stage.seal else rows_by_reason(stage.columns)
+    rows = sums["computed"] - (counts or {}).get(NOT_SELECTED, 0)
     outputs = sum(size for _, size in stage.outputs)
     return StageWork(
         stage=name,

@@ -17,6 +17,7 @@ from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.sessions import session
 from clipmill.pipeline.run_folder.spent import Spent
 from clipmill.pipeline.run_folder.state import RunState
+from tests import numbered
 
 TOYS = Path(__file__).parents[2] / "benchmarks" / "own_stages" / "stages"
 STAGES = "  square: {uses: toy.power, from: numbers}\n  shared: {uses: toy.shared, from: square}\n"
@@ -84,6 +85,16 @@ def test_rows_of_a_union_are_those_of_its_pools(tmp_path):
     said = forecast(state, 20, Hardware(nodes=1, cpus=1, memory_gb=4))
     assert said.of_rows == 2
     assert {stage.stage: stage.rows for stage in said.stages} == {"a": 10, "b": 10, "both": 20}
+
+
+def test_rows_outside_a_mask_take_no_work(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    made, run = numbered.plan_of(tmp_path), Storage(str(tmp_path / "run"))
+    done = run_plan(made, run, LocalExecutor(0), Lines())
+    rows = [done.spent[made.stages[name].folder].rows for name in ("two", "late")]
+    assert rows == [13, 9]  # the first shard runs apart, to look at its failures
+    said = forecast(done.state, 40, Hardware(nodes=1, cpus=1, memory_gb=4))
+    assert {s.stage: s.rows for s in said.stages}["late"] == 22
 
 
 def test_hours_dollars_and_requests_are_those_of_the_profile(plan, engine):
