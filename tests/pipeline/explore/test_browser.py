@@ -62,6 +62,13 @@ def test_a_press_on_a_cause_filters_and_another_press_takes_it_away(page):
     page.until(f"{COUNT} === '60 of 60 rows' && {READY}")
 
 
+def test_rounding_makes_no_share_none_or_all(page):
+    shares = "window.shares = [0, 1e-5, 0.5, 0.9999, 1].map(made.percent)"
+    page.value(f'import("./page/make.js").then((made) => {shares}) && 0')
+    page.until("window.shares")
+    assert page.value("window.shares") == ["0.0%", "<0.1%", "50.0%", ">99.9%", "100.0%"]
+
+
 def test_handles_bound_the_rows_by_mouse_and_by_keyboard(page):
     name = page.value('document.querySelector(".chart b").textContent')
     assert name == "caption.caption_words"
