@@ -25,8 +25,6 @@ from clipmill.stages.models.spending import Spending
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # cap, unless the server asks for more
 LAST_S = 30.0  # to finish a cancelled request, as its answer is paid for
-IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
-QUIET_S = 0.05  # of a connection before its next request, in which a second answer may come
 MAX_BODY_BYTES = 1_000_000  # of a response: the text and its metadata
 MAX_SAID = 300  # characters of a server's message
 TEMPLATE_TOKENS = 16  # reserved for the server's chat template, until it counts more
@@ -396,8 +394,13 @@ class Client:
             headers = {"Content-Type": "application/json", "User-Agent": "clipmill"}
             if self.endpoint.key:
                 headers["Authorization"] = f"Bearer {self.endpoint.key}"
+            scheme, _, socket = self.endpoint.url.partition(":")
+            kind = (
+                partial(aiohttp.UnixConnector, socket) if scheme == "unix" else aiohttp.TCPConnector
+            )
+            # A connection a request: else a server's second answer would be the next row's.
             session = aiohttp.ClientSession(
-                connector=_connector(self.endpoint.url),
+                connector=kind(limit=0, force_close=True),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -409,29 +412,6 @@ class Client:
                 closing.__anext__().send(None)
             self.opened.closing = closing
         return self.opened
-
-
-def _connector(url: str) -> aiohttp.BaseConnector:
-    """Returns a connector, which reuses a connection only if its server has said no more.
-
-    A second answer to one request would else be taken for the answer to the next: another row's.
-    """
-    scheme, _, socket = url.partition(":")
-    kind = partial(aiohttp.UnixConnector, socket) if scheme == "unix" else aiohttp.TCPConnector
-    connector = kind(limit=0, keepalive_timeout=IDLE_S)
-    idle = connector._get  # the library looks for that when a request ends, and not again
-    now = connector._loop.time
-
-    async def get(key: Any, *given: Any) -> Any:
-        while (waiting := connector._conns.get(key)) and now() - waiting[0][1] >= QUIET_S:
-            connection = await idle(key, *given)
-            if not (connection and connection.protocol and connection.protocol.should_close):
-                return connection
-            connection.close()
-        return None
-
-    vars(connector)["_get"] = get
-    return connector
 
 
 async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
